@@ -1,0 +1,18 @@
+"""s2f: the face that a voice suggests."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s2f.infer import SpeechToFace as SpeechToFace
+
+__version__ = "0.1.0"
+__all__ = ["SpeechToFace", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `s2f --help` does not pay for importing torch.
+    if name == "SpeechToFace":
+        from s2f.infer import SpeechToFace
+
+        return SpeechToFace
+    raise AttributeError(f"module 's2f' has no attribute {name!r}")

@@ -1,0 +1,150 @@
+"""All that the program says, to people and to programs: the only module that prints.
+
+Results go to stdout and everything else to stderr. Knows nothing of commands or networks.
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TextIO
+
+from s2f.errors import S2FError
+
+Mode = Literal["human", "json", "quiet"]
+Report = Callable[[int, int, str], None]
+"""What a progress bar is told: (done, total, what happens now)."""
+
+
+class Console:
+    """One command's output, in one of three modes.
+
+    | mode | stdout | stderr |
+    |---|---|---|
+    | `human` | results, one a line | notes, errors and, on a terminal, progress |
+    | `quiet` | results, one a line | errors |
+    | `json` | one JSON object, an error too | nothing |
+    """
+
+    def __init__(self, mode: Mode = "human") -> None:
+        self.mode = mode
+
+    def line(self, text: object) -> None:
+        """Print a result as soon as it is there, as it is; under json it waits for `summary`."""
+        if self.mode != "json":
+            _write(sys.stdout, str(text))
+
+    def summary(self, value: Mapping[str, object]) -> None:
+        """Print all that the command made as JSON, if that was asked for.
+
+        Paths become strings, NaN and infinity null.
+        """
+        if self.mode == "json":
+            _write(sys.stdout, json.dumps(_plain(value)))
+
+    def note(self, text: str) -> None:
+        """Tell people something that is no result."""
+        if self.mode == "human":
+            _write(sys.stderr, _one_line(text))
+
+    def error(self, error: S2FError) -> None:
+        """Report why the command failed, and the cure."""
+        self._failure(described(error))
+
+    def interrupted(self, message: str, hint: str | None = None) -> None:
+        """Report that the user stopped the command, and what there is of its work."""
+        self._failure({"error": "Interrupted", "message": message, "hint": hint})
+
+    def _failure(self, failure: Mapping[str, str | None]) -> None:
+        if self.mode == "json":
+            self.summary(failure)
+            return
+        _write(sys.stderr, f"error: {_one_line(failure['message'] or '')}")
+        self._cure(failure["hint"])
+
+    def failures(self, errors: Sequence[S2FError], total: int) -> None:
+        """Name each file of a batch that failed; under json the results say it already."""
+        if self.mode == "json":
+            return
+        _write(sys.stderr, f"error: {len(errors)} of {total} failed")
+        for error in errors:
+            _write(sys.stderr, f"  {_one_line(error.message)}")
+        for hint in dict.fromkeys(error.hint for error in errors):
+            self._cure(hint)
+
+    def _cure(self, hint: str | None) -> None:
+        if hint:
+            _write(sys.stderr, f"cure: {_one_line(hint)}")
+
+    @contextlib.contextmanager
+    def progress(self, title: str, unit: str | None = None) -> Iterator[Report]:
+        """Show a bar while a job runs: done of total, rate, time left, and what happens now.
+
+        Only for people at a terminal; otherwise the callable that is yielded does nothing.
+
+        Args:
+            title: of the job.
+            unit: of what is counted, for the rate; None if the job tells its rate itself.
+        """
+        if self.mode != "human" or not sys.stderr.isatty():
+            yield lambda done, total, what: None
+            return
+        # rich is slow to import and only needed here.
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[what]}", markup=False),
+            console=Terminal(stderr=True),
+            transient=True,
+            refresh_per_second=4,
+            speed_estimate_period=120,
+        )
+        task = bar.add_task(title, total=1, rate="", what="")
+
+        def report(done: int, total: int, what: str) -> None:
+            if bar.tasks[0].total != total:  # the next part of a job counts anew
+                bar.reset(task, total=total)
+            speed = bar.tasks[0].speed
+            rate = f"{speed:.1f} {unit}/s" if unit and speed else ""
+            bar.update(task, completed=done, rate=rate, what=_one_line(what))
+
+        with bar:
+            yield report
+
+
+def described(error: S2FError) -> dict[str, str | None]:
+    """Give an error as JSON has it: `error`, its kind; `message`; `hint`, the cure."""
+    return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def _one_line(text: str) -> str:
+    """Escape what a path may hold and a terminal would obey: line ends, escape sequences."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _write(stream: TextIO, line: str) -> None:
+    try:
+        stream.write(f"{line}\n")
+    except UnicodeEncodeError:  # a path whose bytes are not text: give it back as it came
+        stream.flush()
+        stream.buffer.write(os.fsencode(f"{line}\n"))
+    stream.flush()
+
+
+def _plain(value: object) -> Any:
+    """Turn mappings, sequences, paths and numbers into what JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)

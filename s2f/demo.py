@@ -1,0 +1,499 @@
+"""The recipe of the bundled model: training trees from two openly licensed sources.
+
+Faces: the Face Research Lab London Set (DeBruine and Jones 2017), framed, with its 189-point
+templates. Voices: readers of LibriSpeech (Panayotov et al. 2015). They are different people, so
+faces are given to voices by what both carry: sex, and within a sex the rank of the voice's pitch
+and the rank of the face on the masculine-feminine axis. Which of the many faces of that rank a
+voice gets follows its timbre by a fixed rule that means nothing; it only makes sure that
+different voices get different faces.
+
+Unlimited identities come from a linear space of registered faces: shapes and textures of real
+people, mirrored too, mixed separately. Mixes look photographic and their landmarks are exact.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+
+from s2f import audio, landmarks, layout
+from s2f.errors import DatasetError, UsageError
+from s2f.images import FRAME, load_face, to_image
+from s2f.runtime import Progress, atomic_folder, atomic_write, silent
+from s2f.warp import warp
+
+TEST_SHARE = 0.2  # of people and of speakers, kept out of training
+VAL_SHARE = 0.1  # of the speakers
+VAL_IDENTITIES = 100
+TIMBRE_AXES = 8
+VIEWS = 3  # of a real photo in training
+BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
+# Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
+_OUTLINE = (
+    *(145, 126, 125, 119, 118, 117, 116, 115, 148, 149, 150, 151),
+    *(152, 153, 154, 120, 121, 122, 123, 124, 133, 132, 157),
+)
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What `prepare` made: numbers of identities and files, by split."""
+
+    out: Path
+    faces: dict[str, int]
+    voices: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _People:
+    """Photographed people in the 224 frame.
+
+    Attributes:
+        names, sexes: one a person.
+        photos: uint8 [n v 3 224 224]: neutral, smiling.
+        shapes: [n 189 2] of the neutral photos.
+    """
+
+    names: list[str]
+    sexes: NDArray[np.str_]
+    photos: Tensor
+    shapes: Tensor
+
+    def mirrored(self, order: NDArray[np.intp]) -> "_People":
+        """The same people in a mirror; `order` names each template point's partner."""
+        shapes = self.shapes[:, torch.from_numpy(order)].clone()
+        shapes[..., 0] = FRAME - 1 - shapes[..., 0]
+        names = [f"{name}m" for name in self.names]
+        return _People(names, self.sexes, self.photos.flip(-1), shapes)
+
+    def subset(self, rows: NDArray[np.intp]) -> "_People":
+        index = torch.from_numpy(rows)
+        names = [self.names[i] for i in rows]
+        return _People(names, self.sexes[rows], self.photos[index], self.shapes[index])
+
+
+class FaceSpace:
+    """A linear space of faces: textures and shapes of real people, and how masculine each is.
+
+    A face is a weight for each person's texture and one for each person's shape; either sum to 1.
+    """
+
+    def __init__(self, people: _People, mean_shape: Tensor) -> None:
+        shapes, sexes = people.shapes, people.sexes
+        self.photographed = _register(people, mean_shape)
+        self.textures = _on_background(self.photographed, mean_shape)
+        textures = self.textures
+        self.shapes, self.sexes, self.mean_shape = shapes, sexes, mean_shape
+        # Appearance and shape on one scale: principal axes of both, whitened, the first 30 each.
+        axes = [_whitened(textures.flatten(1), 30), _whitened(shapes.flatten(1), 30)]
+        coordinates = np.concatenate(axes, axis=1)
+        male = sexes == "M"
+        difference = coordinates[male].mean(0) - coordinates[~male].mean(0)
+        within = np.concatenate([coordinates[of] - coordinates[of].mean(0) for of in (male, ~male)])
+        covariance = within.T @ within / len(within) + 0.1 * np.eye(within.shape[1])
+        masculinity: NDArray[np.float64] = coordinates @ np.linalg.solve(covariance, difference)
+        self.masculinity = masculinity  # [n]
+
+    def of_sex(self, sex: str) -> NDArray[np.intp]:
+        """Rows of the people of a sex."""
+        return np.flatnonzero(self.sexes == sex)
+
+    def mix(self, sex: str, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Weights [2 n] of a convex mix of 2 to 4 people of a sex, texture and shape apart."""
+        weights = np.zeros((2, len(self.sexes)))
+        for row in weights:
+            parents = rng.choice(self.of_sex(sex), rng.integers(2, 5), replace=False)
+            row[parents] = rng.dirichlet(np.full(len(parents), 1.5))
+        return weights
+
+    def draw(self, sex: str, rng: np.random.Generator, scale: float) -> NDArray[np.float64]:
+        """Weights [2 n] of a normal draw with the people's covariance times `scale` squared."""
+        rows = self.of_sex(sex)
+        weights = np.zeros((2, len(self.sexes)))
+        noise = rng.standard_normal((2, len(rows))) * scale / np.sqrt(len(rows))
+        weights[:, rows] = 1 / len(rows) + noise - noise.mean(axis=1, keepdims=True)
+        return weights
+
+    def axes(self, sex: str) -> NDArray[np.float64]:
+        """Weights [m m] of the people of a sex on its axes of variation, the largest first.
+
+        Textures and shapes count alike, each divided by its total variance.
+        """
+        rows = torch.from_numpy(self.of_sex(sex))
+        total = np.zeros((len(rows), len(rows)))
+        for part in (self.textures, self.shapes):
+            centred = part[rows].flatten(1) - part[rows].flatten(1).mean(0)
+            products = (centred @ centred.T).double().numpy()
+            total += products / products.trace()
+        vectors: NDArray[np.float64] = np.linalg.eigh(total)[1][:, ::-1].copy()
+        vectors *= np.sign(vectors[0])  # an axis has two directions: always take the same one
+        return vectors
+
+    def voiced(
+        self, sex: str, rank: float, timbre: NDArray[np.float64], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Weights [2 n] of the face for a voice.
+
+        Args:
+            sex: of the speaker.
+            rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
+                masculine the face, on the scale of the real people's ranks.
+            timbre: normal scores [TIMBRE_AXES], laid on the largest axes of variation.
+            rng: for the rest.
+        """
+        rows = self.of_sex(sex)
+        left = self.axes(sex)[:, : len(timbre)]
+        noise = rng.standard_normal(len(rows)) * 0.3
+        scores = left @ (timbre - left.T @ noise) + noise  # timbre's axes hold timbre alone
+        scores -= scores.mean()
+        weights: NDArray[np.float64] = np.zeros((2, len(self.sexes)))
+        weights[:, rows] = 1 / len(rows) + 0.85 * scores / np.sqrt(len(rows))
+        wanted = np.quantile(self.masculinity[rows], 1 - rank)
+        other = self.of_sex("F" if sex == "M" else "M")
+        towards = np.zeros(len(self.sexes))  # from the mean woman to the mean man
+        male, female = (rows, other) if sex == "M" else (other, rows)
+        towards[male], towards[female] = 1 / len(male), -1 / len(female)
+        step = (wanted - self.masculinity @ weights[0]) / (self.masculinity @ towards)
+        weights += step * towards
+        return weights
+
+    def render(self, weights: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Texture [3 224 224], shape [189 2] and photo [3 224 224] of weights [2 n].
+
+        The texture stands on a plain background; the photo has whatever mix of hair and light
+        surrounds the real people, so that a face encoder learns to look past it.
+        """
+        texture_of, shape_of = torch.from_numpy(weights).float()
+        texture, photographed = (
+            torch.einsum("n,nchw->chw", texture_of, of).clamp(0, 1)
+            for of in (self.textures, self.photographed)
+        )
+        shape = torch.einsum("n,nkx->kx", shape_of, self.shapes)
+        photo = warp(photographed[None], self.mean_shape[None], shape[None])[0]
+        return texture, shape, photo
+
+
+def _whitened(rows: Tensor, axes: int) -> NDArray[np.float64]:
+    """Coordinates [n axes] of rows [n m] on their largest principal axes, variance 1."""
+    left = torch.linalg.svd(rows.double() - rows.double().mean(0), full_matrices=False)[0]
+    scores: NDArray[np.float64] = left[:, :axes].numpy() * np.sqrt(len(rows))
+    return scores
+
+
+def prepare(
+    faces: Path,
+    voices: Path,
+    out: Path,
+    *,
+    identities: int = 5000,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> DemoReport:
+    """Make the training trees `out/faces` and `out/voices` from the two sources.
+
+    Args:
+        faces: `people.csv` and a folder a person, as in the sources' framing.
+        voices: `speakers.csv` and a folder a reader.
+        out: where to; there is nothing until all is done.
+        identities: synthetic people for training.
+        seed: of the split and of the mixes.
+        progress: told of each identity.
+
+    Raises:
+        UsageError: if `out` exists.
+        DatasetError: if a source lacks what is needed.
+        OutputError: if `out` cannot be written.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: exists already", hint="remove it, or choose another folder")
+    with atomic_folder(out) as folder:
+        return dataclasses.replace(
+            _prepare(faces, voices, folder, identities, seed, progress), out=out
+        )
+
+
+def _prepare(
+    faces: Path, voices: Path, out: Path, identities: int, seed: int, progress: Progress
+) -> DemoReport:
+    # One generator a part: more identities change neither the splits nor the voices' faces.
+    rng = np.random.default_rng(seed)
+    mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
+    people = _read_people(faces)
+    train, test = _split(people.sexes, TEST_SHARE, rng)
+    order = _mirror_order(people.shapes[torch.from_numpy(train)].mean(0).numpy())
+    real = people.subset(train)
+    real = _join(real, real.mirrored(order))
+    mean_shape = real.shapes.mean(0)
+    space = FaceSpace(real, mean_shape)
+    total = len(people.names) + identities + VAL_IDENTITIES
+    done = 0
+    for k in range(len(real.names)):
+        _write_real(out / "faces/train", real, k, space.textures[k], mixing, views=VIEWS)
+        done += k % 2
+        progress(done, total, f"faces: {real.names[k]}")
+    kept = people.subset(test)
+    textures = _on_background(_register(kept, mean_shape), mean_shape)
+    for k in range(len(kept.names)):
+        _write_real(out / "faces/test", kept, k, textures[k], mixing, views=1)
+        done += 1
+    for k in range(identities + VAL_IDENTITIES):
+        sex = "FM"[k % 2]
+        if k % 4 < 2:
+            weights = space.mix(sex, mixing)
+        else:
+            weights = space.draw(sex, mixing, mixing.uniform(0.5, 0.9))
+        texture, shape, face = space.render(weights)
+        where = "val" if k >= identities else "train"
+        identity = out / "faces" / where / f"mix{k:05d}"
+        _write(identity, "neutral", face, shape, texture)
+        done += 1
+        progress(done, total, f"faces: {identity.name}")
+    _write_csv(
+        out / "faces/people.csv",
+        ["person", "sex", "split"],
+        [
+            *([people.names[i], people.sexes[i], "train"] for i in train),
+            *([people.names[i], people.sexes[i], "test"] for i in test),
+        ],
+    )
+    counts = _prepare_voices(voices, out / "voices", space, pairing, progress)
+    made = {"train": len(real.names) + identities, "val": VAL_IDENTITIES, "test": len(test)}
+    with atomic_write(out / "demo.json") as file:
+        report = {"seed": seed, "faces": made, "voices": counts}
+        file.write(json.dumps(report, indent=1).encode())
+    return DemoReport(out, made, counts)
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: cannot be read: {error.strerror}", hint=f"wanted {', '.join(columns)} in it"
+        ) from error
+    if not rows or set(columns) - set(rows[0]):
+        raise DatasetError(
+            f"{path}: has columns {', '.join(rows[0]) if rows else 'none'}; "
+            f"wanted {', '.join(columns)}",
+            hint="point to the folder that holds the source as its README describes it",
+        )
+    return rows
+
+
+def _read_people(folder: Path) -> _People:
+    rows = _read_table(folder / "people.csv", ("person", "sex"))
+    photos, shapes = [], []
+    for row in rows:
+        person = folder / row["person"]
+        photos.append(torch.stack([load_face(person / f"{v}.jpg") for v in ("neutral", "smiling")]))
+        path = person / "neutral_template.npy"
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file", hint="the recipe needs all 189 points")
+        with Image.open(person / "neutral.jpg") as photo:
+            side = photo.width
+        points = np.load(path)
+        shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
+    sexes = np.array([row["sex"] for row in rows])
+    return _People([row["person"] for row in rows], sexes, torch.stack(photos), torch.stack(shapes))
+
+
+def _split(
+    sexes: NDArray[np.str_], share: float, rng: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows kept in and rows kept out, the same share of either sex, both sorted."""
+    out = [
+        rng.permutation(np.flatnonzero(sexes == sex))[: round(share * (sexes == sex).sum())]
+        for sex in "FM"
+    ]
+    kept_out = np.sort(np.concatenate(out))
+    return np.setdiff1d(np.arange(len(sexes)), kept_out), kept_out
+
+
+def _mirror_order(shape: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Find each template point's partner in the mirror, [189], from a mean shape [189 2]."""
+    from scipy.optimize import linear_sum_assignment
+
+    mirrored = shape.copy()
+    mirrored[:, 0] = 2 * shape[:, 0].mean() - shape[:, 0]
+    order: NDArray[np.intp] = linear_sum_assignment(
+        np.linalg.norm(mirrored[:, None] - shape[None], axis=2)
+    )[1]
+    if (order[order] != np.arange(len(shape))).any():
+        raise DatasetError("the templates are not symmetric on average", hint="check their order")
+    return order
+
+
+def _join(a: _People, b: _People) -> _People:
+    return _People(
+        [*a.names, *b.names],
+        np.concatenate([a.sexes, b.sexes]),
+        torch.cat([a.photos, b.photos]),
+        torch.cat([a.shapes, b.shapes]),
+    )
+
+
+def _register(people: _People, mean_shape: Tensor) -> Tensor:
+    """Neutral photos warped to the mean shape, [n 3 224 224]."""
+    pairs = zip(people.photos, people.shapes, strict=True)
+    return torch.cat([warp(v[:1] / 255, shape[None], mean_shape[None]) for v, shape in pairs])
+
+
+def _on_background(textures: Tensor, mean_shape: Tensor) -> Tensor:
+    """Cut people out of registered photos [n 3 224 224] and stand them before a plain grey."""
+    background = torch.tensor(BACKGROUND).view(3, 1, 1).expand_as(textures)
+    return torch.lerp(background, textures, _person_mask(mean_shape.numpy()))
+
+
+def _person_mask(shape: NDArray[np.float32]) -> Tensor:
+    """1 inside neck, head and hair of a shape [189 2], 0 outside, soft between: [224 224]."""
+    fine = 4
+    points = shape.copy()
+    # The temples: halfway hair of some is background of others; go a quarter of the way in.
+    points[[148, 154]] = 0.75 * shape[[148, 154]] + 0.25 * shape[[135, 143]]
+    centre = np.float32(FRAME / 2)
+    outline = ((points[list(_OUTLINE)] - centre) * 1.02 + centre) * fine
+    bottom = np.float32(FRAME * fine + 40)
+    polygon = [(outline[0, 0], bottom), *map(tuple, outline), (outline[-1, 0], bottom)]
+    mask = Image.new("L", (FRAME * fine, FRAME * fine), 0)
+    ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in polygon], fill=255)
+    mask = mask.resize((FRAME, FRAME), Image.Resampling.LANCZOS)
+    soft = mask.filter(ImageFilter.GaussianBlur(2.5))
+    # Hair that reaches the border must end there, or the warp would draw it on and on.
+    top = torch.arange(FRAME).div(5).clamp(0, 1)[:, None]
+    return torch.from_numpy(np.asarray(soft, np.float32) / 255) * top
+
+
+def _write_real(
+    folder: Path, people: _People, k: int, texture: Tensor, rng: np.random.Generator, *, views: int
+) -> None:
+    """Write a person: the two photos as they are, and in the light of other cameras."""
+    identity = folder / people.names[k]
+    neutral, smiling = people.photos[k] / 255
+    _write(identity, "neutral", neutral, people.shapes[k], texture)
+    _write_jpeg(identity / "smiling.jpg", smiling)
+    for view in range(1, views):
+        for name, photo in (("neutral", neutral), ("smiling", smiling)):
+            gain = rng.uniform(0.85, 1.15) * rng.uniform(0.93, 1.07, (3, 1, 1))
+            light = torch.from_numpy(gain).float()
+            _write_jpeg(identity / f"{name}_{view}.jpg", photo ** rng.uniform(0.8, 1.2) * light)
+
+
+def _write(identity: Path, name: str, face: Tensor, shape: Tensor, texture: Tensor) -> None:
+    stem = identity / name
+    points = shape.numpy().astype(np.float32)
+    _write_jpeg(stem.with_suffix(".jpg"), face)
+    _write_jpeg(layout.beside(stem, layout.TEXTURE), texture)
+    _write_array(layout.beside(stem, layout.TEMPLATE), points)
+    _write_array(layout.beside(stem, layout.LANDMARKS), landmarks.to_68(points))
+
+
+def _write_jpeg(path: Path, face: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_image(face).save(path, format="JPEG", quality=94, subsampling=0)
+
+
+def _write_array(path: Path, array: NDArray[np.generic]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _prepare_voices(
+    source: Path, out: Path, space: FaceSpace, rng: np.random.Generator, progress: Progress
+) -> dict[str, int]:
+    rows = _read_table(source / "speakers.csv", ("speaker", "sex"))
+    sexes = np.array([row["sex"] for row in rows])
+    pitches, timbres = np.empty(len(rows)), []
+    waveforms: list[list[tuple[str, NDArray[np.float32]]]] = []
+    for k, row in enumerate(rows):
+        progress(k, len(rows), f"voices: {row['speaker']}")
+        files = audio.find([source / row["speaker"]])
+        speech = [(f.stem, audio.normalise_loudness(audio.load(f), name=str(f))) for f in files]
+        waveforms.append(speech)
+        joined = np.concatenate([waveform for _, waveform in speech])
+        pitches[k] = median_pitch(joined)
+        timbres.append(_timbre(joined))
+    train, test = _split(sexes, TEST_SHARE, rng)
+    inner, val = _split(sexes[train], VAL_SHARE, rng)
+    train, val = train[inner], train[val]
+    timbre = np.stack(timbres)
+    counts = {"train": len(train), "val": len(val), "test": len(test)}
+    table = []
+    for sex in "FM":
+        fitted = train[sexes[train] == sex]
+        scores = _normal_scores(timbre, pitches, fitted)
+        for split, members in (("train", train), ("val", val), ("test", test)):
+            for k in members[sexes[members] == sex]:
+                rank = float((pitches[fitted] < pitches[k]).mean())
+                identity = out / split / rows[k]["speaker"]
+                weights = space.voiced(sex, rank, scores[k], rng)
+                _write_jpeg(identity / "images/face.jpg", space.render(weights)[2])
+                for name, waveform in waveforms[k]:
+                    samples = np.rint(waveform * 32767).astype(np.int16)
+                    _write_array(identity / "audios" / f"{name}.npy", samples)
+                table.append([rows[k]["speaker"], sex, split, f"{pitches[k]:.1f}"])
+    _write_csv(out / "speakers.csv", ["speaker", "sex", "split", "pitch_hz"], sorted(table))
+    return counts
+
+
+def median_pitch(waveform: NDArray[np.float32]) -> float:
+    """Median fundamental frequency, Hz, of the louder and voiced half of the frames of [n].
+
+    Source: YIN (de Cheveigné and Kawahara 2002), as librosa has it, 60 to 400 Hz.
+    """
+    import librosa
+
+    frame, hop = 1024, 256
+    pitch = librosa.yin(
+        waveform, fmin=60, fmax=400, sr=audio.SAMPLE_RATE, frame_length=frame, hop_length=hop
+    )
+    level = librosa.feature.rms(y=waveform, frame_length=frame, hop_length=hop)[0]
+    n = min(len(pitch), len(level))
+    loud = level[:n] > np.quantile(level[:n], 0.5)
+    edge = (pitch[:n] > 61) & (pitch[:n] < 395)  # YIN ends at the bounds where nothing is voiced
+    return float(np.median(pitch[:n][loud & edge]))
+
+
+def _timbre(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean log-mel spectrum [128] of the louder half of the frames of a waveform [n]."""
+    front_end = audio.FrontEnd("ast")
+    log_mel = audio.spectrogram(torch.from_numpy(waveform)[None], front_end)[0, 0].double()
+    level = log_mel.mean(0)
+    mean: NDArray[np.float64] = log_mel[:, level > level.median()].mean(1).numpy()
+    return mean
+
+
+def _normal_scores(
+    timbre: NDArray[np.float64], pitch: NDArray[np.float64], fitted: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Timbre [n 128] on its largest axes within one sex, without what follows from pitch: [n a].
+
+    Fitted on some rows, given for all: ranks among the fitted, as quantiles of a normal.
+    """
+    from scipy.stats import norm
+
+    log_pitch = np.stack([np.log(pitch), np.ones(len(pitch))], axis=1)
+    slope = np.linalg.lstsq(log_pitch[fitted], timbre[fitted], rcond=None)[0]
+    rest = timbre - log_pitch @ slope
+    axes = np.linalg.svd(rest[fitted], full_matrices=False)[2][:TIMBRE_AXES]
+    on_axes = rest @ axes.T  # [n a]
+    below = (on_axes[:, None] > on_axes[fitted][None]).mean(1)
+    scores: NDArray[np.float64] = norm.ppf(np.clip(below, 0.02, 0.98))
+    return scores

@@ -1,0 +1,70 @@
+"""One tree of errors: what failed, on which file, what was seen and wanted, and the cure.
+
+Library code raises these and nothing else for what a user can cause; the command line turns
+each into one line and an exit code, and knows nothing more about them.
+"""
+
+
+class S2FError(Exception):
+    """The root of everything that a user, a file or a machine can cause.
+
+    Attributes:
+        message: one sentence: what failed, which file, the value seen and the value wanted.
+        hint: the cure, as the next thing to do or type, or None.
+        exit_code: what the command exits with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(S2FError):
+    """A request that cannot be right: options that contradict, an output that would be lost."""
+
+    exit_code = 2
+
+
+class InputError(S2FError):
+    """An input file or folder that is missing, broken or not what the command needs."""
+
+    exit_code = 3
+
+
+class AudioError(InputError):
+    """A recording that cannot be read, or that holds no usable speech."""
+
+
+class ImageError(InputError):
+    """A picture that cannot be read."""
+
+
+class DatasetError(InputError):
+    """A data tree that lacks what training or preparation needs."""
+
+
+class CheckpointError(S2FError):
+    """A checkpoint that is not ours, is damaged, or does not fit the others."""
+
+    exit_code = 4
+
+
+class OutputError(S2FError):
+    """A result that cannot be written where it was asked for."""
+
+    exit_code = 2
+
+
+class DependencyError(S2FError):
+    """An optional package that the request needs and that is not installed."""
+
+    exit_code = 5
+
+
+class DeviceError(S2FError):
+    """A device that was asked for and is not there."""
+
+    exit_code = 5

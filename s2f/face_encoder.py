@@ -1,0 +1,157 @@
+"""The face encoder: a photo becomes the embedding that defines the space of faces.
+
+VGG-Face is VGG-16 with 2622 identities. One class and one list describe it and the small bundled
+one. Knows nothing of files; how a picture must be prepared travels in `Preprocessing`.
+
+Source: Parkhi et al. 2015, "Deep Face Recognition", table 3 (configuration D).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Stage = Literal["features", "embedding", "logits"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture is made ready for one set of weights.
+
+    Attributes:
+        channels: order in which the network reads colours.
+        scale: the value that 1.0 (white) becomes.
+        mean: taken away after scaling, in the network's channel order.
+        fit: `squash` resizes both sides to the input size; `letterbox` keeps the proportions
+            and fills with black. Only `images` looks at this.
+    """
+
+    channels: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    fit: Literal["squash", "letterbox"] = "squash"
+
+
+PREPROCESSING: dict[str, Preprocessing] = {
+    # serengil/deepface, modules/preprocessing.py: "base" normalisation
+    "serengil": Preprocessing(channels="BGR", fit="letterbox"),
+    # rcmalli/keras-vggface, utils.py: version 1
+    "rcmalli": Preprocessing(channels="BGR", scale=255.0, mean=(93.5940, 104.7624, 129.1863)),
+    # what the seed fed both of them, and its published decoder was trained with
+    "seed": Preprocessing(),
+    # for training VGG-Face from scratch: rcmalli's figures in the order of our pictures
+    "paper": Preprocessing(scale=255.0, mean=(129.1863, 104.7624, 93.5940)),
+    "compact": Preprocessing(scale=4.0, mean=(2.0, 2.0, 2.0)),
+}
+
+VGG16 = (64, 64, "M", 128, 128, "M", *3 * (256,), "M", *3 * (512,), "M", *3 * (512,), "M")
+
+
+@dataclass(frozen=True)
+class VGGFaceConfig:
+    """The shape of a face encoder. The defaults are VGG-Face.
+
+    Attributes:
+        layers: channels of each padded 3x3 convolution, "M" for 2x2 max pooling.
+        image_size: side of the square input, pixels; 224 times a whole power of a half.
+        hidden: channels of fc6.
+        embedding: values of fc7, the embedding.
+        identities: logits of fc8; 0 leaves fc8 out.
+        final_relu: whether the embedding ends in a ReLU, as VGG-Face's does.
+        batch_norm: BatchNorm after each convolution; VGG-Face has none, small nets learn faster.
+    """
+
+    layers: tuple[int | str, ...] = VGG16
+    image_size: int = 224
+    hidden: int = 4096
+    embedding: int = 4096
+    identities: int = 2622
+    final_relu: bool = True
+    batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        halvings = sum(layer == "M" for layer in self.layers)
+        if self.image_size % 2**halvings:
+            raise ValueError(
+                f"image_size {self.image_size} cannot be halved {halvings} times without a rest"
+            )
+
+    @property
+    def map_size(self) -> int:
+        """Side of the last feature map: fc6 is one convolution over all of it."""
+        return self.image_size >> sum(layer == "M" for layer in self.layers)
+
+
+CONFIGS: dict[str, VGGFaceConfig] = {
+    "paper": VGGFaceConfig(),
+    "compact": VGGFaceConfig(
+        layers=(24, "M", 48, "M", 96, 96, "M", 160, 160, "M"),
+        image_size=112,
+        hidden=256,
+        embedding=256,
+        identities=0,
+        final_relu=False,
+        batch_norm=True,
+    ),
+}
+
+
+class VGGFace(nn.Module):
+    """A photo to features, embedding and identity logits: three named taps.
+
+    `forward` takes [b 3 h w] RGB 0..1 (h and w a multiple of `config.image_size`) and returns the
+    embedding [b d]. fc6, fc7 and fc8 are convolutions, as in the published weights.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: VGGFaceConfig, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config, self.preprocessing = config, preprocessing
+        layers: list[nn.Module] = []
+        channels = 3
+        for layer in config.layers:
+            if isinstance(layer, str):
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers.append(nn.Conv2d(channels, layer, 3, padding=1, bias=not config.batch_norm))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm2d(layer))
+            layers.append(nn.ReLU(inplace=True))
+            channels = layer
+        self.convs = nn.Sequential(*layers)
+        self.fc6 = nn.Conv2d(channels, config.hidden, config.map_size)
+        self.fc7 = nn.Conv2d(config.hidden, config.embedding, 1)
+        if config.identities:
+            self.fc8 = nn.Conv2d(config.embedding, config.identities, 1)
+        mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+
+    def resize(self, faces: Tensor) -> Tensor:
+        """Bring [b 3 h w] to this network's input size by averaging."""
+        ratio = faces.shape[-1] // self.config.image_size
+        return functional.avg_pool2d(faces, ratio) if ratio > 1 else faces
+
+    def preprocess(self, faces: Tensor) -> Tensor:
+        """Bring [b 3 h w] RGB 0..1 to this network's size, channel order and range."""
+        faces = self.resize(faces)
+        if self.preprocessing.channels == "BGR":
+            faces = faces.flip(1)
+        return faces * self.preprocessing.scale - self.mean
+
+    def features(self, faces: Tensor) -> Tensor:
+        """Last convolutional map, [b c 7 7] for VGG-Face."""
+        features: Tensor = self.convs(self.preprocess(faces))
+        return features
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Embed faces: [b 3 h w] RGB 0..1 to [b d]."""
+        x: Tensor = self.fc7(self.fc6(self.features(faces)).relu()).flatten(1)
+        return x.relu() if self.config.final_relu else x
+
+    def logits(self, embedding: Tensor) -> Tensor:
+        """Identity scores of embeddings, [b d] to [b i], before any softmax."""
+        logits: Tensor = self.fc8(embedding[:, :, None, None])
+        return logits.flatten(1)

@@ -1,0 +1,70 @@
+"""Face landmarks: the dense template, the 68 points it holds, and pictures of both.
+
+Points are xy pixels with (0, 0) at the centre of the first pixel. Left and right are the
+picture's. The 68 points are in iBUG order: 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes,
+48-67 mouth.
+
+Source: the template is the 189-point one of the Face Research Lab London Set (DeBruine and
+Jones 2017); which of its points make up the 68 is ours.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+TEMPLATE_POINTS = 189
+
+# The jaw of the template, ear to ear; its 17 points are spaced evenly along this line.
+_JAW = (109, 185, 110, 186, 111, *range(125, 134), 114, 188, 113, 187, 112)
+# The other 51 points: one template point each, or the midpoint of two.
+_REST: tuple[tuple[int, ...], ...] = (
+    *((i,) for i in (71, 72, 73, 74, 75, 78, 79, 80, 81, 82)),
+    *((51, 57), (52, 58), (53, 59), (54, 60)),
+    *((i,) for i in (64, 180, 55, 181, 69)),
+    *((i,) for i in (18, 19, 21, 22, 30, 28, 23, 24, 26, 27, 33, 31)),
+    *((i,) for i in (87, 88, 89, 90, 91, 92, 93, 108, 107, 106, 105, 104)),
+    *((i,) for i in (94, 95, 96, 97, 98, 102, 101, 100)),
+)
+_PARTS = (  # (first, end, closed) of each line of the 68
+    *((0, 17, False), (17, 22, False), (22, 27, False), (27, 31, False), (31, 36, False)),
+    *((36, 42, True), (42, 48, True), (48, 60, True), (60, 68, True)),
+)
+
+
+def map_68(template: NDArray[np.floating]) -> tuple[tuple[int, int, float], ...]:
+    """Find the 68 points in a template [189 2], as (i, j, w): (1 - w) P_i + w P_j.
+
+    Taken from one face the map is exact for it; taken from the mean face it is a fixed linear map
+    that any predicted template can go through (jaw points then may slide along the jaw line).
+    """
+    jaw = np.asarray(template, np.float64)[list(_JAW)]
+    along = np.concatenate([[0.0], np.linalg.norm(np.diff(jaw, axis=0), axis=1).cumsum()])
+    places: list[tuple[int, int, float]] = []
+    for s in np.linspace(0, along[-1], 17):
+        k = min(int(np.searchsorted(along, s, side="right")) - 1, len(_JAW) - 2)
+        w = (s - along[k]) / (along[k + 1] - along[k])
+        places.append((_JAW[k], _JAW[k + 1], float(w)))
+    places += [(points[0], points[-1], 0.5 * (len(points) - 1)) for points in _REST]
+    return tuple(places)
+
+
+def to_68(template: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Take the 68 points [68 2] out of a template [189 2]."""
+    i, j, w = (np.array(column) for column in zip(*map_68(template), strict=True))
+    points = np.asarray(template, np.float64)
+    mixed = points[i] + w[:, None] * (points[j] - points[i])
+    return np.asarray(mixed, np.float32)
+
+
+def draw(face: Image.Image, points: NDArray[np.floating]) -> Image.Image:
+    """Draw the 68 points [68 2] and the lines through them on a copy of a face."""
+    overlay = face.convert("RGB")
+    pen = ImageDraw.Draw(overlay)
+    radius = max(1.0, overlay.width / 200)
+    xy = [(float(x), float(y)) for x, y in points]
+    for first, end, closed in _PARTS:
+        line = xy[first:end] + ([xy[first]] if closed else [])
+        pen.line(line, fill=(90, 220, 255), width=max(1, round(radius / 2)))
+    for x, y in xy:
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 80, 60))
+    return overlay

@@ -1,0 +1,79 @@
+"""The losses, each one value a sample [b], and their weighted sum.
+
+A value never depends on what else is in the batch (InfoNCE, a later addition, will be the one
+exception). Tensors in, tensors out.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TEMPERATURE = 2.0  # of the distillation's softmax
+
+
+def decoder_l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """L1 between first decoder layers [b w]: summed over the layer.
+
+    Source: Oh et al. 2019, equation 1, first term.
+    """
+    return (predicted - target).abs().sum(1)
+
+
+def embedding_l2(predicted: Tensor, target: Tensor) -> Tensor:
+    """Squared L2 between embeddings [b d] brought to unit length, 0..4.
+
+    Source: Oh et al. 2019, equation 1, second term.
+    """
+    predicted = functional.normalize(predicted, dim=1)
+    return (predicted - functional.normalize(target, dim=1)).square().sum(1)
+
+
+def encoder_distill(predicted: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy between softened identity logits [b i].
+
+    Least, but not zero, where they are equal: there it is the entropy of the target.
+
+    Source: Oh et al. 2019, equation 1, third term, with T = 2.
+    """
+    p = (target / TEMPERATURE).softmax(1)
+    return -(p * (predicted / TEMPERATURE).log_softmax(1)).sum(1)
+
+
+def landmarks_mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared distance between landmarks [b k 2], in squared pixels.
+
+    Source: Cole et al. 2017, section 3.2.
+    """
+    return (predicted - target).square().sum(2).mean(1)
+
+
+def texture_mae(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference between registered textures [b 3 h w], 0..1.
+
+    Source: Cole et al. 2017, section 3.2.
+    """
+    return (predicted - target).abs().flatten(1).mean(1)
+
+
+def identity_cosine(predicted: Tensor, target: Tensor) -> Tensor:
+    """One minus the cosine between embeddings [b d], 0..2.
+
+    Source: Cole et al. 2017, section 3.2, of the warped face's embedding.
+    """
+    return 1 - functional.cosine_similarity(predicted, target, dim=1)
+
+
+def identity_cross_entropy(logits: Tensor, identity: Tensor) -> Tensor:
+    """Cross-entropy of identity logits [b i] with the identities' indices [b]."""
+    return functional.cross_entropy(logits, identity, reduction="none")
+
+
+def total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Mean over the samples of the weighted sum of the losses.
+
+    Raises:
+        KeyError: if a loss has no weight.
+    """
+    return torch.stack([weights[name] * value.mean() for name, value in losses.items()]).sum()

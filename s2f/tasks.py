@@ -1,0 +1,299 @@
+"""What is learned: the face encoder, the face decoder and the voice encoder, as training tasks.
+
+A task is networks, data, and how a batch becomes losses; `train` runs any of them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from s2f import augment, face_decoder, face_encoder, landmarks, layout, losses, voice_encoder
+from s2f.audio import FRONT_ENDS, spectrogram
+from s2f.checkpoint import Card, Checkpoint, check_space, save
+from s2f.dataset import Faces, Item, Voices
+from s2f.errors import DatasetError
+from s2f.images import load_face
+from s2f.warp import warp
+
+FRONT_END_OF = {  # of each preset of the voice encoder
+    "paper": FRONT_ENDS["paper"],
+    "seed": FRONT_ENDS["seed"],
+    "compact": dataclasses.replace(FRONT_ENDS["ast"], clip_samples=96_000),
+}
+
+
+def _grid(*rows: Tensor) -> Tensor:
+    """Rows of pictures [b 3 h w], one below the other, as one picture."""
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+
+
+class _FaceData:
+    """What the two face tasks share: the data, and drawings registered to the mean shape."""
+
+    def __init__(self, data: Path, k: int) -> None:
+        self.train_data = Faces(layout.split(data, "train"), landmarks=k)
+        self.val_data = Faces(layout.split(data, "val"), landmarks=k)
+        if self.train_data.registered != self.val_data.registered:
+            raise DatasetError(
+                f"{data}: some photos have a {layout.TEXTURE} beside them and some have none",
+                hint="remove them, or make all",
+            )
+
+    def texture(self, batch: Item, mean_landmarks: Tensor) -> Tensor:
+        if self.train_data.registered:
+            return batch["drawing"]
+        return warp(batch["drawing"], batch["landmarks"], mean_landmarks[None])
+
+    def start(self, decoder: face_decoder.FaceDecoder) -> None:
+        """Begin a new decoder at the mean shape and the mean texture of the training data."""
+        with torch.no_grad():
+            decoder.mean_landmarks.copy_(self.train_data.mean_landmarks())
+            if decoder.config.output != "linear":
+                return
+            n = len(self.train_data)
+            total = torch.zeros_like(decoder.mean_texture)
+            rows = range(0, n, max(1, n // 256))
+            for i in rows:
+                item = self.train_data[(i, i)]
+                batch = {
+                    "drawing": item["drawing"][None] / 255,
+                    "landmarks": item["landmarks"][None],
+                }
+                total += self.texture(batch, decoder.mean_landmarks)[0]
+            decoder.mean_texture.copy_(total / len(rows))
+
+
+def _new_decoder(preset: str, data: _FaceData, embedding: int) -> face_decoder.FaceDecoder:
+    config = dataclasses.replace(face_decoder.CONFIGS[preset], embedding=embedding)
+    if config.landmarks == landmarks.TEMPLATE_POINTS:
+        mean = data.train_data.mean_landmarks().numpy()
+        config = dataclasses.replace(config, landmarks_68=landmarks.map_68(mean))
+    decoder = face_decoder.FaceDecoder(config)
+    data.start(decoder)
+    return decoder
+
+
+class FaceEncoderTask:
+    """Learn an embedding that a decoder can draw from: any photo of a person to their one face.
+
+    Every photo (smiling, turned, dim, blurred) is to give the landmarks and the registered
+    texture of the identity's first photo, so the photos of one person have to land close. The
+    decoder that does the drawing is saved beside the encoder, as a start for `train decoder`.
+    """
+
+    name = "encoder"
+
+    def __init__(self, data: Path, preset: str, card: Card) -> None:
+        self.data = _FaceData(data, face_decoder.CONFIGS[preset].landmarks)
+        self.train_data, self.val_data = self.data.train_data, self.data.val_data
+        config = face_encoder.CONFIGS[preset]
+        if config.identities:
+            config = dataclasses.replace(config, identities=len(self.train_data.identities))
+        self.settings = {"preset": preset, "photos": len(self.train_data)}
+        self.card = card
+        encoder = face_encoder.VGGFace(config, face_encoder.PREPROCESSING[preset])
+        decoder = _new_decoder(preset, self.data, config.embedding)
+        self.network = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+        self.encoder, self.decoder = encoder, decoder
+        self.loss_weights = {"landmarks/mse": 0.02, "texture/mae": 10.0}
+        if config.identities:
+            self.loss_weights["identity/cross_entropy"] = 0.1
+
+    def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
+        """Losses of a batch, one value a sample."""
+        faces = self.encoder.resize(batch["face"])
+        if augmented:
+            faces = augment.faces(faces)
+        embedding = self.encoder(faces)
+        points, texture = self.decoder(embedding)
+        target = self.data.texture(batch, self.decoder.mean_landmarks)
+        values = {
+            "landmarks/mse": losses.landmarks_mse(points, batch["landmarks"]),
+            "texture/mae": losses.texture_mae(texture, target),
+        }
+        # People kept for validation are none of the identities that the logits know.
+        if self.encoder.config.identities and self.network.training:
+            logits = self.encoder.logits(embedding)
+            values["identity/cross_entropy"] = losses.identity_cross_entropy(
+                logits, batch["identity"]
+            )
+        return values
+
+    @torch.no_grad()
+    def sample(self, batch: Item) -> Tensor:
+        """Draw photos above their reconstructions, as one picture [3 h w]."""
+        self.network.eval()
+        drawn = _draw(self.decoder, self.encoder(batch["face"]))
+        self.network.train()
+        return _grid(batch["face"], drawn)
+
+    def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
+        """Write the network as a checkpoint."""
+        card = dataclasses.replace(self.card, metrics=dict(metrics))
+        space = save(path, self.encoder, card=card, storage=storage)
+        beside = path.with_name("decoder.safetensors")
+        save(beside, self.decoder, card=card, embedding_space=space)
+
+
+class FaceDecoderTask:
+    """Learn to draw the face of an embedding. Source: Cole et al. 2017, section 3."""
+
+    name = "decoder"
+
+    def __init__(
+        self, data: Path, preset: str, encoder: Checkpoint, start: Checkpoint | None, card: Card
+    ) -> None:
+        assert isinstance(encoder.network, face_encoder.VGGFace)
+        self.encoder, self.space, self.card = encoder.network, encoder.embedding_space, card
+        if start is None:
+            self.data = _FaceData(data, face_decoder.CONFIGS[preset].landmarks)
+            self.network = _new_decoder(preset, self.data, self.encoder.config.embedding)
+        else:
+            assert isinstance(start.network, face_decoder.FaceDecoder)
+            check_space([encoder, start])
+            self.data = _FaceData(data, start.network.config.landmarks)
+            self.network = start.network.requires_grad_(True)
+        self.train_data, self.val_data = self.data.train_data, self.data.val_data
+        self.settings = {
+            "preset": preset,
+            "photos": len(self.train_data),
+            "face_encoder": encoder.sha256,
+            "start": start and start.sha256,
+        }
+        self.loss_weights = {"landmarks/mse": 0.02, "texture/mae": 10.0, "identity/cosine": 2.0}
+
+    def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
+        """Losses of a batch, one value a sample."""
+        self.encoder.to(batch["face"].device)
+        faces = self.encoder.resize(batch["face"])
+        if augmented:
+            faces = augment.faces(faces)
+        with torch.no_grad():
+            embedding = self.encoder(faces)
+        points, texture = self.network(embedding)
+        mean = self.network.mean_landmarks
+        target = self.data.texture(batch, mean)
+        with torch.no_grad():
+            aim = self.encoder(warp(target, mean[None], batch["landmarks"]))
+        drawn = self.encoder(warp(texture, mean[None], points))
+        return {
+            "landmarks/mse": losses.landmarks_mse(points, batch["landmarks"]),
+            "texture/mae": losses.texture_mae(texture, target),
+            "identity/cosine": losses.identity_cosine(drawn, aim),
+        }
+
+    @torch.no_grad()
+    def sample(self, batch: Item) -> Tensor:
+        """Draw photos above their reconstructions, as one picture [3 h w]."""
+        self.network.eval()
+        drawn = _draw(self.network, self.encoder(batch["face"]))
+        self.network.train()
+        return _grid(batch["face"], drawn)
+
+    def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
+        """Write the network as a checkpoint."""
+        card = dataclasses.replace(self.card, metrics=dict(metrics))
+        save(path, self.network, card=card, embedding_space=self.space, storage=storage)
+
+
+class VoiceEncoderTask:
+    """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019, section 3."""
+
+    name = "voice"
+
+    def __init__(
+        self,
+        data: Path,
+        preset: str,
+        encoder: Checkpoint,
+        decoder: Checkpoint,
+        card: Card,
+        *,
+        device: torch.device,
+    ) -> None:
+        assert isinstance(encoder.network, face_encoder.VGGFace)
+        assert isinstance(decoder.network, face_decoder.FaceDecoder)
+        check_space([encoder, decoder])
+        self.encoder, self.decoder = encoder.network.to(device), decoder.network.to(device)
+        front_end = FRONT_END_OF[preset]
+        self.space, self.front_end, self.card = encoder.embedding_space, front_end, card
+        self.train_data = self._voices(layout.split(data, "train"), device)
+        self.val_data = self._voices(layout.split(data, "val"), device)
+        config = dataclasses.replace(
+            voice_encoder.CONFIGS[preset],
+            in_channels=front_end.n_channels,
+            n_freqs=front_end.n_freqs,
+            embedding=self.encoder.config.embedding,
+        )
+        self.network = voice_encoder.VoiceEncoder(config)
+        self.settings = {
+            "preset": preset,
+            "recordings": len(self.train_data),
+            "face_encoder": encoder.sha256,
+            "face_decoder": decoder.sha256,
+        }
+        self.loss_weights = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
+        if not self.encoder.config.identities:
+            del self.loss_weights["encoder/distill"]
+        self.min_samples = 160 * self.network.config.min_frames + 400
+
+    @torch.no_grad()
+    def _voices(self, folder: Path, device: torch.device) -> Voices:
+        embeddings = []
+        for speaker in layout.speakers(folder):
+            faces = torch.stack([load_face(path) for path in speaker.images])
+            embeddings.append(self.encoder(faces.to(device) / 255).cpu())
+        return Voices(folder, embeddings, clip_samples=self.front_end.clip_samples)
+
+    def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
+        """Losses of a batch, one value a sample."""
+        waveform, target = batch["waveform"], batch["embedding"]
+        if augmented:
+            shortest = max(self.min_samples, waveform.shape[1] // 3)
+            waveform = waveform[:, : augment.random_length(waveform.shape[1], shortest)]
+            waveform = augment.voices(waveform)
+        predicted = self.network(spectrogram(waveform, self.front_end))
+        values = {
+            "decoder/l1": losses.decoder_l1(
+                self.decoder.first_layers(predicted), self.decoder.first_layers(target)
+            ),
+            "embedding/l2": losses.embedding_l2(predicted, target),
+        }
+        if self.encoder.config.identities:
+            values["encoder/distill"] = losses.encoder_distill(
+                self.encoder.logits(predicted), self.encoder.logits(target)
+            )
+        return values
+
+    @torch.no_grad()
+    def sample(self, batch: Item) -> Tensor:
+        """Draw faces of the targets above faces of the voices, as one picture [3 h w]."""
+        self.network.eval()
+        voice = self.network(spectrogram(batch["waveform"], self.front_end))
+        self.network.train()
+        return _grid(_draw(self.decoder, batch["embedding"]), _draw(self.decoder, voice))
+
+    def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
+        """Write the network as a checkpoint."""
+        card = dataclasses.replace(self.card, metrics=dict(metrics))
+        save(
+            path,
+            self.network,
+            card=card,
+            embedding_space=self.space,
+            front_end=self.front_end,
+            storage=storage,
+        )
+
+
+def _draw(decoder: face_decoder.FaceDecoder, embedding: Tensor) -> Tensor:
+    """Finished faces [b 3 s s] of embeddings [b d]."""
+    points: Tensor
+    texture: Tensor
+    points, texture = decoder(embedding)
+    if decoder.config.is_face:
+        return texture
+    return warp(texture, decoder.mean_landmarks[None], points).clamp(0, 1)

@@ -1,0 +1,133 @@
+"""The voice encoder: a spectrogram becomes the embedding of a face.
+
+One class for the paper's convolutional network and the small bundled one: the config alone
+decides. Knows nothing of files, sample rates or devices.
+
+Source: Oh et al. 2019, table 1 and section 3 (layers in the order Conv, ReLU, BatchNorm).
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class VoiceEncoderConfig:
+    """The shape of a voice encoder. The defaults are the paper's.
+
+    Attributes:
+        in_channels: channels of the spectrogram: 2 for `paper` and `seed`, 1 for `ast`.
+        n_freqs: frequencies of the spectrogram.
+        kernel: side of every convolution, unpadded.
+        channels: channels out of each convolution.
+        strides: stride of each convolution, over both axes.
+        pools: (frequency, time) max pooling after each convolution; (1, 1) is none.
+        hidden: width of the first linear layer.
+        embedding: values of the embedding.
+        final_relu: whether the embedding ends in a ReLU (the seed's does, the paper's does not).
+        dropout: share of the first linear layer's outputs dropped in training; the paper has none.
+    """
+
+    in_channels: int = 2
+    n_freqs: int = 257
+    kernel: int = 4
+    channels: tuple[int, ...] = (64, 64, 128, 128, 128, 256, 512, 512, 512)
+    strides: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1, 2, 2)
+    pools: tuple[tuple[int, int], ...] = field(
+        default=((1, 1), (1, 1), (1, 2), (1, 2), (1, 2), (1, 2), (1, 1), (1, 1), (1, 1))
+    )
+    hidden: int = 4096
+    embedding: int = 4096
+    final_relu: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.strides) == len(self.pools):
+            raise ValueError(
+                "channels, strides and pools name one value a convolution each, but have "
+                f"{len(self.channels)}, {len(self.strides)} and {len(self.pools)}"
+            )
+        if self._out(self.n_freqs, 0) < 1:
+            raise ValueError(f"{self.n_freqs} frequencies are too few for these convolutions")
+
+    def _out(self, size: int, axis: int) -> int:
+        for stride, pool in zip(self.strides, self.pools, strict=True):
+            size = ((size - self.kernel) // stride + 1) // pool[axis]
+        return size
+
+    @property
+    def out_freqs(self) -> int:
+        """Frequencies of the last feature map; they are flattened into the linear layer."""
+        return self._out(self.n_freqs, 0)
+
+    @property
+    def min_frames(self) -> int:
+        """The fewest frames that leave one in the last feature map (259 for the paper's)."""
+        frames = 1
+        for stride, pool in zip(reversed(self.strides), reversed(self.pools), strict=True):
+            frames = (frames * pool[1] - 1) * stride + self.kernel
+        return frames
+
+
+CONFIGS: dict[str, VoiceEncoderConfig] = {
+    "paper": VoiceEncoderConfig(),
+    "seed": VoiceEncoderConfig(final_relu=True),
+    "compact": VoiceEncoderConfig(
+        in_channels=1,
+        n_freqs=128,
+        kernel=3,
+        channels=(24, 48, 64, 96, 128),
+        strides=(1, 1, 1, 1, 1),
+        pools=((2, 2), (2, 2), (2, 2), (1, 2), (1, 2)),
+        hidden=256,
+        embedding=256,
+        dropout=0.3,
+    ),
+}
+
+
+class VoiceEncoder(nn.Module):
+    """Spectrogram to embedding, pooling over all of time, so that any clip length fits.
+
+    `forward` takes [b c f t] with `config.in_channels` channels, `config.n_freqs` frequencies and
+    at least `config.min_frames` frames, and returns [b d] with d = `config.embedding`.
+    """
+
+    def __init__(self, config: VoiceEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.convs = nn.ModuleList()
+        last = len(config.channels) - 1
+        channels = config.in_channels
+        plan = zip(config.channels, config.strides, config.pools, strict=True)
+        for i, (out, stride, pool) in enumerate(plan):
+            layers: list[nn.Module] = [nn.Conv2d(channels, out, config.kernel, stride)]
+            if i < last:  # the last ReLU and BatchNorm follow the pooling over time
+                layers += [nn.ReLU(), nn.BatchNorm2d(out)]
+            if pool != (1, 1):
+                layers += [nn.MaxPool2d(pool)]
+            self.convs.append(nn.Sequential(*layers))
+            channels = out
+        self.norm = nn.BatchNorm2d(channels)
+        self.hidden = nn.Linear(channels * config.out_freqs, config.hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.embedding = nn.Linear(config.hidden, config.embedding)
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        """Embed spectrograms.
+
+        Raises:
+            ValueError: if the clip is shorter than `config.min_frames` frames.
+        """
+        if spectrogram.shape[-1] < self.config.min_frames:
+            raise ValueError(
+                f"{spectrogram.shape[-1]} frames are too few: this encoder needs "
+                f"{self.config.min_frames}"
+            )
+        x = spectrogram
+        for conv in self.convs:
+            x = conv(x)  # [b c f t]
+        x = self.norm(x.mean(dim=3, keepdim=True).relu())  # [b c f 1]
+        x = self.dropout(self.hidden(x.flatten(1)).relu())
+        embedding: Tensor = self.embedding(x)
+        return embedding.relu() if self.config.final_relu else embedding

@@ -1,0 +1,109 @@
+"""Spline warp: move a picture so that its marked points come to rest on given landmarks.
+
+Tensors in, tensors out: batched, differentiable in the picture and in both point sets, the same
+code on CPU and GPU. `flow` fits a spline through the displacements of the landmarks and `warp`
+samples the picture along it.
+
+Points are xy pixels with (0, 0) at the centre of the first pixel.
+
+Source: Cole et al. 2017, section 3.1. Departures: one spline moves x and y together and has an
+affine part; and the points that stand still lie on a ring around the frame instead of on its
+border, so that hair and neck near the border may move.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+RING_MARGIN = 0.25  # of the frame's side: from the border to the points that stand still
+RING_POINTS = 8  # a side
+STEP = 4  # pixels between the nodes where the spline is evaluated; cubic in between
+ROUNDING = 0.02  # of the frame's side: within it the spline's cusp at a landmark is rounded
+SMOOTHING = 1e-4  # lets two landmarks that fall together disagree, instead of no solution
+
+
+def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
+    """Fit the displacement field that leads from each target point back to its source point.
+
+    The basis is -sqrt(r^2 + c^2): near a landmark as smooth as a thin plate, so that coarse nodes
+    catch it, and farther off linear, so that it does not overshoot between points that lie close
+    and move apart, as lips and eyelids do.
+
+    Args:
+        source: where the points are in the picture, [b k 2].
+        target: where they shall be, [b k 2].
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+
+    Returns:
+        [b 2 h w], xy pixels to add to a position of the result to find it in the picture. Zero
+        everywhere if source and target are equal.
+    """
+    b, k, _ = target.shape
+    side = max(height, width)  # the fit is done in units of it, well scaled in float32
+    ring = (_ring(height, width).to(target) / side).expand(b, -1, -1)
+    centres = torch.cat([target / side, ring], dim=1)  # [b m 2]
+    moves = functional.pad((source - target) / side, (0, 0, 0, ring.shape[1] + 3))
+    affine = functional.pad(centres, (1, 0), value=1.0)  # [b m 3]
+    kernel = _kernel(centres, centres) + torch.diag(
+        functional.pad(torch.full((k,), SMOOTHING).to(target), (0, ring.shape[1]))
+    )
+    system = torch.cat(
+        [torch.cat([kernel, affine], dim=2), functional.pad(affine.mT, (0, 3))], dim=1
+    )
+    weights = torch.linalg.solve(system, moves)  # [b m+3 2]
+    nodes = torch.stack(
+        torch.meshgrid(
+            torch.linspace(0, (width - 1) / side, 1 + -(-(width - 1) // STEP)),
+            torch.linspace(0, (height - 1) / side, 1 + -(-(height - 1) // STEP)),
+            indexing="xy",
+        ),
+        dim=-1,
+    ).to(target)
+    places = nodes.view(1, -1, 2).expand(b, -1, -1)
+    basis = torch.cat([_kernel(places, centres), functional.pad(places, (1, 0), value=1.0)], dim=2)
+    at_nodes = (side * (basis @ weights)).mT.unflatten(2, nodes.shape[:2])
+    return functional.interpolate(
+        at_nodes, size=(height, width), mode="bicubic", align_corners=True
+    )
+
+
+def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Warp pictures so that what is at the source points comes to the target points.
+
+    Args:
+        picture: [b c h w].
+        source: points of the picture, [b k 2] or [1 k 2].
+        target: where they shall be, [b k 2] or [1 k 2].
+
+    Returns:
+        [b c h w]; what comes from outside the frame repeats its border.
+
+    Raises:
+        ValueError: if the point sets differ in shape.
+    """
+    if source.shape[1:] != target.shape[1:]:
+        raise ValueError(f"points {list(source.shape)} and {list(target.shape)} do not pair up")
+    b, _, height, width = picture.shape
+    points = source.expand(b, -1, -1), target.expand(b, -1, -1)
+    moves = flow(*points, height, width)
+    x = torch.arange(width).to(picture) + moves[:, 0]
+    y = torch.arange(height).to(picture)[:, None] + moves[:, 1]
+    grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
+    return functional.grid_sample(picture, grid, padding_mode="border", align_corners=True)
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    """Multiquadric basis between points, [b m 2] x [b k 2] -> [b m k]."""
+    distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return -(distance.square() + ROUNDING**2).sqrt()
+
+
+def _ring(height: int, width: int) -> Tensor:
+    """Points around the frame that stand still, xy pixels [4 RING_POINTS, 2]."""
+    t = torch.arange(RING_POINTS) / RING_POINTS
+    zero, one = torch.zeros_like(t), torch.ones_like(t)
+    sides = [(t, zero), (one, t), (1 - t, one), (zero, 1 - t)]
+    unit = torch.cat([torch.stack(side, dim=1) for side in sides])
+    around = unit * (1 + 2 * RING_MARGIN) - RING_MARGIN
+    return around * torch.tensor([width - 1.0, height - 1.0])

@@ -1,0 +1,167 @@
+"""A tiny model, tiny data trees and small recordings, so that every test takes milliseconds."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image, ImageDraw
+
+from s2f import checkpoint, face_decoder, face_encoder, tasks, voice_encoder
+from s2f.audio import FRONT_ENDS, SAMPLE_RATE
+from s2f.checkpoint import Card
+
+# Threads that wait for each other cost tiny networks more than they gain.
+torch.set_num_threads(1)
+
+EMBEDDING = 8
+FRONT_END = dataclasses.replace(FRONT_ENDS["ast"], clip_samples=SAMPLE_RATE)
+VOICE = voice_encoder.VoiceEncoderConfig(
+    in_channels=1,
+    n_freqs=128,
+    kernel=3,
+    channels=(4, 4),
+    strides=(2, 2),
+    pools=((4, 2), (2, 2)),
+    hidden=8,
+    embedding=EMBEDDING,
+)
+ENCODER = face_encoder.VGGFaceConfig(
+    layers=(4, "M", 4, "M"),
+    image_size=28,
+    hidden=8,
+    embedding=EMBEDDING,
+    identities=0,
+    final_relu=False,
+    batch_norm=True,
+)
+DECODER = face_decoder.FaceDecoderConfig(
+    embedding=EMBEDDING,
+    trunk=(8,),
+    landmark_hidden=(8,),
+    seed_size=28,
+    seed_channels=2,
+    seed_relu=False,
+    rank=4,
+    stages=((3, 16, 8),),
+    output="linear",
+)
+
+
+def some_landmarks(seed: int = 0) -> np.ndarray:
+    """68 points that lie apart, somewhere in the middle of the frame."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(np.arange(9), np.arange(8)), axis=-1).reshape(-1, 2)[:68]
+    return (60 + 13 * grid + rng.uniform(-2, 2, (68, 2))).astype(np.float32)
+
+
+def save_model(folder: Path, seed: int) -> Path:
+    """Write a model of three random networks that share one embedding space."""
+    torch.manual_seed(seed)
+    encoder = face_encoder.VGGFace(ENCODER, face_encoder.PREPROCESSING["compact"])
+    decoder = face_decoder.FaceDecoder(DECODER)
+    voice = voice_encoder.VoiceEncoder(VOICE)
+    decoder.mean_landmarks.copy_(torch.from_numpy(some_landmarks()))
+    with torch.no_grad():  # random networks hardly tell one input from another
+        voice.embedding.weight *= 100
+    card = Card("tiny", description="random weights", licence="none")
+    space = checkpoint.save(folder / "face_encoder.safetensors", encoder, card=card)
+    checkpoint.save(folder / "face_decoder.safetensors", decoder, card=card, embedding_space=space)
+    checkpoint.save(
+        folder / "voice_encoder.safetensors",
+        voice,
+        card=card,
+        embedding_space=space,
+        front_end=FRONT_END,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models: `demo`, and `other` with another embedding space. Not to be changed."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "demo", seed=0)
+    save_model(folder / "other", seed=1)
+    return folder
+
+
+@pytest.fixture
+def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the tiny models in the place of the bundled ones, and start anywhere."""
+    monkeypatch.setattr(checkpoint, "MODELS", models)
+    return models
+
+
+@pytest.fixture
+def presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `compact` a tiny network with the 68 landmarks."""
+    monkeypatch.setitem(face_encoder.CONFIGS, "compact", ENCODER)
+    monkeypatch.setitem(face_decoder.CONFIGS, "compact", DECODER)
+    monkeypatch.setitem(voice_encoder.CONFIGS, "compact", VOICE)
+    monkeypatch.setitem(tasks.FRONT_END_OF, "compact", FRONT_END)
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """A waveform [n] that is no silence: noise, and a tone that is higher for a higher seed."""
+    rng = np.random.default_rng(seed)
+    times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    tone = np.sin(2 * np.pi * 300 * (1 + 4 * seed) * times)
+    return (0.2 * tone + 0.01 * rng.standard_normal(len(times))).astype(np.float32)
+
+
+def write_speech(path: Path, seconds: float = 1, seed: int = 0) -> Path:
+    """Write noise as a recording."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise(seconds, seed), SAMPLE_RATE)
+    return path
+
+
+def write_photo(path: Path, seed: int = 0) -> Path:
+    """Write a drawn face."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shade = 40 * seed % 200
+    face = Image.new("RGB", (224, 224), (210, 215, 220))
+    pen = ImageDraw.Draw(face)
+    pen.ellipse((50, 30, 174, 210), fill=(200, shade, 120))
+    for x in (84, 140):
+        pen.ellipse((x - 8, 95, x + 8, 111), fill=(40, 40, 40))
+    face.save(path)
+    return path
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """A recording."""
+    return write_speech(tmp_path / "speech.wav")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A photo."""
+    return write_photo(tmp_path / "photo.jpg")
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A face tree of three identities a split."""
+    tree = tmp_path / "faces"
+    for split in ("train", "val"):
+        for k in range(3):
+            write_photo(tree / split / f"id{k}" / "a.jpg", seed=k)
+            np.save(tree / split / f"id{k}" / "a_landmarks.npy", some_landmarks(k))
+    return tree
+
+
+@pytest.fixture
+def voices(tmp_path: Path) -> Path:
+    """A voice tree of three identities a split."""
+    tree = tmp_path / "voices"
+    for split in ("train", "val"):
+        for k in range(3):
+            write_photo(tree / split / f"id{k}" / "images" / "a.jpg", seed=k)
+            (tree / split / f"id{k}" / "audios").mkdir()
+            np.save(tree / split / f"id{k}" / "audios" / "a.npy", noise(1, seed=k))
+    return tree

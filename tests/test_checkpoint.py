@@ -1,0 +1,186 @@
+"""Checkpoints: a round trip changes nothing, and whatever is not ours is refused by name."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import DECODER, ENCODER, FRONT_END, VOICE
+
+from s2f import checkpoint, face_decoder, face_encoder, voice_encoder
+from s2f.checkpoint import Card, load, load_model, payload_sha256, save
+from s2f.errors import CheckpointError
+
+CARD = Card("name", data="some", metrics={"loss": 0.5})
+
+
+def encoder() -> face_encoder.VGGFace:
+    return face_encoder.VGGFace(ENCODER, face_encoder.PREPROCESSING["rcmalli"])
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Change fields of a checkpoint's header."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["s2f"])
+    header |= changes
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, {"s2f": json.dumps(header)})
+
+
+def test_a_voice_encoder_comes_back_as_it_was(tmp_path: Path) -> None:
+    network = voice_encoder.VoiceEncoder(VOICE).eval()
+    save(tmp_path / "v", network, card=CARD, embedding_space="space", front_end=FRONT_END)
+    back = load(tmp_path / "v", "voice_encoder")
+    assert (back.front_end, back.embedding_space, back.card) == (FRONT_END, "space", CARD)
+    x = torch.randn(2, 1, 128, 100)
+    torch.testing.assert_close(back.network(x), network(x).detach())
+
+
+def test_a_face_encoder_comes_back_with_its_preprocessing(tmp_path: Path) -> None:
+    network = encoder().eval()
+    space = save(tmp_path / "e", network, card=CARD)
+    back = load(tmp_path / "e", "face_encoder")
+    assert isinstance(back.network, face_encoder.VGGFace)
+    assert back.network.preprocessing == network.preprocessing
+    assert back.embedding_space == back.sha256 == space
+    faces = torch.rand(2, 3, 28, 28)
+    torch.testing.assert_close(back.network(faces), network(faces).detach())
+
+
+def test_a_decoder_comes_back_with_its_mean_shape(tmp_path: Path) -> None:
+    config = dataclasses.replace(DECODER, landmarks_68=((0, 1, 0.5),) * 68)
+    network = face_decoder.FaceDecoder(config).eval()
+    network.mean_landmarks.fill_(3.0)
+    save(tmp_path / "d", network, card=CARD, embedding_space="space")
+    back = load(tmp_path / "d", "face_decoder").network
+    assert back.config == config
+    x = torch.randn(2, 8)
+    for a, b in zip(back(x), network(x), strict=True):
+        torch.testing.assert_close(a, b.detach())
+
+
+def test_a_loaded_network_is_frozen_and_ready_for_use(tmp_path: Path) -> None:
+    save(tmp_path / "e", encoder(), card=CARD)
+    network = load(tmp_path / "e", "face_encoder").network
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_half_precision_is_stored_and_widened(tmp_path: Path) -> None:
+    network = encoder()
+    save(tmp_path / "whole", network, card=CARD)
+    save(tmp_path / "half", network, card=CARD, storage=torch.float16)
+    assert (tmp_path / "half").stat().st_size < 0.7 * (tmp_path / "whole").stat().st_size
+    back = load(tmp_path / "half", "face_encoder").network
+    for a, b in zip(back.parameters(), network.parameters(), strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    network = encoder()
+    for name in ("a", "b"):
+        save(tmp_path / name, network, card=CARD)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_hash_sees_names_values_shapes_and_types() -> None:
+    base = {"a": torch.arange(4.0)}
+    others = [
+        {"b": torch.arange(4.0)},
+        {"a": torch.arange(4.0) + 1},
+        {"a": torch.arange(4.0).view(2, 2)},
+        {"a": torch.arange(4.0).half()},
+    ]
+    hashes = {payload_sha256(tensors) for tensors in [base, *others]}
+    assert len(hashes) == 5
+
+
+def test_every_flipped_bit_of_the_payload_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    save(path, encoder(), card=CARD)
+    whole = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(start, len(whole), (50,), generator=generator).tolist():
+        broken = bytearray(whole)
+        broken[place] ^= 1 << place % 8
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            load(path, "face_encoder")
+
+
+@pytest.mark.parametrize("content", [b"", b"not ours", bytes(1000), b"\xff" * 64])
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError, match="x: is not a checkpoint of s2f"):
+        load(tmp_path / "x", "face_encoder")
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "e", encoder(), card=CARD)
+    whole = (tmp_path / "e").read_bytes()
+    (tmp_path / "e").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="e: is not a checkpoint of s2f"):
+        load(tmp_path / "e", "face_encoder")
+
+
+def test_a_safetensors_file_of_someone_else_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="not one that s2f wrote"):
+        load(tmp_path / "x", "face_encoder")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="none: no such checkpoint"):
+        load(tmp_path / "none", "face_encoder")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"version": 99}, "has format version 99; this program reads 1"),
+        ({"kind": "cat"}, "is a cat; wanted a face_encoder"),
+        ({"config": {"layers": [4]}}, "its config wants"),
+        ({"config": {"cats": 9}}, "does not describe a face_encoder"),
+        ({"card": {"cats": 9}}, "does not describe a face_encoder"),
+        ({"sha256": "0"}, "is damaged"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, object], part: str
+) -> None:
+    save(tmp_path / "e", encoder(), card=CARD)
+    rewrite(tmp_path / "e", **change)
+    with pytest.raises(CheckpointError, match=part):
+        load(tmp_path / "e", "face_encoder")
+
+
+def test_a_model_is_found_by_name_and_by_folder(models: Path, bundled: Path) -> None:
+    by_name = load_model("demo", ("face_encoder", "face_decoder"))
+    by_folder = load_model(models / "demo", ("face_encoder", "face_decoder"))
+    assert by_name.name == by_folder.name == "demo"
+    assert set(by_name.checkpoints) == {"face_encoder", "face_decoder"}
+
+
+def test_an_unknown_model_is_refused_and_the_known_are_named(bundled: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cat: is neither a bundled model \(demo, other\)"):
+        load_model("cat", checkpoint.KINDS)
+
+
+def test_networks_of_two_embedding_spaces_do_not_mix(models: Path, tmp_path: Path) -> None:
+    for kind, model in (("voice_encoder", "demo"), ("face_decoder", "other")):
+        name = f"{kind}.safetensors"
+        (tmp_path / name).write_bytes((models / model / name).read_bytes())
+    with pytest.raises(CheckpointError, match="different embedding spaces"):
+        load_model(tmp_path, ("voice_encoder", "face_decoder"))
+
+
+def test_the_card_of_a_data_tree_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text('{"data": "six cats", "licence": "MIT"}')
+    assert Card.of_data(tmp_path, "cats") == Card("cats", data="six cats", licence="MIT")
+    (tmp_path / "card.json").write_text('{"cats": 6}')
+    with pytest.raises(CheckpointError, match=r"card\.json: is not a card"):
+        Card.of_data(tmp_path, "cats")

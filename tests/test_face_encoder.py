@@ -1,0 +1,66 @@
+"""The face encoder. Sizes are those of the published VGG-Face weights (2622 identities)."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional
+
+from s2f.face_encoder import CONFIGS, PREPROCESSING, VGGFace, VGGFaceConfig
+
+TINY = VGGFaceConfig(layers=(4, "M", 8, "M"), image_size=16, hidden=12, embedding=10, identities=7)
+
+
+def test_vgg_face_has_145_002_878_parameters() -> None:
+    with torch.device("meta"):
+        network = VGGFace(CONFIGS["paper"], PREPROCESSING["serengil"])
+    assert sum(p.numel() for p in network.parameters()) == 145_002_878
+
+
+def test_the_taps_have_the_papers_shapes() -> None:
+    with torch.device("meta"):
+        network = VGGFace(CONFIGS["paper"], PREPROCESSING["serengil"])
+        faces = torch.empty(2, 3, 224, 224)
+        assert network.features(faces).shape == (2, 512, 7, 7)
+        embedding = network(faces)
+        assert embedding.shape == (2, 4096)
+        assert network.logits(embedding).shape == (2, 2622)
+
+
+def test_the_network_is_written_out_vgg() -> None:
+    # Oracle: the same layers, called one by one.
+    network = VGGFace(TINY, PREPROCESSING["seed"])
+    faces = torch.rand(3, 3, 16, 16)
+    x = faces
+    for conv in (network.convs[0], network.convs[3]):
+        x = functional.max_pool2d(conv(x).relu(), 2)
+    x = functional.linear(x.flatten(1), network.fc6.weight.flatten(1), network.fc6.bias).relu()
+    x = functional.linear(x, network.fc7.weight.flatten(1), network.fc7.bias).relu()
+    torch.testing.assert_close(network(faces), x)
+    logits = functional.linear(x, network.fc8.weight.flatten(1), network.fc8.bias)
+    torch.testing.assert_close(network.logits(x), logits)
+
+
+def test_rcmalli_weights_get_bgr_of_0_to_255_less_the_mean() -> None:
+    # Figures: keras-vggface, preprocess_input version 1.
+    network = VGGFace(TINY, PREPROCESSING["rcmalli"])
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    seen = network.preprocess(red)[0, :, 0, 0]
+    torch.testing.assert_close(seen, torch.tensor([-93.5940, -104.7624, 255 - 129.1863]))
+
+
+def test_a_larger_frame_is_averaged_down_to_the_networks_size() -> None:
+    network = VGGFace(TINY, PREPROCESSING["seed"])
+    faces = torch.rand(1, 3, 32, 32)
+    expected = functional.avg_pool2d(faces, 2)
+    torch.testing.assert_close(network.preprocess(faces), expected)
+
+
+def test_an_encoder_without_identities_has_no_logits_layer() -> None:
+    network = VGGFace(dataclasses.replace(TINY, identities=0), PREPROCESSING["seed"])
+    assert not any(name.startswith("fc8") for name in network.state_dict())
+
+
+def test_a_size_that_cannot_be_halved_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be halved 5 times"):
+        VGGFaceConfig(image_size=100)

@@ -1,0 +1,48 @@
+"""Landmarks: the 68 in the template, checked against the set's own files, and the drawing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2f import landmarks
+
+FACES = Path(__file__).parents[2] / "shared/data/faces"
+TEMPLATE = np.random.default_rng(0).uniform(0, 224, (landmarks.TEMPLATE_POINTS, 2))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+def test_the_68_points_are_those_that_come_with_the_faces() -> None:
+    for path in sorted(FACES.glob("*/neutral_template.npy")):
+        expected = np.load(path.with_name("neutral_landmarks.npy"))
+        np.testing.assert_allclose(landmarks.to_68(np.load(path)), expected, atol=0.01)
+
+
+def test_the_jaw_is_spaced_evenly_along_its_line() -> None:
+    straight = TEMPLATE.copy()
+    jaw = [i for i, _, _ in landmarks.map_68(TEMPLATE)[:17]]
+    line = sorted({*jaw, *landmarks._JAW}, key=landmarks._JAW.index)
+    straight[line] = np.stack([np.linspace(0, 1, len(line)) ** 2 * 160, np.zeros(len(line))], 1)
+    x = landmarks.to_68(straight)[:17, 0]
+    np.testing.assert_allclose(x, np.linspace(0, 160, 17), atol=1e-3)
+
+
+def test_the_map_of_a_face_gives_its_68_points() -> None:
+    i, j, w = (np.array(c) for c in zip(*landmarks.map_68(TEMPLATE), strict=True))
+    mixed = (1 - w)[:, None] * TEMPLATE[i] + w[:, None] * TEMPLATE[j]
+    np.testing.assert_allclose(landmarks.to_68(TEMPLATE), mixed, rtol=1e-5)
+    assert len(mixed) == 68
+
+
+def test_the_map_commutes_with_moving_and_scaling_the_face() -> None:
+    moved = landmarks.to_68(TEMPLATE * 0.5 + 10)
+    np.testing.assert_allclose(moved, landmarks.to_68(TEMPLATE) * 0.5 + 10, rtol=1e-4)
+
+
+def test_drawing_marks_the_points_and_leaves_the_face_alone() -> None:
+    face = Image.new("RGB", (224, 224), (10, 10, 10))
+    overlay = landmarks.draw(face, np.full((68, 2), 100.0))
+    assert face.getpixel((100, 100)) == (10, 10, 10)
+    assert overlay.getpixel((100, 100)) == (255, 80, 60)

@@ -1,0 +1,68 @@
+"""Device choice and files that are whole or absent."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from s2f.errors import DeviceError, OutputError
+from s2f.runtime import atomic_write, choose_device
+
+
+def test_cpu_is_always_there() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_auto_finds_a_device_that_works() -> None:
+    assert torch.zeros(1, device=choose_device()).item() == 0
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_by_name(name: str) -> None:
+    with pytest.raises(DeviceError, match=name):
+        choose_device(name)
+
+
+def test_a_written_file_appears_whole(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "new" / "file") as file:
+        file.write(b"half")
+        assert not (tmp_path / "new" / "file").exists()
+        file.write(b" and half")
+    assert (tmp_path / "new" / "file").read_bytes() == b"half and half"
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="midway"), atomic_write(path) as file:
+        file.write(b"new")
+        raise RuntimeError("midway")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_can_be_read_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_write(tmp_path / "ours"):
+        pass
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(OutputError, match="file/below: cannot be written"),
+        atomic_write(tmp_path / "file" / "below"),
+    ):
+        pass
+
+
+def test_a_folder_in_the_way_is_named_and_no_temporary_is_left(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with (
+        pytest.raises(OutputError, match="folder: cannot be written"),
+        atomic_write(tmp_path / "folder"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -1,0 +1,75 @@
+"""The voice encoder. Sizes come from FACTS of Oh et al. 2019, table 1, and a public count."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from s2f.audio import FRONT_ENDS
+from s2f.voice_encoder import CONFIGS, VoiceEncoder, VoiceEncoderConfig
+
+
+def tiny(**changes: object) -> VoiceEncoderConfig:
+    base = dataclasses.replace(
+        CONFIGS["paper"], channels=(2, 2, 4, 4, 4, 8, 16, 16, 16), hidden=32, embedding=24
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_the_papers_encoder_has_the_papers_number_of_parameters() -> None:
+    # A public Keras copy of the paper reports 148,067,584 with BatchNorm's running statistics.
+    with torch.device("meta"):
+        encoder = VoiceEncoder(CONFIGS["paper"])
+    trained = sum(p.numel() for p in encoder.parameters())
+    running = sum(b.numel() for name, b in encoder.named_buffers() if "running" in name)
+    assert trained == 148_062_976  # 148.1 M
+    assert trained + running == 148_067_584
+
+
+def test_the_papers_last_map_is_57_frequencies_wide() -> None:
+    assert CONFIGS["paper"].out_freqs == 57  # 57 * 512 = 29184 into the first linear layer
+
+
+def test_the_papers_encoder_needs_259_frames() -> None:
+    assert CONFIGS["paper"].min_frames == 259
+
+
+@pytest.mark.parametrize("frames", [259, 598, 601])
+def test_any_length_from_the_shortest_gives_one_embedding(frames: int) -> None:
+    encoder = VoiceEncoder(tiny()).eval()
+    assert encoder(torch.randn(2, 2, 257, frames)).shape == (2, 24)
+
+
+def test_a_clip_that_is_too_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="258 frames are too few: this encoder needs 259"):
+        VoiceEncoder(tiny())(torch.randn(1, 2, 257, 258))
+
+
+@pytest.mark.parametrize("final_relu", [False, True])
+def test_the_embedding_is_linear_or_rectified_as_configured(final_relu: bool) -> None:
+    encoder = VoiceEncoder(tiny(final_relu=final_relu)).eval()
+    embedding = encoder(torch.randn(4, 2, 257, 300))
+    assert bool((embedding < 0).any()) is not final_relu
+
+
+def test_layers_stand_in_the_papers_order() -> None:
+    names = [type(layer).__name__ for layer in VoiceEncoder(tiny()).convs[2]]
+    assert names == ["Conv2d", "ReLU", "BatchNorm2d", "MaxPool2d"]
+
+
+def test_presets_fit_their_front_ends() -> None:
+    paper = CONFIGS["paper"]
+    assert (paper.in_channels, paper.n_freqs) == (
+        FRONT_ENDS["paper"].n_channels,
+        FRONT_ENDS["paper"].n_freqs,
+    )
+    compact = CONFIGS["compact"]
+    assert (compact.in_channels, compact.n_freqs) == (
+        FRONT_ENDS["ast"].n_channels,
+        FRONT_ENDS["ast"].n_freqs,
+    )
+
+
+def test_lists_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="one value a convolution each"):
+        tiny(strides=(1, 1))
