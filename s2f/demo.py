@@ -21,26 +21,58 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 from torch import Tensor
 
 from s2f import audio, landmarks, layout
 from s2f.errors import DatasetError, UsageError
+from s2f.face_space import FaceSpace, People, join, mirror_order, on_background, register
 from s2f.images import FRAME, load_face, to_image
 from s2f.runtime import Progress, atomic_folder, atomic_write, silent
-from s2f.warp import warp
 
 TEST_SHARE = 0.2  # of people and of speakers, kept out of training
 VAL_SHARE = 0.1  # of the speakers
 VAL_IDENTITIES = 100
 TIMBRE_AXES = 8
 VIEWS = 3  # of a real photo in training
-BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
-# Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
-_OUTLINE = (
-    *(145, 126, 125, 119, 118, 117, 116, 115, 148, 149, 150, 151),
-    *(152, 153, 154, 120, 121, 122, 123, 124, 133, 132, 157),
+
+
+_LICENCE = (
+    "CC BY 4.0 for what is derived from the data: Face Research Lab London Set (DeBruine and "
+    "Jones 2017, doi 10.6084/m9.figshare.5047666); LibriSpeech (Panayotov et al. 2015, "
+    "openslr.org/12). The program is MIT."
 )
+FACES_CARD = {
+    "description": "Drawn from and to registered faces; 20 % of the people kept out of training.",
+    "data": (
+        "84 photographed adults of the Face Research Lab London Set, framed, neutral and "
+        "smiling, and synthetic mixes of them (shape and texture mixed apart within a sex)."
+    ),
+    "licence": _LICENCE,
+    "limits": (
+        "Frontal, well-lit, framed adult faces before a plain wall. Hair that leaves the head's "
+        "outline, glasses, beards beyond stubble and jewellery are not drawn. Faces far from the "
+        "84 are drawn as their nearest mixes. Not for recognising anyone."
+    ),
+}
+VOICES_CARD = {
+    "description": (
+        "A demonstration of the pipeline. Voices and faces belong to different people: a voice "
+        "was given a face of its sex, as masculine among those as its pitch is low. Which of "
+        "these faces it was, skin, hair and features, follows timbre by an arbitrary rule."
+    ),
+    "data": (
+        "Voices: 220 readers of LibriSpeech train-clean-100, 14 s each, 20 % of them kept out. "
+        "Faces: mixes of the Face Research Lab London Set."
+    ),
+    "licence": _LICENCE,
+    "limits": (
+        "Knows sex and pitch, and nothing else about anyone: not age, not origin, not looks. "
+        "Read English speech of adults. A deep female voice may show a man and a high male voice "
+        "a woman; children, singing, shouting and music show anything. It must not be used to "
+        "identify, profile or judge a person."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -50,142 +82,6 @@ class DemoReport:
     out: Path
     faces: dict[str, int]
     voices: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _People:
-    """Photographed people in the 224 frame.
-
-    Attributes:
-        names, sexes: one a person.
-        photos: uint8 [n v 3 224 224]: neutral, smiling.
-        shapes: [n 189 2] of the neutral photos.
-    """
-
-    names: list[str]
-    sexes: NDArray[np.str_]
-    photos: Tensor
-    shapes: Tensor
-
-    def mirrored(self, order: NDArray[np.intp]) -> "_People":
-        """The same people in a mirror; `order` names each template point's partner."""
-        shapes = self.shapes[:, torch.from_numpy(order)].clone()
-        shapes[..., 0] = FRAME - 1 - shapes[..., 0]
-        names = [f"{name}m" for name in self.names]
-        return _People(names, self.sexes, self.photos.flip(-1), shapes)
-
-    def subset(self, rows: NDArray[np.intp]) -> "_People":
-        index = torch.from_numpy(rows)
-        names = [self.names[i] for i in rows]
-        return _People(names, self.sexes[rows], self.photos[index], self.shapes[index])
-
-
-class FaceSpace:
-    """A linear space of faces: textures and shapes of real people, and how masculine each is.
-
-    A face is a weight for each person's texture and one for each person's shape; either sum to 1.
-    """
-
-    def __init__(self, people: _People, mean_shape: Tensor) -> None:
-        shapes, sexes = people.shapes, people.sexes
-        self.photographed = _register(people, mean_shape)
-        self.textures = _on_background(self.photographed, mean_shape)
-        textures = self.textures
-        self.shapes, self.sexes, self.mean_shape = shapes, sexes, mean_shape
-        # Appearance and shape on one scale: principal axes of both, whitened, the first 30 each.
-        axes = [_whitened(textures.flatten(1), 30), _whitened(shapes.flatten(1), 30)]
-        coordinates = np.concatenate(axes, axis=1)
-        male = sexes == "M"
-        difference = coordinates[male].mean(0) - coordinates[~male].mean(0)
-        within = np.concatenate([coordinates[of] - coordinates[of].mean(0) for of in (male, ~male)])
-        covariance = within.T @ within / len(within) + 0.1 * np.eye(within.shape[1])
-        masculinity: NDArray[np.float64] = coordinates @ np.linalg.solve(covariance, difference)
-        self.masculinity = masculinity  # [n]
-
-    def of_sex(self, sex: str) -> NDArray[np.intp]:
-        """Rows of the people of a sex."""
-        return np.flatnonzero(self.sexes == sex)
-
-    def mix(self, sex: str, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Weights [2 n] of a convex mix of 2 to 4 people of a sex, texture and shape apart."""
-        weights = np.zeros((2, len(self.sexes)))
-        for row in weights:
-            parents = rng.choice(self.of_sex(sex), rng.integers(2, 5), replace=False)
-            row[parents] = rng.dirichlet(np.full(len(parents), 1.5))
-        return weights
-
-    def draw(self, sex: str, rng: np.random.Generator, scale: float) -> NDArray[np.float64]:
-        """Weights [2 n] of a normal draw with the people's covariance times `scale` squared."""
-        rows = self.of_sex(sex)
-        weights = np.zeros((2, len(self.sexes)))
-        noise = rng.standard_normal((2, len(rows))) * scale / np.sqrt(len(rows))
-        weights[:, rows] = 1 / len(rows) + noise - noise.mean(axis=1, keepdims=True)
-        return weights
-
-    def axes(self, sex: str) -> NDArray[np.float64]:
-        """Weights [m m] of the people of a sex on its axes of variation, the largest first.
-
-        Textures and shapes count alike, each divided by its total variance.
-        """
-        rows = torch.from_numpy(self.of_sex(sex))
-        total = np.zeros((len(rows), len(rows)))
-        for part in (self.textures, self.shapes):
-            centred = part[rows].flatten(1) - part[rows].flatten(1).mean(0)
-            products = (centred @ centred.T).double().numpy()
-            total += products / products.trace()
-        vectors: NDArray[np.float64] = np.linalg.eigh(total)[1][:, ::-1].copy()
-        vectors *= np.sign(vectors[0])  # an axis has two directions: always take the same one
-        return vectors
-
-    def voiced(
-        self, sex: str, rank: float, timbre: NDArray[np.float64], rng: np.random.Generator
-    ) -> NDArray[np.float64]:
-        """Weights [2 n] of the face for a voice.
-
-        Args:
-            sex: of the speaker.
-            rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
-                masculine the face, on the scale of the real people's ranks.
-            timbre: normal scores [TIMBRE_AXES], laid on the largest axes of variation.
-            rng: for the rest.
-        """
-        rows = self.of_sex(sex)
-        left = self.axes(sex)[:, : len(timbre)]
-        noise = rng.standard_normal(len(rows)) * 0.3
-        scores = left @ (timbre - left.T @ noise) + noise  # timbre's axes hold timbre alone
-        scores -= scores.mean()
-        weights: NDArray[np.float64] = np.zeros((2, len(self.sexes)))
-        weights[:, rows] = 1 / len(rows) + 0.85 * scores / np.sqrt(len(rows))
-        wanted = np.quantile(self.masculinity[rows], 1 - rank)
-        other = self.of_sex("F" if sex == "M" else "M")
-        towards = np.zeros(len(self.sexes))  # from the mean woman to the mean man
-        male, female = (rows, other) if sex == "M" else (other, rows)
-        towards[male], towards[female] = 1 / len(male), -1 / len(female)
-        step = (wanted - self.masculinity @ weights[0]) / (self.masculinity @ towards)
-        weights += step * towards
-        return weights
-
-    def render(self, weights: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Texture [3 224 224], shape [189 2] and photo [3 224 224] of weights [2 n].
-
-        The texture stands on a plain background; the photo has whatever mix of hair and light
-        surrounds the real people, so that a face encoder learns to look past it.
-        """
-        texture_of, shape_of = torch.from_numpy(weights).float()
-        texture, photographed = (
-            torch.einsum("n,nchw->chw", texture_of, of).clamp(0, 1)
-            for of in (self.textures, self.photographed)
-        )
-        shape = torch.einsum("n,nkx->kx", shape_of, self.shapes)
-        photo = warp(photographed[None], self.mean_shape[None], shape[None])[0]
-        return texture, shape, photo
-
-
-def _whitened(rows: Tensor, axes: int) -> NDArray[np.float64]:
-    """Coordinates [n axes] of rows [n m] on their largest principal axes, variance 1."""
-    left = torch.linalg.svd(rows.double() - rows.double().mean(0), full_matrices=False)[0]
-    scores: NDArray[np.float64] = left[:, :axes].numpy() * np.sqrt(len(rows))
-    return scores
 
 
 def prepare(
@@ -224,13 +120,12 @@ def _prepare(
     faces: Path, voices: Path, out: Path, identities: int, seed: int, progress: Progress
 ) -> DemoReport:
     # One generator a part: more identities change neither the splits nor the voices' faces.
-    rng = np.random.default_rng(seed)
     mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
     people = _read_people(faces)
-    train, test = _split(people.sexes, TEST_SHARE, rng)
-    order = _mirror_order(people.shapes[torch.from_numpy(train)].mean(0).numpy())
+    train, test = _split(people.sexes, TEST_SHARE, seed)
+    order = mirror_order(people.shapes[torch.from_numpy(train)].mean(0).numpy())
     real = people.subset(train)
-    real = _join(real, real.mirrored(order))
+    real = join(real, real.mirrored(order))
     mean_shape = real.shapes.mean(0)
     space = FaceSpace(real, mean_shape)
     total = len(people.names) + identities + VAL_IDENTITIES
@@ -240,7 +135,7 @@ def _prepare(
         done += k % 2
         progress(done, total, f"faces: {real.names[k]}")
     kept = people.subset(test)
-    textures = _on_background(_register(kept, mean_shape), mean_shape)
+    textures = on_background(register(kept, mean_shape), mean_shape)
     for k in range(len(kept.names)):
         _write_real(out / "faces/test", kept, k, textures[k], mixing, views=1)
         done += 1
@@ -264,7 +159,10 @@ def _prepare(
             *([people.names[i], people.sexes[i], "test"] for i in test),
         ],
     )
-    counts = _prepare_voices(voices, out / "voices", space, pairing, progress)
+    for name, data in (("faces", FACES_CARD), ("voices", VOICES_CARD)):
+        with atomic_write(out / name / "card.json") as file:
+            file.write(json.dumps(data, indent=1).encode())
+    counts = _prepare_voices(voices, out / "voices", space, seed, pairing, progress)
     made = {"train": len(real.names) + identities, "val": VAL_IDENTITIES, "test": len(test)}
     with atomic_write(out / "demo.json") as file:
         report = {"seed": seed, "faces": made, "voices": counts}
@@ -289,7 +187,7 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     return rows
 
 
-def _read_people(folder: Path) -> _People:
+def _read_people(folder: Path) -> People:
     rows = _read_table(folder / "people.csv", ("person", "sex"))
     photos, shapes = [], []
     for row in rows:
@@ -303,77 +201,36 @@ def _read_people(folder: Path) -> _People:
         points = np.load(path)
         shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
     sexes = np.array([row["sex"] for row in rows])
-    return _People([row["person"] for row in rows], sexes, torch.stack(photos), torch.stack(shapes))
+    return People([row["person"] for row in rows], sexes, torch.stack(photos), torch.stack(shapes))
+
+
+def kept_out(table: Path, seed: int = 0) -> list[str]:
+    """Name the people or speakers of a source's csv that `prepare` keeps out of training.
+
+    Raises:
+        DatasetError: if the table cannot be read.
+    """
+    name = "person" if table.name == "people.csv" else "speaker"
+    rows = _read_table(table, (name, "sex"))
+    sexes = np.array([row["sex"] for row in rows])
+    return [rows[k][name] for k in _split(sexes, TEST_SHARE, seed)[1]]
 
 
 def _split(
-    sexes: NDArray[np.str_], share: float, rng: np.random.Generator
+    sexes: NDArray[np.str_], share: float, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows kept in and rows kept out, the same share of either sex, both sorted."""
+    rng = np.random.default_rng(seed)
     out = [
         rng.permutation(np.flatnonzero(sexes == sex))[: round(share * (sexes == sex).sum())]
         for sex in "FM"
     ]
-    kept_out = np.sort(np.concatenate(out))
-    return np.setdiff1d(np.arange(len(sexes)), kept_out), kept_out
-
-
-def _mirror_order(shape: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Find each template point's partner in the mirror, [189], from a mean shape [189 2]."""
-    from scipy.optimize import linear_sum_assignment
-
-    mirrored = shape.copy()
-    mirrored[:, 0] = 2 * shape[:, 0].mean() - shape[:, 0]
-    order: NDArray[np.intp] = linear_sum_assignment(
-        np.linalg.norm(mirrored[:, None] - shape[None], axis=2)
-    )[1]
-    if (order[order] != np.arange(len(shape))).any():
-        raise DatasetError("the templates are not symmetric on average", hint="check their order")
-    return order
-
-
-def _join(a: _People, b: _People) -> _People:
-    return _People(
-        [*a.names, *b.names],
-        np.concatenate([a.sexes, b.sexes]),
-        torch.cat([a.photos, b.photos]),
-        torch.cat([a.shapes, b.shapes]),
-    )
-
-
-def _register(people: _People, mean_shape: Tensor) -> Tensor:
-    """Neutral photos warped to the mean shape, [n 3 224 224]."""
-    pairs = zip(people.photos, people.shapes, strict=True)
-    return torch.cat([warp(v[:1] / 255, shape[None], mean_shape[None]) for v, shape in pairs])
-
-
-def _on_background(textures: Tensor, mean_shape: Tensor) -> Tensor:
-    """Cut people out of registered photos [n 3 224 224] and stand them before a plain grey."""
-    background = torch.tensor(BACKGROUND).view(3, 1, 1).expand_as(textures)
-    return torch.lerp(background, textures, _person_mask(mean_shape.numpy()))
-
-
-def _person_mask(shape: NDArray[np.float32]) -> Tensor:
-    """1 inside neck, head and hair of a shape [189 2], 0 outside, soft between: [224 224]."""
-    fine = 4
-    points = shape.copy()
-    # The temples: halfway hair of some is background of others; go a quarter of the way in.
-    points[[148, 154]] = 0.75 * shape[[148, 154]] + 0.25 * shape[[135, 143]]
-    centre = np.float32(FRAME / 2)
-    outline = ((points[list(_OUTLINE)] - centre) * 1.02 + centre) * fine
-    bottom = np.float32(FRAME * fine + 40)
-    polygon = [(outline[0, 0], bottom), *map(tuple, outline), (outline[-1, 0], bottom)]
-    mask = Image.new("L", (FRAME * fine, FRAME * fine), 0)
-    ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in polygon], fill=255)
-    mask = mask.resize((FRAME, FRAME), Image.Resampling.LANCZOS)
-    soft = mask.filter(ImageFilter.GaussianBlur(2.5))
-    # Hair that reaches the border must end there, or the warp would draw it on and on.
-    top = torch.arange(FRAME).div(5).clamp(0, 1)[:, None]
-    return torch.from_numpy(np.asarray(soft, np.float32) / 255) * top
+    kept = np.sort(np.concatenate(out))
+    return np.setdiff1d(np.arange(len(sexes)), kept), kept
 
 
 def _write_real(
-    folder: Path, people: _People, k: int, texture: Tensor, rng: np.random.Generator, *, views: int
+    folder: Path, people: People, k: int, texture: Tensor, rng: np.random.Generator, *, views: int
 ) -> None:
     """Write a person: the two photos as they are, and in the light of other cameras."""
     identity = folder / people.names[k]
@@ -416,7 +273,12 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 
 
 def _prepare_voices(
-    source: Path, out: Path, space: FaceSpace, rng: np.random.Generator, progress: Progress
+    source: Path,
+    out: Path,
+    space: FaceSpace,
+    seed: int,
+    rng: np.random.Generator,
+    progress: Progress,
 ) -> dict[str, int]:
     rows = _read_table(source / "speakers.csv", ("speaker", "sex"))
     sexes = np.array([row["sex"] for row in rows])
@@ -430,8 +292,8 @@ def _prepare_voices(
         joined = np.concatenate([waveform for _, waveform in speech])
         pitches[k] = median_pitch(joined)
         timbres.append(_timbre(joined))
-    train, test = _split(sexes, TEST_SHARE, rng)
-    inner, val = _split(sexes[train], VAL_SHARE, rng)
+    train, test = _split(sexes, TEST_SHARE, seed)
+    inner, val = _split(sexes[train], VAL_SHARE, seed)
     train, val = train[inner], train[val]
     timbre = np.stack(timbres)
     counts = {"train": len(train), "val": len(val), "test": len(test)}

@@ -12,7 +12,7 @@ FLOORS = {
     6: {"__main__"},
     5: {"cli"},
     4: {"demo", "tasks", "train", "infer"},
-    3: {"checkpoint", "dataset"},
+    3: {"checkpoint", "dataset", "face_space"},
     2: {"voice_encoder", "face_encoder", "face_decoder", "losses", "augment", "warp"},
     1: {"audio", "images", "landmarks", "layout", "runtime"},
     0: {"errors", "console"},

@@ -1,0 +1,111 @@
+"""The recipe of the bundled model, on a few of the real people and speakers."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2f import audio, demo, layout
+from s2f.dataset import Faces
+from s2f.errors import DatasetError, UsageError
+
+DATA = Path(__file__).parents[2] / "shared/data"
+real = [
+    pytest.mark.data,
+    pytest.mark.skipif(not DATA.is_dir(), reason="needs the real faces and voices"),
+]
+
+
+def some(source: Path, table: str, target: Path, n: int) -> Path:
+    """Copy the first n women and men of a source."""
+    target.mkdir()
+    with (source / table).open() as file:
+        rows = list(csv.DictReader(file))
+    column = "person" if table == "people.csv" else "speaker"
+    chosen = [r for sex in "FM" for r in [row for row in rows if row["sex"] == sex][:n]]
+    for row in chosen:
+        shutil.copytree(source / row[column], target / row[column])
+    lines = [f"{column},sex", *(f"{row[column]},{row['sex']}" for row in chosen)]
+    (target / table).write_text("\n".join(lines))
+    return target
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("sources")
+    faces = some(DATA / "faces", "people.csv", folder / "faces", 10)
+    return faces, some(DATA / "voices", "speakers.csv", folder / "voices", 10)
+
+
+@pytest.fixture(scope="module")
+def tree(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "tree"
+    demo.prepare(*sources, out, identities=4)
+    return out
+
+
+class TestRecipe:
+    pytestmark = real
+
+    def test_the_trees_can_be_trained_on(self, tree: Path) -> None:
+        faces = Faces(layout.split(tree / "faces", "train"), landmarks=189)
+        assert faces.registered
+        assert len(faces) == 4 + 2 * 16 * 2 * demo.VIEWS  # mixes, and people with their mirrors
+        for split, n in (("train", 14), ("val", 2), ("test", 4)):
+            assert len(layout.speakers(layout.split(tree / "voices", split))) == n
+
+    def test_nobody_is_in_two_splits(self, tree: Path, sources: tuple[Path, Path]) -> None:
+        for kind, table, source in (
+            ("faces", "people.csv", sources[0]),
+            ("voices", "speakers.csv", sources[1]),
+        ):
+            splits = [
+                {path.name.rstrip("m") for path in (tree / kind / split).iterdir()}
+                for split in ("train", "val", "test")
+            ]
+            assert not splits[0] & splits[2] and not splits[1] & splits[2]
+            assert splits[2] == set(demo.kept_out(source / table))
+
+    def test_the_recipe_gives_the_same_tree_again(
+        self, tree: Path, sources: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        demo.prepare(*sources, tmp_path / "again", identities=4)
+        first, again = (
+            {p.relative_to(t): p.read_bytes() for p in t.rglob("*") if p.is_file()}
+            for t in (tree, tmp_path / "again")
+        )
+        assert first == again
+
+    def test_an_existing_tree_is_refused(self, tree: Path, sources: tuple[Path, Path]) -> None:
+        with pytest.raises(UsageError, match="exists already"):
+            demo.prepare(*sources, tree)
+
+    def test_an_interrupted_recipe_leaves_nothing(
+        self, sources: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        def stop(done: int, total: int, what: str) -> None:
+            if done > 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            demo.prepare(*sources, tmp_path / "out", identities=4, progress=stop)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pitch_of_a_tone_is_its_frequency() -> None:
+    t = np.arange(32_000) / audio.SAMPLE_RATE
+    tone = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 9)).astype(np.float32)
+    assert demo.median_pitch(tone * 0.1) == pytest.approx(150, rel=0.01)
+
+
+def test_a_source_without_its_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"people\.csv: cannot be read"):
+        demo.prepare(tmp_path, tmp_path, tmp_path / "out")
+
+
+def test_a_table_without_its_columns_is_named(tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("name\nann\n")
+    with pytest.raises(DatasetError, match=r"has columns name; wanted person, sex"):
+        demo.prepare(tmp_path, tmp_path, tmp_path / "out")
