@@ -7,10 +7,11 @@ Source: Cole et al. 2017, section 3.1; Oh et al. 2019, section 3.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,18 @@ CONFIGS: dict[str, FaceDecoderConfig] = {
         batch_norm=True,
         is_face=True,
     ),
-    # A wide trunk, then 40 shared 16x16 patterns laid over each other every 8 pixels: near the
-    # linear model of registered faces, which needs about this many (and learns in minutes).
+    # A trunk wide enough to pass the embedding on whole (ReLU of it and of its negative), then 48
+    # patterns of 16x16 pixels, laid over each other every 8: enough for a linear model of
+    # registered faces, from which this decoder starts (`start_linear`).
     "compact": FaceDecoderConfig(
         embedding=256,
         trunk=(512,),
         landmarks=189,
-        landmark_hidden=(256,),
+        landmark_hidden=(),
         seed_size=28,
-        seed_channels=40,
+        seed_channels=48,
         seed_relu=False,
-        rank=144,
+        rank=132,
         stages=((3, 16, 8),),
         output="linear",
     ),
@@ -170,3 +172,105 @@ class FaceDecoder(nn.Module):
         i, j, weight = zip(*self.config.landmarks_68, strict=True)
         w = torch.tensor(weight, dtype=landmarks.dtype, device=landmarks.device)[:, None]
         return (1 - w) * landmarks[:, i] + w * landmarks[:, j]
+
+    @torch.no_grad()
+    def start_linear(self, textures: Tensor, landmarks: Tensor) -> "LinearCode":
+        """Set the weights to the linear model of some registered faces.
+
+        The embedding then is a code: first the textures' principal components, as many as the
+        config's rank, then the landmarks'. What the stage's patterns cannot show is left out.
+
+        Args:
+            textures: [n 3 s s], registered.
+            landmarks: [n k 2].
+
+        Returns:
+            The way from faces to the code: what an encoder has to learn.
+
+        Raises:
+            ValueError: if the config is not one that can be linear, as `compact` is.
+
+        Source: Cootes et al. 1998, "Active Appearance Models", section 2.
+        """
+        config, d = self.config, self.config.embedding
+        size, channels = config.seed_size, config.seed_channels
+        (_, kernel, stride), *more = config.stages
+        linear = config.output == "linear" and not (config.seed_relu or config.landmark_hidden)
+        if not (linear and 0 < config.rank < d and config.trunk == (2 * d,) and not more):
+            raise ValueError("this decoder's config has no linear form")
+        code = LinearCode.fit(textures, landmarks, config.rank, d - config.rank)
+        both = torch.cat([torch.eye(d), -torch.eye(d)])  # z = relu(z) - relu(-z)
+        shape = torch.cat([torch.zeros(2 * config.landmarks, config.rank), code.landmark_axes], 1)
+        # The best patterns are the principal axes of all the axes' patches, [r s s (3 p p)].
+        patches = code.texture_axes.T.reshape(-1, 3, size, stride, size, stride)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        flat = patches.flatten(0, 2)
+        patterns = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :channels]  # [(3 p p) c]
+        inner = slice((kernel - stride) // 2, (kernel + stride) // 2)
+        stage = torch.zeros(channels, 3, kernel, kernel)
+        stage[:, :, inner, inner] = patterns.T.reshape(-1, 3, stride, stride)
+        state = {name: torch.zeros_like(value) for name, value in self.state_dict().items()}
+        state |= {
+            "mean_landmarks": code.mean_landmarks,
+            "mean_texture": code.mean_texture,
+            "trunk.0.0.weight": both,
+            "landmarks.0.weight": shape @ both.T,
+            "seed.0.weight": both.T[: config.rank],
+            "seed.1.weight": (patches @ patterns).permute(3, 1, 2, 0).flatten(0, 2),
+            "stages.0.weight": stage,
+        }
+        self.load_state_dict(state)
+        return code
+
+
+@dataclass(frozen=True)
+class LinearCode:
+    """Principal components of registered faces, between whitened and not.
+
+    A component's variance in the code goes with the root of its variance in the faces, on average
+    1: so that plain distances between codes heed the large ones more, and do not drown in them.
+
+    Attributes:
+        mean_texture: [3 s s].
+        mean_landmarks: [k 2].
+        texture_axes: [3ss r]: what one unit of the code adds to a texture.
+        landmark_axes: [2k m]: and to the landmarks.
+        texture_code: [3ss r]: the way back, from a texture less the mean.
+        landmark_code: [2k m].
+    """
+
+    mean_texture: Tensor
+    mean_landmarks: Tensor
+    texture_axes: Tensor
+    landmark_axes: Tensor
+    texture_code: Tensor
+    landmark_code: Tensor
+
+    @classmethod
+    def fit(cls, textures: Tensor, landmarks: Tensor, rank: int, m: int) -> "LinearCode":
+        """Find the components: `rank` of textures [n 3 s s], `m` of landmarks [n k 2]."""
+        parts = []
+        for values, count in ((textures, rank), (landmarks, m)):
+            rows = (values - values.mean(0)).flatten(1)
+            # through the [n n] products: the pixels are many more than the faces
+            variances, vectors = torch.linalg.eigh((rows @ rows.T).double() / len(rows))
+            deviation = variances.flip(0)[:count].clamp_min(0).sqrt()
+            real = deviation > 1e-4 * deviation[0]  # n faces vary in at most n - 1 ways
+            deviation, vectors = deviation[real], vectors.flip(1)[:, :count][:, real]
+            axes = (rows.T.double() @ vectors) / len(rows) ** 0.5 / deviation
+            scale = (deviation / deviation.mean()).sqrt()
+            for way in (axes * deviation / scale, axes / deviation * scale):
+                parts.append(functional.pad(way, (0, count - len(deviation))).float())
+        texture_axes, texture_code, shape_axes, shape_code = parts
+        means = textures.mean(0), landmarks.mean(0)
+        return cls(*means, texture_axes, shape_axes, texture_code, shape_code)
+
+    def __call__(self, textures: Tensor, landmarks: Tensor) -> Tensor:
+        """Code [b r+m] of textures [b 3 s s] and landmarks [b k 2]."""
+        a = (textures - self.mean_texture).flatten(1) @ self.texture_code
+        return torch.cat([a, (landmarks - self.mean_landmarks).flatten(1) @ self.landmark_code], 1)
+
+    def to(self, device: torch.device) -> "LinearCode":
+        """The same on a device."""
+        tensors = (getattr(self, field.name).to(device) for field in fields(self))
+        return LinearCode(*tensors)

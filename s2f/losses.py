@@ -30,6 +30,11 @@ def embedding_l2(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted - functional.normalize(target, dim=1)).square().sum(1)
 
 
+def embedding_mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference between embeddings [b d]."""
+    return (predicted - target).square().mean(1)
+
+
 def encoder_distill(predicted: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy between softened identity logits [b i].
 

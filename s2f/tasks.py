@@ -18,6 +18,7 @@ from s2f.errors import DatasetError
 from s2f.images import load_face
 from s2f.warp import warp
 
+START = 700  # photos that a linear start is fitted to
 FRONT_END_OF = {  # of each preset of the voice encoder
     "paper": FRONT_ENDS["paper"],
     "seed": FRONT_ENDS["seed"],
@@ -47,41 +48,38 @@ class _FaceData:
             return batch["drawing"]
         return warp(batch["drawing"], batch["landmarks"], mean_landmarks[None])
 
-    def start(self, decoder: face_decoder.FaceDecoder) -> None:
-        """Begin a new decoder at the mean shape and the mean texture of the training data."""
-        with torch.no_grad():
-            decoder.mean_landmarks.copy_(self.train_data.mean_landmarks())
-            if decoder.config.output != "linear":
-                return
-            n = len(self.train_data)
-            total = torch.zeros_like(decoder.mean_texture)
-            rows = range(0, n, max(1, n // 256))
-            for i in rows:
-                item = self.train_data[(i, i)]
-                batch = {
-                    "drawing": item["drawing"][None] / 255,
-                    "landmarks": item["landmarks"][None],
-                }
-                total += self.texture(batch, decoder.mean_landmarks)[0]
-            decoder.mean_texture.copy_(total / len(rows))
+    def some(self, mean_landmarks: Tensor) -> tuple[Tensor, Tensor]:
+        """Registered textures [n 3 224 224] and landmarks [n k 2] of up to `START` photos."""
+        n = len(self.train_data)
+        items = [self.train_data[(i, i)] for i in range(0, n, -(-n // START))]
+        points = torch.stack([item["landmarks"] for item in items])
+        drawings = torch.stack([item["drawing"] for item in items]) / 255
+        batch = {"drawing": drawings, "landmarks": points}
+        return self.texture(batch, mean_landmarks), points
 
 
-def _new_decoder(preset: str, data: _FaceData, embedding: int) -> face_decoder.FaceDecoder:
+def _new_decoder(
+    preset: str, data: _FaceData, embedding: int
+) -> tuple[face_decoder.FaceDecoder, face_decoder.LinearCode | None]:
+    """Make a decoder that starts at the training data's linear model, or at its mean shape."""
     config = dataclasses.replace(face_decoder.CONFIGS[preset], embedding=embedding)
+    mean = data.train_data.mean_landmarks()
     if config.landmarks == landmarks.TEMPLATE_POINTS:
-        mean = data.train_data.mean_landmarks().numpy()
-        config = dataclasses.replace(config, landmarks_68=landmarks.map_68(mean))
+        config = dataclasses.replace(config, landmarks_68=landmarks.map_68(mean.numpy()))
     decoder = face_decoder.FaceDecoder(config)
-    data.start(decoder)
-    return decoder
+    decoder.mean_landmarks.copy_(mean)
+    if config.output != "linear":
+        return decoder, None
+    return decoder, decoder.start_linear(*data.some(mean))
 
 
 class FaceEncoderTask:
     """Learn an embedding that a decoder can draw from: any photo of a person to their one face.
 
     Every photo (smiling, turned, dim, blurred) is to give the landmarks and the registered
-    texture of the identity's first photo, so the photos of one person have to land close. The
-    decoder that does the drawing is saved beside the encoder, as a start for `train decoder`.
+    texture of the identity's first photo, so the photos of one person have to land close. Where
+    the decoder has a linear form, the embedding is that model's code and the encoder learns the
+    code itself; the decoder, still linear, is saved beside the encoder to start `train decoder`.
     """
 
     name = "encoder"
@@ -94,11 +92,13 @@ class FaceEncoderTask:
             config = dataclasses.replace(config, identities=len(self.train_data.identities))
         self.settings = {"preset": preset, "photos": len(self.train_data)}
         self.card = card
-        encoder = face_encoder.VGGFace(config, face_encoder.PREPROCESSING[preset])
-        decoder = _new_decoder(preset, self.data, config.embedding)
-        self.network = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder = face_encoder.VGGFace(config, face_encoder.PREPROCESSING[preset])
+        self.decoder, self.code = _new_decoder(preset, self.data, config.embedding)
+        self.network = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
         self.loss_weights = {"landmarks/mse": 0.02, "texture/mae": 10.0}
+        if self.code is not None:
+            self.decoder.requires_grad_(False)
+            self.loss_weights = {"embedding/mse": 1.0}
         if config.identities:
             self.loss_weights["identity/cross_entropy"] = 0.1
 
@@ -108,12 +108,17 @@ class FaceEncoderTask:
         if augmented:
             faces = augment.faces(faces)
         embedding = self.encoder(faces)
-        points, texture = self.decoder(embedding)
         target = self.data.texture(batch, self.decoder.mean_landmarks)
-        values = {
-            "landmarks/mse": losses.landmarks_mse(points, batch["landmarks"]),
-            "texture/mae": losses.texture_mae(texture, target),
-        }
+        if self.code is not None:
+            self.code = self.code.to(embedding.device)
+            code = self.code(target, batch["landmarks"])
+            values = {"embedding/mse": losses.embedding_mse(embedding, code)}
+        else:
+            points, texture = self.decoder(embedding)
+            values = {
+                "landmarks/mse": losses.landmarks_mse(points, batch["landmarks"]),
+                "texture/mae": losses.texture_mae(texture, target),
+            }
         # People kept for validation are none of the identities that the logits know.
         if self.encoder.config.identities and self.network.training:
             logits = self.encoder.logits(embedding)
@@ -150,7 +155,7 @@ class FaceDecoderTask:
         self.encoder, self.space, self.card = encoder.network, encoder.embedding_space, card
         if start is None:
             self.data = _FaceData(data, face_decoder.CONFIGS[preset].landmarks)
-            self.network = _new_decoder(preset, self.data, self.encoder.config.embedding)
+            self.network, _ = _new_decoder(preset, self.data, self.encoder.config.embedding)
         else:
             assert isinstance(start.network, face_decoder.FaceDecoder)
             check_space([encoder, start])

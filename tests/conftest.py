@@ -39,8 +39,8 @@ ENCODER = face_encoder.VGGFaceConfig(
 )
 DECODER = face_decoder.FaceDecoderConfig(
     embedding=EMBEDDING,
-    trunk=(8,),
-    landmark_hidden=(8,),
+    trunk=(2 * EMBEDDING,),
+    landmark_hidden=(),
     seed_size=28,
     seed_channels=2,
     seed_relu=False,

@@ -18,6 +18,7 @@ TINY = dataclasses.replace(
     seed_channels=4,
     rank=3,
 )
+LINEAR = dataclasses.replace(TINY, trunk=(12,), landmark_hidden=(), seed_size=3, seed_channels=192)
 
 
 @pytest.mark.parametrize("preset", CONFIGS)
@@ -91,3 +92,50 @@ def test_a_decoder_of_68_points_gives_them_as_they_are() -> None:
 def test_a_last_stage_that_is_not_rgb_is_refused() -> None:
     with pytest.raises(ValueError, match="the last stage gives 4 channels"):
         FaceDecoderConfig(stages=((4, 5, 2),))
+
+
+def some_faces(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Textures [n 3 24 24] and landmarks [n 5 2] that vary in three ways each."""
+    generator = torch.Generator().manual_seed(0)
+
+    def mixes(*shape: int) -> torch.Tensor:
+        ways = torch.randn(3, *shape, generator=generator)
+        return torch.einsum("nk,k...->n...", torch.randn(n, 3, generator=generator), ways)
+
+    return 0.5 + 0.1 * mixes(3, 24, 24), 100 + 5 * mixes(5, 2)
+
+
+def test_a_linear_start_draws_the_faces_that_it_was_fitted_to() -> None:
+    textures, landmarks = some_faces(20)
+    decoder = FaceDecoder(LINEAR)
+    code = decoder.start_linear(textures, landmarks)
+    with torch.no_grad():
+        drawn_landmarks, drawn = decoder(code(textures, landmarks))
+    torch.testing.assert_close(drawn, textures, atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn_landmarks, landmarks, atol=1e-3, rtol=0)
+
+
+def test_a_linear_start_does_best_what_few_patterns_can_show() -> None:
+    textures, landmarks = some_faces(20)
+    errors = []
+    for channels in (10, 40, 192):
+        decoder = FaceDecoder(dataclasses.replace(LINEAR, seed_channels=channels))
+        code = decoder.start_linear(textures, landmarks)
+        with torch.no_grad():
+            errors.append(float((decoder(code(textures, landmarks))[1] - textures).abs().mean()))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_code_gives_large_components_more_weight_and_averages_1() -> None:
+    textures, landmarks = some_faces(200)
+    code = FaceDecoder(LINEAR).start_linear(textures, landmarks)(textures, landmarks)
+    torch.testing.assert_close(code.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    variance = code.var(0, correction=0)
+    for part in (variance[:3], variance[3:]):
+        assert (part.diff() <= 1e-3).all()
+        assert float(part.mean()) == pytest.approx(1, rel=0.01)
+
+
+def test_a_config_that_cannot_be_linear_is_refused() -> None:
+    with pytest.raises(ValueError, match="no linear form"):
+        FaceDecoder(TINY).start_linear(torch.zeros(4, 3, 16, 16), torch.zeros(4, 5, 2))

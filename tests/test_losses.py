@@ -10,6 +10,7 @@ from s2f import losses
 PAIRS = {
     "decoder_l1": (6,),
     "embedding_l2": (6,),
+    "embedding_mse": (6,),
     "encoder_distill": (6,),
     "landmarks_mse": (4, 2),
     "texture_mae": (3, 5, 5),

@@ -22,7 +22,7 @@ def make(name: str, faces: Path, voices: Path, models: Path) -> Task:
     if name == "encoder":
         return tasks.FaceEncoderTask(faces, "compact", CARD)
     if name == "decoder":
-        return tasks.FaceDecoderTask(faces, "compact", encoder, None, CARD)
+        return tasks.FaceDecoderTask(faces, "compact", encoder, decoder, CARD)
     return tasks.VoiceEncoderTask(voices, "compact", encoder, decoder, CARD, device=CPU)
 
 
