@@ -6,22 +6,18 @@ as a `FrontEnd`. Below, in pipeline order: `load`, `normalise_loudness`, `clips`
 """
 
 import functools
-import io
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from s2f.errors import AudioError
+from s2f.decoding import SAMPLE_RATE, FloatArray, decode, unusable
 
-SAMPLE_RATE = 16_000  # Hz
 N_FFT = 512
 N_FREQS = N_FFT // 2 + 1  # 257
 HOP_LENGTH = SAMPLE_RATE // 100  # 160 samples, 10 ms
@@ -40,15 +36,6 @@ SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .mp3 .m4a .aac .opus .webm "
     ".mp4 .mkv .mov .wma .aif .aiff .amr .caf".split()
 )
-
-# FFmpeg would also open playlists (ffconcat, m3u8), which make it read other files of this machine.
-_AV_FORMATS = "aac,aiff,amr,asf,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,wav"
-_BLOCK_SAMPLES = 1 << 16
-_RATES = range(4_000, 768_001)  # Hz; a false 1 Hz would resample to 16,000 times the file's size
-_RECORDING = "a recording such as WAV, FLAC, OGG, MP3 or M4A, or a video with sound"
-_SAVE_AGAIN = "Play it to check it, then save it again as WAV."
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -114,7 +101,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise _unusable(path, "does not exist", hint="Check its path.")
+            raise unusable(path, "does not exist", hint="Check its path.")
         inside = sorted(
             file
             for file in path.rglob("*")
@@ -124,7 +111,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
         )
         if path.is_dir() and not inside:
             wanted = "files ending in " + " ".join(sorted(SUFFIXES))
-            raise _unusable(path, "holds no recording", wanted, "Name the folder of the speech.")
+            raise unusable(path, "holds no recording", wanted, "Name the folder of the speech.")
         found += inside if path.is_dir() else [path]
     return list(dict.fromkeys(found))
 
@@ -136,42 +123,17 @@ def load(path: Path) -> FloatArray:
         waveform: mono [n], n >= 1, as recorded (about -1..1), at 16 kHz; the mean of the channels.
 
     Raises:
-        AudioError: if the file is missing, empty, not sound, without a sound track or samples,
-            or holds NaN or infinite samples.
+        AudioError: if the file is missing or cannot be read, and as in `decode`.
     """
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for ever
             found = "is a folder" if path.is_dir() else "is not a regular file"
-            raise _unusable(path, found, hint="Name a recording.")
+            raise unusable(path, found, hint="Name a recording.")
         with path.open("rb") as file:
             return decode(file, str(path))
     except OSError as error:
         found = f"cannot be read ({error.strerror or error})"
-        raise _unusable(path, found, hint="Check its path and its permissions.") from error
-
-
-def decode(data: BinaryIO, name: str) -> FloatArray:
-    """Read, as `load` does, a seekable file whose content tells its format.
-
-    Args:
-        data: the file, opened in binary mode.
-        name: what error messages call it.
-
-    Returns:
-        waveform: mono [n], n >= 1, as recorded (about -1..1), at 16 kHz.
-
-    Raises:
-        AudioError: as in `load`.
-    """
-    import soundfile
-
-    if not data.seek(0, io.SEEK_END):
-        raise _unusable(name, "is empty (0 bytes)", hint="Copy or record it again.")
-    try:
-        return _resample(_read_with_soundfile(data), name)
-    except soundfile.LibsndfileError:
-        # Not one of libsndfile's formats, or damaged: FFmpeg knows more and skips broken packets.
-        return _resample(_read_with_av(data, name), name)
+        raise unusable(path, found, hint="Check its path and its permissions.") from error
 
 
 def normalise_loudness(waveform: FloatArray, name: str = "the waveform") -> FloatArray:
@@ -193,7 +155,7 @@ def normalise_loudness(waveform: FloatArray, name: str = "the waveform") -> Floa
     power = np.mean(np.square(waveform, dtype=np.float64)) if waveform.size else 0.0
     if power < 10 ** (SILENCE_DBFS / 10):
         found = f"holds only silence (RMS below {SILENCE_DBFS:g} dBFS)"
-        raise _unusable(name, found, "speech", "Check the microphone and record again.")
+        raise unusable(name, found, "speech", "Check the microphone and record again.")
     gain = np.float32(10 ** (LOUDNESS_DBFS / 20) / np.sqrt(power))
     loud: FloatArray = np.clip(waveform * gain, -1.0, 1.0)
     return loud
@@ -236,7 +198,7 @@ def read_clips(path: Path, front_end: FrontEnd) -> FloatArray:
     seconds = waveform.size / SAMPLE_RATE
     if seconds < MIN_SECONDS:
         wanted = f"{MIN_SECONDS:g} s of speech or more"
-        raise _unusable(path, f"lasts {seconds:.2f} s", wanted, "Record a sentence or two.")
+        raise unusable(path, f"lasts {seconds:.2f} s", wanted, "Record a sentence or two.")
     return clips(normalise_loudness(waveform, str(path)), front_end.clip_samples)
 
 
@@ -307,85 +269,3 @@ def _mel_filters() -> npt.NDArray[np.float64]:
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return np.maximum(0.0, np.minimum(rising, falling))
-
-
-def _unusable(
-    name: Path | str, found: str, wanted: str = _RECORDING, hint: str = _SAVE_AGAIN
-) -> AudioError:
-    return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)
-
-
-def _read_with_soundfile(data: BinaryIO) -> Iterator[tuple[int, FloatArray]]:
-    """Yield the sample rate and a block [n c], again and again."""
-    import soundfile
-
-    data.seek(0)
-    with soundfile.SoundFile(data) as file:
-        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            yield file.samplerate, block
-
-
-def _read_with_av(data: BinaryIO, name: str) -> Iterator[tuple[int, FloatArray]]:
-    """Yield the sample rate and a block [n c], again and again."""
-    import av
-
-    data.seek(0)
-    options = {"format_whitelist": _AV_FORMATS, "protocol_whitelist": "none"}
-    try:  # with a tag that is not UTF-8, strict (the default) fails
-        container = av.open(data, "r", metadata_errors="ignore", options=options)
-    except av.FFmpegError as error:
-        found = f"holds no sound that can be decoded ({error.strerror})"
-        raise _unusable(name, found) from error
-    with container:
-        stream = container.streams.best("audio")
-        if stream is None or stream.codec_context is None:  # decoding None crashes the process
-            kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-            raise _unusable(name, f"has no sound track that can be decoded, only {kinds}")
-        packets = container.demux(stream)
-        damage, decoded = None, False
-        while True:
-            try:
-                frames: list[Any] = next(packets).decode()
-            except StopIteration:
-                break
-            except av.FFmpegError as error:  # pass over this packet, as the ffmpeg command does
-                damage = error
-                continue
-            for frame in frames:
-                decoded = True
-                yield frame.sample_rate, _samples(frame)
-        if damage and not decoded:
-            raise _unusable(name, "is damaged: none of its sound can be decoded") from damage
-
-
-def _samples(frame: Any) -> FloatArray:
-    """Return an `av.AudioFrame` as [n c], full scale -1..1."""
-    samples: npt.NDArray[Any] = frame.to_ndarray()  # planar [c n], packed [1 n*c]
-    samples = samples.T if frame.format.is_planar else samples.reshape(frame.samples, -1)
-    if samples.dtype.kind in "iu":
-        full_scale = 2.0 ** (8 * samples.itemsize - 1)
-        samples = samples / full_scale - (samples.dtype.kind == "u")
-    return samples.astype(np.float32)
-
-
-def _resample(blocks: Iterator[tuple[int, FloatArray]], name: str) -> FloatArray:
-    """Mix blocks [n c] down to mono [n] at 16 kHz; the rate may change between blocks."""
-    import soxr
-
-    pieces = [np.empty(0, np.float32)]
-    for rate, group in itertools.groupby(blocks, key=itemgetter(0)):
-        if rate not in _RATES:
-            wanted = f"{_RATES[0]} to {_RATES[-1]}"
-            raise _unusable(name, f"claims {rate} samples a second", wanted)
-        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        for _, block in group:
-            with np.errstate(over="ignore", invalid="ignore"):  # inf - inf: refused just below
-                mono = block.mean(axis=1)
-            if not np.isfinite(mono).all():
-                raise _unusable(name, "holds samples that are NaN or infinite", "finite ones")
-            pieces.append(stream.resample_chunk(mono))
-        pieces.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
-    waveform = np.concatenate(pieces)
-    if not waveform.size:
-        raise _unusable(name, "holds no samples")
-    return waveform

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from s2f import audio, landmarks, layout
+from s2f import audio, decoding, landmarks, layout
 from s2f.errors import DatasetError, UsageError
 from s2f.face_space import FaceSpace, People, join, mirror_order, on_background, register
 from s2f.images import FRAME, load_face, to_image
@@ -324,7 +324,7 @@ def median_pitch(waveform: NDArray[np.float32]) -> float:
 
     frame, hop = 1024, 256
     pitch = librosa.yin(
-        waveform, fmin=60, fmax=400, sr=audio.SAMPLE_RATE, frame_length=frame, hop_length=hop
+        waveform, fmin=60, fmax=400, sr=decoding.SAMPLE_RATE, frame_length=frame, hop_length=hop
     )
     level = librosa.feature.rms(y=waveform, frame_length=frame, hop_length=hop)[0]
     n = min(len(pitch), len(level))

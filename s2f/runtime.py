@@ -13,7 +13,7 @@ import torch
 from s2f.errors import DeviceError, OutputError
 
 Progress = Callable[[int, int, str], None]
-"""What floor 4 reports to: (done, total, what happens now)."""
+"""What a job reports to: (done, total, what happens now)."""
 
 
 def silent(done: int, total: int, what: str) -> None:

@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +124,13 @@ class Task(Protocol):
         """Turn a batch into losses, one value a sample."""
         ...
 
+    def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
+        """Improve the network in one go after the last step, if there is a way.
+
+        `batches(k)` goes k times through the training data.
+        """
+        ...
+
     def sample(self, batch: Item) -> Tensor:
         """Draw what the network makes of a batch, as one picture [3 h w]."""
         ...
@@ -176,22 +183,17 @@ def train(
         state.restore(network, optimizer, device)
     n = len(task.train_data)  # type: ignore[arg-type]
     order = Order(n, config.batch_size, seed=config.seed, start=state.step, steps=config.steps)
-    loader: DataLoader[Any] = DataLoader(
-        Careful(task.train_data),
-        batch_sampler=order,
-        num_workers=config.workers,
-        collate_fn=collate,
-    )
+    batches = _batches(task.train_data, order, config, device)
     storage = torch.float16 if config.half else torch.float32
     started, first = time.perf_counter(), state.step
     network.train()
     with _interruptible() as interrupted:
-        for batch in loader:
+        for batch in batches:
             rate = lr_at(state.step, config)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             torch.manual_seed(config.seed * 1_000_003 + state.step)  # augmentation and dropout
-            values = task.losses(_to(batch, device), augmented=config.augment)
+            values = task.losses(batch, augmented=config.augment)
             loss = losses.total(values, config.loss_weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -202,6 +204,9 @@ def train(
             speed = (state.step - first) / (time.perf_counter() - started)
             progress(state.step, config.steps, f"{state.summary()}  {speed:.1f} steps/s")
             ended = state.step == config.steps
+            if ended:
+                torch.manual_seed(config.seed)
+                task.finish(lambda k: _passes(task, config, device, k))
             if state.step % config.every == 0 or ended:
                 measured = evaluate(task, config, device)
                 score = float(losses.total(measured, config.loss_weights))
@@ -230,14 +235,33 @@ def evaluate(task: Task, config: TrainConfig, device: torch.device) -> dict[str,
     """Losses [n] over the validation data, undisturbed."""
     n = len(task.val_data)  # type: ignore[arg-type]
     keys = [[(i, i) for i in range(k, min(k + 64, n))] for k in range(0, n, 64)]
-    loader: DataLoader[Any] = DataLoader(
-        Careful(task.val_data), batch_sampler=keys, num_workers=config.workers, collate_fn=collate
-    )
     was_training = task.network.training
     task.network.eval()
-    measured = [task.losses(_to(batch, device), augmented=False) for batch in loader]
+    batches = _batches(task.val_data, keys, config, device)
+    measured = [task.losses(batch, augmented=False) for batch in batches]
     task.network.train(was_training)
     return {name: torch.cat([values[name] for values in measured]) for name in measured[0]}
+
+
+def _passes(task: Task, config: TrainConfig, device: torch.device, k: int) -> Iterator[Item]:
+    """Go k times through the training data, in another order than the steps did."""
+    n = len(task.train_data)  # type: ignore[arg-type]
+    steps = -(-k * n // config.batch_size)
+    order = Order(n, config.batch_size, seed=config.seed + config.steps, start=0, steps=steps)
+    return _batches(task.train_data, order, config, device)
+
+
+def _batches(
+    data: Dataset[Item],
+    keys: Iterable[list[tuple[int, int]]],
+    config: TrainConfig,
+    device: torch.device,
+) -> Iterator[Item]:
+    loader: DataLoader[Any] = DataLoader(
+        Careful(data), batch_sampler=keys, num_workers=config.workers, collate_fn=collate
+    )
+    for batch in loader:
+        yield _to(batch, device)
 
 
 def _sample_batch(task: Task, device: torch.device) -> Item:

@@ -19,6 +19,7 @@ RING_MARGIN = 0.25  # of the frame's side: from the border to the points that st
 RING_POINTS = 8  # a side
 STEP = 4  # pixels between the nodes where the spline is evaluated; cubic in between
 ROUNDING = 0.02  # of the frame's side: within it the spline's cusp at a landmark is rounded
+CONSTANT = 4.0  # in units of the frame's side: more than any distance between points
 SMOOTHING = 1e-4  # lets two landmarks that fall together disagree, instead of no solution
 
 
@@ -43,15 +44,16 @@ def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
     side = max(height, width)  # the fit is done in units of it, well scaled in float32
     ring = (_ring(height, width).to(target) / side).expand(b, -1, -1)
     centres = torch.cat([target / side, ring], dim=1)  # [b m 2]
-    moves = functional.pad((source - target) / side, (0, 0, 0, ring.shape[1] + 3))
+    moves = functional.pad((source - target) / side, (0, 0, 0, ring.shape[1]))  # [b m 2]
     affine = functional.pad(centres, (1, 0), value=1.0)  # [b m 3]
-    kernel = _kernel(centres, centres) + torch.diag(
-        functional.pad(torch.full((k,), SMOOTHING).to(target), (0, ring.shape[1]))
-    )
-    system = torch.cat(
-        [torch.cat([kernel, affine], dim=2), functional.pad(affine.mT, (0, 3))], dim=1
-    )
-    weights = torch.linalg.solve(system, moves)  # [b m+3 2]
+    smooth = functional.pad(torch.full((k,), SMOOTHING).to(target), (0, ring.shape[1]))
+    # The weights sum to zero, so the constant changes nothing but makes the matrix definite.
+    kernel = _kernel(centres, centres) + CONSTANT + torch.diag(smooth)
+    factor = torch.linalg.cholesky(kernel)
+    both = torch.cholesky_solve(torch.cat([affine, moves], dim=2), factor)
+    inner = affine.mT @ both  # [b 3 5]
+    plane = torch.cholesky_solve(inner[..., 3:], torch.linalg.cholesky(inner[..., :3]))  # [b 3 2]
+    weights = torch.cat([both[..., 3:] - both[..., :3] @ plane, plane], dim=1)  # [b m+3 2]
     nodes = torch.stack(
         torch.meshgrid(
             torch.linspace(0, (width - 1) / side, 1 + -(-(width - 1) // STEP)),
@@ -62,7 +64,7 @@ def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
     ).to(target)
     places = nodes.view(1, -1, 2).expand(b, -1, -1)
     basis = torch.cat([_kernel(places, centres), functional.pad(places, (1, 0), value=1.0)], dim=2)
-    at_nodes = (side * (basis @ weights)).mT.unflatten(2, nodes.shape[:2])
+    at_nodes = (side * (basis @ weights)).mT.reshape(b, 2, *nodes.shape[:2])
     return functional.interpolate(
         at_nodes, size=(height, width), mode="bicubic", align_corners=True
     )

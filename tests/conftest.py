@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from s2f import checkpoint, face_decoder, face_encoder, tasks, voice_encoder
-from s2f.audio import FRONT_ENDS, SAMPLE_RATE
+from s2f.audio import FRONT_ENDS
 from s2f.checkpoint import Card
+from s2f.decoding import SAMPLE_RATE
 
 # Threads that wait for each other cost tiny networks more than they gain.
 torch.set_num_threads(1)

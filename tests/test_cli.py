@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import s2f
-from s2f import audio, checkpoint, cli, demo, infer, train
+from s2f import checkpoint, cli, decoding, demo, infer, train
 from s2f.cli import app
 
 pytestmark = pytest.mark.usefixtures("bundled")
@@ -361,13 +361,13 @@ def short(path: Path) -> None:
 
 
 def silence(path: Path) -> None:
-    soundfile.write(path, np.zeros(audio.SAMPLE_RATE, np.float32), audio.SAMPLE_RATE)
+    soundfile.write(path, np.zeros(decoding.SAMPLE_RATE, np.float32), decoding.SAMPLE_RATE)
 
 
 def not_numbers(path: Path) -> None:
     samples = conftest.noise(1)
     samples[100] = np.nan
-    soundfile.write(path, samples, audio.SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(path, samples, decoding.SAMPLE_RATE, subtype="FLOAT")
 
 
 def empty_folder(path: Path) -> None:
@@ -692,7 +692,7 @@ def test_an_unknown_loss_is_refused_with_the_known_ones(
     options = ["--loss-weight", "texture/mse=1", "-o", tmp_path / "run"]
     done = Done("train", *networks["encoder"], *TRAINING, *options)
     assert_refused(done, 2, "texture/mse")
-    assert "landmarks/mse, texture/mae" in done.err
+    assert "wanted one of embedding/mse" in done.err
     assert not (tmp_path / "run").exists()
 
 

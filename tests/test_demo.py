@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2f import audio, demo, layout
+from s2f import decoding, demo, layout
 from s2f.dataset import Faces
 from s2f.errors import DatasetError, UsageError
 
@@ -95,7 +95,7 @@ class TestRecipe:
 
 
 def test_the_pitch_of_a_tone_is_its_frequency() -> None:
-    t = np.arange(32_000) / audio.SAMPLE_RATE
+    t = np.arange(32_000) / decoding.SAMPLE_RATE
     tone = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 9)).astype(np.float32)
     assert demo.median_pitch(tone * 0.1) == pytest.approx(150, rel=0.01)
 

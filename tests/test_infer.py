@@ -10,7 +10,7 @@ import torch
 from conftest import FRONT_END, noise, write_photo, write_speech
 from PIL import Image
 
-from s2f import SpeechToFace, audio, layout
+from s2f import SpeechToFace, audio, decoding, layout
 from s2f.errors import AudioError, UsageError
 from s2f.infer import plan, run
 
@@ -44,7 +44,7 @@ def test_longer_speech_averages_the_embeddings_of_its_clips(
     # Parts of equal loudness, or normalising the whole would not be normalising each.
     parts = [audio.normalise_loudness(noise(1, seed)) for seed in (1, 2, 3)]
     for k, part in enumerate([*parts, np.concatenate(parts)]):
-        soundfile.write(tmp_path / f"{k}.wav", part, audio.SAMPLE_RATE, subtype="FLOAT")
+        soundfile.write(tmp_path / f"{k}.wav", part, decoding.SAMPLE_RATE, subtype="FLOAT")
     faces = [s2f.generate(tmp_path / f"{k}.wav") for k in range(4)]
     assert faces[3].clips == 3
     mean = np.mean([face.embedding for face in faces[:3]], axis=0)

@@ -1,5 +1,6 @@
 """The three tasks: what they learn, and where their gradients go. Tiny networks and trees."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from s2f import checkpoint, losses, tasks
 from s2f.checkpoint import Card
+from s2f.dataset import Item, collate
 from s2f.train import Task, TrainConfig, _sample_batch, _to, train
 
 CPU = torch.device("cpu")
@@ -105,3 +107,24 @@ def test_a_voice_is_given_the_embedding_of_its_own_face(
     photo = tasks.load_face(voices / "train/id2/images/a.jpg")[None]
     expected = face.network(_to({"x": photo}, CPU)["x"])[0]
     torch.testing.assert_close(item["embedding"], expected)
+
+
+def test_the_last_layers_of_an_encoder_are_solved_not_only_stepped_to(
+    faces: Path, voices: Path, models: Path, tmp_path: Path
+) -> None:
+    task = make("encoder", faces, voices, models)
+    assert isinstance(task, tasks.FaceEncoderTask)
+    task.network.eval()
+    batch = _sample_batch(task, CPU)
+    with torch.no_grad():
+        before = float(task.losses(batch, augmented=False)["embedding/mse"].mean())
+
+        def batches(k: int) -> Iterator[Item]:
+            for seed in range(20 * k):
+                torch.manual_seed(seed)
+                yield _to(collate([task.train_data[i, seed] for i in range(3)]), CPU)
+
+        task.finish(batches)
+        task.network.eval()
+        after = float(task.losses(batch, augmented=False)["embedding/mse"].mean())
+    assert after < 0.5 * before

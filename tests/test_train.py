@@ -42,6 +42,9 @@ class LineTask:
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         return {"mse": (self.network(batch["x"]) - batch["y"]).square().mean(1)}
 
+    def finish(self, batches: object) -> None:
+        pass
+
     def sample(self, batch: Item) -> Tensor:
         return torch.zeros(3, 4, 8)
 

@@ -1,0 +1,205 @@
+"""Measure a model of the demo on the people and speakers that were kept out of its training.
+
+    python benchmarks/bundled.py ../shared/data [--model demo] [--sheets FOLDER] [--record]
+
+`--record` writes the figures into the cards of the model's checkpoints.
+
+The judge of sex is a classifier fitted on real photographs only: the inner face (brows to chin,
+no hair), 32 x 40 pixels, each photo brought to mean 0 and deviation 1, 40 principal components,
+linear discriminant. It has never seen a generated face.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from s2f import SpeechToFace, audio, checkpoint, demo
+from s2f.infer import Face
+
+INNER = (62, 78, 162, 203)  # left, top, right, bottom of the inner face in the 224 frame
+Vector = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A classifier of sex from photos; `score` is above 0 for men."""
+
+    model: Pipeline
+    accuracy: float  # on real people that it was not fitted to, by cross-validation
+
+    def score(self, faces: list[Image.Image]) -> Vector:
+        """How masculine faces look, [n]."""
+        scores: Vector = self.model.decision_function(np.stack([_inner(face) for face in faces]))
+        return scores
+
+
+def _inner(face: Image.Image) -> Vector:
+    small = face.convert("RGB").resize((224, 224), Image.Resampling.LANCZOS)
+    small = small.resize((32, 40), Image.Resampling.BOX, INNER)
+    pixels = np.asarray(small, np.float64).ravel()
+    return (pixels - pixels.mean()) / pixels.std()
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Read a csv."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def fit_judge(faces: Path) -> Judge:
+    """Fit the judge on all real photographs of a folder with people.csv."""
+    inputs, labels, groups = [], [], []
+    for k, row in enumerate(table(faces / "people.csv")):
+        for name in ("neutral", "smiling"):
+            with Image.open(faces / row["person"] / f"{name}.jpg") as photo:
+                inputs.append(_inner(photo))
+            labels.append(row["sex"] == "M")
+            groups.append(k)
+    x, y = np.stack(inputs), np.array(labels)
+    model = make_pipeline(
+        PCA(40, random_state=0), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1)
+    )
+    scores = cross_val_score(model, x, y, groups=groups, cv=GroupKFold(12))
+    return Judge(model.fit(x, y), float(np.mean(scores)))
+
+
+def voices(model: SpeechToFace, folder: Path) -> tuple[list[Face], NDArray[np.bool_], Vector]:
+    """Faces of the kept-out speakers, whether each is a man, and their median pitch, Hz."""
+    sexes = {row["speaker"]: row["sex"] for row in table(folder / "speakers.csv")}
+    names = demo.kept_out(folder / "speakers.csv")
+    recordings = [audio.find([folder / name])[0] for name in names]
+    pitches = [demo.median_pitch(audio.load(path)) for path in recordings]
+    faces = [model.generate(path) for path in recordings]
+    return faces, np.array([sexes[name] == "M" for name in names]), np.array(pitches)
+
+
+def people(model: SpeechToFace, folder: Path) -> list[tuple[Path, Face, Face]]:
+    """Kept-out people: neutral photo, and reconstructions of the neutral and the smiling one."""
+    made = []
+    for name in demo.kept_out(folder / "people.csv"):
+        photos = [folder / name / f"{view}.jpg" for view in ("neutral", "smiling")]
+        made.append((photos[0], *(model.reconstruct(photo) for photo in photos)))
+    return made
+
+
+def sharpness(images: list[Image.Image]) -> float:
+    """Mean deviation of the Laplacian of the inner face's brightness."""
+    inner = [image.convert("L").resize((224, 224)).crop(INNER) for image in images]
+    deviations = [ndimage.laplace(np.asarray(face, np.float64)).std() for face in inner]
+    return float(np.mean(deviations))
+
+
+def distance(images: list[Image.Image]) -> float:
+    """Mean absolute difference of two different images, 0..255."""
+    flat = torch.from_numpy(np.stack([np.asarray(i, np.float32).ravel() for i in images]))
+    return float(torch.pdist(flat, p=1).mean() / flat.shape[1])
+
+
+def measure(model: SpeechToFace, data: Path) -> dict[str, float]:
+    """All figures of a model."""
+    judge = fit_judge(data / "faces")
+    faces, male, pitch = voices(model, data / "voices")
+    score = judge.score([face.image for face in faces])
+    folk = people(model, data / "faces")
+    neutral = np.stack([a.embedding for _, a, _ in folk])
+    smiling = np.stack([b.embedding for _, _, b in folk])
+    cosine = _unit(neutral) @ _unit(smiling).T
+    photos = [Image.open(photo).convert("RGB").resize((224, 224)) for photo, _, _ in folk]
+    return {
+        "judge accuracy on real people": judge.accuracy,
+        "kept-out speakers": len(faces),
+        "sex agreement": float(((score > 0) == male).mean()),
+        "pitch and femininity, women (rank correlation)": float(
+            spearmanr(pitch[~male], -score[~male]).statistic
+        ),
+        "pitch and femininity, men (rank correlation)": float(
+            spearmanr(pitch[male], -score[male]).statistic
+        ),
+        "distance of faces of different voices (of 255)": distance([f.image for f in faces]),
+        "kept-out people": len(folk),
+        "distance of reconstructions (of 255)": distance([a.image for _, a, _ in folk]),
+        "cosine of neutral and smiling, same person": float(cosine.diagonal().mean()),
+        "cosine of different people": float(cosine[~np.eye(len(cosine), dtype=bool)].mean()),
+        "smiling photo finds its person first": float(
+            (cosine.argmax(0) == np.arange(len(cosine))).mean()
+        ),
+        "sharpness of reconstructions / photos": sharpness([a.image for _, a, _ in folk])
+        / sharpness(photos),
+        "sharpness of faces from voices / photos": sharpness([f.image for f in faces])
+        / sharpness(photos),
+    }
+
+
+def _unit(rows: Vector) -> Vector:
+    centred = rows - rows.mean(0)
+    unit: Vector = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    return unit
+
+
+def sheet(images: list[Image.Image], columns: int, size: int) -> Image.Image:
+    """Pictures in rows."""
+    page = Image.new("RGB", (columns * size, -(-len(images) // columns) * size), "white")
+    for k, image in enumerate(images):
+        tile = image.resize((size, size), Image.Resampling.LANCZOS)
+        page.paste(tile, (k % columns * size, k // columns * size))
+    return page
+
+
+def record(model: SpeechToFace, figures: dict[str, float]) -> None:
+    """Write figures into the cards of a model's half-precision checkpoints; tensors stay."""
+    metrics = {name: round(value, 4) for name, value in figures.items()}
+    for kind, loaded in model.model.checkpoints.items():
+        name = f"{model.model.name} {kind}"
+        checkpoint.save(
+            loaded.path,
+            loaded.network,
+            card=dataclasses.replace(loaded.card, name=name, metrics=metrics),
+            embedding_space=loaded.embedding_space,
+            front_end=loaded.front_end,
+            storage=torch.float16,
+        )
+
+
+def main() -> None:
+    """Print the figures; write the contact sheets where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--sheets", type=Path)
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    model = SpeechToFace.load(options.model, device="cpu")
+    figures = measure(model, options.data)
+    print(json.dumps(figures, indent=1))
+    if options.record:
+        record(model, figures)
+    if options.sheets:
+        options.sheets.mkdir(parents=True, exist_ok=True)
+        faces, male, pitch = voices(model, options.data / "voices")
+        order = sorted(range(len(faces)), key=lambda k: (bool(male[k]), -pitch[k]))
+        chosen = [k for sex in (False, True) for k in [k for k in order if male[k] == sex][:20]]
+        page = sheet([faces[k].image for k in chosen], 10, 112)
+        page.save(options.sheets / "voices.jpg", quality=90)
+        sheet([faces[k].image for k in chosen], 8, 224).save(options.sheets / "voices.png")
+        tiles = []
+        for photo, neutral, smiling in people(model, options.data / "faces"):
+            with Image.open(photo) as a, Image.open(photo.with_name("smiling.jpg")) as b:
+                tiles += [a.convert("RGB"), neutral.image, b.convert("RGB"), smiling.image]
+        sheet(tiles, 8, 224).save(options.sheets / "people.png")
+
+
+if __name__ == "__main__":
+    main()

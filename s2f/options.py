@@ -1,0 +1,42 @@
+"""What the commands share: how they speak, their options in common, and small mechanics.
+
+An option that one command or one group of commands has lives with it; here are those of several.
+"""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from s2f.console import Console
+
+PARTLY_FAILED, INTERRUPTED = 6, 130  # exit codes that no error has
+Panel = Literal["Input", "Model", "Training", "Run", "Output"]
+GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown"}  # of commands
+
+
+def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
+    """Decide once how this command speaks, where errors find it too."""
+    console = Console("json" if as_json else "quiet" if quiet else "human")
+    ctx.find_root().obj = console
+    return console
+
+
+def examples(*commands: str) -> str:
+    """Make an epilog; blank lines keep markdown from joining the commands."""
+    return "\n\n".join(["Examples:", *(f"`{command}`" for command in commands)])
+
+
+def given(**options: object) -> dict[str, Any]:
+    """Keep the options that were given; the function that gets them has its own defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def option(panel: Panel, help: str, *names: str, **settings: Any) -> Any:
+    """Make an option, in one of the panels of a command's help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
+
+
+JsonOpt = Annotated[bool, option("Output", "Print one JSON object, errors too.", "--json")]
+QuietOpt = Annotated[bool, option("Output", "Print results and errors only.", "--quiet", "-q")]
+DeviceOpt = Annotated[str, option("Run", "auto (default), cpu, cuda, cuda:N or mps.", "--device")]
+SeedOpt = Annotated[int | None, option("Run", "Of everything random.", "--seed", min=0)]
