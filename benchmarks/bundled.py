@@ -26,7 +26,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from s2f import SpeechToFace, audio, checkpoint, demo
+from s2f import SpeechToFace, audio, checkpoint, demo, voice_traits
 from s2f.infer import Face
 
 INNER = (62, 78, 162, 203)  # left, top, right, bottom of the inner face in the 224 frame
@@ -81,7 +81,7 @@ def voices(model: SpeechToFace, folder: Path) -> tuple[list[Face], NDArray[np.bo
     sexes = {row["speaker"]: row["sex"] for row in table(folder / "speakers.csv")}
     names = demo.kept_out(folder / "speakers.csv")
     recordings = [audio.find([folder / name])[0] for name in names]
-    pitches = [demo.median_pitch(audio.load(path)) for path in recordings]
+    pitches = [voice_traits.median_pitch(audio.load(path)) for path in recordings]
     faces = [model.generate(path) for path in recordings]
     return faces, np.array([sexes[name] == "M" for name in names]), np.array(pitches)
 

@@ -40,7 +40,7 @@ def faces(pictures: Tensor) -> Tensor:
 
 def voices(waveforms: Tensor) -> Tensor:
     """Change pitch and formants a little, band, noise and gain of waveforms [b n]."""
-    x = _resampled(waveforms, _uniform(waveforms, 0.96, 1.04))
+    x = _resampled(waveforms, _uniform(waveforms, 0.98, 1.02))
     x = _telephoned(x)
     return _noisy(x) * 10 ** (_uniform(x, -6, 3, 1) / 20)
 

@@ -101,7 +101,7 @@ def _train_encoder(
     """Train a face encoder: photos to the embedding that a decoder can draw them from."""
 
     def task(card: "Card", device: "torch.device") -> "Task":
-        from s2f.tasks import FaceEncoderTask
+        from s2f.face_tasks import FaceEncoderTask
 
         return FaceEncoderTask(data, preset.value, card)
 
@@ -140,7 +140,7 @@ def _train_decoder(
 
     def task(card: "Card", device: "torch.device") -> "Task":
         from s2f.checkpoint import load
-        from s2f.tasks import FaceDecoderTask
+        from s2f.face_tasks import FaceDecoderTask
 
         encoder = load(face_encoder, "face_encoder")
         decoder = None if start is None else load(start, "face_decoder")
@@ -182,7 +182,7 @@ def _train_voice(
 
     def task(card: "Card", device: "torch.device") -> "Task":
         from s2f.checkpoint import load
-        from s2f.tasks import VoiceEncoderTask
+        from s2f.voice_task import VoiceEncoderTask
 
         encoder = load(face_encoder, "face_encoder")
         decoder = load(face_decoder, "face_decoder")

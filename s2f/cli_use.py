@@ -23,7 +23,8 @@ from s2f.options import (
 )
 
 if TYPE_CHECKING:
-    from s2f.infer import Face, Find, Outcome, SpeechToFace
+    from s2f.batch import Find, Outcome
+    from s2f.infer import Face, SpeechToFace
 
 app = typer.Typer()
 
@@ -115,7 +116,8 @@ def _draw(
     method: "Callable[[SpeechToFace, Path], Face]",
 ) -> None:
     """Make a picture of each source, report them, and exit with what became of them."""
-    from s2f.infer import SpeechToFace, plan, run
+    from s2f.batch import plan, run
+    from s2f.infer import SpeechToFace
 
     options = ctx.params
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from s2f import audio, decoding, landmarks, layout
+from s2f import audio, landmarks, layout, voice_traits
+from s2f.demo_cards import FACES_CARD, VOICES_CARD
 from s2f.errors import DatasetError, UsageError
 from s2f.face_space import FaceSpace, People, join, mirror_order, on_background, register
 from s2f.images import FRAME, load_face, to_image
@@ -33,46 +34,7 @@ from s2f.runtime import Progress, atomic_folder, atomic_write, silent
 TEST_SHARE = 0.2  # of people and of speakers, kept out of training
 VAL_SHARE = 0.1  # of the speakers
 VAL_IDENTITIES = 100
-TIMBRE_AXES = 8
 VIEWS = 3  # of a real photo in training
-
-
-_LICENCE = (
-    "CC BY 4.0 for what is derived from the data: Face Research Lab London Set (DeBruine and "
-    "Jones 2017, doi 10.6084/m9.figshare.5047666); LibriSpeech (Panayotov et al. 2015, "
-    "openslr.org/12). The program is MIT."
-)
-FACES_CARD = {
-    "description": "Drawn from and to registered faces; 20 % of the people kept out of training.",
-    "data": (
-        "84 photographed adults of the Face Research Lab London Set, framed, neutral and "
-        "smiling, and synthetic mixes of them (shape and texture mixed apart within a sex)."
-    ),
-    "licence": _LICENCE,
-    "limits": (
-        "Frontal, well-lit, framed adult faces before a plain wall. Hair that leaves the head's "
-        "outline, glasses, beards beyond stubble and jewellery are not drawn. Faces far from the "
-        "84 are drawn as their nearest mixes. Not for recognising anyone."
-    ),
-}
-VOICES_CARD = {
-    "description": (
-        "A demonstration of the pipeline. Voices and faces belong to different people: a voice "
-        "was given a face of its sex, as masculine among those as its pitch is low. Which of "
-        "these faces it was, skin, hair and features, follows timbre by an arbitrary rule."
-    ),
-    "data": (
-        "Voices: 220 readers of LibriSpeech train-clean-100, 14 s each, 20 % of them kept out. "
-        "Faces: mixes of the Face Research Lab London Set."
-    ),
-    "licence": _LICENCE,
-    "limits": (
-        "Knows sex and pitch, and nothing else about anyone: not age, not origin, not looks. "
-        "Read English speech of adults. A deep female voice may show a man and a high male voice "
-        "a woman; children, singing, shouting and music show anything. It must not be used to "
-        "identify, profile or judge a person."
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -290,8 +252,8 @@ def _prepare_voices(
         speech = [(f.stem, audio.normalise_loudness(audio.load(f), name=str(f))) for f in files]
         waveforms.append(speech)
         joined = np.concatenate([waveform for _, waveform in speech])
-        pitches[k] = median_pitch(joined)
-        timbres.append(_timbre(joined))
+        pitches[k] = voice_traits.median_pitch(joined)
+        timbres.append(voice_traits.timbre(joined))
     train, test = _split(sexes, TEST_SHARE, seed)
     inner, val = _split(sexes[train], VAL_SHARE, seed)
     train, val = train[inner], train[val]
@@ -300,7 +262,7 @@ def _prepare_voices(
     table = []
     for sex in "FM":
         fitted = train[sexes[train] == sex]
-        scores = _normal_scores(timbre, pitches, fitted)
+        scores = voice_traits.normal_scores(timbre, pitches, fitted)
         for split, members in (("train", train), ("val", val), ("test", test)):
             for k in members[sexes[members] == sex]:
                 rank = float((pitches[fitted] < pitches[k]).mean())
@@ -313,49 +275,3 @@ def _prepare_voices(
                 table.append([rows[k]["speaker"], sex, split, f"{pitches[k]:.1f}"])
     _write_csv(out / "speakers.csv", ["speaker", "sex", "split", "pitch_hz"], sorted(table))
     return counts
-
-
-def median_pitch(waveform: NDArray[np.float32]) -> float:
-    """Median fundamental frequency, Hz, of the louder and voiced half of the frames of [n].
-
-    Source: YIN (de Cheveigné and Kawahara 2002), as librosa has it, 60 to 400 Hz.
-    """
-    import librosa
-
-    frame, hop = 1024, 256
-    pitch = librosa.yin(
-        waveform, fmin=60, fmax=400, sr=decoding.SAMPLE_RATE, frame_length=frame, hop_length=hop
-    )
-    level = librosa.feature.rms(y=waveform, frame_length=frame, hop_length=hop)[0]
-    n = min(len(pitch), len(level))
-    loud = level[:n] > np.quantile(level[:n], 0.5)
-    edge = (pitch[:n] > 61) & (pitch[:n] < 395)  # YIN ends at the bounds where nothing is voiced
-    return float(np.median(pitch[:n][loud & edge]))
-
-
-def _timbre(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mean log-mel spectrum [128] of the louder half of the frames of a waveform [n]."""
-    front_end = audio.FrontEnd("ast")
-    log_mel = audio.spectrogram(torch.from_numpy(waveform)[None], front_end)[0, 0].double()
-    level = log_mel.mean(0)
-    mean: NDArray[np.float64] = log_mel[:, level > level.median()].mean(1).numpy()
-    return mean
-
-
-def _normal_scores(
-    timbre: NDArray[np.float64], pitch: NDArray[np.float64], fitted: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Timbre [n 128] on its largest axes within one sex, without what follows from pitch: [n a].
-
-    Fitted on some rows, given for all: ranks among the fitted, as quantiles of a normal.
-    """
-    from scipy.stats import norm
-
-    log_pitch = np.stack([np.log(pitch), np.ones(len(pitch))], axis=1)
-    slope = np.linalg.lstsq(log_pitch[fitted], timbre[fitted], rcond=None)[0]
-    rest = timbre - log_pitch @ slope
-    axes = np.linalg.svd(rest[fitted], full_matrices=False)[2][:TIMBRE_AXES]
-    on_axes = rest @ axes.T  # [n a]
-    below = (on_axes[:, None] > on_axes[fitted][None]).mean(1)
-    scores: NDArray[np.float64] = norm.ppf(np.clip(below, 0.02, 0.98))
-    return scores

@@ -21,6 +21,9 @@ from s2f.images import FRAME
 from s2f.warp import warp
 
 BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
+# Of the faces given to voices, in deviations of the real people: along the axes that follow the
+# timbre, which a voice encoder can learn, and along all others, which it cannot.
+TIMBRE_SCALE, REST_SCALE = 1.2, 0.15
 MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
 # Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
 _OUTLINE = (
@@ -124,16 +127,17 @@ class FaceSpace:
             sex: of the speaker.
             rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
                 masculine the face, on the scale of the real people's ranks.
-            timbre: normal scores [TIMBRE_AXES], laid on the largest axes of variation.
+            timbre: normal scores [a], laid on the a largest axes of variation.
             rng: for the rest.
         """
         rows = self.of_sex(sex)
         left = self.axes(sex)[:, : len(timbre)]
-        noise = rng.standard_normal(len(rows)) * 0.3
-        scores = left @ (timbre - left.T @ noise) + noise  # timbre's axes hold timbre alone
+        noise = rng.standard_normal(len(rows)) * REST_SCALE
+        # timbre's axes hold timbre alone
+        scores = left @ (TIMBRE_SCALE * timbre - left.T @ noise) + noise
         scores -= scores.mean()
         weights: NDArray[np.float64] = np.zeros((2, len(self.sexes)))
-        weights[:, rows] = 1 / len(rows) + 0.85 * scores / np.sqrt(len(rows))
+        weights[:, rows] = 1 / len(rows) + scores / np.sqrt(len(rows))
         wanted = np.quantile(self.masculinity[rows], 1 - rank)
         other = self.of_sex("F" if sex == "M" else "M")
         towards = np.zeros(len(self.sexes))  # from the mean woman to the mean man

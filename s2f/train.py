@@ -1,16 +1,11 @@
 """Training: one loop for the face encoder, the face decoder and the voice encoder.
 
 What is to be learned is a `Task`: networks, and a batch to losses. The loop knows nothing else
-about it. A run directory holds
-
-    config.json  history.jsonl  best.safetensors  last/state.safetensors  samples/*.png
-
-and everything random follows from the seed and the step, so that a run that was killed goes on
-as if nothing had happened.
+about it. What it has reached lies in a run directory (`run`), and everything random follows from
+the seed and the step, so that a run that was killed goes on as if nothing had happened.
 """
 
 import dataclasses
-import json
 import math
 import signal
 import threading
@@ -22,16 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from s2f import losses
 from s2f.dataset import Careful, Item, Order, collate
-from s2f.errors import CheckpointError, S2FError, UsageError
-from s2f.images import encode_png, to_image
-from s2f.runtime import Progress, atomic_write, silent
+from s2f.errors import S2FError, UsageError
+from s2f.run import Run
+from s2f.runtime import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -177,8 +171,8 @@ def train(
     optimizer = torch.optim.AdamW(
         trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
-    _claim(run, task, config)
-    state = _Run(run)
+    state = Run(run)
+    state.claim(_told(task, config))
     if state.file.is_file():
         state.restore(network, optimizer, device)
     n = len(task.train_data)  # type: ignore[arg-type]
@@ -219,15 +213,20 @@ def train(
                 if score < state.best:
                     state.best, state.best_step = score, state.step
                     state.best_losses = {k: float(v.mean()) for k, v in measured.items()}
-                    task.save(run / "best.safetensors", storage, state.best_losses)
-                picture = encode_png(to_image(task.sample(_sample_batch(task, device))), {})
-                with atomic_write(run / "samples" / f"{state.step:07d}.png") as file:
-                    file.write(picture)
+                    task.save(state.best_file, storage, state.best_losses)
+                state.show(task.sample(_sample_batch(task, device)))
                 state.save(network, optimizer)
             if interrupted() and not ended:
                 state.save(network, optimizer)
                 raise KeyboardInterrupt
-    return TrainResult(run, run / "best.safetensors", state.best_step, state.best_losses)
+    return TrainResult(run, state.best_file, state.best_step, state.best_losses)
+
+
+def _told(task: Task, config: TrainConfig) -> dict[str, object]:
+    """What a run must have in common with one that goes on with it."""
+    told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
+    del told["workers"]  # a matter of the machine, not of the result
+    return told
 
 
 @torch.no_grad()
@@ -276,105 +275,6 @@ def _to(batch: Item | S2FError, device: torch.device) -> Item:
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     # Pictures travel as bytes and are 0..1 from here on.
     return {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}
-
-
-def _claim(run: Path, task: Task, config: TrainConfig) -> None:
-    """Write the config of a new run, or make sure that an old one is the same."""
-    # Through JSON, so that tuples compare equal to the lists that they are read back as.
-    mine = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
-    mine = json.loads(json.dumps(mine))
-    mine.pop("workers")  # a matter of the machine, not of the result
-    path = run / "config.json"
-    if not path.is_file():
-        with atomic_write(path) as file:
-            file.write(json.dumps(mine, indent=1).encode())
-        return
-    try:
-        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: is not the config of a run: {error}", hint="give another folder with -o"
-        ) from error
-    for key in mine | theirs:
-        if mine.get(key) != theirs.get(key):
-            raise UsageError(
-                f"{run}: holds a run with {key} {theirs.get(key)}; this one has {mine.get(key)}",
-                hint="give the same options to go on with it, or another folder with -o",
-            )
-
-
-class _Run:
-    """Everything that a run needs to go on: step, best score, running losses; and its files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / "last" / "state.safetensors"
-        self.step, self.best, self.best_step = 0, math.inf, 0
-        self.best_losses: dict[str, float] = {}
-        self.running: dict[str, float] = {}
-        self.logged = 0
-
-    def note(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            now = float(value.detach().mean())
-            self.running[name] = 0.98 * self.running.get(name, now) + 0.02 * now
-
-    def summary(self) -> str:
-        return "  ".join(f"{name} {value:.4g}" for name, value in self.running.items())
-
-    def log(self, rate: float, measured: Mapping[str, float]) -> None:
-        record = {"step": self.step, "lr": rate, "train": self.running, "val": measured}
-        path = self.folder / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        # Steps after the last save are trained again after a kill: drop what they had logged.
-        lines = lines[: self.logged]
-        self.logged += 1
-        with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in [*lines, json.dumps(record)]).encode())
-
-    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
-        for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in values.items()}
-        numbers = {
-            "step": self.step,
-            "best": self.best,
-            "best_step": self.best_step,
-            "best_losses": self.best_losses,
-            "running": self.running,
-            "logged": self.logged,
-        }
-        with atomic_write(self.file) as file:
-            file.write(safetensors.torch.save(tensors, {"run": json.dumps(numbers)}))
-
-    def restore(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-    ) -> None:
-        try:
-            with safetensors.safe_open(self.file, framework="pt", device=str(device)) as file:
-                numbers = json.loads(file.metadata()["run"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            weights: dict[str, Tensor] = {}
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                part, rest = name.split(".", 1)
-                if part == "network":
-                    weights[rest] = tensor
-                else:
-                    index, key = rest.split(".", 1)
-                    # AdamW keeps its step counts on the CPU
-                    moments.setdefault(int(index), {})[key] = (
-                        tensor.cpu() if key == "step" else tensor
-                    )
-            network.load_state_dict(weights)
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{self.file}: is not a state of this run: {error}",
-                hint=f"remove {self.folder} to train anew",
-            ) from error
-        self.step, self.best = numbers["step"], numbers["best"]
-        self.best_step, self.best_losses = numbers["best_step"], numbers["best_losses"]
-        self.running, self.logged = numbers["running"], numbers["logged"]
 
 
 @contextmanager

@@ -77,8 +77,8 @@ CONFIGS: dict[str, VoiceEncoderConfig] = {
         n_freqs=128,
         kernel=3,
         channels=(24, 48, 64, 96, 128),
-        strides=(1, 1, 1, 1, 1),
-        pools=((2, 2), (2, 2), (2, 2), (1, 2), (1, 2)),
+        strides=(2, 1, 1, 1, 1),
+        pools=((1, 2), (2, 2), (2, 2), (1, 1), (1, 1)),
         hidden=256,
         embedding=256,
         dropout=0.3,
@@ -119,6 +119,16 @@ class VoiceEncoder(nn.Module):
         Raises:
             ValueError: if the clip is shorter than `config.min_frames` frames.
         """
+        x = self.dropout(self.hidden(self.features(spectrogram)).relu())
+        embedding: Tensor = self.embedding(x)
+        return embedding.relu() if self.config.final_relu else embedding
+
+    def features(self, spectrogram: Tensor) -> Tensor:
+        """The convolutions' features, pooled over time: [b c f t] to [b m].
+
+        Raises:
+            ValueError: as `forward`.
+        """
         if spectrogram.shape[-1] < self.config.min_frames:
             raise ValueError(
                 f"{spectrogram.shape[-1]} frames are too few: this encoder needs "
@@ -127,7 +137,5 @@ class VoiceEncoder(nn.Module):
         x = spectrogram
         for conv in self.convs:
             x = conv(x)  # [b c f t]
-        x = self.norm(x.mean(dim=3, keepdim=True).relu())  # [b c f 1]
-        x = self.dropout(self.hidden(x.flatten(1)).relu())
-        embedding: Tensor = self.embedding(x)
-        return embedding.relu() if self.config.final_relu else embedding
+        pooled: Tensor = self.norm(x.mean(dim=3, keepdim=True).relu())  # [b c f 1]
+        return pooled.flatten(1)

@@ -9,11 +9,13 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-from s2f import checkpoint, face_decoder, face_encoder, tasks, voice_encoder
+from s2f import checkpoint, face_decoder, face_encoder, voice_encoder, voice_task
 from s2f.audio import FRONT_ENDS
 from s2f.checkpoint import Card
 from s2f.decoding import SAMPLE_RATE
 
+# Asserted in, but no tests themselves.
+pytest.register_assert_rewrite("command_line", "task_checks")
 # Threads that wait for each other cost tiny networks more than they gain.
 torch.set_num_threads(1)
 
@@ -102,7 +104,7 @@ def presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(face_encoder.CONFIGS, "compact", ENCODER)
     monkeypatch.setitem(face_decoder.CONFIGS, "compact", DECODER)
     monkeypatch.setitem(voice_encoder.CONFIGS, "compact", VOICE)
-    monkeypatch.setitem(tasks.FRONT_END_OF, "compact", FRONT_END)
+    monkeypatch.setitem(voice_task.FRONT_END_OF, "compact", FRONT_END)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

@@ -13,12 +13,12 @@ FLOORS = {
     8: {"cli"},
     7: {"cli_prep", "cli_train", "cli_use"},
     6: {"options"},
-    5: {"demo", "tasks", "train", "infer"},
-    4: {"checkpoint", "dataset", "face_space"},
+    5: {"demo", "face_tasks", "voice_task", "train", "infer", "batch"},
+    4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits"},
     3: {"voice_encoder", "face_encoder", "face_decoder", "losses", "augment", "warp", "ridge"},
     2: {"audio", "images", "landmarks", "layout", "runtime"},
     1: {"console", "decoding"},
-    0: {"errors"},
+    0: {"errors", "demo_cards"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 ROOT = {"infer"}  # what `s2f/__init__.py` hands on, lazily

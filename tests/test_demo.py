@@ -4,10 +4,9 @@ import csv
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from s2f import decoding, demo, layout
+from s2f import demo, layout
 from s2f.dataset import Faces
 from s2f.errors import DatasetError, UsageError
 
@@ -92,12 +91,6 @@ class TestRecipe:
         with pytest.raises(KeyboardInterrupt):
             demo.prepare(*sources, tmp_path / "out", identities=4, progress=stop)
         assert list(tmp_path.iterdir()) == []
-
-
-def test_the_pitch_of_a_tone_is_its_frequency() -> None:
-    t = np.arange(32_000) / decoding.SAMPLE_RATE
-    tone = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 9)).astype(np.float32)
-    assert demo.median_pitch(tone * 0.1) == pytest.approx(150, rel=0.01)
 
 
 def test_a_source_without_its_table_is_named(tmp_path: Path) -> None:

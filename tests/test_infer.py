@@ -1,18 +1,16 @@
 """Faces from speech and photos, through the Python interface, with tiny networks."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import FRONT_END, noise, write_photo, write_speech
+from conftest import FRONT_END, noise
 from PIL import Image
 
-from s2f import SpeechToFace, audio, decoding, layout
-from s2f.errors import AudioError, UsageError
-from s2f.infer import plan, run
+from s2f import SpeechToFace, audio, decoding
+from s2f.errors import AudioError
 
 pytestmark = pytest.mark.usefixtures("bundled")
 
@@ -73,86 +71,6 @@ def test_a_broken_recording_is_refused(s2f: SpeechToFace, tmp_path: Path) -> Non
     (tmp_path / "a.wav").write_text("text")
     with pytest.raises(AudioError, match=r"a\.wav"):
         s2f.generate(tmp_path / "a.wav")
-
-
-def test_a_plan_mirrors_the_tree_and_tells_equal_names_apart(tmp_path: Path) -> None:
-    write_speech(tmp_path / "in/x/a.wav")
-    write_speech(tmp_path / "in/x/a.flac")
-    write_speech(tmp_path / "in/b.wav")
-    planned = plan([tmp_path / "in"], tmp_path / "out", audio.find)
-    targets = [item.target and item.target.relative_to(tmp_path / "out") for item in planned]
-    assert targets == [Path("b.png"), Path("x/a.flac.png"), Path("x/a.wav.png")]
-
-
-def test_a_single_file_may_name_its_picture(tmp_path: Path, speech: Path) -> None:
-    (item,) = plan([speech], tmp_path / "me.png", audio.find)
-    assert item.target == tmp_path / "me.png"
-
-
-def test_one_picture_for_two_files_is_refused(tmp_path: Path, speech: Path) -> None:
-    with pytest.raises(UsageError, match="is one picture, but there are 2"):
-        plan([speech, tmp_path / "other.wav"], tmp_path / "me.png", audio.find)
-
-
-def test_two_files_never_become_one_picture(tmp_path: Path) -> None:
-    for name in ("x/a.wav", "y/a.wav"):
-        write_speech(tmp_path / name)
-    with pytest.raises(UsageError, match=r"would be made of both .*x/a\.wav and .*y/a\.wav"):
-        plan([tmp_path / "x/a.wav", tmp_path / "y/a.wav"], tmp_path / "out", audio.find)
-
-
-def test_a_picture_and_an_overlay_never_become_one(tmp_path: Path) -> None:
-    for name in ("a.wav", "a_landmarks.wav"):
-        write_speech(tmp_path / name)
-    with pytest.raises(UsageError, match=r"a_landmarks\.png: would be made of both"):
-        plan([tmp_path], tmp_path / "out", audio.find)
-
-
-def test_a_file_that_is_named_twice_is_made_once(tmp_path: Path, speech: Path) -> None:
-    assert len(plan([speech, speech], tmp_path / "out", audio.find)) == 1
-
-
-@pytest.mark.parametrize("name", ["face.jpg", "there"])
-def test_an_output_that_is_neither_png_nor_folder_is_refused(
-    tmp_path: Path, speech: Path, name: str
-) -> None:
-    (tmp_path / "there").touch()
-    with pytest.raises(UsageError, match=r"is neither a \.png file nor a folder"):
-        plan([speech], tmp_path / name, audio.find)
-
-
-def test_a_batch_goes_on_past_what_is_broken(s2f: SpeechToFace, tmp_path: Path) -> None:
-    write_photo(tmp_path / "a.jpg")
-    (tmp_path / "b.jpg").write_text("text")
-    write_photo(tmp_path / "c.jpg")
-    planned = plan([tmp_path, tmp_path / "d.jpg"], tmp_path / "out", layout.find_photos)
-    outcomes = list(run(s2f.reconstruct, planned))
-    assert [item.status for item in outcomes] == ["made", "failed", "made", "failed"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
-
-
-def test_a_batch_skips_what_is_there_and_newer(s2f: SpeechToFace, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_photo(tmp_path / f"in/{name}.jpg")
-    planned = plan([tmp_path / "in"], tmp_path / "out", layout.find_photos)
-    list(run(s2f.reconstruct, planned))
-    (tmp_path / "out/b.png").unlink()
-    assert [item.status for item in run(s2f.reconstruct, planned)] == ["skipped", "made"]
-
-
-def test_a_picture_that_is_older_than_its_source_is_not_overwritten(
-    s2f: SpeechToFace, tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        write_photo(tmp_path / f"in/{name}.jpg")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/a.png").write_bytes(b"mine")
-    os.utime(tmp_path / "out/a.png", (0, 0))
-    planned = plan([tmp_path / "in"], tmp_path / "out", layout.find_photos)
-    assert [item.status for item in run(s2f.reconstruct, planned)] == ["failed", "made"]
-    assert (tmp_path / "out/a.png").read_bytes() == b"mine"
-    again = list(run(s2f.reconstruct, planned, overwrite=True))
-    assert [item.status for item in again] == ["made", "made"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,6 +1,8 @@
-"""What is learned: the face encoder, the face decoder and the voice encoder, as training tasks.
+"""What is learned from faces: the face encoder and the face decoder, as training tasks.
 
-A task is networks, data, and how a batch becomes losses; `train` runs any of them.
+A task is networks, data, and how a batch becomes losses; `train` runs any of them. These two
+learn from the same photos and start from the same linear model of them, so that the embedding
+of the one is what the other draws.
 """
 
 import dataclasses
@@ -10,29 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from s2f import augment, face_decoder, face_encoder, landmarks, layout, losses, voice_encoder
-from s2f.audio import FRONT_ENDS, spectrogram
+from s2f import augment, face_decoder, face_encoder, landmarks, layout, losses
 from s2f.checkpoint import Card, Checkpoint, check_space, save
-from s2f.dataset import Faces, Item, Voices
+from s2f.dataset import Faces, Item
+from s2f.drawing import draw_faces, sheet
 from s2f.errors import DatasetError
-from s2f.images import load_face
-from s2f.ridge import Moments
+from s2f.ridge import Moments, solve_last_layers
 from s2f.warp import warp
 
 START = 700  # photos that a linear start is fitted to
-RIDGES = (0.03, 0.1, 0.3, 1.0)  # that the face encoder's last layers are tried with
-RIDGE_PASSES = 2  # through the training data, each photo disturbed anew
-MARGIN = 12.0  # deviations by which those layers keep clear of the ReLU between them
-FRONT_END_OF = {  # of each preset of the voice encoder
-    "paper": FRONT_ENDS["paper"],
-    "seed": FRONT_ENDS["seed"],
-    "compact": dataclasses.replace(FRONT_ENDS["ast"], clip_samples=96_000),
-}
-
-
-def _grid(*rows: Tensor) -> Tensor:
-    """Rows of pictures [b 3 h w], one below the other, as one picture."""
-    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+PASSES = 2  # through the training data, each photo disturbed anew
 
 
 class _FaceData:
@@ -142,7 +131,7 @@ class FaceEncoderTask:
             return
         self.network.eval()
         moments = Moments()
-        for batch in batches(RIDGE_PASSES):
+        for batch in batches(PASSES):
             faces = augment.faces(self.encoder.resize(batch["face"]))
             moments.add(*self._features_and_code(faces, batch))
         features, codes = [], []
@@ -154,17 +143,7 @@ class FaceEncoderTask:
             features.append(x)
             codes.append(code)
         x, code = torch.cat(features), torch.cat(codes)
-        solved = [moments.solve(ridge) for ridge in RIDGES]
-        errors = [float((x @ weight + bias - code).square().mean()) for weight, bias in solved]
-        weight, bias = solved[errors.index(min(errors))]
-        # The ReLU between the layers passes everything that a shift has made positive.
-        shift = (MARGIN * moments.deviation(weight)).ceil()  # whole: exact in half precision
-        through = torch.eye(len(bias), device=bias.device)
-        for layer, w, b in (
-            (self.encoder.fc6, weight.T, bias + shift),
-            (self.encoder.fc7, through, -shift),
-        ):
-            layer.load_state_dict({"weight": w.reshape(layer.weight.shape), "bias": b})
+        solve_last_layers(moments, x, code, self.encoder.fc6, self.encoder.fc7)
         self.network.train()
 
     def _features_and_code(self, faces: Tensor, batch: Item) -> tuple[Tensor, Tensor]:
@@ -177,9 +156,9 @@ class FaceEncoderTask:
     def sample(self, batch: Item) -> Tensor:
         """Draw photos above their reconstructions, as one picture [3 h w]."""
         self.network.eval()
-        drawn = _draw(self.decoder, self.encoder(batch["face"]))
+        _, drawn = draw_faces(self.decoder, self.encoder(batch["face"]))
         self.network.train()
-        return _grid(batch["face"], drawn)
+        return sheet(batch["face"], drawn)
 
     def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
         """Write the network as a checkpoint."""
@@ -243,114 +222,11 @@ class FaceDecoderTask:
     def sample(self, batch: Item) -> Tensor:
         """Draw photos above their reconstructions, as one picture [3 h w]."""
         self.network.eval()
-        drawn = _draw(self.network, self.encoder(batch["face"]))
+        _, drawn = draw_faces(self.network, self.encoder(batch["face"]))
         self.network.train()
-        return _grid(batch["face"], drawn)
+        return sheet(batch["face"], drawn)
 
     def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
         """Write the network as a checkpoint."""
         card = dataclasses.replace(self.card, metrics=dict(metrics))
         save(path, self.network, card=card, embedding_space=self.space, storage=storage)
-
-
-class VoiceEncoderTask:
-    """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019, section 3."""
-
-    name = "voice"
-
-    def __init__(
-        self,
-        data: Path,
-        preset: str,
-        encoder: Checkpoint,
-        decoder: Checkpoint,
-        card: Card,
-        *,
-        device: torch.device,
-    ) -> None:
-        assert isinstance(encoder.network, face_encoder.VGGFace)
-        assert isinstance(decoder.network, face_decoder.FaceDecoder)
-        check_space([encoder, decoder])
-        self.encoder, self.decoder = encoder.network.to(device), decoder.network.to(device)
-        front_end = FRONT_END_OF[preset]
-        self.space, self.front_end, self.card = encoder.embedding_space, front_end, card
-        self.train_data = self._voices(layout.split(data, "train"), device)
-        self.val_data = self._voices(layout.split(data, "val"), device)
-        config = dataclasses.replace(
-            voice_encoder.CONFIGS[preset],
-            in_channels=front_end.n_channels,
-            n_freqs=front_end.n_freqs,
-            embedding=self.encoder.config.embedding,
-        )
-        self.network = voice_encoder.VoiceEncoder(config)
-        self.settings = {
-            "preset": preset,
-            "recordings": len(self.train_data),
-            "face_encoder": encoder.sha256,
-            "face_decoder": decoder.sha256,
-        }
-        self.loss_weights = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
-        if not self.encoder.config.identities:
-            del self.loss_weights["encoder/distill"]
-        self.min_samples = 160 * self.network.config.min_frames + 400
-
-    @torch.no_grad()
-    def _voices(self, folder: Path, device: torch.device) -> Voices:
-        embeddings = []
-        for speaker in layout.speakers(folder):
-            faces = torch.stack([load_face(path) for path in speaker.images])
-            embeddings.append(self.encoder(faces.to(device) / 255).cpu())
-        return Voices(folder, embeddings, clip_samples=self.front_end.clip_samples)
-
-    def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
-        """Losses of a batch, one value a sample."""
-        waveform, target = batch["waveform"], batch["embedding"]
-        if augmented:
-            shortest = max(self.min_samples, waveform.shape[1] // 3)
-            waveform = waveform[:, : augment.random_length(waveform.shape[1], shortest)]
-            waveform = augment.voices(waveform)
-        predicted = self.network(spectrogram(waveform, self.front_end))
-        values = {
-            "decoder/l1": losses.decoder_l1(
-                self.decoder.first_layers(predicted), self.decoder.first_layers(target)
-            ),
-            "embedding/l2": losses.embedding_l2(predicted, target),
-        }
-        if self.encoder.config.identities:
-            values["encoder/distill"] = losses.encoder_distill(
-                self.encoder.logits(predicted), self.encoder.logits(target)
-            )
-        return values
-
-    def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
-        """Do nothing: there is no way in one go."""
-
-    @torch.no_grad()
-    def sample(self, batch: Item) -> Tensor:
-        """Draw faces of the targets above faces of the voices, as one picture [3 h w]."""
-        self.network.eval()
-        voice = self.network(spectrogram(batch["waveform"], self.front_end))
-        self.network.train()
-        return _grid(_draw(self.decoder, batch["embedding"]), _draw(self.decoder, voice))
-
-    def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
-        """Write the network as a checkpoint."""
-        card = dataclasses.replace(self.card, metrics=dict(metrics))
-        save(
-            path,
-            self.network,
-            card=card,
-            embedding_space=self.space,
-            front_end=self.front_end,
-            storage=storage,
-        )
-
-
-def _draw(decoder: face_decoder.FaceDecoder, embedding: Tensor) -> Tensor:
-    """Finished faces [b 3 s s] of embeddings [b d]."""
-    points: Tensor
-    texture: Tensor
-    points, texture = decoder(embedding)
-    if decoder.config.is_face:
-        return texture
-    return warp(texture, decoder.mean_landmarks[None], points).clamp(0, 1)

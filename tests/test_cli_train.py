@@ -1,0 +1,204 @@
+"""`s2f train`: its options, its runs, and everything that users give it by mistake."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from command_line import Done, assert_refused, assert_wrong_usage
+
+from s2f import checkpoint, train
+
+pytestmark = pytest.mark.usefixtures("bundled")
+TRAINING = ["--steps", "2", "--batch-size", "2", "--every", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def networks(models: Path, faces: Path, voices: Path, presets: None) -> dict[str, list[object]]:
+    """The arguments of each training command."""
+    encoder = ["--face-encoder", models / "demo/face_encoder.safetensors"]
+    decoder = ["--face-decoder", models / "demo/face_decoder.safetensors"]
+    return {
+        "encoder": ["encoder", faces],
+        "decoder": ["decoder", faces, *encoder],
+        "voice": ["voice", voices, *encoder, *decoder],
+    }
+
+
+@pytest.mark.parametrize("task", ["encoder", "decoder", "voice"])
+def test_training_prints_where_the_best_is_and_goes_on_when_asked_again(
+    task: str, networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = Done("train", *networks[task], *TRAINING, "-o", run)
+    assert (done.code, done.out) == (0, f"{run / 'best.safetensors'}\n")
+    assert f"training in {run} on cpu" in done.err
+    assert (run / "best.safetensors").is_file()
+    again = Done("train", *networks[task], *TRAINING, "-o", run)
+    assert (again.code, again.out) == (0, done.out)
+    assert f"going on with {run}" in again.err
+
+
+def test_training_takes_the_model_it_made(
+    networks: dict[str, list[object]], voices: Path, speech: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    faces = networks["encoder"][1]
+    Done("train", "encoder", faces, *TRAINING, "-o", tmp_path / "e", "--half")
+    encoder = shutil.move(tmp_path / "e/best.safetensors", model / "face_encoder.safetensors")
+    start = tmp_path / "e/decoder.safetensors"
+    options = [*TRAINING, "--face-encoder", encoder]
+    Done("train", "decoder", faces, *options, "--start", start, "-o", tmp_path / "d")
+    decoder = shutil.move(tmp_path / "d/best.safetensors", model / "face_decoder.safetensors")
+    Done("train", "voice", voices, *options, "--face-decoder", decoder, "-o", tmp_path / "v")
+    shutil.move(tmp_path / "v/best.safetensors", model / "voice_encoder.safetensors")
+    assert Done("generate", speech, "-o", tmp_path / "f.png", "--model", model).code == 0
+
+
+def test_training_tells_json_its_losses(networks: dict[str, list[object]], tmp_path: Path) -> None:
+    done = Done("train", *networks["voice"], *TRAINING, "-o", tmp_path / "run", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.json["best"] == str(tmp_path / "run/best.safetensors")
+    assert done.json["step"] == 2
+    assert set(done.json["losses"]) == {"decoder/l1", "embedding/l2"}
+
+
+def test_the_same_seed_trains_the_same_network(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    runs = [tmp_path / name for name in "ab"]
+    for run in runs:
+        Done("train", *networks["voice"], *TRAINING, "--seed", 3, "-o", run)
+    states = [(run / "last/state.safetensors").read_bytes() for run in runs]
+    assert states[0] == states[1]
+
+
+def test_options_reach_the_training(networks: dict[str, list[object]], tmp_path: Path) -> None:
+    options: list[object] = ["--lr", 0.01, "--schedule", "paper", "--weight-decay", 0.5]
+    options += ["--seed", 7, "--half", "--no-augment", "--loss-weight", "embedding/l2=4"]
+    Done("train", *networks["voice"], *TRAINING, *options, "-o", tmp_path / "run")
+    seen = json.loads((tmp_path / "run/config.json").read_text())
+    wanted = {
+        "task": "voice",
+        "steps": 2,
+        "batch_size": 2,
+        "every": 2,
+        "lr": 0.01,
+        "schedule": "paper",
+        "weight_decay": 0.5,
+        "seed": 7,
+        "half": True,
+        "augment": False,
+    }
+    assert {key: seen[key] for key in wanted} == wanted
+    assert seen["loss_weights"] == {"decoder/l1": 0.01, "embedding/l2": 4.0}
+
+
+def test_options_that_are_not_given_are_the_trainings_own(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    Done("train", *networks["voice"], *TRAINING, "-o", tmp_path / "run")
+    seen = json.loads((tmp_path / "run/config.json").read_text())
+    default = train.TrainConfig()
+    for name in ("lr", "schedule", "weight_decay", "seed", "augment", "half", "clip"):
+        assert seen[name] == getattr(default, name)
+
+
+def test_the_card_of_the_data_goes_into_the_checkpoint(
+    networks: dict[str, list[object]], voices: Path, tmp_path: Path
+) -> None:
+    (voices / "card.json").write_text('{"licence": "CC BY 4.0"}')
+    Done("train", *networks["voice"], *TRAINING, "-o", tmp_path / "run")
+    card = checkpoint.load(tmp_path / "run/best.safetensors", "voice_encoder").card
+    assert (card.name, card.licence) == ("run", "CC BY 4.0")
+
+
+def test_an_unknown_loss_is_refused_with_the_known_ones(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    options = ["--loss-weight", "texture/mse=1", "-o", tmp_path / "run"]
+    done = Done("train", *networks["encoder"], *TRAINING, *options)
+    assert_refused(done, 2, "texture/mse")
+    assert "wanted one of embedding/mse" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_in_the_same_run_is_refused_with_the_difference(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    command = ["train", *networks["encoder"], *TRAINING, "-o", tmp_path / "run"]
+    Done(*command, "--seed", 1)
+    done = Done(*command, "--seed", 2, "--quiet")
+    assert_refused(done, 2, tmp_path / "run")
+    assert "seed 1; this one has 2" in done.err
+
+
+def test_networks_of_different_spaces_are_refused(
+    networks: dict[str, list[object]], models: Path, tmp_path: Path
+) -> None:
+    other = models / "other/face_decoder.safetensors"
+    command = ["train", *networks["voice"][:-1], other, "-o", tmp_path / "run"]
+    assert_refused(Done(*command, *TRAINING), 4, other)
+
+
+def test_a_decoder_start_of_another_space_is_refused(
+    networks: dict[str, list[object]], models: Path, tmp_path: Path
+) -> None:
+    other = models / "other/face_decoder.safetensors"
+    done = Done("train", *networks["decoder"], "--start", other, *TRAINING, "-o", tmp_path / "run")
+    assert_refused(done, 4, other)
+
+
+def test_a_tree_without_splits_is_refused(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    done = Done("train", "encoder", tmp_path / "empty", "-o", tmp_path / "run")
+    assert_refused(done, 3, tmp_path / "empty")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_below_a_file_is_refused(networks: dict[str, list[object]], tmp_path: Path) -> None:
+    (tmp_path / "file.txt").touch()
+    run = tmp_path / "file.txt/run"
+    assert_refused(Done("train", *networks["encoder"], *TRAINING, "-q", "-o", run), 2, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves_and_says_so_and_goes_on(
+    number: signal.Signals,
+    networks: dict[str, list[object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lr_at = train.lr_at
+
+    def stop(step: int, config: train.TrainConfig) -> float:
+        signal.raise_signal(number)
+        return lr_at(step, config)
+
+    command = ["train", *networks["encoder"], *TRAINING, "-q", "-o", tmp_path / "run"]
+    monkeypatch.setattr(train, "lr_at", stop)
+    done = Done(*command)
+    assert_refused(done, 130, tmp_path / "run")
+    assert "saved" in done.err
+    monkeypatch.setattr(train, "lr_at", lr_at)
+    assert Done(*command).code == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "voice", "data"],
+        ["train", "encoder", "data", "--preset", "huge"],
+        ["train", "encoder", "data", "--steps", "0"],
+        ["train", "encoder", "data", "--schedule", "random"],
+        ["train", "encoder", "data", "--loss-weight", "texture/mae"],
+        ["train", "encoder", "data", "--loss-weight", "texture/mae=-1"],
+        ["train", "encoder", "data", "--loss-weight", "texture/mae=nan"],
+    ],
+)
+def test_wrong_usage_exits_2(args: list[str]) -> None:
+    assert_wrong_usage(Done(*args))
