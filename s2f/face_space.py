@@ -23,7 +23,8 @@ from s2f.warp import warp
 BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
 # Of the faces given to voices, in deviations of the real people: along the axes that follow the
 # timbre, which a voice encoder can learn, and along all others, which it cannot.
-TIMBRE_SCALE, REST_SCALE = 1.2, 0.15
+TIMBRE_SCALE, REST_SCALE = 1.0, 0.15
+MASCULINITY_SPREAD = 1.25  # of those faces, in terms of the real people's
 MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
 # Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
 _OUTLINE = (
@@ -126,7 +127,7 @@ class FaceSpace:
         Args:
             sex: of the speaker.
             rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
-                masculine the face, on the scale of the real people's ranks.
+                masculine the face, as the real people's ranks are spread, and a little more.
             timbre: normal scores [a], laid on the a largest axes of variation.
             rng: for the rest.
         """
@@ -138,7 +139,8 @@ class FaceSpace:
         scores -= scores.mean()
         weights: NDArray[np.float64] = np.zeros((2, len(self.sexes)))
         weights[:, rows] = 1 / len(rows) + scores / np.sqrt(len(rows))
-        wanted = np.quantile(self.masculinity[rows], 1 - rank)
+        real = np.quantile(self.masculinity[rows], (1 - rank, 0.5))
+        wanted = real[1] + MASCULINITY_SPREAD * (real[0] - real[1])
         other = self.of_sex("F" if sex == "M" else "M")
         towards = np.zeros(len(self.sexes))  # from the mean woman to the mean man
         male, female = (rows, other) if sex == "M" else (other, rows)

@@ -121,14 +121,14 @@ class FaceEncoderTask:
         return values
 
     @torch.no_grad()
-    def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
+    def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
         """Solve the last two layers for the code: ridge regression on the features.
 
         What gradient steps find of the code's 256 numbers in thousands of steps are the first
         few; the least squares are exact. The ridge is the one that does best in validation.
         """
         if self.code is None or self.encoder.config.final_relu:
-            return
+            return False
         self.network.eval()
         moments = Moments()
         for batch in batches(PASSES):
@@ -145,6 +145,7 @@ class FaceEncoderTask:
         x, code = torch.cat(features), torch.cat(codes)
         solve_last_layers(moments, x, code, self.encoder.fc6, self.encoder.fc7)
         self.network.train()
+        return True
 
     def _features_and_code(self, faces: Tensor, batch: Item) -> tuple[Tensor, Tensor]:
         assert self.code is not None
@@ -215,8 +216,9 @@ class FaceDecoderTask:
             "identity/cosine": losses.identity_cosine(drawn, aim),
         }
 
-    def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
+    def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
         """Do nothing: there is no way in one go."""
+        return False
 
     @torch.no_grad()
     def sample(self, batch: Item) -> Tensor:

@@ -118,10 +118,11 @@ class Task(Protocol):
         """Turn a batch into losses, one value a sample."""
         ...
 
-    def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
-        """Improve the network in one go after the last step, if there is a way.
+    def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
+        """Solve for some of the network in one go after the last step, if there is a way.
 
-        `batches(k)` goes k times through the training data.
+        `batches(k)` goes k times through the training data. Returns whether there was one: what
+        it gives then is the result of the run.
         """
         ...
 
@@ -198,9 +199,10 @@ def train(
             speed = (state.step - first) / (time.perf_counter() - started)
             progress(state.step, config.steps, f"{state.summary()}  {speed:.1f} steps/s")
             ended = state.step == config.steps
+            solved = False
             if ended:
                 torch.manual_seed(config.seed)
-                task.finish(lambda k: _passes(task, config, device, k))
+                solved = task.finish(lambda k: _passes(task, config, device, k))
             if state.step % config.every == 0 or ended:
                 measured = evaluate(task, config, device)
                 score = float(losses.total(measured, config.loss_weights))
@@ -210,7 +212,7 @@ def train(
                         hint=f"use a lower --lr than {config.lr:g} and another folder",
                     )
                 state.log(rate, {name: float(value.mean()) for name, value in measured.items()})
-                if score < state.best:
+                if score < state.best or solved:
                     state.best, state.best_step = score, state.step
                     state.best_losses = {k: float(v.mean()) for k, v in measured.items()}
                     task.save(state.best_file, storage, state.best_losses)

@@ -101,10 +101,10 @@ class VoiceEncoderTask:
         return {name: terms[name]() for name in self.loss_weights}
 
     @torch.no_grad()
-    def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
+    def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
         """Solve the last two layers by ridge regression, for presets that are made for it."""
         if self.preset not in PASSES:
-            return
+            return False
         self.network.eval()
         moments = Moments()
         for batch in batches(PASSES[self.preset]):
@@ -120,6 +120,7 @@ class VoiceEncoderTask:
         x, y = torch.cat(features), torch.cat(targets)
         solve_last_layers(moments, x, y, self.network.hidden, self.network.embedding)
         self.network.train()
+        return True
 
     @torch.no_grad()
     def sample(self, batch: Item) -> Tensor:

@@ -62,7 +62,7 @@ def test_training_tells_json_its_losses(networks: dict[str, list[object]], tmp_p
     assert (done.code, done.err) == (0, "")
     assert done.json["best"] == str(tmp_path / "run/best.safetensors")
     assert done.json["step"] == 2
-    assert set(done.json["losses"]) == {"decoder/l1", "embedding/l2"}
+    assert set(done.json["losses"]) == {"embedding/mse", "embedding/l2"}
 
 
 def test_the_same_seed_trains_the_same_network(
@@ -93,7 +93,7 @@ def test_options_reach_the_training(networks: dict[str, list[object]], tmp_path:
         "augment": False,
     }
     assert {key: seen[key] for key in wanted} == wanted
-    assert seen["loss_weights"] == {"decoder/l1": 0.01, "embedding/l2": 4.0}
+    assert seen["loss_weights"] == {"embedding/mse": 1.0, "embedding/l2": 4.0}
 
 
 def test_options_that_are_not_given_are_the_trainings_own(

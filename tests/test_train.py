@@ -42,8 +42,8 @@ class LineTask:
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         return {"mse": (self.network(batch["x"]) - batch["y"]).square().mean(1)}
 
-    def finish(self, batches: object) -> None:
-        pass
+    def finish(self, batches: object) -> bool:
+        return False
 
     def sample(self, batch: Item) -> Tensor:
         return torch.zeros(3, 4, 8)
