@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from s2f import augment, face_decoder, face_encoder, landmarks, layout, losses
+from s2f import augment, face_decoder, face_encoder, layout, losses
 from s2f.checkpoint import Card, Checkpoint, check_space, save
 from s2f.dataset import Faces, Item
 from s2f.drawing import draw_faces, sheet
 from s2f.errors import DatasetError
+from s2f.landmarks import TEMPLATE_POINTS, map_68
 from s2f.ridge import Moments, solve_last_layers
 from s2f.warp import warp
 
@@ -25,9 +26,16 @@ PASSES = 2  # through the training data, each photo disturbed anew
 
 
 class _FaceData:
-    """What the two face tasks share: the data, and drawings registered to the mean shape."""
+    """What the two face tasks share: the data, and drawings registered to the mean shape.
+
+    Where a decoder would predict the dense template and the data have none, `landmarks` is 68.
+    """
 
     def __init__(self, data: Path, k: int) -> None:
+        first = layout.photos(layout.split(data, "train"))[0]
+        if k == TEMPLATE_POINTS and not layout.beside(first.target, layout.TEMPLATE).is_file():
+            k = 68
+        self.landmarks = k
         self.train_data = Faces(layout.split(data, "train"), landmarks=k)
         self.val_data = Faces(layout.split(data, "val"), landmarks=k)
         if self.train_data.registered != self.val_data.registered:
@@ -46,19 +54,23 @@ class _FaceData:
         n = len(self.train_data)
         items = [self.train_data[(i, i)] for i in range(0, n, -(-n // START))]
         points = torch.stack([item["landmarks"] for item in items])
-        drawings = torch.stack([item["drawing"] for item in items]) / 255
-        batch = {"drawing": drawings, "landmarks": points}
-        return self.texture(batch, mean_landmarks), points
+        textures = [
+            self.texture({"drawing": item["drawing"][None] / 255, "landmarks": p}, mean_landmarks)
+            for item, p in zip(items, torch.split(points, 1), strict=True)  # one by one: memory
+        ]
+        return torch.cat(textures), points
 
 
 def _new_decoder(
     preset: str, data: _FaceData, embedding: int
 ) -> tuple[face_decoder.FaceDecoder, face_decoder.LinearCode | None]:
     """Make a decoder that starts at the training data's linear model, or at its mean shape."""
-    config = dataclasses.replace(face_decoder.CONFIGS[preset], embedding=embedding)
+    config = dataclasses.replace(
+        face_decoder.CONFIGS[preset], embedding=embedding, landmarks=data.landmarks
+    )
     mean = data.train_data.mean_landmarks()
-    if config.landmarks == landmarks.TEMPLATE_POINTS:
-        config = dataclasses.replace(config, landmarks_68=landmarks.map_68(mean.numpy()))
+    if config.landmarks == TEMPLATE_POINTS:
+        config = dataclasses.replace(config, landmarks_68=map_68(mean.numpy()))
     decoder = face_decoder.FaceDecoder(config)
     decoder.mean_landmarks.copy_(mean)
     if config.output != "linear":

@@ -1,13 +1,15 @@
 """The two tasks on faces: what they learn, and where their gradients go. Tiny networks."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import DECODER
 from task_checks import CPU, check_duplicates, check_gradients, check_learning
 
-from s2f import checkpoint
+from s2f import checkpoint, face_decoder
 from s2f.checkpoint import Card
 from s2f.dataset import Item, collate
 from s2f.face_tasks import FaceDecoderTask, FaceEncoderTask
@@ -78,3 +80,13 @@ def test_the_last_layers_of_an_encoder_are_solved_not_only_stepped_to(
         task.network.eval()
         after = float(task.losses(batch, augmented=False)["embedding/mse"].mean())
     assert after < 0.5 * before
+
+
+def test_data_without_the_dense_template_train_a_decoder_of_the_68(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = dataclasses.replace(DECODER, landmarks=189)
+    monkeypatch.setitem(face_decoder.CONFIGS, "compact", dense)
+    task = FaceEncoderTask(faces, "compact", Card("tiny"))
+    assert task.decoder.config.landmarks == 68
+    assert task.decoder.landmarks_68(torch.zeros(1, 68, 2)).shape == (1, 68, 2)
