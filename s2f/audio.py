@@ -6,6 +6,7 @@ as a `FrontEnd`. Below, in pipeline order: `load`, `normalise_loudness`, `clips`
 """
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ MEL_FLOOR = 1.192092955078125e-07  # Kaldi's: the float32 epsilon
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .mp3 .m4a .aac .opus .webm "
-    ".mp4 .mkv .mov .wma .aif .aiff .amr .caf".split()
+    ".mp4 .m4v .mkv .mov .avi .3gp .wma .aif .aiff .amr .caf".split()
 )
 
 
@@ -100,7 +101,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise unusable(path, "does not exist", hint="Check its path.")
         inside = sorted(
             file

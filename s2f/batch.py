@@ -26,7 +26,8 @@ class Outcome:
         source: the recording or photo.
         target: the picture that was written, was there already, or would have been written.
         overlay: the picture with landmarks, if it was asked for and written.
-        status: `made`, `skipped` (there already, and newer than its source) or `failed`.
+        status: `planned`; then `made`, `skipped` (there already, and newer than its source) or
+            `failed`.
         error: why it failed.
         clips: clips of speech that were averaged.
         seconds: that it took.
@@ -88,11 +89,12 @@ def plan(sources: Sequence[Path], output: Path | None, find: Find) -> list[Outco
                 found.append((path, inside))
         except InputError as error:
             found.append(Outcome(source, None, "failed", error=error))
-    if output is not None and not output.is_dir() and (output.suffix or output.exists()):
+    is_folder = output is not None and os.path.isdir(output)
+    if output is not None and not is_folder and (output.suffix or os.path.exists(output)):
         if output.suffix.lower() != ".png":
             raise UsageError(
                 f"{output}: is neither a .png file nor a folder",
-                hint="give -o NAME.png for one picture, or a folder",
+                hint="give -o NAME.png for one picture, or a folder; make one with a dot first",
             )
         if len(found) > 1 or sources[0].is_dir():
             raise UsageError(

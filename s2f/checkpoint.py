@@ -10,6 +10,7 @@ decoder to the face encoder that they were made for.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,7 +173,7 @@ def load(path: Path, kind: str) -> Checkpoint:
     try:
         network, front_end = _build(kind, header["config"], header["preprocessing"])
         card = Card(**header["card"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its header does not describe a {kind}: {error}",
             hint="it was made by another version of s2f",
@@ -204,12 +205,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: is not a checkpoint of s2f: {error}",
-            hint="wanted a .safetensors file that s2f wrote; s2f convert reads foreign weights",
+            hint="wanted a .safetensors file that s2f train wrote",
         ) from error
     except KeyError as error:
         raise CheckpointError(
             f"{path}: is a safetensors file, but not one that s2f wrote",
-            hint="s2f convert reads foreign weights",
+            hint="wanted a .safetensors file that s2f train wrote",
         ) from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
         seen = header.get("version") if isinstance(header, dict) else header
@@ -233,7 +234,11 @@ def _build(
     with torch.device("meta"):  # no time spent on random weights that `assign` replaces
         if kind == "voice_encoder":
             voice = voice_encoder.VoiceEncoder(voice_encoder.VoiceEncoderConfig(**config))
-            return voice, FrontEnd(**(preprocessing or {}))
+            front_end = FrontEnd(**(preprocessing or {}))
+            heard = front_end.n_channels, front_end.n_freqs
+            if heard != (voice.config.in_channels, voice.config.n_freqs):
+                raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
+            return voice, front_end
         if kind == "face_decoder":
             return face_decoder.FaceDecoder(face_decoder.FaceDecoderConfig(**config)), None
     preparation = {name: _tuples(value) for name, value in (preprocessing or {}).items()}
@@ -264,16 +269,17 @@ def load_model(model: str | Path, kinds: tuple[str, ...]) -> Model:
         CheckpointError: if there is no such model, or its networks were made for different face
             encoders, or as `load`.
     """
-    folder = MODELS / model if isinstance(model, str) and (MODELS / model).is_dir() else Path(model)
-    if not folder.is_dir():
-        bundled = ", ".join(sorted(p.parent.name for p in MODELS.glob("*/*decoder.safetensors")))
+    bundled = sorted(path.parent.name for path in MODELS.glob("*/face_decoder.safetensors"))
+    folder = MODELS / model if model in bundled else Path(model)
+    if not os.path.isdir(folder):
         raise CheckpointError(
-            f"{model}: is neither a bundled model ({bundled}) nor a folder of checkpoints",
+            f"{model}: is neither a bundled model ({', '.join(bundled)}) nor a folder of "
+            "checkpoints",
             hint=f"a model folder holds {', '.join(f'{kind}.safetensors' for kind in KINDS)}",
         )
     checkpoints = {kind: load(folder / f"{kind}.safetensors", kind) for kind in kinds}
     check_space(list(checkpoints.values()))
-    return Model(folder.name, checkpoints)
+    return Model(folder.resolve().name, checkpoints)
 
 
 def check_space(checkpoints: Sequence[Checkpoint]) -> None:

@@ -119,7 +119,7 @@ class Faces(Dataset[Item]):
             DatasetError: if they are missing or are not k points.
         """
         path = layout.beside(photo.target, self.suffix)
-        points = _read_array(path).astype(np.float32)
+        points = read_array(path).astype(np.float32)
         if points.shape != (self.landmarks, 2) or not np.isfinite(points).all():
             raise DatasetError(
                 f"{path}: holds an array {list(points.shape)}; wanted {[self.landmarks, 2]} "
@@ -161,13 +161,13 @@ class Voices(Dataset[Item]):
         index, seed = key
         generator = torch.Generator().manual_seed(seed)
         speaker, path = self.items[index]
-        samples = _read_array(path, mmap=True)
+        samples = read_array(path, mmap=True)
         known = samples.dtype in (np.int16, np.float16, np.float32, np.float64)
         if samples.ndim != 1 or len(samples) == 0 or not known:
             raise DatasetError(
                 f"{path}: holds {samples.dtype} values {list(samples.shape)}; wanted a waveform "
                 "[n], int16 or floating point",
-                hint="make it again with s2f prep audio",
+                hint="save it as int16 or float32, one channel, 16 kHz",
             )
         spare = max(1, len(samples) - self.clip_samples + 1)
         start = int(torch.randint(spare, (), generator=generator))
@@ -184,11 +184,17 @@ class Voices(Dataset[Item]):
         }
 
 
-def _read_array(path: Path, *, mmap: bool = False) -> NDArray[np.generic]:
+def read_array(path: Path, *, mmap: bool = False) -> NDArray[np.generic]:
+    """Read a .npy file.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
     try:
         array: NDArray[np.generic] = np.load(path, mmap_mode="r" if mmap else None)
     except (OSError, ValueError, EOFError) as error:
         raise DatasetError(
-            f"{path}: cannot be read as an array: {error}", hint="make the file again"
+            f"{path}: cannot be read as an array: {getattr(error, 'strerror', None) or error}",
+            hint="make the file again",
         ) from error
     return array

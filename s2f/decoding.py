@@ -85,7 +85,11 @@ def _read_with_av(data: BinaryIO, name: str) -> Iterator[tuple[int, FloatArray]]
         stream = container.streams.best("audio")
         if stream is None or stream.codec_context is None:  # decoding None crashes the process
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-            raise unusable(name, f"has no sound track that can be decoded, only {kinds}")
+            raise unusable(
+                name,
+                f"has no sound track that can be decoded, only {kinds}",
+                hint="Give the recording, or a video with sound.",
+            )
         packets = container.demux(stream)
         damage, decoded = None, False
         while True:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from s2f import audio, landmarks, layout, voice_traits
+from s2f.dataset import read_array
 from s2f.demo_cards import FACES_CARD, VOICES_CARD
 from s2f.errors import DatasetError, UsageError
 from s2f.face_space import FaceSpace, People, join, mirror_order, on_background, register
@@ -136,15 +137,22 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
-            f"{path}: cannot be read: {error.strerror}", hint=f"wanted {', '.join(columns)} in it"
+            f"{path}: cannot be read: {getattr(error, 'strerror', error)}",
+            hint=f"wanted {', '.join(columns)} in it",
         ) from error
     if not rows or set(columns) - set(rows[0]):
         raise DatasetError(
             f"{path}: has columns {', '.join(rows[0]) if rows else 'none'}; "
             f"wanted {', '.join(columns)}",
             hint="point to the folder that holds the source as its README describes it",
+        )
+    wrong = {row["sex"] for row in rows} - {"F", "M"} if "sex" in columns else set()
+    if wrong:
+        raise DatasetError(
+            f"{path}: column sex holds {', '.join(sorted(wrong))}; wanted F or M",
+            hint="the recipe pairs voices and faces by it",
         )
     return rows
 
@@ -160,7 +168,13 @@ def _read_people(folder: Path) -> People:
             raise DatasetError(f"{path}: no such file", hint="the recipe needs all 189 points")
         with Image.open(person / "neutral.jpg") as photo:
             side = photo.width
-        points = np.load(path)
+        points = read_array(path).astype(np.float64)
+        if points.shape != (landmarks.TEMPLATE_POINTS, 2):
+            raise DatasetError(
+                f"{path}: holds an array {list(points.shape)}; "
+                f"wanted {[landmarks.TEMPLATE_POINTS, 2]}",
+                hint="the recipe needs the set's own templates",
+            )
         shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
     sexes = np.array([row["sex"] for row in rows])
     return People([row["person"] for row in rows], sexes, torch.stack(photos), torch.stack(shapes))

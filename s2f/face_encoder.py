@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Stage = Literal["features", "embedding", "logits"]
-
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -55,7 +53,7 @@ class VGGFaceConfig:
 
     Attributes:
         layers: channels of each padded 3x3 convolution, "M" for 2x2 max pooling.
-        image_size: side of the square input, pixels; 224 times a whole power of a half.
+        image_size: side of the square input, pixels; pictures come as a multiple of it.
         hidden: channels of fc6.
         embedding: values of fc7, the embedding.
         identities: logits of fc8; 0 leaves fc8 out.
@@ -130,8 +128,16 @@ class VGGFace(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
 
     def resize(self, faces: Tensor) -> Tensor:
-        """Bring [b 3 h w] to this network's input size by averaging."""
-        ratio = faces.shape[-1] // self.config.image_size
+        """Bring [b 3 h w] to this network's input size by averaging.
+
+        Raises:
+            ValueError: if their size is no multiple of it.
+        """
+        ratio, rest = divmod(faces.shape[-1], self.config.image_size)
+        if rest:
+            raise ValueError(
+                f"{faces.shape[-1]} pixels are no multiple of {self.config.image_size}"
+            )
         return functional.avg_pool2d(faces, ratio) if ratio > 1 else faces
 
     def preprocess(self, faces: Tensor) -> Tensor:

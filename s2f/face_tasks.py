@@ -16,7 +16,7 @@ from s2f import augment, face_decoder, face_encoder, layout, losses
 from s2f.checkpoint import Card, Checkpoint, check_space, save
 from s2f.dataset import Faces, Item
 from s2f.drawing import draw_faces, sheet
-from s2f.errors import DatasetError
+from s2f.errors import CheckpointError, DatasetError
 from s2f.landmarks import TEMPLATE_POINTS, map_68
 from s2f.ridge import Moments, solve_last_layers
 from s2f.warp import warp
@@ -177,8 +177,8 @@ class FaceEncoderTask:
         """Write the network as a checkpoint."""
         card = dataclasses.replace(self.card, metrics=dict(metrics))
         space = save(path, self.encoder, card=card, storage=storage)
-        beside = path.with_name("decoder.safetensors")
-        save(beside, self.decoder, card=card, embedding_space=space)
+        decoder = path.with_name("decoder.safetensors")
+        save(decoder, self.decoder, card=card, embedding_space=space)
 
 
 class FaceDecoderTask:
@@ -192,7 +192,15 @@ class FaceDecoderTask:
         assert isinstance(encoder.network, face_encoder.VGGFace)
         self.encoder, self.space, self.card = encoder.network, encoder.embedding_space, card
         if start is None:
-            self.data = _FaceData(data, face_decoder.CONFIGS[preset].landmarks)
+            wanted = face_decoder.CONFIGS[preset]
+            fits = wanted.embedding == self.encoder.config.embedding
+            if wanted.output == "linear" and (self.encoder.config.final_relu or not fits):
+                raise CheckpointError(
+                    f"{encoder.path}: its embedding, {self.encoder.config.embedding} values, is "
+                    f"no code that the {preset} decoder draws from, of {wanted.embedding}",
+                    hint=f"train the encoder with --preset {preset} too, or this with paper",
+                )
+            self.data = _FaceData(data, wanted.landmarks)
             self.network, _ = _new_decoder(preset, self.data, self.encoder.config.embedding)
         else:
             assert isinstance(start.network, face_decoder.FaceDecoder)

@@ -35,7 +35,10 @@ def open_photo(path: Path) -> Image.Image:
                         hint="make it smaller first",
                     )
                 picture.draft("RGB", (2 * FRAME, 2 * FRAME))
-                return ImageOps.exif_transpose(picture).convert("RGB")
+                upright = ImageOps.exif_transpose(picture)
+                if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip to white
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                return upright.convert("RGB")
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file", hint="check the path") from error
     except IsADirectoryError as error:
@@ -63,13 +66,10 @@ def load_face(path: Path) -> Tensor:
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1)
 
 
-def to_image(picture: Tensor, size: int | None = None) -> Image.Image:
-    """Turn a picture [3 h w], RGB 0..1, into an image, if asked for of `size` pixels a side."""
+def to_image(picture: Tensor) -> Image.Image:
+    """Turn a picture [3 h w], RGB 0..1, into an image."""
     pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    image = Image.fromarray(pixels.cpu().numpy())
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return image
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def encode_png(image: Image.Image, text: Mapping[str, str]) -> bytes:

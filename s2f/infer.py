@@ -47,15 +47,15 @@ class Face:
     clips: int
     model: str
 
-    def save(self, path: Path, *, size: int = FRAME) -> None:
+    def save(self, path: str | Path, *, size: int = FRAME) -> None:
         """Write a PNG of `size` pixels a side, whose text chunks say what made it.
 
         Raises:
             OutputError: if it cannot be written.
         """
-        _save(self._sized(size), path, self._text())
+        _save(self._sized(size), Path(path), self._text())
 
-    def save_overlay(self, path: Path, *, size: int = FRAME) -> None:
+    def save_overlay(self, path: str | Path, *, size: int = FRAME) -> None:
         """Write a PNG with the landmarks drawn on the face.
 
         Raises:
@@ -63,7 +63,7 @@ class Face:
         """
         image = self._sized(size)
         points = (self.landmarks + 0.5) * (image.width / self.image.width) - 0.5
-        _save(landmarks.draw(image, points), path, self._text())
+        _save(landmarks.draw(image, points), Path(path), self._text())
 
     def _sized(self, size: int) -> Image.Image:
         if size == self.image.width:

@@ -1,16 +1,17 @@
 """The tree of files that training reads: names, suffixes, listings. No pixels, no samples.
 
 Face tree: `IDENTITY/NAME.jpg` with `NAME_landmarks.npy` (the 68 points) and, optionally beside
-them, `NAME_template.npy` (a denser template), `NAME_texture.jpg` (the photo registered to the
-mean shape) and `NAME_embedding.npy`. A name without landmarks of its own is another view of the
+them, `NAME_template.npy` (a denser template) and `NAME_texture.jpg` (the photo registered to the
+mean shape). A name without landmarks of its own is another view of the
 identity and shares those of the identity's first photo that has some.
 
-Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**` (faces, photos or
-embeddings).
+Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**` (photos of
+faces).
 
 Both stand under `train`, `val` and `test`.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def photos(folder: Path) -> list[Photo]:
         if pictures and not marked:
             raise DatasetError(
                 f"{identity}: has {len(pictures)} photos and no *{LANDMARKS}",
-                hint="make them with s2f prep landmarks",
+                hint=f"put NAME{LANDMARKS}, 68 points [68 2], beside a photo",
             )
         for path, stem in zip(pictures, stems, strict=True):
             found.append(Photo(identity.name, path, stem if stem in marked else marked[0]))
@@ -101,13 +102,13 @@ def speakers(folder: Path) -> list[Speaker]:
             sorted(
                 path
                 for path in (identity / "images").rglob("*")
-                if path.suffix.lower() in PHOTO_SUFFIXES | {".npy"}
+                if path.suffix.lower() in PHOTO_SUFFIXES
             )
         )
         if not audios or not images:
             raise DatasetError(
                 f"{identity}: has {len(audios)} files in audios and {len(images)} in images",
-                hint="wanted at least one of each: audios/*.npy, images/*.jpg or *.npy",
+                hint="wanted at least one of each: audios/*.npy, images/*.jpg",
             )
         found.append(Speaker(identity.name, audios, images))
     if not found:
@@ -130,7 +131,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise ImageError(f"{path}: does not exist", hint="check the path")
         if not path.is_dir():
             found.append(path)

@@ -150,11 +150,14 @@ class Run:
                     )
             network.load_state_dict(weights)
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            self.step, self.best = numbers["step"], numbers["best"]
+            self.best_step, self.best_losses = numbers["best_step"], numbers["best_losses"]
+            self.running, self.logged = numbers["running"], numbers["logged"]
+        except (
+            *(safetensors.SafetensorError, OSError, KeyError),
+            *(TypeError, ValueError, RuntimeError),
+        ) as error:
             raise CheckpointError(
                 f"{self.file}: is not a state of this run: {error}",
                 hint=f"remove {self.folder} to train anew",
             ) from error
-        self.step, self.best = numbers["step"], numbers["best"]
-        self.best_step, self.best_losses = numbers["best_step"], numbers["best_losses"]
-        self.running, self.logged = numbers["running"], numbers["logged"]

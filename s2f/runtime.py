@@ -1,6 +1,7 @@
 """Where and how a program runs: the device, the seed, and files that are whole or absent."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -81,9 +82,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise _unwritable(path, error) from error
     try:
         yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -95,7 +97,9 @@ def _umask() -> int:
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path}: cannot be written: {error.strerror or error}",
-        hint="choose another place with -o, or free some space",
-    )
+    hint = "choose another place"
+    if error.errno == errno.ENOSPC:
+        hint = "free some space, or choose another place"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        hint = "a folder is needed where a file is; choose another place"
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint)

@@ -156,7 +156,7 @@ def train(
 ) -> TrainResult:
     """Train a task in a run directory, going on from where it stopped if it was begun there.
 
-    SIGTERM and Ctrl-C save before they end the run.
+    SIGTERM and Ctrl-C save before they end the run, between two steps.
 
     Raises:
         UsageError: if the directory holds a run with another config, or the training diverges.
@@ -195,6 +195,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(trained, config.clip)
             optimizer.step()
             state.step += 1
+            _check_finite(float(loss.detach()), run, state.step, config)
             state.note(values)
             speed = (state.step - first) / (time.perf_counter() - started)
             progress(state.step, config.steps, f"{state.summary()}  {speed:.1f} steps/s")
@@ -206,11 +207,7 @@ def train(
             if state.step % config.every == 0 or ended:
                 measured = evaluate(task, config, device)
                 score = float(losses.total(measured, config.loss_weights))
-                if not math.isfinite(score):
-                    raise UsageError(
-                        f"{run}: the training diverged: at step {state.step} the loss is {score}",
-                        hint=f"use a lower --lr than {config.lr:g} and another folder",
-                    )
+                _check_finite(score, run, state.step, config)
                 state.log(rate, {name: float(value.mean()) for name, value in measured.items()})
                 if score < state.best or solved:
                     state.best, state.best_step = score, state.step
@@ -229,6 +226,14 @@ def _told(task: Task, config: TrainConfig) -> dict[str, object]:
     told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
     del told["workers"]  # a matter of the machine, not of the result
     return told
+
+
+def _check_finite(loss: float, run: Path, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(loss):
+        raise UsageError(
+            f"{run}: the training diverged: at step {step} the loss is {loss}",
+            hint=f"use a lower --lr than {config.lr:g} and another folder",
+        )
 
 
 @torch.no_grad()

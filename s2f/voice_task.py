@@ -58,6 +58,8 @@ class VoiceEncoderTask:
             n_freqs=front_end.n_freqs,
             embedding=self.encoder.config.embedding,
         )
+        if preset in PASSES:  # two linear layers that are to be one regression
+            config = dataclasses.replace(config, hidden=config.embedding)
         self.network = voice_encoder.VoiceEncoder(config)
         self.settings = {
             "preset": preset,

@@ -124,7 +124,7 @@ def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
 
 def test_a_folder_without_speech_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(AudioError, match=r"holds no recording; wanted files ending in \.aac"):
+    with pytest.raises(AudioError, match=r"holds no recording; wanted files ending in \.3gp \.aac"):
         audio.find([tmp_path])
 
 

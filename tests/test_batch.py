@@ -115,3 +115,8 @@ def test_an_overlay_lies_beside_its_picture(tmp_path: Path, photo: Path) -> None
     (made,) = run(copy, plan([photo], tmp_path / "me.png", layout.find_photos), overlay=True)
     assert made.overlay == tmp_path / "me_landmarks.png"
     assert made.overlay.read_bytes() == photo.read_bytes() + b" marked"
+
+
+def test_an_overlong_name_is_refused_as_any_missing_file(tmp_path: Path) -> None:
+    (item,) = plan([Path("a" * 300 + ".wav")], tmp_path, audio.find)
+    assert item.error is not None and "does not exist" in item.error.message

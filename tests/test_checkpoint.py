@@ -10,6 +10,7 @@ import torch
 from conftest import DECODER, ENCODER, FRONT_END, VOICE
 
 from s2f import checkpoint, face_decoder, face_encoder, voice_encoder
+from s2f.audio import FRONT_ENDS
 from s2f.checkpoint import Card, load, load_model, payload_sha256, save
 from s2f.errors import CheckpointError
 
@@ -184,3 +185,23 @@ def test_the_card_of_a_data_tree_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text('{"cats": 6}')
     with pytest.raises(CheckpointError, match=r"card\.json: is not a card"):
         Card.of_data(tmp_path, "cats")
+
+
+def test_this_folder_is_a_model_folder_too(
+    models: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models / "other")
+    assert load_model(".", ("face_encoder",)).name == "other"
+
+
+def test_an_overlong_name_is_no_model(bundled: Path) -> None:
+    with pytest.raises(CheckpointError, match="is neither a bundled model"):
+        load_model("a" * 300, ("face_encoder",))
+
+
+def test_a_front_end_that_does_not_fit_its_encoder_is_refused(tmp_path: Path) -> None:
+    paper = FRONT_ENDS["paper"]
+    network = voice_encoder.VoiceEncoder(VOICE)
+    save(tmp_path / "v", network, card=CARD, embedding_space="space", front_end=paper)
+    with pytest.raises(CheckpointError, match="its front end gives 2 x 257"):
+        load(tmp_path / "v", "voice_encoder")

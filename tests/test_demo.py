@@ -102,3 +102,9 @@ def test_a_table_without_its_columns_is_named(tmp_path: Path) -> None:
     (tmp_path / "people.csv").write_text("name\nann\n")
     with pytest.raises(DatasetError, match=r"has columns name; wanted person, sex"):
         demo.prepare(tmp_path, tmp_path, tmp_path / "out")
+
+
+def test_a_sex_that_the_recipe_cannot_pair_is_named(tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("person,sex\nann,female\n")
+    with pytest.raises(DatasetError, match="column sex holds female; wanted F or M"):
+        demo.prepare(tmp_path, tmp_path, tmp_path / "out")

@@ -12,6 +12,7 @@ from task_checks import CPU, check_duplicates, check_gradients, check_learning
 from s2f import checkpoint, face_decoder
 from s2f.checkpoint import Card
 from s2f.dataset import Item, collate
+from s2f.errors import CheckpointError
 from s2f.face_tasks import FaceDecoderTask, FaceEncoderTask
 from s2f.train import TrainConfig, _sample_batch, _to, train
 
@@ -90,3 +91,11 @@ def test_data_without_the_dense_template_train_a_decoder_of_the_68(
     task = FaceEncoderTask(faces, "compact", Card("tiny"))
     assert task.decoder.config.landmarks == 68
     assert task.decoder.landmarks_68(torch.zeros(1, 68, 2)).shape == (1, 68, 2)
+
+
+def test_a_linear_decoder_refuses_an_embedding_that_is_no_code(faces: Path, models: Path) -> None:
+    encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
+    rectified = dataclasses.replace(encoder.network.config, final_relu=True)
+    encoder.network.config = rectified
+    with pytest.raises(CheckpointError, match="is no code that the compact decoder draws from"):
+        FaceDecoderTask(faces, "compact", encoder, None, CARD)

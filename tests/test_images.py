@@ -101,3 +101,8 @@ def test_a_png_carries_its_text(tmp_path: Path) -> None:
 
 def test_the_same_picture_gives_the_same_bytes() -> None:
     assert images.encode_png(GRADIENT, {"a": "b"}) == images.encode_png(GRADIENT, {"a": "b"})
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
+    Image.new("I;16", (50, 50), 32768).save(tmp_path / "a.png")
+    assert images.load_face(tmp_path / "a.png").unique().tolist() == [128]

@@ -13,6 +13,7 @@ from s2f.cli import app
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+TASKS = ("encoder", "decoder", "voice")
 COMMANDS = sorted(
     {
         line.split("&&")[-1].split("#")[0].strip()
@@ -65,3 +66,12 @@ def test_no_page_names_a_machine() -> None:
     for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("*/*.py")]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"/(work|home|root|Users|tmp)/[a-z]", text), path
+
+
+def test_every_command_that_a_message_names_exists() -> None:
+    known = {"generate", "reconstruct", "prep demo", *(f"train {n}" for n in TASKS), "train"}
+    for path in (ROOT / "s2f").glob("*.py"):
+        for words in re.findall(
+            r"s2f ((?:prep|train|convert) \w+|generate|reconstruct)", path.read_text()
+        ):
+            assert words in known or words.startswith("train wrote"), (path.name, words)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -130,3 +131,12 @@ def test_a_state_without_its_config_is_refused(tmp_path: Path) -> None:
     run.file.touch()
     with pytest.raises(UsageError, match="holds the state of a run and no config"):
         run.claim({})
+
+
+def test_a_state_that_is_not_ours_is_named(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1)
+    run = Run(tmp_path)
+    run.file.parent.mkdir()
+    safetensors.torch.save_file({"a": torch.ones(1)}, run.file)
+    with pytest.raises(CheckpointError, match="is not a state of this run"):
+        run.restore(network, torch.optim.AdamW(network.parameters()), torch.device("cpu"))

@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
 
 
 def test_a_training_that_diverges_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the training diverged: at step 10 the loss is"):
+    with pytest.raises(UsageError, match="the training diverged: at step"):
         train(LineTask(), tmp_path, config(lr=1e30), device=CPU)
     assert not (tmp_path / "best.safetensors").exists()
 
