@@ -48,15 +48,12 @@ class Picture(Protocol):
     @property
     def clips(self) -> int:
         """Clips of speech that were averaged; 0 for a photo."""
-        ...
 
     def save(self, path: Path, *, size: int) -> None:
         """Write it as a PNG of `size` pixels a side."""
-        ...
 
     def save_overlay(self, path: Path, *, size: int) -> None:
         """Write it with its landmarks drawn on it."""
-        ...
 
 
 Find = Callable[[Sequence[Path]], list[Path]]

@@ -87,36 +87,29 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """What is learned, in a word."""
-        ...
 
     @property
     def settings(self) -> Mapping[str, object]:
         """What tells this task from others of its name: a run goes on only where it is equal."""
-        ...
 
     @property
     def network(self) -> nn.Module:
         """What is trained."""
-        ...
 
     @property
     def train_data(self) -> Dataset[Item]:
         """Items by (index, seed), to learn from."""
-        ...
 
     @property
     def val_data(self) -> Dataset[Item]:
         """Items by (index, seed), to measure on."""
-        ...
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss, where the config names no other."""
-        ...
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Turn a batch into losses, one value a sample."""
-        ...
 
     def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
         """Solve for some of the network in one go after the last step, if there is a way.
@@ -124,15 +117,12 @@ class Task(Protocol):
         `batches(k)` goes k times through the training data. Returns whether there was one: what
         it gives then is the result of the run.
         """
-        ...
 
     def sample(self, batch: Item) -> Tensor:
         """Draw what the network makes of a batch, as one picture [3 h w]."""
-        ...
 
     def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
         """Write the network as a checkpoint."""
-        ...
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
