@@ -3,6 +3,7 @@
     python benchmarks/generate.py [RECORDING]
 
 Each command is run alone, five times; the smallest wall time counts, as noise only ever adds.
+Fails where a bound is missed.
 """
 
 import json
@@ -14,6 +15,11 @@ import time
 from pathlib import Path
 
 RUNS = 5
+BOUNDS = {
+    "s2f --help, s": 0.3,
+    "s2f generate over import torch, s": 1.0,
+    "s2f generate, peak MB": 900,
+}
 EXAMPLE = Path(__file__).parents[1] / "examples" / "speech.wav"
 
 
@@ -49,6 +55,9 @@ def main() -> None:
         "warm clips of 6 s a second": warm(recording),
     }
     print(json.dumps({name: round(value, 2) for name, value in figures.items()}, indent=1))
+    missed = [name for name, bound in BOUNDS.items() if figures[name] > bound]
+    if missed:
+        raise SystemExit(f"over the bound: {', '.join(missed)}")
 
 
 def warm(recording: str) -> float:

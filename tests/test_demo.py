@@ -77,6 +77,17 @@ class TestRecipe:
         )
         assert first == again
 
+    def test_more_identities_change_neither_splits_nor_voices(
+        self, tree: Path, sources: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        demo.prepare(*sources, tmp_path / "more", identities=8)
+        for part in ("voices", "faces/test"):
+            first, more = (
+                {p.relative_to(t): p.read_bytes() for p in (t / part).rglob("*") if p.is_file()}
+                for t in (tree, tmp_path / "more")
+            )
+            assert first == more
+
     def test_an_existing_tree_is_refused(self, tree: Path, sources: tuple[Path, Path]) -> None:
         with pytest.raises(UsageError, match="exists already"):
             demo.prepare(*sources, tree)
