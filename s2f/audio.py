@@ -220,7 +220,7 @@ def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
     Returns:
         [b c f t] with c, f and t as `front_end` says.
 
-    Source: Oh et al. 2019, section 3; the seed's audio_spectrograms.py; transformers'
+    Source: Oh et al. 2019; the seed's audio_spectrograms.py; transformers'
         ASTFeatureExtractor, without its padding (clips have their full length).
     """
     if front_end.kind == "ast":

@@ -3,7 +3,7 @@
 The texture is the face in the mean-shape frame; `warp` brings it to the landmarks. One class for
 Cole et al.'s decoder, the seed's and the bundled one. Knows nothing of files or losses.
 
-Source: Cole et al. 2017, section 3.1; Oh et al. 2019, section 3.
+Source: Cole et al. 2017; Oh et al. 2019.
 """
 
 import itertools
@@ -190,7 +190,7 @@ class FaceDecoder(nn.Module):
         Raises:
             ValueError: if the config is not one that can be linear, as `compact` is.
 
-        Source: Cootes et al. 1998, "Active Appearance Models", section 2.
+        Source: Cootes et al. 1998, "Active Appearance Models".
         """
         config, d = self.config, self.config.embedding
         size, channels = config.seed_size, config.seed_channels

@@ -3,7 +3,7 @@
 VGG-Face is VGG-16 with 2622 identities. One class and one list describe it and the small bundled
 one. Knows nothing of files; how a picture must be prepared travels in `Preprocessing`.
 
-Source: Parkhi et al. 2015, "Deep Face Recognition", table 3 (configuration D).
+Source: Parkhi et al. 2015, "Deep Face Recognition" (the VGG-16 layout).
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ Shapes are landmark templates [189 2] in the 224 frame; textures are photos warp
 shape. A face is a weighted sum of people's textures, warped to a weighted sum of their shapes:
 sharp, because registered, and with landmarks that are exact.
 
-Source: Cole et al. 2017, section 3.4 (morphing of faces as data augmentation); the linear model
+Source: Cole et al. 2017 (morphing of faces as data augmentation); the linear model
 is that of Cootes et al. 1998, "Active Appearance Models".
 """
 

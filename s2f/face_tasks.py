@@ -182,7 +182,7 @@ class FaceEncoderTask:
 
 
 class FaceDecoderTask:
-    """Learn to draw the face of an embedding. Source: Cole et al. 2017, section 3."""
+    """Learn to draw the face of an embedding. Source: Cole et al. 2017."""
 
     name = "decoder"
 

@@ -16,7 +16,7 @@ TEMPERATURE = 2.0  # of the distillation's softmax
 def decoder_l1(predicted: Tensor, target: Tensor) -> Tensor:
     """L1 between first decoder layers [b w]: summed over the layer.
 
-    Source: Oh et al. 2019, equation 1, first term.
+    Source: Oh et al. 2019, the decoder's term of the loss.
     """
     return (predicted - target).abs().sum(1)
 
@@ -24,7 +24,7 @@ def decoder_l1(predicted: Tensor, target: Tensor) -> Tensor:
 def embedding_l2(predicted: Tensor, target: Tensor) -> Tensor:
     """Squared L2 between embeddings [b d] brought to unit length, 0..4.
 
-    Source: Oh et al. 2019, equation 1, second term.
+    Source: Oh et al. 2019, the term on unit vectors.
     """
     predicted = functional.normalize(predicted, dim=1)
     return (predicted - functional.normalize(target, dim=1)).square().sum(1)
@@ -40,7 +40,7 @@ def encoder_distill(predicted: Tensor, target: Tensor) -> Tensor:
 
     Least, but not zero, where they are equal: there it is the entropy of the target.
 
-    Source: Oh et al. 2019, equation 1, third term, with T = 2.
+    Source: Oh et al. 2019, the distillation term, with T = 2.
     """
     p = (target / TEMPERATURE).softmax(1)
     return -(p * (predicted / TEMPERATURE).log_softmax(1)).sum(1)
@@ -49,7 +49,7 @@ def encoder_distill(predicted: Tensor, target: Tensor) -> Tensor:
 def landmarks_mse(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared distance between landmarks [b k 2], in squared pixels.
 
-    Source: Cole et al. 2017, section 3.2.
+    Source: Cole et al. 2017.
     """
     return (predicted - target).square().sum(2).mean(1)
 
@@ -57,7 +57,7 @@ def landmarks_mse(predicted: Tensor, target: Tensor) -> Tensor:
 def texture_mae(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference between registered textures [b 3 h w], 0..1.
 
-    Source: Cole et al. 2017, section 3.2.
+    Source: Cole et al. 2017.
     """
     return (predicted - target).abs().flatten(1).mean(1)
 
@@ -65,7 +65,7 @@ def texture_mae(predicted: Tensor, target: Tensor) -> Tensor:
 def identity_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     """One minus the cosine between embeddings [b d], 0..2.
 
-    Source: Cole et al. 2017, section 3.2, of the warped face's embedding.
+    Source: Cole et al. 2017, of the warped face's embedding.
     """
     return 1 - functional.cosine_similarity(predicted, target, dim=1)
 

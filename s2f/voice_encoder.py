@@ -3,7 +3,7 @@
 One class for the paper's convolutional network and the small bundled one: the config alone
 decides. Knows nothing of files, sample rates or devices.
 
-Source: Oh et al. 2019, table 1 and section 3 (layers in the order Conv, ReLU, BatchNorm).
+Source: Oh et al. 2019 (layers in the order Conv, ReLU, BatchNorm).
 """
 
 from dataclasses import dataclass, field

@@ -30,7 +30,7 @@ FRONT_END_OF = {  # of each preset of the voice encoder
 
 
 class VoiceEncoderTask:
-    """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019, section 3."""
+    """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019."""
 
     name = "voice"
 

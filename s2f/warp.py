@@ -6,7 +6,7 @@ samples the picture along it.
 
 Points are xy pixels with (0, 0) at the centre of the first pixel.
 
-Source: Cole et al. 2017, section 3.1. Departures: one spline moves x and y together and has an
+Source: Cole et al. 2017. Departures: one spline moves x and y together and has an
 affine part; and the points that stand still lie on a ring around the frame instead of on its
 border, so that hair and neck near the border may move.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 RING_MARGIN = 0.25  # of the frame's side: from the border to the points that stand still
 RING_POINTS = 8  # a side
-STEP = 4  # pixels between the nodes where the spline is evaluated; cubic in between
+STEP = 3  # pixels between the nodes where the spline is evaluated; cubic in between
 ROUNDING = 0.02  # of the frame's side: within it the spline's cusp at a landmark is rounded
 CONSTANT = 4.0  # in units of the frame's side: more than any distance between points
 SMOOTHING = 1e-4  # lets two landmarks that fall together disagree, instead of no solution

@@ -37,6 +37,7 @@ def test_its_cards_say_what_it_is_and_name_its_sources(model: SpeechToFace) -> N
     voice = model.model.checkpoints["voice_encoder"].card
     assert "belong to different people" in voice.description
     assert "LibriSpeech" in voice.data
+    assert "real photographs only" in voice.metrics["judge"]
 
 
 def test_the_example_gives_a_face_and_the_same_one_again(tmp_path: Path) -> None:

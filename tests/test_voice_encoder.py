@@ -1,4 +1,4 @@
-"""The voice encoder. Sizes come from FACTS of Oh et al. 2019, table 1, and a public count."""
+"""The voice encoder. Sizes: the layers of Oh et al. 2019 and a public count."""
 
 import dataclasses
 
