@@ -68,3 +68,7 @@ class DeviceError(S2FError):
     """A device that was asked for and is not there."""
 
     exit_code = 5
+
+
+class WorkerError(S2FError):
+    """An item of a batch whose process died, hung, or met a bug of ours."""

@@ -11,11 +11,11 @@ faces).
 Both stand under `train`, `val` and `test`.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from s2f import listing
 from s2f.errors import DatasetError, ImageError
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -57,7 +57,9 @@ def split(tree: Path, name: str) -> Path:
 
 
 def _identities(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def photos(folder: Path) -> list[Photo]:
@@ -68,11 +70,7 @@ def photos(folder: Path) -> list[Photo]:
     """
     found = []
     for identity in _identities(folder):
-        pictures = sorted(
-            path
-            for path in identity.iterdir()
-            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.endswith(TEXTURE)
-        )
+        pictures = sorted(path for path in identity.iterdir() if is_photo(path.name))
         stems = [path.with_suffix("") for path in pictures]
         marked = [stem for stem in stems if beside(stem, LANDMARKS).is_file()]
         if pictures and not marked:
@@ -129,23 +127,9 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ImageError: if a path does not exist, or a directory holds no photo.
     """
-    found: list[Path] = []
-    for path in paths:
-        if not os.path.exists(path):
-            raise ImageError(f"{path}: does not exist", hint="check the path")
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in PHOTO_SUFFIXES
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
-        if not inside:
-            raise ImageError(
-                f"{path}: holds no photo", hint=f"wanted files {', '.join(sorted(PHOTO_SUFFIXES))}"
-            )
-        found += inside
-    return found
+    return listing.find(paths, is_photo, "photos", ImageError)
+
+
+def is_photo(name: str) -> bool:
+    """Tell by a file's name whether it is a photo; a texture is none."""
+    return f".{name.rpartition('.')[2].lower()}" in PHOTO_SUFFIXES and not name.endswith(TEXTURE)

@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
-
-import torch
+from typing import IO, TYPE_CHECKING
 
 from s2f.errors import DeviceError, OutputError
+
+if TYPE_CHECKING:
+    import torch
 
 Progress = Callable[[int, int, str], None]
 """What a job reports to: (done, total, what happens now)."""
@@ -21,12 +22,14 @@ def silent(done: int, total: int, what: str) -> None:
     """Report nothing: the default progress."""
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str = "auto") -> "torch.device":
     """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that is there.
 
     Raises:
         DeviceError: if the name is not a device or this machine lacks it.
     """
+    import torch  # slow, and most that write files do without
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -52,7 +55,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -62,7 +65,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp's are private
         temporary.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,13 +82,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     try:
         yield temporary
         try:
             temporary.replace(path)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -96,7 +99,8 @@ def _umask() -> int:
     return umask
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return the error of a file or folder that cannot be written, with the cure."""
     hint = "choose another place"
     if error.errno == errno.ENOSPC:
         hint = "free some space, or choose another place"

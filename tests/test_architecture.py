@@ -13,11 +13,11 @@ FLOORS = {
     8: {"cli"},
     7: {"cli_prep", "cli_train", "cli_use"},
     6: {"options"},
-    5: {"demo", "face_tasks", "voice_task", "train", "infer", "batch"},
-    4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits"},
+    5: {"demo", "face_tasks", "voice_task", "train", "infer", "batch", "prep"},
+    4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits", "journal"},
     3: {"voice_encoder", "face_encoder", "face_decoder", "losses", "augment", "warp", "ridge"},
-    2: {"audio", "images", "landmarks", "layout", "runtime"},
-    1: {"console", "decoding"},
+    2: {"audio", "images", "landmarks", "layout", "runtime", "workers"},
+    1: {"console", "decoding", "listing", "step"},
     0: {"errors", "demo_cards"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
