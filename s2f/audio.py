@@ -1,89 +1,33 @@
-"""File -> waveform -> loudness -> clips -> spectrogram.
+"""File -> waveform -> loudness -> clips.
 
-Knows nothing of models: which front end a checkpoint was trained with travels in the checkpoint
-as a `FrontEnd`. Below, in pipeline order: `load`, `normalise_loudness`, `clips`, `read_clips`
-(those three in one call) and `spectrogram`; `find` lists the recordings of a folder.
+Knows nothing of spectrograms, which `front_end` makes. `open_speech` reads a recording of any
+length in blocks at the loudness that every model is trained with, `read_speech` at once, and
+`read_clips` in clips of one length; `load` leaves it as recorded, and `find` lists the recordings
+of a folder.
 """
 
-import functools
-import os
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from s2f.decoding import SAMPLE_RATE, FloatArray, decode, unusable
-
-N_FFT = 512
-N_FREQS = N_FFT // 2 + 1  # 257
-HOP_LENGTH = SAMPLE_RATE // 100  # 160 samples, 10 ms
-WIN_LENGTH = SAMPLE_RATE // 40  # 400 samples, 25 ms
-N_MELS = 128
+from s2f import listing
+from s2f.decoding import FRAME, SAMPLE_RATE, FloatArray, Recording, decode, scan, unusable
+from s2f.errors import AudioError
+from s2f.layout import is_array
 
 LOUDNESS_DBFS = -23.0  # RMS
 SILENCE_DBFS = -90.0  # RMS: below the quantisation noise of 16-bit audio
 MIN_SECONDS = 0.5
 
-POWER = 0.3  # of the compression
-POWER_KNEE = 1e-8  # below the rounding noise of a float32 FFT of audible sound
-MEL_FLOOR = 1.192092955078125e-07  # Kaldi's: the float32 epsilon
-
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .mp3 .m4a .aac .opus .webm "
     ".mp4 .m4v .mkv .mov .avi .3gp .wma .aif .aiff .amr .caf".split()
 )
-
-
-@dataclass(frozen=True)
-class FrontEnd:
-    """How a model wants its speech: part of its checkpoint, never an option of a command.
-
-    Attributes:
-        kind: `paper` (Oh et al. 2019), `seed` (its public reimplementation) or `ast`.
-        clip_samples: length of a clip, in samples at `SAMPLE_RATE`.
-        mean: of the log-mel features the model was trained on; `ast` only.
-        std: likewise; features become (x - mean) / (2 std), so 0 and 0.5 change nothing.
-    """
-
-    kind: Literal["paper", "seed", "ast"]
-    clip_samples: int = 6 * SAMPLE_RATE
-    mean: float = 0.0
-    std: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("paper", "seed", "ast"):
-            raise ValueError(f"kind is {self.kind!r}; wanted paper, seed or ast")
-        if self.clip_samples < WIN_LENGTH or not self.std > 0:
-            raise ValueError(f"wanted clips of {WIN_LENGTH} samples or more and std > 0: {self}")
-
-    @property
-    def n_channels(self) -> int:
-        """Channels of the spectrogram."""
-        return 1 if self.kind == "ast" else 2
-
-    @property
-    def n_freqs(self) -> int:
-        """Frequency rows of the spectrogram."""
-        return N_MELS if self.kind == "ast" else N_FREQS
-
-    def n_frames(self, n_samples: int) -> int:
-        """Return the time columns of the spectrogram of `n_samples`, 0 if too short for one."""
-        if self.kind == "seed":
-            return 1 + n_samples // HOP_LENGTH
-        return max(0, 1 + (n_samples - WIN_LENGTH) // HOP_LENGTH)
-
-
-FRONT_ENDS: dict[str, FrontEnd] = {
-    "paper": FrontEnd("paper"),  # [2 257 598]
-    "seed": FrontEnd("seed"),  # [2 257 601]
-    # 10.26 s are the 1024 frames of AST's position table; mean and std are AudioSet's.
-    "ast": FrontEnd("ast", clip_samples=164_160, mean=-4.2677393, std=4.5689974),  # [1 128 1024]
-}
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
@@ -99,22 +43,17 @@ def find(paths: Sequence[Path]) -> list[Path]:
     Raises:
         AudioError: if a path is missing or a folder holds no recording.
     """
-    found: list[Path] = []
-    for path in paths:
-        if not os.path.exists(path):
-            raise unusable(path, "does not exist", hint="Check its path.")
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        if path.is_dir() and not inside:
-            wanted = "files ending in " + " ".join(sorted(SUFFIXES))
-            raise unusable(path, "holds no recording", wanted, "Name the folder of the speech.")
-        found += inside if path.is_dir() else [path]
-    return list(dict.fromkeys(found))
+    return listing.find(paths, is_recording, "recordings", AudioError)
+
+
+def is_recording(name: str) -> bool:
+    """Tell by a file's name whether it is a recording, or a video with sound."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def is_voice(name: str) -> bool:
+    """Tell by a file's name whether it is a recording, or an array made of one."""
+    return is_recording(name) or is_array(name)
 
 
 def load(path: Path) -> FloatArray:
@@ -126,40 +65,97 @@ def load(path: Path) -> FloatArray:
     Raises:
         AudioError: if the file is missing or cannot be read, and as in `decode`.
     """
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            found = "is a folder" if path.is_dir() else "is not a regular file"
-            raise unusable(path, found, hint="Name a recording.")
-        with path.open("rb") as file:
-            return decode(file, str(path))
-    except OSError as error:
-        found = f"cannot be read ({error.strerror or error})"
-        raise unusable(path, found, hint="Check its path and its permissions.") from error
+    with _readable(path), path.open("rb") as file:
+        return decode(file, str(path))
 
 
-def normalise_loudness(waveform: FloatArray, name: str = "the waveform") -> FloatArray:
-    """Bring speech to an RMS of -23 dBFS; what then exceeds full scale is clipped.
+@dataclass(frozen=True)
+class Speech:
+    """A recording at -23 dBFS; good for as long as its file is open.
+
+    Attributes:
+        start: where it starts in the recording, samples at 16 kHz: 0 unless silence was trimmed.
+        n_samples: its length, at least 0.5 s.
+        gain: what its samples are multiplied by.
+    """
+
+    start: int
+    n_samples: int
+    gain: np.float32
+    _recording: Recording
+
+    def blocks(self, n_samples: int | None = None) -> Iterator[FloatArray]:
+        """Yield the first `n_samples` (default: all) in blocks: mono [n], -1..1.
+
+        Raises:
+            AudioError: if the file changed since it was measured.
+        """
+        n_samples = self.n_samples if n_samples is None else min(n_samples, self.n_samples)
+        for block in self._recording.blocks(self.start, self.start + n_samples):
+            yield np.clip(block * self.gain, -1.0, 1.0)
+
+    def waveform(self, n_samples: int | None = None) -> FloatArray:
+        """Return the first `n_samples` (default: all) at once: mono [n], -1..1."""
+        return np.concatenate(list(self.blocks(n_samples)))
+
+
+@contextlib.contextmanager
+def open_speech(path: Path, *, trim_silence: float | None = None) -> Iterator[Speech]:
+    """Open a recording of any length to read it at an RMS of -23 dBFS.
+
+    What exceeds full scale at that loudness is clipped. In 16 bits (`to_int16`), sound that is
+    mono at 16 kHz has the very samples of FFmpeg; other sound is measured after it became that.
 
     Args:
-        waveform: mono [n].
-        name: what the error message calls it.
-
-    Returns:
-        waveform: mono [n], -1..1.
+        path: of a recording or video.
+        trim_silence: dB; frames of 10 ms that are further below the loudest one are cut from both
+            ends before the loudness is measured. Default: nothing is cut.
 
     Raises:
-        AudioError: if the RMS is below -90 dBFS, silence to 16-bit audio.
+        AudioError: as in `load`, if it lasts less than 0.5 s, or if its RMS is below -90 dBFS,
+            silence to 16-bit audio.
 
-    Source: `ffmpeg-normalize -nt rms -t -23`, which the seed applies: RMS over all samples in
-        double precision, gain in single precision, no limiter. We skip its rounding to int16.
+    Source: `ffmpeg-normalize -nt rms -t -23`, which the seed applies: FFmpeg's filter astats over
+        all samples in double precision, to 6 decimals of a dB and with 16-bit samples divided by
+        32767; then its filter volume in single precision, no limiter.
     """
-    power = np.mean(np.square(waveform, dtype=np.float64)) if waveform.size else 0.0
+    with contextlib.ExitStack() as stack:
+        with _readable(path):
+            recording = scan(stack.enter_context(path.open("rb")), str(path))
+        start, stop = 0, recording.n_samples
+        if trim_silence is not None:
+            start, stop = _sounding(recording, trim_silence)
+        seconds = (stop - start) / SAMPLE_RATE
+        if seconds < MIN_SECONDS:
+            found = f"lasts {seconds:.2f} s" + (" without its silence" if trim_silence else "")
+            wanted = f"{MIN_SECONDS:g} s of speech or more"
+            raise unusable(path, found, wanted, "Record a sentence or two.")
+        powers = recording.powers[start // FRAME : -(-stop // FRAME)]
+        gain = _gain(float(powers.sum()) / (stop - start), recording)
+        yield Speech(start, stop - start, gain, recording)
+
+
+def _sounding(recording: Recording, trim_silence: float) -> tuple[int, int]:
+    """Return where the first frame that is no silence starts and the last one stops, samples."""
+    loud = np.flatnonzero(recording.powers >= recording.powers.max() * 10 ** (-trim_silence / 10))
+    return int(loud[0]) * FRAME, min((int(loud[-1]) + 1) * FRAME, recording.n_samples)
+
+
+def _gain(power: float, recording: Recording) -> np.float32:
+    """Return what brings sound of a mean square to -23 dBFS."""
     if power < 10 ** (SILENCE_DBFS / 10):
         found = f"holds only silence (RMS below {SILENCE_DBFS:g} dBFS)"
-        raise unusable(name, found, "speech", "Check the microphone and record again.")
-    gain = np.float32(10 ** (LOUDNESS_DBFS / 20) / np.sqrt(power))
-    loud: FloatArray = np.clip(waveform * gain, -1.0, 1.0)
-    return loud
+        raise unusable(recording.name, found, "speech", "Check the microphone and record again.")
+    rms = math.sqrt(power) * (32768 / 32767 if recording.is_16_bit else 1)
+    return np.float32(10 ** ((LOUDNESS_DBFS - round(20 * math.log10(rms), 6)) / 20))
+
+
+def to_int16(waveform: FloatArray) -> npt.NDArray[np.int16]:
+    """Turn samples of -1..1 into integers of 16 bits: x 32768, rounded half to even, clipped."""
+    samples: npt.NDArray[np.int16] = (
+        np.rint(waveform * np.float32(32768)).clip(-32768, 32767).astype(np.int16)
+    )
+    return samples
 
 
 def clips(waveform: FloatArray, clip_samples: int) -> FloatArray:
@@ -186,87 +182,36 @@ def clips(waveform: FloatArray, clip_samples: int) -> FloatArray:
     return np.concatenate([consecutive, waveform[np.newaxis, -clip_samples:]])
 
 
-def read_clips(path: Path, front_end: FrontEnd) -> FloatArray:
+def read_speech(path: Path) -> FloatArray:
+    """Read a recording at -23 dBFS: mono [n], -1..1 at 16 kHz.
+
+    Raises:
+        AudioError: as in `open_speech`.
+    """
+    with open_speech(path) as speech:
+        return speech.waveform()
+
+
+def read_clips(path: Path, clip_samples: int) -> FloatArray:
     """Read a recording as a model wants it: 16 kHz, -23 dBFS, in clips of one length.
 
     Returns:
         [m clip_samples], m >= 1, -1..1.
 
     Raises:
-        AudioError: as in `load` and `normalise_loudness`, or if it is shorter than 0.5 s.
+        AudioError: as in `open_speech`.
     """
-    waveform = load(path)
-    seconds = waveform.size / SAMPLE_RATE
-    if seconds < MIN_SECONDS:
-        wanted = f"{MIN_SECONDS:g} s of speech or more"
-        raise unusable(path, f"lasts {seconds:.2f} s", wanted, "Record a sentence or two.")
-    return clips(normalise_loudness(waveform, str(path)), front_end.clip_samples)
+    return clips(read_speech(path), clip_samples)
 
 
-def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
-    """Transform waveforms into what a voice encoder sees; same code on every device.
-
-    Differentiable, with gradients that stay finite in silence.
-
-    - `paper`: frames of 400 samples every 160, each under a periodic Hann window and followed by
-      zeros to 512 as in TensorFlow, none beyond the ends; compressed real and imaginary parts.
-    - `seed`: librosa's centred frames over zero padding; compressed magnitude and phase.
-    - `ast`: Kaldi's log-mel filter bank over the frames of `paper`, then (x - mean) / (2 std).
-
-    Args:
-        waveforms: mono [b n], -1..1 at 16 kHz, n >= 400, float32 or float64.
-        front_end: the model's.
-
-    Returns:
-        [b c f t] with c, f and t as `front_end` says.
-
-    Source: Oh et al. 2019; the seed's audio_spectrograms.py; transformers'
-        ASTFeatureExtractor, without its padding (clips have their full length).
-    """
-    if front_end.kind == "ast":
-        return (_log_mel(waveforms) - front_end.mean) / (2 * front_end.std)
-    window = torch.hann_window(WIN_LENGTH, dtype=torch.float64).to(waveforms)
-    if front_end.kind == "paper":
-        # Not torch.stft, which would put the window in the middle of the 512 and lose a frame.
-        frames = waveforms.unfold(-1, WIN_LENGTH, HOP_LENGTH) * window  # [b t 400]
-        spectrum = torch.fft.rfft(frames, n=N_FFT).transpose(1, 2)  # [b f t]
-        return _compress(torch.stack([spectrum.real, spectrum.imag], dim=1))
-    spectrum = torch.stft(
-        waveforms, N_FFT, HOP_LENGTH, WIN_LENGTH, window, pad_mode="constant", return_complex=True
-    )
-    # An FFT may write -0 for 0, and the phase of -1 - 0i is -pi, of -0 + 0i pi: adding 0 gives +0.
-    spectrum = spectrum + 0.0
-    return _compress(torch.stack([spectrum.abs(), spectrum.angle()], dim=1))
-
-
-def _compress(x: Tensor) -> Tensor:
-    """Return sgn(x) |x|^0.3, but linear within +-1e-8, where its gradient would be infinite."""
-    scale: Tensor = x.abs().clamp_min(POWER_KNEE) ** (POWER - 1)
-    return x * scale
-
-
-def _log_mel(waveforms: Tensor) -> Tensor:
-    """Return Kaldi's log-mel energies of waveforms [b n] as [b 1 128 t]."""
-    window = torch.hann_window(WIN_LENGTH, periodic=False, dtype=torch.float64).to(waveforms)
-    frames = waveforms.unfold(-1, WIN_LENGTH, HOP_LENGTH)  # [b t 400]
-    frames = frames - frames.mean(dim=-1, keepdim=True)
-    previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-    spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=N_FFT)  # pre-emphasised
-    power = spectrum.real.square() + spectrum.imag.square()  # [b t 257]
-    with torch.autocast(waveforms.device.type, enabled=False):  # bfloat16 would spoil the energies
-        mel = torch.matmul(power, torch.from_numpy(_mel_filters()).to(power))
-    return mel.clamp_min(MEL_FLOOR).log().transpose(1, 2).unsqueeze(1)
-
-
-@functools.cache
-def _mel_filters() -> npt.NDArray[np.float64]:
-    """Return Kaldi's triangles [257 128]: straight-sided in mel, 20 Hz to 8 kHz, height 1."""
-
-    def mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
-
-    edges = np.linspace(mel(20.0), mel(SAMPLE_RATE / 2), N_MELS + 2)
-    bins = mel(np.arange(N_FREQS) * SAMPLE_RATE / N_FFT)[:, np.newaxis]
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    return np.maximum(0.0, np.minimum(rising, falling))
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be read into an `AudioError`."""
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            found = "is a folder" if path.is_dir() else "is not a regular file"
+            raise unusable(path, found, hint="Name a recording.")
+        yield
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+        raise unusable(path, found, hint="Check its path and its permissions.") from error

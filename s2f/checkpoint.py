@@ -23,11 +23,11 @@ from torch import Tensor
 
 import s2f
 from s2f import face_decoder, face_encoder, voice_encoder
-from s2f.audio import FrontEnd
 from s2f.errors import CheckpointError
+from s2f.front_end import FrontEnd
+from s2f.header import VERSION, not_ours, read_header
 from s2f.runtime import atomic_write
 
-VERSION = 1
 KINDS = ("voice_encoder", "face_encoder", "face_decoder")
 MODELS = Path(__file__).parent / "models"  # the bundled ones, a folder each
 Network = voice_encoder.VoiceEncoder | face_encoder.VGGFace | face_decoder.FaceDecoder
@@ -160,11 +160,11 @@ def load(path: Path, kind: str) -> Checkpoint:
         CheckpointError: if the file is missing, damaged, not ours, of another kind or version, or
             its tensors do not fit its config.
     """
-    header, tensors = _read(path)
-    if header["kind"] != kind:
-        raise CheckpointError(
-            f"{path}: is a {header['kind']}; wanted a {kind}", hint="check the order of the files"
-        )
+    header = read_header(path, kind)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise not_ours(path, error) from error
     if payload_sha256(tensors) != header["sha256"]:
         raise CheckpointError(
             f"{path}: is damaged: its tensors do not have the SHA-256 in its header",
@@ -192,39 +192,6 @@ def load(path: Path, kind: str) -> Checkpoint:
     network.requires_grad_(False).eval()
     space, sha256 = header["embedding_space"], header["sha256"]
     return Checkpoint(path, kind, network, front_end, space, card, sha256)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint", hint="check the path")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        header = json.loads(metadata["s2f"])
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: is not a checkpoint of s2f: {error}",
-            hint="wanted a .safetensors file that s2f train wrote",
-        ) from error
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path}: is a safetensors file, but not one that s2f wrote",
-            hint="wanted a .safetensors file that s2f train wrote",
-        ) from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        seen = header.get("version") if isinstance(header, dict) else header
-        raise CheckpointError(
-            f"{path}: has format version {seen}; this program reads {VERSION}",
-            hint="install the version of s2f that made it",
-        )
-    missing = {"kind", "config", "preprocessing", "embedding_space", "card", "sha256"} - set(header)
-    if missing:
-        raise CheckpointError(
-            f"{path}: its header lacks {', '.join(sorted(missing))}",
-            hint="it was not written by s2f as it stands",
-        )
-    return header, tensors
 
 
 def _build(

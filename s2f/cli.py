@@ -11,15 +11,16 @@ imports neither torch nor any module that does: each command imports what it nee
 `s2f --help` answers at once.
 """
 
+import os
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import s2f
-from s2f import cli_prep, cli_train, cli_use
+from s2f import cli_prep, cli_train, cli_trees, cli_use
 from s2f.console import Console
-from s2f.errors import S2FError
+from s2f.errors import InputError, S2FError
 from s2f.options import GROUP, INTERRUPTED
 
 
@@ -33,6 +34,15 @@ class _Group(TyperGroup):
         except S2FError as error:
             (ctx.obj or Console()).error(error)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:  # of a path that cannot even be looked at
+            if error.filename is None:
+                raise
+            unreachable = InputError(
+                f"{os.fsdecode(error.filename)}: cannot be reached: {error.strerror}",
+                hint="check its name, and the permissions of the folders above it",
+            )
+            (ctx.obj or Console()).error(unreachable)
+            raise typer.Exit(unreachable.exit_code) from None
         except KeyboardInterrupt:
             (ctx.obj or Console()).interrupted("interrupted; what was finished is kept")
             raise typer.Exit(INTERRUPTED) from None
@@ -52,6 +62,7 @@ app = typer.Typer(
     **GROUP,
 )
 app.add_typer(cli_use.app)
+cli_prep.app.add_typer(cli_trees.app)
 app.add_typer(cli_prep.app, name="prep", rich_help_panel="Prepare data")
 app.add_typer(cli_train.app, name="train", rich_help_panel="Train")
 

@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from s2f import layout
-from s2f.errors import DatasetError, S2FError
-from s2f.images import load_face
+from s2f.arrays import map_waveform, read_array
+from s2f.decoding import SAMPLE_RATE
+from s2f.errors import CheckpointError, DatasetError, S2FError
+from s2f.images import Fit, load_face
+from s2f.packed import Pack
 
 Item = dict[str, Tensor]
 
@@ -78,14 +81,20 @@ class Faces(Dataset[Item]):
             made the tree; otherwise they are photos, still to be warped from their landmarks.
     """
 
-    def __init__(self, folder: Path, *, landmarks: int) -> None:
+    def __init__(self, folder: Path, *, landmarks: int, fit: Fit = "squash") -> None:
         """List the tree.
+
+        Args:
+            folder: of one split.
+            landmarks: points a photo, 68 or those of the template.
+            fit: how the face encoder wants photos that are no squares, as for `load_face`. Only
+                `face` follows it: landmarks and drawings are of the squashed photo.
 
         Raises:
             DatasetError: as `layout.photos`, or if there are no points of the wanted number.
         """
         self.photos = layout.photos(folder)
-        self.landmarks = landmarks
+        self.landmarks, self.fit = landmarks, fit
         self.suffix = layout.LANDMARKS if landmarks == 68 else layout.TEMPLATE
         self.registered = all(
             layout.beside(photo.target, layout.TEXTURE).is_file() for photo in self.photos
@@ -106,7 +115,7 @@ class Faces(Dataset[Item]):
             else self.photo_of[photo.target]
         )
         return {
-            "face": load_face(photo.path),
+            "face": load_face(photo.path, fit=self.fit),
             "drawing": load_face(drawing),
             "landmarks": torch.from_numpy(self.points(photo)),
             "identity": torch.tensor(self.identities[photo.identity]),
@@ -161,14 +170,7 @@ class Voices(Dataset[Item]):
         index, seed = key
         generator = torch.Generator().manual_seed(seed)
         speaker, path = self.items[index]
-        samples = read_array(path, mmap=True)
-        known = samples.dtype in (np.int16, np.float16, np.float32, np.float64)
-        if samples.ndim != 1 or len(samples) == 0 or not known:
-            raise DatasetError(
-                f"{path}: holds {samples.dtype} values {list(samples.shape)}; wanted a waveform "
-                "[n], int16 or floating point",
-                hint="save it as int16 or float32, one channel, 16 kHz",
-            )
+        samples = map_waveform(path)
         spare = max(1, len(samples) - self.clip_samples + 1)
         start = int(torch.randint(spare, (), generator=generator))
         clip = np.resize(samples[start : start + self.clip_samples], self.clip_samples)
@@ -184,17 +186,53 @@ class Voices(Dataset[Item]):
         }
 
 
-def read_array(path: Path, *, mmap: bool = False) -> NDArray[np.generic]:
-    """Read a .npy file.
+class PackedVoices(Dataset[Item]):
+    """Clips of a pack, each with the embedding of a face of the same identity.
 
-    Raises:
-        DatasetError: if it cannot be read.
+    Attributes:
+        sha256: of the pack's index, which knows the hashes of all its files.
     """
-    try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r" if mmap else None)
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(
-            f"{path}: cannot be read as an array: {getattr(error, 'strerror', None) or error}",
-            hint="make the file again",
-        ) from error
-    return array
+
+    def __init__(self, folder: Path, *, clip_samples: int, embedding_space: str) -> None:
+        """Open the pack of one split.
+
+        Args:
+            folder: of the split.
+            clip_samples: length of the clips, at most that of the pack's.
+            embedding_space: that the embeddings have to be of.
+
+        Raises:
+            DatasetError: as `packed.Pack`, or if the pack's clips are shorter.
+            CheckpointError: if its embeddings are of another space.
+        """
+        self.pack = Pack(folder)
+        index = self.pack.index
+        if index.embedding_space != embedding_space:
+            raise CheckpointError(
+                f"{folder}: its embeddings are of the space {index.embedding_space[:8]}; "
+                f"the face encoder's is {embedding_space[:8]}",
+                hint="give the face encoder that it was packed with, or pack the tree again",
+            )
+        if index.clip_samples < clip_samples:
+            raise DatasetError(
+                f"{folder}: its clips have {index.clip_samples} samples; wanted {clip_samples}",
+                hint=f"pack the tree again, with clips of {clip_samples / SAMPLE_RATE:g} s",
+            )
+        self.clip_samples, self.sha256 = clip_samples, index.sha256
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        """Give `waveform` [n], which starts anywhere in a longer clip, and `embedding` [d]."""
+        index, seed = key
+        generator = torch.Generator().manual_seed(seed)
+        clip, embeddings = self.pack[index]
+        start = int(torch.randint(len(clip) - self.clip_samples + 1, (), generator=generator))
+        choice = int(torch.randint(len(embeddings), (), generator=generator))
+        return {
+            "waveform": torch.from_numpy(
+                clip[start : start + self.clip_samples].astype(np.float32) / 32768
+            ),
+            "embedding": torch.from_numpy(self.pack.embedding(embeddings[choice])),
+        }

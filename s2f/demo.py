@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from s2f import audio, landmarks, layout, voice_traits
-from s2f.dataset import read_array
+from s2f.arrays import read_array
 from s2f.demo_cards import FACES_CARD, VOICES_CARD
 from s2f.errors import DatasetError, UsageError
 from s2f.face_space import FaceSpace, People, join, mirror_order, on_background, register
@@ -263,7 +263,7 @@ def _prepare_voices(
     for k, row in enumerate(rows):
         progress(k, len(rows), f"voices: {row['speaker']}")
         files = audio.find([source / row["speaker"]])
-        speech = [(f.stem, audio.normalise_loudness(audio.load(f), name=str(f))) for f in files]
+        speech = [(f.stem, audio.read_speech(f)) for f in files]
         waveforms.append(speech)
         joined = np.concatenate([waveform for _, waveform in speech])
         pitches[k] = voice_traits.median_pitch(joined)

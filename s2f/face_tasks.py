@@ -31,13 +31,14 @@ class _FaceData:
     Where a decoder would predict the dense template and the data have none, `landmarks` is 68.
     """
 
-    def __init__(self, data: Path, k: int) -> None:
+    def __init__(self, data: Path, k: int, preprocessing: face_encoder.Preprocessing) -> None:
         first = layout.photos(layout.split(data, "train"))[0]
         if k == TEMPLATE_POINTS and not layout.beside(first.target, layout.TEMPLATE).is_file():
             k = 68
         self.landmarks = k
-        self.train_data = Faces(layout.split(data, "train"), landmarks=k)
-        self.val_data = Faces(layout.split(data, "val"), landmarks=k)
+        fit = preprocessing.fit
+        self.train_data = Faces(layout.split(data, "train"), landmarks=k, fit=fit)
+        self.val_data = Faces(layout.split(data, "val"), landmarks=k, fit=fit)
         if self.train_data.registered != self.val_data.registered:
             raise DatasetError(
                 f"{data}: some photos have a {layout.TEXTURE} beside them and some have none",
@@ -90,14 +91,15 @@ class FaceEncoderTask:
     name = "encoder"
 
     def __init__(self, data: Path, preset: str, card: Card) -> None:
-        self.data = _FaceData(data, face_decoder.CONFIGS[preset].landmarks)
+        preprocessing = face_encoder.PREPROCESSING[preset]
+        self.data = _FaceData(data, face_decoder.CONFIGS[preset].landmarks, preprocessing)
         self.train_data, self.val_data = self.data.train_data, self.data.val_data
         config = face_encoder.CONFIGS[preset]
         if config.identities:
             config = dataclasses.replace(config, identities=len(self.train_data.identities))
         self.settings = {"preset": preset, "photos": len(self.train_data)}
         self.card = card
-        self.encoder = face_encoder.VGGFace(config, face_encoder.PREPROCESSING[preset])
+        self.encoder = face_encoder.VGGFace(config, preprocessing)
         self.decoder, self.code = _new_decoder(preset, self.data, config.embedding)
         self.network = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
         self.loss_weights = {"landmarks/mse": 0.02, "texture/mae": 10.0}
@@ -200,12 +202,13 @@ class FaceDecoderTask:
                     f"no code that the {preset} decoder draws from, of {wanted.embedding}",
                     hint=f"train the encoder with --preset {preset} too, or this with paper",
                 )
-            self.data = _FaceData(data, wanted.landmarks)
+            self.data = _FaceData(data, wanted.landmarks, self.encoder.preprocessing)
             self.network, _ = _new_decoder(preset, self.data, self.encoder.config.embedding)
         else:
             assert isinstance(start.network, face_decoder.FaceDecoder)
             check_space([encoder, start])
-            self.data = _FaceData(data, start.network.config.landmarks)
+            k = start.network.config.landmarks
+            self.data = _FaceData(data, k, self.encoder.preprocessing)
             self.network = start.network.requires_grad_(True)
         self.train_data, self.val_data = self.data.train_data, self.data.val_data
         self.settings = {

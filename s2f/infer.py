@@ -15,11 +15,12 @@ from torch import Tensor
 
 import s2f
 from s2f import landmarks
-from s2f.audio import read_clips, spectrogram
+from s2f.audio import read_clips
 from s2f.checkpoint import Model, load_model
 from s2f.drawing import draw_faces
 from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import VGGFace
+from s2f.front_end import spectrogram
 from s2f.images import FRAME, encode_png, load_face, to_image
 from s2f.runtime import atomic_write, choose_device
 from s2f.voice_encoder import VoiceEncoder
@@ -131,7 +132,7 @@ class SpeechToFace:
         checkpoint = self.model.checkpoints["voice_encoder"]
         encoder, front_end = checkpoint.network, checkpoint.front_end
         assert isinstance(encoder, VoiceEncoder) and front_end is not None
-        clips = torch.from_numpy(read_clips(path, front_end))
+        clips = torch.from_numpy(read_clips(path, front_end.clip_samples))
         with torch.inference_mode():
             parts = [
                 encoder(spectrogram(batch.to(self.device), front_end))
@@ -152,7 +153,8 @@ class SpeechToFace:
         encoder = self.model.checkpoints["face_encoder"].network
         assert isinstance(encoder, VGGFace)
         with torch.inference_mode():
-            face = load_face(path).to(self.device).float() / 255
+            pixels = load_face(path, fit=encoder.preprocessing.fit)
+            face = pixels.to(self.device).float() / 255
             embedding = encoder(face[None])[0]
         return self._draw(embedding, path, 0)
 

@@ -3,11 +3,14 @@
 `OUT/.s2f/STEP.journal` has a line of JSON for each event: first the settings, then `start` when
 an output is begun, `done` when it stands under its name, `due` when its source failed. A run that
 ends leaves one line an output, sorted: the same sources and settings give the same bytes, killed
-or not. `OUT/.s2f/STEP/` holds the temporary files of a run, and is removed with it.
+or not. `OUT/.s2f/STEP/` holds the temporary files of a run, and is removed with it; those of each
+run in a folder of its own, as a worker may outlive a run that was killed, and write until the next.
 """
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -59,40 +62,35 @@ class Journal:
             OutputError: if it cannot be written.
         """
         self.path = folder / FOLDER / f"{step}.journal"
-        self.parts = folder / FOLDER / step
+        self.parts = folder / FOLDER / step / secrets.token_hex(4)
         self._header = json.dumps({"version": VERSION, "step": step, "settings": settings})
         self._entries: dict[str, Entry] = {}
         self._is_compact = True
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
+            try:
+                shutil.rmtree(self.parts.parent, ignore_errors=True)  # of a run that was killed
+                self.parts.mkdir(parents=True)
+                self._read()
+            except BaseException:
+                self._file.close()
+                raise
         except OSError as error:
             raise unwritable(self.path, error) from error
-        try:
-            shutil.rmtree(self.parts, ignore_errors=True)  # of a run that was killed
-            self.parts.mkdir()
-            self._read()
-        except OSError as error:
-            self._file.close()
-            raise unwritable(self.path, error) from error
-        except DatasetError:
-            self._file.close()
-            raise
 
     def _open(self) -> IO[bytes]:
         while True:
             file = self.path.open("a+b")
-            if fcntl is None:
-                return file
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except BlockingIOError as error:
                 file.close()
                 raise UsageError(
                     f"{self.path.parent.parent}: another s2f is at work there",
                     hint="wait until it has ended, or choose another folder",
                 ) from error
-            if os.path.samestat(self.path.stat(), os.fstat(file.fileno())):
+            if fcntl is None or os.path.samestat(self.path.stat(), os.fstat(file.fileno())):
                 return file
             file.close()  # a run that ended just now has put another file in its place
 
@@ -119,6 +117,8 @@ class Journal:
     def _enter(self, line: bytes) -> None:
         try:
             event, output, *rest = json.loads(line)
+            if not isinstance(output, str) or event not in ("start", "done", "due"):
+                raise ValueError(line)
             self._entries[output] = Entry(event, *rest)
         except (ValueError, TypeError) as error:
             raise DatasetError(
@@ -167,14 +167,14 @@ class Journal:
     def _rewrite(self) -> None:
         part = self.parts / self.path.name
         try:
-            with part.open("wb") as file:
-                file.write(self._header.encode() + b"\n")
-                for output, entry in sorted(self._entries.items()):
-                    file.write(_line(output, entry).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            old, self._file = self._file, part.open("a+b")
+            _lock(self._file)  # before others can find it
+            self._file.write(self._header.encode() + b"\n")
+            for output, entry in sorted(self._entries.items()):
+                self._file.write(_line(output, entry).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
             part.replace(self.path)
-            old, self._file = self._file, self._open()
             old.close()
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -189,8 +189,22 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.parts, ignore_errors=True)
-        self._file.close()
+        shutil.rmtree(self.parts.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
+            self._file.close()
+
+
+def not_ours(path: Path) -> UsageError:
+    """Return the error of a file that is where an output would be, and in no journal."""
+    return UsageError(
+        f"{path}: exists already, and was not made by this command",
+        hint="give --overwrite to replace it, or another folder",
+    )
+
+
+def _lock(file: IO[bytes]) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _line(output: str, entry: Entry) -> str:

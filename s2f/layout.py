@@ -6,21 +6,25 @@ mean shape). A name without landmarks of its own is another view of the
 identity and shares those of the identity's first photo that has some.
 
 Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**` (photos of
-faces).
+faces, and their embeddings `NAME_embedding.npy` where those are made before training).
 
 Both stand under `train`, `val` and `test`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from s2f import listing
 from s2f.errors import DatasetError, ImageError
+from s2f.listing import File
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SPLITS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+SPLIT_FOLDERS = tuple(name for names in SPLITS.values() for name in names)
 LANDMARKS, TEMPLATE, TEXTURE = "_landmarks.npy", "_template.npy", "_texture.jpg"
+EMBEDDING = "_embedding.npy"
+BESIDE_PHOTOS = (LANDMARKS, TEMPLATE, EMBEDDING)
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,13 @@ def split(tree: Path, name: str) -> Path:
     )
 
 
-def _identities(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+def identities(folder: Path) -> list[Path]:
+    """List the folders of the identities of one split, sorted; hidden ones are none.
+
+    Raises:
+        DatasetError: if the folder cannot be read.
+    """
+    return [folder / name for name in listing.folders(folder)]
 
 
 def photos(folder: Path) -> list[Photo]:
@@ -69,8 +76,12 @@ def photos(folder: Path) -> list[Photo]:
         DatasetError: if there is none, or an identity has photos and no landmarks.
     """
     found = []
-    for identity in _identities(folder):
-        pictures = sorted(path for path in identity.iterdir() if is_photo(path.name))
+    for identity in identities(folder):
+        pictures = sorted(
+            path
+            for path in identity.iterdir()
+            if is_photo(path.name) and listing.is_seen(path.name)
+        )
         stems = [path.with_suffix("") for path in pictures]
         marked = [stem for stem in stems if beside(stem, LANDMARKS).is_file()]
         if pictures and not marked:
@@ -94,15 +105,9 @@ def speakers(folder: Path) -> list[Speaker]:
         DatasetError: if there is none, or one lacks its audios or images.
     """
     found = []
-    for identity in _identities(folder):
-        audios = tuple(sorted((identity / "audios").rglob("*.npy")))
-        images = tuple(
-            sorted(
-                path
-                for path in (identity / "images").rglob("*")
-                if path.suffix.lower() in PHOTO_SUFFIXES
-            )
-        )
+    for identity in identities(folder):
+        audios = tuple(identity / file.path for file in files_of(identity, "audios", is_array))
+        images = tuple(identity / file.path for file in files_of(identity, "images", is_photo))
         if not audios or not images:
             raise DatasetError(
                 f"{identity}: has {len(audios)} files in audios and {len(images)} in images",
@@ -116,9 +121,25 @@ def speakers(folder: Path) -> list[Speaker]:
     return found
 
 
+def files_of(identity: Path, name: str, wants: listing.Wants) -> list[File]:
+    """List the wanted files in a folder of an identity, which may be missing, below the identity.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    folder = identity / name
+    found = listing.files(folder, wants) if folder.is_dir() else []
+    return [file._replace(path=f"{name}/{file.path}") for file in found]
+
+
 def beside(stem: Path, suffix: str) -> Path:
     """Name the file of a photo: `beside(Path("a/b"), LANDMARKS)` is `a/b_landmarks.npy`."""
     return stem.with_name(stem.name + suffix)
+
+
+def renamed(path: str, ending: str) -> str:
+    """Name what is made of a file: `renamed("a/b.jpg", LANDMARKS)` is `a/b_landmarks.npy`."""
+    return str(PurePosixPath(path).with_suffix("")) + ending
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
@@ -132,4 +153,14 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
 
 def is_photo(name: str) -> bool:
     """Tell by a file's name whether it is a photo; a texture is none."""
-    return f".{name.rpartition('.')[2].lower()}" in PHOTO_SUFFIXES and not name.endswith(TEXTURE)
+    return Path(name).suffix.lower() in PHOTO_SUFFIXES and not name.endswith(TEXTURE)
+
+
+def is_array(name: str) -> bool:
+    """Tell by a file's name whether it is an array that belongs to no photo: a waveform."""
+    return name.endswith(".npy") and not name.endswith(BESIDE_PHOTOS)
+
+
+def is_embedding(name: str) -> bool:
+    """Tell by a file's name whether it is the embedding of a photo."""
+    return name.endswith(EMBEDDING)

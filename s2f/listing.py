@@ -15,6 +15,8 @@ from s2f.errors import DatasetError, InputError
 Wants = Callable[[str], bool]
 """Whether a file is wanted, by its name without folders."""
 
+_Identity = tuple[int, int]  # of a folder, however it was reached: device and inode
+
 
 class File(NamedTuple):
     """A file of a tree.
@@ -45,7 +47,30 @@ def files(folder: Path, wants: Wants, *, without: Path | None = None) -> list[Fi
         DatasetError: if a folder cannot be read.
     """
     passed = [_identity(without)] if without else []
-    return list(_below(str(folder), "", wants, passed))
+    return [_file(entry, path) for entry, path in _below(str(folder), "", wants, passed)]
+
+
+def names(folder: Path, wants: Wants = lambda name: True) -> Iterator[str]:
+    """List the paths that `files` gives, without a look at the files.
+
+    Raises:
+        DatasetError: if a folder cannot be read.
+    """
+    return (path for _, path in _below(str(folder), "", wants, []))
+
+
+def folders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder, sorted, but for those that `files` passes over.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    return [entry.name for entry in _scan(str(folder), ())[1] if _is_folder(entry)]
+
+
+def is_seen(name: str) -> bool:
+    """Tell whether a file or folder of this name counts, and is not passed over."""
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def find(paths: Sequence[Path], wants: Wants, sources: str, error: type[InputError]) -> list[Path]:
@@ -77,17 +102,30 @@ def find(paths: Sequence[Path], wants: Wants, sources: str, error: type[InputErr
     return list(found)
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
+def _identity(folder: str | Path) -> _Identity:
     status = Path(folder).stat()
     return status.st_dev, status.st_ino
 
 
-def _below(folder: str, inside: str, wants: Wants, passed: list[tuple[int, int]]) -> Iterator[File]:
+def _below(
+    folder: str, inside: str, wants: Wants, passed: Sequence[_Identity]
+) -> Iterator[tuple[os.DirEntry[str], str]]:
     """Yield the files of a folder, whose place in the tree is `inside`, except `passed` ones."""
+    identity, entries = _scan(folder, passed)
+    for entry in entries:
+        path = inside + entry.name
+        if _is_folder(entry):
+            yield from _below(entry.path, f"{path}/", wants, [*passed, identity])
+        elif wants(entry.name):
+            yield entry, path
+
+
+def _scan(folder: str, passed: Sequence[_Identity]) -> tuple[_Identity, list[os.DirEntry[str]]]:
+    """List a folder itself, sorted; one that is `passed` is empty."""
     try:
         identity = _identity(folder)
         if identity in passed:
-            return
+            return identity, []
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError as error:
@@ -95,14 +133,7 @@ def _below(folder: str, inside: str, wants: Wants, passed: list[tuple[int, int]]
             f"{folder}: cannot be listed: {error.strerror or error}",
             hint="check its permissions, or remove it",
         ) from error
-    for entry in entries:
-        name = entry.name
-        if name.startswith(".") or name == "__MACOSX":
-            continue
-        if _is_folder(entry):
-            yield from _below(entry.path, f"{inside}{name}/", wants, [*passed, identity])
-        elif wants(name):
-            yield _file(entry, inside + name)
+    return identity, [entry for entry in entries if is_seen(entry.name)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,11 +3,13 @@
 An option that one command or one group of commands has lives with it; here are those of several.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from s2f.console import Console
+from s2f.errors import UsageError
 
 PARTLY_FAILED, INTERRUPTED = 6, 130  # exit codes that no error has
 Panel = Literal["Input", "Model", "Training", "Run", "Output"]
@@ -15,9 +17,20 @@ GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown"
 
 
 def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
-    """Decide once how this command speaks, where errors find it too."""
+    """Decide once how this command speaks, where errors find it too.
+
+    Raises:
+        UsageError: if the working folder is gone, where torch ends the program with no word.
+    """
     console = Console("json" if as_json else "quiet" if quiet else "human")
     ctx.find_root().obj = console
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"the working folder cannot be used: {error.strerror}",
+            hint="cd to a folder that is there",
+        ) from error
     return console
 
 

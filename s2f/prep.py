@@ -6,6 +6,7 @@ pictures.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import time
@@ -16,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from s2f import listing
 from s2f import workers as processes
-from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageError
-from s2f.journal import Journal
+from s2f.errors import DatasetError, InputError, S2FError, UsageError, WorkerError
+from s2f.journal import Journal, not_ours
 from s2f.listing import File
 from s2f.runtime import Progress, silent, unwritable
 from s2f.step import Step
@@ -54,8 +55,10 @@ class PrepReport:
 
 
 _IRREGULAR = "{}: is no regular file, or a link that leads nowhere"
-_EXISTS = "{}: exists already, and was not made by this command"
-_OVERWRITE = "give --overwrite to replace it, or another folder"
+_MEND = "remove it, or mend the link"
+_ONE_OF_TWO = "rename or remove one of the two"
+_RENAME = "rename the source, shorter if need be, or what is in the way"
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # of one output
 
 
 class _Item(NamedTuple):
@@ -77,7 +80,7 @@ def prepare(
     An output is made if it is not there, if its source changed since, or if it was made with
     other settings. A source that cannot be used costs itself only. Killed at any moment and run
     again, it leaves the same bytes as if it had never been killed, and makes at most one output
-    a worker (and one batch of a network) twice.
+    a worker and one more (or one batch of a network) twice.
 
     Args:
         step: what to make of each source.
@@ -93,6 +96,7 @@ def prepare(
             one output: before anything is made.
         UsageError: if outputs would replace their sources, or another run is at work in `out`.
         OutputError: if an output cannot be written: the run ends there.
+        S2FError: whatever is no fault of a source, of the step: the run ends there too.
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
@@ -121,11 +125,9 @@ def prepare(
                 done += 1
                 progress(done, len(items), name)
         journal.finish()
-        notes = {}
-        for item in items:
-            entry = journal.known(item.output)
-            if entry and entry.event == "done" and entry.note is not None:
-                notes[item.output] = entry.note
+        known = ((item.output, journal.known(item.output)) for item in items)
+        done_now = {name: entry for name, entry in known if entry and entry.event == "done"}
+        notes = {name: e.note for name, e in done_now.items() if e.note is not None}
     paths = (item.source.path for item in items)
     failed = tuple(Failure(folder / p, run.failures[p]) for p in paths if p in run.failures)
     return PrepReport(out, run.made, skipped, failed, time.perf_counter() - started, notes)
@@ -136,7 +138,7 @@ def _plan(step: Step, source: Path, out: Path) -> list[_Item]:
     if not os.path.exists(source):
         raise DatasetError(f"{source}: does not exist", hint="check its path")
     if source.is_dir():
-        inside = out.is_dir() and not source.samefile(out)
+        inside = step.rename is not None and out.is_dir() and not source.samefile(out)
         sources = listing.files(source, step.wants, without=out if inside else None)
         if not sources:
             raise DatasetError(
@@ -154,15 +156,22 @@ def _plan(step: Step, source: Path, out: Path) -> list[_Item]:
 def _refuse_collisions(items: list[_Item], folder: Path) -> None:
     """Refuse two sources of one output; a file system may also take A for a."""
     probe = folder / "case"
-    probe.touch()
+    try:
+        probe.touch()
+    except OSError as error:
+        raise unwritable(probe, error) from error
     fold = str.casefold if os.path.exists(folder / "CASE") else str
     makers: dict[str, str] = {}
     for source, output in items:
         other = makers.setdefault(fold(output), source.path)
         if other != source.path:
             raise DatasetError(
-                f"{output}: would be made of both {other} and {source.path}",
-                hint="rename or remove one of the two",
+                f"{output}: would be made of both {other} and {source.path}", hint=_ONE_OF_TWO
+            )
+    for inside in {output.rpartition("/")[0] for output in makers}:
+        if inside in makers:
+            raise DatasetError(
+                f"{inside}: would be made of {makers[inside]}, and be a folder", hint=_ONE_OF_TWO
             )
 
 
@@ -184,15 +193,13 @@ class _Run:
         target = self.out / output
         entry = self.journal.known(output)
         same = entry is not None and (entry.size, entry.mtime_ns) == (file.size, file.mtime_ns)
-        replaces = self.beside and self.step.rename is not None and output == file.path
         there = self.step.rename is None or os.path.lexists(target)
         if file.size < 0:
-            return self._fail(item, InputError(_IRREGULAR.format(self.folder / file.path)))
+            return self._fail(
+                item, InputError(_IRREGULAR.format(self.folder / file.path), hint=_MEND)
+            )
         if there and entry is None and self.step.rename and not self.overwrite:
-            return self._fail(item, UsageError(_EXISTS.format(target), hint=_OVERWRITE))
-        if replaces and entry and entry.event == "start" and not same:
-            self.journal.done(output, file)  # it was replaced, and then the run was killed
-            return False
+            return self._fail(item, not_ours(target))
         return not (there and same and entry and entry.event == "done")
 
     def make(self, due: list[_Item], workers: int) -> Generator[str]:
@@ -206,10 +213,10 @@ class _Run:
         with contextlib.closing(results):
             for place, value in results:
                 item = due[place]
-                if isinstance(value, OutputError):
-                    raise value
-                if isinstance(value, S2FError):
+                if isinstance(value, InputError | WorkerError):
                     self._fail(item, value)
+                elif isinstance(value, S2FError):  # a full disk, a package that is missing
+                    raise value
                 elif step.net is None:
                     self._end(item, self._part(place, item), value)
                 else:
@@ -254,13 +261,19 @@ class _Run:
                 if target.parent not in self.folders:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     self.folders.add(target.parent)
-                part.replace(target)
-                if self.beside and item.output == file.path:
-                    status = target.stat()
+                if self.beside and item.output == file.path:  # the next run's source
+                    status = part.stat()
                     file = File(file.path, status.st_size, status.st_mtime_ns)
+                    self.journal.done(item.output, file, note)  # as long as it differs, it is due
+                part.replace(target)
             except OSError as error:
-                raise unwritable(target, error) from error
-        self.journal.done(item.output, file, note)
+                refused = unwritable(target, error)
+                if error.errno not in _NAME_ERRORS:
+                    raise refused from error
+                self._fail(item, InputError(refused.message, hint=_RENAME))
+                return
+        if file is item.source:
+            self.journal.done(item.output, file, note)
         self.made += 1
 
     def _fail(self, item: _Item, error: S2FError) -> Literal[False]:

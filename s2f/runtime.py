@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -9,7 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from s2f.errors import DeviceError, OutputError
+from s2f.errors import DeviceError, OutputError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +54,14 @@ def choose_device(name: str = "auto") -> "torch.device":
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` that takes its name only when all went well.
 
+    Several processes may write `path` at once; a run that is killed leaves the temporary file.
+
     Raises:
         OutputError: if the folder or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=".s2f-", dir=path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     temporary = Path(name)
@@ -79,7 +87,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".s2f-", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise unwritable(path, error) from error
@@ -91,6 +99,65 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def part(target: Path) -> Iterator[Path]:
+    """Name a temporary file beside `target` that takes its place only when all went well.
+
+    Its name follows from the target's: a run that was killed leaves none behind when it is
+    repeated. Only where one process at a time writes the target.
+    """
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:20]
+    temporary = target.with_name(f".{digest}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file at once, by way of its `part`.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    try:
+        with part(path) as temporary, temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it against other runs that would; a run that is killed lets go.
+
+    Raises:
+        UsageError: if another run holds it.
+        OutputError: if it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if fcntl is not None:
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another s2f is at work there",
+                hint="wait until it has ended, or choose another folder",
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # over a network
+                raise unwritable(folder, error) from error
+        yield
 
 
 def _umask() -> int:

@@ -22,10 +22,12 @@ class Step:
             `functools.partial` of one). Called with the source and the path of a temporary file
             that has the output's suffix. Without `net` it writes that file, and may return plain
             JSON for the journal. With `net` it returns what `net` takes of this source. Raises
-            an `S2FError` for a source that cannot be used.
+            an `InputError` for a source that cannot be used; any other `S2FError`, and an
+            `OSError` from writing, ends the run.
         net: runs in this process, on several sources at once: a network on its device. Gives one
-            value a source, or an `S2FError` that is the failure of this source alone.
-        save: writes a value of `net` to the temporary file.
+            value a source, or an `S2FError` that is the failure of this source alone; one that
+            it raises ends the run.
+        save: writes a value of `net` to the temporary file; an `OSError` ends the run.
         batch_size: of `net`.
         preload: modules that `work` needs, imported once for all workers.
     """

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from s2f import augment, face_decoder, face_encoder, layout, losses, voice_encoder
-from s2f.audio import FRONT_ENDS, spectrogram
 from s2f.checkpoint import Card, Checkpoint, check_space, save
-from s2f.dataset import Item, Voices
+from s2f.dataset import Item, PackedVoices, Voices
 from s2f.drawing import draw_faces, sheet
+from s2f.front_end import FRONT_ENDS, spectrogram
 from s2f.images import load_face
+from s2f.packed import is_pack
 from s2f.ridge import Moments, solve_last_layers
 
 # Presets whose last layers are solved, and how often that goes through the training data, each
@@ -67,6 +68,9 @@ class VoiceEncoderTask:
             "face_encoder": encoder.sha256,
             "face_decoder": decoder.sha256,
         }
+        for split, voices in (("train", self.train_data), ("val", self.val_data)):
+            if isinstance(voices, PackedVoices):
+                self.settings[f"{split}_pack"] = voices.sha256
         self.loss_weights = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
         if not self.encoder.config.identities:
             del self.loss_weights["encoder/distill"]
@@ -75,12 +79,15 @@ class VoiceEncoderTask:
         self.min_samples = 160 * self.network.config.min_frames + 400
 
     @torch.no_grad()
-    def _voices(self, folder: Path, device: torch.device) -> Voices:
-        embeddings = []
+    def _voices(self, folder: Path, device: torch.device) -> Voices | PackedVoices:
+        clip_samples = self.front_end.clip_samples
+        if is_pack(folder):
+            return PackedVoices(folder, clip_samples=clip_samples, embedding_space=self.space)
+        embeddings, fit = [], self.encoder.preprocessing.fit
         for speaker in layout.speakers(folder):
-            faces = torch.stack([load_face(path) for path in speaker.images])
+            faces = torch.stack([load_face(path, fit=fit) for path in speaker.images])
             embeddings.append(self.encoder(faces.to(device) / 255).cpu())
-        return Voices(folder, embeddings, clip_samples=self.front_end.clip_samples)
+        return Voices(folder, embeddings, clip_samples=clip_samples)
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Losses of a batch, one value a sample."""

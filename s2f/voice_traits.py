@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s2f import audio, decoding
+from s2f import decoding, front_end
 
 TIMBRE_AXES = 8  # that timbres are compared on
 
@@ -33,8 +33,8 @@ def median_pitch(waveform: NDArray[np.float32]) -> float:
 
 def timbre(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean log-mel spectrum [128] of the louder half of the frames of a waveform [n]."""
-    front_end = audio.FrontEnd("ast")
-    log_mel = audio.spectrogram(torch.from_numpy(waveform)[None], front_end)[0, 0].double()
+    plain = front_end.FrontEnd("ast")
+    log_mel = front_end.spectrogram(torch.from_numpy(waveform)[None], plain)[0, 0].double()
     level = log_mel.mean(0)
     mean: NDArray[np.float64] = log_mel[:, level > level.median()].mean(1).numpy()
     return mean

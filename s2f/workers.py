@@ -5,6 +5,7 @@ this process held and nothing else. Knows nothing of files.
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -78,7 +79,6 @@ def run(
         while jobs:
             first = min(job.deadline for job in jobs.values())
             ready = wait(list(jobs), max(0.0, first - time.monotonic()))
-            ended: list[tuple[int, Any]] = []
             for connection in [c for c in list(jobs) if c in ready or _is_late(jobs[c])]:
                 job = jobs.pop(connection)
                 result: Any
@@ -94,9 +94,8 @@ def run(
                     idle.append((connection, job.process))
                 else:
                     _stop(connection, job.process)
-                ended.append((job.place, result))
-            hand_out()  # before the results are dealt with, so that no worker waits for that
-            yield from ended
+                hand_out()  # before the result is dealt with, so that no worker waits for that
+                yield job.place, result
     finally:
         for connection, process in [*idle, *((c, job.process) for c, job in jobs.items())]:
             _stop(connection, process)
@@ -110,8 +109,18 @@ def _context(preload: Sequence[str]) -> Any:
     """Choose how processes start: forked from one that is small, has no threads and is ready."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*preload])
+    # Control-C is for this process alone, which then ends the others: they inherit the mask. The
+    # tracker comes first, as starting it would unblock the signal.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -142,8 +151,20 @@ def _receive(connection: Connection, job: _Job) -> Any:
         return WorkerError(f"{job.name}: the process that read it died ({how})", hint=cure)
 
 
+def _keep_memory() -> None:
+    """Let glibc keep what is freed: giving arrays back and getting them anew costs more than them.
+
+    Source: mallopt(3), M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1).
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**25)
+        mallopt(-1, 2**28)
+
+
 def _serve(connection: Connection, function: Callable[..., Any]) -> None:
     """Work in a process: take an item, give back its result, until there are no more."""
+    _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends this
     while True:
         try:

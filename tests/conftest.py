@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from s2f import checkpoint, face_decoder, face_encoder, voice_encoder, voice_task
-from s2f.audio import FRONT_ENDS
 from s2f.checkpoint import Card
 from s2f.decoding import SAMPLE_RATE
+from s2f.front_end import FRONT_ENDS
 
 # Asserted in, but no tests themselves.
 pytest.register_assert_rewrite("command_line", "task_checks")

@@ -9,15 +9,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "s2f"
 FLOORS = {
-    9: {"__main__"},
-    8: {"cli"},
-    7: {"cli_prep", "cli_train", "cli_use"},
-    6: {"options"},
-    5: {"demo", "face_tasks", "voice_task", "train", "infer", "batch", "prep"},
-    4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits", "journal"},
-    3: {"voice_encoder", "face_encoder", "face_decoder", "losses", "augment", "warp", "ridge"},
-    2: {"audio", "images", "landmarks", "layout", "runtime", "workers"},
-    1: {"console", "decoding", "listing", "step"},
+    11: {"__main__"},
+    10: {"cli"},
+    9: {"cli_prep", "cli_train", "cli_trees", "cli_use"},
+    8: {"options"},
+    7: {"pack"},
+    6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"},
+    5: {"demo", "face_tasks", "voice_task", "train", "infer", "batch"}
+    | {"prep", "names", "split", "pair"},
+    4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits"}
+    | {"journal", "detection", "matching", "log_mel"},
+    3: {"voice_encoder", "face_encoder", "face_decoder", "losses", "augment", "warp", "ridge"}
+    | {"audio", "weights", "header", "packed", "links", "meta"},
+    2: {"front_end", "images", "landmarks", "layout", "runtime", "workers"}
+    | {"framing", "winograd", "strata"},
+    1: {"console", "decoding", "listing", "step", "arrays", "spelling", "tables"},
     0: {"errors", "demo_cards"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

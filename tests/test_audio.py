@@ -1,27 +1,24 @@
 """Tests of s2f.audio; each expected value says where it comes from."""
 
-import dataclasses
-import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import librosa
 import numpy as np
 import pytest
 import soundfile
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import ffmpeg_normalize, real
 
 from s2f import audio
-from s2f.audio import FRONT_ENDS, FrontEnd
 from s2f.decoding import SAMPLE_RATE
 from s2f.errors import AudioError
 
 REPOSITORY = Path(__file__).parents[1]
-VOICES = Path(__file__).parents[2] / "shared/data/voices"
 
 
 def tone(rate: int = SAMPLE_RATE, seconds: float = 1.5) -> np.ndarray:
@@ -89,13 +86,29 @@ def test_a_refusal_keeps_its_cause(tmp_path):
 def test_silence_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE)
     with pytest.raises(AudioError, match=r"a\.wav holds only silence .*-90 dBFS"):
-        audio.read_clips(tmp_path / "a.wav", FRONT_ENDS["paper"])
+        audio.read_clips(tmp_path / "a.wav", 96_000)
 
 
 def test_speech_of_a_fifth_of_a_second_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(seconds=0.2), SAMPLE_RATE)
     with pytest.raises(AudioError, match=r"a\.wav lasts 0\.20 s; wanted 0\.5 s"):
-        audio.read_clips(tmp_path / "a.wav", FRONT_ENDS["paper"])
+        audio.read_clips(tmp_path / "a.wav", 96_000)
+
+
+def test_an_error_of_who_reads_is_not_taken_for_one_of_the_recording(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(), SAMPLE_RATE)
+    with pytest.raises(OSError, match="No space"), audio.open_speech(tmp_path / "a.wav"):
+        raise OSError(28, "No space left on device")
+
+
+def test_speech_is_read_in_blocks_or_at_once_or_from_its_start(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(10 * SAMPLE_RATE), SAMPLE_RATE)
+    with audio.open_speech(tmp_path / "a.wav") as speech:
+        whole = speech.waveform()
+        assert whole.size == speech.n_samples == 10 * SAMPLE_RATE
+        np.testing.assert_array_equal(np.concatenate(list(speech.blocks())), whole)
+        np.testing.assert_array_equal(speech.waveform(96_001), whole[:96_001])
+        np.testing.assert_array_equal(speech.waveform(whole.size + 1), whole)
 
 
 # Finding
@@ -124,12 +137,12 @@ def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
 
 def test_a_folder_without_speech_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(AudioError, match=r"holds no recording; wanted files ending in \.3gp \.aac"):
+    with pytest.raises(AudioError, match="holds no recordings"):
         audio.find([tmp_path])
 
 
 def test_a_missing_path_is_refused(tmp_path):
-    with pytest.raises(AudioError, match="nowhere does not exist"):
+    with pytest.raises(AudioError, match="nowhere: does not exist"):
         audio.find([tmp_path / "nowhere"])
 
 
@@ -140,28 +153,154 @@ def rms_db(waveform: np.ndarray) -> float:
     return 20 * np.log10(np.sqrt(np.mean(waveform.astype(np.float64) ** 2)))
 
 
+def stored(path: Path) -> np.ndarray:
+    return audio.to_int16(audio.read_speech(path))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(8_000, 40_000),
+    scale=st.floats(1e-3, 2),
+    subtype=st.sampled_from(["PCM_16", "FLOAT"]),
+)
+def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, subtype):
+    """Up to a scale of 2, where half of them are clipped."""
+    samples = (scale * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
+    if subtype == "PCM_16":
+        samples = np.rint(samples * 32768).clip(-32768, 32767).astype(np.int16)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.wav"
+        soundfile.write(path, samples, SAMPLE_RATE, subtype=subtype)
+        np.testing.assert_array_equal(stored(path), ffmpeg_normalize(samples))
+
+
+@pytest.mark.parametrize("peak", [0.4, 0.999])
+def test_clipped_peaks_are_those_of_ffmpeg_normalize(tmp_path, peak):
+    samples = np.zeros(SAMPLE_RATE, np.float32)
+    samples[::2000], samples[1000::2000] = peak, -peak
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    ours = stored(tmp_path / "a.wav")
+    np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
+    assert (ours.min(), ours.max()) == (-32768, 32767)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("reader", ["103", "1034", "1040", "118", "19"])
+def test_real_recordings_get_the_samples_of_ffmpeg_normalize(reader):
+    (path,) = real(reader)
+    samples, _ = soundfile.read(path, dtype="int16")
+    np.testing.assert_array_equal(stored(path), ffmpeg_normalize(samples))
+
+
+@pytest.mark.parametrize(("subtype", "full_scale"), [("PCM_16", 32767), ("PCM_24", 32768)])
+def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, subtype, full_scale):
+    """ENGINES.md, 1d: what FFmpeg's astats divides by."""
+    samples = np.rint(noise(SAMPLE_RATE) * 32768) / 32768
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype=subtype)
+    with audio.open_speech(tmp_path / "a.wav") as speech:
+        level = round(rms_db(samples * (32768 / full_scale)), 6)
+        assert speech.gain == np.float32(10 ** ((-23 - level) / 20))
+
+
 @pytest.mark.parametrize("gain", [1e-3, 0.1, 1.0, 30.0])
-def test_loudness_becomes_minus_23_dbfs(gain):
-    assert rms_db(audio.normalise_loudness(tone() * gain)) == pytest.approx(-23, abs=1e-4)
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, 44_100])
+def test_loudness_becomes_minus_23_dbfs(tmp_path, gain, rate):
+    soundfile.write(tmp_path / "a.wav", tone(rate) * gain, rate, subtype="FLOAT")
+    assert rms_db(audio.read_speech(tmp_path / "a.wav")) == pytest.approx(-23, abs=1e-5)
 
 
-def test_loudness_is_idempotent():
-    once = audio.normalise_loudness(noise(SAMPLE_RATE))
-    np.testing.assert_allclose(audio.normalise_loudness(once), once, atol=1e-6)
+def test_loudness_is_idempotent(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(SAMPLE_RATE), SAMPLE_RATE, subtype="FLOAT")
+    once = audio.read_speech(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "b.wav", once, SAMPLE_RATE, subtype="FLOAT")
+    np.testing.assert_allclose(audio.read_speech(tmp_path / "b.wav"), once, atol=1e-6)
 
 
-def test_peaks_beyond_full_scale_are_clipped():
-    waveform = np.zeros(SAMPLE_RATE, np.float32)
-    waveform[::2000] = 0.5
-    loud = audio.normalise_loudness(waveform)
+def test_peaks_beyond_full_scale_are_clipped(tmp_path):
+    samples = np.zeros(SAMPLE_RATE, np.float32)
+    samples[::2000] = 0.5
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    loud = audio.read_speech(tmp_path / "a.wav")
     assert loud.max() == 1.0
     assert loud.dtype == np.float32
 
 
-def test_normalising_leaves_its_argument_alone():
-    waveform = noise(1000)
-    audio.normalise_loudness(waveform)
-    np.testing.assert_array_equal(waveform, noise(1000))
+@pytest.mark.parametrize(
+    ("x", "expected"), [(1.0, 32767), (-1.0, -32768), (0.5 / 32768, 0), (1.5 / 32768, 2)]
+)
+def test_integers_are_rounded_half_to_even_and_clipped(x, expected):
+    assert audio.to_int16(np.array([x], np.float32)) == expected
+
+
+# Silence at the ends
+
+
+def pauses(before: float, after: float, floor: float = 1e-4) -> np.ndarray:
+    """A second of a tone between pauses of some seconds that are nearly silent."""
+    ends = [round(s * SAMPLE_RATE) for s in (before, after)]
+    quiet = np.random.default_rng(0).standard_normal(SAMPLE_RATE + sum(ends))
+    samples = (floor * quiet).astype(np.float32)
+    samples[ends[0] : ends[0] + SAMPLE_RATE] += tone(seconds=1)
+    return samples
+
+
+def trimmed(path: Path, samples: np.ndarray, trim_silence: float | None) -> np.ndarray:
+    """What is left of some samples, at the loudness they have."""
+    soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
+    with audio.open_speech(path, trim_silence=trim_silence) as speech:
+        return speech.waveform() / speech.gain
+
+
+@pytest.mark.parametrize("ends", [(0.5, 0.3), (0.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
+def test_silence_at_both_ends_is_trimmed_to_the_frame(tmp_path, ends):
+    samples = pauses(*ends)
+    left = trimmed(tmp_path / "a.wav", samples, 40)
+    start = round(ends[0] * SAMPLE_RATE)
+    np.testing.assert_allclose(left, samples[start : start + SAMPLE_RATE], atol=1e-6)
+
+
+def test_a_pause_within_speech_is_kept(tmp_path):
+    samples = np.concatenate([pauses(0.2, 0.5), pauses(0.5, 0.2)])
+    assert trimmed(tmp_path / "a.wav", samples, 40).size == 3 * SAMPLE_RATE
+
+
+def test_the_loudness_is_measured_after_trimming(tmp_path):
+    soundfile.write(tmp_path / "a.wav", pauses(3, 3), SAMPLE_RATE, subtype="FLOAT")
+    with audio.open_speech(tmp_path / "a.wav", trim_silence=40) as speech:
+        assert rms_db(speech.waveform()) == pytest.approx(-23, abs=1e-5)
+
+
+def test_what_is_left_after_trimming_may_be_too_short(tmp_path):
+    soundfile.write(tmp_path / "a.wav", pauses(2, 2)[: round(2.2 * SAMPLE_RATE)], SAMPLE_RATE)
+    match = r"a\.wav lasts 0\.20 s without its silence; wanted 0\.5 s"
+    with (
+        pytest.raises(AudioError, match=match),
+        audio.open_speech(tmp_path / "a.wav", trim_silence=40),
+    ):
+        pass
+
+
+def test_silence_cannot_be_trimmed_away(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE)
+    with pytest.raises(AudioError, match="only silence"):
+        with audio.open_speech(tmp_path / "a.wav", trim_silence=40):
+            pass
+
+
+@settings(deadline=None, max_examples=20)
+@given(before=st.floats(0, 1), after=st.floats(0, 1), trim_silence=st.floats(20, 60))
+def test_trimming_agrees_with_librosa_within_its_frame(before, after, trim_silence):
+    """librosa.effects.trim, whose frames of 400 are centred every 160 samples."""
+    samples = pauses(before, after, floor=1e-5)
+    _, (start, stop) = librosa.effects.trim(
+        samples, top_db=trim_silence, frame_length=400, hop_length=160
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        soundfile.write(Path(folder) / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+        with audio.open_speech(Path(folder) / "a.wav", trim_silence=trim_silence) as speech:
+            ours = speech.start, speech.start + speech.n_samples
+    assert abs(ours[0] - start) <= 400 and abs(ours[1] - stop) <= 400
 
 
 # Clips
@@ -205,217 +344,19 @@ def test_an_empty_waveform_cannot_be_cut():
         audio.clips(np.empty(0, np.float32), 100)
 
 
-def test_read_clips_gives_loud_clips_of_the_front_end(tmp_path):
+def test_read_clips_gives_loud_clips_of_one_length(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(44_100, 10.0), 44_100)
-    cut = audio.read_clips(tmp_path / "a.wav", FrontEnd("paper"))
+    cut = audio.read_clips(tmp_path / "a.wav", 96_000)
     assert cut.shape == (2, 96_000)
     assert rms_db(cut) == pytest.approx(-23, abs=0.01)
-
-
-# Front ends
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [("paper", (2, 257, 598)), ("seed", (2, 257, 601)), ("ast", (1, 128, 1024))],
-)
-def test_the_shapes_are_those_of_the_published_models(name, shape):
-    front_end = FRONT_ENDS[name]
-    waveforms = torch.from_numpy(noise(2 * front_end.clip_samples)).reshape(2, -1)
-    assert audio.spectrogram(waveforms, front_end).shape == (2, *shape)
-
-
-@settings(deadline=None)
-@given(kind=st.sampled_from(["paper", "seed", "ast"]), n=st.integers(400, 3000))
-def test_a_front_end_foretells_the_shape(kind, n):
-    front_end = FrontEnd(kind)
-    expected = (1, front_end.n_channels, front_end.n_freqs, front_end.n_frames(n))
-    assert audio.spectrogram(torch.zeros(1, n), front_end).shape == expected
-
-
-def test_less_than_a_frame_has_no_frames():
-    assert [FrontEnd("paper").n_frames(n) for n in (0, 399, 400)] == [0, 0, 1]
-
-
-@pytest.mark.parametrize("front_end", FRONT_ENDS.values(), ids=FRONT_ENDS)
-def test_a_front_end_survives_json(front_end):
-    assert FrontEnd(**json.loads(json.dumps(dataclasses.asdict(front_end)))) == front_end
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"kind": "mfcc"}, {"kind": "seed", "clip_samples": 399}, {"kind": "ast", "std": 0.0}]
-)
-def test_an_impossible_front_end_is_refused(wrong):
-    with pytest.raises(ValueError, match="wanted"):
-        FrontEnd(**wrong)
-
-
-# Spectrograms
-
-
-def compressed(x: np.ndarray) -> np.ndarray:
-    return np.sign(x) * np.abs(x) ** 0.3
-
-
-def spectrogram_of(waveform: np.ndarray, front_end: FrontEnd) -> np.ndarray:
-    return audio.spectrogram(torch.from_numpy(waveform)[None], front_end)[0].numpy()
-
-
-def test_paper_is_the_compressed_fft_of_frames_cut_by_hand():
-    """NumPy in float64; frames are zero-padded at the end, as tf.signal.stft does."""
-    waveform = noise(16_000)
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
-    frames = [waveform[s : s + 400] * window for s in range(0, 16_000 - 399, 160)]
-    spectrum = np.fft.rfft(np.pad(frames, ((0, 0), (0, 112)))).T
-    ours = spectrogram_of(waveform.astype(np.float64), FrontEnd("paper"))
-    np.testing.assert_allclose(ours[0], compressed(spectrum.real), atol=1e-4)
-    # The imaginary part of the first and last bin is 0 but for rounding.
-    np.testing.assert_allclose(ours[1], compressed(spectrum.imag), atol=1e-4)
-    single = spectrogram_of(waveform, FrontEnd("paper"))
-    back = np.sign(single) * np.abs(single) ** (1 / 0.3)
-    np.testing.assert_allclose(back, np.stack([spectrum.real, spectrum.imag]), atol=1e-4)
-
-
-def test_seed_is_librosa_with_compressed_magnitude_and_phase():
-    waveform = noise(96_000)
-    waveform[20_000:30_000] = 0
-    spectrum = librosa.stft(waveform, n_fft=512, hop_length=160, win_length=400)
-    magnitude, phase = spectrogram_of(waveform, FrontEnd("seed"))
-    np.testing.assert_allclose(magnitude, np.abs(spectrum) ** 0.3, atol=1e-4)
-    # Near 0 the root, and near pi the sign, blow up the rounding of the phase.
-    expected = np.angle(spectrum)
-    clear = (np.abs(expected) > 1e-3) & (np.abs(expected) < np.pi - 1e-3) | (expected == 0)
-    assert clear.mean() > 0.98
-    np.testing.assert_allclose(phase[clear], compressed(expected)[clear], atol=1e-3)
-    np.testing.assert_allclose(phase[[0, 256]], compressed(expected)[[0, 256]], atol=1e-6)
-
-
-def test_ast_is_the_kaldi_filter_bank_written_out():
-    """Kaldi's recipe in float64 NumPy: DC out, pre-emphasis, Hann, power, mel triangles, log."""
-    waveform = noise(16_000)
-    waveform[5000:8000] = 0
-    n = np.arange(400)
-    mel = 1127 * np.log(1 + np.arange(257) * 31.25 / 700)
-    low, high = 1127 * np.log(1 + 20 / 700), 1127 * np.log(1 + 8000 / 700)
-    width = (high - low) / 129
-    filters = [np.clip(1 - np.abs(mel - low - (i + 1) * width) / width, 0, 1) for i in range(128)]
-    columns = []
-    for start in range(0, 16_000 - 399, 160):
-        frame = waveform[start : start + 400].astype(np.float64)
-        frame -= frame.mean()
-        frame = np.append(0.03 * frame[0], frame[1:] - 0.97 * frame[:-1])
-        frame *= 0.5 - 0.5 * np.cos(2 * np.pi * n / 399)
-        energies = np.array(filters) @ np.abs(np.fft.rfft(frame, 512)) ** 2
-        columns.append(np.log(np.maximum(energies, 2.0**-23)))
-    expected = (np.stack(columns, axis=1) - -4.2677393) / (2 * 4.5689974)
-    np.testing.assert_allclose(spectrogram_of(waveform, FRONT_ENDS["ast"])[0], expected, atol=1e-3)
-
-
-@pytest.mark.filterwarnings("ignore:At least one mel filter")  # as in Kaldi: 128 are many
-@pytest.mark.parametrize("gain", [1e-3, 1.0, 5.0])
-def test_ast_is_what_transformers_extracts(gain):
-    transformers = pytest.importorskip("transformers")
-    waveform = gain * noise(164_160)
-    extract = transformers.ASTFeatureExtractor()
-    expected = extract(waveform, sampling_rate=SAMPLE_RATE, return_tensors="np")["input_values"][0]
-    ours = spectrogram_of(waveform, FRONT_ENDS["ast"])[0]
-    np.testing.assert_allclose(ours.T, expected, atol=1e-3)
-
-
-def test_without_mean_and_std_ast_is_the_plain_log_mel():
-    plain, scaled = FrontEnd("ast"), FrontEnd("ast", mean=-4.0, std=2.0)
-    expected = (spectrogram_of(noise(4000), plain) + 4.0) / 4.0
-    np.testing.assert_allclose(spectrogram_of(noise(4000), scaled), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
-def test_a_batch_is_its_waveforms_one_by_one(kind):
-    waveforms = torch.from_numpy(noise(8000)).reshape(2, -1)
-    together = audio.spectrogram(waveforms, FrontEnd(kind))
-    apart = torch.cat([audio.spectrogram(one[None], FrontEnd(kind)) for one in waveforms])
-    torch.testing.assert_close(together, apart, atol=1e-3, rtol=1e-3)
-
-
-def test_the_compression_is_odd():
-    up = spectrogram_of(noise(4000), FrontEnd("paper"))
-    np.testing.assert_array_equal(spectrogram_of(-noise(4000), FrontEnd("paper")), -up)
-
-
-@pytest.mark.parametrize("kind", ["paper", "seed"])
-@pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_silence_stays_silent(kind, zero):
-    assert not audio.spectrogram(torch.full((1, 4000), zero), FrontEnd(kind)).any()
-
-
-def test_a_negative_zero_from_an_fft_does_not_turn_the_phase(monkeypatch):
-    spectrum = torch.complex(torch.tensor([[[-1.0, -0.0]]]), torch.tensor([[[-0.0, -0.0]]]))
-    monkeypatch.setattr(torch, "stft", lambda *_, **__: spectrum)
-    phase = audio.spectrogram(torch.zeros(1, 400), FrontEnd("seed"))[0, 1, 0]
-    torch.testing.assert_close(phase, torch.tensor([np.pi**0.3, 0.0]).float())
-
-
-@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
-def test_gradients_stay_finite_in_silence(kind):
-    waveforms = torch.from_numpy(noise(4000))[None]
-    waveforms[:, 1000:3000] = 0
-    waveforms.requires_grad_()
-    audio.spectrogram(waveforms, FrontEnd(kind)).sum().backward()
-    assert waveforms.grad.isfinite().all()
-    assert waveforms.grad.any()
-
-
-@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
-def test_gradients_are_those_of_finite_differences(kind):
-    generator = torch.Generator().manual_seed(0)
-    waveform = torch.randn(1, 560, generator=generator, dtype=torch.float64, requires_grad=True)
-    direction = torch.randn(1, 560, generator=generator, dtype=torch.float64)
-    front_end = FrontEnd(kind)
-    # A smooth target: the square undoes the infinite slope of the root at 0.
-    shape = audio.spectrogram(waveform, front_end).shape
-    weights = torch.randn(shape, generator=generator, dtype=torch.float64)
-    weights[:, :, [0, -1]] = 0  # where the imaginary part is 0 but for rounding
-
-    def value(x):
-        y = audio.spectrogram(x, front_end)
-        return (weights * y.abs() ** 5).sum()
-
-    (gradient,) = torch.autograd.grad(value(waveform), waveform)
-    step = 1e-6
-    with torch.no_grad():
-        ahead, behind = value(waveform + step * direction), value(waveform - step * direction)
-    slope = (ahead - behind) / (2 * step)
-    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-6)
-
-
-def test_autocast_does_not_coarsen_the_log_mel():
-    waveforms = torch.from_numpy(noise(4000))[None]
-    expected = audio.spectrogram(waveforms, FRONT_ENDS["ast"])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = audio.spectrogram(waveforms, FRONT_ENDS["ast"])
-    torch.testing.assert_close(ours, expected)
 
 
 # The whole
 
 
 def test_the_example_is_speech_for_one_clip():
-    cut = audio.read_clips(REPOSITORY / "examples/speech.wav", FRONT_ENDS["paper"])
+    cut = audio.read_clips(REPOSITORY / "examples/speech.wav", 96_000)
     assert cut.shape == (1, 96_000)
-    assert np.isfinite(spectrogram_of(cut[0], FRONT_ENDS["paper"])).all()
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("reader", ["103", "1034", "1040", "118", "19"])
-def test_real_recordings_become_spectrograms(reader):
-    if not VOICES.is_dir():
-        pytest.skip("the real voices (shared/data/voices) are not beside the repository")
-    (path,) = audio.find([VOICES / reader])
-    for front_end in FRONT_ENDS.values():
-        cut = audio.read_clips(path, front_end)
-        ours = audio.spectrogram(torch.from_numpy(cut), front_end)
-        assert cut.shape[1] == front_end.clip_samples
-        assert ours.isfinite().all()
-        assert ours.std() > 0.1
 
 
 def test_importing_the_module_loads_no_decoder():

@@ -10,9 +10,9 @@ import torch
 from conftest import DECODER, ENCODER, FRONT_END, VOICE
 
 from s2f import checkpoint, face_decoder, face_encoder, voice_encoder
-from s2f.audio import FRONT_ENDS
 from s2f.checkpoint import Card, load, load_model, payload_sha256, save
 from s2f.errors import CheckpointError
+from s2f.front_end import FRONT_ENDS
 
 CARD = Card("name", data="some", metrics={"loss": 0.5})
 

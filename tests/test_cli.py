@@ -1,5 +1,6 @@
 """The root of the command line: help, version, exit codes, and the program itself."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from command_line import Done, assert_wrong_usage, commands
+from command_line import Done, assert_refused, assert_wrong_usage, commands
 
 import s2f
 from s2f import batch, cli
@@ -62,6 +63,12 @@ def test_a_bug_keeps_its_traceback(speech: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(done.exception, ZeroDivisionError)
 
 
+def test_a_path_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 300), tmp_path / ("y/" * 2500)):
+        for arguments in ((path, tmp_path / "out"), (tmp_path, path)):
+            assert_refused(Done("prep", "resize", *arguments), 3, path)
+
+
 def test_an_interruption_exits_130(speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **options: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -88,6 +95,17 @@ def test_the_program_says_what_is_wrong_in_two_lines(tmp_path: Path, models: Pat
     assert done.returncode == 3
     assert done.stdout == ""
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "cure"]
+
+
+@pytest.mark.parametrize("command", ["audio", "faces --detector dlib", "pack --verify"])
+def test_without_a_working_folder_nothing_begins(tmp_path: Path, command: str) -> None:
+    gone = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m s2f prep {command} --json"
+    done = subprocess.run(
+        f"{gone} {tmp_path} {tmp_path / 'out'}", cwd=tmp_path, shell=True, capture_output=True
+    )
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["message"].startswith("the working folder cannot be used")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_program_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

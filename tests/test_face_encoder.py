@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from s2f.face_encoder import CONFIGS, PREPROCESSING, VGGFace, VGGFaceConfig
+from s2f import face_encoder
+from s2f.face_encoder import CONFIGS, PREPROCESSING, VGGFace, VGGFaceConfig, batch_embedder
 
 TINY = VGGFaceConfig(layers=(4, "M", 8, "M"), image_size=16, hidden=12, embedding=10, identities=7)
 
@@ -64,3 +65,49 @@ def test_an_encoder_without_identities_has_no_logits_layer() -> None:
 def test_a_size_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be halved 5 times"):
         VGGFaceConfig(image_size=100)
+
+
+LARGER = VGGFaceConfig(layers=(128, 160, "M", 12, "M"), image_size=16, hidden=12, embedding=10)
+
+
+@pytest.fixture(params=[(TINY, "rcmalli"), (LARGER, "seed"), (None, "compact")])
+def network(request: pytest.FixtureRequest) -> VGGFace:
+    """Random networks: without and with Winograd's convolutions, and with BatchNorm, no ReLU."""
+    torch.manual_seed(0)
+    config, preprocessing = request.param
+    config = config or dataclasses.replace(CONFIGS["compact"], layers=(8, "M", 136, "M"))
+    network = VGGFace(config, PREPROCESSING[preprocessing]).requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def test_batches_are_embedded_as_one_by_one(network: VGGFace) -> None:
+    faces = torch.rand(5, 3, *2 * (2 * network.config.image_size,))
+    expected = torch.cat([network(face) for face in faces.split(1)])
+    embed = batch_embedder(network, device=torch.device("cpu"), batch_size=8)
+    error = (embed(faces) - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < 1e-5
+
+
+def test_an_embedding_does_not_depend_on_the_rest_of_its_batch(network: VGGFace) -> None:
+    faces = torch.rand(8, 3, *2 * (network.config.image_size,))
+    embed = batch_embedder(network, device=torch.device("cpu"), batch_size=8)
+    whole = embed(faces)
+    for chosen in ([3], [7, 0], [6, 5, 4, 3, 2, 1]):
+        assert torch.equal(embed(faces[chosen]), whole[chosen])
+
+
+def test_wide_layers_are_winograds_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = face_encoder.WinogradConv2d
+    monkeypatch.setattr(
+        face_encoder, "WinogradConv2d", lambda conv: made.append(conv.in_channels) or real(conv)
+    )
+    network = VGGFace(LARGER, PREPROCESSING["seed"])
+    batch_embedder(network, device=torch.device("cpu"), batch_size=1)
+    assert made == [128, 160]

@@ -38,6 +38,15 @@ def test_every_loss_reaches_the_network_and_no_frozen_one(
     check_gradients(task, [] if isinstance(task, FaceEncoderTask) else [task.encoder])
 
 
+def test_photos_are_fitted_as_the_face_encoder_wants_them(faces: Path, models: Path) -> None:
+    encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
+    for fit in ("squash", "letterbox"):
+        network = encoder.network
+        network.preprocessing = dataclasses.replace(network.preprocessing, fit=fit)
+        task = FaceDecoderTask(faces, "compact", encoder, None, CARD)
+        assert (task.train_data.fit, task.val_data.fit) == (fit, fit)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_duplicating_a_batch_does_not_change_its_loss(name: str, faces: Path, models: Path) -> None:
     check_duplicates(make(name, faces, models))

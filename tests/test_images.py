@@ -1,5 +1,8 @@
 """Photos in, PNGs out."""
 
+import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2f import images
+from s2f import images, layout
 from s2f.errors import ImageError
 
 GRADIENT = Image.fromarray(
@@ -106,3 +109,102 @@ def test_the_same_picture_gives_the_same_bytes() -> None:
 def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
     Image.new("I;16", (50, 50), 32768).save(tmp_path / "a.png")
     assert images.load_face(tmp_path / "a.png").unique().tolist() == [128]
+
+
+@pytest.mark.parametrize("size", [(448, 300), (300, 448), (10, 500)])
+def test_a_letterbox_keeps_the_proportions_on_black(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (255, 255, 255)).save(tmp_path / "a.png")
+    seen = images.load_face(tmp_path / "a.png", fit="letterbox").numpy()
+    assert set(np.unique(seen)) == {0, 255}
+    ys, xs = np.nonzero(seen[0])
+    width, height = np.ptp(xs) + 1, np.ptp(ys) + 1
+    assert max(width, height) == 224
+    assert min(width, height) == round(224 * min(size) / max(size))
+    for first, last in ((xs.min(), xs.max()), (ys.min(), ys.max())):
+        assert abs(first - (223 - last)) <= 1  # centred
+
+
+def test_a_square_is_the_same_in_a_letterbox(tmp_path: Path) -> None:
+    GRADIENT.resize((300, 300)).save(tmp_path / "a.png")
+    squashed, boxed = (images.load_face(tmp_path / "a.png", fit=f) for f in ("squash", "letterbox"))
+    assert torch.equal(squashed, boxed)
+
+
+def test_all_of_a_photo_is_decoded_where_it_is_of_interest(tmp_path: Path) -> None:
+    GRADIENT.resize((4000, 3000)).save(tmp_path / "a.jpg")
+    assert images.open_photo(tmp_path / "a.jpg").size == (1000, 750)
+    assert images.open_photo(tmp_path / "a.jpg", enough=None).size == (4000, 3000)
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("a.bmp", "BMP")],
+)
+def test_a_photo_is_written_as_its_suffix_says(tmp_path: Path, name: str, format: str) -> None:
+    photo = GRADIENT.copy()
+    photo.info = {"icc_profile": b"profile", "comment": b"secret", "exif": b"Exif"}
+    images.save_photo(photo, tmp_path / name)
+    with Image.open(tmp_path / name) as seen:
+        assert (seen.format, seen.mode, seen.size) == (format, "RGB", (224, 224))
+        assert not {"icc_profile", "comment", "exif"} & set(seen.info) and not seen.getexif()
+        assert np.abs(np.asarray(seen, float) - np.asarray(GRADIENT, float)).mean() < 3
+    assert photo.info["comment"] == b"secret"
+
+
+def test_a_photo_of_any_suffix_can_be_written() -> None:
+    assert set(images.ENCODING) == layout.PHOTO_SUFFIXES
+
+
+def test_a_jpeg_keeps_the_colour_of_single_pixels(tmp_path: Path) -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255  # subsampling would make purple of both
+    images.save_photo(Image.fromarray(stripes), tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as seen:
+        assert np.abs(np.asarray(seen, float) - stripes).mean() < 10
+
+
+def encoded(mode: str, **options: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    buffer = io.BytesIO()
+    GRADIENT.resize((40, 30)).convert(mode).save(buffer, exif=exif, **options)
+    return buffer.getvalue()
+
+
+WHOLE = [
+    encoded("RGB", format="JPEG"),
+    encoded("L", format="JPEG", progressive=True),
+    encoded("CMYK", format="JPEG"),
+    encoded("RGBA", format="PNG"),
+    encoded("P", format="PNG"),
+    encoded("RGB", format="WEBP"),
+    encoded("RGBA", format="WEBP", lossless=True),
+    encoded("RGB", format="BMP"),
+    encoded("P", format="BMP"),
+]
+
+
+@pytest.mark.parametrize("whole", WHOLE, ids=range(len(WHOLE)))
+def test_a_damaged_photo_is_read_or_refused(tmp_path: Path, whole: bytes) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.jpg"
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for k in rng.integers(0, len(whole), rng.integers(1, 8)):
+            damaged[k] = rng.integers(256)
+        for k in rng.integers(0, min(60, len(whole)), rng.integers(0, 3)):
+            damaged[k] = rng.choice([0, 1, 127, 255])
+        path.write_bytes(damaged[: rng.integers(len(whole))] if rng.random() < 0.3 else damaged)
+        try:
+            outcomes.add(images.open_photo(path).mode)
+        except ImageError as error:
+            assert str(path) in str(error)
+            outcomes.add("refused")
+    assert outcomes == {"RGB", "refused"}
+
+
+@pytest.mark.parametrize("module", ["s2f.images", "s2f.framing"])
+def test_looking_at_photos_needs_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

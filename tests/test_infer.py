@@ -1,5 +1,6 @@
 """Faces from speech and photos, through the Python interface, with tiny networks."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from conftest import FRONT_END, noise
 from PIL import Image
 
-from s2f import SpeechToFace, audio, decoding
+from s2f import SpeechToFace, decoding
 from s2f.errors import AudioError
 
 pytestmark = pytest.mark.usefixtures("bundled")
@@ -32,6 +33,20 @@ def test_a_photo_gives_a_face(s2f: SpeechToFace, photo: Path) -> None:
     assert face.image.size == (224, 224) and face.clips == 0
 
 
+def test_a_photo_is_fitted_as_the_face_encoder_wants_it(s2f: SpeechToFace, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tall = Image.fromarray(rng.integers(0, 256, (224, 112, 3), dtype=np.uint8))
+    boxed = Image.new("RGB", (224, 224))
+    boxed.paste(tall, (56, 0))
+    for name, photo in (("tall", tall), ("boxed", boxed)):
+        photo.save(tmp_path / f"{name}.png")
+    wanted = s2f.reconstruct(tmp_path / "boxed.png").embedding
+    assert not np.allclose(s2f.reconstruct(tmp_path / "tall.png").embedding, wanted, atol=1e-3)
+    encoder = s2f.model.checkpoints["face_encoder"].network
+    encoder.preprocessing = dataclasses.replace(encoder.preprocessing, fit="letterbox")
+    np.testing.assert_array_equal(s2f.reconstruct(tmp_path / "tall.png").embedding, wanted)
+
+
 def test_the_same_input_gives_the_same_face(s2f: SpeechToFace, speech: Path) -> None:
     assert s2f.generate(speech).image.tobytes() == s2f.generate(speech).image.tobytes()
 
@@ -40,7 +55,7 @@ def test_longer_speech_averages_the_embeddings_of_its_clips(
     s2f: SpeechToFace, tmp_path: Path
 ) -> None:
     # Parts of equal loudness, or normalising the whole would not be normalising each.
-    parts = [audio.normalise_loudness(noise(1, seed)) for seed in (1, 2, 3)]
+    parts = [noise(1, seed) for seed in (1, 2, 3)]
     for k, part in enumerate([*parts, np.concatenate(parts)]):
         soundfile.write(tmp_path / f"{k}.wav", part, decoding.SAMPLE_RATE, subtype="FLOAT")
     faces = [s2f.generate(tmp_path / f"{k}.wav") for k in range(4)]

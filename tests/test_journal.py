@@ -1,6 +1,9 @@
 """The journal: what it remembers over kills, settings and damage."""
 
+import contextlib
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,17 @@ SETTINGS = {"rate": 16000}
 
 def lines(folder: Path) -> list[object]:
     return [json.loads(line) for line in (folder / ".s2f/audio.journal").read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """Let no file grow larger, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def events(folder: Path) -> list[object]:
@@ -117,6 +131,24 @@ def test_a_journal_that_is_rewritten_stays_locked(tmp_path: Path) -> None:
             Journal(tmp_path, "audio", SETTINGS)
 
 
+def test_no_other_run_gets_in_while_a_journal_is_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def replace_and_try(path: Path, target: Path) -> None:
+        replace(path, target)
+        with pytest.raises(UsageError, match="another s2f is at work"):
+            Journal(tmp_path, "audio", SETTINGS)
+
+    monkeypatch.setattr(Path, "replace", replace_and_try)
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        journal.done("a.npy", A)
+        journal.finish()
+        journal.done("b.npy", B)
+    assert len(events(tmp_path)) == 2
+
+
 def test_names_that_are_no_text_are_kept(tmp_path: Path) -> None:
     name = b"\xff\n\xc3\xa9".decode(errors="surrogateescape")
     with Journal(tmp_path, "audio", SETTINGS) as journal:
@@ -130,3 +162,21 @@ def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"audio\.journal: cannot be written"):
         Journal(tmp_path / "file", "audio", SETTINGS)
+
+
+def test_a_worker_that_outlives_a_killed_run_cannot_write_into_the_next(tmp_path: Path) -> None:
+    killed = Journal(tmp_path, "audio", SETTINGS)
+    killed._file.close()  # as the system does
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.parts != killed.parts
+        assert not killed.parts.exists()
+    assert [path.name for path in (tmp_path / ".s2f").iterdir()] == ["audio.journal"]
+
+
+def test_a_line_that_cannot_be_written_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"audio\.journal"), limited_files(8192):
+        with Journal(tmp_path, "audio", SETTINGS) as journal:
+            for n in range(1000):
+                journal.start(f"{n}.npy", A)
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.known("0.npy") == ("start", 10, 111, None)

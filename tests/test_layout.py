@@ -43,11 +43,27 @@ def test_a_tree_without_photos_is_named(tmp_path: Path) -> None:
         layout.photos(tmp_path)
 
 
+def test_hidden_files_are_no_photos(tmp_path: Path) -> None:
+    touch(tmp_path / "bob/a.jpg", tmp_path / "bob/._a.jpg", tmp_path / "bob/a_landmarks.npy")
+    assert [photo.path.name for photo in layout.photos(tmp_path)] == ["a.jpg"]
+
+
 def test_speakers_come_with_recordings_and_faces(tmp_path: Path) -> None:
     touch(tmp_path / "s/audios/v/1.npy", tmp_path / "s/audios/0.npy", tmp_path / "s/images/f.jpg")
     (speaker,) = layout.speakers(tmp_path)
     assert [path.name for path in speaker.audios] == ["0.npy", "1.npy"]
     assert [path.name for path in speaker.images] == ["f.jpg"]
+
+
+def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path: Path) -> None:
+    """What macOS and `s2f prep` leave, and what lies beside photos, must not be trained on."""
+    touch(tmp_path / "s/audios/0.npy", tmp_path / "s/audios/._0.npy")
+    touch(tmp_path / "s/audios/.s2f/audio/0.npy", tmp_path / "s/audios/f_embedding.npy")
+    touch(tmp_path / "s/images/f.jpg", tmp_path / "s/images/f_texture.jpg")
+    touch(tmp_path / "s/images/__MACOSX/f.jpg", tmp_path / "s/images/._f.jpg")
+    (speaker,) = layout.speakers(tmp_path)
+    assert speaker.audios == (tmp_path / "s/audios/0.npy",)
+    assert speaker.images == (tmp_path / "s/images/f.jpg",)
 
 
 def test_a_speaker_without_faces_is_named(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def paths(folder: Path, **options: Path) -> list[str]:
 def test_files_come_sorted_with_size_and_time(tmp_path: Path) -> None:
     write(tmp_path / "b/2.a", tmp_path / "b/10.a", tmp_path / "a.a", tmp_path / "b.a")
     found = listing.files(tmp_path, wants)
+    assert list(listing.names(tmp_path, wants)) == [file.path for file in found]
     assert [file.path for file in found] == ["a.a", "b/10.a", "b/2.a", "b.a"]
     assert {file.size for file in found} == {3}
     assert found[0].mtime_ns == (tmp_path / "a.a").stat().st_mtime_ns
@@ -33,7 +34,10 @@ def test_files_come_sorted_with_size_and_time(tmp_path: Path) -> None:
 
 def test_hidden_files_and_what_macs_add_are_passed_over(tmp_path: Path) -> None:
     write(tmp_path / ".x.a", tmp_path / ".y/x.a", tmp_path / "__MACOSX/x.a", tmp_path / "x.b")
+    (tmp_path / "z").mkdir()
+    (tmp_path / "y").symlink_to(tmp_path / "z")
     assert paths(tmp_path) == []
+    assert listing.folders(tmp_path) == ["y", "z"]
 
 
 def test_a_folder_can_be_left_out(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def lengths(texts: list[str]) -> list[Any]:
 
 
 def save(text: str, part: Path) -> None:
+    if text.startswith("4 of 1"):
+        raise OSError(28, "No space left on device")
     part.write_text(text)
 
 
@@ -178,6 +180,39 @@ def test_a_disk_that_is_full_ends_the_run(tree: Path) -> None:
     (tree / "in/a/1.txt").write_text("full")
     with pytest.raises(OutputError, match="No space left"):
         prepare(tree, workers=1)
+    work = functools.partial(read, str(tree))
+    with pytest.raises(OutputError, match=r"a/1\.out: cannot be written: No space left"):
+        prepare(tree, step={"work": work, "net": lengths, "save": save})
+
+
+def test_an_output_whose_name_is_too_long_costs_itself_only(tree: Path) -> None:
+    (tree / "in" / f"{'x' * 251}.txt").write_text("long name")
+
+    def rename(path: str) -> str:
+        return f"{path.rpartition('.')[0]}{'_longer' * (len(path) > 99)}.out"
+
+    for made_now, skipped in ((3, 0), (0, 3)):
+        report = prepare(tree, step={"rename": rename})
+        assert (report.made, report.skipped) == (made_now, skipped)
+        (failure,) = report.failed
+        assert failure.source.name.startswith("xx")
+        assert isinstance(failure.error, InputError)
+
+
+def test_a_folder_in_the_place_of_an_output_costs_itself_only(tree: Path) -> None:
+    (tree / "out/a/1.out/x").mkdir(parents=True)
+    report = prepare(tree, overwrite=True)
+    assert report.made == 2
+    assert "a/1.out: cannot be written" in report.failed[0].error.message
+
+
+def test_an_output_that_would_be_a_folder_too_is_refused_before_any_work(tree: Path) -> None:
+    (tree / "in/y.txt").write_text("where a folder is")
+    (tree / "in/y.out").mkdir()
+    (tree / "in/y.out/z.txt").write_text("in that folder")
+    with pytest.raises(DatasetError, match=r"y\.out: would be made of y\.txt, and be a folder"):
+        prepare(tree)
+    assert made(tree) == []
 
 
 def test_files_of_others_are_not_replaced_unless_told(tree: Path) -> None:
@@ -240,15 +275,40 @@ def test_sources_are_replaced_only_if_told_and_only_once(tree: Path) -> None:
     assert prepare(tree, "in", step=same, overwrite=True).skipped == 3
 
 
-def test_a_source_that_was_replaced_when_the_run_was_killed_is_not_made_twice(tree: Path) -> None:
-    same = {"rename": lambda path: path}
-    prepare(tree, "in", step=same, overwrite=True)
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_kill_before_or_after_a_source_is_replaced_makes_it_once(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    replace = Path.replace
+
+    def be_killed(part: Path, target: Path) -> None:
+        if is_replaced:
+            replace(part, target)
+        raise KeyboardInterrupt
+
+    options = {"step": {"rename": lambda path: path}, "overwrite": True, "workers": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", be_killed)
+        prepare(tree, "in", **options)
+    (tree / "in/b/1.txt").write_text("changed meanwhile")
+    report = prepare(tree, "in", **options)
+    assert (report.made, report.skipped) == ((2, 1) if is_replaced else (3, 0))
+    assert contents(tree / "in") == {
+        "a/1.txt": "TEXT A/1",
+        "a/2.txt": "TEXT A/2",
+        "b/1.txt": "CHANGED MEANWHILE",
+    }
+
+
+def test_a_source_that_changed_after_a_kill_is_not_taken_for_an_output(tree: Path) -> None:
+    options = {"step": {"rename": lambda path: path}, "overwrite": True}
+    (tree / "in/a/1.txt").write_text("kill")
+    assert len(prepare(tree, "in", **options).failed) == 1
     journal = tree / "in/.s2f/shout.journal"
-    header, _, *rest = journal.read_text().splitlines()  # the first output's `done` is lost
-    journal.write_text("\n".join([header, '["start", "a/1.txt", 8, 5]', *rest]) + "\n")
-    made(tree)
-    assert prepare(tree, "in", step=same, overwrite=True).skipped == 3
-    assert made(tree) == []
+    journal.write_text(journal.read_text().replace('["due", "a/1.txt"', '["start", "a/1.txt"'))
+    (tree / "in/a/1.txt").write_text("mended")
+    assert prepare(tree, "in", **options).made == 1
+    assert contents(tree / "in")["a/1.txt"] == "MENDED"
 
 
 def test_notes_are_kept_over_runs(tree: Path) -> None:
@@ -263,6 +323,10 @@ def test_a_step_may_make_notes_only(tree: Path) -> None:
     assert (report.made, report.notes) == (3, {"a/2.txt": {"length": 9}})
     assert contents(tree / "out") == {}
     assert prepare(tree, step={"rename": None}).skipped == 3
+
+
+def test_notes_written_inside_the_tree_are_of_all_of_it(tree: Path) -> None:
+    assert prepare(tree, "in/a", step={"rename": None}).made == 3
 
 
 def test_a_net_gets_batches_and_may_refuse_one(tree: Path) -> None:

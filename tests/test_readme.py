@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import commands
 from typer.testing import CliRunner
 
 from s2f.cli import app
@@ -69,7 +70,7 @@ def test_no_page_names_a_machine() -> None:
 
 
 def test_every_command_that_a_message_names_exists() -> None:
-    known = {"generate", "reconstruct", "prep demo", *(f"train {n}" for n in TASKS), "train"}
+    known = {" ".join(path) for path, _ in commands()} | {"train"}
     for path in (ROOT / "s2f").glob("*.py"):
         for words in re.findall(
             r"s2f ((?:prep|train|convert) \w+|generate|reconstruct)", path.read_text()

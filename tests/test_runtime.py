@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2f.errors import DeviceError, OutputError
-from s2f.runtime import atomic_write, choose_device
+from s2f.errors import DeviceError, OutputError, UsageError
+from s2f.runtime import alone_in, atomic_write, choose_device, part, write
 
 
 def test_cpu_is_always_there() -> None:
@@ -66,3 +66,43 @@ def test_a_folder_in_the_way_is_named_and_no_temporary_is_left(tmp_path: Path) -
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_killed_run_left_is_taken_by_the_next(tmp_path: Path) -> None:
+    with part(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"")
+        left = temporary
+    left.write_bytes(b"half")
+    write(tmp_path / "a", b"whole")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_a_name_as_long_as_may_be_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "語" * 85):
+        write(tmp_path / name, b"1")
+        with atomic_write(tmp_path / name) as file:
+            file.write(b"2")
+        assert (tmp_path / name).read_bytes() == b"2"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="file/below: cannot be written"):
+        write(tmp_path / "file" / "below", b"")
+
+
+def test_a_folder_is_held_against_other_runs_and_nothing_is_left_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    for _ in range(2):
+        with alone_in(folder):
+            assert list(folder.iterdir()) == []
+            with pytest.raises(UsageError, match="another s2f is at work there"), alone_in(folder):
+                pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/folder: cannot be written"):
+        with alone_in(tmp_path / "file/folder"):
+            pass

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,11 +61,11 @@ def test_our_errors_come_back_whole() -> None:
         ("exit", r"item1: the process that read it died \(exit code 3\)", "check the file"),
         ("bug", r"item1: ValueError in act:\d+: unforeseen", "report it"),
         ("memory", "item1: needs more memory", "check the file"),
-        ("hang", "item1: took more than 0.5 s", "damaged"),
+        ("hang", "item1: took more than 5 s", "damaged"),
     ],
 )
 def test_what_goes_wrong_costs_its_own_item_only(what: str, message: str, hint: str) -> None:
-    a, error, b, c = outcomes("a", what, "b", "c", seconds=0.5)
+    a, error, b, c = outcomes("a", what, "b", "c", seconds=5)
     assert (a, b, c) == ("A", "B", "C")
     with pytest.raises(WorkerError, match=message) as raised:
         raise error
@@ -76,7 +78,10 @@ def test_all_workers_may_die() -> None:
 
 
 def test_a_worker_holds_one_item() -> None:
-    """Items are taken when a worker is free: what was taken and not answered is at most n."""
+    """Items are taken when a worker is free: what was taken and not answered is at most n.
+
+    Also where several have ended at once.
+    """
     taken: list[int] = []
 
     def items() -> Iterator[tuple[str, str]]:
@@ -86,22 +91,54 @@ def test_a_worker_holds_one_item() -> None:
 
     for answered, _ in enumerate(workers.run(act, items(), workers=3), start=1):
         assert len(taken) <= answered + 3
+        time.sleep(0.05)
 
 
 def note_and_wait(name: str, folder: str) -> None:
+    """Note the process; `b` never ends, and `a` when `b` is there."""
     Path(folder, name).write_text(str(os.getpid()))
-    time.sleep(60)
+    while name == "b" or not (Path(folder, "b").exists() and Path(folder, "b").read_text()):
+        time.sleep(0.01)
 
 
 def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
-    run = workers.run(
-        note_and_wait, [("a", str(tmp_path)), ("b", str(tmp_path))], workers=2, seconds=0.3
-    )
-    next(run)
+    run = workers.run(note_and_wait, [("a", str(tmp_path)), ("b", str(tmp_path))], workers=2)
+    assert next(run) == (0, None)
     run.close()
-    for file in tmp_path.iterdir():
+    for name in "ab":
         with pytest.raises(ProcessLookupError):
-            os.kill(int(file.read_text()), 0)
+            os.kill(int((tmp_path / name).read_text()), 0)
+
+
+SLOW_START = """
+import time
+print(flush=True)
+time.sleep(3)
+"""
+INTERRUPTED = """
+from s2f import workers
+try:
+    list(workers.run(print, [(1,)], workers=1, preload=["slow_start"]))
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_an_interruption_while_processes_start_is_for_the_parent_alone(tmp_path: Path) -> None:
+    (tmp_path / "slow_start.py").write_text(SLOW_START)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout
+    process.stdout.readline()  # the module is being imported
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, b"")
 
 
 def test_there_is_a_core() -> None:

@@ -1,0 +1,102 @@
+"""Time and memory of planning: 200,000 files, and a second run that has nothing to do.
+
+    python benchmarks/prep_listing.py
+
+Empty files stand for recordings: they are listed and planned like any other. Fails where a bound
+is missed.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+N = 200_000
+FOLDERS = 2_000
+BOUNDS = {"planning, s": 20, "planning, MB": 300, "nothing to do, s": 20, "nothing to do, MB": 300}
+
+PLAN = """
+import sys
+from pathlib import Path
+from s2f.prep import prepare
+from s2f.prep_audio import audio_step
+class Planned(Exception): pass
+def progress(done, total, what):
+    if total:
+        raise Planned
+try:
+    prepare(audio_step(store="waveform"), Path(sys.argv[1]), Path(sys.argv[2]), progress=progress)
+except Planned:
+    pass
+"""
+
+
+def figures() -> dict[str, float]:
+    """Measure both, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "source", Path(folder) / "out"
+        for k in range(FOLDERS):
+            inside = source / f"id{k:05d}" / "video"
+            inside.mkdir(parents=True)
+            for n in range(N // FOLDERS):
+                (inside / f"{n:05d}.wav").touch()
+        planning = cost([sys.executable, "-c", PLAN, str(source), str(out)])
+        finish(source, out)
+        command = [sys.executable, "-m", "s2f", "prep", "audio", str(source), str(out), "--json"]
+        nothing = cost(command)
+    return {
+        "planning, s": planning[0],
+        "planning, MB": planning[1],
+        "nothing to do, s": nothing[0],
+        "nothing to do, MB": nothing[1],
+    }
+
+
+def finish(source: Path, out: Path) -> None:
+    """Leave what a run over all files would have left, without reading any of them."""
+    from s2f import listing
+    from s2f.journal import Journal
+    from s2f.prep_audio import audio_step
+
+    step = audio_step(store="waveform")
+    assert step.rename
+    with Journal(out, step.name, dict(step.settings)) as journal:
+        for file in listing.files(source, step.wants):
+            target = out / step.rename(file.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+            journal.done(step.rename(file.path), file)
+        journal.finish()
+
+
+# A process starts with the peak of the one that starts it: so a small one does.
+SMALL = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, check=True)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps([time.perf_counter() - started, peak, done.stdout.decode()]))
+"""
+
+
+def cost(command: list[str]) -> tuple[float, float]:
+    """Wall time of a command, seconds, and its peak memory, MB."""
+    done = subprocess.run([sys.executable, "-c", SMALL, *command], capture_output=True, check=True)
+    seconds, peak, said = json.loads(done.stdout)
+    if said and json.loads(said)["skipped"] != N:
+        raise SystemExit(f"there was something to do: {said[:200]!r}")
+    return seconds, peak / (1024 if sys.platform == "linux" else 1024**2)
+
+
+def main() -> None:
+    """Print the figures."""
+    measured = figures()
+    print(json.dumps({name: round(value, 2) for name, value in measured.items()}, indent=1))
+    missed = [name for name, bound in BOUNDS.items() if measured[name] > bound]
+    if missed:
+        raise SystemExit(f"over the bound: {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Identity folders to plain ASCII names, by transliteration, without losing a file.
+
+`plan` decides and reads only names; `rename_identities` does it. Plain names stay as they are, so
+that a new name is either free or taken by an identity that keeps it: a collision, never a chain.
+"""
+
+import filecmp
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from s2f import listing
+from s2f.errors import DatasetError, OutputError
+from s2f.layout import SPLIT_FOLDERS
+from s2f.runtime import Progress, silent
+from s2f.spelling import plain
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """Folders that get one name: one of them is renamed, several are merged.
+
+    Attributes:
+        parent: the folder they are in.
+        old: their names, sorted.
+        new: the plain name.
+    """
+
+    parent: Path
+    old: tuple[str, ...]
+    new: str
+
+
+@dataclass(frozen=True)
+class NamesReport:
+    """What became of the identities' names.
+
+    Attributes:
+        tree: the folder.
+        renamed: single folders with a new name.
+        merged: folders that became one.
+        failed: why folders have their old names: no plain name, or a collision.
+        unchanged: folders whose names were plain.
+        dry_run: whether this only says what would be done.
+    """
+
+    tree: Path
+    renamed: tuple[Renaming, ...]
+    merged: tuple[Renaming, ...]
+    failed: tuple[DatasetError, ...]
+    unchanged: int
+    dry_run: bool
+
+
+def plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
+    """Decide what each identity is called; names that differ in case only collide too.
+
+    A tree whose folders are all splits (train, val, validation, test) has its identities in
+    these, and each split is renamed by itself.
+
+    Returns:
+        The renamings, the names that have no plain form, and how many stay as they are.
+
+    Raises:
+        DatasetError: if a folder cannot be listed.
+    """
+    renamings, failed, unchanged = [], [], 0
+    for parent in _parents(tree):
+        groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for old in listing.folders(parent):
+            try:
+                new = plain(old)
+            except DatasetError as error:
+                failed.append(DatasetError(f"{parent}{os.sep}{error.message}", hint=error.hint))
+            else:
+                groups[new.casefold()].append((old, new))
+        for members in groups.values():
+            item = Renaming(
+                parent, tuple(old for old, _ in members), min(new for _, new in members)
+            )
+            if item.old == (item.new,):
+                unchanged += 1
+            elif item.new not in item.old and os.path.lexists(parent / item.new):
+                failed.append(
+                    _collision(item, "would be what is there and no folder,", "remove that")
+                )
+            else:
+                renamings.append(item)
+    return renamings, failed, unchanged
+
+
+def _parents(tree: Path) -> list[Path]:
+    inside = listing.folders(tree)
+    is_split = inside and set(inside) <= set(SPLIT_FOLDERS)
+    return [tree / name for name in inside] if is_split else [tree]
+
+
+def rename_identities(
+    tree: Path, *, merge: bool = False, dry_run: bool = False, progress: Progress = silent
+) -> NamesReport:
+    """Give identity folders plain names.
+
+    Each folder is renamed at once. Merging moves file by file, each at once, so that a run that
+    was killed is finished by the same run. Files of one name in folders to be merged are one file
+    if their bytes are equal; if not, these folders stay as they are and are reported.
+
+    Args:
+        tree: a folder of identities, or of splits of them.
+        merge: whether folders that get one name become one; else they are reported.
+        dry_run: whether to change nothing and only report.
+        progress: told of each folder.
+
+    Raises:
+        DatasetError: if a folder cannot be listed.
+        OutputError: if a folder cannot be renamed.
+    """
+    planned, failed, unchanged = plan(tree)
+    renamed, merged = [], []
+    for k, item in enumerate(planned):
+        progress(k, len(planned), item.new)
+        if len(item.old) == 1:
+            if not dry_run:
+                _move(item.parent / item.old[0], item.parent / item.new)
+            renamed.append(item)
+            continue
+        try:
+            if not merge:
+                raise _collision(item, "would all be", "look at them, then give --merge")
+            files = _files(item)
+        except DatasetError as error:
+            failed.append(error)
+            continue
+        if not dry_run:
+            _merge(item, files)
+        merged.append(item)
+    progress(len(planned), len(planned), "done")
+    return NamesReport(tree, tuple(renamed), tuple(merged), tuple(failed), unchanged, dry_run)
+
+
+def _collision(item: Renaming, what: str, hint: str) -> DatasetError:
+    old = ", ".join(map(repr, item.old))
+    return DatasetError(f"{item.parent}: {old} {what} {item.new!r}", hint=hint)
+
+
+def _contents(folder: str) -> Iterator[str]:
+    """List all that is no folder, hidden files too; links to folders are not followed."""
+    for here, names, files in os.walk(folder, onerror=_raise):
+        for path in (Path(here, name) for name in (*files, *names)):
+            if not _is_real_folder(path):
+                yield str(path.relative_to(folder))
+
+
+def _raise(error: OSError) -> None:
+    raise DatasetError(
+        f"{error.filename}: cannot be listed: {error.strerror}", hint="check its permissions"
+    ) from error
+
+
+def _files(item: Renaming) -> dict[str, list[str]]:
+    """Find which folders have which file, and refuse what cannot be merged."""
+    files: dict[str, list[str]] = defaultdict(list)
+    if any((item.parent / old).is_symlink() for old in item.old):
+        raise _collision(item, "are links, and cannot be merged to", "rename or remove the link")
+    for old in item.old:
+        for name in sorted(_contents(str(item.parent / old))):
+            files[name].append(old)
+    for name, owners in files.items():
+        first, *others = (item.parent / old / name for old in owners)
+        is_folder = any(_is_real_folder(item.parent / old / name) for old in item.old)
+        if is_folder or not all(_same(first, other) for other in others):
+            raise _collision(
+                item,
+                f"have different files {name!r} and cannot be merged to",
+                "rename or remove one of these files",
+            )
+    return files
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
+    if not (one.is_file() and other.is_file()):
+        return False
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError as error:
+        raise DatasetError(
+            f"{error.filename}: cannot be read: {error.strerror}", hint="check its permissions"
+        ) from error
+
+
+def _merge(item: Renaming, files: dict[str, list[str]]) -> None:
+    final = item.parent / item.new
+    if item.new not in item.old:
+        _move(item.parent / item.old[0], final)
+    for name, owners in files.items():
+        for source in (item.parent / old / name for old in owners if old != item.new):
+            if os.path.lexists(final / name):
+                source.unlink(missing_ok=True)  # the same bytes
+            else:
+                _move(source, final / name)
+    for old in item.old:
+        if old != item.new and os.path.lexists(item.parent / old):
+            _remove_empty(item.parent / old)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{source}: cannot be renamed to {target}: {error.strerror}",
+            hint="check that the tree can be written",
+        ) from error
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        for here, _, _ in os.walk(folder, topdown=False):
+            Path(here).rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be removed: {error.strerror}", hint="see what is in it"
+        ) from error

@@ -1,0 +1,86 @@
+"""Recordings for tests: real ones, encoded ones, and what FFmpeg makes of them."""
+
+import contextlib
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.filter
+import numpy as np
+import pytest
+
+from s2f import audio
+from s2f.decoding import SAMPLE_RATE
+
+VOICES = Path(__file__).parents[2] / "shared/data/voices"
+
+
+def real(reader: str) -> list[Path]:
+    if not VOICES.is_dir():
+        pytest.skip("the real voices (shared/data/voices) are not beside the repository")
+    return audio.find([VOICES / reader])
+
+
+def write_av(
+    path: Path,
+    samples: np.ndarray | None,
+    codec: str = "aac",
+    rate: int = 44_100,
+    video: bool = False,
+    options: dict[str, str] | None = None,
+    **metadata: str,
+) -> Path:
+    """Encode samples [n c], or none, beside some grey frames if asked, with PyAV."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        container.metadata.update(metadata)
+        if video:
+            picture = container.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+        if samples is not None:
+            layout = {1: "mono", 2: "stereo"}[samples.shape[1]]
+            sound = container.add_stream(codec, rate=rate, layout=layout, bit_rate=128_000)
+        if video:
+            grey = np.full((32, 32, 3), 128, np.uint8)
+            for _ in range(15):
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            container.mux(picture.encode())
+        if samples is not None:
+            frame = av.AudioFrame.from_ndarray(samples.T.copy(), format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode())
+    return path
+
+
+def filtered(samples: np.ndarray, *filters: tuple[str, str]) -> list[av.AudioFrame]:
+    """Send mono samples [n] through filters of FFmpeg itself."""
+    graph, time_base = av.filter.Graph(), Fraction(1, SAMPLE_RATE)
+    form = {"int16": "s16", "float32": "flt"}[samples.dtype.name]
+    source = graph.add_abuffer(
+        sample_rate=SAMPLE_RATE, format=form, layout="mono", time_base=time_base
+    )
+    chain = [source, *(graph.add(*named) for named in filters), graph.add("abuffersink")]
+    for before, after in itertools.pairwise(chain):
+        before.link_to(after)
+    graph.configure()
+    frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format=form, layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, time_base
+    source.push(frame)
+    source.push(None)
+    frames = []
+    with contextlib.suppress(av.EOFError):
+        while True:
+            frames.append(chain[-1].pull())
+    return frames
+
+
+def ffmpeg_normalize(samples: np.ndarray) -> np.ndarray:
+    """What `ffmpeg-normalize -nt rms -t -23` stores of mono samples [n], by FFmpeg's own filters.
+
+    Source: ffmpeg_normalize/_streams.py, 1.43, parse_astats and get_second_pass_opts_peakrms.
+    """
+    measured = filtered(samples, ("astats", "metadata=1:measure_overall=Peak_level+RMS_level"))
+    level = float(measured[-1].metadata["lavfi.astats.Overall.RMS_level"])
+    volume, form = ("volume", f"{-23 - level}dB"), ("aformat", "sample_fmts=s16")
+    frames = filtered(samples, volume, form)
+    return np.concatenate([frame.to_ndarray() for frame in frames], axis=1)[0]

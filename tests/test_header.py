@@ -1,0 +1,64 @@
+"""Headers of checkpoints, read alone. How they are damaged is in test_checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_architecture import imported_by
+
+from s2f import checkpoint
+from s2f.errors import CheckpointError
+from s2f.header import FIELDS, read_header
+
+
+def test_a_header_says_what_the_whole_checkpoint_says(models: Path) -> None:
+    path = models / "demo/voice_encoder.safetensors"
+    header, whole = read_header(path, "voice_encoder"), checkpoint.load(path, "voice_encoder")
+    assert header.keys() >= FIELDS
+    assert header["embedding_space"] == whole.embedding_space
+    assert header["sha256"] == whole.sha256
+    assert header["preprocessing"]["clip_samples"] == whole.front_end.clip_samples  # type: ignore[union-attr]
+
+
+def test_damaged_tensors_are_not_its_concern(models: Path, tmp_path: Path) -> None:
+    content = bytearray((models / "demo/face_encoder.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "e").write_bytes(content)
+    read_header(tmp_path / "e", "face_encoder")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.load(tmp_path / "e", "face_encoder")
+
+
+def test_another_kind_is_refused(models: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a face_decoder; wanted a face_encoder"):
+        read_header(models / "demo/face_decoder.safetensors", "face_encoder")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"nothing of the kind", "is not a checkpoint of s2f"),
+        (None, "no such checkpoint"),
+        ({}, "not one that s2f wrote"),
+        ({"s2f": "{"}, "is not a checkpoint of s2f"),
+        ({"s2f": "[]"}, "has format version"),
+        ({"s2f": '{"version": 99}'}, "has format version 99; this program reads 1"),
+        ({"s2f": '{"version": 1, "kind": "face_encoder"}'}, "lacks card, config"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "e"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        header = json.dumps({"__metadata__": content}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match=message):
+        read_header(path, "face_encoder")
+
+
+def test_reading_a_header_does_not_import_torch(models: Path) -> None:
+    path = models / "demo/face_encoder.safetensors"
+    code = "from pathlib import Path; from s2f.header import read_header\n"
+    code += f"read_header(Path({str(path)!r}), 'face_encoder')"
+    assert "torch" not in imported_by(code)
