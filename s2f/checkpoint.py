@@ -3,8 +3,8 @@
 The file's metadata holds one JSON: format version, kind, config, preprocessing, the embedding
 space, a card, and the SHA-256 of the payload. Plain tensors and JSON: nothing is unpickled.
 
-The embedding space is the SHA-256 of the face encoder's payload. It ties a voice encoder and a
-decoder to the face encoder that they were made for.
+The embedding space is a hash of the face encoder's payload and preprocessing. It ties a voice
+encoder and a decoder to the face encoder that they were made for.
 """
 
 import dataclasses
@@ -16,21 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 import s2f
-from s2f import face_decoder, face_encoder, voice_encoder
+from s2f import ast_encoder, face_decoder, face_encoder, voice_encoder
 from s2f.errors import CheckpointError
 from s2f.front_end import FrontEnd
 from s2f.header import VERSION, not_ours, read_header
+from s2f.payload import payload_sha256, write
 from s2f.runtime import atomic_write
 
 KINDS = ("voice_encoder", "face_encoder", "face_decoder")
 MODELS = Path(__file__).parent / "models"  # the bundled ones, a folder each
-Network = voice_encoder.VoiceEncoder | face_encoder.VGGFace | face_decoder.FaceDecoder
+AnyVoiceEncoder = voice_encoder.VoiceEncoder | ast_encoder.ASTEncoder
+Network = AnyVoiceEncoder | face_encoder.VGGFace | face_decoder.FaceDecoder
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,6 @@ class Checkpoint:
     sha256: str
 
 
-def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash names, types, shapes and values of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous().cpu()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def save(
     path: Path,
     network: Network,
@@ -125,12 +117,12 @@ def save(
         for name, tensor in network.state_dict().items()
     }
     sha256 = payload_sha256(tensors)
-    space = sha256 if embedding_space is None else embedding_space
-    preprocessing: dict[str, Any] | None = None
-    if isinstance(network, face_encoder.VGGFace):
-        preprocessing = dataclasses.asdict(network.preprocessing)
-    if front_end is not None:
-        preprocessing = dataclasses.asdict(front_end)
+    preparation = network.preprocessing if isinstance(network, face_encoder.VGGFace) else front_end
+    preprocessing = dataclasses.asdict(preparation) if preparation else None
+    space = embedding_space
+    if space is None:  # the same weights embed pictures that are prepared otherwise elsewhere
+        prepared = json.dumps(preprocessing, sort_keys=True)
+        space = hashlib.sha256(f"{sha256} {prepared}".encode()).hexdigest()
     header = {
         "version": VERSION,
         "kind": kind_of(network),
@@ -142,13 +134,13 @@ def save(
         "s2f": s2f.__version__,
     }
     with atomic_write(path) as file:
-        file.write(safetensors.torch.save(tensors, {"s2f": json.dumps(header, sort_keys=True)}))
+        write(file, tensors, {"s2f": json.dumps(header, sort_keys=True)})
     return space
 
 
 def kind_of(network: Network) -> str:
     """Name the kind of a network, as in `KINDS`."""
-    if isinstance(network, voice_encoder.VoiceEncoder):
+    if isinstance(network, AnyVoiceEncoder):
         return "voice_encoder"
     return "face_encoder" if isinstance(network, face_encoder.VGGFace) else "face_decoder"
 
@@ -159,6 +151,7 @@ def load(path: Path, kind: str) -> Checkpoint:
     Raises:
         CheckpointError: if the file is missing, damaged, not ours, of another kind or version, or
             its tensors do not fit its config.
+        DependencyError: if it is an AST voice encoder and transformers is not installed.
     """
     header = read_header(path, kind)
     try:
@@ -200,11 +193,12 @@ def _build(
     config = {name: _tuples(value) for name, value in config.items()}
     with torch.device("meta"):  # no time spent on random weights that `assign` replaces
         if kind == "voice_encoder":
-            voice = voice_encoder.VoiceEncoder(voice_encoder.VoiceEncoderConfig(**config))
+            voice = _voice_encoder(**config)
             front_end = FrontEnd(**(preprocessing or {}))
             heard = front_end.n_channels, front_end.n_freqs
             if heard != (voice.config.in_channels, voice.config.n_freqs):
                 raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
+            voice.config.check_frames(front_end.n_frames(front_end.clip_samples))
             return voice, front_end
         if kind == "face_decoder":
             return face_decoder.FaceDecoder(face_decoder.FaceDecoderConfig(**config)), None
@@ -215,6 +209,15 @@ def _build(
         )
     face.mean = torch.tensor(face.preprocessing.mean).view(3, 1, 1)
     return face, None
+
+
+def _voice_encoder(architecture: str = "conv", **config: Any) -> AnyVoiceEncoder:
+    """Make the voice encoder that a config names; `conv` goes without saying."""
+    if architecture == "ast":
+        return ast_encoder.ASTEncoder(ast_encoder.ASTEncoderConfig(**config))
+    if architecture == "conv":
+        return voice_encoder.VoiceEncoder(voice_encoder.VoiceEncoderConfig(**config))
+    raise ValueError(f"its architecture is {architecture!r}; wanted conv or ast")
 
 
 def _tuples(value: Any) -> Any:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from s2f.landmarks import MAP_72
+
 
 @dataclass(frozen=True)
 class FaceDecoderConfig:
@@ -77,6 +79,7 @@ CONFIGS: dict[str, FaceDecoderConfig] = {
         landmark_hidden=(1024, 512, 256),
         batch_norm=True,
         is_face=True,
+        landmarks_68=MAP_72,
     ),
     # A trunk wide enough to pass the embedding on whole (ReLU of it and of its negative), then 48
     # patterns of 16x16 pixels, laid over each other every 8: enough for a linear model of

@@ -159,7 +159,11 @@ class VGGFace(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """Embed faces: [b 3 h w] RGB 0..1 to [b d]."""
-        x: Tensor = self.fc7(self.fc6(self.features(faces)).relu()).flatten(1)
+        return self.embed(self.features(faces))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Embed the last convolutional map, to [b d]."""
+        x: Tensor = self.fc7(self.fc6(features).relu()).flatten(1)
         return x.relu() if self.config.final_relu else x
 
     def logits(self, embedding: Tensor) -> Tensor:

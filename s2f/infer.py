@@ -16,14 +16,13 @@ from torch import Tensor
 import s2f
 from s2f import landmarks
 from s2f.audio import read_clips
-from s2f.checkpoint import Model, load_model
+from s2f.checkpoint import AnyVoiceEncoder, Model, load_model
 from s2f.drawing import draw_faces
 from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import VGGFace
 from s2f.front_end import spectrogram
 from s2f.images import FRAME, encode_png, load_face, to_image
 from s2f.runtime import atomic_write, choose_device
-from s2f.voice_encoder import VoiceEncoder
 
 BATCH = 16  # clips that go through the voice encoder together
 
@@ -131,7 +130,7 @@ class SpeechToFace:
         path = Path(speech)
         checkpoint = self.model.checkpoints["voice_encoder"]
         encoder, front_end = checkpoint.network, checkpoint.front_end
-        assert isinstance(encoder, VoiceEncoder) and front_end is not None
+        assert isinstance(encoder, AnyVoiceEncoder) and front_end is not None
         clips = torch.from_numpy(read_clips(path, front_end.clip_samples))
         with torch.inference_mode():
             parts = [

@@ -79,8 +79,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a temporary folder beside `path` that takes its name only when all went well.
+
+    Args:
+        path: of the folder; there may be an empty one.
+        replace: whether a folder that holds something gives way.
 
     Raises:
         OutputError: if it cannot be made.
@@ -91,14 +95,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise unwritable(path, error) from error
+    old = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
         try:
+            if replace and path.exists():
+                path.replace(old)
             temporary.replace(path)
         except OSError as error:
             raise unwritable(path, error) from error
     finally:
+        if old.exists() and not path.exists():
+            old.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -68,6 +68,15 @@ class VoiceEncoderConfig:
             frames = (frames * pool[1] - 1) * stride + self.kernel
         return frames
 
+    def check_frames(self, frames: int) -> None:
+        """Make sure that a spectrogram is long enough.
+
+        Raises:
+            ValueError: if it has fewer than `min_frames` frames.
+        """
+        if frames < self.min_frames:
+            raise ValueError(f"{frames} frames are too few: this encoder needs {self.min_frames}")
+
 
 CONFIGS: dict[str, VoiceEncoderConfig] = {
     "paper": VoiceEncoderConfig(),
@@ -129,11 +138,7 @@ class VoiceEncoder(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        if spectrogram.shape[-1] < self.config.min_frames:
-            raise ValueError(
-                f"{spectrogram.shape[-1]} frames are too few: this encoder needs "
-                f"{self.config.min_frames}"
-            )
+        self.config.check_frames(spectrogram.shape[-1])
         x = spectrogram
         for conv in self.convs:
             x = conv(x)  # [b c f t]

@@ -11,25 +11,28 @@ PACKAGE = Path(__file__).parents[1] / "s2f"
 FLOORS = {
     11: {"__main__"},
     10: {"cli"},
-    9: {"cli_prep", "cli_train", "cli_trees", "cli_use"},
+    9: {"cli_convert", "cli_prep", "cli_train", "cli_trees", "cli_use"},
     8: {"options"},
     7: {"pack"},
-    6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"},
+    6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"}
+    | {"convert_keras", "convert_pietkun"},
     5: {"demo", "face_tasks", "voice_task", "train", "infer", "batch"}
-    | {"prep", "names", "split", "pair"},
+    | {"prep", "names", "split", "pair", "conversion"},
     4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits"}
-    | {"journal", "detection", "matching", "log_mel"},
-    3: {"voice_encoder", "face_encoder", "face_decoder", "losses", "augment", "warp", "ridge"}
-    | {"audio", "weights", "header", "packed", "links", "meta"},
+    | {"journal", "detection", "matching", "log_mel", "foreign", "weight_tables"},
+    3: {"voice_encoder", "ast_encoder", "face_encoder", "face_decoder", "losses", "augment"}
+    | {"warp", "ridge", "audio", "weights", "header", "packed", "links", "meta"}
+    | {"keras_network", "keras_file", "torch_file"},
     2: {"front_end", "images", "landmarks", "layout", "runtime", "workers"}
-    | {"framing", "winograd", "strata"},
-    1: {"console", "decoding", "listing", "step", "arrays", "spelling", "tables"},
-    0: {"errors", "demo_cards"},
+    | {"framing", "winograd", "strata", "unpacked"},
+    1: {"console", "decoding", "listing", "step", "arrays", "spelling", "tables", "confined"},
+    0: {"errors", "demo_cards", "payload", "proof", "published"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 ROOT = {"infer"}  # what `s2f/__init__.py` hands on, lazily
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = {"torch", "numpy", "scipy", "librosa", "soundfile", "av", "PIL", "safetensors", "h5py"}
+HEAVY |= {"tensorflow", "keras", "transformers"}
 
 
 def parse(module: str) -> ast.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s2f.errors import DeviceError, OutputError, UsageError
-from s2f.runtime import alone_in, atomic_write, choose_device, part, write
+from s2f.runtime import alone_in, atomic_folder, atomic_write, choose_device, part, write
 
 
 def test_cpu_is_always_there() -> None:
@@ -106,3 +106,48 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file/folder: cannot be written"):
         with alone_in(tmp_path / "file/folder"):
             pass
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_appears_whole(tmp_path: Path, replace: bool) -> None:
+    with atomic_folder(tmp_path / "new", replace=replace) as folder:
+        (folder / "file").write_text("a")
+        assert not (tmp_path / "new").exists()
+    assert (tmp_path / "new" / "file").read_text() == "a"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_folder_gives_way_whole_and_only_if_asked(tmp_path: Path) -> None:
+    old = tmp_path / "model"
+    old.mkdir()
+    (old / "old").write_text("mine")
+    with pytest.raises(OutputError, match="model: cannot be written"):
+        with atomic_folder(old) as folder:
+            (folder / "new").write_text("a")
+    with pytest.raises(KeyError):
+        with atomic_folder(old, replace=True):
+            raise KeyError
+    assert [path.name for path in old.iterdir()] == ["old"]
+    with atomic_folder(old, replace=True) as folder:
+        (folder / "new").write_text("a")
+    assert [path.name for path in old.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, move = tmp_path / "model", Path.replace
+    old.mkdir()
+    (old / "old").write_text("mine")
+
+    def fail_to_arrive(path: Path, target: Path) -> Path:
+        if target == old and not path.name.endswith(".old"):
+            raise OSError("full")
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_to_arrive)
+    with pytest.raises(OutputError, match="full"), atomic_folder(old, replace=True):
+        pass
+    assert (old / "old").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [old]

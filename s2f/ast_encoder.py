@@ -1,0 +1,171 @@
+"""The AST voice encoder: a transformer on patches of a log-mel spectrogram.
+
+The body is transformers' `ASTModel`, which the extra `ast` brings; it is built from the config
+alone and never downloaded. Knows nothing of files, sample rates or devices.
+
+Source: Gong et al. 2021, "AST: Audio Spectrogram Transformer"; transformers' `ASTModel`; the head
+is that of Kacper-Pietkun/Speech-to-face.
+"""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from s2f.errors import DependencyError
+
+
+@dataclass(frozen=True)
+class ASTEncoderConfig:
+    """The shape of an AST voice encoder. The defaults are those of the seed's.
+
+    Attributes:
+        n_freqs: mel bands of the spectrogram.
+        n_frames: frames of the spectrogram; the table of positions holds neither more nor fewer.
+        patch: side of a square patch.
+        stride: distance between patches, over both axes.
+        width: of the tokens.
+        layers: transformer layers.
+        heads: of attention.
+        mlp: width of the hidden layer of each block.
+        embedding: values of the embedding.
+        final_relu: whether the embedding ends in a ReLU (the seed's does).
+        architecture: what tells this config from a `VoiceEncoderConfig` in a checkpoint.
+    """
+
+    n_freqs: int = 128
+    n_frames: int = 1024
+    patch: int = 16
+    stride: int = 10
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    embedding: int = 4096
+    final_relu: bool = True
+    architecture: Literal["ast"] = "ast"
+
+    def __post_init__(self) -> None:
+        if min(self.n_freqs, self.n_frames) < self.patch:
+            raise ValueError(
+                f"{self.n_freqs} bands x {self.n_frames} frames are less than one patch of "
+                f"{self.patch}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} is no multiple of {self.heads} heads")
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the spectrogram."""
+        return 1
+
+    def check_frames(self, frames: int) -> None:
+        """Make sure that a spectrogram has the frames that this encoder hears.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        if frames != self.n_frames:
+            raise ValueError(f"{frames} frames do not fit: this encoder needs {self.n_frames}")
+
+
+CONFIGS: dict[str, ASTEncoderConfig] = {"seed": ASTEncoderConfig()}
+
+LAYER_NORM_EPS = 1e-12  # transformers' default for AST
+
+# transformers 5 renamed the parts of its `ASTModel`; published weights have the names before.
+_RENAMED = (
+    (r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+def published_name(name: str) -> str:
+    """Give a parameter of transformers' AST, of any version, the name that it had before 5."""
+    for pattern, replacement in _RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+class ASTEncoder(nn.Module):
+    """Spectrogram to embedding: AST's two summary tokens, averaged, then LayerNorm and a Linear.
+
+    `forward` takes [b 1 f t] with f = `config.n_freqs` and t = `config.n_frames`, and returns
+    [b d] with d = `config.embedding`. The state dict has the names of published weights (with
+    `ast.` for the body), whatever version of transformers is installed.
+
+    Raises:
+        DependencyError: if transformers is not installed.
+    """
+
+    def __init__(self, config: ASTEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        require()
+        import transformers  # an extra, and slow
+
+        self.ast = transformers.ASTModel(
+            transformers.ASTConfig(
+                num_mel_bins=config.n_freqs,
+                max_length=config.n_frames,
+                patch_size=config.patch,
+                frequency_stride=config.stride,
+                time_stride=config.stride,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=config.mlp,
+                hidden_act="gelu",
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                layer_norm_eps=LAYER_NORM_EPS,
+                qkv_bias=True,
+            )
+        )
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.embedding = nn.Linear(config.width, config.embedding)
+        self.register_state_dict_post_hook(_to_published)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_published)  # type: ignore[no-untyped-call]
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        """Embed spectrograms.
+
+        Raises:
+            ValueError: if the clip has not `config.n_frames` frames.
+        """
+        self.config.check_frames(spectrogram.shape[-1])
+        features = self.ast(spectrogram.squeeze(1).transpose(1, 2)).pooler_output  # [b width]
+        embedding: Tensor = self.embedding(self.norm(features))
+        return embedding.relu() if self.config.final_relu else embedding
+
+
+def require() -> None:
+    """Make sure that transformers is installed, without importing it.
+
+    Raises:
+        DependencyError: if it is not.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise DependencyError(
+            "AST voice encoders need transformers, which is not installed",
+            hint="pip install 's2f[ast]'",
+        )
+
+
+def _to_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, _parameter in module.named_parameters():
+        if (renamed := published_name(name)) != name:
+            state[prefix + renamed] = state.pop(prefix + name)
+
+
+def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, _parameter in module.named_parameters():
+        if (renamed := published_name(name)) != name and prefix + renamed in state:
+            state[prefix + name] = state.pop(prefix + renamed)

@@ -1,0 +1,172 @@
+"""The commands that read weights which others published: `s2f convert ...`."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from s2f.console import Console
+from s2f.options import GROUP, JsonOpt, QuietOpt, choose_console, examples, option
+
+if TYPE_CHECKING:
+    from s2f.conversion import Converted
+
+app = typer.Typer(help="Turn published weights into checkpoints, and prove it.", **GROUP)
+
+
+Kind = Literal["serengil", "rcmalli"]
+Preprocessing = Literal["serengil", "rcmalli", "seed"]
+FileArg = Annotated[Path, typer.Argument(help="Keras weights (.h5).")]
+OutputOpt = Annotated[Path, option("Output", "Where to write the checkpoint.", "--output", "-o")]
+_PREPROCESSING = "How pictures are prepared (default: what the model was published with)."
+PreprocessingOpt = Annotated[
+    Preprocessing | None, option("Model", _PREPROCESSING, "--preprocessing")
+]
+VerifyOpt = Annotated[
+    bool, option("Run", "Compare with Keras itself too; needs TensorFlow.", "--verify")
+]
+OverwriteOpt = Annotated[bool, option("Output", "Replace what is there already.", "--overwrite")]
+
+
+@app.command(
+    "serengil",
+    no_args_is_help=True,
+    epilog=examples(
+        "s2f convert serengil vgg_face_weights.h5 -o face_encoder.safetensors",
+        "s2f convert serengil vgg_face_weights.h5 -o seed.safetensors --preprocessing seed",
+    ),
+)
+def _serengil(
+    ctx: typer.Context,
+    file: FileArg,
+    output: OutputOpt,
+    preprocessing: PreprocessingOpt = None,
+    verify: VerifyOpt = False,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Convert the VGG-Face of serengil/deepface."""
+    _vgg_face(ctx, "serengil", file, output)
+
+
+@app.command(
+    "rcmalli",
+    no_args_is_help=True,
+    epilog=examples("s2f convert rcmalli rcmalli_vggface_tf_vgg16.h5 -o face_encoder.safetensors"),
+)
+def _rcmalli(
+    ctx: typer.Context,
+    file: FileArg,
+    output: OutputOpt,
+    preprocessing: PreprocessingOpt = None,
+    verify: VerifyOpt = False,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Convert the VGGFace16 of rcmalli/keras-vggface."""
+    _vgg_face(ctx, "rcmalli", file, output)
+
+
+def _vgg_face(ctx: typer.Context, origin: Kind, file: Path, output: Path) -> None:
+    options = ctx.params
+    console = choose_console(ctx, options["as_json"], options["quiet"])
+    from s2f.convert_keras import convert_vgg_face
+
+    with console.progress("converting") as progress:
+        made = convert_vgg_face(
+            file,
+            output,
+            origin=origin,
+            preprocessing=options["preprocessing"],
+            verify=options["verify"],
+            overwrite=options["overwrite"],
+            progress=progress,
+        )
+    _report(console, [made])
+
+
+@app.command(
+    "pietkun",
+    no_args_is_help=True,
+    epilog=examples(
+        "s2f convert pietkun --face-decoder face_decoder.pt --ve-conv ve.pt -o models/pietkun",
+        "s2f convert pietkun --face-decoder face_decoder.pt --ve-conv ve.pt --face-encoder vgg.pt "
+        "--kind serengil -o models/whole",
+    ),
+)
+def _pietkun(
+    ctx: typer.Context,
+    face_decoder: Annotated[Path, option("Input", "Its face decoder (.pt).", "--face-decoder")],
+    output: Annotated[Path, option("Output", "Folder for the model.", "--output", "-o")],
+    ast: Annotated[Path | None, option("Input", "Its AST voice encoder.", "--ast")] = None,
+    ve_conv: Annotated[
+        Path | None, option("Input", "Its convolutional voice encoder.", "--ve-conv")
+    ] = None,
+    face_encoder: Annotated[
+        Path | None, option("Input", "Its VGG-Face, in torch's format.", "--face-encoder")
+    ] = None,
+    kind: Annotated[Kind | None, option("Input", "Which VGG-Face that is.", "--kind")] = None,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Convert the checkpoints of Kacper-Pietkun/Speech-to-face into a model."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.convert_pietkun import convert_pietkun
+
+    with console.progress("converting", "networks") as progress:
+        made = convert_pietkun(
+            output,
+            face_decoder=face_decoder,
+            ast=ast,
+            ve_conv=ve_conv,
+            face_encoder=face_encoder,
+            kind=kind,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _report(console, made)
+
+
+def _report(console: Console, made: "Sequence[Converted]") -> None:
+    for converted in made:
+        console.line(converted.path)
+        for judge, errors in (("NumPy", converted.proven), ("Keras", converted.verified)):
+            if errors:
+                seen = ", ".join(f"{tap} {error:.0e}" for tap, error in errors.items())
+                console.note(f"equals {judge} on {converted.source.name}: errors {seen}")
+    console.summary({"converted": [dataclasses.asdict(converted) for converted in made]})
+
+
+@app.command("inspect", no_args_is_help=True, epilog=examples("s2f convert inspect weights.h5"))
+def _inspect(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Weights (.h5, .pt), or a checkpoint of ours.")],
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """List what a file of weights holds, without reading the values."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f import foreign
+
+    found = foreign.inspect(file)
+    sizes = [math.prod(tensor.shape) for tensor in found.tensors]
+    console.line(f"{file}: {found.kind}, {len(sizes)} tensors, {sum(sizes):,} values")
+    for name, value in found.values.items():
+        console.line(f"{_shown(name)}: {_shown(value)}")
+    width = max((len(_shown(tensor.name)) for tensor in found.tensors), default=0)
+    for tensor in found.tensors:
+        shape = " x ".join(map(str, tensor.shape)) or "1"
+        console.line(f"{_shown(tensor.name):{width}}  {tensor.dtype:7}  {shape}")
+    console.summary(dataclasses.asdict(found))
+
+
+def _shown(value: object) -> str:
+    """Write what a stranger's file says, so that no terminal obeys it."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
