@@ -66,6 +66,22 @@ LossWeightOpt = Annotated[
     list[str] | None,
     option("Training", "Of a loss; may be repeated.", "--loss-weight", metavar="NAME=VALUE"),
 ]
+LossSetOpt = Annotated[
+    str | None,
+    option(
+        "Training",
+        "Which losses: paper, seed, seed-ast, auto (equal gradients), or NAME=VALUE,...",
+        "--loss-weights",
+        metavar="SET",
+    ),
+]
+CalibrateAtOpt = Annotated[
+    int | None,
+    option("Training", "Step at which auto finds weights (1000).", "--calibrate-at", min=0),
+]
+ContrastiveOpt = Annotated[
+    float | None, option("Training", "Add InfoNCE with this weight.", "--contrastive", metavar="W")
+]
 NoAugmentOpt = Annotated[
     bool | None, option("Training", "Leave inputs undisturbed.", " /--no-augment")
 ]
@@ -169,6 +185,9 @@ def _train_voice(
     schedule: ScheduleOpt = None,
     weight_decay: WeightDecayOpt = None,
     loss_weights: LossWeightOpt = None,
+    loss_set: LossSetOpt = None,
+    calibrate_at: CalibrateAtOpt = None,
+    contrastive: ContrastiveOpt = None,
     augment: NoAugmentOpt = None,
     seed: SeedOpt = None,
     every: EveryOpt = None,
@@ -179,6 +198,10 @@ def _train_voice(
     quiet: QuietOpt = False,
 ) -> None:
     """Train a voice encoder: speech to the embedding of the speaker's face."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.balance import calibration_step
+
+    ctx.params["calibrate_at"] = calibration_step(loss_set, calibrate_at, loss_weights or ())
 
     def task(card: "Card", device: "torch.device") -> "Task":
         from s2f.checkpoint import load
@@ -186,9 +209,14 @@ def _train_voice(
 
         encoder = load(face_encoder, "face_encoder")
         decoder = load(face_decoder, "face_decoder")
-        return VoiceEncoderTask(data, preset.value, encoder, decoder, card, device=device)
+        return VoiceEncoderTask(
+            *(data, preset.value, encoder, decoder, card),
+            device=device,
+            loss_weights=loss_set,
+            contrastive=contrastive,
+        )
 
-    _train(ctx, choose_console(ctx, as_json, quiet), task, data, output, device)
+    _train(ctx, console, task, data, output, device)
 
 
 def _train(
@@ -224,7 +252,9 @@ def _train(
     console.note(f"{'going on with' if begun else 'training in'} {output} on {device}")
     try:
         with console.progress(f"training {task.name}") as progress:
-            result = train(task, output, config, device=device, progress=progress)
+            result = train(
+                task, output, config, device=device, progress=progress, note=console.note
+            )
     except KeyboardInterrupt:
         if not (output / "last").is_dir():
             raise  # before there was anything to save

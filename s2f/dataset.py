@@ -144,7 +144,11 @@ class Faces(Dataset[Item]):
 
 
 class Voices(Dataset[Item]):
-    """Recordings of a voice tree, each with the embedding of a face of the same identity."""
+    """Recordings of a voice tree, each with the embedding of a face of the same identity.
+
+    Attributes:
+        n_identities: people in it.
+    """
 
     def __init__(self, folder: Path, embeddings: Sequence[Tensor], *, clip_samples: int) -> None:
         """List the tree.
@@ -160,13 +164,13 @@ class Voices(Dataset[Item]):
         self.speakers = layout.speakers(folder)
         self.items = [(k, path) for k, s in enumerate(self.speakers) for path in s.audios]
         self.embeddings = embeddings
-        self.clip_samples = clip_samples
+        self.clip_samples, self.n_identities = clip_samples, len(self.speakers)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        """Give `waveform` [n], a clip that starts anywhere, and `embedding` [d]."""
+        """Give `waveform` [n], a clip that starts anywhere, `embedding` [d] and `identity` []."""
         index, seed = key
         generator = torch.Generator().manual_seed(seed)
         speaker, path = self.items[index]
@@ -183,6 +187,7 @@ class Voices(Dataset[Item]):
         return {
             "waveform": torch.from_numpy(np.ascontiguousarray(clip, np.float32)),
             "embedding": choices[choice],
+            "identity": torch.tensor(speaker),
         }
 
 
@@ -191,6 +196,7 @@ class PackedVoices(Dataset[Item]):
 
     Attributes:
         sha256: of the pack's index, which knows the hashes of all its files.
+        n_identities: people in it.
     """
 
     def __init__(self, folder: Path, *, clip_samples: int, embedding_space: str) -> None:
@@ -219,12 +225,13 @@ class PackedVoices(Dataset[Item]):
                 hint=f"pack the tree again, with clips of {clip_samples / SAMPLE_RATE:g} s",
             )
         self.clip_samples, self.sha256 = clip_samples, index.sha256
+        self.n_identities = len(index.identities)
 
     def __len__(self) -> int:
         return len(self.pack)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        """Give `waveform` [n], which starts anywhere in a longer clip, and `embedding` [d]."""
+        """Give `waveform` [n], from anywhere in a longer clip, `embedding` [d], `identity` []."""
         index, seed = key
         generator = torch.Generator().manual_seed(seed)
         clip, embeddings = self.pack[index]
@@ -235,4 +242,5 @@ class PackedVoices(Dataset[Item]):
                 clip[start : start + self.clip_samples].astype(np.float32) / 32768
             ),
             "embedding": torch.from_numpy(self.pack.embedding(embeddings[choice])),
+            "identity": torch.tensor(self.pack.identity(index)),
         }

@@ -1,7 +1,7 @@
 """The losses, each one value a sample [b], and their weighted sum.
 
-A value never depends on what else is in the batch (InfoNCE, a later addition, will be the one
-exception). Tensors in, tensors out.
+A value never depends on what else is in the batch; InfoNCE, which contrasts the samples of a batch
+with each other, is the one exception. Tensors in, tensors out.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 TEMPERATURE = 2.0  # of the distillation's softmax
+CONTRAST_TEMPERATURE = 0.07  # of InfoNCE's softmax over cosines; CLIP's initial one, kept
 
 
 def decoder_l1(predicted: Tensor, target: Tensor) -> Tensor:
@@ -73,6 +74,33 @@ def identity_cosine(predicted: Tensor, target: Tensor) -> Tensor:
 def identity_cross_entropy(logits: Tensor, identity: Tensor) -> Tensor:
     """Cross-entropy of identity logits [b i] with the identities' indices [b]."""
     return functional.cross_entropy(logits, identity, reduction="none")
+
+
+def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
+    """Contrast each prediction with the targets of the batch, and each target with its predictions.
+
+    The mean of two cross-entropies, voice to face and face to voice, over cosines divided by
+    `CONTRAST_TEMPERATURE`: minus the logarithm of the share that all samples of one's own
+    identity have in the softmax over the batch. So samples of one identity are no negatives of
+    each other, and duplicating the batch changes nothing. 0, with no gradient, where the batch
+    has one identity only. The target gets no gradient.
+
+    Args:
+        predicted: embeddings [b d].
+        target: embeddings [b d].
+        identity: [b] int64; samples with equal ones are positives of each other.
+
+    Returns:
+        [b], 0 or more.
+
+    Source: van den Oord et al. 2018, both ways as in Radford et al. 2021; several positives inside
+    the logarithm as in Khosla et al. 2020, L_in, but their sum and not their mean.
+    """
+    directions = functional.normalize(target.detach(), dim=1)
+    logits = functional.normalize(predicted, dim=1) @ directions.T / CONTRAST_TEMPERATURE
+    positives = logits.masked_fill(identity[:, None] != identity, -torch.inf)
+    shares = [positives.logsumexp(dim) - logits.logsumexp(dim) for dim in (1, 0)]
+    return -(shares[0] + shares[1]) / 2
 
 
 def total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -33,6 +33,7 @@ class Run:
         best: lowest score so far, of `best_step`, with its `best_losses`.
         running: mean training losses, the older the fainter.
         logged: lines of the history that the last save knows of.
+        weights: of the losses, where they were calibrated; else empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,6 +43,7 @@ class Run:
         self.best_losses: dict[str, float] = {}
         self.running: dict[str, float] = {}
         self.logged = 0
+        self.weights: dict[str, float] = {}
 
     def claim(self, config: Mapping[str, object]) -> None:
         """Write the config of a new run, or make sure that an old one is the same.
@@ -87,9 +89,15 @@ class Run:
         """Tell the running losses in a line."""
         return "  ".join(f"{name} {value:.4g}" for name, value in self.running.items())
 
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """Take over calibrated weights of losses; scores under others cannot be the best."""
+        self.weights, self.best = dict(weights), math.inf
+
     def log(self, rate: float, measured: Mapping[str, float]) -> None:
         """Add this step's learning rate and losses to the history."""
         record = {"step": self.step, "lr": rate, "train": self.running, "val": measured}
+        if self.weights:
+            record["loss_weights"] = self.weights
         path = self.folder / "history.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         # Steps after the last save are trained again after a kill: drop what they had logged.
@@ -121,6 +129,8 @@ class Run:
             "running": self.running,
             "logged": self.logged,
         }
+        if self.weights:
+            numbers["loss_weights"] = self.weights
         with atomic_write(self.file) as file:
             file.write(safetensors.torch.save(tensors, {"run": json.dumps(numbers)}))
 
@@ -153,6 +163,7 @@ class Run:
             self.step, self.best = numbers["step"], numbers["best"]
             self.best_step, self.best_losses = numbers["best_step"], numbers["best_losses"]
             self.running, self.logged = numbers["running"], numbers["logged"]
+            self.weights = dict(numbers.get("loss_weights", {}))
         except (
             *(safetensors.SafetensorError, OSError, KeyError),
             *(TypeError, ValueError, RuntimeError),

@@ -1,13 +1,16 @@
-"""Where and how a program runs: the device, the seed, and files that are whole or absent."""
+"""Where and how a program runs: device, seed, signals, and files that are whole or absent."""
 
 import contextlib
 import errno
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from s2f.errors import DeviceError, OutputError, UsageError
@@ -184,3 +187,22 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     elif error.errno in (errno.EEXIST, errno.ENOTDIR):
         hint = "a folder is needed where a file is; choose another place"
     return OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a flag that a loop reads between two steps."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    seen: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,25 +7,21 @@ the seed and the step, so that a run that was killed goes on as if nothing had h
 
 import dataclasses
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from s2f import losses
+from s2f import balance, losses
 from s2f.dataset import Careful, Item, Order, collate
 from s2f.errors import S2FError, UsageError
 from s2f.run import Run
-from s2f.runtime import Progress, silent
+from s2f.runtime import Progress, interruptible, silent
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class TrainConfig:
         seed: of everything random.
         every: steps between validations, samples and saves.
         loss_weights: one for each loss of the task.
+        calibrate_at: steps after which `balance` finds the weights anew; None for never.
         augment: whether training inputs are disturbed.
         half: whether best.safetensors stores half precision.
         workers: processes that read data; 0 reads in this one.
@@ -58,6 +55,7 @@ class TrainConfig:
     seed: int = 0
     every: int = 500
     loss_weights: Mapping[str, float] = field(default_factory=dict)
+    calibrate_at: int | None = None
     augment: bool = True
     half: bool = False
     workers: int = 0
@@ -69,16 +67,22 @@ class TrainConfig:
             raise UsageError(f"schedule {self.schedule!r} is neither cosine nor paper")
         if not 0 < self.lr < math.inf:
             raise UsageError(f"learning rate {self.lr} is not above 0")
+        if self.calibrate_at is not None and not 0 <= self.calibrate_at < self.steps:
+            raise UsageError(
+                f"weights calibrated at step {self.calibrate_at} of {self.steps} are never used",
+                hint="give a --calibrate-at below --steps",
+            )
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: the best checkpoint, its validation losses and the step it is from."""
+    """How a run ended: the best checkpoint, its step and validation losses; the losses' weights."""
 
     run: Path
     best: Path
     step: int
     losses: Mapping[str, float]
+    loss_weights: Mapping[str, float]
 
 
 class Task(Protocol):
@@ -143,19 +147,23 @@ def train(
     *,
     device: torch.device,
     progress: Progress = silent,
+    note: Callable[[str], None] = lambda text: None,
 ) -> TrainResult:
     """Train a task in a run directory, going on from where it stopped if it was begun there.
 
     SIGTERM and Ctrl-C save before they end the run, between two steps.
 
     Raises:
-        UsageError: if the directory holds a run with another config, or the training diverges.
+        UsageError: if the directory holds a run with another config, the training diverges, or
+            as `balance.check_weights` and `balance.calibrate`.
         DatasetError: if an item cannot be read.
         CheckpointError: if the state of that run is damaged.
         OutputError: if the directory cannot be written.
         KeyboardInterrupt: if it was interrupted, once the state is saved.
     """
     config = dataclasses.replace(config, loss_weights=task.loss_weights | dict(config.loss_weights))
+    weights, calibrated = dict(config.loss_weights), config.calibrate_at is not None
+    balance.check_weights(task, weights, batch_size=config.batch_size, calibrated=calibrated)
     network = task.network.to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -166,20 +174,25 @@ def train(
     state.claim(_told(task, config))
     if state.file.is_file():
         state.restore(network, optimizer, device)
+    weights |= state.weights
     n = len(task.train_data)  # type: ignore[arg-type]
     order = Order(n, config.batch_size, seed=config.seed, start=state.step, steps=config.steps)
     batches = _batches(task.train_data, order, config, device)
     storage = torch.float16 if config.half else torch.float32
     started, first = time.perf_counter(), state.step
     network.train()
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         for batch in batches:
             rate = lr_at(state.step, config)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             torch.manual_seed(config.seed * 1_000_003 + state.step)  # augmentation and dropout
             values = task.losses(batch, augmented=config.augment)
-            loss = losses.total(values, config.loss_weights)
+            if state.step == config.calibrate_at:
+                state.reweigh(balance.calibrate(task, values))
+                weights |= state.weights
+                note(f"loss weights from step {state.step} on: {balance.told(weights)}")
+            loss = losses.total(values, weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, config.clip)
@@ -196,7 +209,7 @@ def train(
                 solved = task.finish(lambda k: _passes(task, config, device, k))
             if state.step % config.every == 0 or ended:
                 measured = evaluate(task, config, device)
-                score = float(losses.total(measured, config.loss_weights))
+                score = float(losses.total(measured, weights))
                 _check_finite(score, run, state.step, config)
                 state.log(rate, {name: float(value.mean()) for name, value in measured.items()})
                 if score < state.best or solved:
@@ -208,13 +221,15 @@ def train(
             if interrupted() and not ended:
                 state.save(network, optimizer)
                 raise KeyboardInterrupt
-    return TrainResult(run, state.best_file, state.best_step, state.best_losses)
+    return TrainResult(run, state.best_file, state.best_step, state.best_losses, weights)
 
 
 def _told(task: Task, config: TrainConfig) -> dict[str, object]:
     """What a run must have in common with one that goes on with it."""
     told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
     del told["workers"]  # a matter of the machine, not of the result
+    if config.calibrate_at is None:  # as in runs that are older than the option
+        del told["calibrate_at"]
     return told
 
 
@@ -272,22 +287,3 @@ def _to(batch: Item | S2FError, device: torch.device) -> Item:
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     # Pictures travel as bytes and are 0..1 from here on.
     return {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    seen: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

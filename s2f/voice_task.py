@@ -5,16 +5,18 @@ speaker's face; `train` runs the task as it runs those of the faces.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from s2f import augment, face_decoder, face_encoder, layout, losses, voice_encoder
+from s2f import augment, balance, face_decoder, face_encoder, layout, losses, voice_encoder
 from s2f.checkpoint import Card, Checkpoint, check_space, save
 from s2f.dataset import Item, PackedVoices, Voices
 from s2f.drawing import draw_faces, sheet
+from s2f.errors import DatasetError, UsageError
 from s2f.front_end import FRONT_ENDS, spectrogram
 from s2f.images import load_face
 from s2f.packed import is_pack
@@ -31,7 +33,11 @@ FRONT_END_OF = {  # of each preset of the voice encoder
 
 
 class VoiceEncoderTask:
-    """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019."""
+    """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019.
+
+    Attributes:
+        predicted: the embeddings [b d] that `losses` compared last.
+    """
 
     name = "voice"
 
@@ -44,7 +50,26 @@ class VoiceEncoderTask:
         card: Card,
         *,
         device: torch.device,
+        loss_weights: str | None = None,
+        contrastive: float | None = None,
     ) -> None:
+        """Open the data and make the network.
+
+        Args:
+            data: folder that holds the trees or packs of train and val.
+            preset: shape of the network.
+            encoder: the face encoder that defines the embedding.
+            decoder: a face decoder made for it.
+            card: of the checkpoint.
+            device: that the two frozen networks compute on.
+            loss_weights: which losses, and their weights, as `balance.choose_weights` reads them.
+            contrastive: weight of InfoNCE, which is not there without.
+
+        Raises:
+            UsageError: if the weights are no weights of this task's losses.
+            DatasetError: as `Voices` and `PackedVoices`, or if there is nothing to contrast.
+            CheckpointError: if the networks or the pack are of different spaces.
+        """
         assert isinstance(encoder.network, face_encoder.VGGFace)
         assert isinstance(decoder.network, face_decoder.FaceDecoder)
         check_space([encoder, decoder])
@@ -76,6 +101,23 @@ class VoiceEncoderTask:
             del self.loss_weights["encoder/distill"]
         if preset in PASSES:  # squares, of the code of a linear decoder, as the regression has
             self.loss_weights = {"embedding/mse": 1.0, "embedding/l2": 0.1}
+        if not 0 < (1.0 if contrastive is None else contrastive) < math.inf:
+            raise UsageError(
+                f"--contrastive {contrastive}: is no weight above 0",
+                hint="leave it out to train without InfoNCE",
+            )
+        known = ["decoder/l1", "embedding/l2", "embedding/mse"]
+        known += ["encoder/distill"] if self.encoder.config.identities else []
+        width = self.decoder.config.trunk[0]
+        self.loss_weights = balance.choose_weights(loss_weights, self.loss_weights, known, width)
+        if contrastive is not None:
+            self.loss_weights[balance.CONTRASTIVE] = contrastive
+            if self.train_data.n_identities < 2:
+                raise DatasetError(
+                    f"{layout.split(data, 'train')}: has one identity: nothing to contrast",
+                    hint="add people, or leave --contrastive out",
+                )
+        self.predicted = torch.empty(0)
         self.min_samples = 160 * self.network.config.min_frames + 400
 
     @torch.no_grad()
@@ -90,13 +132,17 @@ class VoiceEncoderTask:
         return Voices(folder, embeddings, clip_samples=clip_samples)
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
-        """Losses of a batch, one value a sample."""
+        """Losses of a batch, one value a sample.
+
+        In validation without InfoNCE: its value is one of the batch, and batches there are mostly
+        of one person, as recordings come in the order of the people.
+        """
         waveform, target = batch["waveform"], batch["embedding"]
         if augmented:
             shortest = max(self.min_samples, waveform.shape[1] // 3)
             waveform = waveform[:, : augment.random_length(waveform.shape[1], shortest)]
             waveform = augment.voices(waveform)
-        predicted = self.network(spectrogram(waveform, self.front_end))
+        self.predicted = predicted = self.network(spectrogram(waveform, self.front_end))
         terms: dict[str, Callable[[], Tensor]] = {
             "decoder/l1": lambda: losses.decoder_l1(
                 self.decoder.first_layers(predicted), self.decoder.first_layers(target)
@@ -106,8 +152,11 @@ class VoiceEncoderTask:
             "encoder/distill": lambda: losses.encoder_distill(
                 self.encoder.logits(predicted), self.encoder.logits(target)
             ),
+            balance.CONTRASTIVE: lambda: losses.infonce(predicted, target, batch["identity"]),
         }
-        return {name: terms[name]() for name in self.loss_weights}
+        if not self.network.training:
+            del terms[balance.CONTRASTIVE]
+        return {name: terms[name]() for name in self.loss_weights if name in terms}
 
     @torch.no_grad()
     def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:

@@ -21,6 +21,7 @@ FLOORS = {
     4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits"}
     | {"journal", "detection", "matching", "log_mel", "foreign", "weight_tables"},
     3: {"voice_encoder", "ast_encoder", "face_encoder", "face_decoder", "losses", "augment"}
+    | {"balance"}
     | {"warp", "ridge", "audio", "weights", "header", "packed", "links", "meta"}
     | {"keras_network", "keras_file", "torch_file"},
     2: {"front_end", "images", "landmarks", "layout", "runtime", "workers"}

@@ -96,6 +96,79 @@ def test_options_reach_the_training(networks: dict[str, list[object]], tmp_path:
     assert seen["loss_weights"] == {"embedding/mse": 1.0, "embedding/l2": 4.0}
 
 
+def test_calibrated_weights_are_told_and_kept(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    options = ["--loss-weights", "auto", "--calibrate-at", 1, "--contrastive", 0.3]
+    command = ["train", *networks["voice"], *TRAINING, *options, "-o", tmp_path / "run"]
+    done = Done(*command)
+    assert done.code == 0
+    assert "loss weights from step 1 on: embedding/mse=1,embedding/l2=" in done.err
+    assert "contrastive/infonce=0.3" in done.err
+    weights = Done(*command, "--json").json["loss_weights"]  # of the stored run
+    (line,) = (tmp_path / "run/history.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss_weights"] | {"contrastive/infonce": 0.3} == weights
+    assert weights["embedding/mse"] == 1.0 and weights["embedding/l2"] not in (0.1, 1.0)
+
+
+def test_auto_calibrates_at_the_papers_step(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    options = ["--loss-weights", "auto", "-o", tmp_path / "run"]
+    done = Done("train", *networks["voice"], *TRAINING, *options)
+    assert_refused(done, 2, "weights calibrated at step 1000 of 2 are never used")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        (["paper"], {"decoder/l1": 1.0, "embedding/l2": 0.025}),
+        (["decoder/l1=2,embedding/mse=3"], {"decoder/l1": 2.0, "embedding/mse": 3.0}),
+        (
+            ["paper", "--loss-weight", "decoder/l1=4"],
+            {"decoder/l1": 4.0, "embedding/l2": 0.025},
+        ),
+    ],
+)
+def test_the_choice_of_losses_reaches_the_training(
+    networks: dict[str, list[object]],
+    tmp_path: Path,
+    options: list[str],
+    weights: dict[str, float],
+) -> None:
+    done = Done(
+        *("train", *networks["voice"], *TRAINING),
+        *("--loss-weights", *options, "-o", tmp_path / "run", "--json"),
+    )
+    assert done.json["loss_weights"] == weights
+    assert set(done.json["losses"]) == set(weights)
+    assert json.loads((tmp_path / "run/config.json").read_text())["loss_weights"] == weights
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--loss-weights", "papers"], "is none of auto, paper, seed, seed-ast"),
+        (["--loss-weights", "a=1"], "wanted some of decoder/l1, embedding/l2, embedding/mse"),
+        (["--calibrate-at", "1"], "--calibrate-at 1: there is nothing to calibrate"),
+        (["--loss-weights", "paper", "--calibrate-at", "1"], "there is nothing to calibrate"),
+        (
+            ["--loss-weights", "auto", "--loss-weight", "embedding/l2=1"],
+            "--loss-weights auto finds the weights itself",
+        ),
+        (["--contrastive", "0"], "--contrastive 0.0: is no weight above 0"),
+        (["--contrastive", "1", "--batch-size", "1"], "a batch of 1 has nothing to contrast"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_before_there_is_a_run(
+    networks: dict[str, list[object]], tmp_path: Path, options: list[str], why: str
+) -> None:
+    done = Done("train", *networks["voice"], *TRAINING, *options, "-o", tmp_path / "run", "-q")
+    assert_refused(done, 2, why)
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_that_are_not_given_are_the_trainings_own(
     networks: dict[str, list[object]], tmp_path: Path
 ) -> None:
@@ -198,6 +271,7 @@ def test_interrupted_training_saves_and_says_so_and_goes_on(
         ["train", "encoder", "data", "--loss-weight", "texture/mae"],
         ["train", "encoder", "data", "--loss-weight", "texture/mae=-1"],
         ["train", "encoder", "data", "--loss-weight", "texture/mae=nan"],
+        ["train", "encoder", "data", "--loss-weights", "paper"],
     ],
 )
 def test_wrong_usage_exits_2(args: list[str]) -> None:

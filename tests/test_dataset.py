@@ -134,7 +134,8 @@ def test_a_packed_clip_comes_with_an_embedding_of_its_person(packed: Path) -> No
         assert torch.equal(voices[i, 7]["waveform"], expected)
     assert {tuple(voices[1, seed]["embedding"].tolist()) for seed in range(20)} == {(1, 2)}
     assert {tuple(voices[2, seed]["embedding"].tolist()) for seed in range(20)} == {(3, 4), (5, 6)}
-    assert len(voices) == 3
+    assert [int(voices[i, 0]["identity"]) for i in range(3)] == [0, 0, 1]
+    assert len(voices) == 3 and voices.n_identities == 2
 
 
 def test_the_seed_decides_where_in_a_longer_packed_clip_a_clip_starts(packed: Path) -> None:

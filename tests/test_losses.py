@@ -75,6 +75,58 @@ def test_landmarks_are_measured_in_squared_pixels() -> None:
     assert float(losses.landmarks_mse(a, torch.zeros(1, 2, 2))) == 12.5
 
 
+def directions(*degrees: float) -> torch.Tensor:
+    """Embeddings [b 2] of some length that point there."""
+    angles = torch.tensor(degrees).deg2rad()
+    return 3 * torch.stack([angles.cos(), angles.sin()], 1)
+
+
+def test_infonce_is_the_mean_of_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CONTRAST_TEMPERATURE", 0.5)
+    predicted, target = directions(0, 90), directions(0, 60)
+    # Cosines [[1, 1/2], [0, cos 30]], doubled: rows are voice to face, columns face to voice.
+    c = 2 * math.cos(math.radians(30))
+    rows = [math.log(1 + math.exp(1 - 2)), math.log(1 + math.exp(0 - c))]
+    columns = [math.log(1 + math.exp(0 - 2)), math.log(1 + math.exp(1 - c))]
+    expected = torch.tensor([(r + k) / 2 for r, k in zip(rows, columns, strict=True)])
+    torch.testing.assert_close(losses.infonce(predicted, target, torch.tensor([4, 9])), expected)
+
+
+def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CONTRAST_TEMPERATURE", 1.0)
+    predicted, target = directions(0, 90, 180), directions(0, 90, 180)
+    value = losses.infonce(predicted, target, torch.tensor([0, 0, 1]))[0]
+    e = math.e  # cosines of the first: 1, 0, -1; the second is its own identity
+    assert float(value) == pytest.approx(-math.log((e + 1) / (e + 1 + 1 / e)), rel=1e-5)
+
+
+def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient() -> None:
+    torch.manual_seed(0)
+    a, b, identity = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([0, 1, 2, 2, 3])
+    once, twice = a.clone().requires_grad_(), a.repeat(2, 1).requires_grad_()
+    one = losses.infonce(once, b, identity)
+    two = losses.infonce(twice, b.repeat(2, 1), identity.repeat(2))
+    torch.testing.assert_close(two, one.repeat(2))
+    one.mean().backward()
+    two.mean().backward()
+    assert once.grad is not None and twice.grad is not None
+    torch.testing.assert_close(twice.grad[:5] + twice.grad[5:], once.grad)
+
+
+def test_infonce_teaches_the_prediction_and_never_the_target() -> None:
+    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    losses.infonce(a, b, torch.arange(3)).sum().backward()
+    assert a.grad is not None and (a.grad.abs().sum(1) > 0).all() and b.grad is None
+
+
+def test_one_identity_has_nothing_to_contrast() -> None:
+    a = torch.randn(3, 4, requires_grad=True)
+    value = losses.infonce(a, torch.randn(3, 4), torch.zeros(3, dtype=torch.long))
+    value.sum().backward()
+    torch.testing.assert_close(value, torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(a.grad, torch.zeros(3, 4), atol=1e-6, rtol=0)
+
+
 def test_the_total_is_the_weighted_sum_of_means() -> None:
     values = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 20.0])}
     assert float(losses.total(values, {"a": 1.0, "b": 0.1})) == 3.5

@@ -83,6 +83,16 @@ def test_the_state_of_another_network_is_refused(tmp_path: Path, network: nn.Mod
         Run(tmp_path).restore(network, optimizer, CPU)
 
 
+def test_calibrated_weights_come_back_and_make_earlier_scores_incomparable(tmp_path: Path) -> None:
+    run = saved(tmp_path)
+    run.reweigh({"mse": 2.5})
+    assert run.best == math.inf
+    run.save(*trained(2))
+    again = Run(tmp_path)
+    again.restore(*trained(0), CPU)
+    assert vars(again) == vars(run) and again.weights == {"mse": 2.5}
+
+
 def test_a_damaged_state_is_named_with_its_cure(tmp_path: Path) -> None:
     run = saved(tmp_path)
     run.file.write_bytes(b"broken")

@@ -122,6 +122,12 @@ def test_a_training_that_diverges_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "best.safetensors").exists()
 
 
+def test_what_cannot_be_calibrated_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="share no predicted embedding"):
+        train(LineTask(), tmp_path / "run", config(calibrate_at=5), device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
 class Broken(Line):
     """A dataset with one unreadable item."""
 
@@ -165,7 +171,7 @@ def test_the_papers_rate_falls_by_a_twentieth_every_10000_steps() -> None:
     assert lr_at(20_000, plan) == pytest.approx(1e-3 * 0.95**2)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"schedule": "linear"}])
+@pytest.mark.parametrize("change", [{"steps": 0}, {"schedule": "linear"}, {"calibrate_at": 40}])
 def test_a_config_that_cannot_run_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         config(**change)
