@@ -13,6 +13,7 @@ from s2f.options import (
     DeviceOpt,
     JsonOpt,
     QuietOpt,
+    WorkersOpt,
     choose_console,
     examples,
     given,
@@ -30,9 +31,6 @@ app = typer.Typer(
 
 OutArg = Annotated[Path, typer.Argument(help="Folder for the same tree, prepared.", metavar="OUT")]
 PhotosArg = Annotated[Path, typer.Argument(help="A folder of photos, or one.", metavar="SRC")]
-WorkersOpt = Annotated[
-    int | None, option("Run", "Processes (default: one a core).", "--workers", min=1)
-]
 OverwriteOpt = Annotated[
     bool,
     option(

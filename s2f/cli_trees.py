@@ -16,6 +16,7 @@ from s2f.options import (
     JsonOpt,
     QuietOpt,
     SeedOpt,
+    WorkersOpt,
     choose_console,
     examples,
     given,
@@ -220,9 +221,7 @@ def _pack(
     verify: Annotated[
         bool, option("Run", "Read all files of the pack again and check them.", "--verify")
     ] = False,
-    workers: Annotated[
-        int | None, option("Run", "Processes (default: one a core).", "--workers", min=1)
-    ] = None,
+    workers: WorkersOpt = None,
     overwrite: Annotated[
         bool, option("Output", "Replace a pack with other settings.", "--overwrite")
     ] = False,

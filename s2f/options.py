@@ -53,3 +53,6 @@ JsonOpt = Annotated[bool, option("Output", "Print one JSON object, errors too.",
 QuietOpt = Annotated[bool, option("Output", "Print results and errors only.", "--quiet", "-q")]
 DeviceOpt = Annotated[str, option("Run", "auto (default), cpu, cuda, cuda:N or mps.", "--device")]
 SeedOpt = Annotated[int | None, option("Run", "Of everything random.", "--seed", min=0)]
+WorkersOpt = Annotated[
+    int | None, option("Run", "Processes (default: one a core).", "--workers", min=1)
+]

@@ -103,12 +103,8 @@ def prepare(
     folder = source if source.is_dir() else source.parent
     items = _plan(step, source, out)
     beside = out.exists() and out.samefile(folder)
-    if (
-        beside
-        and not overwrite
-        and step.rename
-        and step.rename(items[0].source.path) == items[0].source.path
-    ):
+    replaces = step.rename is not None and items[0].output == items[0].source.path
+    if beside and replaces and not overwrite:
         raise UsageError(
             f"{out}: its {step.sources} would be replaced by what is made of them",
             hint="give another folder, or --overwrite to replace them",
@@ -168,11 +164,14 @@ def _refuse_collisions(items: list[_Item], folder: Path) -> None:
             raise DatasetError(
                 f"{output}: would be made of both {other} and {source.path}", hint=_ONE_OF_TWO
             )
-    for inside in {output.rpartition("/")[0] for output in makers}:
-        if inside in makers:
+    folders = {output.rpartition("/")[0] for output in makers}
+    while folders:
+        if taken := sorted(folders & makers.keys()):
             raise DatasetError(
-                f"{inside}: would be made of {makers[inside]}, and be a folder", hint=_ONE_OF_TWO
+                f"{taken[0]}: would be made of {makers[taken[0]]}, and be a folder",
+                hint=_ONE_OF_TWO,
             )
+        folders = {inside.rpartition("/")[0] for inside in folders if inside}
 
 
 class _Run:

@@ -100,7 +100,7 @@ def write_keras(
     names = AUTOMATIC if origin == "serengil" else NAMES
     weights = keras_weights(origin) if weights is None else weights
     with h5py.File(path, "w") as file:
-        pairs = list(zip(names, weights, strict=False))
+        pairs = list(zip(names[: len(weights)], weights, strict=True))
         file.attrs["layer_names"] = [name.encode() for name, _ in [*pairs, ("flatten", None)]]
         file.attrs["backend"] = b"tensorflow"
         file.create_group("flatten").attrs["weight_names"] = np.zeros(0, "S1")

@@ -206,10 +206,13 @@ def test_a_folder_in_the_place_of_an_output_costs_itself_only(tree: Path) -> Non
     assert "a/1.out: cannot be written" in report.failed[0].error.message
 
 
-def test_an_output_that_would_be_a_folder_too_is_refused_before_any_work(tree: Path) -> None:
+@pytest.mark.parametrize("inside", ["y.out", "y.out/deeper/still"])
+def test_an_output_that_would_be_a_folder_too_is_refused_before_any_work(
+    tree: Path, inside: str
+) -> None:
     (tree / "in/y.txt").write_text("where a folder is")
-    (tree / "in/y.out").mkdir()
-    (tree / "in/y.out/z.txt").write_text("in that folder")
+    (tree / "in" / inside).mkdir(parents=True)
+    (tree / "in" / inside / "z.txt").write_text("in that folder")
     with pytest.raises(DatasetError, match=r"y\.out: would be made of y\.txt, and be a folder"):
         prepare(tree)
     assert made(tree) == []
