@@ -18,8 +18,11 @@ def read_array(path: Path, *, mmap: bool = False) -> NDArray[np.generic]:
     try:
         array: NDArray[np.generic] = np.load(path, mmap_mode="r" if mmap else None)
     except (OSError, ValueError, EOFError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        if "pickle" in why:  # NumPy's guess at any file that is not its own
+            why = "it is no .npy file of numbers"
         raise DatasetError(
-            f"{path}: cannot be read as an array: {getattr(error, 'strerror', None) or error}",
+            f"{path}: cannot be read as an array: {why}",
             hint="make the file again",
         ) from error
     return array

@@ -71,7 +71,21 @@ class ASTEncoderConfig:
             raise ValueError(f"{frames} frames do not fit: this encoder needs {self.n_frames}")
 
 
-CONFIGS: dict[str, ASTEncoderConfig] = {"seed": ASTEncoderConfig()}
+CONFIGS: dict[str, ASTEncoderConfig] = {
+    "paper": ASTEncoderConfig(final_relu=False),  # AST-base, with the paper's linear embedding
+    "seed": ASTEncoderConfig(),
+    # For a laptop: 6 s of speech, patches side by side, a body of the width of DeiT-tiny.
+    "compact": ASTEncoderConfig(
+        n_frames=598,
+        stride=16,
+        width=192,
+        layers=4,
+        heads=3,
+        mlp=768,
+        embedding=256,
+        final_relu=False,
+    ),
+}
 
 LAYER_NORM_EPS = 1e-12  # transformers' default for AST
 
@@ -144,6 +158,28 @@ class ASTEncoder(nn.Module):
         features = self.ast(spectrogram.squeeze(1).transpose(1, 2)).pooler_output  # [b width]
         embedding: Tensor = self.embedding(self.norm(features))
         return embedding.relu() if self.config.final_relu else embedding
+
+    def head(self) -> list[nn.Parameter]:
+        """Parameters of the head: LayerNorm and Linear."""
+        return [*self.norm.parameters(), *self.embedding.parameters()]
+
+    def body(self, last: int) -> list[nn.Parameter]:
+        """Parameters of the last transformer layers and of what follows them in the body.
+
+        With all layers, of the embeddings of patches, positions and summary tokens too; with
+        0, none.
+        """
+        first = self.config.layers - last
+        found = []
+        for name, parameter in self.ast.named_parameters():
+            layer = re.match(r"encoder\.layer\.(\d+)\.", published_name(name))
+            if layer:
+                wanted = int(layer[1]) >= first
+            else:
+                wanted = last > 0 if name.startswith("layernorm.") else first == 0
+            if wanted:
+                found.append(parameter)
+        return found
 
 
 def require() -> None:

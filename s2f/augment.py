@@ -5,11 +5,16 @@ sex and pitch rank for voices, so every range here is mild. Tensors in, tensors 
 comes from torch's global generator, which the training loop seeds anew for every step.
 """
 
-import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from s2f.errors import UsageError
+
+MASKS = 2  # of bands, and as many of spells, on a spectrogram
+MASKED_FREQS, MASKED_FRAMES = 0.125, 0.1  # the widest mask: a share of all bands or frames
 
 
 def _uniform(like: Tensor, low: float, high: float, *shape: int) -> Tensor:
@@ -38,11 +43,77 @@ def faces(pictures: Tensor) -> Tensor:
     return x.clamp(0, 1)
 
 
-def voices(waveforms: Tensor) -> Tensor:
-    """Change pitch and formants a little, band, noise and gain of waveforms [b n]."""
-    x = _resampled(waveforms, _uniform(waveforms, 0.98, 1.02))
-    x = _telephoned(x)
-    return _noisy(x) * 10 ** (_uniform(x, -6, 3, 1) / 20)
+@dataclass(frozen=True)
+class VoiceAugment:
+    """How voices are disturbed.
+
+    Attributes:
+        noise: coloured noise, at 5 to 40 dB below the speech.
+        gain: by -6 to 3 dB.
+        speed: pitch, formants and tempo up or down by at most 2 %.
+        band: a telephone's, for a quarter of the recordings.
+        spec: bands and spells of the spectrogram hidden.
+    """
+
+    noise: bool = False
+    gain: bool = False
+    speed: bool = False
+    band: bool = False
+    spec: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> "VoiceAugment":
+        """Read names with commas between them, `all` or `none`.
+
+        Raises:
+            UsageError: if one is another name.
+        """
+        known = [field.name for field in fields(cls)]
+        names = {"all": known, "none": []}.get(text, text.split(","))
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"--augment {name!r}: is none of {', '.join(known)}",
+                    hint=f"give some of them, for instance {known[0]},{known[-1]}, or all or none",
+                )
+        return cls(**dict.fromkeys(names, True))
+
+    def __str__(self) -> str:
+        return ",".join(field.name for field in fields(self) if getattr(self, field.name)) or "none"
+
+
+def voices(waveforms: Tensor, how: VoiceAugment) -> Tensor:
+    """Disturb waveforms [b n], each otherwise, in all ways but `spec`."""
+    x = waveforms
+    if how.speed:
+        x = _resampled(x, _uniform(x, 0.98, 1.02))
+    if how.band:
+        x = _telephoned(x)
+    if how.noise:
+        x = _noisy(x)
+    if how.gain:
+        x = x * 10 ** (_uniform(x, -6, 3, 1) / 20)
+    return x
+
+
+def masked(spectrograms: Tensor) -> Tensor:
+    """Hide bands and spells of spectrograms [b c f t] behind their channel's mean.
+
+    `MASKS` of each, of any width up to `MASKED_FREQS` and `MASKED_FRAMES` of the whole, so that
+    most of it is always seen.
+
+    Source: Park et al. 2019, "SpecAugment", without its warp of time; the widths are ours.
+    """
+    shown = torch.ones_like(spectrograms[:, :1], dtype=torch.bool)
+    for _ in range(MASKS):
+        for axis, share in ((2, MASKED_FREQS), (3, MASKED_FRAMES)):
+            size = spectrograms.shape[axis]
+            width = _uniform(spectrograms, 0, share * size, 1)
+            start = _uniform(spectrograms, 0, 1, 1) * (size - width)
+            place = torch.arange(size, device=spectrograms.device)
+            hidden = (place >= start) & (place + 1 <= start + width)  # [b size]
+            shown = shown & ~hidden[:, None].unsqueeze(5 - axis)
+    return torch.where(shown, spectrograms, spectrograms.mean((2, 3), keepdim=True))
 
 
 def _resampled(x: Tensor, rate: Tensor) -> Tensor:
@@ -72,8 +143,3 @@ def _noisy(x: Tensor, quiet: float = 0.3) -> Tensor:
     level = x.square().mean(1, keepdim=True).sqrt()
     noise = noise * level * below / noise.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
     return x + torch.where(_uniform(x, 0, 1, 1) < quiet, 0.0, noise)
-
-
-def random_length(n: int, low: int) -> int:
-    """Draw a length between `low` and `n`, even in its logarithm."""
-    return round(math.exp(math.log(low) + float(torch.rand(())) * math.log(n / low)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from s2f.errors import UsageError
+from s2f.ranks import Ranks
 
 CONTRASTIVE = "contrastive/infonce"
 AUTO = "auto"
@@ -188,7 +189,7 @@ def equal_weights(norms: Mapping[str, float]) -> dict[str, float]:
     return {name: first / norm for name, norm in norms.items()}
 
 
-def calibrate(task: object, values: Mapping[str, Tensor]) -> dict[str, float]:
+def calibrate(task: object, values: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
     """Find by the paper's rule the weights of a task's losses, at the batch it has just compared.
 
     InfoNCE is left out: its weight is one that was given.
@@ -196,6 +197,7 @@ def calibrate(task: object, values: Mapping[str, Tensor]) -> dict[str, float]:
     Args:
         task: one that `Predicts`, as `check_weights` makes sure.
         values: what its `losses` returned last.
+        ranks: the processes, each with a part of the batch.
 
     Raises:
         UsageError: as `equal_weights`.
@@ -204,7 +206,9 @@ def calibrate(task: object, values: Mapping[str, Tensor]) -> dict[str, float]:
     """
     assert isinstance(task, Predicts)
     terms = {name: value for name, value in values.items() if name != CONTRASTIVE}
-    return equal_weights(gradient_norms(terms, task.predicted))
+    told = ranks.gather(gradient_norms(terms, task.predicted))
+    # The batch's gradient is those of its parts in a row, each times the same number.
+    return equal_weights({name: math.hypot(*(norms[name] for norms in told)) for name in terms})
 
 
 def told(weights: Mapping[str, float]) -> str:

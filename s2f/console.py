@@ -49,6 +49,31 @@ class Console:
         if self.mode == "human":
             _write(sys.stderr, _one_line(text))
 
+    def table(self, rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> None:
+        """Tell people facts in rows: columns aligned, those after the first of numbers if headed.
+
+        Args:
+            rows: each with as many values.
+            heads: of the columns.
+        """
+        if self.mode != "human" or not rows:
+            return
+        # rich is slow to import and only needed here.
+        from rich import box
+        from rich.console import Console as Terminal
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD if heads else None, show_header=bool(heads))
+        for k in range(len(rows[0])):
+            head = Text(heads[k]) if heads else ""
+            right = bool(heads) and k > 0
+            table.add_column(head, justify="right" if right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_one_line(value)) for value in row))
+        # Where nobody looks at a window, paths need not be broken.
+        Terminal(stderr=True, width=None if sys.stderr.isatty() else 200).print(table)
+
     def error(self, error: S2FError) -> None:
         """Report why the command failed, and the cure."""
         self._failure(described(error))
@@ -93,36 +118,46 @@ class Console:
             return
         # rich is slow to import and only needed here.
         from rich.console import Console as Terminal
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.console import Group
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
 
         bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}", markup=False),
-            console=Terminal(stderr=True),
-            transient=True,
-            refresh_per_second=4,
             speed_estimate_period=120,
         )
-        task = bar.add_task(title, total=1, rate="", what="")
+        task = bar.add_task(title, total=1, rate="")
+        # What happens now has a line of its own: in one with the bar it would make both jump.
+        now = Text(no_wrap=True, overflow="ellipsis")
 
         def report(done: int, total: int, what: str) -> None:
             if bar.tasks[0].total != total:  # the next part of a job counts anew
                 bar.reset(task, total=total)
             speed = bar.tasks[0].speed
             rate = f"{speed:.1f} {unit}/s" if unit and speed else ""
-            bar.update(task, completed=done, rate=rate, what=_one_line(what))
+            bar.update(task, completed=done, rate=rate)
+            now.plain = _one_line(what)
 
-        with bar:
+        terminal = Terminal(stderr=True)
+        with Live(Group(bar, now), console=terminal, transient=True, refresh_per_second=4):
             yield report
 
 
 def described(error: S2FError) -> dict[str, str | None]:
     """Give an error as JSON has it: `error`, its kind; `message`; `hint`, the cure."""
-    return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    kind = next(k.__name__ for k in type(error).__mro__ if not k.__name__.startswith("_"))
+    return {"error": kind, "message": error.message, "hint": error.hint}
 
 
 def _one_line(text: str) -> str:

@@ -21,9 +21,15 @@ def draw_faces(decoder: FaceDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor
     points: Tensor
     texture: Tensor
     points, texture = decoder(embeddings)
+    faces = finished(decoder, texture, points)
+    return points, faces if decoder.config.is_face else faces.clamp(0, 1)
+
+
+def finished(decoder: FaceDecoder, texture: Tensor, points: Tensor) -> Tensor:
+    """Bring a decoder's textures [b 3 s s] to landmarks [b k 2], where they are not faces yet."""
     if decoder.config.is_face:
-        return points, texture
-    return points, warp(texture, decoder.mean_landmarks[None], points).clamp(0, 1)
+        return texture
+    return warp(texture, decoder.mean_landmarks[None], points)
 
 
 def sheet(*rows: Tensor) -> Tensor:

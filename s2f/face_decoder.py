@@ -151,7 +151,8 @@ class FaceDecoder(nn.Module):
 
         Returns:
             landmarks [b k 2], xy pixels in the frame, and texture [b 3 s s], RGB about 0..1
-            (not clamped where the config's output is linear).
+            (not clamped where the config's output is linear). Both float32 under autocast too:
+            half precision has no parts of a pixel.
         """
         x = self.trunk(embedding)
         offsets = self.landmarks(x).unflatten(1, (-1, 2))
@@ -162,6 +163,7 @@ class FaceDecoder(nn.Module):
             texture = stage(texture)
             if i < len(self.stages):
                 texture = texture.relu()
+        offsets, texture = (x.to(self.mean_landmarks.dtype) for x in (offsets, texture))
         if self.config.output == "linear":
             texture = texture + self.mean_texture
         else:
@@ -269,9 +271,11 @@ class LinearCode:
         return cls(*means, texture_axes, shape_axes, texture_code, shape_code)
 
     def __call__(self, textures: Tensor, landmarks: Tensor) -> Tensor:
-        """Code [b r+m] of textures [b 3 s s] and landmarks [b k 2]."""
-        a = (textures - self.mean_texture).flatten(1) @ self.texture_code
-        return torch.cat([a, (landmarks - self.mean_landmarks).flatten(1) @ self.landmark_code], 1)
+        """Code [b r+m] of textures [b 3 s s] and landmarks [b k 2], float32 under autocast too."""
+        with torch.autocast(textures.device.type, enabled=False):
+            a = (textures - self.mean_texture).flatten(1) @ self.texture_code
+            b = (landmarks - self.mean_landmarks).flatten(1) @ self.landmark_code
+            return torch.cat([a, b], 1)
 
     def to(self, device: torch.device) -> "LinearCode":
         """The same on a device."""

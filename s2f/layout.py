@@ -5,8 +5,9 @@ them, `NAME_template.npy` (a denser template) and `NAME_texture.jpg` (the photo 
 mean shape). A name without landmarks of its own is another view of the
 identity and shares those of the identity's first photo that has some.
 
-Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**` (photos of
-faces, and their embeddings `NAME_embedding.npy` where those are made before training).
+Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**`: photos of
+faces, and their embeddings `NAME_embedding.npy` where those are made before training. Embeddings
+may stand alone there, and may be named `NAME.npy` then.
 
 Both stand under `train`, `val` and `test`.
 """
@@ -14,6 +15,7 @@ Both stand under `train`, `val` and `test`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from s2f import listing
 from s2f.errors import DatasetError, ImageError
@@ -36,13 +38,33 @@ class Photo:
     target: Path
 
 
+class Face(NamedTuple):
+    """One face of a speaker: files below the folder of the split.
+
+    Attributes:
+        name: of the files, without their endings: `anna/images/video/1`.
+        photo: None where there is only an embedding.
+        embedding: None where it is still to be made.
+    """
+
+    name: str
+    photo: str | None
+    embedding: str | None
+
+
 @dataclass(frozen=True)
 class Speaker:
-    """One identity of a voice tree."""
+    """One identity of a voice tree.
+
+    Attributes:
+        identity: its name.
+        audios: files below the folder of the split, sorted.
+        faces: in the order that waveforms of these names have.
+    """
 
     identity: str
-    audios: tuple[Path, ...]
-    images: tuple[Path, ...]
+    audios: tuple[str, ...]
+    faces: tuple[Face, ...]
 
 
 def split(tree: Path, name: str) -> Path:
@@ -98,27 +120,58 @@ def photos(folder: Path) -> list[Photo]:
     return found
 
 
-def speakers(folder: Path) -> list[Speaker]:
-    """List the speakers of one split, sorted.
+def speakers(folder: Path) -> tuple[list[Speaker], dict[str, list[str]]]:
+    """List the speakers of one split, sorted, and the identities that are none, by reason.
 
     Raises:
-        DatasetError: if there is none, or one lacks its audios or images.
+        DatasetError: if nobody has a voice and a face, or a folder cannot be read.
     """
     found = []
+    left_out: dict[str, list[str]] = {"without a voice": [], "without a face": []}
     for identity in identities(folder):
-        audios = tuple(identity / file.path for file in files_of(identity, "audios", is_array))
-        images = tuple(identity / file.path for file in files_of(identity, "images", is_photo))
-        if not audios or not images:
-            raise DatasetError(
-                f"{identity}: has {len(audios)} files in audios and {len(images)} in images",
-                hint="wanted at least one of each: audios/*.npy, images/*.jpg",
-            )
-        found.append(Speaker(identity.name, audios, images))
+        audios = tuple(_names(identity, "audios", is_array))
+        faces = _faces(_names(identity, "images", is_face))
+        if audios and faces:
+            found.append(Speaker(identity.name, audios, faces))
+        else:
+            reason = "without a face" if audios else "without a voice"
+            left_out[reason].append(identity.name)
     if not found:
+        lacking = ", ".join(f"{len(names)} are {reason}" for reason, names in left_out.items())
         raise DatasetError(
-            f"{folder}: holds no speaker", hint="wanted IDENTITY/audios and IDENTITY/images"
+            f"{folder}: holds no speaker; of its identities, {lacking}",
+            hint="wanted IDENTITY/audios/*.npy and IDENTITY/images/*.jpg below this folder",
         )
-    return found
+    return found, left_out
+
+
+def _names(identity: Path, name: str, wants: listing.Wants) -> list[str]:
+    folder = identity / name
+    inside = listing.names(folder, wants) if folder.is_dir() else ()
+    return [f"{identity.name}/{name}/{path}" for path in inside]
+
+
+def _faces(paths: Sequence[str]) -> tuple[Face, ...]:
+    """Bring photos and embeddings of equal names together."""
+    photos = [(_stem(path), path) for path in paths if is_photo(path)]
+    embeddings = {_stem(path): path for path in paths if not is_photo(path)}
+    faces = [Face(name, photo, embeddings.get(name)) for name, photo in photos]
+    alone = embeddings.keys() - {face.name for face in faces}
+    faces += [Face(name, None, embeddings[name]) for name in alone]
+    return tuple(sorted(faces, key=lambda face: f"{face.name}.".split("/")))
+
+
+def _stem(path: str) -> str:
+    return path.removesuffix(EMBEDDING) if is_embedding(path) else path[: path.rindex(".")]
+
+
+def clip(path: str) -> str:
+    """Name the clip of a file: `clip("anna/audios/video/1.npy")` is `video_1`.
+
+    Args:
+        path: below the folder of a split, of a waveform, or the name of a face.
+    """
+    return path.split("/", 2)[2].removesuffix(".npy").replace("/", "_")
 
 
 def files_of(identity: Path, name: str, wants: listing.Wants) -> list[File]:
@@ -159,6 +212,11 @@ def is_photo(name: str) -> bool:
 def is_array(name: str) -> bool:
     """Tell by a file's name whether it is an array that belongs to no photo: a waveform."""
     return name.endswith(".npy") and not name.endswith(BESIDE_PHOTOS)
+
+
+def is_face(name: str) -> bool:
+    """Tell by the name of a file among photos whether it is a photo, or the embedding of a face."""
+    return is_photo(name) or is_embedding(name) or is_array(name)
 
 
 def is_embedding(name: str) -> bool:

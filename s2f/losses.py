@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from s2f.ranks import gather_rows
+
 TEMPERATURE = 2.0  # of the distillation's softmax
 CONTRAST_TEMPERATURE = 0.07  # of InfoNCE's softmax over cosines; CLIP's initial one, kept
 
@@ -83,7 +85,8 @@ def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
     `CONTRAST_TEMPERATURE`: minus the logarithm of the share that all samples of one's own
     identity have in the softmax over the batch. So samples of one identity are no negatives of
     each other, and duplicating the batch changes nothing. 0, with no gradient, where the batch
-    has one identity only. The target gets no gradient.
+    has one identity only. The target gets no gradient. Where several processes train, the batch is
+    that of all of them.
 
     Args:
         predicted: embeddings [b d].
@@ -96,11 +99,27 @@ def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
     Source: van den Oord et al. 2018, both ways as in Radford et al. 2021; several positives inside
     the logarithm as in Khosla et al. 2020, L_in, but their sum and not their mean.
     """
-    directions = functional.normalize(target.detach(), dim=1)
-    logits = functional.normalize(predicted, dim=1) @ directions.T / CONTRAST_TEMPERATURE
-    positives = logits.masked_fill(identity[:, None] != identity, -torch.inf)
-    shares = [positives.logsumexp(dim) - logits.logsumexp(dim) for dim in (1, 0)]
-    return -(shares[0] + shares[1]) / 2
+    predicted = functional.normalize(predicted.float(), dim=1)
+    directions = functional.normalize(target.detach().float(), dim=1)
+    everyone = gather_rows(predicted), gather_rows(directions), gather_rows(identity)
+    theirs, targets, people = (rows.flatten(0, 1) for rows in everyone)
+    other = people != identity[:, None]  # [b n]
+    value = predicted.new_zeros(len(predicted))
+    with torch.autocast(predicted.device.type, enabled=False):  # bfloat16 is too coarse a cosine
+        for logits in (predicted @ targets.T, directions @ theirs.T):
+            logits = logits / CONTRAST_TEMPERATURE
+            own = logits.masked_fill(other, -torch.inf).logsumexp(1)
+            value = value - (own - logits.logsumexp(1)) / 2
+    return value
+
+
+def per_sample(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Weighted sum [b] of the losses.
+
+    Raises:
+        KeyError: if a loss has no weight.
+    """
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum(0)
 
 
 def total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -15,17 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2f import checkpoint, layout
-from s2f.arrays import read_array, save_array
+from s2f import checkpoint, embeddings, layout
+from s2f.arrays import save_array
 from s2f.errors import CheckpointError, DatasetError
 from s2f.face_encoder import VGGFace, batch_embedder
 from s2f.header import read_header
 from s2f.images import Fit, load_face
 from s2f.runtime import choose_device
 from s2f.step import Step
-
-CHECKED = 8  # photos that are embedded again
-TOLERANCE = 0.02  # of an embedding's norm: devices differ by less, face encoders by far more
 
 
 @dataclass(frozen=True)
@@ -115,11 +112,15 @@ class Embedder:
             CheckpointError: if the checkpoint is damaged.
         """
         if self._embed is None:
-            network = checkpoint.load(self.path, "face_encoder").network
-            assert isinstance(network, VGGFace)
-            self._embed = batch_embedder(network, device=self.device, batch_size=self.batch_size)
+            self._embed = _embedder(self.path, self.device, self.batch_size)
         faces = torch.from_numpy(np.stack(photos)).to(self.device).float() / 255
         return list(self._embed(faces).cpu().numpy())
+
+
+def _embedder(path: Path, device: torch.device, batch_size: int) -> Callable[[Tensor], Tensor]:
+    network = checkpoint.load(path, "face_encoder").network
+    assert isinstance(network, VGGFace)
+    return batch_embedder(network, device=device, batch_size=batch_size)
 
 
 def read_photo(path: Path, part: Path | None = None, *, fit: Fit) -> NDArray[np.uint8]:
@@ -132,34 +133,21 @@ def read_photo(path: Path, part: Path | None = None, *, fit: Fit) -> NDArray[np.
 
 
 def check_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None:
-    """Make sure that a face encoder made the embeddings beside photos: embed a few again.
+    """Make sure that a face encoder made the embeddings beside photos, as `embeddings.check`.
 
     Args:
-        paths: of the embeddings; `CHECKED` of them are looked at, spread evenly.
+        paths: of the embeddings.
         checkpoint_path: of the face encoder.
 
     Raises:
         DatasetError: if one has no photo beside it, or cannot be read.
-        ImageError: if its photo cannot be read.
-        CheckpointError: if an embedding differs from the encoder's by more than `TOLERANCE`.
+        ImageError: if none of their photos can be read.
+        CheckpointError: if another face encoder made one.
     """
-    n = min(CHECKED, len(paths))
-    chosen = [paths[k * len(paths) // n] for k in range(n)]
-    fit = read_space(checkpoint_path).fit
-    photos = [read_photo(_photo(path), fit=fit) for path in chosen]
-    made = Embedder(checkpoint_path, torch.device("cpu"), n)(photos)
-    for path, wanted in zip(chosen, made, strict=True):
-        found = read_array(path)
-        error = float("inf")
-        if found.shape == wanted.shape and found.dtype.kind == "f":
-            difference = found.astype(np.float32) - wanted
-            error = float(np.linalg.norm(difference)) / float(np.linalg.norm(wanted))
-        if not error <= TOLERANCE:
-            raise CheckpointError(
-                f"{path}: is not what {checkpoint_path} makes of its photo: they differ by "
-                f"{error:.2g} of its norm",
-                hint="give the face encoder that made the embeddings, or make them again",
-            )
+    space = read_space(checkpoint_path)
+    embed = _embedder(checkpoint_path, torch.device("cpu"), embeddings.BATCH)
+    maker = embeddings.Maker(str(checkpoint_path), space.embedding, space.fit, embed)
+    embeddings.check(maker, paths, _photo)
 
 
 def _photo(embedding: Path) -> Path:

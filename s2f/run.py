@@ -2,7 +2,7 @@
 
 It holds
 
-    config.json  history.jsonl  best.safetensors  last/state.safetensors  samples/*.png
+    config.json  history.jsonl  best.safetensors  last/state.safetensors  samples/*.png  loss.png
 
 and belongs to the config that was first written there. Every file is whole or absent, and what a
 killed run had logged after its last save is dropped, so that one that goes on ends the same.
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,6 +22,8 @@ from s2f.errors import CheckpointError, UsageError
 from s2f.images import encode_png, to_image
 from s2f.runtime import atomic_write
 
+LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
+
 
 class Run:
     """Everything that a run needs to go on: step, best score, running losses; and its files.
@@ -29,27 +32,36 @@ class Run:
         folder: the run directory.
         file: the state of networks and optimizer after the last save.
         best_file: the best checkpoint.
+        log_file: the history, one JSON object a line.
         step: optimizer steps done.
-        best: lowest score so far, of `best_step`, with its `best_losses`.
+        best: lowest score so far, of `best_step`, with its validation losses `best_losses` and
+            the running ones then, `best_running`.
         running: mean training losses, the older the fainter.
         logged: lines of the history that the last save knows of.
         weights: of the losses, where they were calibrated; else empty.
+        bad: why items could not be read.
+        ended: whether there is nothing left to train.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        """Name a run; of several processes that share it, one `writes`."""
+        self.writes = writes
         self.folder, self.file = folder, folder / "last" / "state.safetensors"
-        self.best_file = folder / "best.safetensors"
+        self.best_file, self.log_file = folder / "best.safetensors", folder / "history.jsonl"
         self.step, self.best, self.best_step = 0, math.inf, 0
         self.best_losses: dict[str, float] = {}
+        self.best_running: dict[str, float] = {}
         self.running: dict[str, float] = {}
         self.logged = 0
         self.weights: dict[str, float] = {}
+        self.bad: list[str] = []
+        self.ended = False
 
     def claim(self, config: Mapping[str, object]) -> None:
         """Write the config of a new run, or make sure that an old one is the same.
 
         Raises:
-            UsageError: if the directory holds a run with another config, or without one.
+            UsageError: if the directory holds a run with another config, or no run; logs apart.
             CheckpointError: if its config cannot be read.
             OutputError: if the directory cannot be written.
         """
@@ -57,10 +69,11 @@ class Run:
         mine = json.loads(json.dumps(config))
         path = self.folder / "config.json"
         if not path.is_file():
-            if self.file.exists():
+            strangers = [p.name for p in self.folder.glob("[!.]*") if p.suffix not in LOGS]
+            if strangers:
                 raise UsageError(
-                    f"{self.folder}: holds the state of a run and no config.json",
-                    hint="remove it, or give another folder with -o",
+                    f"{self.folder}: is no run: it holds {min(strangers)} and no config.json",
+                    hint="give another folder with -o",
                 )
             with atomic_write(path) as file:
                 file.write(json.dumps(mine, indent=1).encode())
@@ -71,6 +84,11 @@ class Run:
             raise CheckpointError(
                 f"{path}: is not the config of a run: {error}", hint="give another folder with -o"
             ) from error
+        if "task" not in theirs:
+            raise UsageError(
+                f"{path}: is the config of something else than a run",
+                hint="give another folder with -o",
+            )
         for key in mine | theirs:
             if mine.get(key) != theirs.get(key):
                 raise UsageError(
@@ -79,32 +97,56 @@ class Run:
                     hint="give the same options to go on with it, or another folder with -o",
                 )
 
-    def note(self, values: Mapping[str, Tensor]) -> None:
-        """Take the losses of a step, one value a sample, into the running ones."""
-        for name, value in values.items():
-            now = float(value.detach().mean())
+    def note(self, values: Mapping[str, float]) -> None:
+        """Take the losses of a step into the running ones."""
+        for name, now in values.items():
             self.running[name] = 0.98 * self.running.get(name, now) + 0.02 * now
 
     def summary(self) -> str:
         """Tell the running losses in a line."""
-        return "  ".join(f"{name} {value:.4g}" for name, value in self.running.items())
+        return "  ".join(f"{name} {value:#.4g}" for name, value in self.running.items())
 
     def reweigh(self, weights: Mapping[str, float]) -> None:
         """Take over calibrated weights of losses; scores under others cannot be the best."""
-        self.weights, self.best = dict(weights), math.inf
+        self.weights, self.best, self.best_step = dict(weights), math.inf, self.step
 
-    def log(self, rate: float, measured: Mapping[str, float]) -> None:
+    def keep(self, score: float, measured: Mapping[str, float]) -> None:
+        """Take this step, with its score and validation losses, for the best."""
+        self.best, self.best_step, self.best_losses = score, self.step, dict(measured)
+        self.best_running = dict(self.running)
+
+    def log(self, rate: float, measured: Mapping[str, float], *, solved: bool = False) -> None:
         """Add this step's learning rate and losses to the history."""
         record = {"step": self.step, "lr": rate, "train": self.running, "val": measured}
         if self.weights:
             record["loss_weights"] = self.weights
-        path = self.folder / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if solved:
+            record["solved"] = True
+        if not self.writes:
+            self.logged += 1
+            return
+        path = self.log_file
+        lines = path.read_bytes().splitlines() if path.is_file() else []
         # Steps after the last save are trained again after a kill: drop what they had logged.
         lines = lines[: self.logged]
         self.logged += 1
         with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in [*lines, json.dumps(record)]).encode())
+            file.write(b"".join(line + b"\n" for line in [*lines, json.dumps(record).encode()]))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Read what was logged.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        try:
+            lines = self.log_file.read_text(encoding="utf-8").splitlines()[: self.logged]
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.log_file}: is not the history of a run: {error}",
+                hint=f"remove {self.folder} to train anew",
+            ) from error
 
     def show(self, picture: Tensor) -> None:
         """Write the sample [3 h w] of this step."""
@@ -118,6 +160,8 @@ class Run:
         Raises:
             OutputError: if it cannot be written.
         """
+        if not self.writes:
+            return
         tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in values.items()}
@@ -126,8 +170,11 @@ class Run:
             "best": self.best,
             "best_step": self.best_step,
             "best_losses": self.best_losses,
+            "best_running": self.best_running,
             "running": self.running,
             "logged": self.logged,
+            "bad": self.bad,
+            "ended": self.ended,
         }
         if self.weights:
             numbers["loss_weights"] = self.weights
@@ -148,22 +195,28 @@ class Run:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             weights: dict[str, Tensor] = {}
             moments: dict[int, dict[str, Tensor]] = {}
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
             for name, tensor in tensors.items():
                 part, rest = name.split(".", 1)
                 if part == "network":
                     weights[rest] = tensor
                 else:
                     index, key = rest.split(".", 1)
-                    # AdamW keeps its step counts on the CPU
+                    # In the parameter's memory format: a fused optimizer looks at neither's.
+                    like = trained[int(index)]
                     moments.setdefault(int(index), {})[key] = (
-                        tensor.cpu() if key == "step" else tensor
+                        torch.empty_like(like).copy_(tensor)
+                        if tensor.shape == like.shape
+                        else tensor
                     )
             network.load_state_dict(weights)
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
             self.step, self.best = numbers["step"], numbers["best"]
             self.best_step, self.best_losses = numbers["best_step"], numbers["best_losses"]
+            self.best_running = numbers["best_running"]
             self.running, self.logged = numbers["running"], numbers["logged"]
             self.weights = dict(numbers.get("loss_weights", {}))
+            self.bad, self.ended = list(numbers["bad"]), bool(numbers["ended"])
         except (
             *(safetensors.SafetensorError, OSError, KeyError),
             *(TypeError, ValueError, RuntimeError),

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -160,7 +161,10 @@ def alone_in(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             if fcntl is not None:
                 descriptor = os.open(folder, os.O_RDONLY)
-                stack.callback(os.close, descriptor)
+                held = [descriptor]
+                stack.callback(_close, held)
+                # Processes that are forked meanwhile, and outlive this one, would hold it too.
+                os.register_at_fork(after_in_child=functools.partial(_close, held))
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(
@@ -171,6 +175,11 @@ def alone_in(folder: Path) -> Iterator[None]:
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # over a network
                 raise unwritable(folder, error) from error
         yield
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _umask() -> int:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2f import layout
-from s2f.arrays import map_waveform, read_array
+from s2f.arrays import map_waveform
 from s2f.audio import clips, to_int16
 from s2f.decoding import FloatArray
+from s2f.embeddings import read_embedding
 from s2f.errors import DatasetError
 from s2f.listing import File
 from s2f.packed import CLIPS, EMBEDDINGS, HEADER
@@ -201,13 +202,7 @@ def _read_clips(path: Path, clip_samples: int) -> NDArray[np.int16]:
 def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:
     """Read an embedding as one row [1 d]."""
     _check_file(path)
-    values = read_array(path)
-    if values.shape != (width,) or values.dtype.kind != "f":
-        raise DatasetError(
-            f"{path}: holds {values.dtype} values {list(values.shape)}; wanted an embedding "
-            f"[{width}] of floating-point values",
-            hint="make it again with s2f prep embeddings",
-        )
+    values = read_embedding(path, width)
     with np.errstate(over="ignore"):  # found on the next line
         row = values.astype(np.float16)[np.newaxis]
     if not np.isfinite(row).all():

@@ -65,9 +65,8 @@ def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
     places = nodes.view(1, -1, 2).expand(b, -1, -1)
     basis = torch.cat([_kernel(places, centres), functional.pad(places, (1, 0), value=1.0)], dim=2)
     at_nodes = (side * (basis @ weights)).mT.reshape(b, 2, *nodes.shape[:2])
-    return functional.interpolate(
-        at_nodes, size=(height, width), mode="bicubic", align_corners=True
-    )
+    down, across = (_bicubic(n, at_nodes) for n in (height, width))
+    return down @ at_nodes @ across.T
 
 
 def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -79,7 +78,8 @@ def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
         target: where they shall be, [b k 2] or [1 k 2].
 
     Returns:
-        [b c h w]; what comes from outside the frame repeats its border.
+        [b c h w], float32 at least, whatever autocast is on; what comes from outside the frame
+        repeats its border.
 
     Raises:
         ValueError: if the point sets differ in shape.
@@ -87,18 +87,54 @@ def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
     if source.shape[1:] != target.shape[1:]:
         raise ValueError(f"points {list(source.shape)} and {list(target.shape)} do not pair up")
     b, _, height, width = picture.shape
-    points = source.expand(b, -1, -1), target.expand(b, -1, -1)
-    moves = flow(*points, height, width)
-    x = torch.arange(width).to(picture) + moves[:, 0]
-    y = torch.arange(height).to(picture)[:, None] + moves[:, 1]
-    grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
-    return functional.grid_sample(picture, grid, padding_mode="border", align_corners=True)
+    with torch.autocast(picture.device.type, enabled=False):
+        picture, source, target = (
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (picture, source, target)
+        )
+        moves = flow(source.expand(b, -1, -1), target.expand(b, -1, -1), height, width)
+        x = torch.arange(width).to(picture) + moves[:, 0]
+        y = torch.arange(height).to(picture)[:, None] + moves[:, 1]
+        if picture.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return _gathered(picture, x, y)
+        grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
+        return functional.grid_sample(picture, grid, padding_mode="border", align_corners=True)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """Multiquadric basis between points, [b m 2] x [b k 2] -> [b m k]."""
     distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return -(distance.square() + ROUNDING**2).sqrt()
+
+
+def _bicubic(n: int, like: Tensor) -> Tensor:
+    """Cubic interpolation from the nodes of a side to its pixels, as a matrix [n nodes].
+
+    That of `interpolate`, whose own gradient CUDA adds up in any order.
+    """
+    nodes = 1 + -(-(n - 1) // STEP)
+    one = torch.eye(nodes).to(like)[None, None]
+    size = (n, nodes)
+    return functional.interpolate(one, size=size, mode="bicubic", align_corners=True)[0, 0]
+
+
+def _gathered(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Sample pictures [b c h w] at x, y [b h w], as `grid_sample` does.
+
+    Slower, but with gradients that CUDA adds up in one order if it is asked to.
+    """
+    b, c, height, width = picture.shape
+    x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
+    left, top = x.detach().long().clamp(max=width - 2), y.detach().long().clamp(max=height - 2)
+    right_share, bottom_share = x - left, y - top
+    total = torch.zeros_like(picture)
+    for below in (0, 1):
+        for beside in (0, 1):
+            place = (top + below) * width + left + beside
+            corner = picture.flatten(2).gather(2, place.view(b, 1, -1).expand(-1, c, -1))
+            share = right_share if beside else 1 - right_share
+            share = share * (bottom_share if below else 1 - bottom_share)
+            total = total + corner.view(b, c, height, width) * share[:, None]
+    return total
 
 
 def _ring(height: int, width: int) -> Tensor:

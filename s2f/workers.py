@@ -151,20 +151,29 @@ def _receive(connection: Connection, job: _Job) -> Any:
         return WorkerError(f"{job.name}: the process that read it died ({how})", hint=cure)
 
 
-def _keep_memory() -> None:
+def keep_memory(*, largest: int | None = 2**25, spare: int = 2**28) -> None:
     """Let glibc keep what is freed: giving arrays back and getting them anew costs more than them.
 
-    Source: mallopt(3), M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1).
+    It holds for the whole process from here on. Other C libraries are left as they are.
+
+    Args:
+        largest: arrays of up to so many bytes are kept; None for all of them.
+        spare: bytes that are kept at most; -1 for no limit.
+
+    Source: mallopt(3): M_TRIM_THRESHOLD (-1), M_MMAP_THRESHOLD (-3) and M_MMAP_MAX (-4).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)
-        mallopt(-1, 2**28)
+        if largest is None:
+            mallopt(-4, 0)
+        else:
+            mallopt(-3, largest)
+        mallopt(-1, spare)
 
 
 def _serve(connection: Connection, function: Callable[..., Any]) -> None:
     """Work in a process: take an item, give back its result, until there are no more."""
-    _keep_memory()
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends this
     while True:
         try:

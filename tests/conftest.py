@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-from s2f import checkpoint, face_decoder, face_encoder, voice_encoder, voice_task
+from s2f import checkpoint, face_decoder, face_encoder, voice_encoder, voice_presets
 from s2f.checkpoint import Card
 from s2f.decoding import SAMPLE_RATE
 from s2f.front_end import FRONT_ENDS
@@ -100,11 +100,12 @@ def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `compact` a tiny network with the 68 landmarks."""
+    """Make `compact` tiny networks with the 68 landmarks, and `paper` such a voice encoder."""
     monkeypatch.setitem(face_encoder.CONFIGS, "compact", ENCODER)
     monkeypatch.setitem(face_decoder.CONFIGS, "compact", DECODER)
-    monkeypatch.setitem(voice_encoder.CONFIGS, "compact", VOICE)
-    monkeypatch.setitem(voice_task.FRONT_END_OF, "compact", FRONT_END)
+    for preset in ("compact", "paper"):
+        monkeypatch.setitem(voice_encoder.CONFIGS, preset, VOICE)
+        monkeypatch.setitem(voice_presets.FRONT_END_OF, preset, FRONT_END)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

@@ -6,14 +6,25 @@ import torch
 from torch import nn
 
 from s2f import losses
-from s2f.train import Task, TrainConfig, _sample_batch, train
+from s2f.feed import Item, Key, load
+from s2f.recipe import TrainConfig
+from s2f.task import Task
+from s2f.train import train
 
 CPU = torch.device("cpu")
 
 
+def sample_batch(task: Task) -> Item:
+    """Up to eight samples of the validation data."""
+    keys = [Key(i, i) for i in range(min(8, len(task.val_data)))]
+    (loaded,) = load(task.val_data, [keys], CPU, workers=0, max_bad=0)
+    assert loaded.items is not None
+    return loaded.items
+
+
 def check_gradients(task: Task, frozen: list[nn.Module]) -> None:
     """Every loss reaches the network, and none reaches those that must not change."""
-    batch = _sample_batch(task, CPU)
+    batch = sample_batch(task)
     for loss in task.losses(batch, augmented=True):
         task.network.zero_grad()
         task.losses(batch, augmented=True)[loss].sum().backward()
@@ -29,7 +40,7 @@ def check_gradients(task: Task, frozen: list[nn.Module]) -> None:
 def check_duplicates(task: Task) -> None:
     """A batch that is doubled has the same loss."""
     task.network.eval()
-    batch = _sample_batch(task, CPU)
+    batch = sample_batch(task)
     twice = {k: torch.cat([v, v]) for k, v in batch.items()}
     once = losses.total(task.losses(batch, augmented=False), task.loss_weights)
     torch.testing.assert_close(
@@ -41,7 +52,7 @@ def check_learning(task: Task, run: Path) -> None:
     """A task learns its few examples, and shows them."""
     task.network.eval()
     with torch.no_grad():
-        values = task.losses(_sample_batch(task, CPU), augmented=False)
+        values = task.losses(sample_batch(task), augmented=False)
         before = float(losses.total(values, task.loss_weights))
     config = TrainConfig(steps=60, batch_size=3, lr=0.02, every=60, augment=False)
     result = train(task, run, config, device=CPU)

@@ -12,22 +12,25 @@ FLOORS = {
     11: {"__main__"},
     10: {"cli"},
     9: {"cli_convert", "cli_prep", "cli_train", "cli_trees", "cli_use"},
-    8: {"options"},
-    7: {"pack"},
+    8: {"train_options", "voice_options"},
+    7: {"options", "pack", "rehearsal", "train"},
     6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"}
-    | {"convert_keras", "convert_pietkun"},
-    5: {"demo", "face_tasks", "voice_task", "train", "infer", "batch"}
+    | {"convert_keras", "convert_pietkun", "learner"}
+    | {"voice_task", "encoder_task", "decoder_task"},
+    5: {"demo", "registration", "voice_plan", "watch", "infer", "batch", "display"}
     | {"prep", "names", "split", "pair", "conversion"},
-    4: {"checkpoint", "dataset", "drawing", "face_space", "run", "voice_traits"}
+    4: {"checkpoint", "face_dataset", "voice_dataset", "drawing", "face_space", "voice_traits"}
+    | {"recipe", "run", "voice_presets", "pretrained", "neighbours"}
     | {"journal", "detection", "matching", "log_mel", "foreign", "weight_tables"},
     3: {"voice_encoder", "ast_encoder", "face_encoder", "face_decoder", "losses", "augment"}
-    | {"balance"}
-    | {"warp", "ridge", "audio", "weights", "header", "packed", "links", "meta"}
+    | {"balance", "task", "launch", "plots", "board"}
+    | {"fast_conv", "warp", "ridge", "audio", "weights", "header", "packed", "links", "meta"}
+    | {"pairing", "embeddings"}
     | {"keras_network", "keras_file", "torch_file"},
     2: {"front_end", "images", "landmarks", "layout", "runtime", "workers"}
-    | {"framing", "winograd", "strata", "unpacked"},
+    | {"framing", "winograd", "strata", "unpacked", "feed", "ranks"},
     1: {"console", "decoding", "listing", "step", "arrays", "spelling", "tables", "confined"},
-    0: {"errors", "demo_cards", "payload", "proof", "published"},
+    0: {"errors", "demo_cards", "payload", "proof", "published", "units"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 ROOT = {"infer"}  # what `s2f/__init__.py` hands on, lazily

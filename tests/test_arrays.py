@@ -25,6 +25,12 @@ def test_what_is_no_array_is_named(tmp_path: Path, content: bytes | None) -> Non
             read_array(tmp_path / "a.npy", mmap=mmap)
 
 
+def test_a_file_that_is_no_array_is_not_called_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"garbage")
+    with pytest.raises(DatasetError, match=r"it is no \.npy file of numbers"):
+        read_array(tmp_path / "a.npy")
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(DatasetError, match="cannot be read as an array"):

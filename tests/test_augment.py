@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from s2f import augment
+from s2f.augment import VoiceAugment
+from s2f.errors import UsageError
 
 TONE = torch.sin(torch.arange(48_000) * (2 * math.pi * 1000 / 16_000))[None] * 0.1
+EACH = [VoiceAugment(**{k: True}) for k in ("noise", "gain", "speed", "band")]
 
 
 @pytest.mark.parametrize(
     ("disturb", "batch"),
-    [(augment.faces, torch.rand(4, 3, 32, 32)), (augment.voices, TONE.expand(4, -1))],
+    [
+        (augment.faces, torch.rand(4, 3, 32, 32)),
+        (lambda x: augment.voices(x, VoiceAugment.of("all")), TONE.expand(4, -1)),
+        *((lambda x, how=how: augment.voices(x, how), TONE.expand(32, -1)) for how in EACH),
+        (augment.masked, torch.randn(4, 2, 128, 100)),
+    ],
 )
 def test_the_seed_decides_and_items_differ(disturb: object, batch: torch.Tensor) -> None:
     assert callable(disturb)
@@ -48,6 +56,48 @@ def test_noise_stays_at_least_5_db_below_the_speech() -> None:
     assert (noise.abs().amax(1) == 0).any()  # some are left alone
 
 
-def test_random_lengths_stay_in_range() -> None:
-    lengths = [augment.random_length(100, 30) for _ in range(200)]
-    assert min(lengths) >= 30 and max(lengths) <= 100 and len(set(lengths)) > 20
+def test_what_is_switched_off_leaves_voices_and_generator_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert augment.voices(TONE, VoiceAugment()) is TONE
+    assert augment.voices(TONE, VoiceAugment(spec=True)) is TONE
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gain_is_a_factor_a_recording() -> None:
+    speech = TONE.expand(64, -1)
+    louder = augment.voices(speech, VoiceAugment(gain=True)).norm(dim=1) / speech.norm(dim=1)
+    decibels = 20 * louder.log10()
+    assert decibels.min() >= -6.01 and decibels.max() <= 3.01 and decibels.std() > 1
+
+
+def test_masks_hide_whole_bands_and_spells_behind_the_channels_mean() -> None:
+    torch.manual_seed(0)
+    heard = torch.randn(64, 2, 128, 100)
+    seen = augment.masked(heard)
+    hidden = seen != heard
+    assert torch.equal(hidden[:, 0], hidden[:, 1])
+    means = heard.mean((2, 3), keepdim=True).expand_as(heard)
+    assert torch.equal(seen[hidden], means[hidden])
+    bands, spells = hidden[:, 0].all(2), hidden[:, 0].all(1)  # [b f] and [b t]
+    assert torch.equal(hidden[:, 0], bands[:, :, None] | spells[:, None])
+    # Two of each at most, and no wider than an eighth of the bands and a tenth of the frames.
+    for lines, most in ((bands, 16), (spells, 10)):
+        assert 0 < lines.sum(1).float().mean() < lines.sum(1).max() <= 2 * most
+        starts = lines.int().diff(dim=1, prepend=torch.zeros(64, 1)).clamp_min(0).sum(1)
+        assert starts.max() == 2
+
+
+@pytest.mark.parametrize("text", ["none", "noise", "noise,gain,speed,band", "spec"])
+def test_what_is_switched_on_is_written_as_it_is_read(text: str) -> None:
+    assert str(VoiceAugment.of(text)) == text
+
+
+def test_all_is_all() -> None:
+    assert str(VoiceAugment.of("all")) == "noise,gain,speed,band,spec"
+
+
+@pytest.mark.parametrize("text", ["nois", "", "noise,,gain", "noise, gain", "all,noise"])
+def test_another_disturbance_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is none of noise, gain, speed, band, spec"):
+        VoiceAugment.of(text)

@@ -5,6 +5,7 @@ import torch
 
 from s2f import balance
 from s2f.errors import UsageError
+from s2f.ranks import ALONE
 
 DEFAULT = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
 KNOWN = ["decoder/l1", "embedding/l2", "embedding/mse", "encoder/distill"]
@@ -100,15 +101,15 @@ def test_gradient_norms_are_those_by_hand() -> None:
 
 def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone() -> None:
     task = Task()
-    weights = balance.calibrate(task, values_of(task.predicted))
+    weights = balance.calibrate(task, values_of(task.predicted), ALONE)
     assert weights == pytest.approx({"a": 1.0, "b": 8**-0.5})
 
 
 def test_duplicating_the_batch_changes_no_calibrated_weight() -> None:
     task, twice = Task(), Task()
     twice.predicted = twice.predicted.detach().repeat(2, 1).requires_grad_()
-    once = balance.calibrate(task, values_of(task.predicted))
-    assert balance.calibrate(twice, values_of(twice.predicted)) == pytest.approx(once)
+    once = balance.calibrate(task, values_of(task.predicted), ALONE)
+    assert balance.calibrate(twice, values_of(twice.predicted), ALONE) == pytest.approx(once)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
@@ -116,15 +117,14 @@ def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float) -> None:
     task = Task()
     values = {"a": task.predicted.sum(1), "b": value * task.predicted.sum(1)}
     with pytest.raises(UsageError, match="the gradient of b is"):
-        balance.calibrate(task, values)
+        balance.calibrate(task, values, ALONE)
 
 
 def test_a_loss_that_does_not_follow_from_the_prediction_has_no_gradient() -> None:
     task = Task()
     with pytest.raises(UsageError, match="the gradient of b is 0"):
-        balance.calibrate(
-            task, {"a": task.predicted.sum(1), "b": torch.ones(2, requires_grad=True)}
-        )
+        values = {"a": task.predicted.sum(1), "b": torch.ones(2, requires_grad=True)}
+        balance.calibrate(task, values, ALONE)
 
 
 def test_a_batch_of_one_has_nothing_to_contrast() -> None:

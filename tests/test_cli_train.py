@@ -3,12 +3,13 @@
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-from command_line import Done, assert_refused, assert_wrong_usage
+from command_line import Done, assert_refused, assert_wrong_usage, files
 
-from s2f import checkpoint, train
+from s2f import checkpoint, learner, train
 
 pytestmark = pytest.mark.usefixtures("bundled")
 TRAINING = ["--steps", "2", "--batch-size", "2", "--every", "2", "--device", "cpu"]
@@ -65,6 +66,94 @@ def test_training_tells_json_its_losses(networks: dict[str, list[object]], tmp_p
     assert set(done.json["losses"]) == {"embedding/mse", "embedding/l2"}
 
 
+def test_training_ends_with_tables_for_people(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ["train", *networks["voice"], *TRAINING, "-o", run]
+    lines = [line.split() for line in Done(*command).err.splitlines()]
+    assert ["steps", "2,", "best", "at", "2"] in lines
+    assert ["samples", "4"] in lines
+    (time,) = [line for line in lines if line[:1] == ["time"]]
+    assert time[-1] == "samples/s"
+    assert ["loss", "weight", "training", "validation"] in lines
+    solved = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+    for name, weight in (("embedding/mse", "1"), ("embedding/l2", "0.1")):
+        losses = [f"{solved[part][name]:.4g}" for part in ("train", "val")]
+        assert [name, weight, *losses] in lines
+    assert ["written", str(run / "best.safetensors")] in lines and [str(run / "samples")] in lines
+    again = Done(*command).err
+    assert "there was nothing left to do" in again and "samples/s" not in again
+
+
+def test_json_has_what_the_tables_have(networks: dict[str, list[object]], tmp_path: Path) -> None:
+    done = Done("train", *networks["voice"], *TRAINING, "-o", tmp_path / "run", "--json").json
+    assert (done["steps"], done["samples"], done["bad"]) == (2, 4, 0)
+    assert done["seconds"] > 0 and 0 < done["samples_per_second"] <= 4 / done["seconds"] * 1.001
+    assert set(done["train_losses"]) == set(done["losses"]) == set(done["loss_weights"])
+
+
+@pytest.mark.parametrize("task", ["encoder", "decoder", "voice"])
+def test_a_dry_run_tells_and_writes_nothing(
+    task: str, networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    before = files(tmp_path)
+    command = ["train", *networks[task], *TRAINING, "-o", tmp_path / "run", "--dry-run"]
+    done = Done(*command)
+    assert (done.code, done.err) == (0, "")
+    told = dict(line.split(None, 1) for line in done.out.splitlines() if line[0] != " ")
+    assert told["train"].startswith("3 samples, 3 identities")
+    assert told["steps"] == "2 of 2 samples, 1.33 epochs"
+    assert {"device", "parameters", "reading", "speed", "memory", "losses"} <= set(told)
+    assert files(tmp_path) == before
+    told = Done(*command, "--json").json
+    assert told["task"] == task and told["device"] == "cpu"
+    assert told["data"]["val"]["samples"] == 3 and told["memory"]["weights"] > 0
+    assert files(tmp_path) == before
+
+
+def test_a_dry_run_is_not_hindered_by_a_run_that_is_there(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    command = ["train", *networks["encoder"], *TRAINING, "-o", tmp_path / "run"]
+    assert Done(*command).code == 0
+    before = {path: path.read_bytes() for path in files(tmp_path / "run")}
+    assert Done(*command, "--seed", 9, "--no-resume", "--dry-run").code == 0
+    assert {path: path.read_bytes() for path in files(tmp_path / "run")} == before
+
+
+def test_a_dry_run_names_a_broken_item(
+    networks: dict[str, list[object]], faces: Path, tmp_path: Path
+) -> None:
+    command = ["train", *networks["encoder"], *TRAINING, "-o", tmp_path / "run", "--dry-run"]
+    command += ["--preset", "compact", "--batch-size", "3"]
+    photo = faces / "train/id1/a.jpg"
+    photo.write_bytes(photo.read_bytes()[:500])
+    done = Done(*command, "-q")
+    assert_refused(done, 3, photo)
+
+
+def test_tensorboard_is_written_beside_the_run(
+    networks: dict[str, list[object]], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+    command = ["train", *networks["encoder"], *TRAINING, "-o", tmp_path / "run"]
+    assert Done(*command, "--tensorboard").code == 0
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
+    assert Done(*command).code == 0  # the same run without is the same run
+
+
+def test_tensorboard_that_is_not_there_is_told_before_there_is_a_run(
+    networks: dict[str, list[object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    command = ["train", *networks["encoder"], *TRAINING, "-o", tmp_path / "run", "-q"]
+    done = Done(*command, "--tensorboard")
+    assert_refused(done, 5, "--tensorboard needs TensorBoard")
+    assert "cure: pip install 's2f[train]'" in done.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_same_seed_trains_the_same_network(
     networks: dict[str, list[object]], tmp_path: Path
 ) -> None:
@@ -77,7 +166,10 @@ def test_the_same_seed_trains_the_same_network(
 
 def test_options_reach_the_training(networks: dict[str, list[object]], tmp_path: Path) -> None:
     options: list[object] = ["--lr", 0.01, "--schedule", "paper", "--weight-decay", 0.5]
-    options += ["--seed", 7, "--half", "--no-augment", "--loss-weight", "embedding/l2=4"]
+    options += ["--seed", 7, "--half", "--augment", "none", "--loss-weight", "embedding/l2=4"]
+    options += ["--betas", 0.5, 0.99, "--eps", 1e-4, "--clip", 2, "--accumulate", 1]
+    options += ["--optimizer", "adam", "--patience", 3, "--max-bad", 1, "--precision", "bf16"]
+    options += ["--pairing", "all-to-one", "--per-identity", 1, "--deterministic"]
     Done("train", *networks["voice"], *TRAINING, *options, "-o", tmp_path / "run")
     seen = json.loads((tmp_path / "run/config.json").read_text())
     wanted = {
@@ -91,6 +183,15 @@ def test_options_reach_the_training(networks: dict[str, list[object]], tmp_path:
         "seed": 7,
         "half": True,
         "augment": False,
+        "betas": [0.5, 0.99],
+        "eps": 1e-4,
+        "clip": 2,
+        "optimizer": "adam",
+        "patience": 3,
+        "precision": "bf16",
+        "deterministic": True,
+        "pairing": "all-to-one",
+        "per_identity": 1,
     }
     assert {key: seen[key] for key in wanted} == wanted
     assert seen["loss_weights"] == {"embedding/mse": 1.0, "embedding/l2": 4.0}
@@ -106,7 +207,8 @@ def test_calibrated_weights_are_told_and_kept(
     assert "loss weights from step 1 on: embedding/mse=1,embedding/l2=" in done.err
     assert "contrastive/infonce=0.3" in done.err
     weights = Done(*command, "--json").json["loss_weights"]  # of the stored run
-    (line,) = (tmp_path / "run/history.jsonl").read_text().splitlines()
+    line, solved = (tmp_path / "run/history.jsonl").read_text().splitlines()
+    assert json.loads(solved)["solved"] and "solved" not in json.loads(line)
     assert json.loads(line)["loss_weights"] | {"contrastive/infonce": 0.3} == weights
     assert weights["embedding/mse"] == 1.0 and weights["embedding/l2"] not in (0.1, 1.0)
 
@@ -246,18 +348,18 @@ def test_interrupted_training_saves_and_says_so_and_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lr_at = train.lr_at
+    lr_at = learner.lr_at
 
     def stop(step: int, config: train.TrainConfig) -> float:
         signal.raise_signal(number)
         return lr_at(step, config)
 
     command = ["train", *networks["encoder"], *TRAINING, "-q", "-o", tmp_path / "run"]
-    monkeypatch.setattr(train, "lr_at", stop)
+    monkeypatch.setattr(learner, "lr_at", stop)
     done = Done(*command)
     assert_refused(done, 130, tmp_path / "run")
     assert "saved" in done.err
-    monkeypatch.setattr(train, "lr_at", lr_at)
+    monkeypatch.setattr(learner, "lr_at", lr_at)
     assert Done(*command).code == 0
 
 
@@ -272,7 +374,20 @@ def test_interrupted_training_saves_and_says_so_and_goes_on(
         ["train", "encoder", "data", "--loss-weight", "texture/mae=-1"],
         ["train", "encoder", "data", "--loss-weight", "texture/mae=nan"],
         ["train", "encoder", "data", "--loss-weights", "paper"],
+        ["train", "encoder", "data", "--epochs", "1", "--steps", "3"],
+        ["train", "encoder", "data", "--epochs", "0"],
+        ["train", "encoder", "data", "--optimizer", "sgd"],
+        ["train", "encoder", "data", "--precision", "fp16"],
+        ["train", "encoder", "data", "--betas", "0.9"],
+        ["train", "encoder", "data", "--clip", "0"],
+        ["train", "encoder", "data", "--patience", "0"],
     ],
 )
 def test_wrong_usage_exits_2(args: list[str]) -> None:
     assert_wrong_usage(Done(*args))
+
+
+def test_contradicting_weights_are_told_as_json(tmp_path: Path) -> None:
+    line = ["voice", tmp_path, "--face-encoder", "e", "--face-decoder", "d", "--calibrate-at", "1"]
+    done = Done("train", *line, "--json")
+    assert (done.code, done.json["error"]) == (2, "UsageError")

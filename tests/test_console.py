@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from s2f.console import Console, Mode
+from s2f.console import Console, Mode, described
 from s2f.errors import AudioError, InputError
 
 MODES: list[Mode] = ["human", "quiet", "json"]
@@ -118,6 +120,87 @@ def test_a_file_name_that_is_not_text_comes_back_byte_for_byte(
     assert raw.getvalue() == b"a\xff.png\nb.png\n"
 
 
+ROWS = [("run", "[red]a[/red]\n.png"), ("steps", "300")]
+
+
+def test_a_table_is_for_people_and_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().table(ROWS)
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in err.splitlines()]
+    assert (out, lines) == ("", [["run", "[red]a[/red]\\n.png"], ["steps", "300"]])
+    assert (
+        len({line.index(cells[1]) for line, cells in zip(err.splitlines(), lines, strict=True)})
+        == 1
+    )
+
+
+def test_a_table_with_heads_has_its_numbers_to_the_right(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Console().table([("embedding/l2", "1.5"), ("a", "12.25")], ("loss", "value"))
+    head, _, *rows = [
+        line.rstrip() for line in capsys.readouterr().err.splitlines() if line.strip()
+    ]
+    assert head.split() == ["loss", "value"]
+    assert [row.split() for row in rows] == [["embedding/l2", "1.5"], ["a", "12.25"]]
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_a_path_in_a_table_is_not_broken_where_nobody_looks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = "/".join(["folder"] * 20)
+    Console().table([("written", path)])
+    assert path in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["quiet", "json"])
+def test_other_modes_have_no_tables(mode: Mode, capsys: pytest.CaptureFixture[str]) -> None:
+    Console(mode).table(ROWS)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_empty_table_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().table([], ("loss",))
+    assert capsys.readouterr() == ("", "")
+
+
+def screen(text: str, width: int) -> list[str]:
+    """What a terminal shows in the end, of text that moves up and clears lines only."""
+    rows, row = [""], 0
+    for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)", text):
+        if part == "\n":
+            row += 1
+            rows += [""] * (row + 1 - len(rows))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1] or 1)
+        elif part == "\x1b[2K":
+            rows[row] = ""
+        elif part and not part.startswith("\x1b") and part != "\r":
+            rows[row] += part
+            assert len(rows[row]) <= width, "the terminal would break the line"
+    return [line.rstrip() for line in rows if line.strip()]
+
+
+def test_a_long_line_of_losses_fits_a_small_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    losses = "  ".join(f"loss/number{k} 0.123{k}" for k in range(4))
+    with Console().progress("training decoder") as progress:
+        progress(99, 100_000, f"123.4 samples/s  {losses}")
+        Console().note("left out: " + "a long path " * 10)
+        progress(100, 100_000, f"123.5 samples/s  {losses}")
+        time.sleep(0.6)  # until it has been drawn
+        seen = screen(terminal.getvalue(), 80)
+    assert seen[-2].startswith("training decoder") and "   100/100000" in seen[-2]
+    assert seen[-1].startswith("123.5 samples/s  loss/number0 0.1230")
+    assert seen[-1].endswith("…") and len(seen[-1]) <= 80
+    assert [line for line in seen if line.startswith("training")] == seen[-2:-1]  # no leftovers
+    assert sum("a long path" in line for line in seen) == 2
+
+
 def test_progress_shows_title_count_rate_and_what_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -160,3 +243,10 @@ def test_progress_vanishes_where_stderr_is_no_terminal(
     with Console().progress("drawing") as progress:
         progress(1, 2, "a.wav")
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_of_a_private_kind_goes_by_the_public_one() -> None:
+    class _MissingError(InputError):
+        pass
+
+    assert described(_MissingError("gone"))["error"] == "InputError"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from s2f import demo, layout
-from s2f.dataset import Faces
 from s2f.errors import DatasetError, UsageError
+from s2f.face_dataset import Faces
 
 DATA = Path(__file__).parents[2] / "shared/data"
 real = [
@@ -53,7 +53,8 @@ class TestRecipe:
         assert faces.registered
         assert len(faces) == 4 + 2 * 16 * 2 * demo.VIEWS  # mixes, and people with their mirrors
         for split, n in (("train", 14), ("val", 2), ("test", 4)):
-            assert len(layout.speakers(layout.split(tree / "voices", split))) == n
+            speakers, left_out = layout.speakers(layout.split(tree / "voices", split))
+            assert len(speakers) == n and not any(left_out.values())
 
     def test_nobody_is_in_two_splits(self, tree: Path, sources: tuple[Path, Path]) -> None:
         for kind, table, source in (

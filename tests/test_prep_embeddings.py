@@ -11,9 +11,10 @@ from conftest import ENCODER, write_photo
 from PIL import Image
 
 from s2f import checkpoint, face_encoder
+from s2f.embeddings import CHECKED
 from s2f.errors import CheckpointError, DatasetError, DeviceError, ImageError
 from s2f.images import load_face
-from s2f.prep_embeddings import CHECKED, check_embeddings, embeddings_step, read_space
+from s2f.prep_embeddings import check_embeddings, embeddings_step, read_space
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def trained(steps: int) -> tuple[nn.Linear, torch.optim.AdamW]:
 def saved(folder: Path) -> Run:
     run = Run(folder)
     run.step, run.best, run.best_step, run.best_losses = 2, 0.5, 1, {"mse": 0.5}
-    run.note({"mse": torch.tensor([1.0, 3.0])})
+    run.note({"mse": 2.0})
     run.save(*trained(2))
     return run
 
@@ -45,15 +45,18 @@ def test_a_directory_belongs_to_the_config_that_was_first_there(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"lr": 0.5, "seed": 0}, "holds a run with lr 0.02; this one has 0.5"),
-        ({"lr": 0.02}, "holds a run with seed 0; this one has None"),
-        ({"lr": 0.02, "seed": 0, "preset": "a"}, "holds a run with preset None; this one has a"),
+        ({"task": "line", "lr": 0.5, "seed": 0}, "holds a run with lr 0.02; this one has 0.5"),
+        ({"task": "line", "lr": 0.02}, "holds a run with seed 0; this one has None"),
+        (
+            {"task": "line", "lr": 0.02, "seed": 0, "preset": "a"},
+            "holds a run with preset None; this one has a",
+        ),
     ],
 )
 def test_another_config_is_refused_by_its_difference(
     tmp_path: Path, config: dict[str, object], why: str
 ) -> None:
-    Run(tmp_path).claim({"lr": 0.02, "seed": 0})
+    Run(tmp_path).claim({"task": "line", "lr": 0.02, "seed": 0})
     with pytest.raises(UsageError, match=why):
         Run(tmp_path).claim(config)
 
@@ -104,9 +107,9 @@ def test_a_damaged_state_is_named_with_its_cure(tmp_path: Path) -> None:
 def test_the_running_losses_follow_slowly(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for value in (1.0, 2.0):
-        run.note({"mse": torch.tensor([value, value])})
+        run.note({"mse": value})
     assert run.running["mse"] == pytest.approx(1.02)
-    assert run.summary() == "mse 1.02"
+    assert run.summary() == "mse 1.020"
 
 
 def test_what_was_logged_after_the_last_save_is_logged_anew(tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_a_state_without_its_config_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.file.parent.mkdir()
     run.file.touch()
-    with pytest.raises(UsageError, match="holds the state of a run and no config"):
+    with pytest.raises(UsageError, match=r"it holds last and no config\.json"):
         run.claim({})
 
 
@@ -150,3 +153,34 @@ def test_a_state_that_is_not_ours_is_named(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.ones(1)}, run.file)
     with pytest.raises(CheckpointError, match="is not a state of this run"):
         run.restore(network, torch.optim.AdamW(network.parameters()), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "train/id0/a.jpg", "index.json"])
+def test_a_folder_of_other_things_is_no_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="is no run: it holds"):
+        Run(tmp_path).claim({"task": "line"})
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_config_of_another_program_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UsageError, match="something else than a run"):
+        Run(tmp_path).claim({"task": "line"})
+
+
+def test_a_run_may_begin_beside_logs(tmp_path: Path) -> None:
+    for name in ("slurm-1.out", "train.log", ".s2f-left-by-a-kill"):
+        (tmp_path / name).touch()
+    Run(tmp_path).claim({"task": "line"})
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_a_damaged_history_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_bytes(b"\xff\xfe\n")
+    run = Run(tmp_path)
+    run.logged = 1
+    run.log(0.1, {"mse": 1.0})
+    assert (tmp_path / "history.jsonl").read_bytes().startswith(b"\xff\xfe\n{")

@@ -1,5 +1,6 @@
 """Device choice and files that are whole or absent."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,24 @@ def test_a_folder_that_cannot_be_replaced_comes_back(
         pass
     assert (old / "old").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [old]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_that_was_forked_does_not_hold_a_folder(tmp_path: Path) -> None:
+    """What reads for a run outlives its kill by seconds, and the run is to go on at once."""
+    (hold, held), (ready, told) = os.pipe(), os.pipe()
+    with alone_in(tmp_path):
+        child = os.fork()
+        if child == 0:
+            os.write(told, b"x")
+            os.read(hold, 1)
+            os._exit(0)
+        os.read(ready, 1)
+    try:
+        with alone_in(tmp_path):
+            pass
+    finally:
+        os.write(held, b"x")
+        os.waitpid(child, 0)
+        for descriptor in (hold, held, ready, told):
+            os.close(descriptor)

@@ -6,29 +6,56 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from task_checks import CPU, check_duplicates, check_gradients, check_learning
+from conftest import DECODER, FRONT_END, VOICE
+from PIL import Image
+from published_files import needs_transformers
+from task_checks import CPU, check_duplicates, check_gradients, check_learning, sample_batch
+from test_pretrained import hugging_face
+from torch import Tensor
+from torch.nn import functional
 
-from s2f import balance, checkpoint, layout, losses, voice_task
+from s2f import (
+    ast_encoder,
+    balance,
+    checkpoint,
+    embeddings,
+    layout,
+    losses,
+    voice_encoder,
+    voice_task,
+)
+from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig
 from s2f.checkpoint import Card
+from s2f.drawing import draw_faces
 from s2f.errors import CheckpointError, DatasetError, UsageError
+from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import Preprocessing, VGGFace
+from s2f.feed import Key
+from s2f.front_end import spectrogram
 from s2f.images import load_face
 from s2f.pack import pack
 from s2f.packed import read_index
 from s2f.prep_embeddings import embeddings_step
-from s2f.train import TrainConfig, TrainResult, _sample_batch, _to, train
+from s2f.ranks import ALONE
+from s2f.recipe import TrainConfig
+from s2f.train import TrainResult, train
+from s2f.voice_presets import NOTHING_ELSE, VoiceOptions
 
 pytestmark = pytest.mark.usefixtures("presets")
 
 
-def make(voices: Path, models: Path, **options: object) -> voice_task.VoiceEncoderTask:
+def make(
+    voices: Path, models: Path, preset: str = "compact", **options: object
+) -> voice_task.VoiceEncoderTask:
     encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
     decoder = checkpoint.load(models / "demo/face_decoder.safetensors", "face_decoder")
     torch.manual_seed(0)
     return voice_task.VoiceEncoderTask(
-        *(voices, "compact", encoder, decoder, Card("tiny")),
+        *(voices, preset, encoder, decoder, Card("tiny")),
         device=CPU,
         **options,  # type: ignore[arg-type]
     )
@@ -61,25 +88,17 @@ class Killed(Exception):
     pass
 
 
-@pytest.fixture
-def as_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train as the paper does, whatever the preset."""
-    monkeypatch.setattr(voice_task, "PASSES", {})
-
-
-@pytest.mark.usefixtures("as_paper")
 def test_the_papers_losses_reach_the_network(voices: Path, models: Path) -> None:
-    task = make(voices, models)
-    assert set(task.losses(_sample_batch(task, CPU), augmented=False)) == {
+    task = make(voices, models, "paper")
+    assert set(task.losses(sample_batch(task), augmented=False)) == {
         "decoder/l1",
         "embedding/l2",
     }
     check_gradients(task, [task.encoder, task.decoder])
 
 
-@pytest.mark.usefixtures("as_paper")
 def test_the_paper_learns_by_gradient_steps_alone(voices: Path, models: Path) -> None:
-    task = make(voices, models)
+    task = make(voices, models, "paper")
     before = {k: v.clone() for k, v in task.network.state_dict().items()}
     task.finish(lambda k: iter([]))
     assert all(torch.equal(v, before[k]) for k, v in task.network.state_dict().items())
@@ -93,7 +112,7 @@ def test_duplicating_a_batch_does_not_change_its_contrastive_loss(
     voices: Path, models: Path
 ) -> None:
     task = make(voices, models, contrastive=0.5)
-    batch = _sample_batch(task, CPU)
+    batch = sample_batch(task)
     task.network.eval()  # BatchNorm keeps its means; the task still trains
     task.network.training = True
     once = task.losses(batch, augmented=False)["contrastive/infonce"]
@@ -114,15 +133,38 @@ def test_the_contrastive_loss_reaches_the_network_and_is_none_of_validation(
     check_gradients(task, [task.encoder, task.decoder])
     check_duplicates(task)
     task.network.eval()
-    assert "contrastive/infonce" not in task.losses(_sample_batch(task, CPU), augmented=False)
+    assert "contrastive/infonce" not in task.losses(sample_batch(task), augmented=False)
 
 
-def test_one_identity_has_nothing_to_contrast(voices: Path, models: Path) -> None:
+def test_one_identity_is_nothing_to_train_on_and_enough_to_validate_with(
+    voices: Path, models: Path
+) -> None:
     for k in (1, 2):
-        shutil.rmtree(voices / f"train/id{k}")
-    make(voices, models)
-    with pytest.raises(DatasetError, match="train: has one identity: nothing to contrast"):
-        make(voices, models, contrastive=1.0)
+        shutil.rmtree(voices / f"val/id{k}")
+    assert make(voices, models).val_data.n_identities == 1
+    shutil.rmtree(voices / "train/id1")
+    (voices / "train/id2/audios/a.npy").unlink()
+    with pytest.raises(DatasetError, match="train: has one identity with a voice and a face"):
+        make(voices, models)
+
+
+def test_who_is_left_out_is_told(voices: Path, models: Path) -> None:
+    assert make(voices, models).notes == []
+    (voices / "train/id2/audios/a.npy").unlink()
+    (voices / "val/id0/images/a.jpg").unlink()
+    assert make(voices, models).notes == [
+        "train: 1 identity left out: 1 without a voice (id2)",
+        "val: 1 identity left out: 1 without a face (id0)",
+    ]
+
+
+def test_the_data_can_be_paired_in_other_ways(voices: Path, models: Path, pack_of: Path) -> None:
+    for tree in (voices, pack_of):
+        data = make(tree, models)._voices(
+            tree / "train", CPU, pairing="one-to-one", per_identity=1, shortest=4000
+        )
+        assert len(data) == 3 and data[Key(0, 0, 0.0)]["waveform"].shape == (4000,)
+        assert data[Key(0, 0)]["waveform"].shape == (FRONT_END.clip_samples,)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
@@ -145,10 +187,10 @@ def test_the_sets_are_sets_of_this_tasks_losses(voices: Path, models: Path) -> N
 @pytest.mark.usefixtures("with_identities")
 def test_calibrated_terms_have_equally_long_gradients(voices: Path, models: Path) -> None:
     task = make(voices, models, loss_weights="paper", contrastive=1.0)
-    values = task.losses(_sample_batch(task, CPU), augmented=True)
+    values = task.losses(sample_batch(task), augmented=True)
     before = balance.gradient_norms(values, task.predicted)
     assert max(before.values()) > 2 * min(before.values())
-    weights = balance.calibrate(task, values)
+    weights = balance.calibrate(task, values, ALONE)
     assert list(weights) == ["decoder/l1", "embedding/l2", "encoder/distill"]
     assert weights["decoder/l1"] == 1.0
     weighted = {name: weight * values[name] for name, weight in weights.items()}
@@ -158,7 +200,7 @@ def test_calibrated_terms_have_equally_long_gradients(voices: Path, models: Path
 
 
 @pytest.mark.parametrize("killed", [3, 4, 5, 7])
-@pytest.mark.usefixtures("with_identities", "as_paper")
+@pytest.mark.usefixtures("with_identities")
 def test_a_run_killed_around_its_calibration_ends_with_the_same_bytes(
     voices: Path, models: Path, tmp_path: Path, killed: int
 ) -> None:
@@ -170,7 +212,7 @@ def test_a_run_killed_around_its_calibration_ends_with_the_same_bytes(
             if done == stop:
                 raise Killed
 
-        task = make(voices, models, loss_weights="auto", contrastive=0.5)
+        task = make(voices, models, "paper", loss_weights="auto", contrastive=0.5)
         return train(task, tmp_path / name, config, device=CPU, progress=kill, note=notes.append)
 
     whole = run("whole", None)
@@ -202,7 +244,7 @@ def test_faces_are_fitted_as_the_face_encoder_wants_them(
         fits.append(fit)
         return load_face(path, fit=fit)
 
-    monkeypatch.setattr(voice_task, "load_face", load)
+    monkeypatch.setattr(embeddings, "load_face", load)
     task = make(voices, models)
     task.encoder.preprocessing = Preprocessing(fit="letterbox")
     task._voices(voices / "train", CPU)
@@ -211,10 +253,10 @@ def test_faces_are_fitted_as_the_face_encoder_wants_them(
 
 def test_a_voice_is_given_the_embedding_of_its_own_face(voices: Path, models: Path) -> None:
     task = make(voices, models)
-    item = task.train_data[(2, 0)]
+    item = task.train_data[Key(2, 0)]
     face = checkpoint.load_model(models / "demo", ("face_encoder",)).checkpoints["face_encoder"]
     photo = load_face(voices / "train/id2/images/a.jpg")[None]
-    expected = face.network(_to({"x": photo}, CPU)["x"])[0]
+    expected = face.network(photo.float() / 255)[0]
     torch.testing.assert_close(item["embedding"], expected)
 
 
@@ -232,7 +274,7 @@ def pack_of(voices: Path, models: Path, tmp_path: Path) -> Path:
 
 def test_a_pack_gives_what_its_tree_gives(voices: Path, pack_of: Path, models: Path) -> None:
     packed, tree = make(pack_of, models), make(voices, models)
-    for key in ((0, 0), (2, 5)):
+    for key in (Key(0, 0), Key(2, 5)):
         mine, theirs = packed.val_data[key], tree.val_data[key]
         # Rounded to 16 bits: the waveform by half a step, the embedding by half of 2^-10.
         torch.testing.assert_close(mine["waveform"], theirs["waveform"], rtol=0, atol=2**-16)
@@ -265,3 +307,357 @@ def test_a_split_that_was_not_finished_is_no_tree(pack_of: Path, models: Path) -
     (pack_of / "val/index.json").unlink()
     with pytest.raises(DatasetError, match="it was not finished"):
         make(pack_of, models)
+
+
+def test_an_option_that_is_not_used_is_no_setting(voices: Path, models: Path) -> None:
+    usual = {"preset", "recordings", "face_encoder", "face_decoder"}
+    assert set(make(voices, models).settings) == usual
+    assert set(make(voices, models, "paper").settings) == usual
+    chosen = make(voices, models, pairing="one-to-one", per_identity=2)
+    assert (chosen.train_data.pairs.choices == 1).all()
+    assert {k: v for k, v in chosen.settings.items() if k not in usual} == {
+        "pairing": "one-to-one",
+        "per_identity": 2,
+    }
+
+
+def test_clips_are_as_short_as_the_step_says(voices: Path, models: Path) -> None:
+    task = make(voices, models, options=VoiceOptions(min_seconds=0.5))
+    assert task.train_data[Key(0, 0, 0.0)]["waveform"].shape == (8_000,)
+    assert task.train_data[Key(0, 0, 1.0)]["waveform"].shape == (16_000,)
+    batch = {k: v[None] for k, v in task.train_data[Key(0, 0, 0.0)].items()}
+    assert task.losses(batch, augmented=True)["embedding/mse"].shape == (1,)
+    with pytest.raises(UsageError, match=r"--min-seconds 0\.1: this encoder learns from clips of"):
+        make(voices, models, options=VoiceOptions(min_seconds=0.1))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_is_missing_is_named(voices: Path, models: Path, split: str) -> None:
+    shutil.rmtree(voices / split)
+    with pytest.raises(DatasetError, match=f"has no folder {split}"):
+        make(voices, models)
+
+
+def test_networks_of_different_spaces_are_refused(voices: Path, models: Path) -> None:
+    encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
+    decoder = checkpoint.load(models / "other/face_decoder.safetensors", "face_decoder")
+    with pytest.raises(CheckpointError, match="different embedding spaces"):
+        voice_task.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
+
+
+def test_a_decoder_of_other_embeddings_is_refused(voices: Path, models: Path) -> None:
+    encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
+    config = dataclasses.replace(DECODER, embedding=9, trunk=(18,))
+    decoder = dataclasses.replace(
+        checkpoint.load(models / "demo/face_decoder.safetensors", "face_decoder"),
+        network=FaceDecoder(config),
+    )
+    with pytest.raises(CheckpointError, match=r"draws from embeddings of 9 values; .* gives 8"):
+        voice_task.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
+
+
+def test_a_sample_shows_photo_embedding_and_voice(voices: Path, models: Path) -> None:
+    task = make(voices, models)
+    batch = sample_batch(task)
+    assert batch["index"].tolist() == [0, 1, 2]
+    picture = task.sample(batch)
+    assert picture.shape == (3, 3 * 224, 3 * 224) and task.network.training
+    for k in range(3):
+        photo = load_face(voices / f"val/id{k}/images/a.jpg") / 255
+        torch.testing.assert_close(picture[:, :224, k * 224 : (k + 1) * 224], photo)
+    _, drawn = draw_faces(task.decoder, batch["embedding"])
+    torch.testing.assert_close(picture[:, 224:448], torch.cat(list(drawn), dim=2))
+    task.network.eval()
+    voice = task.network(spectrogram(batch["waveform"], task.front_end))
+    _, drawn = draw_faces(task.decoder, voice)
+    torch.testing.assert_close(picture[:, 448:], torch.cat(list(drawn), dim=2))
+
+
+def test_a_sample_of_a_pack_has_no_photos(pack_of: Path, models: Path) -> None:
+    task = make(pack_of, models)
+    assert task.sample(sample_batch(task)).shape == (3, 2 * 224, 3 * 224)
+
+
+def test_a_photo_that_is_missing_is_grey(
+    voices: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make(voices, models)
+    photo = task.val_data.photo
+    monkeypatch.setattr(task.val_data, "photo", lambda i: photo(i) if i != 1 else None)
+    picture = task.sample(sample_batch(task))
+    assert (picture[:, :224, 224:448] == 0.5).all()
+    assert not (picture[:, :224, :224] == 0.5).all()
+
+
+def test_a_photo_that_cannot_be_read_any_more_is_grey(voices: Path, models: Path) -> None:
+    task = make(voices, models)
+    batch = sample_batch(task)
+    (voices / "val/id1/images/a.jpg").write_bytes(b"no picture")
+    picture = task.sample(batch)
+    assert (picture[:, :224, 224:448] == 0.5).all()
+    assert not (picture[:, :224, :224] == 0.5).all()
+
+
+def test_what_cannot_be_read_is_no_obstacle_to_solving(voices: Path, models: Path) -> None:
+    task = make(voices, models)
+    batch = sample_batch(task)
+    (voices / "val/id1/audios/a.npy").write_bytes(b"no waveform")
+    before = task.network.embedding.weight.clone()
+    assert task.finish(lambda k: iter([batch]))
+    assert not torch.equal(task.network.embedding.weight, before)
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_masks_are_for_training_alone(voices: Path, models: Path, augmented: bool) -> None:
+    task = make(voices, models, "paper", options=VoiceOptions(augment="spec"))
+    assert task.settings["augment"] == "spec"
+    task.network.eval()
+    batch = sample_batch(task)
+    torch.manual_seed(0)
+    first = task.losses(batch, augmented=augmented)["embedding/l2"]
+    second = task.losses(batch, augmented=augmented)["embedding/l2"]
+    assert torch.equal(first, second) != augmented
+    check_duplicates(task)
+
+
+@pytest.mark.usefixtures("with_identities")
+def test_under_bfloat16_losses_are_single_and_near(voices: Path, models: Path) -> None:
+    task = make(voices, models, "paper")
+    task.network.eval()
+    batch = sample_batch(task)
+    expected = task.losses(batch, augmented=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = task.losses(batch, augmented=False)
+        heard = task._hear(batch["waveform"], augmented=False)
+    assert task.predicted.dtype == torch.float32 and len(found) == 3
+    torch.testing.assert_close(heard, spectrogram(batch["waveform"], task.front_end))
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name], rtol=0.05, atol=0.02)
+
+
+def tree(folder: Path, people: int) -> Path:
+    """A voice tree of people with one recording each, the same in train and val."""
+    tones = 2 * np.pi * 200 * 1.5 ** np.arange(people)
+    times = np.arange(16_000, dtype=np.float32) / 16_000
+    for split in ("train", "val"):
+        for k in range(people):
+            for name in ("images", "audios"):
+                (folder / split / f"id{k}" / name).mkdir(parents=True)
+            rng = np.random.default_rng(k)
+            blocks = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+            photo = Image.fromarray(blocks).resize((224, 224))
+            photo.save(folder / split / f"id{k}" / "images" / "a.png")
+            voice = 0.2 * np.sin(tones[k] * times) + 0.01 * rng.standard_normal(len(times))
+            np.save(folder / split / f"id{k}" / "audios" / "a.npy", voice.astype(np.float32))
+    return folder
+
+
+@pytest.fixture
+def small(presets: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the preset `paper` small, but wide enough for eight people."""
+    conv = dataclasses.replace(VOICE, channels=(8, 16), hidden=64)
+    ast = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40, final_relu=False)
+    monkeypatch.setitem(voice_encoder.CONFIGS, "paper", conv)
+    monkeypatch.setitem(ast_encoder.CONFIGS, "paper", ast)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [NOTHING_ELSE, pytest.param(VoiceOptions("ast", random_init=True), marks=needs_transformers)],
+    ids=["conv", "ast"],
+)
+@pytest.mark.usefixtures("small")
+def test_eight_pairs_are_learned_by_heart(
+    tmp_path: Path, models: Path, options: VoiceOptions
+) -> None:
+    data, weights = tree(tmp_path / "voices", 8), "embedding/mse=1,embedding/l2=1"
+    task = make(data, models, "paper", options=options, loss_weights=weights)
+    with torch.no_grad():
+        before = task.losses(sample_batch(task), augmented=False)
+    config = TrainConfig(steps=200, batch_size=8, lr=0.01, every=200, augment=False, weight_decay=0)
+    after = train(task, tmp_path / "run", config, device=CPU).losses
+    for name, value in before.items():
+        assert after[name] < 2e-3 * float(value.mean()), name
+
+
+def test_a_step_is_one_that_is_written_by_hand(voices: Path, models: Path, tmp_path: Path) -> None:
+    task = make(voices, models, "paper", loss_weights="decoder/l1=0.5,embedding/l2=2")
+    w = {name: p.detach().clone() for name, p in task.network.named_parameters()}
+    config = TrainConfig(
+        steps=1,
+        batch_size=3,
+        lr=5e-4,
+        optimizer="adam",
+        betas=(0.5, 0.999),
+        eps=1e-4,
+        schedule="paper",
+        weight_decay=0.0,
+        augment=False,
+        clip=1e9,
+    )
+    train(task, tmp_path / "run", config, device=CPU)
+
+    p = {name: value.double().requires_grad_() for name, value in w.items()}
+    waveforms = [np.load(voices / f"train/id{k}/audios/a.npy") for k in range(3)]
+    x = spectrogram(torch.from_numpy(np.stack(waveforms)), task.front_end).double()
+    photos = [load_face(voices / f"train/id{k}/images/a.jpg") for k in range(3)]
+    with torch.no_grad():
+        target = task.encoder(torch.stack(photos) / 255).double()
+    # Conv, ReLU, BatchNorm, pool; conv, pool, mean over time, ReLU, BatchNorm; two linear layers.
+    x = functional.conv2d(x, p["convs.0.0.weight"], p["convs.0.0.bias"], stride=2).relu()
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    x = (x - mean) / (variance + 1e-5).sqrt()
+    x = x * p["convs.0.2.weight"].view(1, -1, 1, 1) + p["convs.0.2.bias"].view(1, -1, 1, 1)
+    x = functional.max_pool2d(x, (4, 2))
+    x = functional.conv2d(x, p["convs.1.0.weight"], p["convs.1.0.bias"], stride=2)
+    x = functional.max_pool2d(x, (2, 2)).mean(3).relu()  # [b c f]
+    mean, variance = x.mean((0, 2), keepdim=True), x.var((0, 2), correction=0, keepdim=True)
+    x = (x - mean) / (variance + 1e-5).sqrt() * p["norm.weight"][:, None] + p["norm.bias"][:, None]
+    x = (x.flatten(1) @ p["hidden.weight"].T + p["hidden.bias"]).relu()
+    x = x @ p["embedding.weight"].T + p["embedding.bias"]
+    weight, bias = (value.double() for value in task.decoder.trunk[0][0].parameters())
+    decoded = [(e @ weight.T + bias).relu() for e in (x, target)]
+    l1 = (decoded[0] - decoded[1]).abs().sum(1)
+    unit = [e / e.norm(dim=1, keepdim=True) for e in (x, target)]
+    l2 = (unit[0] - unit[1]).square().sum(1)
+    (0.5 * l1 + 2 * l2).mean().backward()
+    for name, value in task.network.named_parameters():
+        gradient = p[name].grad
+        assert gradient is not None
+        # Adam's first step, in which both corrections cancel the betas.
+        expected = w[name] - 5e-4 * gradient / (gradient.abs() + 1e-4)
+        torch.testing.assert_close(value, expected.float(), rtol=0, atol=1e-6, msg=name)
+        assert not torch.equal(value, w[name])
+
+
+@pytest.fixture
+def two_stages(tmp_path: Path) -> VoiceOptions:
+    """A tiny pretrained AST, whose head learns alone for 3 steps, then with the last layer."""
+    hugging_face(tmp_path / "ast", classifier=True)
+    return VoiceOptions("ast", str(tmp_path / "ast"), head_steps=3, unfreeze=1)
+
+
+def parts(task: voice_task.VoiceEncoderTask) -> dict[str, Tensor]:
+    """The head, the last layer with what follows it, and the rest of the body."""
+    assert isinstance(task.network, ASTEncoder)
+    last = task.network.body(1)
+    known = {id(p) for p in (*task.network.head(), *last)}
+    rest = [p for p in task.network.parameters() if id(p) not in known]
+    groups = {"head": task.network.head(), "last": last, "rest": rest}
+    return {k: torch.cat([p.detach().flatten() for p in v]) for k, v in groups.items()}
+
+
+@needs_transformers
+def test_the_frozen_body_has_no_gradients(
+    voices: Path, models: Path, two_stages: VoiceOptions
+) -> None:
+    task = make(voices, models, "paper", options=two_stages)
+    check_gradients(task, [task.encoder, task.decoder])
+    assert isinstance(task.network, ASTEncoder)
+    heads = {id(p) for p in task.network.head()}
+    for parameter in task.network.parameters():
+        assert (parameter.grad is not None) == (id(parameter) in heads)
+    batch = sample_batch(task)
+    features = task.network.ast(task._hear(batch["waveform"], augmented=False)[:, 0].mT)
+    assert not features.pooler_output.requires_grad  # nothing of the body is kept for a backward
+
+
+@needs_transformers
+def test_the_head_learns_first_and_then_the_last_layer_too(
+    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path
+) -> None:
+    def after(steps: int) -> dict[str, Tensor]:
+        def kill(done: int, total: int, what: str) -> None:
+            if done == steps:
+                raise Killed
+
+        task = make(voices, models, "paper", options=two_stages)
+        config = TrainConfig(steps=7, batch_size=3, schedule="constant", augment=False)
+        with pytest.raises(Killed):
+            train(task, tmp_path / f"run{steps}", config, device=CPU, progress=kill)
+        return parts(task)
+
+    before, first, second = (
+        parts(make(voices, models, "paper", options=two_stages)),
+        after(3),
+        after(6),
+    )
+    moved = {k: (first[k] - before[k]).abs().max() for k in first}
+    assert moved["head"] > 1e-4 and moved["last"] == moved["rest"] == 0
+    moved = {k: (second[k] - first[k]).abs().max() for k in first}
+    assert moved["head"] > 1e-4 and moved["last"] > 1e-5 and moved["rest"] == 0
+    assert moved["last"] < 0.2 * moved["head"]  # a tenth of the rate
+
+
+@needs_transformers
+@pytest.mark.parametrize("killed", [2, 3, 5])
+def test_a_run_goes_on_in_either_stage_with_the_same_bytes(
+    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path, killed: int
+) -> None:
+    def run(name: str, stop: int | None) -> None:
+        def kill(done: int, total: int, what: str) -> None:
+            if done == stop:
+                raise Killed
+
+        task = make(voices, models, "paper", options=two_stages)
+        config = TrainConfig(steps=6, batch_size=3, every=1, augment=True)
+        train(task, tmp_path / name, config, device=CPU, progress=kill)
+
+    run("whole", None)
+    with pytest.raises(Killed):
+        run("killed", killed + 1)  # after step `killed` was saved
+    run("killed", None)
+    for file in ("best.safetensors", "last/state.safetensors", "history.jsonl", "config.json"):
+        expected = (tmp_path / "whole" / file).read_bytes()
+        assert (tmp_path / "killed" / file).read_bytes() == expected, file
+
+
+@needs_transformers
+def test_what_was_pretrained_is_a_checkpoint_in_the_end(
+    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path
+) -> None:
+    task = make(voices, models, "paper", options=two_stages)
+    config = TrainConfig(steps=4, batch_size=3, every=4, augment=False)
+    best = train(task, tmp_path / "run", config, device=CPU).best
+    back = checkpoint.load(best, "voice_encoder")
+    heard = task._hear(sample_batch(task)["waveform"], augmented=False)
+    assert back.front_end == task.front_end
+    with torch.no_grad():
+        torch.testing.assert_close(back.network(heard), task.network.eval()(heard))
+
+
+@needs_transformers
+def test_another_pretrained_body_is_another_run(
+    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path
+) -> None:
+    config = TrainConfig(steps=4, batch_size=3)
+    train(make(voices, models, "paper", options=two_stages), tmp_path / "r", config, device=CPU)
+    hugging_face(tmp_path / "other", classifier=True)
+    weights = safetensors.torch.load_file(tmp_path / "other/model.safetensors")
+    safetensors.torch.save_file(
+        {name: tensor + 1 for name, tensor in weights.items()},
+        tmp_path / "other/model.safetensors",
+    )
+    other = dataclasses.replace(two_stages, pretrained=str(tmp_path / "other"))
+    with pytest.raises(UsageError, match="holds a run with pretrained"):
+        train(make(voices, models, "paper", options=other), tmp_path / "r", config, device=CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [NOTHING_ELSE, pytest.param(VoiceOptions("ast", random_init=True), marks=needs_transformers)],
+    ids=["conv", "ast"],
+)
+def test_full_size_encoders_take_a_step(
+    voices: Path, models: Path, tmp_path: Path, options: VoiceOptions
+) -> None:
+    for k in (1, 2):
+        shutil.rmtree(voices / f"val/id{k}")
+    task = make(voices, models, "seed", options=options)
+    config = TrainConfig(steps=1, batch_size=2, augment=False)
+    result = train(task, tmp_path / "run", config, device=CPU)
+    assert all(math.isfinite(value) for value in result.losses.values())
+    size = sum(p.numel() for p in task.network.parameters())
+    assert size > (100e6 if options.arch == "conv" else 85e6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2f.warp import flow, warp
+from s2f.warp import _bicubic, _gathered, flow, warp
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 
@@ -105,3 +105,40 @@ def test_a_batch_of_many_landmarks_is_warped_with_several_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert moved.isfinite().all()
+
+
+def test_half_precision_around_it_changes_nothing() -> None:
+    picture, source = torch.rand(1, 3, 40, 40), points(9, 40)
+    target = source + torch.randn(1, 9, 2)
+    expected = warp(picture, source, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(warp(picture, source, target), expected)
+        rounded = warp(picture.bfloat16(), source, target)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, expected, atol=4e-3, rtol=0)
+
+
+def test_the_sampling_of_deterministic_training_is_the_same_with_the_same_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(2, 3, 12, 10, generator=generator).double().requires_grad_()
+    x = (torch.rand(2, 12, 10, generator=generator).double() * 14 - 2).requires_grad_()
+    y = (torch.rand(2, 12, 10, generator=generator).double() * 16 - 2).requires_grad_()
+    grid = torch.stack([2 * x / 9 - 1, 2 * y / 11 - 1], dim=-1)
+    weights = torch.rand(2, 3, 12, 10, generator=generator).double()
+    both = []
+    for sampled in (
+        _gathered(picture, x, y),
+        torch.nn.functional.grid_sample(picture, grid, padding_mode="border", align_corners=True),
+    ):
+        both.append((sampled, *torch.autograd.grad((weights * sampled).sum(), (picture, x, y))))
+    torch.testing.assert_close(*both)
+
+
+@pytest.mark.parametrize("n", [2, 9, 48, 223, 224])
+def test_the_flow_between_nodes_is_bicubic(n: int) -> None:
+    matrix = _bicubic(n, torch.zeros(()))
+    at_nodes = torch.randn(1, 2, matrix.shape[1], matrix.shape[1])
+    expected = torch.nn.functional.interpolate(
+        at_nodes, size=(n, n), mode="bicubic", align_corners=True
+    )
+    torch.testing.assert_close(matrix @ at_nodes @ matrix.T, expected, atol=1e-5, rtol=0)

@@ -1,0 +1,185 @@
+"""Embeddings of the faces of a tree: read where they stand, made of photos where they do not.
+
+Which face encoder made those that stand is found out by making a few of them again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s2f.arrays import read_array
+from s2f.errors import CheckpointError, DatasetError, ImageError
+from s2f.images import Fit, load_face
+from s2f.layout import Face
+from s2f.runtime import Progress, silent
+
+BATCH = 32  # photos at a time
+CHECKED = 8  # photos that are embedded again
+TOLERANCE = 0.02  # of an embedding's norm: devices differ by less, face encoders by far more
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A face encoder, as what makes embeddings.
+
+    Attributes:
+        name: what messages call it.
+        width: values of an embedding.
+        fit: how it wants photos that are no squares.
+        embed: embeds photos [b 3 224 224] RGB 0..1, b <= `BATCH`, to [b d].
+    """
+
+    name: str
+    width: int
+    fit: Fit
+    embed: Callable[[Tensor], Tensor]
+
+    def of(self, photos: Sequence[Tensor]) -> NDArray[np.float32]:
+        """Embed up to `BATCH` photos, each uint8 [3 224 224] RGB, to [b d]."""
+        made: NDArray[np.float32] = self.embed(torch.stack(list(photos)) / 255).cpu().numpy()
+        return made
+
+
+def read_embedding(path: Path, width: int) -> NDArray[np.float32]:
+    """Read a stored embedding [d] or [1 d], as [d].
+
+    Raises:
+        DatasetError: if it cannot be read, or is not `width` finite floating-point values.
+    """
+    values = read_array(path)
+    if values.shape not in ((width,), (1, width)) or values.dtype.kind != "f":
+        raise DatasetError(
+            f"{path}: holds {values.dtype} values {list(values.shape)}; wanted an embedding "
+            f"[{width}] of floating-point values",
+            hint="make it again with s2f prep embeddings",
+        )
+    with np.errstate(over="ignore"):  # found on the next line
+        embedding = values.reshape(width).astype(np.float32)
+    if not np.isfinite(embedding).all():
+        raise DatasetError(
+            f"{path}: holds values that are not finite",
+            hint="make it again with s2f prep embeddings",
+        )
+    return embedding
+
+
+def check(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Path], Path]) -> None:
+    """Make sure that a face encoder made stored embeddings: embed a few again.
+
+    Args:
+        maker: the face encoder.
+        paths: of the embeddings; `CHECKED` of them are looked at, spread evenly.
+        photo_of: finds the photo of one.
+
+    Raises:
+        DatasetError: if one cannot be read.
+        ImageError: if none of their photos can be read.
+        CheckpointError: if it differs from the encoder's by more than `TOLERANCE`.
+    """
+    n = min(CHECKED, len(paths))
+    if n == 0:
+        return
+    photos: dict[Path, Tensor] = {}
+    broken = []  # tell nothing, and are not needed: their embeddings stand
+    for path in (paths[k * len(paths) // n] for k in range(n)):
+        try:
+            photos[path] = load_face(photo_of(path), fit=maker.fit)
+        except ImageError as reason:
+            broken.append(reason)
+    if not photos:
+        raise broken[0]
+    made = maker.of(list(photos.values()))
+    for path, wanted in zip(photos, made, strict=True):
+        found = read_array(path)
+        error = float("inf")
+        if found.size == wanted.size and found.dtype.kind == "f":
+            difference = found.reshape(-1).astype(np.float32) - wanted
+            error = float(np.linalg.norm(difference)) / float(np.linalg.norm(wanted))
+        if not error <= TOLERANCE:
+            raise CheckpointError(
+                f"{path}: is not what {maker.name} makes of its photo: they differ by "
+                f"{error:.2g} of its norm",
+                hint="give the face encoder that made the embeddings, or make them again",
+            )
+
+
+class Gallery:
+    """Embeddings of some faces of a tree, as rows of one table.
+
+    Attributes:
+        n_unchecked: stored embeddings without a photo to tell who made them.
+    """
+
+    def __init__(self, folder: Path, maker: Maker, progress: Progress = silent) -> None:
+        """Start without any.
+
+        Args:
+            folder: of one split.
+            maker: the face encoder that the embeddings have to be of.
+            progress: told of faces.
+        """
+        self.folder, self.maker, self.progress = folder, maker, progress
+        self.n_unchecked = 0
+        self._tables = [np.empty((0, maker.width), np.float32)]
+        self._rows: dict[Face, int] = {}
+
+    def add(self, faces: Sequence[Face]) -> dict[Face, ImageError]:
+        """Read or make the embeddings of the faces that are not in it yet.
+
+        Returns:
+            Why the others are not: their photos cannot be read.
+
+        Raises:
+            DatasetError: as `read_embedding`.
+            CheckpointError: if another face encoder made what is stored.
+            ImageError: if no photo that would tell can be read.
+        """
+        due = [face for face in faces if face not in self._rows]
+        start = sum(map(len, self._tables))
+        table = np.empty((len(due), self.maker.width), np.float32)
+        self._read(due, table)
+        failed = self._make(due, table)
+        self._tables.append(table)
+        self._rows.update((f, start + k) for k, f in enumerate(due) if f not in failed)
+        return failed
+
+    def _read(self, due: Sequence[Face], table: NDArray[np.float32]) -> None:
+        photos: dict[Path, Path] = {}
+        for k, face in enumerate(due):
+            if face.embedding is None:
+                continue
+            path = self.folder / face.embedding
+            table[k] = read_embedding(path, self.maker.width)
+            if face.photo is None:
+                self.n_unchecked += 1
+            else:
+                photos[path] = self.folder / face.photo
+            self.progress(k, len(due), "reading embeddings")
+        check(self.maker, list(photos), photos.__getitem__)
+
+    def _make(self, due: Sequence[Face], table: NDArray[np.float32]) -> dict[Face, ImageError]:
+        failed: dict[Face, ImageError] = {}
+        todo = [(k, face) for k, face in enumerate(due) if face.embedding is None]
+        for done in range(0, len(todo), BATCH):
+            self.progress(done, len(todo), "embedding photos")
+            photos: dict[int, Tensor] = {}
+            for k, face in todo[done : done + BATCH]:
+                assert face.photo is not None
+                try:
+                    photos[k] = load_face(self.folder / face.photo, fit=self.maker.fit)
+                except ImageError as error:
+                    failed[face] = error
+            if photos:
+                table[list(photos)] = self.maker.of(list(photos.values()))
+        return failed
+
+    def table(self, faces: Sequence[Face]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Give all embeddings [m d], and the row of each face; -1 of those it does not have."""
+        filled = [table for table in self._tables if len(table)]
+        rows = np.array([self._rows.get(face, -1) for face in faces], np.int64)
+        return filled[0] if len(filled) == 1 else np.concatenate(filled), rows

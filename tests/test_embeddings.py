@@ -1,0 +1,161 @@
+"""Embeddings beside photos, alone, or still to be made; with a face encoder that is one sum."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from s2f.embeddings import BATCH, Gallery, Maker, check, read_embedding
+from s2f.errors import CheckpointError, DatasetError, ImageError
+from s2f.layout import Face
+
+
+class Means:
+    """Embeds a photo as the means of red, green and blue, and 1. Remembers the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, photos: torch.Tensor) -> torch.Tensor:
+        assert photos.dtype == torch.float32 and photos.shape[1:] == (3, 224, 224)
+        self.batches.append(len(photos))
+        return torch.cat([photos.mean((2, 3)), torch.ones(len(photos), 1)], 1)
+
+
+@pytest.fixture
+def maker() -> Maker:
+    return Maker("the face encoder", 4, "squash", Means())
+
+
+def colour(k: int) -> tuple[int, int, int]:
+    return (k % 251, 255 - k % 199, 3 * k % 256)
+
+
+def expected(k: int) -> np.ndarray:
+    return np.array([*(value / 255 for value in colour(k)), 1], np.float32)
+
+
+def make_face(
+    folder: Path, k: int, *, photo: bool, embedding: Sequence[float] | None = None
+) -> Face:
+    """Write the photo of one colour, or an embedding, or both."""
+    if photo:
+        Image.new("RGB", (20, 20), colour(k)).save(folder / f"{k}.png")
+    if embedding is not None:
+        np.save(folder / f"{k}_embedding.npy", np.array(embedding, np.float32))
+    return Face(
+        f"{k}",
+        f"{k}.png" if photo else None,
+        None if embedding is None else f"{k}_embedding.npy",
+    )
+
+
+def test_photos_are_embedded_in_batches_across_people(tmp_path: Path, maker: Maker) -> None:
+    faces = [make_face(tmp_path, k, photo=True) for k in range(BATCH + 3)]
+    told: list[tuple[int, int, str]] = []
+    gallery = Gallery(tmp_path, maker, lambda *step: told.append(step))
+    assert gallery.add(faces) == {}
+    table, rows = gallery.table(faces[::-1])
+    for k, row in enumerate(rows[::-1]):
+        np.testing.assert_allclose(table[row], expected(k), atol=1e-6)
+    assert maker.embed.batches == [BATCH, 3]  # type: ignore[attr-defined]
+    assert told == [(k, BATCH + 3, "embedding photos") for k in (0, BATCH)]
+    assert table.dtype == np.float32 and table.shape == (BATCH + 3, 4)
+
+
+def test_what_stands_is_not_made_again(tmp_path: Path, maker: Maker) -> None:
+    near = expected(1) * 1.005
+    faces = [
+        make_face(tmp_path, 0, photo=False, embedding=[5, 6, 7, 8]),
+        make_face(tmp_path, 1, photo=True, embedding=near),
+        make_face(tmp_path, 2, photo=True),
+    ]
+    gallery = Gallery(tmp_path, maker)
+    assert gallery.add(faces) == {} and gallery.add(faces[:2]) == {}
+    table, rows = gallery.table(faces)
+    np.testing.assert_allclose(table[rows], [[5, 6, 7, 8], near, expected(2)], atol=1e-6)
+    assert gallery.n_unchecked == 1
+    assert maker.embed.batches == [1, 1]  # type: ignore[attr-defined]
+
+
+def test_more_faces_may_come_later(tmp_path: Path, maker: Maker) -> None:
+    faces = [make_face(tmp_path, k, photo=True) for k in range(5)]
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    gallery = Gallery(tmp_path, maker)
+    failed = gallery.add(faces[:2])
+    assert list(failed) == [faces[1]] and isinstance(failed[faces[1]], ImageError)
+    assert gallery.add(faces[2:]) == {}
+    table, rows = gallery.table(faces)
+    assert rows[1] == -1
+    for k in (0, 2, 3, 4):
+        np.testing.assert_allclose(table[rows[k]], expected(k), atol=1e-6)
+
+
+def test_a_batch_of_broken_photos_alone_is_no_batch(tmp_path: Path, maker: Maker) -> None:
+    face = make_face(tmp_path, 1, photo=True)
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    assert list(Gallery(tmp_path, maker).add([face])) == [face]
+
+
+def test_embeddings_of_another_face_encoder_are_refused(tmp_path: Path, maker: Maker) -> None:
+    faces = [make_face(tmp_path, k, photo=True, embedding=expected(k)) for k in range(8)]
+    Gallery(tmp_path, maker).add(faces)
+    faces[3] = make_face(tmp_path, 3, photo=True, embedding=-expected(3))
+    message = r"3_embedding\.npy: is not what the face encoder makes of its photo: .* 2 of its norm"
+    with pytest.raises(CheckpointError, match=message):
+        Gallery(tmp_path, maker).add(faces)
+
+
+def test_a_broken_photo_beside_its_embedding_tells_nothing_of_it(
+    tmp_path: Path, maker: Maker
+) -> None:
+    faces = [make_face(tmp_path, k, photo=True, embedding=expected(k)) for k in range(8)]
+    for k in range(7):
+        (tmp_path / f"{k}.png").write_bytes(b"no picture")
+    assert Gallery(tmp_path, maker).add(faces) == {}
+    assert maker.embed.batches == [1]  # type: ignore[attr-defined]
+    np.save(tmp_path / "7_embedding.npy", -expected(7))
+    with pytest.raises(CheckpointError, match=r"7_embedding\.npy"):
+        Gallery(tmp_path, maker).add(faces)
+    (tmp_path / "7.png").unlink()
+    with pytest.raises(ImageError, match=r"0\.png"):
+        Gallery(tmp_path, maker).add(faces)
+
+
+def test_nothing_is_checked_where_nothing_is(maker: Maker) -> None:
+    check(maker, [], Path)
+    assert maker.embed.batches == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_embedding_is_a_row_of_any_precision(tmp_path: Path, shape, dtype) -> None:
+    np.save(tmp_path / "e.npy", np.arange(4).reshape(shape).astype(dtype))
+    found = read_embedding(tmp_path / "e.npy", 4)
+    assert found.dtype == np.float32 and found.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros(5, np.float32), r"holds float32 values \[5\]; wanted an embedding \[4\]"),
+        (np.zeros((2, 2), np.float32), r"holds float32 values \[2, 2\]"),
+        (np.zeros((4, 1), np.float32), r"holds float32 values \[4, 1\]"),
+        (np.zeros(4, np.int16), r"holds int16 values \[4\]"),
+        (np.array([1, 2, np.nan, 4]), "holds values that are not finite"),
+        (np.array([1, 2, 1e300, 4]), "holds values that are not finite"),
+    ],
+)
+def test_what_is_no_embedding_is_named(tmp_path: Path, values: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "e.npy", values)
+    with pytest.raises(DatasetError, match=rf"e\.npy: {message}"):
+        read_embedding(tmp_path / "e.npy", 4)
+
+
+def test_a_file_that_is_no_array_is_named(tmp_path: Path) -> None:
+    (tmp_path / "e.npy").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"e\.npy: cannot be read as an array"):
+        read_embedding(tmp_path / "e.npy", 4)
