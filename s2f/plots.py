@@ -73,11 +73,11 @@ def draw_losses(
             wspace=0.22,
             hspace=0.4,
         )
-        axes = figure.subplots(rows, columns, squeeze=False).flat
-        for ax, name in zip(axes, names, strict=False):
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax, name in zip(axes[: len(names)], names, strict=True):
             _draw_loss(ax, name, history, best)
             _draw_stages(ax, stages or {}, last=history[-1]["step"])
-        for ax in list(axes)[len(names) :]:
+        for ax in axes[len(names) :]:
             ax.remove()
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", ncols=5, frameon=False)

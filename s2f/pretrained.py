@@ -188,15 +188,19 @@ def _fetch(source: str, name: str) -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Hugging Face's library from writing to the terminal."""
-    from huggingface_hub import utils
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    logger, shown = logging.getLogger("huggingface_hub"), not utils.are_progress_bars_disabled()
+    logger, shown = logging.getLogger("huggingface_hub"), not are_progress_bars_disabled()
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    utils.disable_progress_bars()
+    disable_progress_bars()
     try:
         yield
     finally:
         logger.setLevel(level)
         if shown:
-            utils.enable_progress_bars()
+            enable_progress_bars()

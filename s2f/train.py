@@ -71,7 +71,7 @@ class TrainResult:
             ("samples", f"{self.samples:,}"),
             ("time", speed if self.samples_per_second else "there was nothing left to do"),
             *([("bad items", f"{self.bad:,}")] if self.bad else []),
-            *zip(["written", *[""] * len(written)], written, strict=False),
+            *(("" if k else "written", path) for k, path in enumerate(written)),
         ]
 
     def compared(self) -> list[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Recordings of a voice tree, or clips of a pack, as torch Datasets, with their faces."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from s2f.pairing import Pairing, Pairs, left_out, pair, pair_speakers, some
 from s2f.runtime import Progress, silent
 
 
-class _Paired(Dataset[Item]):
+class _Paired(Dataset[Item], ABC):
     """Recordings, each with the embedding of a face of the same identity.
 
     Attributes:
@@ -99,19 +100,21 @@ class _Paired(Dataset[Item]):
         choice = torch.randint(int(self.pairs.choices[index]), (), generator=generator)
         return int(self.pairs.faces[index]) + int(choice), generator
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Name the recording of an item."""
-        raise NotImplementedError
 
+    @abstractmethod
     def photo(self, index: int) -> Path | None:
         """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _samples(self, recording: int) -> NDArray[Any]:
-        raise NotImplementedError
+        """Read a recording [n]."""
 
+    @abstractmethod
     def _embedding(self, face: int) -> NDArray[np.float32]:
-        raise NotImplementedError
+        """Read the embedding [d] of a face."""
 
 
 class Voices(_Paired):

@@ -71,7 +71,7 @@ class Watch:
         for number, (done, row) in enumerate(zip(self.unseen, table.tolist(), strict=True)):
             if not all(map(math.isfinite, row)):
                 self._diverged(done, table[number])
-            self.state.note(dict(zip(done.values, row, strict=False)))
+            self.state.note(dict(zip(done.values, row[:-1], strict=True)))
         self.unseen, self.bad = [], {}
         for _, bad, _ in told:
             for message, error in bad.items():
@@ -88,10 +88,11 @@ class Watch:
         broken = [k.item for k, v in zip(done.keys, total, strict=True) if not math.isfinite(v)]
         names = [self.data.name(item) for item in broken or [key.item for key in done.keys]]
         names = [name for theirs in self.ranks.gather(names) for name in theirs]
-        found = [*(f"{n} {v:g}" for n, v in zip(done.values, row.tolist(), strict=False))]
+        *values, norm = row.tolist()
+        found = [f"{name} {value:g}" for name, value in zip(done.values, values, strict=True)]
         raise UsageError(
             f"{self.state.folder}: the training diverged: at step {done.step} the loss is "
-            f"{', '.join(found)}, the gradient {row[-1]:g}, for {', '.join(names[:4])}"
+            f"{', '.join(found)}, the gradient {norm:g}, for {', '.join(names[:4])}"
             f"{' and others' if len(names) > 4 else ''}",
             hint=f"use a lower --lr than {self.config.lr:g} and another folder; what was saved "
             "before is kept",

@@ -34,7 +34,8 @@ def written_out(people: list[tuple[int, int]], pairing: str, most: int | None) -
         elif pairing == "all-to-one" and seen:
             mine = [(one, person, seen[:1]) for one in heard]
         elif pairing == "one-to-one":
-            mine = [(one, person, [other]) for one, other in zip(heard, seen, strict=False)]
+            both = range(min(n_recordings, n_faces))
+            mine = [(heard[k], person, [seen[k]]) for k in both]
         if most is not None and len(mine) > most:
             mine = [mine[j * len(mine) // most] for j in range(most)]
         items += mine
