@@ -43,10 +43,7 @@ class _Paired(Dataset[Item], ABC):
         clip_samples: int,
         shortest: int | None,
     ) -> None:
-        """Hold the pairs of `people`.
-
-        `absent` is why those of them are left out who are in no pair; `others` were left out
-        before, by reason.
+        """Hold pairs. `absent` is why people are in none; `others` were left out before, by reason.
 
         Raises:
             DatasetError: if there is no pair.
