@@ -96,7 +96,7 @@ def people(model: SpeechToFace, folder: Path) -> list[tuple[Path, Face, Face]]:
     made = []
     for name in demo.kept_out(folder / "people.csv"):
         photos = [folder / name / f"{view}.jpg" for view in ("neutral", "smiling")]
-        made.append((photos[0], *(model.reconstruct(photo) for photo in photos)))
+        made.append((photos[0], *(model.reconstruct(photo, align=False) for photo in photos)))
     return made
 
 

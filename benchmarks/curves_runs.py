@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2f import balance, feed, layout
+from s2f.catalogue import choose
 from s2f.checkpoint import Card, Checkpoint, load, load_model
 from s2f.decoder_task import FaceDecoderTask
 from s2f.feed import Item, Key
@@ -180,7 +181,7 @@ def divide(data: Path, folder: Path, seeds: int) -> None:
 
 def bundled() -> dict[str, Checkpoint]:
     """Read the bundled face encoder and decoder."""
-    return dict(load_model("demo", ("face_encoder", "face_decoder")).checkpoints)
+    return dict(load_model(choose("demo", ("face_encoder", "face_decoder"))).checkpoints)
 
 
 def read(data: object, keys: list[Key]) -> Item:

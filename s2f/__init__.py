@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from s2f.decoding import Waveform as Waveform
+    from s2f.face import Face as Face
     from s2f.infer import SpeechToFace as SpeechToFace
 
 __version__ = "0.1.0"
-__all__ = ["SpeechToFace", "__version__"]
+__all__ = ["Face", "SpeechToFace", "Waveform", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +17,12 @@ def __getattr__(name: str) -> Any:
         from s2f.infer import SpeechToFace
 
         return SpeechToFace
+    if name == "Face":
+        from s2f.face import Face
+
+        return Face
+    if name == "Waveform":
+        from s2f.decoding import Waveform
+
+        return Waveform
     raise AttributeError(f"module 's2f' has no attribute {name!r}")

@@ -1,24 +1,26 @@
-"""File -> waveform -> loudness -> clips.
+"""File, stream or array -> waveform -> loudness -> clips.
 
 Knows nothing of spectrograms, which `front_end` makes. `open_speech` reads a recording of any
-length in blocks at the loudness that every model is trained with, `read_speech` at once, and
-`read_clips` in clips of one length; `load` leaves it as recorded, and `find` lists the recordings
-of a folder.
+length, or a part of it, in blocks or clips at the loudness that every model is trained with, and
+`read_speech` at once; `load` leaves it as recorded, and `find` lists the recordings of a folder.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from s2f import listing
-from s2f.decoding import FRAME, SAMPLE_RATE, FloatArray, Recording, decode, scan, unusable
-from s2f.errors import AudioError
+from s2f.decoding import SAMPLE_RATE, FloatArray, Waveform, unusable
+from s2f.errors import AudioError, UsageError
 from s2f.layout import is_array
+from s2f.recording import FRAME, Recording, open_recording
 
 LOUDNESS_DBFS = -23.0  # RMS
 SILENCE_DBFS = -90.0  # RMS: below the quantisation noise of 16-bit audio
@@ -63,10 +65,10 @@ def load(path: Path) -> FloatArray:
         waveform: mono [n], n >= 1, as recorded (about -1..1), at 16 kHz; the mean of the channels.
 
     Raises:
-        AudioError: if the file is missing or cannot be read, and as in `decode`.
+        AudioError: as in `open_recording`.
     """
-    with _readable(path), path.open("rb") as file:
-        return decode(file, str(path))
+    with open_recording(path, kept_samples=sys.maxsize) as recording:
+        return np.concatenate(list(recording.blocks()))
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ class Speech:
     """A recording at -23 dBFS; good for as long as its file is open.
 
     Attributes:
-        start: where it starts in the recording, samples at 16 kHz: 0 unless silence was trimmed.
+        name: what error messages call it.
+        start: where it starts in the recording, samples at 16 kHz.
         n_samples: its length, at least 0.5 s.
         gain: what its samples are multiplied by.
     """
 
+    name: str
     start: int
     n_samples: int
     gain: np.float32
@@ -98,47 +102,97 @@ class Speech:
         """Return the first `n_samples` (default: all) at once: mono [n], -1..1."""
         return np.concatenate(list(self.blocks(n_samples)))
 
+    def clips(self, clip_samples: int) -> Iterator[FloatArray]:
+        """Yield each clip [clip_samples] that `clips` cuts; only about two are in memory.
+
+        Raises:
+            AudioError: as in `blocks`.
+        """
+        return _cut(self.blocks(), clip_samples)
+
+    def n_clips(self, clip_samples: int) -> int:
+        """Return how many clips there are, at least 1."""
+        return max(1, (2 * self.n_samples + clip_samples) // (2 * clip_samples))  # half: up
+
 
 @contextlib.contextmanager
-def open_speech(path: Path, *, trim_silence: float | None = None) -> Iterator[Speech]:
+def open_speech(
+    source: Path | BinaryIO | Waveform,
+    *,
+    name: str | None = None,
+    start: float = 0.0,
+    duration: float | None = None,
+    trim_silence: float | None = None,
+) -> Iterator[Speech]:
     """Open a recording of any length to read it at an RMS of -23 dBFS.
 
     What exceeds full scale at that loudness is clipped. In 16 bits (`to_int16`), sound that is
     mono at 16 kHz has the very samples of FFmpeg; other sound is measured after it became that.
 
     Args:
-        path: of a recording or video.
+        source: as in `open_recording`.
+        name: what error messages call it; default: the path, else "the recording".
+        start: of the part that is wanted, seconds; rounded to 10 ms.
+        duration: of that part, seconds; rounded to 10 ms. It ends with the recording at the
+            latest, and what comes after it is not read. Default: to the end.
         trim_silence: dB; frames of 10 ms that are further below the loudest one are cut from both
-            ends before the loudness is measured. Default: nothing is cut.
+            ends of the part before the loudness is measured. Default: nothing is cut.
 
     Raises:
-        AudioError: as in `load`, if it lasts less than 0.5 s, or if its RMS is below -90 dBFS,
-            silence to 16-bit audio.
+        UsageError: if `start`, `duration` or `trim_silence` makes no sense.
+        AudioError: as in `open_recording`, if it ends before `start`, if the part lasts less than
+            0.5 s, or if its RMS is below -90 dBFS, silence to 16-bit audio.
+        OutputError: if there is no room for the copy of a stream.
 
     Source: `ffmpeg-normalize -nt rms -t -23`, which the seed applies: FFmpeg's filter astats over
         all samples in double precision, to 6 decimals of a dB and with 16-bit samples divided by
         32767; then its filter volume in single precision, no limiter.
     """
-    with contextlib.ExitStack() as stack:
-        with _readable(path):
-            recording = scan(stack.enter_context(path.open("rb")), str(path))
-        start, stop = 0, recording.n_samples
+    check_part(start, duration, trim_silence)
+    first, stop = round(start * 100) * FRAME, None
+    if duration is not None:
+        stop = first + round(duration * 100) * FRAME
+    with open_recording(source, name=name, start=first, stop=stop) as recording:
+        first, last = recording.start, recording.stop
         if trim_silence is not None:
-            start, stop = _sounding(recording, trim_silence)
-        seconds = (stop - start) / SAMPLE_RATE
+            first, last = _sounding(recording, trim_silence)
+        seconds = (last - first) / SAMPLE_RATE
         if seconds < MIN_SECONDS:
-            found = f"lasts {seconds:.2f} s" + (" without its silence" if trim_silence else "")
+            found = f"lasts {seconds:.2f} s"
+            found += f" from {start:g} s on" if start else ""
+            found += " without its silence" if trim_silence else ""
             wanted = f"{MIN_SECONDS:g} s of speech or more"
-            raise unusable(path, found, wanted, "Record a sentence or two.")
-        powers = recording.powers[start // FRAME : -(-stop // FRAME)]
-        gain = _gain(float(powers.sum()) / (stop - start), recording)
-        yield Speech(start, stop - start, gain, recording)
+            cure = "Start earlier." if start else "Record a sentence or two."
+            raise unusable(recording.name, found, wanted, cure)
+        frames = slice((first - recording.start) // FRAME, -((recording.start - last) // FRAME))
+        gain = _gain(float(recording.powers[frames].sum()) / (last - first), recording)
+        yield Speech(recording.name, first, last - first, gain, recording)
+
+
+def check_part(
+    start: float = 0.0, duration: float | None = None, trim_silence: float | None = None
+) -> None:
+    """Make sure that there can be such a part of a recording, as `open_speech` takes it.
+
+    Raises:
+        UsageError: if there cannot.
+    """
+    if not 0 <= start < math.inf:
+        message = f"speech is to start at {start:g} s; wanted 0 s or later"
+        raise UsageError(message, hint="leave it out to start at the beginning")
+    if duration is not None and not MIN_SECONDS <= duration < math.inf:
+        message = f"speech is to last {duration:g} s; wanted {MIN_SECONDS:g} s or more"
+        raise UsageError(message, hint="leave it out to use all of a recording")
+    if trim_silence is not None and not 0 < trim_silence < math.inf:
+        message = f"silence is to be trimmed {trim_silence:g} dB below the loudest frame"
+        raise UsageError(f"{message}; wanted more than 0 dB", hint="60 is usual")
 
 
 def _sounding(recording: Recording, trim_silence: float) -> tuple[int, int]:
     """Return where the first frame that is no silence starts and the last one stops, samples."""
     loud = np.flatnonzero(recording.powers >= recording.powers.max() * 10 ** (-trim_silence / 10))
-    return int(loud[0]) * FRAME, min((int(loud[-1]) + 1) * FRAME, recording.n_samples)
+    last = recording.start + (int(loud[-1]) + 1) * FRAME
+    return recording.start + int(loud[0]) * FRAME, min(last, recording.stop)
 
 
 def _gain(power: float, recording: Recording) -> np.float32:
@@ -173,13 +227,22 @@ def clips(waveform: FloatArray, clip_samples: int) -> FloatArray:
     """
     if not waveform.size:
         raise ValueError("an empty waveform cannot be looped")
-    if waveform.size < clip_samples:
-        return np.resize(waveform, (1, clip_samples))  # np.resize repeats
-    m, rest = divmod(waveform.size, clip_samples)
-    consecutive = waveform[: m * clip_samples].reshape(m, clip_samples)
-    if 2 * rest < clip_samples:
-        return consecutive
-    return np.concatenate([consecutive, waveform[np.newaxis, -clip_samples:]])
+    return np.stack(list(_cut([waveform], clip_samples)))
+
+
+def _cut(blocks: Iterable[FloatArray], clip_samples: int) -> Iterator[FloatArray]:
+    """Cut blocks of speech, at least one sample, into clips, as `clips` says it."""
+    before: FloatArray | None = None
+    rest = np.empty(0, np.float32)
+    for block in blocks:
+        rest = np.concatenate([rest, block]) if rest.size else block
+        while len(rest) >= clip_samples:
+            before, rest = rest[:clip_samples], rest[clip_samples:]
+            yield before
+    if before is None:
+        yield np.resize(rest, clip_samples)  # np.resize repeats
+    elif 2 * len(rest) >= clip_samples:
+        yield np.concatenate([before[len(rest) :], rest])
 
 
 def read_speech(path: Path) -> FloatArray:
@@ -190,28 +253,3 @@ def read_speech(path: Path) -> FloatArray:
     """
     with open_speech(path) as speech:
         return speech.waveform()
-
-
-def read_clips(path: Path, clip_samples: int) -> FloatArray:
-    """Read a recording as a model wants it: 16 kHz, -23 dBFS, in clips of one length.
-
-    Returns:
-        [m clip_samples], m >= 1, -1..1.
-
-    Raises:
-        AudioError: as in `open_speech`.
-    """
-    return clips(read_speech(path), clip_samples)
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be read into an `AudioError`."""
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            found = "is a folder" if path.is_dir() else "is not a regular file"
-            raise unusable(path, found, hint="Name a recording.")
-        yield
-    except OSError as error:
-        found = f"cannot be read ({error.strerror or error})"
-        raise unusable(path, found, hint="Check its path and its permissions.") from error

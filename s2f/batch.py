@@ -1,32 +1,40 @@
-"""Many files, one picture each.
+"""Many sources, some files each.
 
-`plan` names the picture of every file before anything is made, and refuses two that would fall
-together; `run` makes them one after the other, skips what is up to date, and goes on past files
-that cannot be used. How a picture is made is the caller's to say.
+`plan` names the files of every recording or photo before anything is made, and refuses two that
+would fall together; `run` has them made, skips what is up to date, and goes on past sources that
+cannot be used. What a file holds is the caller's to say.
 """
 
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
-from s2f.errors import InputError, S2FError, UsageError
-from s2f.images import FRAME
-from s2f.runtime import Progress, silent
+from s2f.errors import InputError, OutputError, S2FError, UsageError
+from s2f.runtime import Progress, atomic_write, silent
+
+PICTURES = (".png", ".jpg", ".webp")
+FACE = "face"  # what a source is first of all made into
+STDIN, RECORDED = Path("-"), Path("<microphone>")
+LIVE = {
+    STDIN: "stdin",
+    RECORDED: "recording",
+}  # sources that are no files, and what is made of them
+
+Find = Callable[[Sequence[Path]], list[Path]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file of a batch.
+    """What became of one source of a batch.
 
     Attributes:
         source: the recording or photo.
-        target: the picture that was written, was there already, or would have been written.
-        overlay: the picture with landmarks, if it was asked for and written.
-        status: `planned`; then `made`, `skipped` (there already, and newer than its source) or
+        files: what was written, was there already, or would have been: paths by what they hold,
+            `FACE` first. Empty where there is no such source.
+        status: `planned`; then `made`, `skipped` (there already, and newer than the source) or
             `failed`.
         error: why it failed.
         clips: clips of speech that were averaged.
@@ -34,162 +42,251 @@ class Outcome:
     """
 
     source: Path
-    target: Path | None
-    status: str
-    overlay: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    status: str = "planned"
     error: S2FError | None = None
     clips: int = 0
     seconds: float = 0.0
 
 
-class Picture(Protocol):
-    """What is made of one file: it knows how it is saved, and of how much speech it is made."""
+@dataclass(frozen=True)
+class Product:
+    """What was made of one source.
 
-    @property
-    def clips(self) -> int:
-        """Clips of speech that were averaged; 0 for a photo."""
+    Attributes:
+        contents: of its files, by what they hold.
+        clips: clips of speech that were averaged.
+    """
 
-    def save(self, path: Path, *, size: int) -> None:
-        """Write it as a PNG of `size` pixels a side."""
-
-    def save_overlay(self, path: Path, *, size: int) -> None:
-        """Write it with its landmarks drawn on it."""
-
-
-Find = Callable[[Sequence[Path]], list[Path]]
+    contents: Mapping[str, bytes]
+    clips: int = 0
 
 
-def plan(sources: Sequence[Path], output: Path | None, find: Find) -> list[Outcome]:
-    """Decide which file becomes which picture, before anything is made.
+Make = Callable[[Iterable[Path], Progress], Iterator[Product | InputError]]
+"""Get ready, then make each of some sources, in order; tell the progress within them."""
 
-    A file NAME.* becomes NAME.png in the output folder (by default the current one), a directory's
+
+def plan(
+    sources: Sequence[Path],
+    output: Path | None,
+    find: Find,
+    *,
+    suffix: str | None = None,
+    endings: Mapping[str, str] | None = None,
+    sheet: Path | None = None,
+    inputs: Sequence[Path] = (),
+) -> list[Outcome]:
+    """Decide which source becomes which files, before anything is made.
+
+    A file that is named twice is made once, and what an earlier run wrote in a folder is not read.
+    A file NAME.* becomes NAME.png in the output folder (by default the current one), a folder's
     files keep their places below it; where two would become the same picture, both keep their
-    suffix (NAME.wav.png). One file may also be given its picture's own name.
+    suffix (NAME.wav.png). One source may also be given its picture's own name. Other files lie
+    beside the picture.
 
     Args:
-        sources: files and directories.
-        output: a picture's name ending in .png for one file, or a folder.
-        find: lists the files of a directory, and refuses what is not there.
+        sources: files and folders, or one of `LIVE`.
+        output: a picture's name for one source, or a folder.
+        find: lists the files of a folder, and refuses what is not there.
+        suffix: of the pictures; by default that of `output`, or .png.
+        endings: what else is written: what it holds, and what is put in the place of the
+            picture's suffix. One without a suffix gets the picture's.
+        sheet: a file that is made of all of them.
+        inputs: files that are read besides.
 
     Returns:
-        One outcome a file: `planned`, or `failed` where `find` refused.
+        One outcome a source: `planned`, or `failed` where `find` refused.
 
     Raises:
-        UsageError: if the output is neither a .png nor a folder, or one picture would be made of
-            several files.
+        UsageError: if the output is neither a picture nor a folder, one file would be made of
+            several sources, or in the place of one that is read.
     """
     found: list[tuple[Path, Path] | Outcome] = []
+    known: set[str] = set()
     for source in dict.fromkeys(sources):
         try:
+            if source in LIVE:
+                found.append((source, Path()))
+                continue
             for path in find([source]):
                 inside = path.relative_to(source).parent if source.is_dir() else Path()
-                found.append((path, inside))
+                place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
+                if place not in known and not _is_ours(path, source, output, sheet):
+                    known.add(place)
+                    found.append((path, inside))
         except InputError as error:
-            found.append(Outcome(source, None, "failed", error=error))
-    is_folder = output is not None and os.path.isdir(output)
-    if output is not None and not is_folder and (output.suffix or os.path.exists(output)):
-        if output.suffix.lower() != ".png":
-            raise UsageError(
-                f"{output}: is neither a .png file nor a folder",
-                hint="give -o NAME.png for one picture, or a folder; make one with a dot first",
-            )
-        if len(found) > 1 or sources[0].is_dir():
-            raise UsageError(
-                f"{output}: is one picture, but there are {len(found)} recordings or photos",
-                hint="give a folder to -o",
-            )
-        return [
-            item if isinstance(item, Outcome) else Outcome(item[0], output, "planned")
-            for item in found
-        ]
+            found.append(Outcome(source, status="failed", error=error))
+    named = _is_picture(output, suffix)
+    if named and is_batch(sources):
+        raise UsageError(
+            f"{output}: is one picture, but there may be several recordings or photos",
+            hint="give a folder to -o",
+        )
+    suffix = suffix or (output.suffix.lower() if named and output else PICTURES[0])
     folder = Path() if output is None else output
-    places = [folder / f[1] / f"{f[0].stem}.png" for f in found if isinstance(f, tuple)]
+    places = [folder / f[1] / f"{_stem(f[0])}{suffix}" for f in found if isinstance(f, tuple)]
     crowd = Counter(str(place).casefold() for place in places)  # some file systems fold case
     outcomes = []
     for item in found:
         if isinstance(item, tuple):
             path, inside = item
-            target = folder / inside / f"{path.stem}.png"
+            target = output if named and output else folder / inside / f"{_stem(path)}{suffix}"
             if crowd[str(target).casefold()] > 1:
-                target = target.with_name(f"{path.name}.png")
-            item = Outcome(path, target, "planned")
+                target = target.with_name(f"{path.name}{suffix}")
+            files = {what: _beside(target, end) for what, end in (endings or {}).items()}
+            item = Outcome(path, {FACE: target, **files})
         outcomes.append(item)
-    _refuse_collisions(outcomes)
+    _refuse_collisions(outcomes, sheet)
+    _refuse_loss(outcomes, sheet, inputs)
     return outcomes
 
 
-def _refuse_collisions(planned: Sequence[Outcome]) -> None:
-    makers: dict[str, Path] = {}
+def is_batch(sources: Sequence[Path]) -> bool:
+    """Tell whether sources are more than one file."""
+    return len(set(sources)) > 1 or (sources[0] not in LIVE and sources[0].is_dir())
+
+
+def _is_picture(output: Path | None, suffix: str | None) -> bool:
+    """Tell whether an output names one picture, and not a folder."""
+    if output is None or os.path.isdir(output):
+        return False
+    if not (output.suffix or os.path.exists(output)):
+        return False
+    seen = ".jpg" if output.suffix.lower() == ".jpeg" else output.suffix.lower()
+    if seen not in PICTURES:
+        raise UsageError(
+            f"{output}: is neither a .png, .jpg or .webp file nor a folder",
+            hint="give -o NAME.png for one picture, or a folder; make one with a dot first",
+        )
+    if suffix not in (None, seen):
+        raise UsageError(
+            f"{output}: does not end as --format {suffix and suffix[1:]} does",
+            hint="the ending alone is enough: leave --format out",
+        )
+    return True
+
+
+def _stem(source: Path) -> str:
+    return LIVE.get(source, source.stem)
+
+
+def _is_ours(path: Path, source: Path, output: Path | None, sheet: Path | None) -> bool:
+    """Tell whether an earlier run put a file into the folder it was found in: the source."""
+    if path == source:
+        return False
+    real, top = os.path.realpath(path), os.path.realpath(source)
+    ours = [os.path.realpath(place) for place in (output, sheet) if place is not None]
+    below = (place for place in ours if place.startswith(top + os.sep))
+    return any(real == place or real.startswith(place + os.sep) for place in below)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.stem}{ending if '.' in ending else ending + target.suffix}")
+
+
+def _refuse_collisions(planned: Sequence[Outcome], sheet: Path | None) -> None:
+    makers: dict[str, object] = {str(sheet).casefold(): "all of them"} if sheet else {}
     for item in planned:
-        if item.target is None:
-            continue
-        for path in (item.target, _overlay(item.target)):
+        for path in item.files.values():
             other = makers.setdefault(str(path).casefold(), item.source)
             if other != item.source:
                 raise UsageError(
                     f"{path}: would be made of both {other} and {item.source}",
-                    hint="give the folder above both, so that the tree is mirrored, or one by one",
+                    hint="give the folder above both, so that the tree is mirrored, or rename one",
                 )
 
 
-def _overlay(target: Path) -> Path:
-    return target.with_name(f"{target.stem}_landmarks.png")
+def _refuse_loss(planned: Sequence[Outcome], sheet: Path | None, inputs: Sequence[Path]) -> None:
+    """Refuse to write what is read, by whatever name."""
+    read = [item.source for item in planned if item.source not in LIVE]
+    known = {_identity(path) for path in [*read, *inputs]} - {None}
+    for path in [
+        *(p for item in planned for p in item.files.values()),
+        *([sheet] if sheet else []),
+    ]:
+        if _identity(path) in known:
+            raise UsageError(
+                f"{path}: is read, and would be written too", hint="give another place with -o"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def run(
-    make: Callable[[Path], Picture],
+    make: Make,
     planned: Sequence[Outcome],
     *,
-    size: int = FRAME,
-    overlay: bool = False,
     overwrite: bool = False,
     skip: bool = True,
     progress: Progress = silent,
 ) -> Iterator[Outcome]:
-    """Make the planned pictures, going on past files that cannot be used.
+    """Have the planned files made, going on past sources and places that cannot be used.
 
     Args:
-        make: `SpeechToFace.generate` or `SpeechToFace.reconstruct`.
+        make: makes what is planned; it is asked for nothing if all is there.
         planned: as `plan` returns them.
-        size: side of the pictures, pixels.
-        overlay: whether NAME_landmarks.png is written beside NAME.png.
-        overwrite: whether a picture that is there already is replaced, instead of refused.
-        skip: whether one that is newer than its source is skipped, instead of refused: for
-            batches.
-        progress: told of each file.
+        overwrite: whether a file that is there already is replaced, instead of refused.
+        skip: whether files that are newer than their source are kept, and only others made,
+            instead of refused: for batches.
+        progress: told of each source; of what happens within it where there is only one.
 
     Yields:
-        What became of each file, as soon as it is known.
-
-    Raises:
-        OutputError: if a picture cannot be written.
+        What became of each source, as soon as it is known, in order.
     """
-    for k, item in enumerate(planned):
-        progress(k, len(planned), item.source.name)
-        started = time.perf_counter()
-        if item.target is None:
-            yield item
-            continue
-        marks = _overlay(item.target) if overlay else None
-        wanted = [path for path in (item.target, marks) if path is not None]
-        there = [path for path in wanted if os.path.lexists(path)]
-        try:
-            if there and not overwrite:
-                fresh = min(p.lstat().st_mtime for p in there) >= item.source.stat().st_mtime
-                if skip and fresh and there == wanted:
-                    yield Outcome(item.source, item.target, "skipped", overlay=marks)
-                    continue
-                raise UsageError(
-                    f"{there[0]}: exists already",
-                    hint="give --overwrite to replace it, or another place with -o",
-                )
-            face = make(item.source)
-        except (InputError, UsageError) as error:
-            yield Outcome(item.source, item.target, "failed", error=error)
-            continue
-        face.save(item.target, size=size)
-        if marks is not None:
-            face.save_overlay(marks, size=size)
-        seconds = time.perf_counter() - started
-        yield Outcome(item.source, item.target, "made", marks, None, face.clips, seconds)
+    looked = [item if item.error else _look(item, overwrite, skip) for item in planned]
+    wanted = [item for item in looked if item.status == "planned"]
+    done = 0
+
+    def tell(part: int, parts: int, what: str) -> None:
+        if len(planned) == 1:
+            progress(part, parts, what)
+        else:
+            progress(done, len(planned), what)
+
+    products = make((item.source for item in wanted), tell) if wanted else iter(())
+    for item in looked:
+        progress(*((0, 1) if len(planned) == 1 else (done, len(planned))), item.source.name)
+        if item.status == "planned":
+            item = _made(item, products, overwrite)
+        yield item
+        done += 1
     progress(len(planned), len(planned), "done")
+
+
+def _look(item: Outcome, overwrite: bool, skip: bool) -> Outcome:
+    """Find what of an item is there already."""
+    there = [path for path in item.files.values() if os.path.lexists(path)]
+    if overwrite or not there:
+        return item
+    if skip and item.source not in LIVE:
+        oldest = min(path.lstat().st_mtime for path in there)
+        if oldest >= item.source.stat().st_mtime:
+            return replace(item, status="skipped") if len(there) == len(item.files) else item
+    error = UsageError(
+        f"{there[0]}: exists already",
+        hint="give --overwrite to replace it, or another place with -o",
+    )
+    return replace(item, status="failed", error=error)
+
+
+def _made(item: Outcome, products: Iterator[Product | InputError], overwrite: bool) -> Outcome:
+    """Take what was made of an item, and write what is not there and up to date."""
+    started = time.perf_counter()
+    product = next(products)
+    if isinstance(product, InputError):
+        return replace(item, status="failed", error=product)
+    try:
+        for what, path in item.files.items():
+            if overwrite or not os.path.lexists(path):
+                with atomic_write(path) as file:
+                    file.write(product.contents[what])
+    except OutputError as error:
+        return replace(item, status="failed", error=error)
+    seconds = time.perf_counter() - started
+    return replace(item, status="made", clips=product.clips, seconds=seconds)

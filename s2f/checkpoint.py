@@ -10,27 +10,33 @@ encoder and a decoder to the face encoder that they were made for.
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 import s2f
 from s2f import ast_encoder, face_decoder, face_encoder, voice_encoder
+from s2f.catalogue import Choice
 from s2f.errors import CheckpointError
 from s2f.front_end import FrontEnd
-from s2f.header import VERSION, not_ours, read_header
+from s2f.header import (
+    VERSION,
+    check_header,
+    check_sha256,
+    check_space,
+    hash_file,
+    not_ours,
+    read_header,
+)
 from s2f.payload import payload_sha256, write
 from s2f.runtime import atomic_write
 
-KINDS = ("voice_encoder", "face_encoder", "face_decoder")
-MODELS = Path(__file__).parent / "models"  # the bundled ones, a folder each
 AnyVoiceEncoder = voice_encoder.VoiceEncoder | ast_encoder.ASTEncoder
 Network = AnyVoiceEncoder | face_encoder.VGGFace | face_decoder.FaceDecoder
 
@@ -71,7 +77,7 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        network: in evaluation mode, float32, on the CPU.
+        network: in evaluation mode, on the CPU; float32 unless half precision was kept.
         front_end: the spectrogram that a voice encoder hears; None for the other kinds.
         embedding_space: hash of the face encoder that defines the embedding.
         sha256: of this file's payload.
@@ -145,24 +151,36 @@ def kind_of(network: Network) -> str:
     return "face_encoder" if isinstance(network, face_encoder.VGGFace) else "face_decoder"
 
 
-def load(path: Path, kind: str) -> Checkpoint:
+def load(
+    path: Path, kind: str, *, sha256: str | None = None, keep_half: bool = False
+) -> Checkpoint:
     """Read a checkpoint, check it, and build its network.
+
+    The tensors stay in the file, and are mapped into memory where they are used as stored.
+
+    Args:
+        path: the file.
+        kind: of network, as in `KINDS`.
+        sha256: of the file's tensors, by `header.hash_file`, if that is known already.
+        keep_half: whether the weights of linear layers and convolutions that are float16 stay so,
+            for autocast. All else becomes float32.
 
     Raises:
         CheckpointError: if the file is missing, damaged, not ours, of another kind or version, or
             its tensors do not fit its config.
         DependencyError: if it is an AST voice encoder and transformers is not installed.
     """
-    header = read_header(path, kind)
+    read_header(path, kind)
+    sha256 = sha256 or hash_file(path)
     try:
-        tensors = safetensors.torch.load_file(path)
+        # Header and tensors of one open file: another that takes its name after it was hashed is
+        # refused. Not seen: bytes that change in the file itself, now or while it is used.
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = check_header(path, file.metadata() or {}, kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise not_ours(path, error) from error
-    if payload_sha256(tensors) != header["sha256"]:
-        raise CheckpointError(
-            f"{path}: is damaged: its tensors do not have the SHA-256 in its header",
-            hint="copy or download the file again",
-        )
+    check_sha256(path, header, sha256)
     try:
         network, front_end = _build(kind, header["config"], header["preprocessing"])
         card = Card(**header["card"])
@@ -179,12 +197,20 @@ def load(path: Path, kind: str) -> Checkpoint:
             f"{path}: tensor {name!r} is {found.get(name)}; its config wants {wanted.get(name)}",
             hint="it was made by another version of s2f",
         )
-    network.load_state_dict(
-        {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, assign=True
-    )
+    kept = _weights(network) if keep_half else set()
+    for name, tensor in tensors.items():
+        stays = name in kept and tensor.dtype == torch.float16
+        if tensor.is_floating_point() and not stays:
+            tensors[name] = tensor.float()
+    network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False).eval()
-    space, sha256 = header["embedding_space"], header["sha256"]
-    return Checkpoint(path, kind, network, front_end, space, card, sha256)
+    return Checkpoint(path, kind, network, front_end, header["embedding_space"], card, sha256)
+
+
+def _weights(network: nn.Module) -> set[str]:
+    """Name the weights of linear layers and convolutions: what is large, and bears rounding."""
+    layers = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+    return {f"{name}.weight" for name, m in network.named_modules() if isinstance(m, layers)}
 
 
 def _build(
@@ -226,41 +252,25 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Model:
-    """The networks of a model directory that a command asked for; they share one space."""
+    """The networks of a model that a command asked for; they share one space."""
 
     name: str
     checkpoints: Mapping[str, Checkpoint]
 
 
-def load_model(model: str | Path, kinds: tuple[str, ...]) -> Model:
-    """Read the networks of a bundled model, or of a directory of checkpoints.
+def load_model(choice: Choice, *, keep_half: bool = False) -> Model:
+    """Read the networks that `catalogue.choose` found.
+
+    Args:
+        choice: whose hashes are waited for.
+        keep_half: as for `load`.
 
     Raises:
-        CheckpointError: if there is no such model, or its networks were made for different face
-            encoders, or as `load`.
+        CheckpointError: if the networks were made for different face encoders, or as `load`.
     """
-    bundled = sorted(path.parent.name for path in MODELS.glob("*/face_decoder.safetensors"))
-    folder = MODELS / model if model in bundled else Path(model)
-    if not os.path.isdir(folder):
-        raise CheckpointError(
-            f"{model}: is neither a bundled model ({', '.join(bundled)}) nor a folder of "
-            "checkpoints",
-            hint=f"a model folder holds {', '.join(f'{kind}.safetensors' for kind in KINDS)}",
-        )
-    checkpoints = {kind: load(folder / f"{kind}.safetensors", kind) for kind in kinds}
+    checkpoints = {
+        kind: load(path, kind, sha256=choice.hashes[kind].result(), keep_half=keep_half)
+        for kind, path in choice.paths.items()
+    }
     check_space(list(checkpoints.values()))
-    return Model(folder.resolve().name, checkpoints)
-
-
-def check_space(checkpoints: Sequence[Checkpoint]) -> None:
-    """Make sure that checkpoints were made for one and the same face encoder.
-
-    Raises:
-        CheckpointError: if two of them were not.
-    """
-    if len({checkpoint.embedding_space for checkpoint in checkpoints}) > 1:
-        seen = ", ".join(f"{c.path} of space {c.embedding_space[:8]}" for c in checkpoints)
-        raise CheckpointError(
-            f"networks of different embedding spaces do not fit together: {seen}",
-            hint="use networks that were trained with the same face encoder",
-        )
+    return Model(choice.name, checkpoints)

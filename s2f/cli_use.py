@@ -1,43 +1,26 @@
 """The commands that use a model: `s2f generate` and `s2f reconstruct`."""
 
-import contextlib
-import dataclasses
-import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import s2f
-from s2f.console import Console, described
-from s2f.options import (
-    PARTLY_FAILED,
-    DeviceOpt,
-    JsonOpt,
-    QuietOpt,
-    choose_console,
-    examples,
-    given,
-    option,
-)
+from s2f.batch import RECORDED, STDIN
+from s2f.console import Console
+from s2f.errors import UsageError
+from s2f.options import choose_console, examples, option
+from s2f.use_batch import FRAMES, draw, draw_morph
+from s2f.use_options import VoiceEncoderOpt, draws
 
 if TYPE_CHECKING:
-    from s2f.batch import Find, Outcome
-    from s2f.infer import Face, SpeechToFace
+    from s2f.errors import InputError
+    from s2f.face import Face
+    from s2f.infer import SpeechToFace
+    from s2f.runtime import Progress
 
 app = typer.Typer()
-
-_WHERE = "A .png for one file, or a folder (default: this one) that mirrors the input's."
-OutputOpt = Annotated[Path | None, option("Output", _WHERE, "--output", "-o")]
-SizeOpt = Annotated[int | None, option("Output", "Side, pixels.", "--size", min=16, max=4096)]
-LandmarksOpt = Annotated[
-    bool, option("Output", "Write NAME_landmarks.png beside it.", "--landmarks")
-]
-OverwriteOpt = Annotated[
-    bool, option("Output", "Replace pictures that are there already.", "--overwrite")
-]
-ModelOpt = Annotated[str | None, option("Model", "A bundled model's name, or a folder.", "--model")]
 
 
 @app.command(
@@ -46,31 +29,81 @@ ModelOpt = Annotated[str | None, option("Model", "A bundled model's name, or a f
     rich_help_panel="Use",
     epilog=examples(
         "s2f generate examples/speech.wav -o face.png",
-        "s2f generate recordings -o faces --landmarks",
+        "s2f generate recordings -o faces --landmarks --sheet sheet.png",
+        "s2f generate examples/speech.wav --start 2 --duration 6 -o part.webp --size 448",
+        "s2f generate --morph examples/speech.wav recordings/ann/hello.wav -o morph.webp",
     ),
 )
+@draws
 def _generate(
     ctx: typer.Context,
     speech: Annotated[
-        list[Path],
-        typer.Argument(help="Recordings, videos with sound, or folders of them.", metavar="SPEECH"),
-    ],
-    output: OutputOpt = None,
-    model: ModelOpt = None,
-    size: SizeOpt = None,
-    landmarks: LandmarksOpt = False,
-    overwrite: OverwriteOpt = False,
-    device: DeviceOpt = "auto",
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
+        list[Path] | None,
+        typer.Argument(
+            help="Recordings, videos with sound, folders of them, or - for standard input.",
+            metavar="SPEECH",
+            readable=False,
+        ),
+    ] = None,
+    record: Annotated[
+        float | None,
+        option("Input", "Record so many seconds.", "--record", metavar="SECONDS"),
+    ] = None,
+    start: Annotated[
+        float, option("Input", "Where speech starts in a recording, seconds.", "--start")
+    ] = 0,
+    duration: Annotated[
+        float | None, option("Input", "Of the speech, seconds (default: all).", "--duration")
+    ] = None,
+    trim_silence: Annotated[
+        float | None,
+        option("Input", "Cut ends this many dB below the loudest.", "--trim-silence"),
+    ] = None,
+    voice_encoder: VoiceEncoderOpt = None,
+    compare: Annotated[
+        Path | None,
+        option(
+            "Output",
+            "Also NAME_compare: this photo, the face from it, and the one from the voice.",
+            "--compare",
+            metavar="PHOTO",
+        ),
+    ] = None,
+    morph: Annotated[
+        tuple[Path, Path] | None,
+        option("Output", "Animate from one voice's face to another's.", "--morph", metavar="A B"),
+    ] = None,
+    frames: Annotated[
+        int | None, option("Output", f"Of --morph (default: {FRAMES}).", "--frames", min=2, max=500)
+    ] = None,
+    **shared: Any,
 ) -> None:
     """Generate the face that speech suggests: an average impression, never a likeness."""
-    console = choose_console(ctx, as_json, quiet)
-    from s2f.audio import find
-    from s2f.infer import SpeechToFace
+    console = choose_console(ctx, shared["as_json"], shared["quiet"])
+    _check_sources(ctx.params)
+    from s2f.alignment import choose_detector
+    from s2f.audio import check_part, find
+    from s2f.microphone import check_seconds
 
-    kinds = ("voice_encoder", "face_decoder")
-    _draw(ctx, console, find, speech, output, kinds, SpeechToFace.generate)
+    cut: dict[str, Any] = {"start": start, "duration": duration, "trim_silence": trim_silence}
+    check_part(**cut)
+    if morph is not None:
+        draw_morph(console, ctx.params, cut)
+        return
+
+    def faces(
+        model: "SpeechToFace", sources: Iterable[Path], progress: "Progress"
+    ) -> "Iterator[Face | InputError]":
+        speeches = (_opened(source, record, console, progress) for source in sources)
+        return model.generate_all(speeches, progress=progress, **cut)
+
+    if compare is not None and shared["align"]:
+        choose_detector(shared["detector"])
+    kinds = ["voice_encoder", *(["face_encoder"] if compare else []), "face_decoder"]
+    if record is not None:
+        check_seconds(record)
+    sources = [RECORDED] if record is not None else [*(speech or [])]
+    draw(console, ctx.params, sources, find, kinds, faces)
 
 
 @app.command(
@@ -78,110 +111,84 @@ def _generate(
     no_args_is_help=True,
     rich_help_panel="Use",
     epilog=examples(
-        "s2f reconstruct photo.jpg -o face.png",
-        "s2f reconstruct photos -o faces --size 448",
+        "s2f reconstruct photo.jpg -o face.png --no-align",
+        "s2f reconstruct photos -o faces --size 448 --no-align",
     ),
 )
+@draws
 def _reconstruct(
     ctx: typer.Context,
     photo: Annotated[
         list[Path],
-        typer.Argument(help="Framed photos of faces, or folders of them.", metavar="PHOTO"),
+        typer.Argument(
+            help="Photos of faces, folders of them, or - for standard input.",
+            metavar="PHOTO",
+            readable=False,
+        ),
     ],
-    output: OutputOpt = None,
-    model: ModelOpt = None,
-    size: SizeOpt = None,
-    landmarks: LandmarksOpt = False,
-    overwrite: OverwriteOpt = False,
-    device: DeviceOpt = "auto",
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
+    **shared: Any,
 ) -> None:
     """Draw the face of a photo from its embedding: what the decoder makes of it at best."""
-    console = choose_console(ctx, as_json, quiet)
-    from s2f.infer import SpeechToFace
+    console = choose_console(ctx, shared["as_json"], shared["quiet"])
+    from s2f.alignment import choose_detector
     from s2f.layout import find_photos
 
-    kinds = ("face_encoder", "face_decoder")
-    _draw(ctx, console, find_photos, photo, output, kinds, SpeechToFace.reconstruct)
+    if shared["align"]:
+        choose_detector(shared["detector"])
+    framing: dict[str, Any] = {"align": shared["align"], "detector": shared["detector"]}
+
+    def faces(
+        model: "SpeechToFace", sources: Iterable[Path], progress: "Progress"
+    ) -> "Iterator[Face | InputError]":
+        photos = (_opened(source, None, console, progress) for source in sources)
+        return model.reconstruct_all(photos, progress=progress, **framing)
+
+    draw(console, ctx.params, photo, find_photos, ["face_encoder", "face_decoder"], faces)
 
 
-def _draw(
-    ctx: typer.Context,
-    console: Console,
-    find: "Find",
-    sources: list[Path],
-    output: Path | None,
-    kinds: tuple[str, ...],
-    method: "Callable[[SpeechToFace, Path], Face]",
-) -> None:
-    """Make a picture of each source, report them, and exit with what became of them."""
-    from s2f.batch import plan, run
-    from s2f.infer import SpeechToFace
+def _check_sources(params: Mapping[str, Any]) -> None:
+    """Make sure that what is to be generated from is said once.
 
-    options = ctx.params
-
-    @functools.cache  # read once, and only when there is a picture to make
-    def networks() -> SpeechToFace:
-        model = given(model=options["model"])
-        return SpeechToFace.load(device=options["device"], kinds=kinds, **model)
-
-    planned = plan(sources, output, find)
-    many = len(sources) > 1 or sources[0].is_dir()
-    bar = console.progress("drawing", "files") if many else contextlib.nullcontext(_silent)
-    outcomes = []
-    with bar as progress:
-        for outcome in run(
-            lambda path: method(networks(), path),
-            planned,
-            overlay=options["landmarks"],
-            overwrite=options["overwrite"],
-            skip=many,
-            progress=progress,
-            **given(size=options["size"]),
-        ):
-            outcomes.append(outcome)
-            if outcome.status == "made":
-                console.line(outcome.target)
-                if outcome.overlay:
-                    console.line(outcome.overlay)
-            elif outcome.status == "skipped":
-                console.note(f"skipped {outcome.source}: {outcome.target} is up to date")
-    errors = [outcome.error for outcome in outcomes if outcome.error]
-    if errors and len(outcomes) == 1:
-        raise errors[0]
-    model = networks().model if networks.cache_info().currsize else None
-    console.summary(
-        {
-            "s2f": s2f.__version__,
-            "model": model
-            and {
-                "name": model.name,
-                "cards": {
-                    kind: dataclasses.asdict(checkpoint.card)
-                    for kind, checkpoint in model.checkpoints.items()
-                },
-            },
-            "results": [_record(outcome) for outcome in outcomes],
-        },
-    )
-    if errors:
-        console.failures(errors, len(outcomes))
-        raise typer.Exit(PARTLY_FAILED)
+    Raises:
+        UsageError: if it is not, or `--morph` is given what it has no use for.
+    """
+    ways = [name for name in ("speech", "record", "morph") if params[name]]
+    if len(ways) != 1:
+        raise UsageError(
+            f"there is {' and '.join(ways) or 'nothing'} to generate a face from",
+            hint="name recordings, or give --record SECONDS, or --morph A B",
+        )
+    idle: tuple[str, ...] = ("format", "landmarks", "embedding", "compare", "sheet")
+    if params["morph"] is None:
+        idle = ("frames",)
+    for name in idle:
+        if params[name]:
+            raise UsageError(
+                f"--{name} does not go {'with' if params['morph'] else 'without'} --morph",
+                hint=f"leave --{name} out",
+            )
+    if params["compare"] is None and (params["detector"] or not params["align"]):
+        raise UsageError(
+            "--detector and --no-align are for the photo of --compare", hint="leave them out"
+        )
 
 
-def _silent(done: int, total: int, what: str) -> None:
-    pass
+def _opened(source: Path, record: float | None, console: Console, progress: "Progress") -> Any:
+    """Give what is read for a source: standard input, the microphone, or the file itself."""
+    if record is not None:
+        from s2f.microphone import record as record_sound
 
+        told: list[str] = []
 
-def _record(outcome: "Outcome") -> dict[str, object]:
-    error = outcome.error
-    return {
-        "source": outcome.source,
-        "face": outcome.target,
-        "landmarks": outcome.overlay,
-        "status": outcome.status,
-        "clips": outcome.clips,
-        "seconds": round(outcome.seconds, 3),
-        "error": error and described(error),
-    }
+        def tell(done: int, total: int, what: str) -> None:
+            if not told:  # by now it does record
+                console.note(f"{what}, {record:g} s: speak now")
+            told.append(what)
+            progress(done, total, what)
+
+        return record_sound(record, progress=tell)
+    if source != STDIN:
+        return source
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="pipe something into it")
+    return sys.stdin.buffer

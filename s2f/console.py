@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TextIO
 
-from s2f.errors import S2FError
+from s2f.errors import OutputError, S2FError
 
 Mode = Literal["human", "json", "quiet"]
 Report = Callable[[int, int, str], None]
@@ -47,10 +47,10 @@ class Console:
     def note(self, text: str) -> None:
         """Tell people something that is no result."""
         if self.mode == "human":
-            _write(sys.stderr, _one_line(text))
+            _write(sys.stderr, one_line(text))
 
     def table(self, rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> None:
-        """Tell people facts in rows: columns aligned, those after the first of numbers if headed.
+        """Tell people facts in rows, their columns aligned: under heads, numbers to the right.
 
         Args:
             rows: each with as many values.
@@ -67,10 +67,10 @@ class Console:
         table = Table(box=box.SIMPLE_HEAD if heads else None, show_header=bool(heads))
         for k in range(len(rows[0])):
             head = Text(heads[k]) if heads else ""
-            right = bool(heads) and k > 0
+            right = heads and any(row[k].lstrip("-+")[:1].isdigit() for row in rows)
             table.add_column(head, justify="right" if right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(_one_line(value)) for value in row))
+            table.add_row(*(Text(one_line(value)) for value in row))
         # Where nobody looks at a window, paths need not be broken.
         Terminal(stderr=True, width=None if sys.stderr.isatty() else 200).print(table)
 
@@ -86,7 +86,7 @@ class Console:
         if self.mode == "json":
             self.summary(failure)
             return
-        _write(sys.stderr, f"error: {_one_line(failure['message'] or '')}")
+        _write(sys.stderr, f"error: {one_line(failure['message'] or '')}")
         self._cure(failure["hint"])
 
     def failures(self, errors: Sequence[S2FError], total: int) -> None:
@@ -95,13 +95,13 @@ class Console:
             return
         _write(sys.stderr, f"error: {len(errors)} of {total} failed")
         for error in errors:
-            _write(sys.stderr, f"  {_one_line(error.message)}")
+            _write(sys.stderr, f"  {one_line(error.message)}")
         for hint in dict.fromkeys(error.hint for error in errors):
             self._cure(hint)
 
     def _cure(self, hint: str | None) -> None:
         if hint:
-            _write(sys.stderr, f"cure: {_one_line(hint)}")
+            _write(sys.stderr, f"cure: {one_line(hint)}")
 
     @contextlib.contextmanager
     def progress(self, title: str, unit: str | None = None) -> Iterator[Report]:
@@ -147,7 +147,7 @@ class Console:
             speed = bar.tasks[0].speed
             rate = f"{speed:.1f} {unit}/s" if unit and speed else ""
             bar.update(task, completed=done, rate=rate)
-            now.plain = _one_line(what)
+            now.plain = one_line(what)
 
         terminal = Terminal(stderr=True)
         with Live(Group(bar, now), console=terminal, transient=True, refresh_per_second=4):
@@ -160,18 +160,25 @@ def described(error: S2FError) -> dict[str, str | None]:
     return {"error": kind, "message": error.message, "hint": error.hint}
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Escape what a path may hold and a terminal would obey: line ends, escape sequences."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _write(stream: TextIO, line: str) -> None:
+def _write(stream: TextIO | None, line: str) -> None:
+    if stream is None:  # whoever started the program closed it
+        return
     try:
-        stream.write(f"{line}\n")
-    except UnicodeEncodeError:  # a path whose bytes are not text: give it back as it came
+        try:
+            stream.write(f"{line}\n")
+        except UnicodeEncodeError:  # a path whose bytes are not text: give it back as it came
+            stream.flush()
+            stream.buffer.write(os.fsencode(f"{line}\n"))
         stream.flush()
-        stream.buffer.write(os.fsencode(f"{line}\n"))
-    stream.flush()
+    except OSError as error:
+        raise OutputError(
+            f"{stream.name}: cannot be written: {error.strerror}", hint="look at what it leads to"
+        ) from error
 
 
 def _plain(value: object) -> Any:

@@ -24,7 +24,7 @@ class Converted:
     Attributes:
         path: the checkpoint.
         source: the foreign file.
-        kind: as in `checkpoint.KINDS`.
+        kind: as in `header.KINDS`.
         embedding_space: that it defines, or was made for.
         proven: largest error of each tap against NumPy, relative to the tap's largest value.
         verified: the same against Keras; None where that was not asked for.

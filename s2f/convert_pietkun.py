@@ -22,10 +22,11 @@ from s2f import (
     voice_encoder,
     weight_tables,
 )
-from s2f.checkpoint import KINDS, Network, kind_of, save
+from s2f.checkpoint import Network, kind_of, save
 from s2f.conversion import Converted
 from s2f.errors import OutputError, UsageError
 from s2f.front_end import FRONT_ENDS, FrontEnd
+from s2f.header import KINDS
 from s2f.keras_network import Origin
 from s2f.runtime import Progress, atomic_folder, silent
 

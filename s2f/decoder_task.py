@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from s2f import augment, face_decoder, face_encoder, layout, losses, neighbours
-from s2f.checkpoint import Card, Checkpoint, check_space, save
+from s2f.checkpoint import Card, Checkpoint, save
 from s2f.drawing import draw_faces, finished, sheet
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.face_dataset import Morphs
 from s2f.feed import Item
+from s2f.header import check_space
 from s2f.registration import FaceData
 from s2f.runtime import Progress, silent
 from s2f.task import Group

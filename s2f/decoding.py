@@ -1,15 +1,11 @@
-"""File or stream -> samples at 16 kHz, whatever the format and the length.
+"""File, stream or array -> blocks of samples, as they are there.
 
-libsndfile reads what it knows, and FFmpeg the rest. `scan` reads once from end to end, to measure,
-and gives a `Recording` whose `blocks` are then there to be used; `decode` gives them as one
-waveform. Which files are recordings, and what becomes of their samples, is for `audio`.
+`read_with_soundfile` lets libsndfile read what it knows, and `read_with_av` lets FFmpeg read the
+rest; `read_array` reads arrays. Which is asked, and what becomes of the blocks, `recording` knows.
 """
 
-import io
 import itertools
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,15 +14,13 @@ import numpy.typing as npt
 
 from s2f.errors import AudioError
 
-SAMPLE_RATE = 16_000  # Hz
-FRAME = SAMPLE_RATE // 100  # 160 samples, 10 ms: what powers are measured in
-KEPT_SAMPLES = 600 * SAMPLE_RATE  # 38 MB: longer recordings are decoded twice instead
+SAMPLE_RATE = 16_000  # Hz: of every waveform, once a recording is read
+_BLOCK_VALUES = 1 << 16  # that are read at once, all channels together
 
 # FFmpeg would also open playlists (ffconcat, m3u8), which make it read other files of this machine.
 _AV_FORMATS = "aac,aiff,amr,asf,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,wav"
-_BLOCK_VALUES = 1 << 16  # that libsndfile reads at once, all channels together
 _BLOCK_FRAMES = 64  # that FFmpeg decodes, about 1,000 samples each, before they are used
-_RATES = range(4_000, 768_001)  # Hz; a false 1 Hz would resample to 16,000 times the file's size
+_CHANNELS = 64  # of an array; more is one whose channels come first
 _16_BIT = frozenset({"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"})  # what FFmpeg decodes to that
 _RECORDING = "a recording such as WAV, FLAC, OGG, MP3 or M4A, or a video with sound"
 _SAVE_AGAIN = "Play it to check it, then save it again as WAV."
@@ -34,141 +28,60 @@ _SAVE_AGAIN = "Play it to check it, then save it again as WAV."
 FloatArray = npt.NDArray[np.float32]
 
 
-class _Block(NamedTuple):
-    """Samples [n c] as they are in the file."""
+class Waveform(NamedTuple):
+    """Sound that is an array already: of a microphone, or of other Python code.
+
+    Attributes:
+        samples: [n] or [n c], floating point of about -1..1, or integers of the whole range of
+            their type.
+        rate: samples a second.
+    """
+
+    samples: npt.NDArray[Any]
+    rate: int
+
+
+class Block(NamedTuple):
+    """Samples [n c] as they are in the file, about -1..1.
+
+    Attributes:
+        rate: samples a second.
+        is_16_bit: whether they are decoded to integers of 16 bits, as FFmpeg does.
+        samples: [n c].
+    """
 
     rate: int
     is_16_bit: bool
     samples: FloatArray
 
 
-_Reader = Callable[[BinaryIO, str], Iterator[_Block]]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What a first reading found; good for as long as the file is open.
-
-    Attributes:
-        name: what error messages call it.
-        n_samples: its length at 16 kHz, at least 1.
-        powers: float64 [t], the sum of the squares of each 160 samples; the last may be fewer.
-        is_16_bit: whether it is decoded to integers of 16 bits, as FFmpeg does.
-    """
-
-    name: str
-    n_samples: int
-    powers: npt.NDArray[np.float64]
-    is_16_bit: bool
-    _read: Callable[[], Iterator[FloatArray]]
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[FloatArray]:
-        """Yield the samples from `start` to `stop` (default: the end) in blocks: mono [n].
-
-        Raises:
-            AudioError: if the file changed since it was measured.
-        """
-        import soundfile
-
-        stop, position = self.n_samples if stop is None else stop, 0
-        try:
-            for block in self._read():
-                piece = block[max(0, start - position) : max(0, stop - position)]
-                position += len(block)
-                if piece.size:
-                    yield piece
-                if position >= stop:
-                    return
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise self._changed() from error
-        raise self._changed()
-
-    def _changed(self) -> AudioError:
-        hint = "Prepare it when nothing writes to it any more."
-        return unusable(self.name, "changed while it was read", "a finished recording", hint)
-
-
-def scan(data: BinaryIO, name: str, *, kept_samples: int = KEPT_SAMPLES) -> Recording:
-    """Read a seekable file, whose content tells its format, from end to end, and measure it.
-
-    Args:
-        data: the file, opened in binary mode.
-        name: what error messages call it.
-        kept_samples: up to this length the samples stay in memory; a longer recording takes none
-            but those of a block, and is decoded again by `Recording.blocks`.
+def read_with_soundfile(data: BinaryIO, name: str) -> Iterator[Block]:
+    """Yield the blocks of a file in one of libsndfile's formats.
 
     Raises:
-        AudioError: if it is empty, not sound, without a sound track or samples, or holds NaN or
-            infinite samples.
+        soundfile.LibsndfileError: if it is in none of them, damaged, or says that it is empty.
     """
-    import soundfile
-
-    if not data.seek(0, io.SEEK_END):
-        raise unusable(name, "is empty (0 bytes)", hint="Copy or record it again.")
-    try:
-        return _scan(_read_with_soundfile, data, name, kept_samples)
-    except soundfile.LibsndfileError:
-        # Not one of libsndfile's formats, or damaged: FFmpeg knows more and skips broken packets.
-        return _scan(_read_with_av, data, name, kept_samples)
-
-
-def decode(data: BinaryIO, name: str) -> FloatArray:
-    """Read the sound of a seekable file, whose content tells its format.
-
-    Returns:
-        waveform: mono [n], n >= 1, as recorded (about -1..1), at 16 kHz.
-
-    Raises:
-        AudioError: as in `scan`.
-    """
-    return np.concatenate(list(scan(data, name, kept_samples=sys.maxsize).blocks()))
-
-
-def unusable(
-    name: Path | str, found: str, wanted: str = _RECORDING, hint: str = _SAVE_AGAIN
-) -> AudioError:
-    """Return the error of a recording: what was found, what was wanted, and the cure."""
-    return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)
-
-
-def _scan(read: _Reader, data: BinaryIO, name: str, kept_samples: int) -> Recording:
-    blocks = read(data, name)
-    first = next(blocks, None)
-    if first is None:
-        raise unusable(name, "holds no samples")
-    kept: list[FloatArray] = []
-    powers: list[npt.NDArray[np.float64]] = []
-    n_samples = 0
-    for block in _mono(itertools.chain([first], blocks), name):
-        squares = np.square(block, dtype=np.float64)
-        powers.append(np.add.reduceat(squares, np.arange(0, len(squares), FRAME)))
-        if not np.isfinite(powers[-1]).all():
-            raise unusable(name, "holds samples that are NaN or infinite", "finite ones")
-        n_samples += len(block)
-        if n_samples <= kept_samples:
-            kept.append(block)
-        else:
-            kept.clear()
-    if not n_samples:
-        raise unusable(name, "holds no samples")
-
-    def again() -> Iterator[FloatArray]:
-        return iter(kept) if kept else _mono(read(data, name), name)
-
-    return Recording(name, n_samples, np.concatenate(powers), first.is_16_bit, again)
-
-
-def _read_with_soundfile(data: BinaryIO, name: str) -> Iterator[_Block]:
     import soundfile
 
     data.seek(0)
     with soundfile.SoundFile(data) as file:
+        # FFmpeg reads on where nobody came back to write the length; and libmpg123, which gives the
+        # same samples, writes to the terminal what it finds odd.
+        if not file.frames or file.format == "MP3":
+            raise soundfile.LibsndfileError(1)
         n, is_16_bit = max(1, _BLOCK_VALUES // file.channels), file.subtype in _16_BIT
         while len(block := file.read(n, dtype="float32", always_2d=True)):
-            yield _Block(file.samplerate, is_16_bit, block)
+            yield Block(file.samplerate, is_16_bit, block)
 
 
-def _read_with_av(data: BinaryIO, name: str) -> Iterator[_Block]:
+def read_with_av(data: BinaryIO, name: str) -> Iterator[Block]:
+    """Yield the blocks of a file, or of the sound track of a video, that FFmpeg knows.
+
+    Broken packets are passed over.
+
+    Raises:
+        AudioError: if it is not sound, has no sound track, or none of it can be decoded.
+    """
     import av
 
     for (rate, n_channels, _), frames in itertools.groupby(_frames(data, name), key=_kind):
@@ -178,9 +91,7 @@ def _read_with_av(data: BinaryIO, name: str) -> Iterator[_Block]:
                 frame.pts = None  # which the queue would want without gaps
                 queue.write(frame)
             if (joined := queue.read()) is not None:
-                samples = _array(joined, n_channels)
-                is_16_bit = samples.dtype.kind in "iu" and samples.itemsize <= 2
-                yield _Block(rate, is_16_bit, _full_scale(samples))
+                yield as_block(rate, _array(joined, n_channels))
 
 
 def _kind(frame: Any) -> tuple[int, int, str]:
@@ -241,48 +152,42 @@ def _frames(data: BinaryIO, name: str) -> Iterator[Any]:
             raise unusable(name, "is damaged: none of its sound can be decoded") from damage
 
 
-def _full_scale(samples: npt.NDArray[Any]) -> FloatArray:
-    """Bring integers to -1..1."""
-    if samples.dtype.kind in "iu":
+def read_array(waveform: Waveform, name: str) -> Iterator[Block]:
+    """Yield the blocks that a file of the same samples gives.
+
+    Raises:
+        AudioError: if it is not an array of numbers [n] or [n c].
+    """
+    samples, rate = waveform
+    wanted = "a NumPy array [n] or [n c] of integers, or of floating point of about -1..1"
+    if not isinstance(samples, np.ndarray):
+        raise unusable(name, f"is of type {type(samples).__name__}", wanted, "Convert it.")
+    if samples.dtype.kind not in "iuf":
+        raise unusable(name, f"is an array of {samples.dtype}", wanted, "Convert it.")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > _CHANNELS):
+        hint = "Give one recording at a time, with its samples along the first dimension."
+        raise unusable(name, f"is an array {list(samples.shape)}", wanted, hint)
+    if not samples.size:
+        return
+    samples = samples.reshape(len(samples), -1)
+    n = max(1, _BLOCK_VALUES // samples.shape[1])
+    for start in range(0, len(samples), n):
+        yield as_block(rate, samples[start : start + n])
+
+
+def as_block(rate: int, samples: npt.NDArray[Any]) -> Block:
+    """Make a block of samples [n c] of any type: integers are brought to -1..1."""
+    is_integer = samples.dtype.kind in "iu"
+    is_16_bit = is_integer and samples.itemsize <= 2
+    if is_integer:
         full_scale = 2.0 ** (8 * samples.itemsize - 1)
         samples = samples / full_scale - (samples.dtype.kind == "u")
-    return samples.astype(np.float32)
+    with np.errstate(over="ignore"):  # it becomes infinite, which is refused later
+        return Block(rate, is_16_bit, samples.astype(np.float32))
 
 
-def _mono(blocks: Iterator[_Block], name: str) -> Iterator[FloatArray]:
-    """Mix blocks down to mono at 16 kHz, in whole frames; the rate may change between blocks."""
-    held = np.empty(0, np.float32)
-    for piece in _resampled(blocks, name):
-        held = np.concatenate([held, piece])
-        whole = len(held) - len(held) % FRAME
-        if whole:
-            yield held[:whole]
-            held = held[whole:]
-    if held.size:
-        yield held
-
-
-def _resampled(blocks: Iterator[_Block], name: str) -> Iterator[FloatArray]:
-    import soxr
-
-    for rate, group in itertools.groupby(blocks, key=lambda block: block.rate):
-        if rate not in _RATES:
-            wanted = f"{_RATES[0]} to {_RATES[-1]}"
-            raise unusable(name, f"claims {rate} samples a second", wanted)
-        mono = (_mixed(block.samples) for block in group)
-        if rate == SAMPLE_RATE:
-            yield from mono
-            continue
-        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        for piece in mono:
-            yield stream.resample_chunk(piece)
-        yield stream.resample_chunk(np.empty(0, np.float32), last=True)
-
-
-def _mixed(samples: FloatArray) -> FloatArray:
-    """Mix [n c] down to [n]."""
-    if samples.shape[1] == 1:
-        return np.ascontiguousarray(samples[:, 0])
-    with np.errstate(over="ignore", invalid="ignore"):  # inf - inf: `_scan` refuses it
-        mono: FloatArray = samples.mean(axis=1)
-    return mono
+def unusable(
+    name: Path | str, found: str, wanted: str = _RECORDING, hint: str = _SAVE_AGAIN
+) -> AudioError:
+    """Return the error of a recording: what was found, what was wanted, and the cure."""
+    return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)

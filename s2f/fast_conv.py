@@ -1,4 +1,4 @@
-"""4x4 convolutions with a quarter of the multiplications, for networks that are trained on a CPU.
+"""4x4 convolutions with a quarter of the multiplications, for networks on a CPU.
 
 Winograd's minimal filtering F(3x3, 4x4): a tile of 3 x 3 outputs is found from 6 x 6 inputs by 36
 multiplications a pair of channels instead of 144, and so are both gradients. Everything is a

@@ -1,24 +1,28 @@
-"""Pictures: a file becomes an RGB tensor in the 224 frame, and a face becomes a file."""
+"""Pictures: a photo becomes an RGB tensor in the 224 frame, and a face becomes a file."""
 
 import io
+import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from s2f.errors import ImageError
+from s2f.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Source = Path | BinaryIO | Image.Image | NDArray[Any]
 Fit = Literal["squash", "letterbox"]
 FRAME = 224  # pixels: side of the frame that faces and landmarks live in
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 256 * 2**20  # of a stream that has to be held in memory
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
 ENCODING: dict[str, dict[str, Any]] = {  # by the suffix of a file
@@ -28,52 +32,166 @@ ENCODING: dict[str, dict[str, Any]] = {  # by the suffix of a file
     ".webp": {"format": "WEBP", "quality": 95},
     ".bmp": {"format": "BMP"},
 }
+_UPRIGHT = {  # by EXIF's orientation: what makes the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # What Pillow's readers raise for files that are broken in one of many ways.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error)
 
 
-def open_photo(path: Path, *, enough: int | None = FRAME) -> Image.Image:
-    """Open a photo the way it is looked at: upright, RGB.
+def open_photo(
+    source: Source, *, enough: int | None = FRAME, name: str | None = None
+) -> Image.Image:
+    """Open a photo the way it is looked at: upright, RGB, on white where it is transparent.
+
+    Colours are those that are stored: a colour profile is not applied. Of an animation it is the
+    first picture.
 
     Args:
-        path: of the photo.
+        source: a file, a binary stream (one that cannot seek is read into memory), a picture of
+            Pillow, or an array uint8: [h w 3] RGB, [h w 4] RGBA or [h w] grey.
         enough: pixels a side that are of interest: a larger JPEG may be decoded at a half, a
             quarter or an eighth of its size, never below twice this. None decodes all of it.
+        name: what errors call it; the path, or else "the photo".
+
+    Returns:
+        A new picture: the one that was given stays as it is.
 
     Raises:
-        ImageError: if it is missing, not a JPEG, PNG, WebP or BMP, broken, or over 100 megapixels.
+        ImageError: if it is missing, no regular file, not a JPEG, PNG, WebP or BMP, broken, or
+            over 100 megapixels; if an array is of another type or shape.
     """
+    name = name or called(source)
     hint = f"give a picture as {', '.join(FORMATS)}"
     try:
         with warnings.catch_warnings():
             # Of large pictures, where our limit is lower, and of metadata that nobody reads.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ImageError(
-                        f"{path}: is {picture.width} x {picture.height} pixels; "
-                        f"at most {MAX_PIXELS // 10**6} megapixels are read",
-                        hint="make it smaller first",
-                    )
+            if isinstance(source, np.ndarray):
+                source = _from_array(source, name)
+            if isinstance(source, Image.Image):
+                _check_size(source, name)
+                return _looked_at(source, name)
+            if isinstance(source, Path):
+                kind = source.stat().st_mode
+                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would be waited for
+                    raise ImageError(f"{name}: is no regular file", hint=hint)
+            elif not source.seekable():
+                source = _read(source, name)
+            with Image.open(source, formats=FORMATS) as picture:
+                _check_size(picture, name)
                 if enough is not None:
                     picture.draft("RGB", (2 * enough, 2 * enough))
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip to white
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                return upright.convert("RGB")
+                return _looked_at(picture, name)
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file", hint="check the path") from error
+        raise ImageError(f"{name}: no such file", hint="check the path") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: may not be read", hint="check its permissions") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{path}: is a folder, not a picture", hint=hint) from error
+        raise ImageError(f"{name}: is a folder, not a picture", hint=hint) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: is not a picture that can be read", hint=hint) from error
+        raise ImageError(f"{name}: is not a picture that can be read", hint=hint) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{path}: is too large; at most {MAX_PIXELS // 10**6} megapixels are read: {error}",
+            f"{name}: is too large; at most {MAX_PIXELS // 10**6} megapixels are read: {error}",
             hint="make it smaller first",
         ) from error
     except _BROKEN as error:
-        raise ImageError(f"{path}: cannot be read: {error}", hint=hint) from error
+        raise ImageError(f"{name}: cannot be read: {error}", hint=hint) from error
+
+
+def called(source: Source) -> str:
+    """Tell what errors call a photo that was given no name."""
+    return str(source) if isinstance(source, Path) else "the photo"
+
+
+def _from_array(array: NDArray[Any], name: str) -> Image.Image:
+    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not is_picture:
+        raise ImageError(
+            f"{name}: is an array of {array.dtype} {list(array.shape)}",
+            hint="wanted uint8 0..255: [h w 3] RGB, [h w 4] RGBA or [h w] grey",
+        )
+    return Image.fromarray(array)
+
+
+def _read(stream: BinaryIO, name: str) -> BinaryIO:
+    """Read a stream that cannot seek, such as standard input."""
+    held = io.BytesIO()
+    while block := stream.read(2**20):
+        if held.tell() + len(block) > MAX_BYTES:
+            raise ImageError(
+                f"{name}: holds more than {MAX_BYTES // 2**20} MB, which is the most that is "
+                "read of a stream",
+                hint="give it as a file",
+            )
+        held.write(block)
+    return held
+
+
+def _check_size(picture: Image.Image, name: str) -> None:
+    pixels = picture.width * picture.height
+    if not 0 < pixels <= MAX_PIXELS:
+        raise ImageError(
+            f"{name}: is {picture.width} x {picture.height} pixels; "
+            f"at most {MAX_PIXELS // 10**6} megapixels are read",
+            hint="make it smaller first" if pixels else "wanted at least one pixel",
+        )
+
+
+def _looked_at(picture: Image.Image, name: str) -> Image.Image:
+    # Pillow's own `exif_transpose` writes all of the EXIF anew, and raises where some is broken.
+    turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    upright = picture if turn is None else picture.transpose(turn)
+    if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip to white
+        shades = np.asarray(upright)
+        if not 0 <= shades.min() <= shades.max() < 2**16:
+            raise ImageError(
+                f"{name}: has shades from {shades.min()} to {shades.max()}",
+                hint="wanted shades of 8 bits, or of 16: 0 to 65535",
+            )
+        bits = 8 if upright.mode == "I" and shades.max() < 2**8 else 16
+        return Image.fromarray((shades >> bits - 8).astype(np.uint8)).convert("RGB")
+    if upright.mode == "F":
+        raise ImageError(
+            f"{name}: has shades that are floating point numbers",
+            hint="wanted shades of 8 bits, or of 16: 0 to 65535",
+        )
+    if upright.has_transparency_data:  # whose hidden colours `convert` would show
+        upright = upright.convert("RGBA")
+        ground = Image.new("RGB", upright.size, "white")
+        ground.paste(upright, mask=upright)
+        return ground
+    return upright.convert("RGB")
+
+
+def fit_frame(photo: Image.Image, fit: Fit) -> "Tensor":
+    """Fit an RGB photo into the frame: uint8 [3 224 224].
+
+    Args:
+        photo: framed already.
+        fit: what becomes of a photo that is no square. `squash` fills the frame; `letterbox`
+            keeps the proportions, centred on black.
+    """
+    import torch  # takes seconds, and who only lists and resizes photos needs no tensors
+
+    frame = (FRAME, FRAME)
+    if photo.size != frame:
+        if fit == "letterbox":
+            # Pillow's own `pad` leaves nothing of a photo 500 times as high as wide.
+            width, height = (max(1, round(side / max(photo.size) * FRAME)) for side in photo.size)
+            inner = photo.resize((width, height), Image.Resampling.LANCZOS)
+            photo = Image.new("RGB", frame)
+            photo.paste(inner, (round((FRAME - width) / 2), round((FRAME - height) / 2)))
+        else:
+            photo = photo.resize(frame, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1)
 
 
 def load_face(path: Path, *, fit: Fit = "squash") -> "Tensor":
@@ -81,21 +199,12 @@ def load_face(path: Path, *, fit: Fit = "squash") -> "Tensor":
 
     Args:
         path: of the photo.
-        fit: what becomes of a photo that is no square. `squash` fills the frame; `letterbox`
-            keeps the proportions, centred on black.
+        fit: as for `fit_frame`.
 
     Raises:
         ImageError: as `open_photo`.
     """
-    import torch  # takes seconds, and who only lists and resizes photos needs no tensors
-
-    photo, frame = open_photo(path), (FRAME, FRAME)
-    if photo.size != frame:
-        if fit == "letterbox":
-            photo = ImageOps.pad(photo, frame, Image.Resampling.LANCZOS, color=(0, 0, 0))
-        else:
-            photo = photo.resize(frame, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(photo)).permute(2, 0, 1)
+    return fit_frame(open_photo(path), fit)
 
 
 def to_image(picture: "Tensor") -> Image.Image:
@@ -106,16 +215,49 @@ def to_image(picture: "Tensor") -> Image.Image:
 
 def save_photo(photo: Image.Image, path: Path) -> None:
     """Write a photo in the format of its suffix (a key of `ENCODING`), without metadata."""
-    bare = photo.copy()
-    bare.info.clear()  # some writers would add what the reader found
-    bare.save(path, **ENCODING[path.suffix.lower()])
+    _bare(photo).save(path, **ENCODING[path.suffix.lower()])
 
 
-def encode_png(image: Image.Image, text: Mapping[str, str]) -> bytes:
-    """Encode a picture as PNG with text chunks. The same input gives the same bytes."""
-    chunks = PngImagePlugin.PngInfo()
-    for key, value in text.items():
-        chunks.add_itxt(key, value)
+def encode(image: Image.Image, suffix: str, text: Mapping[str, str]) -> bytes:
+    """Encode a picture. The same input gives the same bytes.
+
+    Args:
+        image: RGB.
+        suffix: of the file that it is for: .png, .jpg, .jpeg or .webp.
+        text: facts by name that travel along: as text chunks of a PNG, else as `exif`.
+
+    Raises:
+        UsageError: if the suffix is another one.
+    """
+    options = ENCODING.get(suffix.lower(), {})
+    if options.get("format") == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in text.items():
+            chunks.add_itxt(key, value)
+        options = options | {"pnginfo": chunks}
+    elif options.get("format") in ("JPEG", "WEBP"):
+        options = options | {"exif": exif(text)}
+    else:
+        raise UsageError(
+            f"faces cannot be written as {suffix!r}", hint="wanted .png, .jpg or .webp"
+        )
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=chunks)
+    _bare(image).save(buffer, **options)
     return buffer.getvalue()
+
+
+def exif(text: Mapping[str, str]) -> bytes:
+    """Put facts into EXIF: `Software`, and all others together as the description, in UTF-8."""
+    tags = Image.Exif()
+    if "Software" in text:
+        tags[ExifTags.Base.Software] = text["Software"].encode()
+    if others := [f"{key}: {value}" for key, value in text.items() if key != "Software"]:
+        tags[ExifTags.Base.ImageDescription] = "; ".join(others).encode()
+    return tags.tobytes() if len(tags) else b""
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Copy a picture without what the reader found beside it, which some writers would add."""
+    bare = image.copy()
+    bare.info.clear()
+    return bare

@@ -4,164 +4,298 @@ recording -> clips -> spectrograms -> voice encoder -> mean embedding -> face de
 photo     -> face encoder                           -> embedding      -> face decoder -> face
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-import s2f
-from s2f import landmarks
-from s2f.audio import read_clips
-from s2f.checkpoint import AnyVoiceEncoder, Model, load_model
+from s2f.alignment import Photo, open_face
+from s2f.catalogue import KINDS, Choice, choose
+from s2f.checkpoint import AnyVoiceEncoder, Checkpoint, Model, load_model
 from s2f.drawing import draw_faces
+from s2f.errors import CheckpointError, InputError, UsageError
+from s2f.face import Face
 from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import VGGFace
-from s2f.front_end import spectrogram
-from s2f.images import FRAME, encode_png, load_face, to_image
-from s2f.runtime import atomic_write, choose_device
+from s2f.fast_conv import accelerate
+from s2f.images import called, fit_frame, to_image
+from s2f.precision import check_precision, computing
+from s2f.runtime import Progress, choose_device, one_thread, silent
+from s2f.voice_embedder import BATCH, Embedded, Speech, VoiceEmbedder
 
-BATCH = 16  # clips that go through the voice encoder together
-
-
-@dataclass(frozen=True)
-class Face:
-    """A generated face.
-
-    Attributes:
-        image: RGB, 224 x 224.
-        landmarks: [68 2] xy pixels in the image, iBUG order.
-        embedding: [d] that it was drawn from.
-        source: the recording or photo.
-        clips: clips of speech that were averaged; 0 for a photo.
-        model: name of the model.
-    """
-
-    image: Image.Image
-    landmarks: NDArray[np.float32]
-    embedding: NDArray[np.float32]
-    source: Path
-    clips: int
-    model: str
-
-    def save(self, path: str | Path, *, size: int = FRAME) -> None:
-        """Write a PNG of `size` pixels a side, whose text chunks say what made it.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
-        _save(self._sized(size), Path(path), self._text())
-
-    def save_overlay(self, path: str | Path, *, size: int = FRAME) -> None:
-        """Write a PNG with the landmarks drawn on the face.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
-        image = self._sized(size)
-        points = (self.landmarks + 0.5) * (image.width / self.image.width) - 0.5
-        _save(landmarks.draw(image, points), Path(path), self._text())
-
-    def _sized(self, size: int) -> Image.Image:
-        if size == self.image.width:
-            return self.image
-        return self.image.resize((size, size), Image.Resampling.LANCZOS)
-
-    def _text(self) -> dict[str, str]:
-        return {
-            "Software": f"s2f {s2f.__version__}",
-            "Model": self.model,
-            "Source": f"made from {'speech' if self.clips else 'a photo'}",
-            "Comment": "Synthetic face: an average impression, not the likeness of a person.",
-        }
-
-
-def _save(image: Image.Image, path: Path, text: dict[str, str]) -> None:
-    png = encode_png(image, text)
-    with atomic_write(path) as file:
-        file.write(png)
+Embedding = NDArray[np.float32]
 
 
 class SpeechToFace:
     """The networks of one model, ready to generate and to reconstruct.
 
+    The same speech or photo gives the same bits on one machine, whatever is made beside it and
+    however many threads there are.
+
     Example:
-        `SpeechToFace.load().generate("speech.wav").image.save("face.png")`
+        >>> from s2f import SpeechToFace, Waveform
+        >>> model = SpeechToFace.load(device="cpu")
+        >>> face = model.generate("examples/speech.wav")
+        >>> face.image.size, face.landmarks.shape, face.embedding.shape, face.clips
+        ((224, 224), (68, 2), (256,), 1)
+        >>> import soundfile
+        >>> samples, rate = soundfile.read("examples/speech.wav")
+        >>> again = model.generate(Waveform(samples, rate))
+        >>> bool(abs(again.embedding - face.embedding).max() < 1e-3)
+        True
+        >>> model.decode(face.embedding).landmarks.tolist() == face.landmarks.tolist()
+        True
+
+    Attributes:
+        model: its checkpoints, by kind.
+        device: that it runs on.
+        precision: `fp32`, `bf16` or `fp16`, that its networks compute in where that is safe.
     """
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, precision: str | None = None) -> None:
         self.model, self.device = model, device
-        for checkpoint in model.checkpoints.values():
-            checkpoint.network.to(device)
+        networks = [checkpoint.network.to(device) for checkpoint in model.checkpoints.values()]
+        half = any(p.dtype == torch.float16 for network in networks for p in network.parameters())
+        self.precision = precision or ("fp16" if half else "fp32")
+        if device.type == "cpu":
+            for network in networks:
+                accelerate(network)
 
     @classmethod
     def load(
         cls,
-        model: str | Path = "demo",
+        model: str | Path | Choice = "demo",
         *,
         device: str = "auto",
-        kinds: tuple[str, ...] = ("voice_encoder", "face_encoder", "face_decoder"),
+        precision: str | None = None,
+        kinds: Sequence[str] = KINDS,
+        files: Mapping[str, Path] | None = None,
     ) -> "SpeechToFace":
         """Load a model.
 
         Args:
-            model: name of a bundled model, or a directory of checkpoints.
+            model: name of a bundled model or of one in the cache, or a directory of checkpoints.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            precision: `fp32`, `bf16` or `fp16`; by default `fp32`, but on a CUDA device `fp16`
+                where a file is stored so.
             kinds: networks to load; `generate` needs voice encoder and face decoder,
                 `reconstruct` face encoder and face decoder.
+            files: single checkpoints in the place of the model's, by kind.
 
         Raises:
             CheckpointError: if the model is not there, damaged, or its networks do not fit.
-            DeviceError: if the device is not there.
+            DeviceError: if the device is not there, or cannot compute in this precision.
+            UsageError: if there is no such precision.
         """
-        return cls(load_model(model, kinds), choose_device(device))
+        chosen = choose_device(device)
+        check_precision(precision or "fp32", chosen)
+        if not isinstance(model, Choice):
+            model = choose(model, kinds, files=files)
+        keep_half = chosen.type == "cuda" and precision in (None, "fp16")
+        return cls(load_model(model, keep_half=keep_half), chosen, precision)
 
-    def generate(self, speech: str | Path) -> Face:
+    def generate(
+        self,
+        speech: Speech,
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        trim_silence: float | None = None,
+        progress: Progress = silent,
+    ) -> Face:
         """Generate the face that the speech in a recording suggests.
 
-        Longer recordings are cut into clips, and the embeddings of the clips averaged.
+        Longer recordings are cut into clips, and the embeddings of the clips averaged. They are
+        read as they are needed: hours take no more memory than a minute.
+
+        Args:
+            speech: a file, a binary stream, or a `Waveform`: samples [n] or [n c], and their rate.
+            start: where the speech starts in it, seconds.
+            duration: of the speech, seconds; by default to the end.
+            trim_silence: dB; silence at both ends that is further below the loudest is left out.
+            progress: told of each clip.
 
         Raises:
             AudioError: if the recording cannot be read or holds no usable speech.
+            UsageError: if `start` or `duration` are no times.
         """
-        path = Path(speech)
-        checkpoint = self.model.checkpoints["voice_encoder"]
-        encoder, front_end = checkpoint.network, checkpoint.front_end
-        assert isinstance(encoder, AnyVoiceEncoder) and front_end is not None
-        clips = torch.from_numpy(read_clips(path, front_end.clip_samples))
-        with torch.inference_mode():
-            parts = [
-                encoder(spectrogram(batch.to(self.device), front_end))
-                for batch in torch.split(clips, BATCH)
-            ]
-            embedding = torch.cat(parts).mean(0)
-        return self._draw(embedding, path, len(clips))
+        (face,) = self.generate_all(
+            [speech], start=start, duration=duration, trim_silence=trim_silence, progress=progress
+        )
+        if isinstance(face, InputError):
+            raise face
+        return face
 
-    def reconstruct(self, photo: str | Path) -> Face:
-        """Draw the face of a photo from its embedding.
+    def generate_all(
+        self,
+        speeches: Iterable[Speech],
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        trim_silence: float | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[Face | InputError]:
+        """Generate the faces of many recordings, whose clips share batches.
 
-        The photo must be framed: eyes level, 27 % of the width apart, at 46 % of the height.
+        Args:
+            speeches: as `generate` takes them.
+            start: of the part of each that is wanted, seconds.
+            duration: of that part, seconds.
+            trim_silence: as `generate` takes it.
+            progress: told of each clip of a recording.
+
+        Yields:
+            The face, or what is wrong with the recording, in order.
 
         Raises:
-            ImageError: if the photo cannot be read.
+            UsageError: as `generate`.
         """
-        path = Path(photo)
-        encoder = self.model.checkpoints["face_encoder"].network
-        assert isinstance(encoder, VGGFace)
-        with torch.inference_mode():
-            pixels = load_face(path, fit=encoder.preprocessing.fit)
-            face = pixels.to(self.device).float() / 255
-            embedding = encoder(face[None])[0]
-        return self._draw(embedding, path, 0)
+        cut = {"start": start, "duration": duration, "trim_silence": trim_silence}
+        for embedded in self._embed(speeches, progress, cut):
+            yield embedded.error or self._draw(embedded.embedding, "speech", embedded.clips)
 
-    @torch.inference_mode()
-    def _draw(self, embedding: Tensor, source: Path, clips: int) -> Face:
-        decoder = self.model.checkpoints["face_decoder"].network
+    def reconstruct(self, photo: Photo, *, align: bool = True, detector: str | None = None) -> Face:
+        """Draw the face of a photo from its embedding.
+
+        Args:
+            photo: a file, a binary stream, an image, or an array [h w 3] of RGB.
+            align: whether its largest face is found, and framed as training's faces are. Otherwise
+
+            detector: that finds it: `dlib` or `face-alignment`; by default the one that is there.
+
+        Raises:
+            ImageError: if the photo cannot be read, or no face is found.
+            DependencyError: if no detector is installed.
+        """
+        return self._draw(self.embed_face(photo, align=align, detector=detector), "a photo", 0)
+
+    def reconstruct_all(
+        self,
+        photos: Iterable[Photo],
+        *,
+        align: bool = True,
+        detector: str | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[Face | InputError]:
+        """Draw the faces of many photos.
+
+        Args:
+            photos: as `reconstruct` takes them.
+            align: as `reconstruct` takes it.
+            detector: likewise.
+            progress: told of each photo.
+
+        Yields:
+            The face, or what is wrong with the photo, in order.
+        """
+        for photo in photos:
+            progress(0, 1, photo if isinstance(photo, str) else called(photo))
+            try:
+                yield self.reconstruct(photo, align=align, detector=detector)
+            except InputError as error:
+                yield error
+
+    def embed_voice(
+        self,
+        speech: Speech,
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        trim_silence: float | None = None,
+        progress: Progress = silent,
+    ) -> Embedding:
+        """Embed speech, [d]: as `generate`, without the drawing.
+
+        Raises:
+            AudioError, UsageError: as `generate`.
+        """
+        cut = {"start": start, "duration": duration, "trim_silence": trim_silence}
+        (embedded,) = self._embed([speech], progress, cut)
+        if embedded.error:
+            raise embedded.error
+        return embedded.embedding
+
+    def embed_face(
+        self, photo: Photo, *, align: bool = True, detector: str | None = None
+    ) -> Embedding:
+        """Embed the face of a photo, [d]: as `reconstruct`, without the drawing.
+
+        Raises:
+            ImageError, DependencyError: as `reconstruct`.
+        """
+        encoder = self._checkpoint("face_encoder").network
+        assert isinstance(encoder, VGGFace)
+        framed = open_face(photo, align=align, detector=detector, device=str(self.device))
+        pixels = fit_frame(framed, encoder.preprocessing.fit)
+        with computing(self.device, self.precision):
+            embedding: Tensor = encoder(pixels[None].to(self.device).float() / 255)[0]
+            return embedding.float().cpu().numpy()
+
+    def decode(self, embedding: ArrayLike) -> Face:
+        """Draw the face of an embedding [d].
+
+        Raises:
+            UsageError: if it is not of the model's size, or holds values that are not finite.
+        """
+        return self._draw(self._vector(embedding), "an embedding", 0)
+
+    def morph(self, first: ArrayLike, last: ArrayLike, frames: int) -> Iterator[Face]:
+        """Draw the faces from one embedding [d] to another, in even steps; both are among them.
+
+        Raises:
+            UsageError: as `decode`; if there are fewer than two frames.
+        """
+        a, b = self._vector(first), self._vector(last)
+        if frames < 2:
+            raise UsageError(f"{frames} frames cannot show two faces", hint="give 2 or more")
+        for share in np.linspace(0, 1, frames, dtype=np.float32):
+            yield self.decode((1 - share) * a + share * b)
+
+    def _checkpoint(self, kind: str) -> Checkpoint:
+        if kind not in self.model.checkpoints:
+            raise UsageError(f"the {kind} was not loaded", hint=f"give {kind!r} to load's kinds")
+        return self.model.checkpoints[kind]
+
+    def _decoder(self) -> FaceDecoder:
+        decoder = self._checkpoint("face_decoder").network
         assert isinstance(decoder, FaceDecoder)
-        points, faces = draw_faces(decoder, embedding[None])
-        marks: NDArray[np.float32] = decoder.landmarks_68(points)[0].cpu().numpy()
-        vector: NDArray[np.float32] = embedding.cpu().numpy()
-        return Face(to_image(faces[0]), marks, vector, source, clips, self.model.name)
+        return decoder
+
+    def _vector(self, embedding: ArrayLike) -> Embedding:
+        vector = np.asarray(embedding, np.float32)
+        wanted = self._decoder().config.embedding
+        if vector.shape != (wanted,) or not np.isfinite(vector).all():
+            raise UsageError(
+                f"an embedding {list(vector.shape)} cannot be drawn",
+                hint=f"give {wanted} finite values, as embed_voice and embed_face do",
+            )
+        return vector
+
+    def _embed(
+        self, speeches: Iterable[Speech], progress: Progress, cut: Mapping[str, Any]
+    ) -> Iterator[Embedded]:
+        checkpoint = self._checkpoint("voice_encoder")
+        assert isinstance(checkpoint.network, AnyVoiceEncoder) and checkpoint.front_end
+        size = BATCH if self.device.type == "cuda" else 1
+        embedder = VoiceEmbedder(
+            checkpoint.network, checkpoint.front_end, self.device, self.precision, size
+        )
+        return embedder.embed(speeches, progress=progress, **cut)
+
+    def _draw(self, embedding: Embedding, source: str, clips: int) -> Face:
+        decoder = self._decoder()
+        if not np.isfinite(embedding).all():  # half precision has no large numbers
+            raise CheckpointError(
+                f"{self.model.name}: gives an embedding that is not finite in {self.precision}",
+                hint="use --precision fp32, or another model",
+            )
+        # Several threads would share the sums of the spline.
+        with one_thread(), computing(self.device, self.precision):
+            vector = torch.from_numpy(embedding).to(self.device)
+            points, faces = draw_faces(decoder, vector[None])
+            marks: NDArray[np.float32] = decoder.landmarks_68(points)[0].cpu().numpy()
+            return Face(to_image(faces[0]), marks, embedding, source, clips, self.model.name)

@@ -19,6 +19,7 @@ from s2f.audio import (
     LOUDNESS_DBFS,
     MIN_SECONDS,
     SILENCE_DBFS,
+    check_part,
     clips,
     is_recording,
     is_voice,
@@ -60,9 +61,7 @@ def audio_step(
         UsageError: if these contradict each other.
         DatasetError: as in `read_stats`.
     """
-    if trim_silence is not None and not 0 < trim_silence < math.inf:
-        message = f"silence is to be trimmed {trim_silence:g} dB below the loudest frame"
-        raise UsageError(f"{message}; wanted more than 0 dB", hint="60 is usual")
+    check_part(trim_silence=trim_silence)
     if stats is not None and (store, preset) != ("spectrogram", "ast"):
         message = f"statistics do not go into a {store} of preset {preset}"
         raise UsageError(message, hint="they are for spectrograms of the preset ast")

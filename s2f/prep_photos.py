@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from s2f import framing
+from s2f.alignment import frame, largest, open_to_search
 from s2f.arrays import save_array
 from s2f.detection import FoundFace, Picture, check_detector, load_detector
 from s2f.errors import ImageError
@@ -21,10 +22,9 @@ from s2f.images import ENCODING, FORMATS, FRAME, open_photo, save_photo
 from s2f.layout import LANDMARKS, is_photo, renamed
 from s2f.step import Step
 
-SIDE = 2048  # pixels: longest side of a photo that is handed to a network, which bounds a batch
 BATCH = 16  # photos that go through a network together
 
-Make = Callable[[Path, Image.Image, list[FoundFace]], Any]
+Make = Callable[[str, Image.Image, list[FoundFace]], Any]
 
 
 def resize_step(size: int = FRAME) -> Step:
@@ -51,7 +51,7 @@ def faces_step(detector: str, device: str = "cpu") -> Step:
     """
     place = [framing.EYES_AT.real, framing.EYES_AT.imag, framing.EYE_DISTANCE]
     settings = {"detector": detector, "size": FRAME, "eyes": place}
-    return _step("faces", detector, device, str, settings, _frame, save_photo)
+    return _step("faces", detector, device, str, settings, frame, save_photo)
 
 
 def landmarks_step(detector: str, device: str = "cpu") -> Step:
@@ -84,7 +84,7 @@ def _step(
         work = functools.partial(_find_one, detector=detector, make=make, save=save)
         return common(work=work, preload=("s2f.prep_photos", "dlib"))
     return common(
-        work=_open_bounded,
+        work=functools.partial(_open, detector=detector),
         net=functools.partial(_find_many, detector=detector, device=device, make=make),
         save=save,
         batch_size=BATCH,
@@ -118,48 +118,27 @@ def _is_plain(path: Path) -> bool:
 def _find_one(
     source: Path, part: Path, *, detector: str, make: Make, save: Callable[[Any, Path], None]
 ) -> None:
-    photo = open_photo(source, enough=None)
+    photo = open_to_search(source, detector)
     faces = load_detector(detector)([np.asarray(photo)])[0]
-    save(make(source, photo, faces), part)
+    save(make(str(source), photo, faces), part)
 
 
-def _open_bounded(source: Path, part: Path) -> tuple[Path, Picture]:
-    photo = open_photo(source, enough=SIDE)
-    photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return source, np.asarray(photo)
+def _open(source: Path, part: Path, *, detector: str) -> tuple[str, Picture]:
+    return str(source), np.asarray(open_to_search(source, detector))
 
 
 def _find_many(
-    items: list[tuple[Path, Picture]], *, detector: str, device: str, make: Make
+    items: list[tuple[str, Picture]], *, detector: str, device: str, make: Make
 ) -> list[Any]:
     found = load_detector(detector, device)([picture for _, picture in items])
     values: list[Any] = []
-    for (source, picture), faces in zip(items, found, strict=True):
+    for (name, picture), faces in zip(items, found, strict=True):
         try:
-            values.append(make(source, Image.fromarray(picture), faces))
+            values.append(make(name, Image.fromarray(picture), faces))
         except ImageError as error:
             values.append(error)
     return values
 
 
-def _largest(source: Path, faces: list[FoundFace]) -> FoundFace:
-    if not faces:
-        raise ImageError(
-            f"{source}: no face was found in it",
-            hint="wanted a face that looks at the camera; leave the photo out, or crop it",
-        )
-    return faces[0]
-
-
-def _frame(source: Path, photo: Image.Image, faces: list[FoundFace]) -> Image.Image:
-    try:
-        cut = framing.framed(_largest(source, faces).points, FRAME)
-    except ValueError as error:
-        raise ImageError(
-            f"{source}: its largest face cannot be framed: {error}", hint="leave the photo out"
-        ) from error
-    return cut.take(photo, oversample=2)
-
-
-def _mark(source: Path, photo: Image.Image, faces: list[FoundFace]) -> Any:
-    return framing.squashed(_largest(source, faces).points, photo.size, FRAME)
+def _mark(name: str, photo: Image.Image, faces: list[FoundFace]) -> Any:
+    return framing.squashed(largest(name, faces).points, photo.size, FRAME)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from s2f.errors import CheckpointError, UsageError
-from s2f.images import encode_png, to_image
+from s2f.images import encode, to_image
 from s2f.runtime import atomic_write
 
 LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
@@ -150,7 +150,7 @@ class Run:
 
     def show(self, picture: Tensor) -> None:
         """Write the sample [3 h w] of this step."""
-        png = encode_png(to_image(picture), {})
+        png = encode(to_image(picture), ".png", {})
         with atomic_write(self.folder / "samples" / f"{self.step:07d}.png") as file:
             file.write(png)
 

@@ -5,7 +5,6 @@ A command that is decorated with `trains` has its own options and these; what is
 """
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s2f.errors import UsageError
-from s2f.options import DeviceOpt, JsonOpt, QuietOpt, SeedOpt, given, option
+from s2f.options import DeviceOpt, JsonOpt, QuietOpt, SeedOpt, given, option, sharing
 
 if TYPE_CHECKING:
     from s2f.recipe import TrainConfig
@@ -139,15 +138,7 @@ def _shared(
     """Only its signature counts."""
 
 
-def trains(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, behind its own options, the shared ones; it gets them as keywords."""
-    own = inspect.signature(command, eval_str=True)
-    kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept]
-    parameters = [*kept, *inspect.signature(_shared, eval_str=True).parameters.values()]
-    command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
+trains = sharing(_shared)
 
 
 def read_loss_weights(assignments: Sequence[str]) -> dict[str, float]:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from s2f import augment, balance, face_decoder, face_encoder, layout, losses
-from s2f.checkpoint import Card, Checkpoint, check_space, save
+from s2f.checkpoint import Card, Checkpoint, save
 from s2f.drawing import draw_faces, sheet
 from s2f.embeddings import BATCH, Maker
 from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
 from s2f.face_encoder import batch_embedder
 from s2f.feed import Item, Key, load
 from s2f.front_end import spectrogram
+from s2f.header import check_space
 from s2f.images import load_face
 from s2f.packed import is_pack
 from s2f.pairing import Pairing

@@ -13,8 +13,8 @@ from s2f.cli import app
 class Done:
     """What a command left: exit code, stdout and stderr, and the exception if it was a bug."""
 
-    def __init__(self, *args: object) -> None:
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
+    def __init__(self, *args: object, stdin: bytes = b"") -> None:
+        result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
         self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
         self.exception = result.exception
 

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-from s2f import checkpoint, face_decoder, face_encoder, voice_encoder, voice_presets
+from s2f import catalogue, checkpoint, face_decoder, face_encoder, voice_encoder, voice_presets
 from s2f.checkpoint import Card
 from s2f.decoding import SAMPLE_RATE
 from s2f.front_end import FRONT_ENDS
@@ -94,7 +94,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the tiny models in the place of the bundled ones, and start anywhere."""
-    monkeypatch.setattr(checkpoint, "MODELS", models)
+    monkeypatch.setattr(catalogue, "MODELS", models)
+    monkeypatch.setenv("S2F_MODELS", str(models / "none"))  # not the user's
     return models
 
 

@@ -37,7 +37,7 @@ def write_av(
         if video:
             picture = container.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
         if samples is not None:
-            layout = {1: "mono", 2: "stereo"}[samples.shape[1]]
+            layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[samples.shape[1]]
             sound = container.add_stream(codec, rate=rate, layout=layout, bit_rate=128_000)
         if video:
             grey = np.full((32, 32, 3), 128, np.uint8)
@@ -45,11 +45,26 @@ def write_av(
                 container.mux(picture.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
             container.mux(picture.encode())
         if samples is not None:
-            frame = av.AudioFrame.from_ndarray(samples.T.copy(), format="fltp", layout=layout)
+            packed = samples.reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
             container.mux(sound.encode(frame))
             container.mux(sound.encode())
     return path
+
+
+def repeat_av(path: Path, times: int, to: Path) -> Path:
+    """Write the sound of a file many times in a row, without encoding it again."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        sound = container.add_stream_from_template(source.streams.audio[0])
+        packets = [packet for packet in source.demux(audio=0) if packet.size]
+        step = packets[1].dts - packets[0].dts
+        for k in range(times * len(packets)):
+            packet = packets[k % len(packets)]
+            packet.stream, packet.dts, packet.pts = sound, k * step, k * step
+            packet.time_base = source.streams.audio[0].time_base
+            container.mux(packet)
+    return to
 
 
 def filtered(samples: np.ndarray, *filters: tuple[str, str]) -> list[av.AudioFrame]:

@@ -12,11 +12,11 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recordings import ffmpeg_normalize, real
+from recordings import ffmpeg_normalize, real, repeat_av, write_av
 
 from s2f import audio
-from s2f.decoding import SAMPLE_RATE
-from s2f.errors import AudioError
+from s2f.decoding import SAMPLE_RATE, Waveform
+from s2f.errors import AudioError, UsageError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -86,13 +86,13 @@ def test_a_refusal_keeps_its_cause(tmp_path):
 def test_silence_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE)
     with pytest.raises(AudioError, match=r"a\.wav holds only silence .*-90 dBFS"):
-        audio.read_clips(tmp_path / "a.wav", 96_000)
+        audio.read_speech(tmp_path / "a.wav")
 
 
 def test_speech_of_a_fifth_of_a_second_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(seconds=0.2), SAMPLE_RATE)
     with pytest.raises(AudioError, match=r"a\.wav lasts 0\.20 s; wanted 0\.5 s"):
-        audio.read_clips(tmp_path / "a.wav", 96_000)
+        audio.read_speech(tmp_path / "a.wav")
 
 
 def test_an_error_of_who_reads_is_not_taken_for_one_of_the_recording(tmp_path):
@@ -344,19 +344,166 @@ def test_an_empty_waveform_cannot_be_cut():
         audio.clips(np.empty(0, np.float32), 100)
 
 
-def test_read_clips_gives_loud_clips_of_one_length(tmp_path):
+@settings(deadline=None, max_examples=60)
+@given(seconds=st.floats(0.5, 30), clip_samples=st.integers(100, 200_000))
+def test_the_clips_of_a_stream_are_those_of_the_waveform(seconds, clip_samples):
+    sound = Waveform(noise(round(seconds * SAMPLE_RATE)), SAMPLE_RATE)
+    with audio.open_speech(sound) as speech:
+        streamed = list(speech.clips(clip_samples))
+        assert speech.n_clips(clip_samples) == len(streamed)
+        np.testing.assert_array_equal(streamed, audio.clips(speech.waveform(), clip_samples))
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=20), clip_samples=lengths)
+def test_clips_do_not_depend_on_the_blocks(sizes, clip_samples):
+    waveform = np.arange(sum(sizes), dtype=np.float32)
+    blocks = np.split(waveform, np.cumsum(sizes)[:-1])
+    cut = list(audio._cut(blocks, clip_samples))
+    np.testing.assert_array_equal(cut, audio.clips(waveform, clip_samples))
+
+
+def test_the_clips_of_integers_are_integers():
+    assert audio.clips(np.arange(250, dtype=np.int16), 100).dtype == np.int16
+
+
+def test_the_clips_of_speech_are_loud(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(44_100, 10.0), 44_100)
-    cut = audio.read_clips(tmp_path / "a.wav", 96_000)
+    with audio.open_speech(tmp_path / "a.wav") as speech:
+        cut = np.stack(list(speech.clips(96_000)))
     assert cut.shape == (2, 96_000)
     assert rms_db(cut) == pytest.approx(-23, abs=0.01)
+
+
+# A part
+
+
+def opened(source: Path | Waveform, **options: float | None) -> tuple[int, np.ndarray]:
+    """Where speech starts in a recording, and its waveform."""
+    with audio.open_speech(source, **options) as speech:
+        waveform = speech.waveform()
+        assert speech.n_samples == len(waveform)
+        return speech.start, waveform
+
+
+@settings(deadline=None, max_examples=40)
+@given(start=st.floats(0, 2), duration=st.floats(0.5, 5) | st.none())
+def test_a_part_is_as_loud_as_if_it_were_all(start, duration):
+    """As a file that holds nothing but the part, whose ends are rounded to 10 ms."""
+    samples = noise(3 * SAMPLE_RATE) * np.linspace(0.1, 2, 3 * SAMPLE_RATE, dtype=np.float32)
+    frames = (round(100 * start), None if duration is None else round(100 * duration))
+    first = 160 * frames[0]
+    part = samples[first : None if frames[1] is None else first + 160 * frames[1]]
+    at, waveform = opened(Waveform(samples, SAMPLE_RATE), start=start, duration=duration)
+    assert at == first
+    np.testing.assert_array_equal(waveform, opened(Waveform(part, SAMPLE_RATE))[1])
+
+
+def test_silence_is_trimmed_within_the_part():
+    """Speech from 2 s to 3 s; its place is told in the whole recording."""
+    sound = Waveform(pauses(2, 2), SAMPLE_RATE)
+    at, waveform = opened(sound, start=1, duration=3, trim_silence=40)
+    assert at == 2 * SAMPLE_RATE and len(waveform) == SAMPLE_RATE
+    assert rms_db(waveform) == pytest.approx(-23, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"start": 3.0}, r"take 3 lasts 3\.00 s; wanted more than 3 s, to start there"),
+        ({"start": 1e6}, r"take 3 lasts 3\.00 s; wanted more than 1e\+06 s"),
+        ({"start": 2.75}, r"take 3 lasts 0\.25 s from 2\.75 s on; wanted 0\.5 s"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused_by_name(options, match):
+    sound = Waveform(noise(3 * SAMPLE_RATE), SAMPLE_RATE)
+    with pytest.raises(AudioError, match=match):
+        opened(sound, name="take 3", **options)
+
+
+@pytest.mark.parametrize("value", [-1.0, -1e-9, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("option", ["start", "duration", "trim_silence"])
+def test_a_part_that_makes_no_sense_is_refused_before_anything_is_read(option, value):
+    with pytest.raises(UsageError, match="wanted"):
+        opened(Path("nowhere.wav"), **{option: value})
+
+
+def test_a_part_is_no_shorter_than_speech_may_be():
+    with pytest.raises(UsageError, match=r"last 0\.4 s; wanted 0\.5 s or more"):
+        opened(Path("nowhere.wav"), duration=0.4)
+
+
+# Arrays and streams
+
+
+@pytest.mark.parametrize(("dtype", "subtype"), [("float32", "FLOAT"), ("int16", "PCM_16")])
+def test_an_array_becomes_the_very_speech_that_a_file_becomes(tmp_path, dtype, subtype):
+    samples = noise(30_000) if dtype == "float32" else (noise(30_000) * 32768).astype(dtype)
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype=subtype)
+    of_array = opened(Waveform(samples, SAMPLE_RATE))[1]
+    np.testing.assert_array_equal(of_array, opened(tmp_path / "a.wav")[1])
+
+
+def test_standard_input_is_read_from_a_pipe(tmp_path):
+    """`cat a.flac | python`: the very samples of the file."""
+    soundfile.write(tmp_path / "a.flac", noise(SAMPLE_RATE), SAMPLE_RATE)
+    code = (
+        "import sys; from s2f.audio import open_speech\n"
+        "with open_speech(sys.stdin.buffer) as speech: sys.stdout.buffer.write(speech.waveform())"
+    )
+    data = (tmp_path / "a.flac").read_bytes()
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, input=data, capture_output=True, check=True, cwd=REPOSITORY)
+    expected = audio.read_speech(tmp_path / "a.flac")
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32), expected)
+
+
+# Memory
+
+_PEAK = """
+import resource, sys
+from pathlib import Path
+from s2f.audio import open_speech
+with open_speech(Path(sys.argv[1])) as speech:
+    print(sum(len(clip) for clip in speech.clips(96_000)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak(path: Path) -> tuple[int, int]:
+    """How many samples all clips of a recording have, and the most MB that reading them took."""
+    run = [sys.executable, "-c", _PEAK, str(path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    n_samples, kilobytes = map(int, done.stdout.split())
+    return n_samples, kilobytes // 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.parametrize("name", ["a.flac", "a.m4a"])
+def test_three_hours_take_no_more_memory_than_a_minute(tmp_path, name):
+    """Within 60 MB, of which the powers of 1,080,000 frames take twice 9."""
+    peaks = {}
+    minute = noise(60 * SAMPLE_RATE)
+    for minutes in (1, 180):
+        path = tmp_path / f"{minutes}{name}"
+        if name == "a.flac":
+            with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1) as file:
+                for _ in range(minutes):
+                    file.write(minute)
+        else:
+            write_av(tmp_path / name, minute[:, np.newaxis], rate=SAMPLE_RATE)
+            repeat_av(tmp_path / name, minutes, path)
+        n_samples, peaks[minutes] = peak(path)
+        assert n_samples == pytest.approx(minutes * 60 * SAMPLE_RATE, rel=0.01)
+    assert peaks[180] - peaks[1] <= 60, peaks
 
 
 # The whole
 
 
 def test_the_example_is_speech_for_one_clip():
-    cut = audio.read_clips(REPOSITORY / "examples/speech.wav", 96_000)
-    assert cut.shape == (1, 96_000)
+    with audio.open_speech(REPOSITORY / "examples/speech.wav") as speech:
+        assert speech.n_clips(96_000) == 1
 
 
 def test_importing_the_module_loads_no_decoder():

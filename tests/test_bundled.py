@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from bundled import distance, measure
 from PIL import Image
+from recordings import write_av
 
-from s2f import SpeechToFace, checkpoint
+from s2f import SpeechToFace, catalogue
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared/data"
@@ -25,7 +27,7 @@ def model() -> SpeechToFace:
 
 
 def test_it_fits_its_budget() -> None:
-    sizes = [path.stat().st_size for path in checkpoint.MODELS.rglob("*.safetensors")]
+    sizes = [path.stat().st_size for path in catalogue.MODELS.rglob("*.safetensors")]
     assert len(sizes) == 3 and sum(sizes) <= BUDGET
 
 
@@ -117,3 +119,22 @@ def test_the_json_of_a_face_carries_the_card(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     cards = json.loads(done.stdout)["model"]["cards"]
     assert set(cards) == {"voice_encoder", "face_decoder"}
+
+
+def test_a_recording_gives_nearly_the_same_face_in_another_format(
+    model: SpeechToFace, tmp_path: Path
+) -> None:
+    voices = [
+        path for reader in ("103", "1034", "1040") for path in DATA.glob(f"voices/{reader}/*")
+    ]
+    for k, speech in enumerate([SPEECH, *voices]):
+        samples, rate = soundfile.read(speech, dtype="float32")
+        soundfile.write(tmp_path / f"{k}.wav", samples, rate)
+        soundfile.write(tmp_path / f"{k}.flac", samples, rate)
+        write_av(tmp_path / f"{k}.m4a", samples[:, np.newaxis], rate=rate)
+        wav, flac, m4a = (
+            np.asarray(model.generate(tmp_path / f"{k}.{suffix}").image, np.int16)
+            for suffix in ("wav", "flac", "m4a")
+        )
+        assert (wav == flac).all()
+        assert np.abs(wav - m4a).mean() < 6  # of 255

@@ -3,6 +3,8 @@
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from safetensors.torch import save_file
 
 import s2f
 from s2f import decoding
+from s2f.runtime import Progress
 
 pytestmark = pytest.mark.usefixtures("bundled")
 REPOSITORY = Path(__file__).parents[1]
@@ -56,7 +59,7 @@ def test_generate_writes_the_picture_and_prints_its_path(speech: Path, tmp_path:
 
 def test_reconstruct_writes_the_picture_and_prints_its_path(photo: Path, tmp_path: Path) -> None:
     target = tmp_path / "face.png"
-    done = Done("reconstruct", photo, "-o", target)
+    done = Done("reconstruct", photo, "-o", target, "--no-align")
     assert (done.code, done.out, done.err) == (0, f"{target}\n", "")
     assert picture(target).size == (224, 224)
 
@@ -106,6 +109,243 @@ def test_landmarks_write_the_marked_face_beside_it(speech: Path, tmp_path: Path)
     assert (np.asarray(picture(face)) != np.asarray(picture(marked))).any()
 
 
+@pytest.mark.parametrize(("form", "wanted"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
+def test_format_is_that_of_the_pictures(
+    form: str, wanted: str, speech: Path, tmp_path: Path
+) -> None:
+    done = Done("generate", speech, "-o", tmp_path / "out", "--format", form, "--landmarks")
+    made = [tmp_path / f"out/speech.{form}", tmp_path / f"out/speech_landmarks.{form}"]
+    assert (done.code, done.out.splitlines()) == (0, [str(path) for path in made])
+    for path in made:
+        with Image.open(path) as image:
+            assert image.format == wanted
+    assert Done("generate", speech, "-o", tmp_path / f"me.{form}").code == 0
+    with Image.open(tmp_path / f"me.{form}") as image:
+        assert image.format == wanted
+
+
+def test_embedding_writes_what_the_face_was_drawn_from(speech: Path, tmp_path: Path) -> None:
+    done = Done("generate", speech, "-o", tmp_path / "face.jpg", "--embedding")
+    assert done.out.splitlines() == [str(tmp_path / n) for n in ("face.jpg", "face_embedding.npy")]
+    wanted = s2f.SpeechToFace.load(device="cpu").embed_voice(speech)
+    np.testing.assert_array_equal(np.load(tmp_path / "face_embedding.npy"), wanted)
+
+
+def test_compare_shows_photo_and_both_faces(speech: Path, photo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "face.png"
+    done = Done("generate", speech, "-o", target, "--compare", photo, "--no-align")
+    sheet = picture(tmp_path / "face_compare.png")
+    assert (done.code, done.out.splitlines()[1]) == (0, str(tmp_path / "face_compare.png"))
+    gap = (sheet.width - 3 * 224) // 4
+    columns = [
+        np.asarray(sheet.crop((x, gap, x + 224, gap + 224)))
+        for x in (gap, 2 * gap + 224, 3 * gap + 448)
+    ]
+    np.testing.assert_array_equal(columns[0], np.asarray(picture(photo)))
+    np.testing.assert_array_equal(columns[2], np.asarray(picture(target)))
+    assert Done("reconstruct", photo, "-o", tmp_path / "photo.png", "--no-align").code == 0
+    np.testing.assert_array_equal(columns[1], np.asarray(picture(tmp_path / "photo.png")))
+
+
+def test_a_photo_to_compare_with_that_cannot_be_read_costs_nothing(
+    speech: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_text("text")
+    before = files(tmp_path)
+    args = ["--compare", tmp_path / "bad.jpg", "--no-align"]
+    done = Done("generate", speech, "-o", tmp_path / "face.png", *args)
+    assert_refused(done, 3, tmp_path / "bad.jpg")
+    assert files(tmp_path) == before
+
+
+def test_sheet_shows_the_faces_of_a_batch(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        conftest.write_speech(tmp_path / f"in/{name}.wav", seed=ord(name) - 97)
+    (tmp_path / "in/broken.wav").write_text("text")
+    args = ["generate", tmp_path / "in", "-o", tmp_path / "out"]
+    assert Done(*args).code == 6
+    (tmp_path / "out/b.png").unlink()  # the others are skipped, and are on the sheet all the same
+    done = Done(*args, "--sheet", tmp_path / "sheet.png", "--json")
+    assert done.code == 6
+    assert done.json["sheet"] == str(tmp_path / "sheet.png")
+    sheet = np.asarray(picture(tmp_path / "sheet.png"), np.int16)
+    for name in ("a", "b", "c"):
+        face = np.asarray(picture(tmp_path / f"out/{name}.png"), np.int16)
+        places = [
+            (y, x)
+            for y in range(sheet.shape[0] - 223)
+            for x in range(sheet.shape[1] - 223)
+            if (sheet[y, x] == face[0, 0]).all() and (sheet[y : y + 224, x : x + 224] == face).all()
+        ]
+        assert len(places) == 1
+    refused = Done(*args, "--sheet", tmp_path / "sheet.png")
+    assert_refused(refused, 2, tmp_path / "sheet.png")
+    (tmp_path / "out/b.png").write_text("text")  # a face that is there, and is none
+    done = Done(*args, "--sheet", tmp_path / "sheet2.png", "--json")
+    assert done.code == 6 and len(done.json["results"]) == 4
+    assert_refused(Done(*args, "--sheet", tmp_path / "sheet.txt"), 2, "sheet.txt")
+
+
+def test_morph_is_an_animation_from_one_face_to_another(tmp_path: Path) -> None:
+    a, b = (conftest.write_speech(tmp_path / f"{k}.wav", seed=k) for k in (0, 1))
+    target = tmp_path / "m.webp"
+    done = Done("generate", "--morph", a, b, "--frames", 7, "-o", target, "--size", 112)
+    assert (done.code, done.out, done.err) == (0, f"{target}\n", "")
+    with Image.open(target) as movie:
+        assert (movie.n_frames, movie.size) == (7, (112, 112))
+        shown = []
+        for k in (0, 6):
+            movie.seek(k)
+            shown.append(np.asarray(movie.convert("RGB"), np.int16))
+    for k, frame in zip((a, b), shown, strict=True):
+        assert Done("generate", k, "-o", tmp_path / "f.png", "--size", 112, "--overwrite").code == 0
+        assert (
+            np.abs(np.asarray(picture(tmp_path / "f.png"), np.int16) - frame).mean() < 6
+        )  # of lossy noise
+    assert_refused(Done("generate", "--morph", a, b, "-o", target), 2, target)
+    done = Done("generate", "--morph", a, b, "-o", target, "--overwrite", "--json")
+    assert done.json["morph"] == str(target) and done.json["frames"] == 24
+
+
+def test_standard_input_is_a_recording_or_a_photo(
+    speech: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Done("generate", speech, "-o", "file.png").code == 0
+    done = Done("generate", "-", stdin=speech.read_bytes())
+    assert (done.code, done.out) == (0, "stdin.png\n")
+    assert Path("stdin.png").read_bytes() == Path("file.png").read_bytes()
+    assert Done("reconstruct", photo, "-o", "photo.png", "--no-align").code == 0
+    done = Done("reconstruct", "-", "-o", "in.png", "--no-align", stdin=photo.read_bytes())
+    assert (done.code, done.out) == (0, "in.png\n")
+    assert Path("in.png").read_bytes() == Path("photo.png").read_bytes()
+    for stdin, why in ((b"", "empty"), (b"text" * 99, "no sound")):
+        done = Done("generate", "-", "-o", "out", stdin=stdin)
+        assert_refused(done, 3, "")
+        assert why in done.err
+    assert_refused(Done("generate", "-", stdin=speech.read_bytes()), 2, "stdin.png")
+
+
+def test_closed_standard_streams_are_no_traceback(speech: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m s2f generate"
+    for line, code, why in (
+        (f"{command} - -o a.png <&-", 2, "standard input is closed"),
+        (f"{command} {speech} -o b.png >/dev/full", 2, "cannot be written"),
+        (f"{command} {speech} -o c.png >&-", 0, ""),
+    ):
+        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert why in done.stderr
+
+
+def test_sigterm_ends_a_batch_with_nothing_half_written(tmp_path: Path) -> None:
+    for k in range(40):
+        conftest.write_speech(tmp_path / f"in/{k:02}.wav", 6, seed=k)
+    command = [sys.executable, "-m", "s2f", "generate", "in", "-o", "out", "--landmarks"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # the first is made
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err and "Traceback" not in err
+    made = files(tmp_path / "out")
+    assert 0 < len(made) < 80
+    assert all(picture(path).size == (224, 224) for path in made)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0  # what is missing is made
+    assert len(files(tmp_path / "out")) == 80
+
+
+def test_record_listens_to_the_microphone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s2f import microphone
+
+    monkeypatch.chdir(tmp_path)
+
+    def record(seconds: float, progress: Progress) -> s2f.Waveform:
+        progress(0, 2, "recording from a test")
+        return s2f.Waveform(conftest.noise(seconds), 16_000)
+
+    monkeypatch.setattr(microphone, "record", record)
+    done = Done("generate", "--record", 2)
+    assert (done.code, done.out) == (0, "recording.png\n")
+    assert "speak now" in done.err
+    assert_refused(Done("generate", "--record", 2), 2, "recording.png")
+    done = Done("generate", "--record", 2, "--overwrite", "--json")
+    assert done.json["results"][0]["clips"] == 2
+
+
+def test_start_and_duration_choose_a_part(tmp_path: Path) -> None:
+    samples = conftest.noise(3)
+    for name, part in (("all", samples), ("part", samples[16_000:32_000])):
+        soundfile.write(tmp_path / f"{name}.wav", part, 16_000, subtype="FLOAT")
+    cut = ["--start", 1, "--duration", 1]
+    assert Done("generate", tmp_path / "all.wav", "-o", tmp_path / "a.png", *cut).code == 0
+    assert Done("generate", tmp_path / "part.wav", "-o", tmp_path / "b.png").code == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    done = Done("generate", tmp_path / "all.wav", "-o", tmp_path / "c.png", "--start", 9)
+    assert_refused(done, 3, "all.wav")
+    assert "3.00 s" in done.err
+    done = Done("generate", tmp_path / "all.wav", "-o", tmp_path / "c.png", "--duration", 0)
+    assert_refused(done, 2, "0 s")
+
+
+def test_one_checkpoint_takes_the_place_of_the_models(
+    speech: Path, tmp_path: Path, models: Path
+) -> None:
+    own = models / "other" / "voice_encoder.safetensors"
+    done = Done("generate", speech, "-o", tmp_path / "a.png", "--voice-encoder", own)
+    assert_refused(done, 4, own)
+    both = [
+        part
+        for kind in ("voice-encoder", "face-decoder")
+        for part in (f"--{kind}", models / "other" / f"{kind.replace('-', '_')}.safetensors")
+    ]
+    assert Done("generate", speech, "-o", tmp_path / "a.png", *both).code == 0
+    model = ["--model", models / "other"]
+    assert Done("generate", speech, "-o", tmp_path / "b.png", *model).code == 0
+    assert picture(tmp_path / "a.png").tobytes() == picture(tmp_path / "b.png").tobytes()
+
+
+def test_without_a_detector_the_cure_is_named(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s2f import alignment
+
+    monkeypatch.setattr(alignment, "installed_detector", lambda: None)
+    done = Done("reconstruct", photo, "-o", tmp_path / "a.png")
+    assert_refused(done, 5, "detector")
+    assert "s2f[dlib]" in done.err and "--no-align" in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["--quiet"], "nothing to generate"),
+        (["a.wav", "--record", "6"], "speech and record"),
+        (["a.wav", "--morph", "a.wav", "b.wav"], "speech and morph"),
+        (["a.wav", "--frames", "9"], "--frames does not go without --morph"),
+        (["--morph", "a.wav", "b.wav", "--landmarks"], "--landmarks does not go with --morph"),
+        (["--morph", "a.wav", "b.wav", "-o", "a.png"], "does not end in .webp"),
+        (["examples.wav", "-o", "a.png", "--format", "jpg"], "--format jpg"),
+        (["--record", "0.1"], "0.1 s"),
+        (["examples.wav", "--start", "-1"], "-1 s"),
+        (["examples.wav", "--no-align"], "--compare"),
+        (["examples.wav", "--face-encoder", "a.safetensors"], "a.safetensors"),
+        (["examples.wav", "-o", "a.png", "--sheet", "a.png"], "a.png"),
+    ],
+)
+def test_requests_that_cannot_be_right_exit_2(
+    args: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conftest.write_speech(Path("examples.wav"))
+    assert_refused(Done("generate", *args), 2, why)
+    assert files(tmp_path) == {tmp_path / "examples.wav"}
+
+
 def test_model_takes_a_folder(speech: Path, tmp_path: Path, models: Path) -> None:
     Done("generate", speech, "-o", tmp_path / "a.png")
     done = Done("generate", speech, "-o", tmp_path / "b.png", "--model", models / "other")
@@ -120,8 +360,8 @@ def test_only_the_networks_that_are_needed_are_read(
     shutil.copytree(models / "demo", tmp_path / "model")
     unneeded = {"generate": "face_encoder", "reconstruct": "voice_encoder"}[command]
     (tmp_path / f"model/{unneeded}.safetensors").unlink()
-    source = {"generate": speech, "reconstruct": photo}[command]
-    done = Done(command, source, "-o", tmp_path / "face.png", "--model", tmp_path / "model")
+    source = {"generate": [speech], "reconstruct": [photo, "--no-align"]}[command]
+    done = Done(command, *source, "-o", tmp_path / "face.png", "--model", tmp_path / "model")
     assert done.code == 0
 
 
@@ -246,6 +486,8 @@ def test_json_is_one_object_with_model_and_results(speech: Path, tmp_path: Path)
         "source": str(speech),
         "face": str(target),
         "landmarks": str(tmp_path / "face_landmarks.png"),
+        "embedding": None,
+        "compare": None,
         "status": "made",
         "clips": 1,
         "error": None,
@@ -422,6 +664,12 @@ def test_a_model_that_is_not_there_is_refused(speech: Path, tmp_path: Path) -> N
     assert "demo" in done.err
 
 
+def test_a_precision_that_a_device_lacks_exits_5(speech: Path, tmp_path: Path) -> None:
+    target = tmp_path / "face.png"
+    done = Done("generate", speech, "-o", target, "--device", "cpu", "--precision", "fp16")
+    assert_refused(done, 5, "fp16")
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_exits_5(device: str, speech: Path, tmp_path: Path) -> None:
     done = Done("generate", speech, "-o", tmp_path / "face.png", "--device", device)
@@ -433,6 +681,8 @@ def test_a_device_that_is_not_there_exits_5(device: str, speech: Path, tmp_path:
     [
         ["generate", "--nonsense"],
         ["generate", "a.wav", "--size", "0"],
+        ["generate", "a.wav", "--format", "gif"],
+        ["generate", "--morph", "a.wav"],
         ["generate", "a.wav", "--size", "1000000"],
     ],
 )

@@ -134,16 +134,17 @@ def test_a_table_is_for_people_and_aligned(capsys: pytest.CaptureFixture[str]) -
     )
 
 
-def test_a_table_with_heads_has_its_numbers_to_the_right(
+def test_a_table_with_heads_has_its_numbers_to_the_right_and_words_to_the_left(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Console().table([("embedding/l2", "1.5"), ("a", "12.25")], ("loss", "value"))
+    Console().table([("embedding/l2", "1.5", "x"), ("a", "-12.25", "long")], ("loss", "value", "y"))
     head, _, *rows = [
         line.rstrip() for line in capsys.readouterr().err.splitlines() if line.strip()
     ]
-    assert head.split() == ["loss", "value"]
-    assert [row.split() for row in rows] == [["embedding/l2", "1.5"], ["a", "12.25"]]
-    assert len({len(row) for row in rows}) == 1
+    assert head.split() == ["loss", "value", "y"]
+    assert [row.split() for row in rows] == [["embedding/l2", "1.5", "x"], ["a", "-12.25", "long"]]
+    assert len({row.index(end) for row, end in zip(rows, ("5 ", "5 "), strict=True)}) == 1
+    assert len({row.index(word) for row, word in zip(rows, ("x", "long"), strict=True)}) == 1
 
 
 def test_a_path_in_a_table_is_not_broken_where_nobody_looks(

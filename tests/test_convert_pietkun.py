@@ -11,7 +11,8 @@ import torch
 from published_files import narrow, needs_transformers, reading_once
 
 from s2f import checkpoint, face_encoder
-from s2f.audio import read_clips
+from s2f.audio import clips, read_speech
+from s2f.catalogue import KINDS, choose
 from s2f.convert_pietkun import AST_FRONT_END, PUBLISHED_SPACE, convert_pietkun
 from s2f.errors import CheckpointError, OutputError, S2FError, UsageError
 from s2f.front_end import FRONT_ENDS, spectrogram
@@ -127,7 +128,7 @@ def test_the_folder_is_a_model_that_generates(published: Path, tmp_path: Path, v
     face = model.generate(speech)
     heard = model.model.checkpoints["voice_encoder"]
     assert heard.front_end is not None
-    clip = torch.from_numpy(read_clips(speech, heard.front_end.clip_samples))
+    clip = torch.from_numpy(clips(read_speech(speech), heard.front_end.clip_samples))
     embedding = heard.network(spectrogram(clip, heard.front_end))[0]
     landmarks, texture = files.randomise(files.SeedDecoder())(embedding[None])
     pixels = np.asarray(face.image, np.float32) / 255
@@ -150,10 +151,10 @@ def test_all_share_the_space_of_serengils_encoder(published: Path, tmp_path: Pat
         kind="serengil",
     )
     found = spaces(tmp_path / "model")
-    assert set(found) == set(checkpoint.KINDS)
+    assert set(found) == set(KINDS)
     assert len(set(found.values())) == 1
     assert found == {converted.kind: converted.embedding_space for converted in made}
-    checkpoint.load_model(tmp_path / "model", checkpoint.KINDS)
+    checkpoint.load_model(choose(tmp_path / "model"))
 
 
 def test_without_the_encoder_the_others_share_a_space_of_their_own(
@@ -174,7 +175,7 @@ def test_rcmallis_encoder_does_not_pass_for_the_one_the_decoder_was_made_for(
         kind="rcmalli",
     )
     with pytest.raises(CheckpointError, match="different embedding spaces"):
-        checkpoint.load_model(tmp_path / "model", ("face_encoder", "face_decoder"))
+        checkpoint.load_model(choose(tmp_path / "model", ("face_encoder", "face_decoder")))
 
 
 def test_cards_say_where_the_weights_come_from(published: Path, tmp_path: Path) -> None:

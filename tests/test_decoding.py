@@ -1,20 +1,19 @@
 """Tests of s2f.decoding; each expected value says where it comes from."""
 
 import io
-import tracemalloc
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 import pytest
 import soundfile
-import soxr
 from recordings import write_av
 
-from s2f import decoding
-from s2f.decoding import FRAME, SAMPLE_RATE, Recording, decode, scan
+from s2f.decoding import SAMPLE_RATE
 from s2f.errors import AudioError
+from s2f.recording import scan
 
 SECONDS = 1.5
 HERTZ = 440
@@ -39,6 +38,10 @@ def assert_is_the_tone(waveform: np.ndarray, seconds: float = SECONDS) -> None:
     middle = waveform[SAMPLE_RATE // 4 :][: SAMPLE_RATE // 2]  # 0.5 s: bins 2 Hz apart
     assert abs(2 * np.argmax(np.abs(np.fft.rfft(middle))) - HERTZ) <= 2
     assert np.sqrt(np.mean(middle**2)) == pytest.approx(AMPLITUDE / np.sqrt(2), rel=0.05)
+
+
+def decode(file: BinaryIO, name: str) -> np.ndarray:
+    return np.concatenate(list(scan(file, name).blocks()))
 
 
 def read(path: Path) -> np.ndarray:
@@ -126,33 +129,10 @@ def test_the_content_and_not_the_suffix_tells_the_format(tmp_path, name):
     assert_is_the_tone(read(tmp_path / name))
 
 
-def test_decode_reads_an_open_file():
+def test_an_open_file_is_read():
     file = io.BytesIO()
     soundfile.write(file, tone(), SAMPLE_RATE, format="WAV")
     assert_is_the_tone(decode(file, "standard input"))
-
-
-@pytest.mark.parametrize("name", ["a.wav", "a.mkv"])
-def test_channels_are_averaged(tmp_path, name):
-    samples = tone(n_channels=2) * np.array([1, 0], np.float32)
-    if name == "a.wav":
-        soundfile.write(tmp_path / name, samples, SAMPLE_RATE, subtype="FLOAT")
-    else:
-        write_av(tmp_path / name, samples, "pcm_f32le", SAMPLE_RATE)
-    np.testing.assert_array_equal(read(tmp_path / name), samples[:, 0] / 2)
-
-
-def test_speech_at_16_khz_keeps_its_samples(tmp_path):
-    samples = np.round(noise(SAMPLE_RATE) * 32768) / 32768
-    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE)
-    np.testing.assert_array_equal(read(tmp_path / "a.wav"), samples)
-
-
-def test_blocks_resample_as_the_whole_does(tmp_path):
-    samples = noise(200_000)
-    soundfile.write(tmp_path / "a.wav", samples, 44_100, subtype="FLOAT")
-    whole = soxr.resample(samples, 44_100, SAMPLE_RATE, "HQ")
-    np.testing.assert_allclose(read(tmp_path / "a.wav"), whole, atol=1e-6)
 
 
 def test_a_recording_may_change_its_sample_rate(tmp_path):
@@ -205,130 +185,6 @@ def test_a_truncated_recording_is_read_in_part_or_refused(tmp_path, name, codec,
         assert np.isfinite(waveform).all()
 
 
-# In blocks
-
-
-def scanned(path: Path, start: int, stop: int | None, **options: int) -> tuple[Recording, list]:
-    with path.open("rb") as file:
-        recording = scan(file, str(path), **options)
-        return recording, list(recording.blocks(start, stop))
-
-
-@pytest.mark.parametrize("name", ["a.wav", "a.m4a", "a.webm"])
-@pytest.mark.parametrize("kept_samples", [0, 10**9])
-@pytest.mark.parametrize(("start", "stop"), [(0, None), (0, 96_000), (70_123, 70_124), (1, 99_999)])
-def test_the_blocks_are_the_waveform_in_memory_or_decoded_again(
-    tmp_path, name, kept_samples, start, stop
-):
-    samples = noise(10 * 44_100)[:, np.newaxis]
-    if name == "a.wav":
-        soundfile.write(tmp_path / name, samples, 44_100)
-    else:
-        codec, rate = ("aac", 44_100) if name == "a.m4a" else ("libopus", 48_000)
-        write_av(tmp_path / name, samples, codec, rate)
-    whole = read(tmp_path / name)
-    recording, blocks = scanned(tmp_path / name, start, stop, kept_samples=kept_samples)
-    np.testing.assert_array_equal(np.concatenate(blocks), whole[start:stop])
-    assert recording.n_samples == len(whole)
-
-
-@pytest.mark.parametrize("n", [1, 159, 160, 161, 100_003])
-def test_powers_are_the_sums_of_the_squares_of_frames(tmp_path, n):
-    """Summed over the padded waveform, in rows."""
-    soundfile.write(tmp_path / "a.wav", noise(n), SAMPLE_RATE, subtype="FLOAT")
-    recording, _ = scanned(tmp_path / "a.wav", 0, None)
-    rows = np.pad(noise(n).astype(np.float64), (0, -n % FRAME)).reshape(-1, FRAME)
-    np.testing.assert_allclose(recording.powers, (rows**2).sum(1), rtol=1e-12)
-    assert recording.n_samples == n
-
-
-@pytest.mark.parametrize(
-    ("name", "codec", "expected"),
-    [
-        ("a.wav", "PCM_16", True),
-        ("a.wav", "PCM_U8", True),
-        ("a.wav", "PCM_24", False),
-        ("a.wav", "FLOAT", False),
-        ("a.flac", "PCM_16", True),
-        ("a.ogg", "VORBIS", False),
-        ("a.mkv", "pcm_s16le", True),
-        ("a.mkv", "pcm_u8", True),
-        ("a.mkv", "pcm_s32le", False),
-        ("a.mkv", "flac", True),
-        ("a.m4a", "aac", False),
-    ],
-)
-def test_sources_of_16_bits_are_known(tmp_path, name, codec, expected):
-    path = tmp_path / name
-    if codec.isupper():
-        soundfile.write(path, tone(), SAMPLE_RATE, subtype=codec)
-    else:
-        write_av(path, tone(), codec, SAMPLE_RATE)
-    assert scanned(path, 0, None)[0].is_16_bit is expected
-
-
-@pytest.mark.parametrize("form", ["WAV", "FLAC"])
-def test_a_recording_that_shrinks_between_the_readings_is_refused(form):
-    file = io.BytesIO()
-    soundfile.write(file, noise(5 * SAMPLE_RATE), SAMPLE_RATE, format=form)
-    recording = scan(file, "a.wav", kept_samples=0)
-    file.truncate(50_000)
-    with pytest.raises(AudioError, match=r"a\.wav changed while it was read"):
-        list(recording.blocks())
-
-
-def test_a_recording_that_grows_between_the_readings_is_read_as_it_was():
-    file = io.BytesIO()
-    soundfile.write(file, noise(5 * SAMPLE_RATE), SAMPLE_RATE, format="AIFF")
-    recording = scan(file, "a.aiff", kept_samples=0)
-    file.seek(0)
-    soundfile.write(file, noise(9 * SAMPLE_RATE), SAMPLE_RATE, format="AIFF")
-    assert sum(map(len, recording.blocks())) == recording.n_samples == 5 * SAMPLE_RATE
-
-
-def test_damage_found_midway_hands_the_whole_file_to_ffmpeg(tmp_path, monkeypatch):
-    """libsndfile gives a block, then fails: what it gave must not be there twice."""
-    soundfile.write(tmp_path / "a.wav", noise(5 * SAMPLE_RATE), SAMPLE_RATE)
-
-    def failing(data, name, read=decoding._read_with_soundfile):
-        yield next(read(data, name))
-        raise soundfile.LibsndfileError(1)
-
-    expected = read(tmp_path / "a.wav")
-    monkeypatch.setattr(decoding, "_read_with_soundfile", failing)
-    np.testing.assert_array_equal(read(tmp_path / "a.wav"), expected)
-    _, blocks = scanned(tmp_path / "a.wav", 0, None, kept_samples=0)
-    np.testing.assert_array_equal(np.concatenate(blocks), expected)
-
-
-def test_only_short_recordings_stay_in_memory(tmp_path):
-    soundfile.write(tmp_path / "a.flac", np.tile(noise(16_000), 300), SAMPLE_RATE)
-    peaks = {}
-    for kept_samples in (0, 10**9):
-        with (tmp_path / "a.flac").open("rb") as file:
-            tracemalloc.start()
-            recording = scan(file, "a.flac", kept_samples=kept_samples)
-            for _ in recording.blocks():
-                pass
-            peaks[kept_samples] = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-    assert peaks[0] < 3e6 < 4 * 300 * 16_000 < peaks[10**9]
-
-
-@pytest.mark.parametrize("rate", [8_000, SAMPLE_RATE, 44_100])
-@pytest.mark.parametrize("position", [0, 1, 30_000, -2, -1])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-def test_one_sample_that_is_not_finite_is_found_wherever_it_is(tmp_path, rate, position, value):
-    samples = noise(2 * rate)
-    samples[position % len(samples)] = value
-    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
-    if np.isfinite(value):
-        assert np.isfinite(read(tmp_path / "a.wav")).all()
-    else:
-        with pytest.raises(AudioError, match="NaN or infinite"):
-            read(tmp_path / "a.wav")
-
-
 # Damaged
 
 
@@ -357,7 +213,7 @@ def test_a_damaged_recording_is_decoded_or_refused(tmp_path, name):
             damaged[at : at + int(rng.choice([0, n, n, n, 2 * n]))] = new
         try:
             recording = scan(io.BytesIO(bytes(damaged)), name, kept_samples=0)
-            assert sum(map(len, recording.blocks())) == recording.n_samples
+            assert sum(map(len, recording.blocks())) == recording.stop
             outcomes.append(True)
         except AudioError as error:
             assert error.message.startswith(name)

@@ -13,7 +13,7 @@ import torch
 from conftest import noise
 from recordings import ffmpeg_normalize, real, write_av
 
-from s2f import audio, log_mel, prep_audio
+from s2f import audio, log_mel, prep_audio, recording
 from s2f.decoding import SAMPLE_RATE
 from s2f.errors import AudioError, DatasetError, OutputError, S2FError, UsageError
 from s2f.front_end import FRONT_ENDS, FrontEnd, spectrogram
@@ -80,8 +80,12 @@ def test_a_waveform_is_the_whole_recording_as_ffmpeg_normalize_stores_it(tmp_pat
 def test_a_waveform_that_does_not_stay_in_memory_is_the_same(tmp_path, monkeypatch):
     source = write_av(tmp_path / "a.m4a", noise(12)[:, np.newaxis], "aac", SAMPLE_RATE)
     expected = made(audio_step(store="waveform"), source)
-    scan = audio.scan
-    monkeypatch.setattr(audio, "scan", lambda *args: scan(*args, kept_samples=0))
+    scan = recording.scan
+
+    def forgetful(*args, **options):
+        return scan(*args, **(options | {"kept_samples": 0}))
+
+    monkeypatch.setattr(recording, "scan", forgetful)
     np.testing.assert_array_equal(made(audio_step(store="waveform"), source), expected)
 
 
@@ -107,7 +111,7 @@ def test_a_bad_recording_is_refused_by_name_and_nothing_is_written(tmp_path):
 @pytest.mark.parametrize("seconds", [0.7, 25.0])
 def test_a_spectrogram_is_that_of_the_first_clip(tmp_path, preset, seconds):
     source, front_end = write(tmp_path / "a.wav", seconds), FRONT_ENDS[preset]
-    clip = audio.read_clips(source, front_end.clip_samples)[:1]
+    clip = audio.clips(audio.read_speech(source), front_end.clip_samples)[:1]
     stored = made(audio_step(store="spectrogram", preset=preset), source)
     assert stored.dtype == np.float32
     np.testing.assert_array_equal(stored, spectrogram(torch.from_numpy(clip), front_end)[0])

@@ -371,7 +371,7 @@ def test_a_net_gives_each_photo_its_own_result_or_error(
 def test_what_a_net_is_handed_is_bounded(tmp_path: Path) -> None:
     gradient(5000, 200).save(tmp_path / "a.jpg")
     source, picture = faces_step("face-alignment").work(tmp_path / "a.jpg", tmp_path)
-    assert source == tmp_path / "a.jpg" and picture.shape == (82, 2048, 3)
+    assert source == str(tmp_path / "a.jpg") and picture.shape == (82, 2048, 3)
 
 
 @pytest.mark.usefixtures("net")

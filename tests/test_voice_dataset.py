@@ -17,7 +17,7 @@ from test_packed import write_pack
 from torch.utils.data import DataLoader
 
 from s2f import checkpoint, layout
-from s2f.checkpoint import MODELS
+from s2f.catalogue import MODELS
 from s2f.embeddings import BATCH, Maker
 from s2f.errors import CheckpointError, DatasetError
 from s2f.face_encoder import VGGFace, batch_embedder

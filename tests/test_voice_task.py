@@ -254,7 +254,7 @@ def test_faces_are_fitted_as_the_face_encoder_wants_them(
 def test_a_voice_is_given_the_embedding_of_its_own_face(voices: Path, models: Path) -> None:
     task = make(voices, models)
     item = task.train_data[Key(2, 0)]
-    face = checkpoint.load_model(models / "demo", ("face_encoder",)).checkpoints["face_encoder"]
+    face = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
     photo = load_face(voices / "train/id2/images/a.jpg")[None]
     expected = face.network(photo.float() / 255)[0]
     torch.testing.assert_close(item["embedding"], expected)
