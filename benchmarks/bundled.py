@@ -19,43 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 from scipy.stats import spearmanr
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.model_selection import GroupKFold, cross_val_score
-from sklearn.pipeline import Pipeline, make_pipeline
 
-from s2f import SpeechToFace, audio, checkpoint, demo, voice_traits
+from s2f import SpeechToFace, audio, checkpoint, demo, face_quality, voice_traits
 from s2f.infer import Face
+from s2f.probes import PixelProbe
 
 JUDGE = (
     "sex and femininity: a linear discriminant on 40 principal components of the inner face (brows "
     "to chin, no hair), fitted on the 168 real photographs only. The kept-out speakers were in "
     "view while six variants of the voice encoder were compared, so these figures flatter it"
 )
-INNER = (62, 78, 162, 203)  # left, top, right, bottom of the inner face in the 224 frame
 Vector = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """A classifier of sex from photos; `score` is above 0 for men."""
-
-    model: Pipeline
-    accuracy: float  # on real people that it was not fitted to, by cross-validation
-
-    def score(self, faces: list[Image.Image]) -> Vector:
-        """How masculine faces look, [n]."""
-        scores: Vector = self.model.decision_function(np.stack([_inner(face) for face in faces]))
-        return scores
-
-
-def _inner(face: Image.Image) -> Vector:
-    small = face.convert("RGB").resize((224, 224), Image.Resampling.LANCZOS)
-    small = small.resize((32, 40), Image.Resampling.BOX, INNER)
-    pixels = np.asarray(small, np.float64).ravel()
-    return (pixels - pixels.mean()) / pixels.std()
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -64,21 +39,16 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def fit_judge(faces: Path) -> Judge:
-    """Fit the judge on all real photographs of a folder with people.csv."""
-    inputs, labels, groups = [], [], []
-    for k, row in enumerate(table(faces / "people.csv")):
+def fit_judge(faces: Path) -> PixelProbe:
+    """Fit the judge of sex on all real photographs of a folder with people.csv: M is above 0."""
+    photos, sexes, people = [], [], []
+    for row in table(faces / "people.csv"):
         for name in ("neutral", "smiling"):
             with Image.open(faces / row["person"] / f"{name}.jpg") as photo:
-                inputs.append(_inner(photo))
-            labels.append(row["sex"] == "M")
-            groups.append(k)
-    x, y = np.stack(inputs), np.array(labels)
-    model = make_pipeline(
-        PCA(40, random_state=0), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1)
-    )
-    scores = cross_val_score(model, x, y, groups=groups, cv=GroupKFold(12))
-    return Judge(model.fit(x, y), float(np.mean(scores)))
+                photos.append(photo.convert("RGB"))
+            sexes.append(row["sex"])
+            people.append(row["person"])
+    return PixelProbe.fit(photos, sexes, people)
 
 
 def voices(model: SpeechToFace, folder: Path) -> tuple[list[Face], NDArray[np.bool_], Vector]:
@@ -101,16 +71,13 @@ def people(model: SpeechToFace, folder: Path) -> list[tuple[Path, Face, Face]]:
 
 
 def sharpness(images: list[Image.Image]) -> float:
-    """Mean deviation of the Laplacian of the inner face's brightness."""
-    inner = [image.convert("L").resize((224, 224)).crop(INNER) for image in images]
-    deviations = [ndimage.laplace(np.asarray(face, np.float64)).std() for face in inner]
-    return float(np.mean(deviations))
+    """Mean sharpness of images."""
+    return float(np.mean([face_quality.sharpness(image) for image in images]))
 
 
 def distance(images: list[Image.Image]) -> float:
     """Mean absolute difference of two different images, 0..255."""
-    flat = torch.from_numpy(np.stack([np.asarray(i, np.float32).ravel() for i in images]))
-    return float(torch.pdist(flat, p=1).mean() / flat.shape[1])
+    return float(face_quality.diversity(images).mean())
 
 
 def measure(model: SpeechToFace, data: Path) -> dict[str, float]:

@@ -16,6 +16,7 @@ from s2f.header import KINDS as KINDS
 from s2f.header import Facts, hash_file, read_facts, read_header
 
 MODELS = Path(__file__).parent / "models"  # the bundled ones, a folder each
+EVALUATION = "evaluation.md"
 Where = Literal["bundled", "cache", "folder"]
 
 
@@ -44,6 +45,7 @@ class Entry:
         where: `bundled`, in the `cache`, or a `folder` elsewhere.
         networks: by kind; it may have only some.
         errors: what is wrong with the checkpoints that cannot be read, by kind.
+        evaluation: what `s2f evaluate` found, its report.md, if it lies there as `EVALUATION`.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Entry:
     where: Where
     networks: Mapping[str, Facts]
     errors: Mapping[str, CheckpointError]
+    evaluation: str | None
 
 
 def cache() -> Path:
@@ -121,7 +124,9 @@ def entries(*models: str | Path) -> list[Entry]:
                 networks[kind] = read_facts(folder / f"{kind}.safetensors", kind)
             except CheckpointError as error:
                 errors[kind] = error
-        listed.append(Entry(name, folder, where, networks, errors))
+        text = folder / EVALUATION
+        evaluation = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None
+        listed.append(Entry(name, folder, where, networks, errors, evaluation))
     return listed
 
 

@@ -4,6 +4,7 @@ Here is the root: `s2f` itself, its groups, and what an error exits with. The co
 
 - `cli_use`: what uses a model, at the root: `s2f generate`, `s2f reconstruct`;
 - `cli_models`: what says which models there are: `s2f models`, `s2f verify`;
+- `cli_evaluate`: what judges a model: `s2f evaluate`;
 - `cli_prep` and `cli_trees`: what makes training data, of files and of trees: `s2f prep ...`;
 - `cli_convert`: what reads weights that others published: `s2f convert ...`;
 - `cli_train`: what trains a network: `s2f train ...`;
@@ -20,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 import s2f
-from s2f import cli_convert, cli_models, cli_prep, cli_train, cli_trees, cli_use
+from s2f import cli_convert, cli_evaluate, cli_models, cli_prep, cli_train, cli_trees, cli_use
 from s2f.console import Console
 from s2f.errors import InputError, S2FError
 from s2f.options import GROUP, INTERRUPTED
@@ -64,6 +65,7 @@ app = typer.Typer(
     **GROUP,
 )
 app.add_typer(cli_use.app)
+app.add_typer(cli_evaluate.app)
 app.add_typer(cli_models.app)
 cli_prep.app.add_typer(cli_trees.app)
 app.add_typer(cli_prep.app, name="prep", rich_help_panel="Prepare data")

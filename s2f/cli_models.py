@@ -176,6 +176,8 @@ def _show(console: Console, entry: "Entry") -> None:
                     console.line(f"    {one_line(key)}: {one_line(str(figure))}")
             elif value:
                 console.line(f"  {one_line(name)}: {one_line(str(value))}")
+    for line in (entry.evaluation or "").splitlines():
+        console.line(one_line(line))
 
 
 def _record(entry: "Entry") -> dict[str, object]:
@@ -183,6 +185,7 @@ def _record(entry: "Entry") -> dict[str, object]:
         "name": entry.name,
         "folder": entry.folder,
         "where": entry.where,
+        "evaluation": entry.evaluation,
         "networks": {kind: dataclasses.asdict(facts) for kind, facts in entry.networks.items()},
         "errors": {kind: described(error) for kind, error in entry.errors.items()},
     }

@@ -25,7 +25,7 @@ from s2f.fast_conv import accelerate
 from s2f.images import called, fit_frame, to_image
 from s2f.precision import check_precision, computing
 from s2f.runtime import Progress, choose_device, one_thread, silent
-from s2f.voice_embedder import BATCH, Embedded, Speech, VoiceEmbedder
+from s2f.voice_embedder import BATCH, Speech, VoiceEmbedder
 
 Embedding = NDArray[np.float32]
 
@@ -154,8 +154,8 @@ class SpeechToFace:
         Raises:
             UsageError: as `generate`.
         """
-        cut = {"start": start, "duration": duration, "trim_silence": trim_silence}
-        for embedded in self._embed(speeches, progress, cut):
+        cut: dict[str, Any] = {"start": start, "duration": duration, "trim_silence": trim_silence}
+        for embedded in self.voice_embedder().embed(speeches, progress=progress, **cut):
             yield embedded.error or self._draw(embedded.embedding, "speech", embedded.clips)
 
     def reconstruct(self, photo: Photo, *, align: bool = True, detector: str | None = None) -> Face:
@@ -213,8 +213,8 @@ class SpeechToFace:
         Raises:
             AudioError, UsageError: as `generate`.
         """
-        cut = {"start": start, "duration": duration, "trim_silence": trim_silence}
-        (embedded,) = self._embed([speech], progress, cut)
+        cut: dict[str, Any] = {"start": start, "duration": duration, "trim_silence": trim_silence}
+        (embedded,) = self.voice_embedder().embed([speech], progress=progress, **cut)
         if embedded.error:
             raise embedded.error
         return embedded.embedding
@@ -275,16 +275,18 @@ class SpeechToFace:
             )
         return vector
 
-    def _embed(
-        self, speeches: Iterable[Speech], progress: Progress, cut: Mapping[str, Any]
-    ) -> Iterator[Embedded]:
+    def voice_embedder(self) -> VoiceEmbedder:
+        """The voice encoder with its front end: what embeds recordings.
+
+        Raises:
+            UsageError: if it was not loaded.
+        """
         checkpoint = self._checkpoint("voice_encoder")
         assert isinstance(checkpoint.network, AnyVoiceEncoder) and checkpoint.front_end
         size = BATCH if self.device.type == "cuda" else 1
-        embedder = VoiceEmbedder(
+        return VoiceEmbedder(
             checkpoint.network, checkpoint.front_end, self.device, self.precision, size
         )
-        return embedder.embed(speeches, progress=progress, **cut)
 
     def _draw(self, embedding: Embedding, source: str, clips: int) -> Face:
         decoder = self._decoder()

@@ -9,44 +9,47 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "s2f"
 FLOORS = {
-    11: {"__main__"},
-    10: {"cli"},
-    9: {"cli_convert", "cli_models", "cli_prep", "cli_train", "cli_trees", "cli_use"},
-    8: {"train_options", "voice_options", "use_options", "use_batch"},
-    7: {"options", "pack", "rehearsal", "train"},
+    12: {"__main__"},
+    11: {"cli"},
+    10: {
+        "cli_convert",
+        "cli_evaluate",
+        "cli_models",
+        "cli_prep",
+        "cli_train",
+        "cli_trees",
+        "cli_use",
+    },
+    9: {"train_options", "voice_options", "use_options", "use_batch", "evaluate"},
+    8: {"options", "pack", "rehearsal", "train", "evaluation_voices", "evaluation_faces"},
+    7: {"evaluation_case"},
     6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"}
     | {"convert_keras", "convert_pietkun", "learner"}
-    | {"voice_task", "encoder_task", "decoder_task", "infer"},
-    5: {
-        "demo",
-        "registration",
-        "voice_plan",
-        "watch",
-        "batch",
-        "display",
-        "alignment",
-        "voice_embedder",
-    }
+    | {"voice_task", "encoder_task", "decoder_task", "infer", "probes"},
+    5: {"demo", "registration", "voice_plan", "watch", "batch", "display", "alignment"}
+    | {"voice_embedder", "face_quality"}
     | {"prep", "names", "split", "pair", "conversion"},
     4: {"checkpoint", "face_dataset", "voice_dataset", "drawing", "face_space", "voice_traits"}
     | {"recipe", "run", "voice_presets", "pretrained", "neighbours"}
-    | {"journal", "detection", "matching", "log_mel", "foreign", "weight_tables"},
+    | {"journal", "detection", "matching", "log_mel", "foreign", "weight_tables"}
+    | {"evaluation_data", "report_files"},
     3: {"voice_encoder", "ast_encoder", "face_encoder", "face_decoder", "losses", "augment"}
     | {"balance", "task", "launch", "plots", "board"}
     | {"fast_conv", "warp", "ridge", "audio", "weights", "packed", "links", "meta"}
-    | {"pairing", "embeddings", "microphone", "sheets", "face"}
-    | {"keras_network", "keras_file", "torch_file"},
+    | {"pairing", "embeddings", "microphone", "sheets", "face", "report_html"}
+    | {"keras_network", "keras_file", "torch_file", "retrieval"},
     2: {"front_end", "images", "landmarks", "layout", "recording", "runtime", "workers"}
-    | {"framing", "winograd", "strata", "unpacked", "feed", "ranks", "catalogue"},
+    | {"framing", "winograd", "strata", "unpacked", "feed", "ranks", "catalogue"}
+    | {"charts", "report_markdown", "distances", "comparison"},
     1: {"console", "decoding", "listing", "step", "arrays", "spelling", "tables", "confined"}
-    | {"header", "precision"},
-    0: {"errors", "demo_cards", "payload", "proof", "published", "units"},
+    | {"header", "precision", "estimates", "craniofacial"},
+    0: {"errors", "demo_cards", "payload", "proof", "published", "units", "report"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 ROOT = {"infer", "face", "decoding"}  # what `s2f/__init__.py` hands on, lazily
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = {"torch", "numpy", "scipy", "librosa", "soundfile", "av", "PIL", "safetensors", "h5py"}
-HEAVY |= {"tensorflow", "keras", "transformers"}
+HEAVY |= {"tensorflow", "keras", "transformers", "sklearn"}
 
 
 def parse(module: str) -> ast.Module:

@@ -138,3 +138,10 @@ def test_a_recording_gives_nearly_the_same_face_in_another_format(
         )
         assert (wav == flac).all()
         assert np.abs(wav - m4a).mean() < 6  # of 255
+
+
+def test_it_comes_with_what_its_evaluation_found() -> None:
+    (entry,) = catalogue.entries("demo")
+    assert entry.evaluation is not None
+    for words in ("Recall among all 44 people", "chance", "Voices and faces belong", "CC BY 4.0"):
+        assert words.lower() in entry.evaluation.lower(), words

@@ -30,6 +30,15 @@ def damage(path: Path, place: int = -1) -> Path:
     return path
 
 
+def test_a_model_shows_what_its_evaluation_found(bundled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(bundled / "demo", folder)
+    assert Done("models", folder, "--json").json["models"][0]["evaluation"] is None
+    (folder / "evaluation.md").write_text("# Evaluation\n\n| a\x1b | 1 |\n")
+    done = Done("models", folder)
+    assert "# Evaluation" in done.out.splitlines() and "| a\\x1b | 1 |" in done.out.splitlines()
+
+
 def test_the_names_are_the_result_and_the_table_is_for_people() -> None:
     done = Done("models")
     assert (done.code, done.out) == (0, "demo\nother\n")

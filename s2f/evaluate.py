@@ -1,0 +1,184 @@
+"""The papers' measures of a model, on people who were kept out of its training.
+
+voices and photos of a split -> embeddings and faces, once -> the sections of a report
+"""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import s2f
+from s2f.checkpoint import Checkpoint
+from s2f.detection import Detector
+from s2f.embeddings import Maker
+from s2f.errors import DatasetError, UsageError
+from s2f.evaluation_case import Case, build, embed_images, maker_of
+from s2f.evaluation_data import (
+    People,
+    Sources,
+    find_sources,
+    photos_of,
+    read_labels,
+    read_people,
+    split_names,
+)
+from s2f.evaluation_faces import Learnt, attributes, geometry, quality, sheets
+from s2f.evaluation_voices import ANGLE, matched, retrieval, similarity
+from s2f.face_encoder import VGGFace
+from s2f.images import open_photo
+from s2f.infer import SpeechToFace
+from s2f.report import Report, Section
+from s2f.runtime import Progress, silent
+
+PER_IDENTITY = 5
+TRAINING_PHOTOS = 3  # of a person, that a probe is fitted on
+
+
+def evaluate(
+    model: SpeechToFace,
+    data: Path,
+    *,
+    split: str = "test",
+    labels: Sequence[Path] = (),
+    columns: Sequence[str] = (),
+    per_identity: int = PER_IDENTITY,
+    classifier: Checkpoint | None = None,
+    detector: Detector | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Measure a model on a split of its data.
+
+    Args:
+        model: with all three networks.
+        data: a voice tree, or a folder of `voices` and `faces`.
+        split: `test`, `val` or `train`.
+        labels: csv files of the people; by default those that lie in the trees.
+        columns: which labels; by default sex, age and the like.
+        per_identity: recordings and photos of one person, at most.
+        classifier: a face encoder with logits, for the VGGFace score.
+        detector: of landmarks in generated faces.
+        progress: told of photos, recordings and faces.
+
+    Raises:
+        DatasetError: as `evaluation_data.read_people`.
+        UsageError: if there is no such label, or the classifier has no logits.
+        CheckpointError: if stored embeddings are of another face encoder.
+    """
+    check_classifier(classifier)
+    sources = find_sources(data, labels)
+    maker = maker_of(model)
+    people = read_people(sources.voices, split, maker, most=per_identity, progress=progress)
+    known = read_labels(sources.labels, people.names, columns)
+    case = build(model, people, known, maker, progress)
+    learnt = _learn(sources, columns, maker, split, progress)
+    sections: list[Section] = []
+    samples: dict[str, dict[str, float]] = {}
+    for section, more in (
+        similarity(case),
+        retrieval(case),
+        matched(case),
+        geometry(case),
+        attributes(case, learnt),
+        quality(case, learnt.fresh[0], detector, _logits(classifier, case, model.device)),
+    ):
+        sections.append(section)
+        samples |= {name: dict(values) for name, values in more.items()}
+    sections.append(sheets(case))
+    title = f"Evaluation of {model.model.name}"
+    facts = _facts(model, data, split, people)
+    return Report(title, facts, tuple(sections), samples, frozenset({ANGLE}))
+
+
+def check_classifier(classifier: Checkpoint | None) -> None:
+    """Make sure that a face encoder has identities to choose from.
+
+    Raises:
+        UsageError: if it has not.
+    """
+    if classifier is None:
+        return
+    network = classifier.network
+    if not isinstance(network, VGGFace) or not network.config.identities:
+        raise UsageError(
+            f"{classifier.path}: has no logits",
+            hint="give a face encoder that was trained to tell people apart, such as VGG-Face",
+        )
+
+
+@torch.inference_mode()
+def _logits(
+    classifier: Checkpoint | None, case: Case, device: torch.device
+) -> NDArray[np.float32] | None:
+    if classifier is None:
+        return None
+    network = classifier.network.to(device)
+    assert isinstance(network, VGGFace)
+    maker = Maker(
+        "the classifier",
+        network.config.identities,
+        network.preprocessing.fit,
+        lambda faces: network.logits(network(faces.to(device))),
+    )
+    return embed_images(maker, [face.image for face in case.from_voices])
+
+
+def _learn(
+    sources: Sources, columns: Sequence[str], maker: Maker, split: str, progress: Progress
+) -> Learnt:
+    """Read what the probes are fitted on: people of the training split, and labelled photos."""
+    names: list[str] = []
+    embeddings = np.empty((0, maker.width), np.float32)
+    labels: dict[str, dict[str, str]] = {}
+    if split_names(sources.voices, "train"):
+        try:
+            training = read_people(
+                sources.voices, "train", maker, most=TRAINING_PHOTOS, progress=progress
+            )
+        except DatasetError:  # nobody there has a voice and a face
+            pass
+        else:
+            names = [training.names[k] for k in training.owners]
+            embeddings = training.embeddings
+            labels = read_labels(sources.labels, training.names, ())
+    everyone = split_names(sources.faces, "train") | split_names(sources.faces, split)
+    of_photos = read_labels(sources.labels, sorted(everyone), ()) if everyone else {}
+    labelled = {who for values in of_photos.values() for who in values}
+    fitted, fresh = (
+        photos_of(sources.faces, part, labelled, TRAINING_PHOTOS) for part in ("train", split)
+    )
+    return Learnt(
+        names,
+        embeddings,
+        labels,
+        [open_photo(path) for path, _ in fitted],
+        [who for _, who in fitted],
+        of_photos,
+        ([open_photo(path) for path, _ in fresh], [who for _, who in fresh]),
+    )
+
+
+def _facts(model: SpeechToFace, data: Path, split: str, people: People) -> dict[str, str]:
+    cards = {kind: checkpoint.card for kind, checkpoint in model.model.checkpoints.items()}
+    facts = {
+        "model": model.model.name,
+        "data": f"{data.resolve().name}, {split}",
+        "people": f"{len(people.names)}",
+        "recordings": f"{len(people.recordings)}",
+        "photos": f"{len(people.photos)}",
+    }
+    for name in ("description", "data", "licence", "limits"):
+        said: dict[str, list[str]] = {}  # most cards of a model say the same
+        for kind, card in cards.items():
+            said.setdefault(getattr(card, name) or "not said", []).append(kind)
+        for text, kinds in said.items():
+            facts[f"{name}, {' and '.join(kinds)}"] = text
+    facts["left out"] = "; ".join(people.notes) or "nobody"
+    facts["made with"] = (
+        f"s2f {s2f.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{model.device}, {model.precision}"
+    )
+    return facts

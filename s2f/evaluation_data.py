@@ -1,0 +1,215 @@
+"""What a model is evaluated on: people with voices and faces, photos to judge by, labels.
+
+DATA is a voice tree (`SPLIT/IDENTITY/audios/*.npy`, `images/*`), or a folder with such a tree
+`voices` and a face tree `faces`, as `s2f prep demo` makes.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2f import layout, listing, strata, tables
+from s2f.embeddings import Gallery, Maker
+from s2f.errors import DatasetError, UsageError
+from s2f.layout import is_photo
+from s2f.runtime import Progress, silent
+
+T = TypeVar("T")
+LABELS = ("labels.csv", "people.csv", "speakers.csv")  # in DATA, or in its trees
+COLUMNS = (
+    "sex",
+    "gender",
+    "age",
+    "ethnicity",
+    "nationality",
+)  # labels, unless others are asked for
+SEX = ("sex", "gender")
+
+
+@dataclass(frozen=True)
+class People:
+    """The people of a split, who have voices and faces.
+
+    Attributes:
+        names: of the identities, sorted.
+        recordings: waveforms of people, [q] paths.
+        speakers: whose each recording is, [q].
+        photos: of people, [g] paths; None where there is only an embedding.
+        embeddings: of the photos, by the model's face encoder, [g d].
+        owners: whose each photo is, [g].
+        notes: sentences on what was left out.
+    """
+
+    names: tuple[str, ...]
+    recordings: tuple[Path, ...]
+    speakers: NDArray[np.int64]
+    photos: tuple[Path | None, ...]
+    embeddings: NDArray[np.float32]
+    owners: NDArray[np.int64]
+    notes: tuple[str, ...]
+
+    def means(self) -> NDArray[np.float32]:
+        """Mean embedding of each person's photos, [n d]."""
+        total = np.zeros((len(self.names), self.embeddings.shape[1]), np.float64)
+        np.add.at(total, self.owners, self.embeddings)
+        counts = np.bincount(self.owners, minlength=len(self.names))
+        return np.asarray(total / counts[:, None], np.float32)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of DATA are.
+
+    Attributes:
+        voices: the voice tree.
+        faces: the tree of photos that faces are judged by: the face tree, or the voice tree.
+        labels: csv files.
+    """
+
+    voices: Path
+    faces: Path
+    labels: tuple[Path, ...]
+
+
+def find_sources(data: Path, labels: Sequence[Path] = ()) -> Sources:
+    """Find the parts of DATA.
+
+    Args:
+        data: a voice tree, or a folder of `voices` and `faces`.
+        labels: csv files; by default those of the names in `LABELS` that are there.
+
+    Raises:
+        DatasetError: if there is no such folder.
+    """
+    if not data.is_dir():
+        raise DatasetError(
+            f"{data}: is no folder", hint="give a voice tree, or what prep demo made"
+        )
+    voices = data / "voices" if (data / "voices").is_dir() else data
+    faces = data / "faces" if (data / "faces").is_dir() else voices
+    places = dict.fromkeys([data, voices, faces])
+    found = [place / name for place in places for name in LABELS if (place / name).is_file()]
+    return Sources(voices, faces, tuple(labels) or tuple(found))
+
+
+def read_people(
+    tree: Path, split: str, maker: Maker, *, most: int, progress: Progress = silent
+) -> People:
+    """Read the people of a split of a voice tree, and embed their photos where that is to be done.
+
+    Args:
+        tree: the voice tree.
+        split: `train`, `val` or `test`.
+        maker: the model's face encoder.
+        most: recordings and photos of one person, spread evenly over what there is.
+        progress: told of photos.
+
+    Raises:
+        DatasetError: if the split has nobody with a voice and a face, or a file cannot be read.
+        CheckpointError: if stored embeddings are of another face encoder.
+    """
+    folder = layout.split(tree, split)
+    speakers, left_out = layout.speakers(folder)
+    notes = [f"{len(names)} identities {why}" for why, names in left_out.items() if names]
+    gallery = Gallery(folder, maker, progress)
+    failed = gallery.add([face for who in speakers for face in spread(who.faces, most)])
+    notes += [f"{error.message}" for error in failed.values()]
+    seen = [(who, [f for f in spread(who.faces, most) if f not in failed]) for who in speakers]
+    seen = [(who, faces) for who, faces in seen if faces]
+    if len(seen) < 2:
+        raise DatasetError(
+            f"{folder}: has {len(seen)} people with a voice and a face",
+            hint="wanted two or more, who can be told apart",
+        )
+    recordings = [
+        (folder / audio, k) for k, (who, _) in enumerate(seen) for audio in spread(who.audios, most)
+    ]
+    faces = [(face, k) for k, (_, mine) in enumerate(seen) for face in mine]
+    table, rows = gallery.table([face for face, _ in faces])
+    return People(
+        tuple(who.identity for who, _ in seen),
+        tuple(path for path, _ in recordings),
+        np.array([k for _, k in recordings], np.int64),
+        tuple(folder / face.photo if face.photo else None for face, _ in faces),
+        table[rows],
+        np.array([k for _, k in faces], np.int64),
+        tuple(notes),
+    )
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Choose `most` of some items, evenly."""
+    if len(items) <= most:
+        return list(items)
+    return [items[k * len(items) // most] for k in range(most)]
+
+
+def split_names(tree: Path, split: str) -> set[str]:
+    """Name the identities of a split; none if the tree has no such split."""
+    try:
+        folder = layout.split(tree, split)
+    except DatasetError:
+        return set()
+    return {identity.name for identity in layout.identities(folder)}
+
+
+def photos_of(tree: Path, split: str, names: Collection[str], most: int) -> list[tuple[Path, str]]:
+    """List photos of people of a split: paths, and whose they are.
+
+    Args:
+        tree: a face tree or a voice tree.
+        split: `train`, `val` or `test`.
+        names: of the people.
+        most: photos of one person.
+    """
+    found = []
+    for name in sorted(split_names(tree, split) & set(names)):
+        identity = layout.split(tree, split) / name
+        inside = list(listing.names(identity, is_photo))
+        found += [(identity / path, name) for path in spread(inside, most)]
+    return found
+
+
+def read_labels(
+    paths: Sequence[Path], names: Sequence[str], columns: Sequence[str] = ()
+) -> dict[str, dict[str, str]]:
+    """Read labels of people: by the label's name, the value of each person who has one.
+
+    Args:
+        paths: csv files; a file that names none of the people is passed over.
+        names: of the people.
+        columns: which labels; by default those of `COLUMNS` that a file has.
+
+    Raises:
+        DatasetError: if a file cannot be read, or as `strata.labels`.
+        UsageError: if no file has a label that was asked for.
+    """
+    found: dict[str, dict[str, str]] = {name: {} for name in columns}
+    seen: set[str] = set()
+    known = set(names)
+    for path in paths:
+        table = tables.read(path)
+        seen.update(table.columns)
+        if not any(cell in known for row in table.rows for cell in row):
+            continue  # it is of others
+        wanted = [n for n in table.columns if n in columns or (not columns and _is_label(n))]
+        labels = strata.labels(path, names, wanted)
+        for who, values in (labels.values or {}).items():
+            for name, value in zip(labels.columns, values, strict=True):
+                if value:
+                    found.setdefault(name, {})[who] = value
+    for name in columns:
+        if name not in seen:
+            raise UsageError(
+                f"no label {name!r} in {', '.join(map(str, paths)) or 'any csv file'}",
+                hint=f"there are {', '.join(sorted(seen)) or 'none'}; give files with --labels",
+            )
+    return {name: values for name, values in found.items() if values}
+
+
+def _is_label(column: str) -> bool:
+    return tables.canonical(column) in COLUMNS

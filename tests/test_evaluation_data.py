@@ -1,0 +1,95 @@
+"""The people, photos and labels that a model is evaluated on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import noise, write_photo
+
+from s2f.embeddings import Maker
+from s2f.errors import DatasetError, UsageError
+from s2f.evaluation_data import (
+    find_sources,
+    photos_of,
+    read_labels,
+    read_people,
+    split_names,
+    spread,
+)
+
+MAKER = Maker("a test", 2, "squash", lambda faces: faces.mean((2, 3))[:, :2])
+
+
+def write_person(folder: Path, recordings: int, photos: int, seed: int = 0) -> None:
+    (folder / "audios").mkdir(parents=True)
+    for k in range(recordings):
+        np.save(folder / f"audios/{k}.npy", noise(1, seed))
+    for k in range(photos):
+        write_photo(folder / f"images/{k}.jpg", seed + k)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for k, name in enumerate(("ann", "ben", "cleo")):
+        write_person(tmp_path / f"test/{name}", recordings=1 + k, photos=3 - k, seed=k)
+    write_person(tmp_path / "test/mute", 0, 1)
+    write_person(tmp_path / "train/dan", 1, 1)
+    return tmp_path
+
+
+def test_people_have_voices_and_faces(tree: Path) -> None:
+    people = read_people(tree, "test", MAKER, most=5)
+    assert people.names == ("ann", "ben", "cleo")
+    assert people.speakers.tolist() == [0, 1, 1, 2, 2, 2]
+    assert people.owners.tolist() == [0, 0, 0, 1, 1, 2]
+    assert [path.parent.parent.name for path in people.recordings[:3]] == ["ann", "ben", "ben"]
+    assert people.notes == ("1 identities without a voice",)
+    wanted = [people.embeddings[people.owners == k].mean(0) for k in range(3)]
+    np.testing.assert_allclose(people.means(), wanted, rtol=1e-6)
+
+
+def test_of_each_person_so_many_are_taken(tree: Path) -> None:
+    people = read_people(tree, "test", MAKER, most=1)
+    assert people.speakers.tolist() == people.owners.tolist() == [0, 1, 2]
+
+
+def test_nobody_to_tell_apart_is_refused(tree: Path) -> None:
+    with pytest.raises(DatasetError, match="has 1 people with a voice and a face"):
+        read_people(tree, "train", MAKER, most=5)
+
+
+def test_the_rest_is_spread_evenly() -> None:
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread([1, 2], 5) == [1, 2]
+
+
+def test_a_folder_of_voices_and_faces_is_known(tmp_path: Path, tree: Path) -> None:
+    (tmp_path / "both/voices").mkdir(parents=True)
+    (tmp_path / "both/faces").mkdir()
+    (tmp_path / "both/faces/people.csv").touch()
+    sources = find_sources(tmp_path / "both")
+    assert (sources.voices.name, sources.faces.name) == ("voices", "faces")
+    assert sources.labels == (tmp_path / "both/faces/people.csv",)
+    assert find_sources(tree).voices == find_sources(tree).faces == tree
+    with pytest.raises(DatasetError, match="no folder"):
+        find_sources(tmp_path / "nowhere")
+
+
+def test_labels_are_found_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("who,sex,split,pitch_hz\nann,F,test,210\nben,M,test,120\n")
+    (tmp_path / "b.csv").write_text("who,age\nzoe,31\n")
+    (tmp_path / "c.csv").write_text("who,age,sex\nann,31,F\nben,,\n")
+    paths = [tmp_path / f"{name}.csv" for name in "abc"]
+    labels = read_labels(paths, ["ann", "ben"])
+    assert labels == {"sex": {"ann": "F", "ben": "M"}, "age": {"ann": "30-39"}}
+    assert set(read_labels(paths, ["ann", "ben"], ["age"])) == {"age"}
+    with pytest.raises(UsageError, match="no label 'height'"):
+        read_labels(paths, ["ann"], ["height"])
+    assert read_labels([], ["ann"]) == {}
+
+
+def test_photos_of_labelled_people_are_listed(tree: Path) -> None:
+    found = photos_of(tree, "test", {"ann", "cleo", "zoe"}, 2)
+    assert [who for _, who in found] == ["ann", "ann", "cleo"]
+    assert all(path.is_file() for path, _ in found)
+    assert photos_of(tree, "val", {"ann"}, 2) == [] and split_names(tree, "val") == set()

@@ -1,0 +1,179 @@
+"""How good faces are: known answers, and brute force on small pictures."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image, ImageFilter
+
+from s2f import face_quality
+from s2f.detection import FoundFace, load_detector
+from s2f.errors import UsageError
+from s2f.face_quality import all_points_found, diversity, sharpness, vgg_face_score
+
+FACES = Path(__file__).parents[2] / "shared/data/faces"
+
+
+def noise(seed: int, size: tuple[int, int] = (224, 224)) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+class TestSharpness:
+    def test_one_colour_has_none(self) -> None:
+        assert sharpness(Image.new("RGB", (224, 224), (90, 120, 40))) == 0
+
+    def test_of_stripes_it_is_what_the_laplacian_says(self) -> None:
+        """Stripes 20 apart: +-40 inside, +-20 in the 2 of 100 columns that have one neighbour."""
+        stripes = np.tile(np.array([100, 120], np.uint8), (224, 112))
+        expected = 20 * np.sqrt((98 * 4 + 2 * 1) / 100)
+        assert sharpness(Image.fromarray(stripes)) == pytest.approx(expected)
+
+    def test_a_blurred_picture_has_less(self) -> None:
+        face = noise(0)
+        values = [sharpness(face.filter(ImageFilter.GaussianBlur(r))) for r in (0, 0.5, 1, 2)]
+        assert values == sorted(values, reverse=True) and values[-1] < 0.2 * values[0]
+
+    def test_what_lies_around_the_face_does_not_count(self) -> None:
+        left, top = face_quality.INNER[:2]
+        face = Image.new("RGB", (224, 224))
+        face.paste(noise(0).crop(face_quality.INNER), (left, top))
+        assert sharpness(face) == sharpness(noise(0))
+
+
+pictures = arrays.arrays(np.uint8, st.tuples(st.integers(2, 6), st.just(3), st.just(4), st.just(3)))
+
+
+class TestDiversity:
+    def test_black_and_white_are_255_apart(self) -> None:
+        black, white = (Image.new("RGB", (4, 4), colour) for colour in ("black", "white"))
+        assert diversity([black, white]).tolist() == [255, 255]
+        assert diversity([black, white, black]).tolist() == [127.5, 255, 127.5]
+
+    @given(pictures, st.sampled_from([1, 50, 10_000]))
+    def test_it_is_the_mean_over_all_others_whatever_is_compared_at_once(
+        self, values: np.ndarray, at_once: int
+    ) -> None:
+        flat = values.reshape(len(values), -1).astype(float)
+        apart = np.abs(flat[:, None] - flat[None]).mean(2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(face_quality, "_AT_ONCE", at_once)
+            found = diversity([Image.fromarray(picture) for picture in values])
+        np.testing.assert_allclose(found, apart.sum(1) / (len(values) - 1), rtol=1e-12, atol=1e-12)
+        pairs = apart[np.triu_indices(len(values), 1)]
+        assert found.mean() == pytest.approx(pairs.mean())
+
+    def test_the_order_changes_nothing(self) -> None:
+        faces = [noise(seed, (9, 7)) for seed in range(5)]
+        assert diversity(faces[::-1]).tolist() == diversity(faces)[::-1].tolist()
+
+    @pytest.mark.parametrize("n", [0, 1])
+    def test_where_there_is_no_other_it_is_0(self, n: int) -> None:
+        assert diversity([noise(0, (4, 4))] * n).tolist() == [0] * n
+
+    def test_different_sizes_are_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"\(4, 4\), \(4, 5\)"):
+            diversity([noise(0, (4, 5)), noise(0, (4, 4))])
+
+
+class Told:
+    """A detector that finds what it was told to, and counts what it is given at once."""
+
+    def __init__(self, *faces: list[np.ndarray]) -> None:
+        self.faces, self.sizes = list(faces), []
+
+    def __call__(self, pictures: Sequence[np.ndarray], /) -> list[list[FoundFace]]:
+        self.sizes.append(len(pictures))
+        found = [self.faces.pop(0) for _ in pictures]
+        return [[FoundFace(np.zeros(4, np.float32), points) for points in f] for f in found]
+
+
+def points(x: float = 5, y: float = 5) -> np.ndarray:
+    """68 points, the last of them somewhere."""
+    marks = np.full((68, 2), 5, np.float32)
+    marks[-1] = x, y
+    return marks
+
+
+class TestAllPointsFound:
+    @pytest.mark.parametrize(
+        ("place", "inside"),
+        [
+            *(((-0.5, -0.5), True), ((-0.6, 5), False), ((5, -0.6), False)),
+            *(((19.5, 9.5), True), ((19.6, 5), False), ((5, 9.6), False)),
+            ((np.nan, 5), False),
+        ],
+    )
+    def test_a_picture_reaches_half_a_pixel_beyond_the_centres(
+        self, place: tuple[float, float], inside: bool
+    ) -> None:
+        found = all_points_found([noise(0, (20, 10))], Told([points(*place)]))
+        assert found.tolist() == [inside]
+
+    def test_one_whole_face_is_enough_and_none_is_not(self) -> None:
+        told = Told([], [points(-9)], [points(-9), points()], [points()])
+        found = all_points_found([noise(0, (20, 10))] * 4, told)
+        assert found.tolist() == [False, False, True, True]
+
+    def test_it_gives_the_detector_a_few_at_once(self) -> None:
+        told = Told(*[[points()] if k % 3 else [] for k in range(70)])
+        found = all_points_found([noise(0, (20, 10)).convert("L")] * 70, told)
+        assert found.tolist() == [bool(k % 3) for k in range(70)]
+        assert max(told.sizes) <= 32
+
+    def test_of_nothing_nothing_is_found(self) -> None:
+        assert all_points_found([], Told()).tolist() == []
+
+    @pytest.mark.data
+    @pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+    @pytest.mark.skipif(not importlib.util.find_spec("dlib"), reason="needs the extra dlib")
+    def test_most_real_faces_are_faces_and_half_of_one_is_not(self) -> None:
+        """Of 7; of all 168 photos, 17 have a chin that dlib places below the picture."""
+        faces = [Image.open(path) for path in sorted(FACES.glob("*/neutral.jpg"))[::12]]
+        detector = load_detector("dlib")
+        assert all_points_found(faces, detector).mean() > 0.8
+        cut = [face.crop((0, 0, 256, 130)) for face in faces]
+        assert not all_points_found(cut, detector).any()
+
+
+class TestVGGFaceScore:
+    def test_all_alike_score_1(self) -> None:
+        logits = np.tile(np.random.default_rng(0).normal(size=7), (40, 1))
+        assert vgg_face_score(logits) == pytest.approx((1, 0))
+
+    @pytest.mark.parametrize("identities", [2, 10])
+    def test_certain_and_even_over_some_identities_score_their_number(
+        self, identities: int
+    ) -> None:
+        logits = 1000 * np.eye(30)[np.arange(40 * identities) % identities]
+        assert vgg_face_score(logits, splits=1) == pytest.approx((identities, 0))
+        mean, deviation = vgg_face_score(logits)
+        assert 0.9 * identities < mean <= identities and deviation < 0.1 * identities
+
+    def test_it_is_the_divergence_by_its_definition(self) -> None:
+        logits = np.random.default_rng(0).normal(0, 3, (20, 6)).astype(np.float32)
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        expected = np.exp((p * np.log(p / p.mean(0))).sum(1).mean())
+        assert vgg_face_score(logits, splits=1)[0] == pytest.approx(expected, rel=1e-5)
+
+    def test_order_and_the_level_of_logits_change_nothing(self) -> None:
+        rng = np.random.default_rng(0)
+        logits = rng.normal(0, 3, (50, 6))
+        score = vgg_face_score(logits)
+        assert vgg_face_score(logits[rng.permutation(50)]) == pytest.approx(score)
+        assert vgg_face_score(logits, seed=1) != pytest.approx(score)
+        assert vgg_face_score(logits + 500, splits=1) == pytest.approx(
+            vgg_face_score(logits, splits=1)
+        )
+
+    def test_fewer_pictures_than_splits_are_a_split_each(self) -> None:
+        assert vgg_face_score(np.eye(3), splits=10) == pytest.approx((1, 0))
+
+    def test_of_no_faces_there_is_no_score(self) -> None:
+        with pytest.raises(UsageError, match="no faces"):
+            vgg_face_score(np.empty((0, 5)))
