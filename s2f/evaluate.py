@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 import s2f
 from s2f.checkpoint import Checkpoint
@@ -25,17 +26,18 @@ from s2f.evaluation_data import (
     read_labels,
     read_people,
     split_names,
+    spread,
 )
 from s2f.evaluation_faces import Learnt, attributes, geometry, quality, sheets
 from s2f.evaluation_voices import ANGLE, matched, retrieval, similarity
 from s2f.face_encoder import VGGFace
-from s2f.images import open_photo
+from s2f.images import FRAME, open_photo
 from s2f.infer import SpeechToFace
 from s2f.report import Report, Section
 from s2f.runtime import Progress, silent
 
 PER_IDENTITY = 5
-TRAINING_PHOTOS = 3  # of a person, that a probe is fitted on
+TRAINING_PEOPLE, TRAINING_PHOTOS = 1000, 3  # that a probe is fitted on; photos of each
 
 
 def evaluate(
@@ -131,34 +133,51 @@ def _learn(
 ) -> Learnt:
     """Read what the probes are fitted on: people of the training split, and labelled photos."""
     names: list[str] = []
+    notes: list[str] = []
     embeddings = np.empty((0, maker.width), np.float32)
     labels: dict[str, dict[str, str]] = {}
     if split_names(sources.voices, "train"):
         try:
             training = read_people(
-                sources.voices, "train", maker, most=TRAINING_PHOTOS, progress=progress
+                sources.voices,
+                "train",
+                maker,
+                most=TRAINING_PHOTOS,
+                people=TRAINING_PEOPLE,
+                progress=progress,
             )
-        except DatasetError:  # nobody there has a voice and a face
-            pass
+        except DatasetError as error:
+            notes.append(f"Nobody to fit a judge of embeddings on: {error.message}.")
         else:
             names = [training.names[k] for k in training.owners]
             embeddings = training.embeddings
-            labels = read_labels(sources.labels, training.names, ())
+            labels = read_labels(sources.labels, training.names, columns)
     everyone = split_names(sources.faces, "train") | split_names(sources.faces, split)
-    of_photos = read_labels(sources.labels, sorted(everyone), ()) if everyone else {}
-    labelled = {who for values in of_photos.values() for who in values}
+    of_photos = read_labels(sources.labels, sorted(everyone), columns) if everyone else {}
+    labelled = sorted({who for values in of_photos.values() for who in values})
     fitted, fresh = (
-        photos_of(sources.faces, part, labelled, TRAINING_PHOTOS) for part in ("train", split)
+        spread(
+            photos_of(sources.faces, part, labelled, TRAINING_PHOTOS),
+            TRAINING_PEOPLE * TRAINING_PHOTOS,
+        )
+        for part in ("train", split)
     )
     return Learnt(
         names,
         embeddings,
         labels,
-        [open_photo(path) for path, _ in fitted],
+        [_framed(path) for path, _ in fitted],
         [who for _, who in fitted],
         of_photos,
-        ([open_photo(path) for path, _ in fresh], [who for _, who in fresh]),
+        ([_framed(path) for path, _ in fresh], [who for _, who in fresh]),
+        tuple(notes),
     )
+
+
+def _framed(path: Path) -> Image.Image:
+    photo = open_photo(path)
+    frame = (FRAME, FRAME)
+    return photo if photo.size == frame else photo.resize(frame, Image.Resampling.LANCZOS)
 
 
 def _facts(model: SpeechToFace, data: Path, split: str, people: People) -> dict[str, str]:

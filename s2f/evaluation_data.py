@@ -97,7 +97,13 @@ def find_sources(data: Path, labels: Sequence[Path] = ()) -> Sources:
 
 
 def read_people(
-    tree: Path, split: str, maker: Maker, *, most: int, progress: Progress = silent
+    tree: Path,
+    split: str,
+    maker: Maker,
+    *,
+    most: int,
+    people: int | None = None,
+    progress: Progress = silent,
 ) -> People:
     """Read the people of a split of a voice tree, and embed their photos where that is to be done.
 
@@ -106,6 +112,7 @@ def read_people(
         split: `train`, `val` or `test`.
         maker: the model's face encoder.
         most: recordings and photos of one person, spread evenly over what there is.
+        people: how many of them, spread likewise; by default all.
         progress: told of photos.
 
     Raises:
@@ -114,6 +121,7 @@ def read_people(
     """
     folder = layout.split(tree, split)
     speakers, left_out = layout.speakers(folder)
+    speakers = spread(speakers, people or len(speakers))
     notes = [f"{len(names)} identities {why}" for why, names in left_out.items() if names]
     gallery = Gallery(folder, maker, progress)
     failed = gallery.add([face for who in speakers for face in spread(who.faces, most)])

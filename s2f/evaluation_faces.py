@@ -41,6 +41,7 @@ class Learnt:
         shown: who is on each photo.
         photo_labels: of those people.
         fresh: photos of people that no probe saw, and whose they are: the judge's own test.
+        notes: sentences on what is missing.
     """
 
     names: Sequence[str]
@@ -50,6 +51,7 @@ class Learnt:
     shown: Sequence[str]
     photo_labels: Labels
     fresh: tuple[Sequence[Image.Image], Sequence[str]]
+    notes: tuple[str, ...] = ()
 
 
 def geometry(case: Case) -> tuple[Section, Samples]:
@@ -113,6 +115,7 @@ def attributes(case: Case, learnt: Learnt) -> tuple[Section, Samples]:
     )
     text = (
         "Linear judges, fitted on people of the training split, name a label of each face.",
+        *learnt.notes,
         *notes,
     )
     return Section("Attributes", text, (table, *matrices) if rows else ()), samples

@@ -39,8 +39,10 @@ def check_new(folder: Path, *, overwrite: bool) -> None:
     """Make sure that a report may be written into a folder.
 
     Raises:
-        UsageError: if there is one already, unless it may be overwritten.
+        UsageError: if it is a file, or there is a report already that may not be overwritten.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file", hint="give the name of a folder with -o")
     for name in PAGES:
         if os.path.lexists(folder / name) and not overwrite:
             raise UsageError(

@@ -24,6 +24,7 @@ def test_a_report_is_a_page_markdown_and_json(tree: Path, tmp_path: Path) -> Non
     assert "| chance" in markdown
     refused = Done("evaluate", tree, "-o", tmp_path / "report")
     assert_refused(refused, 2, made[0])
+    assert_refused(Done("evaluate", tree, "-o", made[0]), 2, "is a file")
     done = Done("evaluate", tree, "-o", tmp_path / "report", "--overwrite", "--json")
     assert (done.code, done.err) == (0, "")
     assert done.json["facts"]["people"] == "8" and done.json["samples"]["R@1, %"]

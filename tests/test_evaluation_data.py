@@ -53,6 +53,10 @@ def test_of_each_person_so_many_are_taken(tree: Path) -> None:
     assert people.speakers.tolist() == people.owners.tolist() == [0, 1, 2]
 
 
+def test_so_many_people_are_taken(tree: Path) -> None:
+    assert read_people(tree, "test", MAKER, most=5, people=2).names == ("ann", "ben")
+
+
 def test_nobody_to_tell_apart_is_refused(tree: Path) -> None:
     with pytest.raises(DatasetError, match="has 1 people with a voice and a face"):
         read_people(tree, "train", MAKER, most=5)

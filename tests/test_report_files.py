@@ -120,7 +120,9 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_folder_that_is_a_file_is_an_output_error(tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_or_lies_in_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(UsageError, match="is a file"):
         write(full(), tmp_path / "file")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(full(), tmp_path / "file/below")
