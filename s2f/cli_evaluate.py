@@ -76,6 +76,13 @@ def _evaluate(
             "there is nothing to evaluate" if data is None else "both DATA and --compare are given",
             hint="name DATA, or give --compare A B",
         )
+    if compare is not None:
+        for name in ("labels", "columns", "per_identity", "model", "classifier", "detector"):
+            if ctx.params[name]:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} does not go with --compare",
+                    hint="two reports are compared as they are",
+                )
     from s2f import report_files
 
     report_files.check_new(output, overwrite=overwrite)
@@ -96,7 +103,8 @@ def _evaluate(
     from s2f.evaluate import evaluate
     from s2f.infer import SpeechToFace
 
-    finder = detector or installed_detector()
+    # dlib needs nothing but its package; the other one is for who asks for it.
+    finder = detector or ("dlib" if installed_detector() == "dlib" else None)
     networks = SpeechToFace.load(choice, device=device, precision=precision)
     with console.progress("evaluating") as progress:
         made = evaluate(
@@ -106,7 +114,9 @@ def _evaluate(
             labels=labels or (),
             columns=[name.strip() for name in (columns or "").split(",") if name.strip()],
             classifier=load(classifier, "face_encoder") if classifier else None,
-            detector=load_detector(finder) if finder else None,
+            detector=load_detector(finder, "cpu" if finder == "dlib" else device)
+            if finder
+            else None,
             progress=progress,
             **given(per_identity=per_identity),
         )

@@ -79,8 +79,12 @@ def _differences(a: Report, b: Report, name_a: str, name_b: str) -> Section:
         "metrics without any difference, about one seems to differ."
     )
     text: tuple[str, ...] = ()
-    if a.facts.get("data") != b.facts.get("data"):
-        text = ("The two were evaluated on different data; only what both have is compared here.",)
+    same = ("data", "people", "recordings", "photos")
+    if any(a.facts.get(name) != b.facts.get(name) for name in same):
+        text = (
+            "The two were evaluated on different data: only people that both have are compared "
+            "here, and recalls and matching, which depend on everyone else, do not compare.",
+        )
     return Section("Differences", text, (Table("Metrics", heads, tuple(rows), note),))
 
 

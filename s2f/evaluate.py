@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 import s2f
 from s2f.checkpoint import Checkpoint
 from s2f.detection import Detector
 from s2f.embeddings import Maker
-from s2f.errors import DatasetError, UsageError
+from s2f.errors import DatasetError, ImageError, UsageError
+from s2f.evaluation_attributes import Learnt, attributes
 from s2f.evaluation_case import Case, build, embed_images, maker_of
 from s2f.evaluation_data import (
     People,
@@ -28,11 +30,12 @@ from s2f.evaluation_data import (
     split_names,
     spread,
 )
-from s2f.evaluation_faces import Learnt, attributes, geometry, quality, sheets
+from s2f.evaluation_faces import MOST, geometry, quality, sheets
 from s2f.evaluation_voices import ANGLE, matched, retrieval, similarity
 from s2f.face_encoder import VGGFace
 from s2f.images import FRAME, open_photo
 from s2f.infer import SpeechToFace
+from s2f.precision import computing
 from s2f.report import Report, Section
 from s2f.runtime import Progress, silent
 
@@ -74,9 +77,10 @@ def evaluate(
     sources = find_sources(data, labels)
     maker = maker_of(model)
     people = read_people(sources.voices, split, maker, most=per_identity, progress=progress)
-    known = read_labels(sources.labels, people.names, columns)
-    case = build(model, people, known, maker, progress)
-    learnt = _learn(sources, columns, maker, split, progress)
+    notes: list[str] = []
+    known = read_labels(sources.labels, people.names, columns, notes=notes)
+    learnt = _learn(sources, columns, maker, split, people, notes, progress)
+    case = build(model, people, known, maker, progress)  # takes long: all else is known by now
     sections: list[Section] = []
     samples: dict[str, dict[str, float]] = {}
     for section, more in (
@@ -91,7 +95,7 @@ def evaluate(
         samples |= {name: dict(values) for name, values in more.items()}
     sections.append(sheets(case))
     title = f"Evaluation of {model.model.name}"
-    facts = _facts(model, data, split, people)
+    facts = _facts(model, data, split, case.people)
     return Report(title, facts, tuple(sections), samples, frozenset({ANGLE}))
 
 
@@ -111,7 +115,6 @@ def check_classifier(classifier: Checkpoint | None) -> None:
         )
 
 
-@torch.inference_mode()
 def _logits(
     classifier: Checkpoint | None, case: Case, device: torch.device
 ) -> NDArray[np.float32] | None:
@@ -119,24 +122,33 @@ def _logits(
         return None
     network = classifier.network.to(device)
     assert isinstance(network, VGGFace)
-    maker = Maker(
-        "the classifier",
-        network.config.identities,
-        network.preprocessing.fit,
-        lambda faces: network.logits(network(faces.to(device))),
-    )
+
+    def logits(faces: Tensor) -> Tensor:
+        with computing(device):
+            return network.logits(network(faces.to(device)))
+
+    maker = Maker("the classifier", network.config.identities, network.preprocessing.fit, logits)
     return embed_images(maker, [face.image for face in case.from_voices])
 
 
 def _learn(
-    sources: Sources, columns: Sequence[str], maker: Maker, split: str, progress: Progress
+    sources: Sources,
+    columns: Sequence[str],
+    maker: Maker,
+    split: str,
+    people: People,
+    notes: list[str],
+    progress: Progress,
 ) -> Learnt:
     """Read what the probes are fitted on: people of the training split, and labelled photos."""
     names: list[str] = []
-    notes: list[str] = []
     embeddings = np.empty((0, maker.width), np.float32)
     labels: dict[str, dict[str, str]] = {}
-    if split_names(sources.voices, "train"):
+    fitted: list[tuple[Path, str]] = []
+    of_photos: dict[str, dict[str, str]] = {}
+    if split == "train":
+        notes.append("No judges: they would be fitted on the very people that they judge.")
+    else:
         try:
             training = read_people(
                 sources.voices,
@@ -149,35 +161,59 @@ def _learn(
         except DatasetError as error:
             notes.append(f"Nobody to fit a judge of embeddings on: {error.message}.")
         else:
-            names = [training.names[k] for k in training.owners]
-            embeddings = training.embeddings
-            labels = read_labels(sources.labels, training.names, columns)
-    everyone = split_names(sources.faces, "train") | split_names(sources.faces, split)
-    of_photos = read_labels(sources.labels, sorted(everyone), columns) if everyone else {}
-    labelled = sorted({who for values in of_photos.values() for who in values})
-    fitted, fresh = (
-        spread(
-            photos_of(sources.faces, part, labelled, TRAINING_PHOTOS),
+            new = [
+                k
+                for k, who in enumerate(training.owners)
+                if training.names[who] not in people.names
+            ]
+            names = [training.names[training.owners[k]] for k in new]
+            embeddings = training.embeddings[new]
+            labels = read_labels(sources.labels, training.names, columns, notes=[])
+        seen = split_names(sources.faces, split) | set(people.names)
+        everyone = split_names(sources.faces, "train") | seen
+        of_photos = read_labels(sources.labels, sorted(everyone), columns, notes=[])
+        labelled = {who for values in of_photos.values() for who in values} - seen
+        fitted = spread(
+            photos_of(sources.faces, "train", labelled, TRAINING_PHOTOS),
             TRAINING_PEOPLE * TRAINING_PHOTOS,
         )
-        for part in ("train", split)
-    )
+    real = photos_of(sources.faces, split, split_names(sources.faces, split), TRAINING_PHOTOS)
+    own = [
+        (path, people.names[owner])
+        for path, owner in zip(people.photos, people.owners, strict=True)
+        if path is not None
+    ]
+    photos, shown = _framed(fitted, notes)
     return Learnt(
         names,
         embeddings,
         labels,
-        [_framed(path) for path, _ in fitted],
-        [who for _, who in fitted],
+        photos,
+        shown,
         of_photos,
-        ([_framed(path) for path, _ in fresh], [who for _, who in fresh]),
+        _framed(spread(own, MOST), notes),
+        _framed(spread(real, MOST), notes),
         tuple(notes),
     )
 
 
-def _framed(path: Path) -> Image.Image:
-    photo = open_photo(path)
+def _framed(
+    photos: Sequence[tuple[Path, str]], notes: list[str]
+) -> tuple[list[Image.Image], list[str]]:
+    """Open photos in the frame, and say who is on each; those that cannot be read are noted."""
     frame = (FRAME, FRAME)
-    return photo if photo.size == frame else photo.resize(frame, Image.Resampling.LANCZOS)
+    opened: list[Image.Image] = []
+    names: list[str] = []
+    for path, name in photos:
+        try:
+            photo = open_photo(path)
+        except ImageError as error:
+            notes.append(f"Left out: {error.message}.")
+            continue
+        resized = photo.size != frame
+        opened.append(photo.resize(frame, Image.Resampling.LANCZOS) if resized else photo)
+        names.append(name)
+    return opened, names
 
 
 def _facts(model: SpeechToFace, data: Path, split: str, people: People) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What an evaluation measures: embeddings and faces of the people of a split, made once."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,15 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from s2f.arrays import map_waveform
 from s2f.decoding import SAMPLE_RATE, Waveform
 from s2f.embeddings import BATCH, Maker
+from s2f.errors import DatasetError
 from s2f.evaluation_data import SEX, People
 from s2f.face import Face
 from s2f.face_encoder import VGGFace, batch_embedder
 from s2f.infer import SpeechToFace
+from s2f.precision import computing
 from s2f.runtime import Progress, silent
+from s2f.tables import canonical
 from s2f.voice_embedder import Embedded
 
 SECONDS = (3, 6)  # of speech, in the papers' tables
@@ -50,8 +55,8 @@ class Case:
     @property
     def sexes(self) -> NDArray[np.int64] | None:
         """A number for the sex of each person, [n], -1 where it is not known; None without any."""
-        for name in SEX:
-            if name in self.labels:
+        for name in self.labels:
+            if canonical(name) in SEX:
                 values = [self.labels[name].get(who, "") for who in self.people.names]
                 kinds = {value: k for k, value in enumerate(sorted({*values} - {""}))}
                 return np.array([kinds.get(value, -1) for value in values], np.int64)
@@ -72,14 +77,21 @@ def maker_of(model: SpeechToFace) -> Maker:
     """Make a model's face encoder ready to embed many photos."""
     encoder = model.model.checkpoints["face_encoder"].network
     assert isinstance(encoder, VGGFace)
-    embed = batch_embedder(encoder, device=model.device, batch_size=BATCH)
+    quick = batch_embedder(encoder, device=model.device, batch_size=BATCH)
+
+    def embed(faces: Tensor) -> Tensor:
+        with computing(model.device, model.precision):
+            return quick(faces).float()
+
     return Maker("the face encoder", encoder.config.embedding, encoder.preprocessing.fit, embed)
 
 
 def embed_images(maker: Maker, images: Sequence[Image.Image]) -> NDArray[np.float32]:
     """Embed faces of 224 x 224 pixels, [n d]."""
-    arrays = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
-    parts = [maker.of(arrays[k : k + BATCH]) for k in range(0, len(arrays), BATCH)]
+    parts = []
+    for k in range(0, len(images), BATCH):
+        arrays = [torch.from_numpy(np.array(image)) for image in images[k : k + BATCH]]
+        parts.append(maker.of([array.permute(2, 0, 1) for array in arrays]))
     return np.concatenate(parts)
 
 
@@ -92,20 +104,33 @@ def build(
 ) -> Case:
     """Hear all recordings, and draw all faces.
 
+    Recordings that hold no speech are left out, with a note.
+
     Raises:
-        DatasetError: if a recording cannot be read.
-        AudioError: if one holds no speech.
+        DatasetError: if a recording cannot be read, or none holds speech.
     """
-    heard: dict[str, NDArray[np.float32]] = {}
+    found: dict[str, list[Embedded]] = {}
     for seconds in (*SECONDS, None):
         name = WHOLE if seconds is None else f"{seconds} s"
-        rows = []
-        for k, item in enumerate(_hear(model, people, seconds)):
-            progress(k, len(people.recordings), f"listening, {name}")
-            if item.error:
-                raise item.error
-            rows.append(item.embedding)
-        heard[name] = np.stack(rows)
+        found[name] = []
+        for item in _hear(model, people, seconds):
+            progress(len(found[name]), len(people.recordings), f"listening, {name}")
+            found[name].append(item)
+    kept, notes = [], []
+    for k, (path, *items) in enumerate(zip(people.recordings, *found.values(), strict=True)):
+        if error := next((item.error for item in items if item.error), None):
+            notes.append(f"{path}: {error.message}")
+        else:
+            kept.append(k)
+    if not kept:
+        raise DatasetError(f"no recording holds speech: {notes[0]}", hint="prepare them again")
+    people = dataclasses.replace(
+        people,
+        recordings=tuple(people.recordings[k] for k in kept),
+        speakers=people.speakers[kept],
+        notes=(*people.notes, *notes),
+    )
+    heard = {name: np.stack([items[k].embedding for k in kept]) for name, items in found.items()}
     from_voices, from_photos = (
         _draw(model, rows, what, progress)
         for rows, what in ((heard[WHOLE], "voices"), (people.means(), "photos"))

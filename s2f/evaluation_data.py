@@ -126,6 +126,10 @@ def read_people(
     gallery = Gallery(folder, maker, progress)
     failed = gallery.add([face for who in speakers for face in spread(who.faces, most)])
     notes += [f"{error.message}" for error in failed.values()]
+    if gallery.n_unchecked:
+        notes.append(
+            f"{gallery.n_unchecked} embeddings have no photo to tell which face encoder made them"
+        )
     seen = [(who, [f for f in spread(who.faces, most) if f not in failed]) for who in speakers]
     seen = [(who, faces) for who, faces in seen if faces]
     if len(seen) < 2:
@@ -183,7 +187,11 @@ def photos_of(tree: Path, split: str, names: Collection[str], most: int) -> list
 
 
 def read_labels(
-    paths: Sequence[Path], names: Sequence[str], columns: Sequence[str] = ()
+    paths: Sequence[Path],
+    names: Sequence[str],
+    columns: Sequence[str] = (),
+    *,
+    notes: list[str] | None = None,
 ) -> dict[str, dict[str, str]]:
     """Read labels of people: by the label's name, the value of each person who has one.
 
@@ -191,6 +199,7 @@ def read_labels(
         paths: csv files; a file that names none of the people is passed over.
         names: of the people.
         columns: which labels; by default those of `COLUMNS` that a file has.
+        notes: is told of columns nobody asked for that are no labels.
 
     Raises:
         DatasetError: if a file cannot be read, or as `strata.labels`.
@@ -204,10 +213,17 @@ def read_labels(
         seen.update(table.columns)
         if not any(cell in known for row in table.rows for cell in row):
             continue  # it is of others
-        wanted = [n for n in table.columns if n in columns or (not columns and _is_label(n))]
-        labels = strata.labels(path, names, wanted)
-        for who, values in (labels.values or {}).items():
-            for name, value in zip(labels.columns, values, strict=True):
+        for name in table.columns:
+            if not (name in columns or (not columns and _is_label(name))):
+                continue
+            try:
+                labels = strata.labels(path, names, [name])
+            except DatasetError as error:
+                if columns or notes is None:
+                    raise
+                notes.append(error.message)
+                continue
+            for who, (value,) in (labels.values or {}).items():
                 if value:
                     found.setdefault(name, {})[who] = value
     for name in columns:

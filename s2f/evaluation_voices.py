@@ -83,13 +83,16 @@ def retrieval(case: Case) -> tuple[Section, Samples]:
                 for k in (1, 10):
                     samples[f"R@{k}, %"] = case.by_person(100 * recall(placed, k))
     assert placed is not None
-    blank = (None, None)
-    full.append(("chance", "", *(chance(placed, k) for k in KS), *blank, *blank, None, n))
-    among_all = [chance(placed, k, CANDIDATES) for k in KS]
-    some.append(("chance", "", *among_all, *blank, *blank, None, min(n, CANDIDATES)))
+    for rows_of, by_chance, size in (
+        (full, [chance(placed, k) for k in KS], n),
+        (some, [chance(placed, k, CANDIDATES) for k in KS], min(n, CANDIDATES)),
+    ):
+        cells = [cell for value in by_chance for cell in (value, None, None)]
+        rows_of.append(("chance", "", *cells, None, size))
     lines["chance"] = [(k, chance(placed, k)) for k in depth]
-    heads = ("query", "metric", *(f"R@{k} %" for k in KS))
-    heads += ("R@1 low %", "R@1 high %", "R@10 low %", "R@10 high %", "queries", "N")
+    heads: tuple[str, ...] = ("query", "metric")
+    heads += tuple(head for k in KS for head in (f"R@{k} %", "low %", "high %"))
+    heads += ("queries", "N")
     parts: list[Table | Curves] = [Table(f"Recall among all {n} people", heads, tuple(full))]
     if n > CANDIDATES:
         note = f"The exact mean over all galleries of {CANDIDATES} people that hold the speaker."
@@ -109,14 +112,10 @@ def retrieval(case: Case) -> tuple[Section, Samples]:
 
 
 def _recalls(case: Case, hits: list[NDArray[np.float64]]) -> tuple[float | int, ...]:
-    """Make the cells of recalls of `KS`: their means, two intervals, and the queries."""
+    """Make the cells of the recalls of `KS`: each mean and its interval, and the queries."""
     found = [estimate(values, case.people.speakers) for values in hits]
-    first, last = found[0], found[-1]
-    return (
-        *(item.value for item in found),
-        *(first.low, first.high, last.low, last.high),
-        len(hits[0]),
-    )
+    cells = [cell for item in found for cell in (item.value, item.low, item.high)]
+    return (*cells, len(hits[0]))
 
 
 def matched(case: Case) -> tuple[Section, Samples]:
@@ -134,7 +133,12 @@ def matched(case: Case) -> tuple[Section, Samples]:
     samples: dict[str, dict[str, float]] = {}
     for within in (False, True) if sexes is not None else (False,):
         others = "of the same sex" if within else "anyone"
-        for ways in (*WAYS, len(people.names)):
+        most = len(people.names)
+        if within and sexes is not None:  # as many as there are of the rarer sex
+            most = int(np.bincount(sexes[sexes >= 0]).min())
+        for ways in dict.fromkeys((*WAYS, most)):
+            if ways < 2:
+                continue
             right = matching(placed, ways, within=within)
             there = ~np.isnan(right)
             if not there.any():

@@ -37,7 +37,7 @@ def diversity(images: Sequence[Image.Image]) -> Vector:
     """Mean absolute difference, 0..255, of each picture to all others, [n]; exact.
 
     The mean of them is the mean distance of two different pictures. 0 where there is one alone.
-    Beside the pictures it takes some 300 MB at most, for any number of them.
+    Beside the pictures it takes some 300 MB for up to some thousand of them.
 
     Raises:
         UsageError: if the pictures are of different sizes.

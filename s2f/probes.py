@@ -5,8 +5,6 @@ reads embeddings; the other reads pixels of real photos and knows nothing of any
 it can judge the networks' faces. Labels are strings: sex, decade of age, or any other groups.
 """
 
-import math
-import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,13 +26,6 @@ Vector = NDArray[np.float64]
 _ROWS = 2048  # embeddings that are read at once
 _SMALL = (32, 40)  # width and height in which the inner face is judged, pixels
 _COMPONENTS, _FOLDS = 40, 12  # that it is judged on, and that the judge is measured by
-
-
-def decade(value: str) -> str:
-    """Make a class of an age: "27" is of the "20s". What is no number stays as it is."""
-    if not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", value.strip()):
-        return value
-    return f"{math.floor(float(value) / 10) * 10}s"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 
 Cell = str | float | int | None
+Row = tuple[Cell, ...]
 
 MISSING = "\N{EN DASH}"
 DIGITS = 3  # that a number for people has

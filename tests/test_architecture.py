@@ -21,7 +21,8 @@ FLOORS = {
         "cli_use",
     },
     9: {"train_options", "voice_options", "use_options", "use_batch", "evaluate"},
-    8: {"options", "pack", "rehearsal", "train", "evaluation_voices", "evaluation_faces"},
+    8: {"options", "pack", "rehearsal", "train", "evaluation_voices", "evaluation_faces"}
+    | {"evaluation_attributes"},
     7: {"evaluation_case"},
     6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"}
     | {"convert_keras", "convert_pietkun", "learner"}

@@ -53,6 +53,7 @@ def test_two_models_stand_side_by_side(tree: Path, tmp_path: Path, bundled: Path
         (["{tree}", "--columns", "height"], 2, "height"),
         (["{tree}", "--model", "nobody"], 4, "nobody"),
         (["--compare", "{tmp}/a", "{tmp}/b"], 3, "is no report"),
+        (["--compare", "{tmp}/a", "{tmp}/b", "--model", "demo"], 2, "--model"),
         (["{tree}", "--labels", "{tmp}/none.csv"], 3, "none.csv"),
         (["{tree}", "--detector", "nothing"], 2, "nothing"),
     ],

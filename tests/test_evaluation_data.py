@@ -92,6 +92,17 @@ def test_labels_are_found_by_name(tmp_path: Path) -> None:
     assert read_labels([], ["ann"]) == {}
 
 
+def test_a_column_that_nobody_asked_for_and_is_no_label_is_noted(tmp_path: Path) -> None:
+    names = [f"p{k}" for k in range(20)]
+    rows = "\n".join(f"{name},{'FM'[k % 2]},land {k}" for k, name in enumerate(names))
+    (tmp_path / "a.csv").write_text(f"who,sex,nationality\n{rows}\n")
+    notes: list[str] = []
+    found = read_labels([tmp_path / "a.csv"], names, notes=notes)
+    assert set(found) == {"sex"} and "nationality" in notes[0]
+    with pytest.raises(DatasetError, match="nationality"):
+        read_labels([tmp_path / "a.csv"], names, ["nationality"])
+
+
 def test_photos_of_labelled_people_are_listed(tree: Path) -> None:
     found = photos_of(tree, "test", {"ann", "cleo", "zoe"}, 2)
     assert [who for _, who in found] == ["ann", "ann", "cleo"]

@@ -1,4 +1,4 @@
-"""Geometry, attributes, quality and pictures of faces whose figures are known."""
+"""Geometry, quality and pictures of faces whose figures are known."""
 
 import io
 from pathlib import Path
@@ -10,9 +10,9 @@ from PIL import Image
 
 from s2f.evaluation_case import WHOLE, Case
 from s2f.evaluation_data import People
-from s2f.evaluation_faces import Learnt, attributes, geometry, quality, sheets
+from s2f.evaluation_faces import geometry, quality, sheets
 from s2f.face import Face
-from s2f.report import Matrix, Picture, Table
+from s2f.report import Picture, Table
 
 N, D = 40, 8
 RNG = np.random.default_rng(0)
@@ -49,48 +49,11 @@ def case() -> Case:
     return Case(people, {"sex": SEXES}, {WHOLE: embeddings}, again, faces, embeddings, embeddings)
 
 
-def learnt(labels: dict[str, str]) -> Learnt:
-    people = [f"t{k}" for k in range(60)]
-    embeddings = np.random.default_rng(2).standard_normal((60, D)).astype(np.float32)
-    embeddings[:, 0] = [5 if k % 2 else -5 for k in range(60)]
-    photos = [drawn(100 + k).image for k in range(60)]
-    fresh = [drawn(200 + k).image for k in range(6)], [f"f{k}" for k in range(6)]
-    shown = {**labels, **{f"f{k}": "FM"[k % 2] for k in range(6)}} if labels else {}
-    return Learnt(people, embeddings, {"sex": labels}, photos, people, {"sex": shown}, fresh)
-
-
 def test_proportions_that_voices_give_away_correlate(case: Case) -> None:
     (table,) = geometry(case)[0].parts
     assert isinstance(table, Table)
     for name, r, p, shuffled, n in table.rows[:-1]:
         assert r > 0.6 and p < 1e-3 and abs(shuffled) < 0.1 and n == N, name
-
-
-def test_attributes_that_faces_show_are_judged_right(case: Case) -> None:
-    labels = {f"t{k}": "FM"[k % 2] for k in range(60)}
-    section, samples = attributes(case, learnt(labels))
-    table, *matrices = section.parts
-    assert isinstance(table, Table)
-    assert {row[1]: row[2:] for row in table.rows} == {
-        "embeddings": (1, 1, 1),
-        "pixels": (1, 1, 1),
-    }
-    assert len(matrices) == 6
-    assert all(isinstance(part, Matrix) and part.classes == ("F", "M") for part in matrices)
-    assert samples["sex agrees, %"] == dict.fromkeys(SEXES, 100.0)
-
-
-def test_what_one_person_alone_has_is_left_out(case: Case) -> None:
-    labels = {f"t{k}": "FM"[k % 2] for k in range(60)} | {"t7": "unknown"}
-    section, _ = attributes(case, learnt(labels))
-    assert "Left out of sex, as one person has it: unknown." in section.text
-    assert len(section.parts) == 7
-
-
-def test_judges_that_cannot_be_fitted_are_left_out_by_name(case: Case) -> None:
-    section, samples = attributes(case, learnt({}))
-    assert section.parts == () and samples == {}
-    assert sum("left out" in text for text in section.text) == 2
 
 
 def test_faces_are_measured_as_pictures(case: Case) -> None:

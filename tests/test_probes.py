@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from s2f import probes
 from s2f.errors import UsageError
-from s2f.probes import EmbeddingProbe, PixelProbe, confusion, decade
+from s2f.probes import EmbeddingProbe, PixelProbe, confusion
 
 
 def planted(
@@ -24,18 +24,6 @@ def planted(
     labels = [name for name, count in counts.items() for _ in range(count)]
     rows = np.repeat(centres * apart, list(counts.values()), axis=0)
     return rows + rng.normal(size=(len(labels), d)), labels
-
-
-class TestDecade:
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [
-            *(("24", "20s"), ("20", "20s"), ("29.9", "20s"), (" 30 ", "30s"), ("7", "0s")),
-            *(("101", "100s"), ("F", "F"), ("", ""), ("nan", "nan"), ("1e9", "1e9")),
-        ],
-    )
-    def test_numbers_become_decades_and_words_stay(self, value: str, expected: str) -> None:
-        assert decade(value) == expected
 
 
 class TestConfusion:
