@@ -6,7 +6,6 @@ photo     -> face encoder                           -> embedding      -> face de
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +32,7 @@ Embedding = NDArray[np.float32]
 class SpeechToFace:
     """The networks of one model, ready to generate and to reconstruct.
 
-    The same speech or photo gives the same bits on one machine, whatever is made beside it and
-    however many threads there are.
+    The same speech or photo gives the same bits on one machine, in any company, on any threads.
 
     Example:
         >>> from s2f import SpeechToFace, Waveform
@@ -82,8 +80,7 @@ class SpeechToFace:
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             precision: `fp32`, `bf16` or `fp16`; by default `fp32`, but on a CUDA device `fp16`
                 where a file is stored so.
-            kinds: networks to load; `generate` needs voice encoder and face decoder,
-                `reconstruct` face encoder and face decoder.
+            kinds: networks to load; `reconstruct` needs no voice, `generate` no face encoder.
             files: single checkpoints in the place of the model's, by kind.
 
         Raises:
@@ -154,8 +151,9 @@ class SpeechToFace:
         Raises:
             UsageError: as `generate`.
         """
-        cut: dict[str, Any] = {"start": start, "duration": duration, "trim_silence": trim_silence}
-        for embedded in self.voice_embedder().embed(speeches, progress=progress, **cut):
+        for embedded in self.voice_embedder().embed(
+            speeches, start=start, duration=duration, trim_silence=trim_silence, progress=progress
+        ):
             yield embedded.error or self._draw(embedded.embedding, "speech", embedded.clips)
 
     def reconstruct(self, photo: Photo, *, align: bool = True, detector: str | None = None) -> Face:
@@ -213,8 +211,9 @@ class SpeechToFace:
         Raises:
             AudioError, UsageError: as `generate`.
         """
-        cut: dict[str, Any] = {"start": start, "duration": duration, "trim_silence": trim_silence}
-        (embedded,) = self.voice_embedder().embed([speech], progress=progress, **cut)
+        (embedded,) = self.voice_embedder().embed(
+            [speech], start=start, duration=duration, trim_silence=trim_silence, progress=progress
+        )
         if embedded.error:
             raise embedded.error
         return embedded.embedding
@@ -284,9 +283,8 @@ class SpeechToFace:
         checkpoint = self._checkpoint("voice_encoder")
         assert isinstance(checkpoint.network, AnyVoiceEncoder) and checkpoint.front_end
         size = BATCH if self.device.type == "cuda" else 1
-        return VoiceEmbedder(
-            checkpoint.network, checkpoint.front_end, self.device, self.precision, size
-        )
+        network, front_end = checkpoint.network, checkpoint.front_end
+        return VoiceEmbedder(network, front_end, self.device, self.precision, size)
 
     def _draw(self, embedding: Embedding, source: str, clips: int) -> Face:
         decoder = self._decoder()
@@ -295,8 +293,7 @@ class SpeechToFace:
                 f"{self.model.name}: gives an embedding that is not finite in {self.precision}",
                 hint="use --precision fp32, or another model",
             )
-        # Several threads would share the sums of the spline.
-        with one_thread(), computing(self.device, self.precision):
+        with one_thread(), computing(self.device, self.precision):  # threads would share sums
             vector = torch.from_numpy(embedding).to(self.device)
             points, faces = draw_faces(decoder, vector[None])
             marks: NDArray[np.float32] = decoder.landmarks_68(points)[0].cpu().numpy()

@@ -1,6 +1,7 @@
 """Several faces in one picture: side by side, as a contact sheet, and one becoming another."""
 
 import io
+import itertools
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,8 +119,8 @@ def animate(frames: Iterable[Image.Image], *, seconds: float, text: Mapping[str,
         frame.save(buffer, **ANIMATION)
         pictures.append(buffer.getvalue()[12:])  # after RIFF, size and WEBP
     n = len(pictures)
-    ends = [round(1000 * seconds * (k + 1) / n) for k in range(n)]
-    milliseconds = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    times = [round(1000 * seconds * k / n) for k in range(n + 1)]
+    milliseconds = [end - start for start, end in itertools.pairwise(times)]
     milliseconds[0] += HOLD
     milliseconds[-1] += HOLD
     facts = exif(text).removeprefix(b"Exif\0\0")

@@ -128,8 +128,8 @@ class VoiceEmbedder:
             with one_thread():  # several would share the sums of the transform
                 spectrograms = spectrogram(waveforms, self.front_end)
         with computing(self.device, self.precision):
-            embeddings = self.encoder(spectrograms).cpu().double().numpy()
-        for (item, _), embedding in zip(batch, embeddings, strict=False):  # without what filled it
+            embeddings = self.encoder(spectrograms)[: len(batch)].cpu().double().numpy()
+        for (item, _), embedding in zip(batch, embeddings, strict=True):
             item.total = item.total + embedding
             item.waiting -= 1
         batch.clear()
