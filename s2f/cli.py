@@ -3,6 +3,7 @@
 Here is the root: `s2f` itself, its groups, and what an error exits with. The commands live in
 
 - `cli_use`: what uses a model, at the root: `s2f generate`, `s2f reconstruct`;
+- `cli_app`: what shows a model to visitors: `s2f app`;
 - `cli_models`: what says which models there are: `s2f models`, `s2f verify`;
 - `cli_evaluate`: what judges a model: `s2f evaluate`;
 - `cli_prep` and `cli_trees`: what makes training data, of files and of trees: `s2f prep ...`;
@@ -21,7 +22,16 @@ import typer
 from typer.core import TyperGroup
 
 import s2f
-from s2f import cli_convert, cli_evaluate, cli_models, cli_prep, cli_train, cli_trees, cli_use
+from s2f import (
+    cli_app,
+    cli_convert,
+    cli_evaluate,
+    cli_models,
+    cli_prep,
+    cli_train,
+    cli_trees,
+    cli_use,
+)
 from s2f.console import Console
 from s2f.errors import InputError, S2FError
 from s2f.options import GROUP, INTERRUPTED
@@ -65,6 +75,7 @@ app = typer.Typer(
     **GROUP,
 )
 app.add_typer(cli_use.app)
+app.add_typer(cli_app.app)
 app.add_typer(cli_evaluate.app)
 app.add_typer(cli_models.app)
 cli_prep.app.add_typer(cli_trees.app)

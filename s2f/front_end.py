@@ -24,6 +24,7 @@ N_FREQS = N_FFT // 2 + 1  # 257
 HOP_LENGTH = SAMPLE_RATE // 100  # 160 samples, 10 ms
 WIN_LENGTH = SAMPLE_RATE // 40  # 400 samples, 25 ms
 N_MELS = 128
+MEL_LOW = 20.0  # Hz, the lower end of the lowest filter
 
 POWER = 0.3  # of the compression
 POWER_KNEE = 1e-8  # below the rounding noise of a float32 FFT of audible sound
@@ -67,6 +68,13 @@ class FrontEnd:
         if self.kind == "seed":
             return 1 + n_samples // HOP_LENGTH
         return max(0, 1 + (n_samples - WIN_LENGTH) // HOP_LENGTH)
+
+    def row(self, hertz: float) -> float:
+        """Return the frequency row of the spectrogram in which a tone of 20 Hz to 8 kHz lies."""
+        if self.kind != "ast":
+            return hertz * N_FFT / SAMPLE_RATE
+        low, high, tone = _mel([MEL_LOW, SAMPLE_RATE / 2, hertz])
+        return float((tone - low) / (high - low) * (N_MELS + 1) - 1)
 
 
 FRONT_ENDS: dict[str, FrontEnd] = {
@@ -145,12 +153,14 @@ def _log_mel(waveforms: Tensor) -> Tensor:
 @functools.cache
 def _mel_filters() -> npt.NDArray[np.float64]:
     """Return Kaldi's triangles [257 128]: straight-sided in mel, 20 Hz to 8 kHz, height 1."""
-
-    def mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
-
-    edges = np.linspace(mel(20.0), mel(SAMPLE_RATE / 2), N_MELS + 2)
-    bins = mel(np.arange(N_FREQS) * SAMPLE_RATE / N_FFT)[:, np.newaxis]
+    low, high = _mel([MEL_LOW, SAMPLE_RATE / 2])
+    edges = np.linspace(float(low), float(high), N_MELS + 2)
+    bins = _mel(np.arange(N_FREQS) * SAMPLE_RATE / N_FFT)[:, np.newaxis]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def _mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    mel: npt.NDArray[np.float64] = 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
+    return mel

@@ -50,7 +50,7 @@ def draw(
         faces: draws the faces of sources with them.
     """
     started = time.perf_counter()
-    networks = functools.cache(functools.partial(_load, params, kinds))
+    networks = functools.cache(functools.partial(load, params, kinds))
     wanted = [name for name in ("landmarks", "embedding", "compare") if params.get(name)]
     planned = plan(
         sources,
@@ -118,7 +118,7 @@ def draw_morph(console: Console, params: Params, cut: Mapping[str, Any]) -> None
     for path in (first, last):
         if target.exists() and path.exists() and target.samefile(path):
             raise UsageError(f"{target}: is read, and would be written too", hint="give another -o")
-    model = _load(params, ("voice_encoder", "face_decoder"))
+    model = load(params, ("voice_encoder", "face_decoder"))
     from s2f.face import facts
     from s2f.images import FRAME
     from s2f.sheets import animate
@@ -140,7 +140,8 @@ def draw_morph(console: Console, params: Params, cut: Mapping[str, Any]) -> None
     _sum_up(console, model, started, sources=[first, last], morph=target, frames=n)
 
 
-def _load(params: Params, kinds: Sequence[str]) -> "SpeechToFace":
+def load(params: Params, kinds: Sequence[str]) -> "SpeechToFace":
+    """Load the networks of some kinds, as the options of a command say it."""
     from s2f.catalogue import KINDS, choose
 
     files = given(**{kind: params.get(kind) for kind in KINDS})

@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "s2f"
 FLOORS = {
-    12: {"__main__"},
-    11: {"cli"},
-    10: {
+    13: {"__main__"},
+    12: {"cli"},
+    11: {
+        "cli_app",
         "cli_convert",
         "cli_evaluate",
         "cli_models",
@@ -20,10 +21,11 @@ FLOORS = {
         "cli_trees",
         "cli_use",
     },
-    9: {"train_options", "voice_options", "use_options", "use_batch", "evaluate"},
+    10: {"hosting"},
+    9: {"train_options", "voice_options", "use_options", "use_batch", "evaluate", "app"},
     8: {"options", "pack", "rehearsal", "train", "evaluation_voices", "evaluation_faces"}
-    | {"evaluation_attributes"},
-    7: {"evaluation_case"},
+    | {"evaluation_attributes", "answer_html"},
+    7: {"evaluation_case", "answers"},
     6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"}
     | {"convert_keras", "convert_pietkun", "learner"}
     | {"voice_task", "encoder_task", "decoder_task", "infer", "probes"},
@@ -37,13 +39,13 @@ FLOORS = {
     3: {"voice_encoder", "ast_encoder", "face_encoder", "face_decoder", "losses", "augment"}
     | {"balance", "task", "launch", "plots", "board"}
     | {"fast_conv", "warp", "ridge", "audio", "weights", "packed", "links", "meta"}
-    | {"pairing", "embeddings", "microphone", "sheets", "face", "report_html"}
+    | {"pairing", "embeddings", "microphone", "sheets", "face", "report_html", "hearing"}
     | {"keras_network", "keras_file", "torch_file", "retrieval"},
     2: {"front_end", "images", "landmarks", "layout", "recording", "runtime", "workers"}
     | {"framing", "winograd", "strata", "unpacked", "feed", "ranks", "catalogue"}
     | {"charts", "report_markdown", "distances", "comparison"},
     1: {"console", "decoding", "listing", "step", "arrays", "spelling", "tables", "confined"}
-    | {"header", "precision", "estimates", "craniofacial"},
+    | {"header", "precision", "estimates", "craniofacial", "visits"},
     0: {"errors", "demo_cards", "payload", "proof", "published", "units", "report"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -42,6 +42,15 @@ def test_a_front_end_foretells_the_shape(kind, n):
     assert spectrogram(torch.zeros(1, n), front_end).shape == expected
 
 
+@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
+@pytest.mark.parametrize("hertz", [250, 1000, 4000])
+def test_a_tone_lies_in_the_row_that_is_foretold(kind, hertz):
+    waveform = torch.sin(2 * torch.pi * hertz * torch.arange(16_000) / SAMPLE_RATE)[None]
+    columns = spectrogram(waveform, FrontEnd(kind))[0]
+    loud = columns.norm(dim=0) if kind == "paper" else columns[0]
+    assert loud.mean(dim=1).argmax().item() == pytest.approx(FrontEnd(kind).row(hertz), abs=1)
+
+
 def test_less_than_a_frame_has_no_frames():
     assert [FrontEnd("paper").n_frames(n) for n in (0, 399, 400)] == [0, 0, 1]
 

@@ -1,0 +1,119 @@
+"""What a visit may cost, and that nothing of it stays."""
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2f import visits
+from s2f.errors import InputError, OutputError
+
+
+def test_what_is_taken_is_gone(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    assert [stream.read() for stream in visits.take(*paths)] == [b"a", b"b"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_gone_is_told_and_the_others_go_too(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"x")
+    with pytest.raises(InputError, match="deleted already") as told:
+        visits.take(tmp_path / "gone", other)
+    assert str(tmp_path) not in told.value.message
+    assert not other.exists()
+
+
+def test_the_folder_is_private_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
+    with visits.private_folder() as folder:
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        (folder / "x").mkdir()
+        (folder / "x" / "y").write_bytes(b"1")
+    assert not folder.exists()
+    assert os.environ["GRADIO_TEMP_DIR"] == "before"
+
+
+def test_without_a_place_for_it_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(visits.tempfile, "mkdtemp", refuse)
+    with pytest.raises(OutputError, match="Permission denied"), visits.private_folder():
+        pass
+
+
+def test_what_is_old_is_swept_and_what_is_new_stays(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"1")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed/new").write_bytes(b"1")
+    for old in ("old/file", "old", "mixed"):
+        os.utime(tmp_path / old, (0, 0))
+    visits.sweep(tmp_path, 600)
+    visits.sweep(tmp_path, 600)  # a folder is new again when a file in it has gone
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left - {"old"} == {"new", "new/file", "mixed", "mixed/new"}
+    os.utime(tmp_path / "old", (0, 0))
+    visits.sweep(tmp_path, 600)
+    assert not (tmp_path / "old").exists()
+
+
+def ask(method: str, length: bytes | None, kind: str = "http") -> list[dict[str, Any]]:
+    """What a guard of 1000 bytes lets out; behind it everything is well."""
+    sent: list[dict[str, Any]] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b"well"})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    headers = [] if length is None else [(b"content-length", length)]
+    scope = {"type": kind, "method": method, "headers": headers}
+    asyncio.run(visits.Guard(application, 1000)(scope, receive, send))
+    return sent
+
+
+@pytest.mark.parametrize("length", [None, b"", b"many", b"-1", b"66537", b"9" * 30])
+def test_what_is_too_large_or_of_no_size_is_refused(length: bytes | None) -> None:
+    start, body = ask("POST", length)
+    assert start["status"] == 413
+    assert body["body"].endswith(b".")
+
+
+@pytest.mark.parametrize(("method", "length"), [("GET", None), ("POST", b"0"), ("POST", b"66536")])
+def test_the_rest_passes_with_the_policy(method: str, length: bytes | None) -> None:
+    start, _ = ask(method, length)
+    assert start["status"] == 200
+    headers = dict(start["headers"])
+    assert headers[b"a"] == b"b"
+    assert b"default-src 'self'" in headers[b"content-security-policy"]
+
+
+def test_what_is_no_request_passes_as_it_is() -> None:
+    assert ask("", None, kind="lifespan")[0]["headers"] == [(b"a", b"b")]
+
+
+def test_a_component_hands_over_the_path_alone() -> None:
+    class Component:
+        async_move_resource_to_block_cache: Any = None
+        preprocess: Any = None
+
+    component = Component()
+    visits.hand_over(component)
+    move = component.async_move_resource_to_block_cache
+    assert asyncio.run(move("http://example.org/a.wav")) == "http://example.org/a.wav"
+    assert asyncio.run(move(None)) is None
+    assert component.preprocess(None) is None
