@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from s2f import checkpoint
-from s2f.face_encoder import CONFIGS, PREPROCESSING, VGGFace
+from s2f.face_encoder import CONFIGS, VGGFace
 from s2f.prep import prepare
 from s2f.prep_embeddings import embeddings_step
+from s2f.preprocessing import PREPROCESSING
 
 ROUNDS = 5
 PHOTOS, PLAIN = 64, 8  # of each round

@@ -33,6 +33,7 @@ from s2f import face_decoder, face_encoder, losses, voice_encoder
 from s2f.checkpoint import Card, Checkpoint
 from s2f.decoding import SAMPLE_RATE
 from s2f.front_end import FRONT_ENDS, spectrogram
+from s2f.preprocessing import PREPROCESSING
 from s2f.recipe import TrainConfig
 from s2f.train import LOOK, train
 from s2f.voice_task import VoiceEncoderTask
@@ -73,9 +74,7 @@ def make_voices(folder: Path, clips: int) -> None:
 
 def frozen() -> tuple[face_encoder.VGGFace, face_decoder.FaceDecoder]:
     """Make the two networks that are not trained."""
-    encoder = face_encoder.VGGFace(
-        face_encoder.CONFIGS["paper"], face_encoder.PREPROCESSING["paper"]
-    )
+    encoder = face_encoder.VGGFace(face_encoder.CONFIGS["paper"], PREPROCESSING["paper"])
     decoder = face_decoder.FaceDecoder(face_decoder.CONFIGS["paper"])
     return encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from s2f.errors import UsageError
 
+KNOTS, BEND = 7, 0.01  # a side; the largest deviation of a knot, of the picture's side
 MASKS = 2  # of bands, and as many of spells, on a spectrogram
 MASKED_FREQS, MASKED_FRAMES = 0.125, 0.1  # the widest mask: a share of all bands or frames
 
@@ -33,6 +34,12 @@ def faces(pictures: Tensor) -> Tensor:
     matrix = torch.cat([turn * scale.view(b, 1, 1), shift.view(b, 2, 1)], dim=2)
     grid = functional.affine_grid(matrix, list(pictures.shape), align_corners=False)
     x = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    return lit(x)
+
+
+def lit(pictures: Tensor) -> Tensor:
+    """Change light, colour and sharpness of [b 3 h w] RGB 0..1; everything stays in its place."""
+    x = pictures
     blurred = functional.interpolate(
         functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=False
     )
@@ -41,6 +48,41 @@ def faces(pictures: Tensor) -> Tensor:
     x = x * _uniform(x, 0.88, 1.12, 1, 1, 1) * _uniform(x, 0.95, 1.05, 3, 1, 1)
     x = x + torch.randn_like(x) * _uniform(x, 0, 0.03, 1, 1, 1)
     return x.clamp(0, 1)
+
+
+def bent(pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn, scale, move and gently bend pictures [b 3 s s], and points on them [b k 2] along.
+
+    So that there are more shapes than people: what is learned of a point is what is around it.
+    """
+    b, _, size, _ = pictures.shape
+    angle, scale = _uniform(pictures, -0.08, 0.08), _uniform(pictures, 0.92, 1.08)
+    shift = _uniform(pictures, -0.04, 0.04, 2)[:, None] * size
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(b, 2, 2)
+    turn = turn * scale[:, None, None]
+    knots = torch.randn(b, 2, KNOTS, KNOTS, dtype=pictures.dtype, device=pictures.device)
+    bend = functional.interpolate(
+        knots * _uniform(pictures, 0, BEND * size, 1, 1, 1),
+        size=(size // 4 + 1,) * 2,
+        mode="bicubic",
+        align_corners=True,
+    )
+    centre = (size - 1) / 2
+
+    def source(places: Tensor) -> Tensor:
+        """Tell where in the pictures what comes to places [b m 2] is."""
+        grid = (places / centre - 1)[:, :, None]
+        by = functional.grid_sample(bend, grid, padding_mode="border", align_corners=True)
+        return (places - centre) @ turn.mT + centre + shift + by[..., 0].mT
+
+    x = torch.arange(size, dtype=pictures.dtype, device=pictures.device)
+    everywhere = torch.stack(torch.meshgrid(x, x, indexing="xy"), -1).view(1, -1, 2)
+    grid = (source(everywhere.expand(b, -1, -1)) / centre - 1).view(b, size, size, 2)
+    moved = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=True)
+    back, places = torch.linalg.inv(turn).mT, points
+    for _ in range(8):  # the bend is gentle: each round leaves a fraction of the error
+        places = places - (source(places) - points) @ back
+    return moved, places
 
 
 @dataclass(frozen=True)

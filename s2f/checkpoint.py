@@ -34,11 +34,13 @@ from s2f.header import (
     not_ours,
     read_header,
 )
+from s2f.parts_encoder import PartsEncoder, PartsEncoderConfig
 from s2f.payload import payload_sha256, write
+from s2f.preprocessing import Preprocessing
 from s2f.runtime import atomic_write
 
 AnyVoiceEncoder = voice_encoder.VoiceEncoder | ast_encoder.ASTEncoder
-Network = AnyVoiceEncoder | face_encoder.VGGFace | face_decoder.FaceDecoder
+Network = AnyVoiceEncoder | face_encoder.FaceEncoder | face_decoder.FaceDecoder
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def save(
         for name, tensor in network.state_dict().items()
     }
     sha256 = payload_sha256(tensors)
-    preparation = network.preprocessing if isinstance(network, face_encoder.VGGFace) else front_end
+    preparation = (
+        network.preprocessing if isinstance(network, face_encoder.FaceEncoder) else front_end
+    )
     preprocessing = dataclasses.asdict(preparation) if preparation else None
     space = embedding_space
     if space is None:  # the same weights embed pictures that are prepared otherwise elsewhere
@@ -148,7 +152,7 @@ def kind_of(network: Network) -> str:
     """Name the kind of a network, as in `KINDS`."""
     if isinstance(network, AnyVoiceEncoder):
         return "voice_encoder"
-    return "face_encoder" if isinstance(network, face_encoder.VGGFace) else "face_decoder"
+    return "face_encoder" if isinstance(network, face_encoder.FaceEncoder) else "face_decoder"
 
 
 def load(
@@ -230,11 +234,21 @@ def _build(
             return face_decoder.FaceDecoder(face_decoder.FaceDecoderConfig(**config)), None
     preparation = {name: _tuples(value) for name, value in (preprocessing or {}).items()}
     with torch.device("meta"):
-        face = face_encoder.VGGFace(
-            face_encoder.VGGFaceConfig(**config), face_encoder.Preprocessing(**preparation)
-        )
-    face.mean = torch.tensor(face.preprocessing.mean).view(3, 1, 1)
+        face = _face_encoder(Preprocessing(**preparation), **config)
+    if isinstance(face, face_encoder.VGGFace):
+        face.mean = torch.tensor(face.preprocessing.mean).view(3, 1, 1)
     return face, None
+
+
+def _face_encoder(
+    preprocessing: Preprocessing, architecture: str = "vgg", **config: Any
+) -> face_encoder.FaceEncoder:
+    """Make the face encoder that a config names; `vgg` goes without saying."""
+    if architecture == "parts":
+        return PartsEncoder(PartsEncoderConfig(**config), preprocessing)
+    if architecture == "vgg":
+        return face_encoder.VGGFace(face_encoder.VGGFaceConfig(**config), preprocessing)
+    raise ValueError(f"its architecture is {architecture!r}; wanted vgg or parts")
 
 
 def _voice_encoder(architecture: str = "conv", **config: Any) -> AnyVoiceEncoder:

@@ -1,23 +1,27 @@
 """The commands that train a network: `s2f train ...`."""
 
 import dataclasses
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s2f.console import Console
-from s2f.errors import S2FError, UsageError
-from s2f.options import GROUP, INTERRUPTED, choose_console, examples, option
+from s2f.options import (
+    GROUP,
+    DeviceOpt,
+    JsonOpt,
+    QuietOpt,
+    choose_console,
+    examples,
+    option,
+)
+from s2f.train_command import train_with
 from s2f.train_options import (
     DataArg,
     EncoderPreset,
     EncoderPresetOpt,
     Preset,
     PresetOpt,
-    prepare,
     trains,
 )
 from s2f.voice_options import (
@@ -42,14 +46,10 @@ if TYPE_CHECKING:
     import torch
 
     from s2f.checkpoint import Card
-    from s2f.ranks import Ranks
     from s2f.runtime import Progress
     from s2f.task import Task
 
-app = typer.Typer(help="Train one of the three networks.", **GROUP)
-
-Build = Callable[["Card", "torch.device", "Progress"], "Task"]
-
+app = typer.Typer(help="Train the networks.", **GROUP)
 
 RunOpt = Annotated[Path, option("Output", "Run folder; one begun there goes on.", "--output", "-o")]
 FaceEncoderOpt = Annotated[
@@ -83,11 +83,15 @@ def _train_encoder(
     """Train a face encoder: photos to the embedding that a decoder can draw them from."""
 
     def task(card: "Card", device: "torch.device", progress: "Progress") -> "Task":
+        if preset is EncoderPreset.COMPACT:
+            from s2f.parts_task import PartsEncoderTask
+
+            return PartsEncoderTask(data, preset.value, card)
         from s2f.encoder_task import FaceEncoderTask
 
         return FaceEncoderTask(data, preset.value, card)
 
-    _train(ctx, task, **shared)
+    train_with(ctx, task, **shared)
 
 
 @app.command(
@@ -126,7 +130,7 @@ def _train_decoder(
             progress=progress,
         )
 
-    _train(ctx, task, **shared)
+    train_with(ctx, task, **shared)
 
 
 @app.command(
@@ -194,84 +198,28 @@ def _train_voice(
             progress=progress,
         )
 
-    _train(ctx, task, **shared)
+    train_with(ctx, task, **shared)
 
 
-def _train(ctx: typer.Context, build: Build, **shared: Any) -> None:
-    """Train what `build` gives, on one device or with others."""
-    console = choose_console(ctx, shared["as_json"], shared["quiet"])
-    from s2f.launch import launch
-    from s2f.ranks import is_first, join, world_size
+@app.command("demo", epilog=examples("s2f train demo data/demo -o runs/demo"))
+def _train_demo(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder that s2f prep demo has made.")],
+    output: Annotated[
+        Path, option("Output", "Folder of the runs and the model.", "--output", "-o")
+    ] = Path("runs/demo"),
+    device: DeviceOpt = "auto",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Train the bundled model anew: its three networks, by its recipe, into OUTPUT/model."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.demo_training import train_demo
     from s2f.runtime import choose_device
 
-    devices, others = shared["devices"] or 0, world_size()
-    if devices > 1 and not others:
-        raise typer.Exit(launch(devices, shared["device"], sys.argv[1:]))
-    if devices and others and devices != others:
-        raise UsageError(
-            f"--devices {devices}: torchrun has started {others} processes",
-            hint="leave --devices out under torchrun",
+    with console.progress("training the demo") as progress:
+        made = train_demo(
+            data, output, device=choose_device(device), progress=progress, note=console.note
         )
-    if not is_first():
-        console = ctx.find_root().obj = Console("quiet")
-    own = choose_device(shared["device"])
-    try:
-        with join(own) as (ranks, device):
-            _train_here(ctx, console, build, device, ranks)
-    except (S2FError, KeyboardInterrupt) as reason:
-        if is_first():
-            raise
-        raise typer.Exit(getattr(reason, "exit_code", INTERRUPTED)) from None  # the first says it
-
-
-def _train_here(
-    ctx: typer.Context, console: Console, build: Build, device: "torch.device", ranks: "Ranks"
-) -> None:
-    """Train with the options that are named as TrainConfig's fields."""
-    from s2f.checkpoint import Card
-    from s2f.train import train
-
-    data, output = Path(ctx.params["data"]), Path(ctx.params["output"])
-    begun = (output / "config.json").is_file()
-    if begun and not ctx.params["resume"] and not ctx.params["dry_run"]:
-        raise UsageError(
-            f"{output}: holds a run, and --no-resume was given",
-            hint="leave it out to go on with the run, or give another folder with -o",
-        )
-    card = Card.of_data(data, output.resolve().name)
-    with console.progress("reading the data") as progress:
-        task, config = prepare(ctx.params, lambda: build(card, device, progress))
-    if ctx.params["dry_run"]:
-        from s2f.rehearsal import rehearse
-
-        rehearsal = rehearse(task, output, config, device=device, ranks=ranks)
-        if ranks.first:
-            for name, value in rehearsal.facts():
-                console.line(f"{name:<12}  {value}")
-            console.summary(dataclasses.asdict(rehearsal))
-        return
-    for text in task.notes:
-        console.note(text)
-    console.note(f"{'going on with' if begun else 'training in'} {output} on {device}")
-    try:
-        with console.progress(f"training {task.name}") as progress:
-            result = train(
-                *(task, output, config),
-                device=device,
-                ranks=ranks,
-                tensorboard=ctx.params["tensorboard"],
-                progress=progress,
-                note=console.note,
-            )
-    except KeyboardInterrupt:
-        if not (output / "last").is_dir():
-            raise  # before there was anything to save
-        message = f"interrupted; the state of the training is saved in {output}"
-        if ranks.first:
-            console.interrupted(message, "give the same command to go on")
-        raise typer.Exit(INTERRUPTED) from None
-    if ranks.first:
-        console.table(result.facts())
-        console.table(result.compared(), ("loss", "weight", "training", "validation"))
-        console.line(result.best)
-        console.summary(dataclasses.asdict(result))
+    console.line(made.model)
+    console.summary(dataclasses.asdict(made))

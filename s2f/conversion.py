@@ -15,6 +15,7 @@ from torch import Tensor
 from s2f import face_encoder, foreign, proof
 from s2f.checkpoint import Card
 from s2f.errors import CheckpointError
+from s2f.preprocessing import PREPROCESSING
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def arrays(weights: foreign.Weights) -> dict[str, proof.Array]:
 
 def empty_vgg_face(preprocessing: str) -> face_encoder.VGGFace:
     """Make a full-size VGG-Face without weights, with a preset of `PREPROCESSING`."""
-    preparation = face_encoder.PREPROCESSING[preprocessing]
+    preparation = PREPROCESSING[preprocessing]
     with torch.device("meta"):
         network = face_encoder.VGGFace(face_encoder.CONFIGS["paper"], preparation)
     network.mean = torch.tensor(preparation.mean).view(3, 1, 1)

@@ -65,7 +65,7 @@ class FaceDecoderTask:
             raise UsageError(
                 f"--morph {morph}: is no probability", hint="give a number from 0 to 1"
             )
-        assert isinstance(encoder.network, face_encoder.VGGFace)
+        assert isinstance(encoder.network, face_encoder.FaceEncoder)
         self.encoder, self.space, self.card = encoder.network, encoder.embedding_space, card
         self.encoder.to(device)
         fit = self.encoder.preprocessing.fit
@@ -80,7 +80,7 @@ class FaceDecoderTask:
         config = dataclasses.replace(config, is_face=config.is_face or no_warp)
         self.data = FaceData(data, config.landmarks, fit, whole=config.is_face)
         if start is None:
-            self.network, _ = self.data.new_decoder(config)
+            self.network = self.data.new_decoder(config)
         elif config.landmarks != self.data.landmarks:
             raise CheckpointError(
                 f"{start.path}: draws {config.landmarks} landmarks; the photos in {data} have "
@@ -162,7 +162,7 @@ class FaceDecoderTask:
 
 def _fitting(preset: str, encoder: Checkpoint) -> face_decoder.FaceDecoderConfig:
     """The config of a preset, if it can draw from an encoder's embedding."""
-    assert isinstance(encoder.network, face_encoder.VGGFace)
+    assert isinstance(encoder.network, face_encoder.FaceEncoder)
     given, wanted = encoder.network.config, face_decoder.CONFIGS[preset]
     fits = wanted.embedding == given.embedding
     if wanted.output == "linear" and (given.final_relu or not fits):

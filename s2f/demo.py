@@ -19,23 +19,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from s2f import audio, landmarks, layout, voice_traits
-from s2f.arrays import read_array
 from s2f.demo_cards import FACES_CARD, VOICES_CARD
-from s2f.errors import DatasetError, UsageError
-from s2f.face_space import FaceSpace, People, join, mirror_order, on_background, register
-from s2f.images import FRAME, load_face, to_image
+from s2f.demo_sources import (
+    TEST_SHARE,
+    VAL_SHARE,
+    read_people,
+    read_table,
+    space_of,
+    split_by_sex,
+)
+from s2f.errors import UsageError
+from s2f.face_space import FaceSpace, People, on_background, register
+from s2f.images import to_image
 from s2f.runtime import Progress, atomic_folder, atomic_write, silent
 
-TEST_SHARE = 0.2  # of people and of speakers, kept out of training
-VAL_SHARE = 0.1  # of the speakers
 VAL_IDENTITIES = 100
-VIEWS = 3  # of a real photo in training
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def prepare(
     voices: Path,
     out: Path,
     *,
-    identities: int = 5000,
+    identities: int = 3000,
     seed: int = 0,
     progress: Progress = silent,
 ) -> DemoReport:
@@ -84,23 +86,20 @@ def _prepare(
 ) -> DemoReport:
     # One generator a part: more identities change neither the splits nor the voices' faces.
     mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
-    people = _read_people(faces)
-    train, test = _split(people.sexes, TEST_SHARE, seed)
-    order = mirror_order(people.shapes[torch.from_numpy(train)].mean(0).numpy())
-    real = people.subset(train)
-    real = join(real, real.mirrored(order))
-    mean_shape = real.shapes.mean(0)
-    space = FaceSpace(real, mean_shape)
+    people = read_people(faces)
+    train, test = split_by_sex(people.sexes, TEST_SHARE, seed)
+    real, space = space_of(people.subset(train))
+    mean_shape = space.mean_shape
     total = len(people.names) + identities + VAL_IDENTITIES
     done = 0
     for k in range(len(real.names)):
-        _write_real(out / "faces/train", real, k, space.textures[k], mixing, views=VIEWS)
+        _write_real(out / "faces/train", real, k, space.textures[k])
         done += k % 2
         progress(done, total, f"faces: {real.names[k]}")
     kept = people.subset(test)
     textures = on_background(register(kept, mean_shape), mean_shape)
     for k in range(len(kept.names)):
-        _write_real(out / "faces/test", kept, k, textures[k], mixing, views=1)
+        _write_real(out / "faces/test", kept, k, textures[k])
         done += 1
     for k in range(identities + VAL_IDENTITIES):
         sex = "FM"[k % 2]
@@ -108,6 +107,9 @@ def _prepare(
             weights = space.mix(sex, mixing)
         else:
             weights = space.draw(sex, mixing, mixing.uniform(0.5, 0.9))
+        if k % 8 >= 2:  # most have the texture of one person: skin and hair as photos have them
+            weights[0] = 0
+            weights[0, mixing.choice(space.of_sex(sex))] = 1
         texture, shape, face = space.render(weights)
         where = "val" if k >= identities else "train"
         identity = out / "faces" / where / f"mix{k:05d}"
@@ -133,91 +135,12 @@ def _prepare(
     return DemoReport(out, made, counts)
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', error)}",
-            hint=f"wanted {', '.join(columns)} in it",
-        ) from error
-    if not rows or set(columns) - set(rows[0]):
-        raise DatasetError(
-            f"{path}: has columns {', '.join(rows[0]) if rows else 'none'}; "
-            f"wanted {', '.join(columns)}",
-            hint="point to the folder that holds the source as its README describes it",
-        )
-    wrong = {row["sex"] for row in rows} - {"F", "M"} if "sex" in columns else set()
-    if wrong:
-        raise DatasetError(
-            f"{path}: column sex holds {', '.join(sorted(wrong))}; wanted F or M",
-            hint="the recipe pairs voices and faces by it",
-        )
-    return rows
-
-
-def _read_people(folder: Path) -> People:
-    rows = _read_table(folder / "people.csv", ("person", "sex"))
-    photos, shapes = [], []
-    for row in rows:
-        person = folder / row["person"]
-        photos.append(torch.stack([load_face(person / f"{v}.jpg") for v in ("neutral", "smiling")]))
-        path = person / "neutral_template.npy"
-        if not path.is_file():
-            raise DatasetError(f"{path}: no such file", hint="the recipe needs all 189 points")
-        with Image.open(person / "neutral.jpg") as photo:
-            side = photo.width
-        points = read_array(path).astype(np.float64)
-        if points.shape != (landmarks.TEMPLATE_POINTS, 2):
-            raise DatasetError(
-                f"{path}: holds an array {list(points.shape)}; "
-                f"wanted {[landmarks.TEMPLATE_POINTS, 2]}",
-                hint="the recipe needs the set's own templates",
-            )
-        shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
-    sexes = np.array([row["sex"] for row in rows])
-    return People([row["person"] for row in rows], sexes, torch.stack(photos), torch.stack(shapes))
-
-
-def kept_out(table: Path, seed: int = 0) -> list[str]:
-    """Name the people or speakers of a source's csv that `prepare` keeps out of training.
-
-    Raises:
-        DatasetError: if the table cannot be read.
-    """
-    name = "person" if table.name == "people.csv" else "speaker"
-    rows = _read_table(table, (name, "sex"))
-    sexes = np.array([row["sex"] for row in rows])
-    return [rows[k][name] for k in _split(sexes, TEST_SHARE, seed)[1]]
-
-
-def _split(
-    sexes: NDArray[np.str_], share: float, seed: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows kept in and rows kept out, the same share of either sex, both sorted."""
-    rng = np.random.default_rng(seed)
-    out = [
-        rng.permutation(np.flatnonzero(sexes == sex))[: round(share * (sexes == sex).sum())]
-        for sex in "FM"
-    ]
-    kept = np.sort(np.concatenate(out))
-    return np.setdiff1d(np.arange(len(sexes)), kept), kept
-
-
-def _write_real(
-    folder: Path, people: People, k: int, texture: Tensor, rng: np.random.Generator, *, views: int
-) -> None:
-    """Write a person: the two photos as they are, and in the light of other cameras."""
+def _write_real(folder: Path, people: People, k: int, texture: Tensor) -> None:
+    """Write a person: the two photos as they are."""
     identity = folder / people.names[k]
     neutral, smiling = people.photos[k] / 255
     _write(identity, "neutral", neutral, people.shapes[k], texture)
     _write_jpeg(identity / "smiling.jpg", smiling)
-    for view in range(1, views):
-        for name, photo in (("neutral", neutral), ("smiling", smiling)):
-            gain = rng.uniform(0.85, 1.15) * rng.uniform(0.93, 1.07, (3, 1, 1))
-            light = torch.from_numpy(gain).float()
-            _write_jpeg(identity / f"{name}_{view}.jpg", photo ** rng.uniform(0.8, 1.2) * light)
 
 
 def _write(identity: Path, name: str, face: Tensor, shape: Tensor, texture: Tensor) -> None:
@@ -231,7 +154,7 @@ def _write(identity: Path, name: str, face: Tensor, shape: Tensor, texture: Tens
 
 def _write_jpeg(path: Path, face: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(face).save(path, format="JPEG", quality=94, subsampling=0)
+    to_image(face).save(path, format="JPEG", quality=97, subsampling=0)
 
 
 def _write_array(path: Path, array: NDArray[np.generic]) -> None:
@@ -256,7 +179,7 @@ def _prepare_voices(
     rng: np.random.Generator,
     progress: Progress,
 ) -> dict[str, int]:
-    rows = _read_table(source / "speakers.csv", ("speaker", "sex"))
+    rows = read_table(source / "speakers.csv", ("speaker", "sex"))
     sexes = np.array([row["sex"] for row in rows])
     pitches, timbres = np.empty(len(rows)), []
     waveforms: list[list[tuple[str, NDArray[np.float32]]]] = []
@@ -268,8 +191,8 @@ def _prepare_voices(
         joined = np.concatenate([waveform for _, waveform in speech])
         pitches[k] = voice_traits.median_pitch(joined)
         timbres.append(voice_traits.timbre(joined))
-    train, test = _split(sexes, TEST_SHARE, seed)
-    inner, val = _split(sexes[train], VAL_SHARE, seed)
+    train, test = split_by_sex(sexes, TEST_SHARE, seed)
+    inner, val = split_by_sex(sexes[train], VAL_SHARE, seed)
     train, val = train[inner], train[val]
     timbre = np.stack(timbres)
     counts = {"train": len(train), "val": len(val), "test": len(test)}

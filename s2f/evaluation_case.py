@@ -16,7 +16,7 @@ from s2f.embeddings import BATCH, Maker
 from s2f.errors import DatasetError
 from s2f.evaluation_data import SEX, People
 from s2f.face import Face
-from s2f.face_encoder import VGGFace, batch_embedder
+from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.infer import SpeechToFace
 from s2f.precision import computing
 from s2f.runtime import Progress, silent
@@ -76,7 +76,7 @@ class Case:
 def maker_of(model: SpeechToFace) -> Maker:
     """Make a model's face encoder ready to embed many photos."""
     encoder = model.model.checkpoints["face_encoder"].network
-    assert isinstance(encoder, VGGFace)
+    assert isinstance(encoder, FaceEncoder)
     quick = batch_embedder(encoder, device=model.device, batch_size=BATCH)
 
     def embed(faces: Tensor) -> Tensor:

@@ -85,9 +85,10 @@ class Faces(Dataset[Item]):
         """Read a photo.
 
         Returns:
-            `face` and `drawing`, uint8 [3 224 224], `landmarks` [k 2] and `identity` []. If there
-            are morphs also `other_drawing`, `other_landmarks` and `mix` [2], 0..1: the other's
-            share in the shape and in the texture. Both are 0 for an item that is no morph.
+            `face` and `drawing`, uint8 [3 224 224], `landmarks` [k 2], `identity` [], and `own`
+            [], whether the landmarks are the photo's own. If there are morphs also
+            `other_drawing`, `other_landmarks` and `mix` [2], 0..1: the other's share in the shape
+            and in the texture. Both are 0 for an item that is no morph.
 
         Raises:
             ImageError: if a picture cannot be read.
@@ -100,6 +101,7 @@ class Faces(Dataset[Item]):
             "drawing": self._drawing(row),
             "landmarks": torch.from_numpy(self.points(row)),
             "identity": torch.tensor(self.identities[photo.identity]),
+            "own": torch.tensor(photo.path.with_suffix("") == photo.target),
         }
         if self.morphs is None:
             return item

@@ -7,13 +7,14 @@ Source: Cole et al. 2017; Oh et al. 2019.
 """
 
 import itertools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from s2f.detail import Detail
 from s2f.landmarks import MAP_72
+from s2f.parts import LocalTexture, PartsCode, Windows
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,16 @@ class FaceDecoderConfig:
         trunk: widths of the layers that both heads share; the first is the losses' `first_layers`.
         landmarks: points that the decoder predicts.
         landmark_hidden: widths of the landmark head's hidden layers.
-        seed_size: side of the texture head's first map.
+        seed_size: side of the texture head's first map, or of its map of 8 x 8 blocks.
         seed_channels: channels of that map.
         seed_relu: whether a ReLU follows that map.
-        rank: width of a linear bottleneck before that map; 0 is none.
         stages: (channels, kernel, stride) of each transposed convolution; the last gives RGB and
             has no ReLU.
         batch_norm: BatchNorm in the trunk and the landmark head (the seed's).
+        windows: a side, where the embedding is a `PartsCode`; 0 where it is none. The texture is
+            drawn in windows then, and there are no stages.
+        axes: values of the embedding a window; what is left of it are the shape's.
+        detail: whether what is fainter than in photos is amplified, as `Detail` does.
         output: `sigmoid`, or `linear` around a learned mean texture.
         is_face: whether the texture already is the face, with nothing to warp (the seed's).
         landmarks_68: one (i, j, weight) for each of the 68 points of iBUG order: the point is
@@ -45,7 +49,9 @@ class FaceDecoderConfig:
     seed_size: int = 14
     seed_channels: int = 256
     seed_relu: bool = True
-    rank: int = 0
+    windows: int = 0
+    axes: int = 0
+    detail: bool = False
     stages: tuple[tuple[int, int, int], ...] = (
         (128, 5, 2),
         (64, 5, 2),
@@ -59,12 +65,21 @@ class FaceDecoderConfig:
     landmarks_68: tuple[tuple[int, int, float], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.windows:
+            return
         if self.stages[-1][0] != 3:
             raise ValueError(f"the last stage gives {self.stages[-1][0]} channels; RGB has 3")
 
     @property
+    def first_width(self) -> int:
+        """Values of the trunk's first layer, or of the embedding where there is no trunk."""
+        return self.trunk[0] if self.trunk else self.embedding
+
+    @property
     def image_size(self) -> int:
         """Side of the texture, pixels."""
+        if self.windows:
+            return self.seed_size * LocalTexture.BLOCK
         size = self.seed_size
         for _, _, stride in self.stages:
             size *= stride
@@ -81,19 +96,17 @@ CONFIGS: dict[str, FaceDecoderConfig] = {
         is_face=True,
         landmarks_68=MAP_72,
     ),
-    # A trunk wide enough to pass the embedding on whole (ReLU of it and of its negative), then 48
-    # patterns of 16x16 pixels, laid over each other every 8: enough for a linear model of
-    # registered faces, from which this decoder starts (`start_linear`).
+    # A linear model of registered faces: the embedding is its code (`start_linear`).
     "compact": FaceDecoderConfig(
-        embedding=256,
-        trunk=(512,),
+        embedding=1024,
+        trunk=(),
         landmarks=189,
         landmark_hidden=(),
         seed_size=28,
-        seed_channels=48,
-        seed_relu=False,
-        rank=132,
-        stages=((3, 16, 8),),
+        windows=7,
+        axes=20,
+        stages=(),
+        detail=True,
         output="linear",
     ),
 }
@@ -116,19 +129,30 @@ class FaceDecoder(nn.Module):
     """
 
     mean_landmarks: Tensor
+    seed: nn.Sequential
+    stages: nn.ModuleList
+    local: LocalTexture
+    detail: Detail
 
     def __init__(self, config: FaceDecoderConfig) -> None:
         super().__init__()
         self.config = config
-        size, width = config.image_size, config.trunk[-1]
+        size = config.image_size
         self.trunk = _mlp([config.embedding, *config.trunk], batch_norm=config.batch_norm)
-        hidden = [width, *config.landmark_hidden]
+        width = [config.embedding, *config.trunk][-1]
+        local = config.windows**2 * config.axes
+        hidden = [width - local, *config.landmark_hidden]
         self.landmarks = _mlp(hidden, batch_norm=config.batch_norm)
         self.landmarks.append(nn.Linear(hidden[-1], 2 * config.landmarks))
-        seed = config.seed_channels * config.seed_size**2
-        self.seed = nn.Sequential(nn.Linear(config.rank or width, seed))
-        if config.rank:
-            self.seed.insert(0, nn.Linear(width, config.rank))
+        self.register_buffer("mean_landmarks", torch.zeros(config.landmarks, 2))
+        if config.output == "linear":
+            self.mean_texture = nn.Parameter(torch.full((3, size, size), 0.5))
+        if config.detail:
+            self.detail = Detail(size)
+        if config.windows:
+            self.local = LocalTexture(Windows(size, config.windows), config.axes)
+            return
+        self.seed = nn.Sequential(nn.Linear(width, config.seed_channels * config.seed_size**2))
         self.stages = nn.ModuleList()
         channels = config.seed_channels
         for out, kernel, stride in config.stages:
@@ -137,13 +161,13 @@ class FaceDecoder(nn.Module):
             extra = stride - kernel + 2 * padding
             self.stages.append(nn.ConvTranspose2d(channels, out, kernel, stride, padding, extra))
             channels = out
-        self.register_buffer("mean_landmarks", torch.zeros(config.landmarks, 2))
-        if config.output == "linear":
-            self.mean_texture = nn.Parameter(torch.full((3, size, size), 0.5))
 
     def first_layers(self, embedding: Tensor) -> Tensor:
-        """The trunk's first layer, [b d] to [b w]: what the voice encoder's L1 compares."""
-        first: Tensor = self.trunk[0](embedding)
+        """The trunk's first layer, [b d] to [b w]: what the voice encoder's L1 compares.
+
+        The embedding itself, where there is no trunk.
+        """
+        first: Tensor = self.trunk[:1](embedding)
         return first
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,20 +179,36 @@ class FaceDecoder(nn.Module):
             half precision has no parts of a pixel.
         """
         x = self.trunk(embedding)
-        offsets = self.landmarks(x).unflatten(1, (-1, 2))
-        texture = self.seed(x).unflatten(1, (-1, self.config.seed_size, self.config.seed_size))
+        local = self.config.windows**2 * self.config.axes
+        offsets: Tensor = self.landmarks(x[:, local:]).unflatten(1, (-1, 2))
+        texture = self._local(x[:, :local]) if local else self._staged(x)
+        offsets, texture = (x.to(self.mean_landmarks.dtype) for x in (offsets, texture))
+        if self.config.output == "linear":
+            texture = texture + self.mean_texture
+        else:
+            texture = texture.sigmoid()
+        if self.config.detail:
+            with torch.autocast(texture.device.type, enabled=False):
+                texture = self.detail(texture)
+        return self.mean_landmarks + offsets, texture
+
+    def _local(self, x: Tensor) -> Tensor:
+        """Draw the texture's difference from the mean, window by window."""
+        texture: Tensor = self.local(x.view(len(x), -1, self.config.axes))
+        return texture
+
+    def _staged(self, x: Tensor) -> Tensor:
+        """Draw the texture, before its last non-linearity, by transposed convolutions."""
+        texture: Tensor = self.seed(x).unflatten(
+            1, (-1, self.config.seed_size, self.config.seed_size)
+        )
         if self.config.seed_relu:
             texture = texture.relu()
         for i, stage in enumerate(self.stages, start=1):
             texture = stage(texture)
             if i < len(self.stages):
                 texture = texture.relu()
-        offsets, texture = (x.to(self.mean_landmarks.dtype) for x in (offsets, texture))
-        if self.config.output == "linear":
-            texture = texture + self.mean_texture
-        else:
-            texture = texture.sigmoid()
-        return self.mean_landmarks + offsets, texture
+        return texture
 
     def landmarks_68(self, landmarks: Tensor) -> Tensor:
         """The 68 points of iBUG order from the predicted ones, [b k 2] to [b 68 2]."""
@@ -179,11 +219,10 @@ class FaceDecoder(nn.Module):
         return (1 - w) * landmarks[:, i] + w * landmarks[:, j]
 
     @torch.no_grad()
-    def start_linear(self, textures: Tensor, landmarks: Tensor) -> "LinearCode":
-        """Set the weights to the linear model of some registered faces.
+    def start_linear(self, textures: Tensor, landmarks: Tensor) -> PartsCode:
+        """Set the weights to the linear model of the parts of some registered faces.
 
-        The embedding then is a code: first the textures' principal components, as many as the
-        config's rank, then the landmarks'. What the stage's patterns cannot show is left out.
+        The embedding then is their code. What the blocks' patterns cannot show is left out.
 
         Args:
             textures: [n 3 s s], registered.
@@ -194,90 +233,20 @@ class FaceDecoder(nn.Module):
 
         Raises:
             ValueError: if the config is not one that can be linear, as `compact` is.
-
-        Source: Cootes et al. 1998, "Active Appearance Models".
         """
-        config, d = self.config, self.config.embedding
-        size, channels = config.seed_size, config.seed_channels
-        (_, kernel, stride), *more = config.stages
-        linear = config.output == "linear" and not (config.seed_relu or config.landmark_hidden)
-        if not (linear and 0 < config.rank < d and config.trunk == (2 * d,) and not more):
+        config = self.config
+        if not config.windows or config.trunk or config.landmark_hidden:
             raise ValueError("this decoder's config has no linear form")
-        code = LinearCode.fit(textures, landmarks, config.rank, d - config.rank)
-        both = torch.cat([torch.eye(d), -torch.eye(d)])  # z = relu(z) - relu(-z)
-        shape = torch.cat([torch.zeros(2 * config.landmarks, config.rank), code.landmark_axes], 1)
-        # The best patterns are the principal axes of all the axes' patches, [r s s (3 p p)].
-        patches = code.texture_axes.T.reshape(-1, 3, size, stride, size, stride)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
-        flat = patches.flatten(0, 2)
-        patterns = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :channels]  # [(3 p p) c]
-        inner = slice((kernel - stride) // 2, (kernel + stride) // 2)
-        stage = torch.zeros(channels, 3, kernel, kernel)
-        stage[:, :, inner, inner] = patterns.T.reshape(-1, 3, stride, stride)
-        state = {name: torch.zeros_like(value) for name, value in self.state_dict().items()}
-        state |= {
-            "mean_landmarks": code.mean_landmarks,
-            "mean_texture": code.mean_texture,
-            "trunk.0.0.weight": both,
-            "landmarks.0.weight": shape @ both.T,
-            "seed.0.weight": both.T[: config.rank],
-            "seed.1.weight": (patches @ patterns).permute(3, 1, 2, 0).flatten(0, 2),
-            "stages.0.weight": stage,
-        }
-        self.load_state_dict(state)
+        windows = Windows(config.image_size, config.windows)
+        shape_axes = config.embedding - config.windows**2 * config.axes
+        code = PartsCode.fit(textures, landmarks, windows, config.axes, shape_axes)
+        self.local.fit(code.texture_axes, windows)
+        last = self.landmarks[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.copy_(code.shape_axes.T)
+        last.bias.zero_()
+        self.mean_landmarks.copy_(code.mean_landmarks)
+        self.mean_texture.copy_(code.mean_texture)
+        if config.detail:
+            self.detail.fit(textures)
         return code
-
-
-@dataclass(frozen=True)
-class LinearCode:
-    """Principal components of registered faces, between whitened and not.
-
-    A component's variance in the code goes with the root of its variance in the faces, on average
-    1: so that plain distances between codes heed the large ones more, and do not drown in them.
-
-    Attributes:
-        mean_texture: [3 s s].
-        mean_landmarks: [k 2].
-        texture_axes: [3ss r]: what one unit of the code adds to a texture.
-        landmark_axes: [2k m]: and to the landmarks.
-        texture_code: [3ss r]: the way back, from a texture less the mean.
-        landmark_code: [2k m].
-    """
-
-    mean_texture: Tensor
-    mean_landmarks: Tensor
-    texture_axes: Tensor
-    landmark_axes: Tensor
-    texture_code: Tensor
-    landmark_code: Tensor
-
-    @classmethod
-    def fit(cls, textures: Tensor, landmarks: Tensor, rank: int, m: int) -> "LinearCode":
-        """Find the components: `rank` of textures [n 3 s s], `m` of landmarks [n k 2]."""
-        parts = []
-        for values, count in ((textures, rank), (landmarks, m)):
-            rows = (values - values.mean(0)).flatten(1)
-            # through the [n n] products: the pixels are many more than the faces
-            variances, vectors = torch.linalg.eigh((rows @ rows.T).double() / len(rows))
-            deviation = variances.flip(0)[:count].clamp_min(0).sqrt()
-            real = deviation > 1e-4 * deviation[0]  # n faces vary in at most n - 1 ways
-            deviation, vectors = deviation[real], vectors.flip(1)[:, :count][:, real]
-            axes = (rows.T.double() @ vectors) / len(rows) ** 0.5 / deviation
-            scale = (deviation / deviation.mean()).sqrt()
-            for way in (axes * deviation / scale, axes / deviation * scale):
-                parts.append(functional.pad(way, (0, count - len(deviation))).float())
-        texture_axes, texture_code, shape_axes, shape_code = parts
-        means = textures.mean(0), landmarks.mean(0)
-        return cls(*means, texture_axes, shape_axes, texture_code, shape_code)
-
-    def __call__(self, textures: Tensor, landmarks: Tensor) -> Tensor:
-        """Code [b r+m] of textures [b 3 s s] and landmarks [b k 2], float32 under autocast too."""
-        with torch.autocast(textures.device.type, enabled=False):
-            a = (textures - self.mean_texture).flatten(1) @ self.texture_code
-            b = (landmarks - self.mean_landmarks).flatten(1) @ self.landmark_code
-            return torch.cat([a, b], 1)
-
-    def to(self, device: torch.device) -> "LinearCode":
-        """The same on a device."""
-        tensors = (getattr(self, field.name).to(device) for field in fields(self))
-        return LinearCode(*tensors)

@@ -8,44 +8,14 @@ Source: Parkhi et al. 2015, "Deep Face Recognition" (the VGG-16 layout).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from s2f.parts_encoder import PartsEncoder
+from s2f.preprocessing import Preprocessing
 from s2f.winograd import TILE, WinogradConv2d
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture is made ready for one set of weights.
-
-    Attributes:
-        channels: order in which the network reads colours.
-        scale: the value that 1.0 (white) becomes.
-        mean: taken away after scaling, in the network's channel order.
-        fit: `squash` resizes both sides to the input size; `letterbox` keeps the proportions
-            and fills with black. Only `images` looks at this.
-    """
-
-    channels: Literal["RGB", "BGR"] = "RGB"
-    scale: float = 1.0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    fit: Literal["squash", "letterbox"] = "squash"
-
-
-PREPROCESSING: dict[str, Preprocessing] = {
-    # serengil/deepface, modules/preprocessing.py: "base" normalisation
-    "serengil": Preprocessing(channels="BGR", fit="letterbox"),
-    # rcmalli/keras-vggface, utils.py: version 1
-    "rcmalli": Preprocessing(channels="BGR", scale=255.0, mean=(93.5940, 104.7624, 129.1863)),
-    # what the seed fed both of them, and its published decoder was trained with
-    "seed": Preprocessing(),
-    # for training VGG-Face from scratch: rcmalli's figures in the order of our pictures
-    "paper": Preprocessing(scale=255.0, mean=(129.1863, 104.7624, 93.5940)),
-    "compact": Preprocessing(scale=4.0, mean=(2.0, 2.0, 2.0)),
-}
 
 WINOGRAD_CHANNELS = 128  # with fewer, its transforms take longer than it saves
 
@@ -89,15 +59,6 @@ class VGGFaceConfig:
 
 CONFIGS: dict[str, VGGFaceConfig] = {
     "paper": VGGFaceConfig(),
-    "compact": VGGFaceConfig(
-        layers=(24, "M", 48, "M", 96, 96, "M", 160, 160, "M"),
-        image_size=112,
-        hidden=256,
-        embedding=256,
-        identities=0,
-        final_relu=False,
-        batch_norm=True,
-    ),
 }
 
 
@@ -176,8 +137,11 @@ class VGGFace(nn.Module):
         return logits.flatten(1)
 
 
+FaceEncoder = VGGFace | PartsEncoder
+
+
 def batch_embedder(
-    network: VGGFace, *, device: torch.device, batch_size: int
+    network: FaceEncoder, *, device: torch.device, batch_size: int
 ) -> Callable[[Tensor], Tensor]:
     """Make a network ready to embed very many photos.
 
@@ -193,6 +157,8 @@ def batch_embedder(
         A function from [b 3 h w], RGB 0..1, b <= batch_size, to [b d] on the device.
     """
     network = network.to(device).eval()
+    if isinstance(network, PartsEncoder):
+        return network.embed_each
     on_cpu = device.type == "cpu"
     side = network.config.image_size
     layers: list[nn.Module] = []

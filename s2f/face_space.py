@@ -23,8 +23,9 @@ from s2f.warp import warp
 BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
 # Of the faces given to voices, in deviations of the real people: along the axes that follow the
 # timbre, which a voice encoder can learn, and along all others, which it cannot.
-TIMBRE_SCALE, REST_SCALE = 1.0, 0.15
-MASCULINITY_SPREAD = 1.25  # of those faces, in terms of the real people's
+TIMBRE_SCALE, REST_SCALE = 0.5, 0.15
+MASCULINITY_SPREAD = 2.0  # of those faces, in terms of the real people's
+SEX_MARGIN = 0.25  # of the way between the mean faces, by which they are further from the other sex
 MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
 # Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
 _OUTLINE = (
@@ -127,7 +128,7 @@ class FaceSpace:
         Args:
             sex: of the speaker.
             rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
-                masculine the face, as the real people's ranks are spread, and a little more.
+                masculine the face, as the real people's ranks are spread.
             timbre: normal scores [a], laid on the a largest axes of variation.
             rng: for the rest.
         """
@@ -146,7 +147,8 @@ class FaceSpace:
         male, female = (rows, other) if sex == "M" else (other, rows)
         towards[male], towards[female] = 1 / len(male), -1 / len(female)
         step = (wanted - self.masculinity @ weights[0]) / (self.masculinity @ towards)
-        weights += step * towards
+        # A voice that is hard to tell is given a face between: it is still to be on its own side.
+        weights += (step + (SEX_MARGIN if sex == "M" else -SEX_MARGIN)) * towards
         return weights
 
     def render(self, weights: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor]:

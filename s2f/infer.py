@@ -19,7 +19,7 @@ from s2f.drawing import draw_faces
 from s2f.errors import CheckpointError, InputError, UsageError
 from s2f.face import Face
 from s2f.face_decoder import FaceDecoder
-from s2f.face_encoder import VGGFace
+from s2f.face_encoder import FaceEncoder
 from s2f.fast_conv import accelerate
 from s2f.images import called, fit_frame, to_image
 from s2f.precision import check_precision, computing
@@ -39,7 +39,7 @@ class SpeechToFace:
         >>> model = SpeechToFace.load(device="cpu")
         >>> face = model.generate("examples/speech.wav")
         >>> face.image.size, face.landmarks.shape, face.embedding.shape, face.clips
-        ((224, 224), (68, 2), (256,), 1)
+        ((224, 224), (68, 2), (1024,), 1)
         >>> import soundfile
         >>> samples, rate = soundfile.read("examples/speech.wav")
         >>> again = model.generate(Waveform(samples, rate))
@@ -227,7 +227,7 @@ class SpeechToFace:
             ImageError, DependencyError: as `reconstruct`.
         """
         encoder = self._checkpoint("face_encoder").network
-        assert isinstance(encoder, VGGFace)
+        assert isinstance(encoder, FaceEncoder)
         framed = open_face(photo, align=align, detector=detector, device=str(self.device))
         pixels = fit_frame(framed, encoder.preprocessing.fit)
         with computing(self.device, self.precision):

@@ -57,6 +57,15 @@ def landmarks_mse(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted - target).square().sum(2).mean(1)
 
 
+def landmarks_huber(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean Huber loss of the coordinates of landmarks [b k 2], in pixels beyond one.
+
+    Least squares below a pixel, distances above: points that are hidden by hair do not rule.
+    """
+    loss = functional.smooth_l1_loss(predicted, target, reduction="none")
+    return loss.flatten(1).mean(1)
+
+
 def texture_mae(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference between registered textures [b 3 h w], 0..1.
 

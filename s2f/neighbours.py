@@ -14,7 +14,7 @@ from torch.nn import functional
 from s2f import layout
 from s2f.arrays import read_array
 from s2f.errors import DatasetError, ImageError
-from s2f.face_encoder import VGGFace, batch_embedder
+from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.images import load_face
 from s2f.runtime import Progress, silent
 
@@ -24,7 +24,7 @@ CELLS = 2**24  # cosines held at a time
 
 def directions(
     photos: Sequence[Path],
-    network: VGGFace,
+    network: FaceEncoder,
     *,
     device: torch.device,
     progress: Progress = silent,

@@ -18,7 +18,7 @@ from torch import Tensor
 from s2f import checkpoint, embeddings, layout
 from s2f.arrays import save_array
 from s2f.errors import CheckpointError, DatasetError
-from s2f.face_encoder import VGGFace, batch_embedder
+from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.header import read_header
 from s2f.images import Fit, load_face
 from s2f.runtime import choose_device
@@ -119,7 +119,7 @@ class Embedder:
 
 def _embedder(path: Path, device: torch.device, batch_size: int) -> Callable[[Tensor], Tensor]:
     network = checkpoint.load(path, "face_encoder").network
-    assert isinstance(network, VGGFace)
+    assert isinstance(network, FaceEncoder)
     return batch_embedder(network, device=device, batch_size=batch_size)
 
 

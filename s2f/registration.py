@@ -18,6 +18,7 @@ from s2f.face_dataset import Faces
 from s2f.feed import Item, Key
 from s2f.images import Fit
 from s2f.landmarks import TEMPLATE_POINTS, map_68
+from s2f.parts import PartsCode
 from s2f.warp import warp
 
 START = 700  # photos that a linear start is fitted to
@@ -36,6 +37,20 @@ class Example(NamedTuple):
     face: Tensor
     drawing: Tensor
     landmarks: Tensor
+
+
+class Linear(NamedTuple):
+    """A linear model of registered faces.
+
+    Attributes:
+        decoder: that draws it.
+        code: that it draws from.
+        textures: it was found from, [n 3 224 224].
+    """
+
+    decoder: face_decoder.FaceDecoder
+    code: PartsCode
+    textures: Tensor
 
 
 class FaceData:
@@ -111,30 +126,34 @@ class FaceData:
             face, torch.where(is_morph, morph, drawing) if is_face else texture, landmarks
         )
 
-    def new_decoder(
-        self, config: face_decoder.FaceDecoderConfig
-    ) -> tuple[face_decoder.FaceDecoder, face_decoder.LinearCode | None]:
+    def new_decoder(self, config: face_decoder.FaceDecoderConfig) -> face_decoder.FaceDecoder:
         """Make a decoder that starts at the training data's linear model, or at its mean shape.
 
         Args:
             config: its shape; the number of landmarks and their map follow the data.
 
-        Returns:
-            The decoder, and the code that it draws if it is a linear model.
-
         Raises:
             ImageError: if none of the photos that it starts from can be read.
             DatasetError: if landmarks cannot be read.
         """
-        mean = self.train.mean_landmarks()
+        if config.windows:
+            return self.linear_decoder(config).decoder
+        decoder = face_decoder.FaceDecoder(self._fitted(config))
+        decoder.mean_landmarks.copy_(self.train.mean_landmarks())
+        return decoder
+
+    def linear_decoder(self, config: face_decoder.FaceDecoderConfig) -> "Linear":
+        """Make a decoder that is the training data's linear model, as `new_decoder`."""
+        decoder = face_decoder.FaceDecoder(self._fitted(config))
+        textures, landmarks = self._some(self.train.mean_landmarks())
+        return Linear(decoder, decoder.start_linear(textures, landmarks), textures)
+
+    def _fitted(self, config: face_decoder.FaceDecoderConfig) -> face_decoder.FaceDecoderConfig:
         config = dataclasses.replace(config, landmarks=self.landmarks)
         if config.landmarks == TEMPLATE_POINTS:
-            config = dataclasses.replace(config, landmarks_68=map_68(mean.numpy()))
-        decoder = face_decoder.FaceDecoder(config)
-        decoder.mean_landmarks.copy_(mean)
-        if config.output != "linear":
-            return decoder, None
-        return decoder, decoder.start_linear(*self._some(mean))
+            mean = self.train.mean_landmarks().numpy()
+            config = dataclasses.replace(config, landmarks_68=map_68(mean))
+        return config
 
     def _some(self, mean_landmarks: Tensor) -> tuple[Tensor, Tensor]:
         """Registered textures [n 3 224 224] and landmarks [n k 2] of up to `START` photos."""

@@ -5,6 +5,7 @@ Tensors in, tensors out; or two last layers of a network that become the regress
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # that the last layers are tried with
 MARGIN = 12.0  # deviations by which those layers keep clear of the ReLU between them
@@ -50,29 +51,44 @@ class Moments:
         weight = torch.cholesky_solve(xy / scale[:, None], factor) / scale[:, None]
         return weight.float(), (y - x @ weight).float()
 
+    def mean_y(self) -> Tensor:
+        """Mean of what is predicted, [d]."""
+        return self._centred()[1].float()
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """Covariance [d d] of predictions with a weight [f d], double precision."""
+        _, _, xx, _ = self._centred()
+        w = weight.double()
+        return w.T @ xx @ w
+
     def deviation(self, weight: Tensor) -> Tensor:
         """How far predictions [d] with a weight [f d] vary, and how far their mean is off 0."""
-        x, _, xx, _ = self._centred()
-        w = weight.double()
-        spread = ((xx @ w) * w).sum(0).clamp_min(0).sqrt()
-        return (spread + (x @ w).abs()).float()
+        x, _, _, _ = self._centred()
+        far = self.spread(weight).diagonal().clamp_min(0).sqrt()
+        return (far + (x @ weight.double()).abs()).float()
 
 
 def solve_last_layers(
-    moments: Moments,
-    x: Tensor,
-    y: Tensor,
-    first: nn.Conv2d | nn.Linear,
-    second: nn.Conv2d | nn.Linear,
+    moments: Moments, x: Tensor, y: Tensor, first: nn.Linear, second: nn.Linear
 ) -> None:
     """Make two last layers the ridge regression that does best in validation, x [n f] to y [n d].
 
-    The ReLU between the layers passes everything that a shift has made positive.
+    The ReLU between the layers passes everything that a shift has made positive. The values between
+    them are the ways in which predictions vary most, each with the ridge that is best for it: what
+    is learned well is not held back by what is not.
     """
     solved = [moments.solve(ridge) for ridge in RIDGES]
-    errors = [float((x @ weight + bias - y).square().mean()) for weight, bias in solved]
-    weight, bias = solved[errors.index(min(errors))]
+    spread = moments.spread(solved[0][0])
+    axes = torch.linalg.eigh(spread)[1].flip(1)[:, : first.out_features].to(y)  # [d h]
+    errors = torch.stack([((x @ w + b - y) @ axes).square().mean(0) for w, b in solved])
+    best = errors.argmin(0).tolist()
+    weight = torch.stack([solved[r][0] @ axes[:, k] for k, r in enumerate(best)], 1)  # [f h]
+    along = torch.stack([solved[r][1] @ axes[:, k] for k, r in enumerate(best)])  # [h]
+    beside = moments.mean_y() - axes @ (moments.mean_y() @ axes)  # what no axis changes
     shift = (MARGIN * moments.deviation(weight)).ceil()  # whole: exact in half precision
-    through = torch.eye(len(bias), device=bias.device)
-    for layer, w, b in ((first, weight.T, bias + shift), (second, through, -shift)):
-        layer.load_state_dict({"weight": w.reshape(layer.weight.shape), "bias": b})
+    missing = first.out_features - axes.shape[1]
+    weight, along, shift, axes = (
+        functional.pad(part, (0, missing)) for part in (weight, along, shift, axes)
+    )
+    first.load_state_dict({"weight": weight.T.contiguous(), "bias": shift})
+    second.load_state_dict({"weight": axes, "bias": beside + axes @ (along - shift)})

@@ -88,8 +88,8 @@ CONFIGS: dict[str, VoiceEncoderConfig] = {
         channels=(24, 48, 64, 96, 128),
         strides=(2, 1, 1, 1, 1),
         pools=((1, 2), (2, 2), (2, 2), (1, 1), (1, 1)),
-        hidden=256,
-        embedding=256,
+        hidden=128,
+        embedding=1024,
         dropout=0.3,
     ),
 }

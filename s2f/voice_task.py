@@ -81,7 +81,7 @@ class VoiceEncoderTask:
                 `plan`.
             DependencyError: as `plan`.
         """
-        assert isinstance(encoder.network, face_encoder.VGGFace)
+        assert isinstance(encoder.network, face_encoder.FaceEncoder)
         assert isinstance(decoder.network, face_decoder.FaceDecoder)
         check_space([encoder, decoder])
         self.encoder, self.decoder = encoder.network.to(device), decoder.network.to(device)
@@ -139,7 +139,7 @@ class VoiceEncoderTask:
         known = [*usual, "embedding/mse"]
         if preset == "compact":  # squares, of the code of a linear decoder
             usual = {"embedding/mse": 1.0, "embedding/l2": 0.1}
-        weights = balance.choose_weights(choice, usual, known, self.decoder.config.trunk[0])
+        weights = balance.choose_weights(choice, usual, known, self.decoder.config.first_width)
         if contrastive is not None:
             weights[balance.CONTRASTIVE] = contrastive
         return weights
@@ -204,7 +204,7 @@ class VoiceEncoderTask:
         target = batch["embedding"]
         predicted = self.network(self._hear(batch["waveform"], augmented=augmented)).float()
         self.predicted = predicted
-        first_layers, logits = self.decoder.first_layers, self.encoder.logits
+        first_layers = self.decoder.first_layers
         terms: dict[str, Callable[[], Tensor]] = {
             "decoder/l1": lambda: losses.decoder_l1(
                 first_layers(predicted).float(), first_layers(target).float()
@@ -212,13 +212,17 @@ class VoiceEncoderTask:
             "embedding/l2": lambda: losses.embedding_l2(predicted, target),
             "embedding/mse": lambda: losses.embedding_mse(predicted, target),
             "encoder/distill": lambda: losses.encoder_distill(
-                logits(predicted).float(), logits(target).float()
+                self._logits(predicted), self._logits(target)
             ),
             balance.CONTRASTIVE: lambda: losses.infonce(predicted, target, batch["identity"]),
         }
         if not self.network.training:
             del terms[balance.CONTRASTIVE]
         return {name: terms[name]() for name in self.loss_weights if name in terms}
+
+    def _logits(self, embedding: Tensor) -> Tensor:
+        assert isinstance(self.encoder, face_encoder.VGGFace)
+        return self.encoder.logits(embedding).float()
 
     @torch.no_grad()
     def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:

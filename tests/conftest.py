@@ -9,10 +9,19 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-from s2f import catalogue, checkpoint, face_decoder, face_encoder, voice_encoder, voice_presets
+from s2f import (
+    catalogue,
+    checkpoint,
+    face_decoder,
+    face_encoder,
+    parts_encoder,
+    voice_encoder,
+    voice_presets,
+)
 from s2f.checkpoint import Card
 from s2f.decoding import SAMPLE_RATE
 from s2f.front_end import FRONT_ENDS
+from s2f.preprocessing import PREPROCESSING
 
 # Asserted in, but no tests themselves.
 pytest.register_assert_rewrite("command_line", "task_checks")
@@ -42,14 +51,27 @@ ENCODER = face_encoder.VGGFaceConfig(
 )
 DECODER = face_decoder.FaceDecoderConfig(
     embedding=EMBEDDING,
-    trunk=(2 * EMBEDDING,),
+    trunk=(),
     landmark_hidden=(),
     seed_size=28,
-    seed_channels=2,
-    seed_relu=False,
-    rank=4,
-    stages=((3, 16, 8),),
+    windows=2,
+    axes=1,
+    detail=True,
+    stages=(),
     output="linear",
+)
+# As the paper's: one that is learned, and no linear model.
+STAGED = face_decoder.FaceDecoderConfig(
+    embedding=EMBEDDING,
+    trunk=(64,),
+    landmark_hidden=(32,),
+    seed_size=28,
+    seed_channels=24,
+    seed_relu=False,
+    stages=((3, 16, 8),),
+)
+PARTS = parts_encoder.PartsEncoderConfig(
+    embedding=EMBEDDING, landmarks=68, windows=2, axes=1, finder=(4, 4, 4, 4, 4, 8, 8)
 )
 
 
@@ -63,7 +85,7 @@ def some_landmarks(seed: int = 0) -> np.ndarray:
 def save_model(folder: Path, seed: int) -> Path:
     """Write a model of three random networks that share one embedding space."""
     torch.manual_seed(seed)
-    encoder = face_encoder.VGGFace(ENCODER, face_encoder.PREPROCESSING["compact"])
+    encoder = face_encoder.VGGFace(ENCODER, PREPROCESSING["paper"])
     decoder = face_decoder.FaceDecoder(DECODER)
     voice = voice_encoder.VoiceEncoder(VOICE)
     decoder.mean_landmarks.copy_(torch.from_numpy(some_landmarks()))
@@ -101,9 +123,11 @@ def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `compact` tiny networks with the 68 landmarks, and `paper` such a voice encoder."""
-    monkeypatch.setitem(face_encoder.CONFIGS, "compact", ENCODER)
+    """Make `compact` and `paper` tiny networks with the 68 landmarks."""
+    monkeypatch.setitem(face_encoder.CONFIGS, "paper", ENCODER)
+    monkeypatch.setitem(parts_encoder.CONFIGS, "compact", PARTS)
     monkeypatch.setitem(face_decoder.CONFIGS, "compact", DECODER)
+    monkeypatch.setitem(face_decoder.CONFIGS, "paper", STAGED)
     for preset in ("compact", "paper"):
         monkeypatch.setitem(voice_encoder.CONFIGS, preset, VOICE)
         monkeypatch.setitem(voice_presets.FRONT_END_OF, preset, FRONT_END)

@@ -21,15 +21,16 @@ FLOORS = {
         "cli_trees",
         "cli_use",
     },
-    10: {"hosting"},
-    9: {"train_options", "voice_options", "use_options", "use_batch", "evaluate", "app"},
+    10: {"hosting", "train_command"},
+    9: {"train_options", "voice_options", "use_options", "use_batch", "evaluate", "app"}
+    | {"demo_training"},
     8: {"options", "pack", "rehearsal", "train", "evaluation_voices", "evaluation_faces"}
     | {"evaluation_attributes", "answer_html"},
     7: {"evaluation_case", "answers"},
-    6: {"prep_audio", "prep_photos", "prep_embeddings", "shards"}
+    6: {"demo", "prep_audio", "prep_photos", "prep_embeddings", "shards"}
     | {"convert_keras", "convert_pietkun", "learner"}
-    | {"voice_task", "encoder_task", "decoder_task", "infer", "probes"},
-    5: {"demo", "registration", "voice_plan", "watch", "batch", "display", "alignment"}
+    | {"voice_task", "encoder_task", "parts_task", "decoder_task", "infer", "probes"},
+    5: {"demo_sources", "registration", "voice_plan", "watch", "batch", "display", "alignment"}
     | {"voice_embedder", "face_quality"}
     | {"prep", "names", "split", "pair", "conversion"},
     4: {"checkpoint", "face_dataset", "voice_dataset", "drawing", "face_space", "voice_traits"}
@@ -38,15 +39,18 @@ FLOORS = {
     | {"evaluation_data", "report_files"},
     3: {"voice_encoder", "ast_encoder", "face_encoder", "face_decoder", "losses", "augment"}
     | {"balance", "task", "launch", "plots", "board"}
-    | {"fast_conv", "warp", "ridge", "audio", "weights", "packed", "links", "meta"}
+    | {"fast_conv", "ridge", "audio", "weights", "packed", "links", "meta"}
     | {"pairing", "embeddings", "microphone", "sheets", "face", "report_html", "hearing"}
     | {"keras_network", "keras_file", "torch_file", "retrieval"},
     2: {"front_end", "images", "landmarks", "layout", "recording", "runtime", "workers"}
+    | {"parts_encoder"}
     | {"framing", "winograd", "strata", "unpacked", "feed", "ranks", "catalogue"}
     | {"charts", "report_markdown", "distances", "comparison"},
     1: {"console", "decoding", "listing", "step", "arrays", "spelling", "tables", "confined"}
-    | {"header", "precision", "estimates", "craniofacial", "visits"},
-    0: {"errors", "demo_cards", "payload", "proof", "published", "units", "report"},
+    | {"header", "precision", "estimates", "craniofacial", "visits"}
+    | {"warp", "parts", "detail", "landmark_finder"},
+    0: {"errors", "demo_cards", "payload", "proof", "published", "units", "report"}
+    | {"preprocessing"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 ROOT = {"infer", "face", "decoding"}  # what `s2f/__init__.py` hands on, lazily

@@ -18,6 +18,8 @@ EACH = [VoiceAugment(**{k: True}) for k in ("noise", "gain", "speed", "band")]
     ("disturb", "batch"),
     [
         (augment.faces, torch.rand(4, 3, 32, 32)),
+        (augment.lit, torch.rand(4, 3, 32, 32)),
+        (lambda x: augment.bent(x, torch.zeros(4, 1, 2))[0], torch.rand(4, 3, 32, 32)),
         (lambda x: augment.voices(x, VoiceAugment.of("all")), TONE.expand(4, -1)),
         *((lambda x, how=how: augment.voices(x, how), TONE.expand(32, -1)) for how in EACH),
         (augment.masked, torch.randn(4, 2, 128, 100)),
@@ -38,6 +40,67 @@ def test_faces_stay_within_white_and_black_and_near_themselves() -> None:
     disturbed = augment.faces(picture)
     assert 0 <= disturbed.min() and disturbed.max() <= 1
     assert (disturbed - picture).abs().mean() < 0.2
+
+
+def dots(points: torch.Tensor, size: int) -> torch.Tensor:
+    """A picture [b k s s] a point of points [b k 2]: a dot there."""
+    grid = torch.arange(float(size))
+    x, y = points[..., 0, None, None], points[..., 1, None, None]
+    return torch.exp(-((grid - x) ** 2 + (grid[:, None] - y) ** 2) / 8)
+
+
+def middles(pictures: torch.Tensor) -> torch.Tensor:
+    """Where the dots of pictures [b k s s] are, [b k 2]."""
+    grid = torch.arange(float(pictures.shape[-1]))
+    total = pictures.sum((2, 3))
+    x, y = (pictures.sum(2) * grid).sum(-1) / total, (pictures.sum(3) * grid).sum(-1) / total
+    return torch.stack([x, y], -1)
+
+
+def test_points_go_where_the_picture_goes() -> None:
+    torch.manual_seed(0)
+    points = 36 + 40 * torch.rand(16, 3, 2)  # of 112 pixels: they stay inside
+    pictures, places = augment.bent(dots(points, 112), points)
+    found = middles(pictures)
+    assert (found - places).norm(dim=2).max() < 0.25
+    assert (places - points).norm(dim=2).mean() > 2
+    # each picture is moved in its own way, and bent: no two points by the same
+    moves = places - points
+    assert moves.std(0).min() > 0.5 and moves.std(1).mean() > 0.5
+
+
+def test_points_outside_the_picture_go_along() -> None:
+    torch.manual_seed(0)
+    inside, outside = torch.tensor([[2.0, 50.0]]), torch.tensor([[-9.0, 50.0]])
+    points = torch.stack([inside, outside], 1).expand(32, -1, -1)
+    _, places = augment.bent(torch.rand(32, 3, 112, 112), points)
+    apart = (places[:, 0] - places[:, 1]).norm(dim=1)
+    assert places.isfinite().all() and (apart / 11 - 1).abs().max() < 0.25
+
+
+def test_faces_are_bent_gently_and_stay_in_the_frame() -> None:
+    torch.manual_seed(0)
+    x = torch.arange(16.0) * 6 + 10
+    points = torch.stack(torch.meshgrid(x, x, indexing="xy"), -1).view(1, -1, 2).expand(32, -1, -1)
+    _, places = augment.bent(torch.rand(32, 3, 112, 112), points)
+    assert (places - points).norm(dim=2).max() < 0.2 * 112
+    # Neighbours stay neighbours, in their order: the picture is nowhere folded.
+    grid = places.view(32, 16, 16, 2)
+    assert (grid[:, :, 1:, 0] > grid[:, :, :-1, 0]).all()
+    assert (grid[:, 1:, :, 1] > grid[:, :-1, :, 1]).all()
+
+
+def test_under_another_light_nothing_moves() -> None:
+    torch.manual_seed(0)
+    points = 8 + 16 * torch.rand(32, 3, 2)
+    given = 0.2 + 0.6 * dots(points, 32)
+    seen = augment.lit(given)
+    # Compare above the ground, without the noise: the heaviest places of smooth pictures.
+    smooth = torch.nn.functional.avg_pool2d(seen, 3, stride=1, padding=1)
+    bright = (smooth - smooth.amax((2, 3), keepdim=True) * 0.6).clamp_min(0)
+    assert (middles(bright) - points).norm(dim=2).max() < 0.5
+    assert 0 <= seen.min() and seen.max() <= 1
+    assert (seen - given).abs().mean() > 0.01
 
 
 def test_pitch_moves_by_at_most_a_twentieth() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from bundled import distance, measure
+from bundled import CONDITIONS, distance, measure
 from PIL import Image
 from recordings import write_av
 
@@ -76,6 +76,7 @@ def test_the_landmarks_lie_on_the_face(model: SpeechToFace) -> None:
 
 @pytest.fixture(scope="module")
 def figures(model: SpeechToFace) -> dict[str, float]:
+    pytest.importorskip("dlib", reason="the judge of identity is dlib's face descriptor")
     return measure(model, DATA)
 
 
@@ -89,25 +90,41 @@ class TestOnPeopleKeptOut:
     def test_the_sex_shown_is_the_speakers(self, figures: dict[str, float]) -> None:
         assert figures["sex agreement"] >= 0.95
 
+    @pytest.mark.parametrize("condition", CONDITIONS)
+    def test_it_stays_so_in_worse_recordings(
+        self, figures: dict[str, float], condition: str
+    ) -> None:
+        assert figures[f"sex agreement {condition}"] >= 0.93
+
     @pytest.mark.parametrize("sex", ["women", "men"])
     def test_higher_voices_give_more_feminine_faces(
         self, figures: dict[str, float], sex: str
     ) -> None:
-        assert figures[f"pitch and femininity, {sex} (rank correlation)"] > 0.3
+        assert figures[f"pitch and femininity, {sex} (rank correlation)"] > 0.5
 
     def test_different_voices_give_different_faces(self, figures: dict[str, float]) -> None:
-        # Kept-out people, who differ in everything, are the scale; 0.41 when this was written.
-        between = figures["distance of faces of different voices (of 255)"]
-        assert between > 0.35 * figures["distance of reconstructions (of 255)"]
+        assert figures["distance of voices' faces / of morphs"] >= 0.5
 
     def test_two_photos_of_one_person_land_close(self, figures: dict[str, float]) -> None:
         same = figures["cosine of neutral and smiling, same person"]
-        assert same > figures["cosine of different people"] + 0.3
-        assert figures["smiling photo finds its person first"] >= 0.8
+        assert same > figures["cosine of different people"] + 0.5
+        assert figures["smiling photo finds its person first"] >= 0.9
+
+    @pytest.mark.parametrize("view", ["neutral", "smiling"])
+    def test_a_reconstruction_looks_like_the_person(
+        self, figures: dict[str, float], view: str
+    ) -> None:
+        first = f"reconstruction of a {view} photo: right person of 84 in the first"
+        assert figures[f"{first} 1"] >= 0.7
+        assert figures[f"{first} 5"] >= 0.9
 
     def test_faces_are_sharp(self, figures: dict[str, float]) -> None:
-        assert figures["sharpness of reconstructions / photos"] > 0.4
-        assert figures["sharpness of faces from voices / photos"] > 0.35
+        assert figures["sharpness of reconstructions / photos"] >= 0.6
+        assert figures["sharpness of faces from voices / photos"] >= 0.6
+
+    def test_all_their_landmarks_are_found(self, figures: dict[str, float]) -> None:
+        assert figures["voices' faces with all 68 points"] == 1
+        assert figures["reconstructions in which a face is found"] == 1
 
 
 def test_distance_of_black_and_white_is_255() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import DECODER, ENCODER, FRONT_END, VOICE
+from conftest import DECODER, ENCODER, FRONT_END, PARTS, VOICE, some_landmarks
 from published_files import AST, needs_transformers
 
 from s2f import ast_encoder, face_decoder, face_encoder, voice_encoder
@@ -19,13 +19,25 @@ from s2f.checkpoint import Card, load, load_model, save
 from s2f.errors import CheckpointError
 from s2f.front_end import FRONT_ENDS
 from s2f.header import verify
+from s2f.parts_encoder import PartsEncoder
 from s2f.payload import payload_sha256
+from s2f.preprocessing import PREPROCESSING
 
 CARD = Card("name", data="some", metrics={"loss": 0.5})
 
 
 def encoder() -> face_encoder.VGGFace:
-    return face_encoder.VGGFace(ENCODER, face_encoder.PREPROCESSING["rcmalli"])
+    return face_encoder.VGGFace(ENCODER, PREPROCESSING["rcmalli"])
+
+
+def parts_encoder() -> PartsEncoder:
+    """One of parts, of random weights, that registers photos to a face."""
+    torch.manual_seed(0)
+    network = PartsEncoder(PARTS, PREPROCESSING["compact"]).eval()
+    network.mean_landmarks.copy_(torch.from_numpy(some_landmarks()))
+    for name in ("reading", "shape_code", "shape_axes"):
+        getattr(network, name).normal_(std=1e-2)
+    return network
 
 
 def rewrite(path: Path, **changes: object) -> None:
@@ -57,12 +69,79 @@ def test_a_face_encoder_comes_back_with_its_preprocessing(tmp_path: Path) -> Non
     torch.testing.assert_close(back.network(faces), network(faces).detach())
 
 
+@pytest.mark.parametrize("storage", [torch.float32, torch.float16])
+def test_an_encoder_of_parts_comes_back_as_a_face_encoder(
+    tmp_path: Path, storage: torch.dtype
+) -> None:
+    network = parts_encoder()
+    space = save(tmp_path / "e", network, card=CARD, storage=storage)
+    for keep_half in (False, True):
+        back = load(tmp_path / "e", "face_encoder", keep_half=keep_half)
+        assert isinstance(back.network, PartsEncoder)
+        assert (back.network.config, back.network.preprocessing) == (PARTS, network.preprocessing)
+        assert back.embedding_space == space
+        for name, tensor in network.state_dict().items():
+            half = 1e-3 if storage == torch.float16 else 0
+            found = back.network.state_dict()[name].to(tensor.dtype)
+            torch.testing.assert_close(found, tensor, atol=half, rtol=half, msg=name)
+    whole = load(tmp_path / "e", "face_encoder").network
+    assert isinstance(whole, PartsEncoder)
+    faces = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        close = 0.05 if storage == torch.float16 else 1e-5
+        expected = network(faces)
+        torch.testing.assert_close(
+            whole(faces), expected, atol=close * float(expected.std()), rtol=0
+        )
+
+
+def test_an_encoder_of_parts_that_stays_half_runs_under_autocast(tmp_path: Path) -> None:
+    save(tmp_path / "e", parts_encoder(), card=CARD, storage=torch.float16)
+    half, whole = (
+        load(tmp_path / "e", "face_encoder", keep_half=keep).network for keep in (True, False)
+    )
+    faces = torch.rand(2, 3, 224, 224)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = half(faces), whole(faces)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.1 * float(expected.std()), rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["resnet", None, 3])
+def test_a_face_encoder_of_unknown_architecture_is_refused(
+    tmp_path: Path, architecture: object
+) -> None:
+    save(tmp_path / "e", parts_encoder(), card=CARD)
+    config = {**dataclasses.asdict(PARTS), "architecture": architecture}
+    rewrite(tmp_path / "e", config=config)
+    with pytest.raises(CheckpointError, match="wanted vgg or parts"):
+        load(tmp_path / "e", "face_encoder")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"embedding": 4}, "an embedding of 4 has no room for 2² windows of 1 values"),
+        ({"landmarks": 72}, "its config wants"),
+        ({"windows": 1}, "its config wants"),
+        ({"finder": [4, 4]}, "does not describe a face_encoder"),
+    ],
+)
+def test_an_encoder_of_parts_that_does_not_fit_its_config_is_refused(
+    tmp_path: Path, change: dict[str, object], part: str
+) -> None:
+    save(tmp_path / "e", parts_encoder(), card=CARD)
+    rewrite(tmp_path / "e", config={**dataclasses.asdict(PARTS), **change})
+    with pytest.raises(CheckpointError, match=part):
+        load(tmp_path / "e", "face_encoder")
+
+
 def test_the_same_weights_define_another_space_where_pictures_are_prepared_otherwise(
     tmp_path: Path,
 ) -> None:
     network = encoder()
     space = save(tmp_path / "e", network, card=CARD)
-    other = face_encoder.VGGFace(ENCODER, face_encoder.PREPROCESSING["seed"])
+    other = face_encoder.VGGFace(ENCODER, PREPROCESSING["seed"])
     other.load_state_dict(network.state_dict())
     assert save(tmp_path / "o", other, card=CARD) != space
     other.preprocessing = network.preprocessing
@@ -237,9 +316,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 def test_a_full_size_network_takes_its_memory_once(tmp_path: Path) -> None:
-    network = face_encoder.VGGFace(
-        face_encoder.CONFIGS["paper"], face_encoder.PREPROCESSING["serengil"]
-    )
+    network = face_encoder.VGGFace(face_encoder.CONFIGS["paper"], PREPROCESSING["serengil"])
     path = tmp_path / "face_encoder.safetensors"
     save(path, network, card=CARD)
     n_bytes = path.stat().st_size

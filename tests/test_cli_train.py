@@ -296,7 +296,7 @@ def test_an_unknown_loss_is_refused_with_the_known_ones(
     options = ["--loss-weight", "texture/mse=1", "-o", tmp_path / "run"]
     done = Done("train", *networks["encoder"], *TRAINING, *options)
     assert_refused(done, 2, "texture/mse")
-    assert "wanted one of embedding/mse" in done.err
+    assert "wanted one of landmarks/huber" in done.err
     assert not (tmp_path / "run").exists()
 
 

@@ -15,6 +15,7 @@ from published_files import narrow, needs_tensorflow, reading_once
 from s2f import checkpoint, face_encoder, keras_network, weight_tables
 from s2f.convert_keras import convert_vgg_face
 from s2f.errors import CheckpointError, DependencyError, OutputError
+from s2f.preprocessing import PREPROCESSING
 
 pytestmark = pytest.mark.usefixtures("narrow", "reading_once")
 __all__ = ["narrow", "reading_once"]
@@ -36,7 +37,7 @@ def embed(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     """What a checkpoint makes of images [b h w 3] that are prepared already."""
     network = checkpoint.load(path, "face_encoder").network
     assert isinstance(network, face_encoder.VGGFace)
-    network.preprocessing = face_encoder.PREPROCESSING["seed"]
+    network.preprocessing = PREPROCESSING["seed"]
     network.mean.zero_()
     faces = torch.from_numpy(images).permute(0, 3, 1, 2)
     features, embedding = network.features(faces), network(faces)
@@ -118,7 +119,7 @@ def test_the_preprocessing_travels_and_is_the_origins_unless_given(
     made = convert_vgg_face(source, tmp_path / "out", origin=origin, preprocessing=preprocessing)
     back = checkpoint.load(tmp_path / "out", "face_encoder")
     assert isinstance(back.network, face_encoder.VGGFace)
-    wanted = face_encoder.PREPROCESSING[preprocessing or origin]
+    wanted = PREPROCESSING[preprocessing or origin]
     assert back.network.preprocessing == wanted
     assert back.embedding_space == made.embedding_space
 

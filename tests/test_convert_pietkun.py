@@ -10,13 +10,14 @@ import pytest
 import torch
 from published_files import narrow, needs_transformers, reading_once
 
-from s2f import checkpoint, face_encoder
+from s2f import checkpoint
 from s2f.audio import clips, read_speech
 from s2f.catalogue import KINDS, choose
 from s2f.convert_pietkun import AST_FRONT_END, PUBLISHED_SPACE, convert_pietkun
 from s2f.errors import CheckpointError, OutputError, S2FError, UsageError
 from s2f.front_end import FRONT_ENDS, spectrogram
 from s2f.infer import SpeechToFace
+from s2f.preprocessing import PREPROCESSING
 
 pytestmark = pytest.mark.usefixtures("narrow", "reading_once")
 __all__ = ["narrow", "reading_once"]
@@ -93,7 +94,7 @@ def test_serengils_encoder_is_the_seeds(published: Path, tmp_path: Path) -> None
         kind="serengil",
     )
     encoder = network(tmp_path / "model", "face_encoder")
-    assert encoder.preprocessing == face_encoder.PREPROCESSING["seed"]
+    assert encoder.preprocessing == PREPROCESSING["seed"]
     faces = torch.rand(2, 3, 224, 224)
     assert_close(encoder(faces), files.randomise(files.SeedVGG("serengil"))(faces).detach())
 

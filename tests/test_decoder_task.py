@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DECODER, EMBEDDING, ENCODER
+from conftest import DECODER, EMBEDDING, ENCODER, STAGED
 from face_trees import write_tree
 from task_checks import CPU, check_duplicates, check_gradients, check_learning
 from torch.nn import functional
@@ -20,6 +20,7 @@ from s2f.errors import CheckpointError, DatasetError, S2FError, UsageError
 from s2f.feed import Item, Key, load
 from s2f.infer import SpeechToFace
 from s2f.landmarks import MAP_72
+from s2f.preprocessing import PREPROCESSING
 from s2f.recipe import TrainConfig
 from s2f.train import train
 from s2f.warp import warp
@@ -28,10 +29,7 @@ pytestmark = pytest.mark.usefixtures("presets")
 CARD = Card("tiny")
 FULL = dict(face_decoder.CONFIGS)
 WITHOUT = pytest.mark.parametrize("no_warp", [False, True], ids=["warped", "direct"])
-# As the paper's: a sigmoid, and layers with a ReLU between them; wide enough for eight photos.
-PAPER = dataclasses.replace(
-    DECODER, trunk=(64,), landmark_hidden=(32,), rank=0, seed_channels=24, output="sigmoid"
-)
+PAPER = STAGED
 SEED = dataclasses.replace(
     PAPER, batch_norm=True, landmarks=72, landmarks_68=MAP_72, is_face=True, trunk=(48, 64)
 )
@@ -112,7 +110,7 @@ def test_duplicating_a_batch_of_morphs_does_not_change_its_loss(faces: Path, mod
 def test_the_task_learns_its_few_examples(
     faces: Path, models: Path, tmp_path: Path, no_warp: bool
 ) -> None:
-    task = make(faces, models, start=start_of(models), no_warp=no_warp)
+    task = make(faces, models, "paper", no_warp=no_warp)
     check_learning(task, tmp_path / "run")
 
 
@@ -120,9 +118,7 @@ def test_the_task_learns_its_few_examples(
 def test_eight_photos_are_learned_to_near_zero(tmp_path: Path, models: Path, no_warp: bool) -> None:
     tree, encoder = write_tree(tmp_path / "faces", 8), encoder_of(models)
     # A random encoder hardly tells photos apart: let this one give each an axis of its own.
-    network = face_encoder.VGGFace(
-        dataclasses.replace(ENCODER, hidden=64), face_encoder.PREPROCESSING["compact"]
-    )
+    network = face_encoder.VGGFace(dataclasses.replace(ENCODER, hidden=64), PREPROCESSING["paper"])
     network.requires_grad_(False).eval()
     encoder = dataclasses.replace(encoder, network=network)
     task = FaceDecoderTask(tree, "paper", encoder, None, CARD, device=CPU, no_warp=no_warp)
@@ -182,7 +178,7 @@ def test_the_full_size_networks_take_a_step(
     preset: str, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(face_decoder.CONFIGS, preset, FULL[preset])
-    preprocessing = face_encoder.PREPROCESSING["serengil"]
+    preprocessing = PREPROCESSING["serengil"]
     network = face_encoder.VGGFace(face_encoder.CONFIGS["paper"], preprocessing)
     encoder = dataclasses.replace(encoder_of(models), network=network.requires_grad_(False).eval())
     tree = write_tree(tmp_path, 2)

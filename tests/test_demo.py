@@ -4,9 +4,12 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
-from s2f import demo, layout
+from s2f import demo, demo_sources, layout
 from s2f.errors import DatasetError, UsageError
 from s2f.face_dataset import Faces
 
@@ -51,7 +54,7 @@ class TestRecipe:
     def test_the_trees_can_be_trained_on(self, tree: Path) -> None:
         faces = Faces(layout.split(tree / "faces", "train"), landmarks=189)
         assert faces.registered
-        assert len(faces) == 4 + 2 * 16 * 2 * demo.VIEWS  # mixes, and people with their mirrors
+        assert len(faces) == 4 + 2 * 16 * 2  # mixes, and two photos of people and their mirrors
         for split, n in (("train", 14), ("val", 2), ("test", 4)):
             speakers, left_out = layout.speakers(layout.split(tree / "voices", split))
             assert len(speakers) == n and not any(left_out.values())
@@ -66,7 +69,49 @@ class TestRecipe:
                 for split in ("train", "val", "test")
             ]
             assert not splits[0] & splits[2] and not splits[1] & splits[2]
-            assert splits[2] == set(demo.kept_out(source / table))
+            assert splits[2] == set(demo_sources.kept_out(source / table))
+            if kind == "voices":
+                assert splits[1] == set(demo_sources.kept_out(source / table, "val"))
+
+    def test_a_real_person_is_there_in_one_view_of_each_photo(self, tree: Path) -> None:
+        real = [path for path in (tree / "faces/train").iterdir() if path.name[:3] != "mix"]
+        assert len(real) == 2 * 16
+        for person in [*real, *(tree / "faces/test").iterdir()]:
+            assert sorted(path.name for path in person.iterdir()) == [
+                "neutral.jpg",
+                "neutral_landmarks.npy",
+                "neutral_template.npy",
+                "neutral_texture.jpg",
+                "smiling.jpg",
+            ]
+
+    def test_most_mixes_have_the_texture_of_one_person(self, tree: Path) -> None:
+        def textures(folders: list[Path]) -> NDArray[np.float32]:
+            return np.stack(
+                [
+                    np.asarray(Image.open(f / "neutral_texture.jpg").reduce(4), np.float32)
+                    for f in folders
+                ]
+            )
+
+        train = sorted((tree / "faces/train").iterdir())
+        real = textures([path for path in train if path.name[:3] != "mix"])
+        mixes = [path for path in train if path.name[:3] == "mix"]
+        mixes += sorted((tree / "faces/val").iterdir())
+        assert len(mixes) == 4 + demo.VAL_IDENTITIES
+        nearest = np.array([np.abs(real - one).mean((1, 2, 3)).min() for one in textures(mixes)])
+        mixed, whole = np.split(nearest.reshape(13, 8), [2], axis=1)  # in the recipe's order
+        assert whole.max() < 0.5  # of 255
+        assert (mixed > 2).mean() > 0.9  # now and then somebody is mixed with the same person
+
+    def test_the_space_of_the_recipe_can_be_had_without_its_trees(
+        self, tree: Path, sources: tuple[Path, Path]
+    ) -> None:
+        space = demo_sources.training_space(sources[0])
+        real = [p for p in (tree / "faces/train").iterdir() if p.name[:3] != "mix"]
+        shapes = np.stack([np.load(path / "neutral_template.npy") for path in real])
+        np.testing.assert_allclose(space.mean_shape, shapes.mean(0), atol=1e-3)
+        assert len(space.textures) == len(real)
 
     def test_the_recipe_gives_the_same_tree_again(
         self, tree: Path, sources: tuple[Path, Path], tmp_path: Path

@@ -16,6 +16,7 @@ from s2f.evaluate import evaluate
 from s2f.evaluation_case import WHOLE, build, maker_of
 from s2f.evaluation_data import read_people
 from s2f.evaluation_voices import matched, retrieval
+from s2f.preprocessing import PREPROCESSING
 from s2f.report import Matrix, Picture, Report, Table
 
 
@@ -100,7 +101,7 @@ def test_a_classifier_gives_the_vgg_face_score(model: SpeechToFace, tree: Path) 
     config = dataclasses.replace(
         model.model.checkpoints["face_encoder"].network.config, identities=5
     )
-    network = face_encoder.VGGFace(config, face_encoder.PREPROCESSING["compact"]).eval()
+    network = face_encoder.VGGFace(config, PREPROCESSING["seed"]).eval()
     classifier = Checkpoint(Path("a"), "face_encoder", network, None, "", Card("a"), "")
     table = parts(evaluate(model, tree, classifier=classifier))["Faces as pictures"]
     assert isinstance(table, Table)

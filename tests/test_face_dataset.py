@@ -172,4 +172,17 @@ def test_the_second_photo_is_read_for_morphs_only(tmp_path: Path) -> None:
 def test_without_morphs_an_item_has_no_more_than_it_needs(tmp_path: Path) -> None:
     make_face(tmp_path / "a/0")
     item = Faces(tmp_path, landmarks=68)[Key(0, 0)]
-    assert set(item) == {"face", "drawing", "landmarks", "identity"}
+    assert set(item) == {"face", "drawing", "landmarks", "identity", "own"}
+
+
+def test_a_photo_knows_whether_the_landmarks_are_its_own(tmp_path: Path) -> None:
+    for k, name in enumerate(("neutral", "smiling", "turned")):
+        write_face(tmp_path / "a" / name, seed=k)
+    (tmp_path / "a/smiling_landmarks.npy").unlink()
+    faces = Faces(tmp_path, landmarks=68)
+    items = [faces[Key(k, 0)] for k in range(3)]
+    assert [bool(item["own"]) for item in items] == [True, False, True]
+    assert all(item["own"].dtype == torch.bool and item["own"].shape == () for item in items)
+    assert torch.equal(items[1]["landmarks"], items[0]["landmarks"])
+    assert torch.equal(items[1]["drawing"], items[0]["drawing"])
+    assert not torch.equal(items[1]["face"], items[0]["face"])

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from s2f import face_encoder
-from s2f.face_encoder import CONFIGS, PREPROCESSING, VGGFace, VGGFaceConfig, batch_embedder
+from s2f.face_encoder import CONFIGS, VGGFace, VGGFaceConfig, batch_embedder
+from s2f.preprocessing import PREPROCESSING
 
 TINY = VGGFaceConfig(layers=(4, "M", 8, "M"), image_size=16, hidden=12, embedding=10, identities=7)
 
@@ -70,12 +71,22 @@ def test_a_size_that_cannot_be_halved_is_refused() -> None:
 LARGER = VGGFaceConfig(layers=(128, 160, "M", 12, "M"), image_size=16, hidden=12, embedding=10)
 
 
-@pytest.fixture(params=[(TINY, "rcmalli"), (LARGER, "seed"), (None, "compact")])
+NORMED = VGGFaceConfig(
+    layers=(8, "M", 136, "M"),
+    image_size=112,
+    hidden=256,
+    embedding=256,
+    identities=0,
+    final_relu=False,
+    batch_norm=True,
+)
+
+
+@pytest.fixture(params=[(TINY, "rcmalli"), (LARGER, "seed"), (NORMED, "paper")])
 def network(request: pytest.FixtureRequest) -> VGGFace:
     """Random networks: without and with Winograd's convolutions, and with BatchNorm, no ReLU."""
     torch.manual_seed(0)
     config, preprocessing = request.param
-    config = config or dataclasses.replace(CONFIGS["compact"], layers=(8, "M", 136, "M"))
     network = VGGFace(config, PREPROCESSING[preprocessing]).requires_grad_(False)
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):

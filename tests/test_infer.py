@@ -214,7 +214,7 @@ def test_weights_that_stay_half_cost_no_precision_of_points() -> None:
     half = SpeechToFace(load_model(files[0], keep_half=True), torch.device("cpu"))
     full = SpeechToFace(load_model(files[1]), torch.device("cpu"))
     assert (half.precision, full.precision) == ("fp16", "fp32")
-    embedding = 0.3 * np.random.default_rng(0).standard_normal(256)
+    embedding = 0.3 * np.random.default_rng(0).standard_normal(1024)
     a, b = half.decode(embedding), full.decode(embedding)
     assert a.landmarks.dtype == np.float32
     assert np.abs(a.landmarks - b.landmarks).max() < 0.05

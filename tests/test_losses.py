@@ -13,6 +13,7 @@ PAIRS = {
     "embedding_mse": (6,),
     "encoder_distill": (6,),
     "landmarks_mse": (4, 2),
+    "landmarks_huber": (4, 2),
     "texture_mae": (3, 5, 5),
     "identity_cosine": (6,),
 }
@@ -73,6 +74,21 @@ def test_the_distillation_is_least_at_the_target_where_it_is_its_entropy() -> No
 def test_landmarks_are_measured_in_squared_pixels() -> None:
     a = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
     assert float(losses.landmarks_mse(a, torch.zeros(1, 2, 2))) == 12.5
+
+
+def test_landmarks_are_squared_below_a_pixel_and_absolute_above() -> None:
+    a = torch.tensor([[[0.5, 0.0], [-3.0, 1.0]], [[-0.5, 0.0], [11.0, 0.0]]])
+    # d² / 2 below a pixel, |d| - 1/2 above, averaged over the coordinates
+    expected = torch.tensor([(0.125 + 0 + 2.5 + 0.5) / 4, (0.125 + 0 + 10.5 + 0) / 4])
+    torch.testing.assert_close(losses.landmarks_huber(a, torch.zeros(2, 2, 2)), expected)
+
+
+def test_a_point_that_is_far_off_pulls_no_harder_than_one_a_pixel_away() -> None:
+    a = torch.tensor([[[100.0, 0.0], [-2.0, 0.25]]], requires_grad=True)
+    losses.landmarks_huber(a, torch.zeros(1, 2, 2)).sum().backward()
+    expected = torch.tensor([[[1.0, 0.0], [-1.0, 0.25]]]) / 4
+    assert a.grad is not None
+    torch.testing.assert_close(a.grad, expected)
 
 
 def directions(*degrees: float) -> torch.Tensor:

@@ -15,6 +15,7 @@ from s2f.embeddings import CHECKED
 from s2f.errors import CheckpointError, DatasetError, DeviceError, ImageError
 from s2f.images import load_face
 from s2f.prep_embeddings import check_embeddings, embeddings_step, read_space
+from s2f.preprocessing import PREPROCESSING
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def encoder(models: Path) -> Path:
 
 
 def save_encoder(path: Path, **changes: object) -> Path:
-    preprocessing = dataclasses.replace(face_encoder.PREPROCESSING["compact"], **changes)
+    preprocessing = dataclasses.replace(PREPROCESSING["paper"], **changes)
     checkpoint.save(path, face_encoder.VGGFace(ENCODER, preprocessing), card=checkpoint.Card("t"))
     return path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DECODER, some_landmarks
+from conftest import DECODER, STAGED, some_landmarks
 from face_trees import write_tree
 
 from s2f import face_decoder
@@ -33,8 +33,8 @@ def open_tree(tree: Path, *, texture: bool, whole: bool = False) -> tuple[FaceDa
 
 
 def decoder(data: FaceData, *, is_face: bool = False) -> face_decoder.FaceDecoder:
-    config = dataclasses.replace(DECODER, is_face=is_face, output="sigmoid")
-    return data.new_decoder(config)[0]
+    config = dataclasses.replace(STAGED, is_face=is_face)
+    return data.new_decoder(config)
 
 
 def plain(batch: Item) -> Item:
@@ -99,9 +99,30 @@ def test_a_decoder_starts_at_the_mean_shape(tmp_path: Path) -> None:
 
 def test_a_linear_start_is_that_of_the_textures_even_where_photos_are_drawn(tmp_path: Path) -> None:
     tree = write_tree(tmp_path, 4, texture=True)
-    starts = [FaceData(tree, 68, "squash", whole=w).new_decoder(DECODER)[0] for w in (False, True)]
+    starts = [FaceData(tree, 68, "squash", whole=w).new_decoder(DECODER) for w in (False, True)]
     for name, value in starts[0].state_dict().items():
         assert torch.equal(value, starts[1].state_dict()[name])
+
+
+def test_a_linear_model_draws_the_textures_that_it_was_found_from(tmp_path: Path) -> None:
+    data = FaceData(write_tree(tmp_path, 6, texture=True), 68, "squash")
+    decoder, code, textures = data.linear_decoder(
+        dataclasses.replace(DECODER, embedding=25, axes=5, detail=False)
+    )
+    batch = batch_of(data, [Key(k, 0) for k in range(6)])
+    assert torch.equal(textures, batch["drawing"])
+    torch.testing.assert_close(decoder.mean_landmarks, data.train.mean_landmarks())
+    with torch.no_grad():
+        landmarks, drawn = decoder(code(textures, batch["landmarks"]))
+    torch.testing.assert_close(landmarks, batch["landmarks"], atol=1e-2, rtol=0)
+    assert (drawn - textures).abs().mean() < 0.01  # what the blocks' patterns cannot show
+
+
+def test_photos_without_textures_are_registered_for_the_linear_model(tmp_path: Path) -> None:
+    data = FaceData(write_tree(tmp_path, 3), 68, "squash")
+    batch = batch_of(data, [Key(k, 0) for k in range(3)])
+    expected = warp(batch["drawing"], batch["landmarks"], data.train.mean_landmarks()[None])
+    torch.testing.assert_close(data.linear_decoder(DECODER).textures, expected, atol=1e-3, rtol=0)
 
 
 def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
@@ -110,7 +131,7 @@ def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Pat
     for path in broken[:6]:
         path.write_bytes(b"broken")
     data = FaceData(tree, 68, "squash")
-    _, code = data.new_decoder(DECODER)
+    code = data.linear_decoder(DECODER).code
     assert code is not None
     (note,) = data.notes
     assert note.startswith("the linear start leaves out 6 photos: ")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from torch import nn
 
-from s2f.ridge import Moments
+from s2f.ridge import MARGIN, RIDGES, Moments, solve_last_layers
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(3000, 6, generator=GENERATOR) * torch.tensor([1, 2, 3, 0.1, 5, 1]) + 2
@@ -42,3 +43,53 @@ def test_a_feature_that_never_changes_does_no_harm() -> None:
     found = Moments()
     found.add(torch.cat([X, torch.zeros(3000, 1)], 1), Y)
     assert all(part.isfinite().all() for part in found.solve(0.1))
+
+
+def test_the_spread_is_the_covariance_of_what_is_predicted() -> None:
+    found = moments(500)
+    weight, _ = found.solve(0.1)
+    expected = torch.cov((X.double() @ weight.double()).T, correction=0)
+    torch.testing.assert_close(found.spread(weight), expected, rtol=1e-4, atol=1e-4)
+
+
+def layers(hidden: int) -> nn.Sequential:
+    """Two last layers with a ReLU between, 6 to 3, solved with the first half of the data kept."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+    first, _, second = network
+    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    solve_last_layers(moments(500), X[:500], Y[:500], first, second)
+    return network.requires_grad_(False)
+
+
+def best() -> torch.Tensor:
+    """Predictions of the ridge that does best on the first 500."""
+    solved = [moments(500).solve(ridge) for ridge in RIDGES]
+    errors = [float((X[:500] @ w + b - Y[:500]).square().mean()) for w, b in solved]
+    weight, bias = solved[errors.index(min(errors))]
+    return X @ weight + bias
+
+
+def test_two_last_layers_become_the_ridge_regression() -> None:
+    torch.testing.assert_close(layers(3)(X), best(), atol=1e-3, rtol=1e-4)
+
+
+def test_the_shift_keeps_all_that_is_seen_clear_of_the_relu_and_is_whole() -> None:
+    for hidden in (2, 3):
+        network = layers(hidden)
+        between = network[0](X)
+        assert (between > 0).all()
+        clear = between.mean(0) / between.std(0)
+        assert (clear > MARGIN - 1).all()
+        assert torch.equal(network[0].bias, network[0].bias.round())
+
+
+@pytest.mark.parametrize("hidden", [1, 2])
+def test_few_values_between_the_layers_are_the_ways_in_which_predictions_vary_most(
+    hidden: int,
+) -> None:
+    predicted, found = best().double(), layers(hidden)(X).double()
+    mean = predicted.mean(0)
+    _, _, v = torch.linalg.svd(predicted - mean, full_matrices=False)
+    expected = mean + (predicted - mean) @ v[:hidden].T @ v[:hidden]
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-3)

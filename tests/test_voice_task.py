@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import DECODER, FRONT_END, VOICE
+from conftest import DECODER, FRONT_END, STAGED, VOICE
 from PIL import Image
 from published_files import needs_transformers
 from task_checks import CPU, check_duplicates, check_gradients, check_learning, sample_batch
@@ -33,13 +33,14 @@ from s2f.checkpoint import Card
 from s2f.drawing import draw_faces
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.face_decoder import FaceDecoder
-from s2f.face_encoder import Preprocessing, VGGFace
+from s2f.face_encoder import VGGFace
 from s2f.feed import Key
 from s2f.front_end import spectrogram
 from s2f.images import load_face
 from s2f.pack import pack
 from s2f.packed import read_index
 from s2f.prep_embeddings import embeddings_step
+from s2f.preprocessing import Preprocessing
 from s2f.ranks import ALONE
 from s2f.recipe import TrainConfig
 from s2f.train import TrainResult, train
@@ -82,6 +83,19 @@ def with_identities(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(checkpoint, "load", loaded)
+
+
+@pytest.fixture
+def staged(models: Path, tmp_path: Path) -> Path:
+    """The models with a decoder that has first layers, as the paper's."""
+    shutil.copytree(models / "demo", tmp_path / "models/demo")
+    space = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
+    torch.manual_seed(4)
+    path = tmp_path / "models/demo/face_decoder.safetensors"
+    checkpoint.save(
+        path, FaceDecoder(STAGED), card=Card("tiny"), embedding_space=space.embedding_space
+    )
+    return tmp_path / "models"
 
 
 class Killed(Exception):
@@ -174,10 +188,10 @@ def test_a_contrastive_weight_is_above_0(voices: Path, models: Path, weight: flo
 
 
 @pytest.mark.usefixtures("with_identities")
-def test_the_sets_are_sets_of_this_tasks_losses(voices: Path, models: Path) -> None:
-    task = make(voices, models, loss_weights="seed-ast")
+def test_the_sets_are_sets_of_this_tasks_losses(voices: Path, staged: Path) -> None:
+    task = make(voices, staged, loss_weights="seed-ast")
     assert task.loss_weights == {
-        "decoder/l1": 50 / 16,  # the tiny decoder's first layer is 16 wide
+        "decoder/l1": 50 / 64,  # the tiny decoder's first layer is 64 wide
         "embedding/l2": 30.0,
         "encoder/distill": 2.0,
     }
@@ -481,8 +495,8 @@ def test_eight_pairs_are_learned_by_heart(
         assert after[name] < 2e-3 * float(value.mean()), name
 
 
-def test_a_step_is_one_that_is_written_by_hand(voices: Path, models: Path, tmp_path: Path) -> None:
-    task = make(voices, models, "paper", loss_weights="decoder/l1=0.5,embedding/l2=2")
+def test_a_step_is_one_that_is_written_by_hand(voices: Path, staged: Path, tmp_path: Path) -> None:
+    task = make(voices, staged, "paper", loss_weights="decoder/l1=0.5,embedding/l2=2")
     w = {name: p.detach().clone() for name, p in task.network.named_parameters()}
     config = TrainConfig(
         steps=1,

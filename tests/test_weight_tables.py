@@ -10,14 +10,15 @@ import torch
 from published_files import needs_transformers
 from torch import Tensor, nn
 
-from s2f import ast_encoder, face_encoder, weight_tables
+from s2f import ast_encoder, weight_tables
 from s2f.errors import CheckpointError
 from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import VGGFace
+from s2f.preprocessing import PREPROCESSING
 from s2f.voice_encoder import VoiceEncoder
 from s2f.weight_tables import VGG16_LAYERS, fill
 
-SEED = face_encoder.PREPROCESSING["seed"]
+SEED = PREPROCESSING["seed"]
 
 
 def vgg() -> VGGFace:
