@@ -276,6 +276,7 @@ def write_start(data: Path, folder: Path) -> None:
     encoder = bundled()["face_encoder"]
     task = FaceDecoderTask(*(data / "faces", "compact", encoder, None, Card("curves")), device=CPU)
     with torch.no_grad():
-        for layer in (task.network.landmarks[0], task.network.seed[0]):
-            layer.weight.mul_(0.5)
+        for weight in (task.network.landmarks[0].weight, task.network.local.axes):
+            weight.mul_(0.5)
+        task.network.detail.strengths.zero_()  # nothing that is halved is to be amplified again
     task.save(folder / "start.safetensors", torch.float32, {})

@@ -4,6 +4,7 @@ Knows nothing of the page: takes streams, gives faces and what there is to say a
 is kept between two answers.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from PIL import Image
 from s2f.alignment import SIDE, choose_detector, cut_face
 from s2f.audio import open_speech
 from s2f.decoding import SAMPLE_RATE
-from s2f.errors import AudioError
+from s2f.errors import AudioError, ImageError
 from s2f.face import Face
 from s2f.front_end import spectrogram
 from s2f.hearing import draw
@@ -23,6 +24,7 @@ from s2f.infer import SpeechToFace
 from s2f.runtime import Progress, silent
 
 MOMENTS = (1.0, 3.0, 6.0)  # seconds from the beginning, whose faces stand beside that of all
+MOST_PIXELS = 50_000_000  # of a photo: a small file may unfold to very many
 STEPS = 21  # faces from one voice to the other, both among them
 
 
@@ -114,8 +116,8 @@ def look(
 ) -> Seen:
     """Draw the face of a photo from its embedding.
 
-    Photos of more than 2048 pixels a side are made smaller before a face is looked for: a
-    visitor's photo must not keep all others waiting.
+    Photos of more than 2048 pixels a side are made smaller before a face is looked for, and those
+    of more than 50 million refused: a visitor's photo must not keep all others waiting.
 
     Args:
         model: with a face encoder and a face decoder.
@@ -124,8 +126,17 @@ def look(
         detector: that finds it; by default the one that is installed.
 
     Raises:
-        ImageError, DependencyError: as `SpeechToFace.reconstruct`.
+        ImageError: as `SpeechToFace.reconstruct`, or if it has too many pixels.
+        DependencyError: as `SpeechToFace.reconstruct`.
     """
+    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(photo) as opened:
+        if opened.width * opened.height > MOST_PIXELS:
+            raise ImageError(
+                f"the photo has {opened.width} x {opened.height} pixels; at most "
+                f"{MOST_PIXELS // 10**6} million are looked at",
+                hint="send a smaller one",
+            )
+    photo.seek(0)
     framed = open_photo(photo, enough=SIDE if align else FRAME)
     if align:
         chosen = choose_detector(detector)

@@ -174,7 +174,7 @@ def build(
         if evaluation:
             with gr.Accordion("How it was measured, and how well it does", open=False):
                 gr.Markdown(evaluation, elem_classes="s2f-tables")
-    page.queue(max_size=WAITING)
+    page.queue(max_size=WAITING, api_open=False)  # by the queue, or not at all
     laid_out: gr.Blocks = page
     return laid_out
 

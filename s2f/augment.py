@@ -55,6 +55,13 @@ def bent(pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
 
     So that there are more shapes than people: what is learned of a point is what is around it.
     """
+    with torch.autocast(
+        pictures.device.type, enabled=False
+    ):  # half precision has no parts of pixels
+        return _bent(pictures, points)
+
+
+def _bent(pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     b, _, size, _ = pictures.shape
     angle, scale = _uniform(pictures, -0.08, 0.08), _uniform(pictures, 0.92, 1.08)
     shift = _uniform(pictures, -0.04, 0.04, 2)[:, None] * size

@@ -8,6 +8,7 @@ import typer
 
 from s2f.options import (
     GROUP,
+    INTERRUPTED,
     DeviceOpt,
     JsonOpt,
     QuietOpt,
@@ -217,9 +218,14 @@ def _train_demo(
     from s2f.demo_training import train_demo
     from s2f.runtime import choose_device
 
-    with console.progress("training the demo") as progress:
-        made = train_demo(
-            data, output, device=choose_device(device), progress=progress, note=console.note
-        )
+    try:
+        with console.progress("training the demo") as progress:
+            made = train_demo(
+                data, output, device=choose_device(device), progress=progress, note=console.note
+            )
+    except KeyboardInterrupt:
+        message = f"interrupted; the state of the training is saved in {output}"
+        console.interrupted(message, "give the same command to go on")
+        raise typer.Exit(INTERRUPTED) from None
     console.line(made.model)
     console.summary(dataclasses.asdict(made))

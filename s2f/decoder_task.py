@@ -134,7 +134,7 @@ class FaceDecoderTask:
         with torch.no_grad():
             embedding = self.encoder(faces).float()
             aim = self.encoder(finished(self.network, target, target_points)).float()
-        points, texture = self.network(embedding)
+        points, texture = self.network.plain(embedding)
         drawn = self.encoder(finished(self.network, texture, points)).float()
         return {
             "landmarks/mse": losses.landmarks_mse(points, target_points),

@@ -41,7 +41,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     wrong = {row["sex"] for row in rows} - {"F", "M"} if "sex" in columns else set()
     if wrong:
         raise DatasetError(
-            f"{path}: column sex holds {', '.join(sorted(wrong))}; wanted F or M",
+            f"{path}: column sex holds {', '.join(sorted(map(str, wrong)))}; wanted F or M",
             hint="the recipe pairs voices and faces by it",
         )
     return rows

@@ -19,6 +19,7 @@ WARPED = 1.4  # times as strong as in photos: what the warp to the landmarks tak
 MOST = 4.0  # times that a band is amplified
 CELL = 8  # pixels; strengths change slowly, and are stored one a cell
 FAINT = 1e-4  # strength that counts as nothing
+AT_ONCE = 32  # textures that are measured at a time
 PLAIN = 0.03  # deviation of a pixel, 0..1, below which it is background
 RIM = 12  # pixels
 DARK = 0.1  # added to the brightness that strengths are shares of
@@ -44,8 +45,10 @@ class Detail(nn.Module):
 
         Nothing is amplified near a background that all share, where heads would get a rim.
         """
-        bands, whole = _bands(textures)
-        mean = torch.cat([_strength(band, whole) for band in bands], 1).mean(0)
+        mean = torch.zeros(len(DEVIATIONS), *textures.shape[-2:], device=textures.device)
+        for some in torch.split(textures, AT_ONCE):
+            bands, whole = _bands(some)
+            mean += torch.cat([_strength(band, whole) for band in bands], 1).sum(0) / len(textures)
         plain = (textures.var(0, correction=0).mean(0) < PLAIN**2).to(mean)[None]
         near = functional.max_pool2d(plain, 2 * RIM + 1, stride=1, padding=RIM)
         self.strengths.copy_(functional.avg_pool2d(WARPED * mean * (1 - near), CELL))

@@ -66,6 +66,11 @@ class FaceDecoderConfig:
 
     def __post_init__(self) -> None:
         if self.windows:
+            if self.embedding <= self.windows**2 * self.axes:
+                raise ValueError(
+                    f"an embedding of {self.embedding} has no room for {self.windows}² windows of "
+                    f"{self.axes} values and a shape"
+                )
             return
         if self.stages[-1][0] != 3:
             raise ValueError(f"the last stage gives {self.stages[-1][0]} channels; RGB has 3")
@@ -178,6 +183,14 @@ class FaceDecoder(nn.Module):
             (not clamped where the config's output is linear). Both float32 under autocast too:
             half precision has no parts of a pixel.
         """
+        landmarks, texture = self.plain(embedding)
+        if self.config.detail:
+            with torch.autocast(texture.device.type, enabled=False):
+                texture = self.detail(texture)
+        return landmarks, texture
+
+    def plain(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode embeddings as `forward` does, without amplified detail: what is trained."""
         x = self.trunk(embedding)
         local = self.config.windows**2 * self.config.axes
         offsets: Tensor = self.landmarks(x[:, local:]).unflatten(1, (-1, 2))
@@ -187,9 +200,6 @@ class FaceDecoder(nn.Module):
             texture = texture + self.mean_texture
         else:
             texture = texture.sigmoid()
-        if self.config.detail:
-            with torch.autocast(texture.device.type, enabled=False):
-                texture = self.detail(texture)
         return self.mean_landmarks + offsets, texture
 
     def _local(self, x: Tensor) -> Tensor:

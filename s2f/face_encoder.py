@@ -1,7 +1,7 @@
 """The face encoder: a photo becomes the embedding that defines the space of faces.
 
-VGG-Face is VGG-16 with 2622 identities. One class and one list describe it and the small bundled
-one. Knows nothing of files; how a picture must be prepared travels in `Preprocessing`.
+VGG-Face is VGG-16 with 2622 identities. The small bundled encoder is a
+`PartsEncoder`. Knows nothing of files; how a picture must be prepared travels in `Preprocessing`.
 
 Source: Parkhi et al. 2015, "Deep Face Recognition" (the VGG-16 layout).
 """

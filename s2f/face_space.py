@@ -128,7 +128,8 @@ class FaceSpace:
         Args:
             sex: of the speaker.
             rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
-                masculine the face, as the real people's ranks are spread.
+                masculine the face, as the real people's ranks are spread but wider, and a
+                little further from the other sex.
             timbre: normal scores [a], laid on the a largest axes of variation.
             rng: for the rest.
         """

@@ -125,7 +125,7 @@ def serving(
         OutputError: as `visits.private_folder`.
         DeviceError: if the page cannot be shared.
     """
-    with visits.private_folder():
+    with visits.private_folder() as folder:
         # Gradio reads these when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         for name in ("NO_PROXY", "no_proxy"):  # it asks its own address whether all is well
@@ -147,6 +147,11 @@ def serving(
             evaluation=evaluation,
         )
         max_bytes = round(settings.max_mb * 2**20)  # as Gradio counts
+        guard = Middleware(
+            visits.Guard,
+            max_bytes=2 * max_bytes,
+            room=lambda: visits.has_room(folder, visits.TOGETHER * max_bytes),
+        )
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
                 page.launch(
@@ -163,7 +168,7 @@ def serving(
                     pwa=False,
                     state_session_capacity=visits.SESSIONS,
                     max_file_size=max_bytes,
-                    app_kwargs={"middleware": [Middleware(visits.Guard, max_bytes=2 * max_bytes)]},
+                    app_kwargs={"middleware": [guard]},
                     css=app.STYLE,
                     head=app.HEAD,
                     theme=app.theme(),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from s2f import augment, face_decoder, losses, parts_encoder
@@ -53,7 +53,9 @@ class PartsEncoderTask:
         self.card = card
         self.decoder, code, textures = self.data.linear_decoder(drawn)
         config = dataclasses.replace(config, landmarks=self.data.landmarks)
-        self.network = self.encoder = PartsEncoder(config, preprocessing)
+        self.encoder = PartsEncoder(config, preprocessing)
+        self.decoder.requires_grad_(False)
+        self.network = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
         self.encoder.fit(code, textures)
         self.encoder.neutral.requires_grad_(False)
         self.defaults: dict[str, object] = {}
@@ -107,7 +109,7 @@ class PartsEncoderTask:
         return sheet(batch["face"], drawn)
 
     def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
-        """Write the network as a checkpoint."""
+        """Write the encoder as a checkpoint, and beside it the decoder."""
         card = dataclasses.replace(self.card, metrics=dict(metrics))
         space = save(path, self.encoder, card=card, storage=storage)
         decoder = path.with_name("decoder.safetensors")

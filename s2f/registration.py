@@ -119,7 +119,7 @@ class FaceData:
             in_texture[:, None, None, None],
         )
         landmarks = torch.lerp(landmarks, other_landmarks, in_shape[:, None, None])
-        morph = warp(texture, mean[None], landmarks)
+        morph = warp(texture, mean[None], landmarks).clamp(0, 1)
         is_morph = batch["mix"].any(1)[:, None, None, None]
         face = torch.where(is_morph, morph, face)
         return Example(
@@ -186,4 +186,4 @@ def _texture(faces: Faces, drawing: Tensor, landmarks: Tensor, mean_landmarks: T
     """Register drawings [b 3 224 224] with landmarks [b k 2], where they are not yet."""
     if faces.registered:
         return drawing
-    return warp(drawing, landmarks, mean_landmarks[None])
+    return warp(drawing, landmarks, mean_landmarks[None]).clamp(0, 1)  # bicubic: it overshoots

@@ -6,6 +6,7 @@ and ends with it; a file leaves it as soon as it is read, at the latest after te
 
 import contextlib
 import io
+import logging
 import os
 import secrets
 import shutil
@@ -22,6 +23,9 @@ MAX_MB, MAX_SECONDS = 25.0, 60.0  # of a file; that are heard of a recording
 SESSIONS = 100  # whose layout Gradio remembers
 FORGOTTEN = 600.0  # seconds after which a file goes that nobody asked about
 OVERHEAD = 65_536  # bytes of an upload beside the file: its headers
+TOGETHER = 20  # uploads of the largest size that may wait to be asked about
+POSTED = ("/upload", "/queue/join", "/call/", "/cancel", "/reset")  # what the page sends to
+NOT_READ = ("file=http", "file/http", "proxy=", "deep_link", "/monitoring")
 POLICY = (  # whatever a page of ours or of Gradio's names: nothing outside is asked
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
@@ -64,19 +68,27 @@ def private_folder() -> Iterator[Path]:
 def take(*paths: str | Path) -> list[BinaryIO]:
     """Read what a visitor sent, and delete it: nothing of it lies anywhere while it is answered.
 
+    A request may name any path. One that is not of a file in the private folder is neither read nor
+    deleted, and is answered as if nothing were there.
+
     Raises:
-        InputError: if a file is gone. The others are deleted all the same.
+        InputError: if a file is gone, or never was sent. The others are deleted all the same.
     """
+    folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    real = [Path(path).resolve() for path in paths]
+    sent = [path for path in real if path.is_relative_to(folder) and path.is_file()]
     try:
-        return [io.BytesIO(Path(path).read_bytes()) for path in paths]
+        if len(sent) < len(real):
+            raise FileNotFoundError
+        return [io.BytesIO(path.read_bytes()) for path in sent]
     except FileNotFoundError as error:
         raise InputError(
             "what you sent was deleted already: it was answered, or had waited for long",
             hint="record it or choose it again",
         ) from error
     finally:
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
+        for path in sent:
+            path.unlink(missing_ok=True)
 
 
 def hand_over(component: Any) -> None:
@@ -104,7 +116,19 @@ def sweep(folder: Path, age: float) -> None:
 
 def _tidy(folder: Path, done: threading.Event) -> None:
     while not done.wait(60):
-        sweep(folder, FORGOTTEN)
+        try:
+            sweep(folder, FORGOTTEN)
+        except OSError:  # too many open files, say: later there is room again
+            logging.getLogger(__name__).exception("old files could not be looked for")
+
+
+def has_room(folder: Path, max_bytes: int) -> bool:
+    """Tell whether a folder holds less than some bytes."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it is gone
+            total += path.stat().st_size
+    return total < max_bytes
 
 
 def name_uploads_apart() -> None:
@@ -140,27 +164,34 @@ def forget_answers() -> None:
 
 
 class Guard:
-    """Stands before the server: refuses what is too large, and lets no page ask another host."""
+    """Stands before the server: lets through what the page needs, and that only where it fits.
 
-    def __init__(self, app: Application, max_bytes: int) -> None:
+    Gradio has more routes than the page asks for: some write files elsewhere, or have the server
+    fetch any address.
+    """
+
+    def __init__(
+        self, app: Application, max_bytes: int, room: Callable[[], bool] = lambda: True
+    ) -> None:
         """Guard an application.
 
         Args:
             app: in ASGI.
-            max_bytes: of a request.
+            max_bytes: of an upload.
+            room: whether there is room for another.
         """
-        self.app, self.max_bytes = app, max_bytes
+        self.app, self.max_bytes, self.room = app, max_bytes, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, unless it is too large."""
+        """Pass a request on, unless there is something against it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if scope["method"] == "POST" and not self._fits(scope):
-            text = b"What you sent is too large, or does not say how large it is."
+        if refused := self._refused(scope):
+            status, text = refused
             headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": 413, "headers": headers})
-            await send({"type": "http.response.body", "body": text})
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": text.encode()})
             return
 
         async def answer(message: Message) -> None:
@@ -172,6 +203,21 @@ class Guard:
 
         await self.app(scope, receive, answer)
 
-    def _fits(self, scope: Scope) -> bool:
+    def _refused(self, scope: Scope) -> tuple[int, str] | None:
+        path = str(scope["path"]).lower()
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            known = not any(part in path for part in NOT_READ)
+        else:
+            known = scope["method"] == "POST" and any(part in path for part in POSTED)
+        if not known:
+            return 404, "There is nothing here."
+        if scope["method"] != "POST":
+            return None
+        upload = path.endswith("/upload")
         length = dict(scope["headers"]).get(b"content-length", b"")
-        return length.isdigit() and int(length) <= self.max_bytes + OVERHEAD
+        most = OVERHEAD + (self.max_bytes if upload else 0)
+        if not length.isdigit() or int(length) > most:
+            return 413, "What you sent is too large, or does not say how large it is."
+        if upload and not self.room():
+            return 507, "Too much has been sent that was not asked about yet. Try again later."
+        return None

@@ -88,7 +88,7 @@ CONFIGS: dict[str, VoiceEncoderConfig] = {
         channels=(24, 48, 64, 96, 128),
         strides=(2, 1, 1, 1, 1),
         pools=((1, 2), (2, 2), (2, 2), (1, 1), (1, 1)),
-        hidden=128,
+        hidden=1024,
         embedding=1024,
         dropout=0.3,
     ),

@@ -11,6 +11,12 @@ from s2f.errors import AudioError
 from s2f.runtime import Progress
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where visitors' files are."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
 def replied(path: Path, answer: app.Answer) -> str:
     path.write_bytes(b"sound")
     told: list[Any] = []

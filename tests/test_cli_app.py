@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import signal
@@ -189,7 +190,7 @@ def test_what_is_too_large_is_refused_and_leaves_nothing(visitor: Visitor, tempo
 
 @needs_gradio
 def test_no_file_but_a_visitors_own_is_read_and_no_address_is_asked(
-    visitor: Visitor, temporary: Path
+    visitor: Visitor, tmp_path: Path
 ) -> None:
     with socket.socket() as outside:
         outside.bind(("127.0.0.1", 0))
@@ -201,7 +202,12 @@ def test_no_file_but_a_visitors_own_is_read_and_no_address_is_asked(
             outside.accept()
     with pytest.raises(RuntimeError):
         visitor.ask_of("voice", __file__)
-    assert Path(__file__).is_file()
+    own = write_photo(tmp_path / "own.jpg")  # Gradio checks no path of a picture
+    where, body = "/gradio_api/call/photo", json.dumps({"data": [{"path": str(own)}]}).encode()
+    _, text = visitor.request("POST", where, body, "application/json")
+    _, text = visitor.request("GET", f"{where}/{json.loads(text)['event_id']}")
+    assert "deleted already" in text
+    assert Path(__file__).is_file() and own.is_file()
 
 
 @needs_gradio

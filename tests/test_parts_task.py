@@ -181,7 +181,7 @@ def test_the_decoder_draws_the_code_that_is_read(tmp_path: Path) -> None:
     _, textures, points = task.data.example(sample_batch(task), task.decoder)
     config = task.decoder.config
     assert (config.windows, config.axes) == (PARTS.windows, PARTS.axes)
-    code = task.code(textures, points)
+    code = task.data.linear_decoder(config).code(textures, points)
     with torch.no_grad():
         drawn, _ = task.decoder(code)
     again = code[:, 4:] @ task.encoder.shape_axes

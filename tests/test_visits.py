@@ -12,6 +12,34 @@ from s2f import visits
 from s2f.errors import InputError, OutputError
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that visitors' files are in."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_file_that_nobody_sent_is_neither_read_nor_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "in"))
+    own, sent, link = tmp_path / "own.jpg", tmp_path / "in/a.wav", tmp_path / "in/link"
+    own.write_bytes(b"mine")
+    link.symlink_to(own)
+    for path in (own, tmp_path / "in/../own.jpg", link, tmp_path, "/dev/zero"):
+        sent.write_bytes(b"a")
+        with pytest.raises(InputError, match="deleted already"):
+            visits.take(path, sent)
+        assert own.read_bytes() == b"mine" and not sent.exists()
+
+
+def test_a_full_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b").write_bytes(bytes(1000))
+    assert visits.has_room(tmp_path, 10**6) and not visits.has_room(tmp_path, 1000)
+
+
 def test_what_is_taken_is_gone(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
@@ -66,7 +94,13 @@ def test_what_is_old_is_swept_and_what_is_new_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "old").exists()
 
 
-def ask(method: str, length: bytes | None, kind: str = "http") -> list[dict[str, Any]]:
+def ask(
+    method: str,
+    length: bytes | None,
+    kind: str = "http",
+    path: str = "/gradio_api/upload",
+    room: bool = True,
+) -> list[dict[str, Any]]:
     """What a guard of 1000 bytes lets out; behind it everything is well."""
     sent: list[dict[str, Any]] = []
 
@@ -81,8 +115,8 @@ def ask(method: str, length: bytes | None, kind: str = "http") -> list[dict[str,
         sent.append(dict(message))
 
     headers = [] if length is None else [(b"content-length", length)]
-    scope = {"type": kind, "method": method, "headers": headers}
-    asyncio.run(visits.Guard(application, 1000)(scope, receive, send))
+    scope = {"type": kind, "method": method, "headers": headers, "path": path}
+    asyncio.run(visits.Guard(application, 1000, lambda: room)(scope, receive, send))
     return sent
 
 
@@ -100,6 +134,28 @@ def test_the_rest_passes_with_the_policy(method: str, length: bytes | None) -> N
     headers = dict(start["headers"])
     assert headers[b"a"] == b"b"
     assert b"default-src 'self'" in headers[b"content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/gradio_api/process_recording"),
+        ("POST", "/gradio_api/component_server"),
+        ("POST", "/gradio_api/api/voice"),
+        ("DELETE", "/gradio_api/upload"),
+        ("GET", "/gradio_api/file=https://example.org/a.jpg"),
+        ("GET", "/gradio_api/proxy=http://example.org/"),
+    ],
+)
+def test_what_the_page_does_not_need_is_not_there(method: str, path: str) -> None:
+    assert ask(method, b"10", path=path)[0]["status"] == 404
+
+
+def test_only_uploads_may_be_large_and_only_while_there_is_room() -> None:
+    for path in ("/gradio_api/queue/join", "/gradio_api/call/voice"):
+        assert ask("POST", b"65536", path=path)[0]["status"] == 200
+        assert ask("POST", b"66000", path=path)[0]["status"] == 413
+    assert ask("POST", b"1000", room=False)[0]["status"] == 507
 
 
 def test_what_is_no_request_passes_as_it_is() -> None:
