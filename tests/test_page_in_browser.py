@@ -319,7 +319,8 @@ def test_a_recording_needs_no_mouse(visit: Open) -> None:
     page.get_by_role("button", name="Stop").wait_for()
     page.locator("body").evaluate("() => document.activeElement.blur()")
     press_to(page, "Stop")
-    page.keyboard.press("Enter")
+    with page.expect_response(SENT):  # which is after the recording can be played
+        page.keyboard.press("Enter")
     page.get_by_role("button", name="Play", exact=True).locator("visible=true").wait_for()
     press_to(page, "Show the face")
     page.keyboard.press("Enter")

@@ -20,7 +20,7 @@ from s2f import checkpoint, layout
 from s2f.catalogue import MODELS
 from s2f.embeddings import BATCH, Maker
 from s2f.errors import CheckpointError, DatasetError
-from s2f.face_encoder import VGGFace, batch_embedder
+from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.feed import Key, Order
 from s2f.packed import Identity, Index, Shard
 from s2f.pairing import Pairing
@@ -224,7 +224,7 @@ def test_real_faces_get_the_embeddings_that_prep_gives_them(tmp_path: Path) -> N
         pytest.skip("the real faces (shared/data/faces) are not beside the repository")
     encoder = MODELS / "demo/face_encoder.safetensors"
     network = checkpoint.load(encoder, "face_encoder").network
-    assert isinstance(network, VGGFace)
+    assert isinstance(network, FaceEncoder)
     embed = batch_embedder(network, device=torch.device("cpu"), batch_size=BATCH)
     maker = Maker("it", network.config.embedding, network.preprocessing.fit, embed)
     tree, step = tmp_path / "train", embeddings_step(encoder, "cpu")
