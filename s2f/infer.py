@@ -5,7 +5,6 @@ photo     -> face encoder                           -> embedding      -> face de
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import FaceEncoder
 from s2f.fast_conv import accelerate
 from s2f.images import called, fit_frame, to_image
-from s2f.parts_encoder import PartsEncoder
 from s2f.precision import check_precision, computing
 from s2f.runtime import Progress, choose_device, one_thread, silent
 from s2f.voice_embedder import BATCH, Speech, VoiceEmbedder
@@ -232,9 +230,7 @@ class SpeechToFace:
         assert isinstance(encoder, FaceEncoder)
         framed = open_face(photo, align=align, detector=detector, device=str(self.device))
         pixels = fit_frame(framed, encoder.preprocessing.fit)
-        # Threads would share its sums, as they do not VGG-Face's.
-        alone = one_thread() if isinstance(encoder, PartsEncoder) else nullcontext()
-        with alone, computing(self.device, self.precision):
+        with one_thread(), computing(self.device, self.precision):  # as in `_draw`
             embedding: Tensor = encoder(pixels[None].to(self.device).float() / 255)[0]
             return embedding.float().cpu().numpy()
 
