@@ -8,7 +8,7 @@ can be put together to a person who resembles nobody that they were found from.
 Tensors in, tensors out. Source: Cootes et al. 1998, "Active Appearance Models", for whole faces.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -176,11 +176,6 @@ class PartsCode:
             values = torch.einsum("bnv,nav->bna", cut, self.texture_code).flatten(1)
             shape = (landmarks - self.mean_landmarks).flatten(1) @ self.shape_code.T
             return torch.cat([values, shape], 1)
-
-    def to(self, device: torch.device) -> "PartsCode":
-        """The same on a device."""
-        names = [field.name for field in fields(self)]
-        return PartsCode(self.windows, *(getattr(self, name).to(device) for name in names[1:]))
 
 
 def _components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

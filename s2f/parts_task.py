@@ -87,13 +87,13 @@ class PartsEncoderTask:
             people.append(batch["identity"])
             owns.append(batch["own"])
         read, identity, own = (torch.cat(parts) for parts in (reads, people, owns))
-        first = torch.full((int(identity.max()) + 1,), -1, device=read.device)
-        first[identity[own]] = torch.nonzero(own)[:, 0]
-        rows = torch.nonzero(own | (first[identity] >= 0))[:, 0]
-        wanted = torch.where(own[:, None], read, read[first[identity]])
+        n = len(read)
+        first = torch.full((int(identity.max()) + 1,), n, device=read.device)
+        first.scatter_reduce_(0, identity[own], torch.nonzero(own)[:, 0], "amin")
+        wanted = torch.where(own, torch.arange(n, device=read.device), first[identity])
         moments = Moments()
-        for part in torch.split(rows, ROWS):
-            moments.add(read[part], wanted[part] - read[part])
+        for part in torch.split(torch.nonzero(wanted < n)[:, 0], ROWS):
+            moments.add(read[part], read[wanted[part]] - read[part])
         weight, bias = moments.solve(NEUTRAL_RIDGE)
         self.encoder.neutral.weight.copy_(weight.T)
         self.encoder.neutral.bias.copy_(bias)

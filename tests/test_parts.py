@@ -166,16 +166,6 @@ def test_the_code_is_exact_in_half_precision_around_it_too() -> None:
         assert torch.equal(code(textures, landmarks), expected)
 
 
-def test_a_code_on_another_device_is_the_same() -> None:
-    code = PartsCode.fit(*some_faces(), WINDOWS, 3, 2)
-    moved = code.to(torch.device("meta"))
-    assert moved.windows == code.windows
-    for name in ("mean_texture", "mean_landmarks", "texture_axes", "texture_code"):
-        assert getattr(moved, name).is_meta and not getattr(code, name).is_meta
-        assert getattr(moved, name).shape == getattr(code, name).shape
-    assert moved.shape_axes.shape == moved.shape_code.shape == (2, 10)
-
-
 def test_the_patterns_are_the_best_of_their_number() -> None:
     windows = Windows(16, 1)
     axes = normal(1, 20, 3 * 32 * 32)
