@@ -29,19 +29,10 @@ from PIL import Image
 from scipy import signal
 from scipy.stats import spearmanr
 
-from s2f import (
-    SpeechToFace,
-    Waveform,
-    audio,
-    checkpoint,
-    demo_sources,
-    detection,
-    face_quality,
-    voice_traits,
-)
+from s2f import SpeechToFace, Waveform, audio, checkpoint, demo, face_detection, image_quality
+from s2f.attributes import PixelProbe
 from s2f.images import FRAME, to_image
-from s2f.infer import Face
-from s2f.probes import PixelProbe
+from s2f.pipeline import Face
 from s2f.warp import warp
 
 JUDGE = (
@@ -83,9 +74,9 @@ class Voices:
 def voices(folder: Path, split: str) -> Voices:
     """Read the kept-out speakers."""
     sexes = {row["speaker"]: row["sex"] for row in table(folder / "speakers.csv")}
-    names = demo_sources.kept_out(folder / "speakers.csv", split)
-    waveforms = [audio.load(audio.find([folder / name])[0]) for name in names]
-    pitches = [voice_traits.median_pitch(waveform) for waveform in waveforms]
+    names = demo.kept_out(folder / "speakers.csv", split)
+    waveforms = [audio.load_audio(audio.find_recordings([folder / name])[0]) for name in names]
+    pitches = [demo.median_pitch(waveform) for waveform in waveforms]
     return Voices(waveforms, np.array([sexes[n] == "M" for n in names]), np.array(pitches))
 
 
@@ -123,7 +114,7 @@ def hear(model: SpeechToFace, waveforms: list[NDArray[np.float32]]) -> list[Imag
 def people(model: SpeechToFace, folder: Path) -> list[tuple[Path, Face, Face]]:
     """Kept-out people: neutral photo, and reconstructions of the neutral and the smiling one."""
     made = []
-    for name in demo_sources.kept_out(folder / "people.csv"):
+    for name in demo.kept_out(folder / "people.csv"):
         photos = [folder / name / f"{view}.jpg" for view in ("neutral", "smiling")]
         made.append((photos[0], *(model.reconstruct(photo, align=False) for photo in photos)))
     return made
@@ -131,12 +122,12 @@ def people(model: SpeechToFace, folder: Path) -> list[tuple[Path, Face, Face]]:
 
 def sharpness(images: list[Image.Image]) -> float:
     """Mean sharpness of images."""
-    return float(np.mean([face_quality.sharpness(image) for image in images]))
+    return float(np.mean([image_quality.sharpness(image) for image in images]))
 
 
 def distance(images: list[Image.Image]) -> float:
     """Mean absolute difference of two different images, 0..255."""
-    return float(face_quality.diversity(images).mean())
+    return float(image_quality.diversity(images).mean())
 
 
 class Identity:
@@ -150,7 +141,7 @@ class Identity:
 
         self.dlib = dlib
         weights = Path(origin.origin).parent / "models"
-        self.detector = detection.load_detector("dlib", "cpu")
+        self.detector = face_detection.load_detector("dlib", "cpu")
         self.network = self.dlib.face_recognition_model_v1(
             str(weights / "dlib_face_recognition_resnet_model_v1.dat")
         )
@@ -189,7 +180,7 @@ def photo(path: Path) -> Image.Image:
 
 def morphs(folder: Path) -> list[Image.Image]:
     """Convex mixes of the training people, before the plain background that voices' faces have."""
-    space = demo_sources.training_space(folder)
+    space = demo.training_space(folder)
     rng = np.random.default_rng(0)
     made = []
     for k in range(MORPHS):
@@ -206,7 +197,7 @@ def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str,
     images = hear(model, heard.waveforms)
     score = judge.score(images)
     real = [photo(path) for path in sorted((data / "faces").glob("*/neutral.jpg"))]
-    detector = detection.load_detector("dlib", "cpu")
+    detector = face_detection.load_detector("dlib", "cpu")
     figures = {
         "judge accuracy on real people": judge.accuracy,
         "kept-out speakers": len(images),
@@ -225,7 +216,7 @@ def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str,
         "distance of morphs of training people (of 255)": scale,
         "distance of voices' faces / of morphs": between / scale,
         "voices' faces with all 68 points": float(
-            face_quality.all_points_found(images, detector).mean()
+            image_quality.all_points_found(images, detector).mean()
         ),
         "sharpness of faces from voices / photos": sharpness(images) / sharpness(real),
     }
@@ -240,7 +231,7 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, float]:
     cosine = _unit(neutral) @ _unit(smiling).T
     drawn = [a.image for _, a, _ in folk]
     photos = [photo(path) for path, _, _ in folk]
-    identity, detector = Identity(data / "faces"), detection.load_detector("dlib", "cpu")
+    identity, detector = Identity(data / "faces"), face_detection.load_detector("dlib", "cpu")
     figures = {
         "kept-out people": float(len(folk)),
         "distance of reconstructions (of 255)": distance(drawn),
@@ -254,10 +245,10 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, float]:
             np.isfinite(identity.describe(drawn)).all(1).mean()
         ),
         "reconstructions with all 68 points inside": float(
-            face_quality.all_points_found(drawn, detector).mean()
+            image_quality.all_points_found(drawn, detector).mean()
         ),
         "photos with all 68 points inside": float(
-            face_quality.all_points_found(photos, detector).mean()
+            image_quality.all_points_found(photos, detector).mean()
         ),
     }
     for view, faces in (("neutral", drawn), ("smiling", [b.image for _, _, b in folk])):

@@ -11,22 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s2f import balance, feed, layout
-from s2f.catalogue import choose
-from s2f.checkpoint import Card, Checkpoint, load, load_model
-from s2f.decoder_task import FaceDecoderTask
-from s2f.feed import Item, Key
-from s2f.recipe import TrainConfig
-from s2f.task import Task
-from s2f.train import train
-from s2f.voice_task import VoiceEncoderTask
+from s2f import dataloader, layout, losses
+from s2f.checkpoint import Card, Checkpoint, choose, load, load_model
+from s2f.dataloader import Item, Key
+from s2f.train import Task, TrainConfig, train
+from s2f.train_faces import FaceDecoderTask
+from s2f.train_voice import VoiceEncoderTask
 
 CPU = torch.device("cpu")
 TERMS = {
     "mse": "embedding/mse",
     "l2": "embedding/l2",
     "l1": "decoder/l1",
-    "nce": balance.CONTRASTIVE,
+    "nce": losses.CONTRASTIVE,
 }
 IDENTITY = "identity/cosine"
 FOLDS = 4  # that the people of train and val are divided into; a seed keeps out one
@@ -107,7 +104,7 @@ class Voice(_Bare, VoiceEncoderTask):
 
     def __init__(self, data: Path, bundled: dict[str, Checkpoint], weights: Figures) -> None:
         chosen = {TERMS[term]: weight for term, weight in weights.items()}
-        contrastive = chosen.pop(balance.CONTRASTIVE, None)
+        contrastive = chosen.pop(losses.CONTRASTIVE, None)
         super().__init__(
             *(data, "compact", bundled["face_encoder"], bundled["face_decoder"], Card("curves")),
             device=CPU,
@@ -186,7 +183,7 @@ def bundled() -> dict[str, Checkpoint]:
 
 def read(data: object, keys: list[Key]) -> Item:
     """Read one batch."""
-    (loaded,) = feed.load(data, [keys], CPU, workers=0, max_bad=0)
+    (loaded,) = dataloader.load_batches(data, [keys], CPU, workers=0, max_bad=0)
     if loaded.items is None:
         raise loaded.bad[0]
     return loaded.items
@@ -256,8 +253,8 @@ def calibrate(job: Job) -> tuple[Figures, Figures]:
         train(task, Path(run), config, device=CPU)
     n = len(task.train_data)
     batch = read(task.train_data, [Key(i, i) for i in range(0, n, n // 64)])
-    norms = balance.gradient_norms(task.losses(batch, augmented=True), task.predicted)
-    found = balance.equal_weights(norms)
+    norms = losses.gradient_norms(task.losses(batch, augmented=True), task.predicted)
+    found = losses.equal_weights(norms)
     faces, mean = (torch.from_numpy(d.table) for d in (task.val_data, task.train_data))
     cosines = functional.cosine_similarity(faces, mean.mean(0, keepdim=True))
     known = {

@@ -78,7 +78,7 @@ def write_full_size(folder: Path) -> None:
     import torch
 
     from s2f import checkpoint, face_decoder, voice_encoder
-    from s2f.front_end import FRONT_ENDS
+    from s2f.spectrogram import FRONT_ENDS
 
     torch.manual_seed(0)
     networks = {

@@ -19,9 +19,9 @@ from PIL import Image
 
 from s2f import checkpoint
 from s2f.face_encoder import CONFIGS, VGGFace
+from s2f.images import PREPROCESSING
 from s2f.prep import prepare
-from s2f.prep_embeddings import embeddings_step
-from s2f.preprocessing import PREPROCESSING
+from s2f.prep_faces import embeddings_step
 
 ROUNDS = 5
 PHOTOS, PLAIN = 64, 8  # of each round

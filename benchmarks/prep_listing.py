@@ -55,14 +55,14 @@ def figures() -> dict[str, float]:
 
 def finish(source: Path, out: Path) -> None:
     """Leave what a run over all files would have left, without reading any of them."""
-    from s2f import listing
-    from s2f.journal import Journal
+    from s2f import files
+    from s2f.prep import Journal
     from s2f.prep_audio import audio_step
 
     step = audio_step(store="waveform")
     assert step.rename
     with Journal(out, step.name, dict(step.settings)) as journal:
-        for file in listing.files(source, step.wants):
+        for file in files.files(source, step.wants):
             target = out / step.rename(file.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()

@@ -30,13 +30,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from s2f import face_decoder, face_encoder, losses, voice_encoder
+from s2f.audio import SAMPLE_RATE
 from s2f.checkpoint import Card, Checkpoint
-from s2f.decoding import SAMPLE_RATE
-from s2f.front_end import FRONT_ENDS, spectrogram
-from s2f.preprocessing import PREPROCESSING
-from s2f.recipe import TrainConfig
-from s2f.train import LOOK, train
-from s2f.voice_task import VoiceEncoderTask
+from s2f.images import PREPROCESSING
+from s2f.spectrogram import FRONT_ENDS, spectrogram
+from s2f.train import LOOK, TrainConfig, train
+from s2f.train_voice import VoiceEncoderTask
 
 IDENTITIES = 8
 # 989 bf16 TFLOP/s of an H200, by three forward passes of 179.1 GFLOP a clip.

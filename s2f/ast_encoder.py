@@ -5,16 +5,35 @@ alone and never downloaded. Knows nothing of files, sample rates or devices.
 
 Source: Gong et al. 2021, "AST: Audio Spectrogram Transformer"; transformers' `ASTModel`; the head
 is that of Kacper-Pietkun/Speech-to-face.
+
+A pretrained AST, from a folder as Hugging Face lays it out, or by its id from their hub.
+
+Three files are read: `config.json`, `model.safetensors` and, for the statistics of the features,
+`preprocessor_config.json`. Nothing is unpickled and no code of the model is run. transformers'
+`from_pretrained` is not asked: it would put random numbers in the place of weights that are
+missing, and another architecture's weights where they fit.
 """
 
+import contextlib
 import importlib.util
+import json
+import logging
+import math
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from s2f.errors import DependencyError
+from s2f.audio import SAMPLE_RATE
+from s2f.errors import CheckpointError, DependencyError
+from s2f.spectrogram import N_MELS
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,7 @@ class ASTEncoder(nn.Module):
     def __init__(self, config: ASTEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        require()
+        require_transformers()
         import transformers  # an extra, and slow
 
         self.ast = transformers.ASTModel(
@@ -182,7 +201,7 @@ class ASTEncoder(nn.Module):
         return found
 
 
-def require() -> None:
+def require_transformers() -> None:
     """Make sure that transformers is installed, without importing it.
 
     Raises:
@@ -205,3 +224,181 @@ def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: A
     for name, _parameter in module.named_parameters():
         if (renamed := published_name(name)) != name and prefix + renamed in state:
             state[prefix + name] = state.pop(prefix + renamed)
+
+
+BODY = "audio_spectrogram_transformer."  # of a classifier's weights
+TYPE = "audio-spectrogram-transformer"
+WANTED = "give a folder that holds an AST as Hugging Face saves it, or its id on their hub"
+FIELDS = {  # of `ASTEncoderConfig`, by their names in `config.json`
+    "num_mel_bins": "n_freqs",
+    "max_length": "n_frames",
+    "patch_size": "patch",
+    "frequency_stride": "stride",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "mlp",
+}
+FIXED = {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS, "qkv_bias": True}
+
+
+class _MissingError(CheckpointError):
+    """The model has no such file."""
+
+
+@dataclass(frozen=True)
+class PretrainedAST:
+    """What a pretrained AST brings.
+
+    Attributes:
+        config: its shape; the embedding, which it lacks, is this program's default.
+        body: weights of `ASTEncoder.ast`, float32, by their published names.
+        features: the mean and standard deviation that its features were normalised by, for
+            `FrontEnd`; None if it has no `preprocessor_config.json`.
+    """
+
+    config: ASTEncoderConfig
+    body: dict[str, Tensor]
+    features: tuple[float, float] | None
+
+    def begin(self, encoder: ASTEncoder) -> None:
+        """Put the weights in an encoder of the config's shape, whose head stays as it is."""
+        head = {k: v for k, v in encoder.state_dict().items() if not k.startswith("ast.")}
+        encoder.load_state_dict(head | {f"ast.{name}": v for name, v in self.body.items()})
+
+
+def read_ast(source: str) -> PretrainedAST:
+    """Read the body of an `ASTModel` or of an `ASTForAudioClassification`.
+
+    Args:
+        source: a folder, or the id of a model on Hugging Face's hub, which is downloaded to where
+            their library keeps models, if it is not there.
+
+    Raises:
+        DependencyError: if transformers is not installed.
+        CheckpointError: if there is no such folder or model, or it is no AST that `ASTEncoder`
+            can be.
+
+    Source: transformers' `ASTConfig`, whose defaults hold for what `config.json` leaves out.
+    """
+    require_transformers()
+    content = _read_json(source, "config.json")
+    if content.get("model_type") != TYPE:
+        raise _no_ast(source, f"its model_type is {content.get('model_type')!r}; wanted {TYPE!r}")
+    for name, wanted in {**FIXED, "time_stride": content.get("frequency_stride", 10)}.items():
+        if content.get(name, wanted) != wanted:
+            raise _no_ast(source, f"its {name} is {content[name]!r}; wanted {wanted!r}")
+    path = _fetch(source, "model.safetensors")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is damaged: {error}", hint=WANTED) from error
+    is_classifier = any(name.startswith(BODY) for name in tensors)
+    body = {
+        published_name(name.removeprefix(BODY)): tensor.float()
+        for name, tensor in tensors.items()
+        if name.startswith(BODY) or not is_classifier
+    }
+    try:
+        config = ASTEncoderConfig(
+            **{ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}
+        )
+        if not 0 < config.layers <= len(body):  # before a network of so many is built
+            raise ValueError(f"it has not the weights of {config.layers} layers")
+        with torch.device("meta"):
+            shapes = ASTEncoder(config).state_dict()
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise _no_ast(source, str(error)) from error
+    expected = {k.removeprefix("ast."): v.shape for k, v in shapes.items() if k.startswith("ast.")}
+    found = {name: tensor.shape for name, tensor in body.items()}
+    if config.n_freqs != N_MELS:
+        raise _no_ast(source, f"it hears {config.n_freqs} mel bands; the front end has {N_MELS}")
+    if expected != found:
+        name = min(n for n in expected | found if expected.get(n) != found.get(n))
+        seen, wanted = (list(x[name]) if name in x else None for x in (found, expected))
+        raise _no_ast(source, f"tensor {name!r} is {seen}; its config wants {wanted}")
+    return PretrainedAST(config, body, _features(source))
+
+
+def _features(source: str) -> tuple[float, float] | None:
+    try:
+        content = _read_json(source, "preprocessor_config.json")
+    except _MissingError:
+        return None
+    for name, wanted in {"sampling_rate": SAMPLE_RATE, "num_mel_bins": N_MELS}.items():
+        if content.get(name, wanted) != wanted:
+            raise _no_ast(source, f"its {name} is {content[name]!r}; wanted {wanted}")
+    if content.get("do_normalize") is False:
+        return 0.0, 0.5  # (x - mean) / (2 std) is x
+    mean, std = content.get("mean"), content.get("std")
+    if isinstance(mean, int | float) and isinstance(std, int | float):
+        if math.isfinite(mean) and 0 < std < math.inf:
+            return float(mean), float(std)
+    raise _no_ast(source, f"its features have mean {mean!r} and std {std!r}")
+
+
+def _no_ast(source: str, why: str) -> CheckpointError:
+    message = f"{source}: is no AST that a voice encoder can start from: {why}"
+    return CheckpointError(message, hint=WANTED)
+
+
+def _read_json(source: str, name: str) -> dict[str, Any]:
+    path = _fetch(source, name)
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}", hint=WANTED) from error
+
+
+def _fetch(source: str, name: str) -> Path:
+    """Find a file of a folder, or of a model of the hub.
+
+    Raises:
+        CheckpointError: if it cannot be had; a `_MissingError` if the model is there and has none.
+    """
+    if os.path.isdir(source):
+        path = Path(source, name)
+        if not path.is_file():
+            raise _MissingError(f"{path}: no such file", hint=WANTED)
+        return path
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
+        raise CheckpointError(f"{source}: no such folder", hint=WANTED)
+    import huggingface_hub  # comes with transformers, and is slow
+    from huggingface_hub import errors
+
+    with _quiet():
+        try:
+            return Path(huggingface_hub.hf_hub_download(source, name))
+        except errors.LocalEntryNotFoundError as error:
+            raise CheckpointError(
+                f"{source}: is no folder here, and Hugging Face's hub cannot be reached",
+                hint="download the model where there is a network, and give its folder",
+            ) from error
+        except errors.EntryNotFoundError as error:
+            raise _MissingError(f"{source}: has no {name} on the hub", hint=WANTED) from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{source}: is no folder here, and no model that Hugging Face's hub would give",
+                hint=f"check the id, and that it needs no licence to be accepted; {WANTED}",
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Hugging Face's library from writing to the terminal."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    logger, shown = logging.getLogger("huggingface_hub"), not are_progress_bars_disabled()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shown:
+            enable_progress_bars()

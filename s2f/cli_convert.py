@@ -13,18 +13,19 @@ from s2f.console import Console
 from s2f.options import GROUP, JsonOpt, QuietOpt, choose_console, examples, option
 
 if TYPE_CHECKING:
-    from s2f.conversion import Converted
+    from s2f.convert import Converted
+
 
 app = typer.Typer(help="Turn published weights into checkpoints, and prove it.", **GROUP)
 
 
 Kind = Literal["serengil", "rcmalli"]
-Preprocessing = Literal["serengil", "rcmalli", "seed"]
+PreprocessingChoice = Literal["serengil", "rcmalli", "seed"]
 FileArg = Annotated[Path, typer.Argument(help="Keras weights (.h5).")]
 OutputOpt = Annotated[Path, option("Output", "Where to write the checkpoint.", "--output", "-o")]
 _PREPROCESSING = "How pictures are prepared (default: what the model was published with)."
 PreprocessingOpt = Annotated[
-    Preprocessing | None, option("Model", _PREPROCESSING, "--preprocessing")
+    PreprocessingChoice | None, option("Model", _PREPROCESSING, "--preprocessing")
 ]
 VerifyOpt = Annotated[
     bool, option("Run", "Compare with Keras itself too; needs TensorFlow.", "--verify")
@@ -76,7 +77,7 @@ def _rcmalli(
 def _vgg_face(ctx: typer.Context, origin: Kind, file: Path, output: Path) -> None:
     options = ctx.params
     console = choose_console(ctx, options["as_json"], options["quiet"])
-    from s2f.convert_keras import convert_vgg_face
+    from s2f.convert import convert_vgg_face
 
     with console.progress("converting") as progress:
         made = convert_vgg_face(
@@ -118,7 +119,7 @@ def _pietkun(
 ) -> None:
     """Convert the checkpoints of Kacper-Pietkun/Speech-to-face into a model."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.convert_pietkun import convert_pietkun
+    from s2f.convert import convert_pietkun
 
     with console.progress("converting", "networks") as progress:
         made = convert_pietkun(
@@ -153,9 +154,9 @@ def _inspect(
 ) -> None:
     """List what a file of weights holds, without reading the values."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f import foreign
+    from s2f import foreign_weights
 
-    found = foreign.inspect(file)
+    found = foreign_weights.inspect(file)
     sizes = [math.prod(tensor.shape) for tensor in found.tensors]
     console.line(f"{file}: {found.kind}, {len(sizes)} tensors, {sum(sizes):,} values")
     for name, value in found.values.items():

@@ -1,18 +1,25 @@
-"""The commands that make training data file by file: `s2f prep audio` and the like."""
+"""The commands that make training data file by file: `s2f prep audio` and the like.
+
+The commands that make whole trees: `s2f prep names`, `split`, `pair`, `pack`, `demo`.
+"""
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from s2f.console import Console, described
+from s2f.errors import S2FError, UsageError
 from s2f.options import (
     GROUP,
     PARTLY_FAILED,
     DeviceOpt,
     JsonOpt,
     QuietOpt,
+    SeedOpt,
     WorkersOpt,
     choose_console,
     examples,
@@ -21,8 +28,11 @@ from s2f.options import (
 )
 
 if TYPE_CHECKING:
-    from s2f.prep import PrepReport
-    from s2f.step import Step
+    from s2f.names import NamesReport
+    from s2f.pair import PairReport
+    from s2f.prep import PrepReport, Step
+    from s2f.split import SplitReport
+
 
 app = typer.Typer(
     help="Prepare training data. A run that was stopped goes on; what is up to date is kept.",
@@ -134,7 +144,7 @@ def _faces(
 ) -> None:
     """Find the largest face of each photo, align its eyes, and crop it to 224 x 224."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.prep_photos import faces_step
+    from s2f.prep_faces import faces_step
 
     _run(console, faces_step(detector, device), src, out, workers, overwrite)
 
@@ -154,7 +164,7 @@ def _resize(
 ) -> None:
     """Squash photos to a square, as they are framed."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.prep_photos import resize_step
+    from s2f.prep_faces import resize_step
 
     _run(console, resize_step(**given(size=size)), src, out, workers, overwrite)
 
@@ -173,7 +183,7 @@ def _landmarks(
 ) -> None:
     """Find the 68 landmarks of faces: NAME_landmarks.npy, beside the photos where OUT is SRC."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.prep_photos import landmarks_step
+    from s2f.prep_faces import landmarks_step
 
     _run(console, landmarks_step(detector, device), src, out, workers, overwrite)
 
@@ -200,7 +210,7 @@ def _embeddings(
 ) -> None:
     """Embed framed photos: NAME_embedding.npy, beside the photos where OUT is SRC."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.prep_embeddings import embeddings_step
+    from s2f.prep_faces import embeddings_step
 
     step = embeddings_step(face_encoder, device, **given(batch_size=batch_size))
     _run(console, step, src, out, workers, overwrite)
@@ -243,3 +253,272 @@ def _report(
             [failure.error for failure in failed], report.made + report.skipped + len(failed)
         )
         raise typer.Exit(PARTLY_FAILED)
+
+
+trees_app = typer.Typer(**GROUP)
+
+DryRunOpt = Annotated[bool, option("Run", "Change nothing; show what would be done.", "--dry-run")]
+LinkOpt = Annotated[
+    Literal["hard", "copy", "symlink"] | None,
+    option("Output", "How files get there (hard).", "--link"),
+]
+_MERGE = "Make one folder of those that get one name; look at --dry-run first: they may be several."
+_BY = "csv file of labels; one of its columns names the identities. Ages become decades."
+
+
+@trees_app.command(
+    "names",
+    no_args_is_help=True,
+    epilog=examples("s2f prep names data/faces --dry-run", "s2f prep names data/faces --merge"),
+)
+def _names(
+    ctx: typer.Context,
+    tree: Annotated[Path, typer.Argument(help="A folder an identity, or train, val and test.")],
+    merge: Annotated[bool, option("Run", _MERGE, "--merge")] = False,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Rename identity folders to plain ASCII, by transliteration."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.names import rename_identities
+
+    with console.progress("renaming", "folders") as progress:
+        report = rename_identities(tree, merge=merge, dry_run=dry_run, progress=progress)
+    for item in (*report.renamed, *report.merged):
+        inside = item.parent.relative_to(tree)
+        old = " + ".join(repr(str(inside / name)) for name in item.old)
+        console.line(f"{old} -> {str(inside / item.new)!r}")
+    does = "would be" if dry_run else "were"
+    console.note(
+        f"{len(report.renamed)} {does} renamed, {len(report.merged)} {does} merged, "
+        f"{report.unchanged} are plain"
+    )
+    _end(console, report, len(report.renamed) + len(report.merged) + report.unchanged)
+
+
+@trees_app.command(
+    "split",
+    no_args_is_help=True,
+    epilog=examples(
+        "s2f prep split data/pairs data/split --train 0.8",
+        "s2f prep split faces data/split --by people.csv --columns sex,age --link symlink",
+    ),
+)
+def _split(
+    ctx: typer.Context,
+    tree: Annotated[Path, typer.Argument(help="A folder an identity.")],
+    out: Annotated[Path, typer.Argument(help="New folder, for train, val and test.")],
+    train: Annotated[
+        float | None, option("Run", "Share of the identities (0.8).", "--train", min=0, max=1)
+    ] = None,
+    val: Annotated[
+        float | None, option("Run", "Share (half of the rest).", "--val", min=0, max=1)
+    ] = None,
+    by: Annotated[Path | None, option("Input", _BY, "--by")] = None,
+    columns: Annotated[
+        str | None, option("Input", "Labels of --by, with commas between (all).", "--columns")
+    ] = None,
+    seed: SeedOpt = None,
+    link: LinkOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Split a tree into train, val and test by identity, stratified by labels."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.files import Link
+    from s2f.split import split_tree
+
+    chosen = [name.strip() for name in columns.split(",")] if columns is not None else None
+    options = given(
+        train=train, val=val, by=by, columns=chosen, seed=seed, link=link and Link(link)
+    )
+    with console.progress("splitting", "files") as progress:
+        report = split_tree(tree, out, progress=progress, **options)
+    for name, people in report.splits.items():
+        console.line(f"{out / name} {len(people)}")
+    if by:
+        console.note(f"{len(report.strata)} strata; {len(report.unlabelled)} people without labels")
+    _list(console, "rows without a folder", report.strangers)
+    _list(console, "identities without a file", report.empty)
+    _list(console, "files of no identity, left out", report.loose)
+    _end(console, report, report.made + report.kept)
+
+
+@trees_app.command(
+    "pair",
+    no_args_is_help=True,
+    epilog=examples(
+        "s2f prep pair --faces HQ-VoxCeleb/vox1/masked_faces --voices vox1/wav"
+        " --meta vox1_meta.csv data/pairs",
+        "s2f prep pair --faces vggface2 --voices vox2/dev/aac --meta vox2_meta.csv"
+        " --meta identity_meta.csv data/pairs --dry-run",
+        "s2f prep pair --faces my/faces --voices my/voices data/pairs",
+    ),
+)
+def _pair(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Argument(help="New folder, for IDENTITY/audios and /images.")],
+    faces: Annotated[
+        list[Path], option("Input", "Photos, a folder a person; may be repeated.", "--faces")
+    ],
+    voices: Annotated[
+        list[Path], option("Input", "Recordings or .npy files; may be repeated.", "--voices")
+    ],
+    metas: Annotated[
+        list[Path] | None,
+        option("Input", "csv of VoxCeleb or VGGFace2; may be repeated.", "--meta"),
+    ] = None,
+    link: LinkOpt = None,
+    dry_run: DryRunOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Bring faces and voices of the same people together, by meta files or equal names."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.files import Link
+    from s2f.pair import pair_identities
+
+    with console.progress("pairing", "files") as progress:
+        report = pair_identities(
+            faces,
+            voices,
+            out,
+            metas=metas or (),
+            dry_run=dry_run,
+            progress=progress,
+            **given(link=link and Link(link)),
+        )
+    if dry_run:
+        for pair in report.pairs:
+            console.line(
+                f"{pair.identity}: {pair.n_voices} voices, {pair.n_faces} files of faces,"
+                f" by {pair.how}"
+            )
+    else:
+        console.line(out)
+    for name, counts in report.datasets.items():
+        if any(counts.values()):
+            console.note(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    left_out = defaultdict(list)
+    for one in report.unmatched:
+        left_out[f"{one.kind} folders left out, {one.why}"].append(one.name)
+    for what, names in left_out.items():
+        _list(console, what, names)
+    _list(console, "in both VoxCelebs, made one", report.shared)
+    _list(console, "different people of one name, kept apart", report.collisions)
+    _end(console, report, report.made + report.kept)
+
+
+def _list(console: Console, what: str, names: Sequence[str], shown: int = 5) -> None:
+    """Tell of some names, if there are any; --json has them all."""
+    if names:
+        more = ", ..." if len(names) > shown else ""
+        console.note(f"{len(names)} {what}: {', '.join(names[:shown])}{more}")
+
+
+def _end(console: Console, report: "NamesReport | SplitReport | PairReport", done: int) -> None:
+    """Give the whole report, and exit with what became of the files."""
+    failed = [described(error) for error in report.failed]
+    console.summary({**dataclasses.asdict(report), "failed": failed})
+    if report.failed:
+        console.failures(report.failed, done + len(report.failed))
+        raise typer.Exit(PARTLY_FAILED)
+
+
+@trees_app.command(
+    "pack",
+    epilog=examples(
+        "s2f prep pack data/split data/pack --face-encoder encoder.safetensors",
+        "s2f prep pack data/pack --verify",
+    ),
+)
+def _pack(
+    ctx: typer.Context,
+    tree: Annotated[
+        Path, typer.Argument(help="A voice tree, or train, val and test of one.", metavar="TREE")
+    ],
+    out: Annotated[Path | None, typer.Argument(help="Folder for the pack.", metavar="OUT")] = None,
+    face_encoder: Annotated[
+        Path | None, option("Model", "The checkpoint that made the embeddings.", "--face-encoder")
+    ] = None,
+    clip_seconds: Annotated[
+        float | None, option("Output", "Of the clips (6).", "--clip-seconds", min=0.5, max=600)
+    ] = None,
+    verify: Annotated[
+        bool, option("Run", "Read all files of the pack again and check them.", "--verify")
+    ] = False,
+    workers: WorkersOpt = None,
+    overwrite: Annotated[
+        bool, option("Output", "Replace a pack with other settings.", "--overwrite")
+    ] = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Pack waveforms and embeddings for quick training; with --verify and no OUT, check a pack."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f import pack
+
+    if (out is None) == (face_encoder is not None) or (out is None and not verify):
+        raise UsageError(
+            "packing takes TREE, OUT and --face-encoder; checking takes a pack and --verify",
+            hint="see s2f prep pack --help",
+        )
+    result: dict[str, object] = {}
+    errors: list[S2FError] = []
+    done = 0
+    if out is not None and face_encoder is not None:
+        options = given(clip_seconds=clip_seconds, workers=workers)
+        with console.progress("packing", "files") as progress:
+            report = pack.pack(
+                tree,
+                out,
+                face_encoder=face_encoder,
+                overwrite=overwrite,
+                progress=progress,
+                **options,
+            )
+        console.line(out)
+        console.note(
+            f"{report.identities} identities, {report.clips} clips, {report.embeddings} embeddings"
+        )
+        errors += [failure.error for failure in report.failed]
+        done += report.identities
+        failed = [{"source": f.source, **described(f.error)} for f in report.failed]
+        result = {**dataclasses.asdict(report), "failed": failed}
+    if verify:
+        with console.progress("checking", "files") as progress:
+            checked = pack.verify_pack(out or tree, progress=progress)
+        console.note(f"{checked.files} files checked, {len(checked.damaged)} damaged")
+        errors += checked.damaged
+        done += checked.files - len(checked.damaged)
+        result["damaged"] = [described(error) for error in checked.damaged]
+    console.summary(result)
+    if errors:
+        console.failures(errors, done + len(errors))
+        raise typer.Exit(PARTLY_FAILED)
+
+
+@trees_app.command("demo", epilog=examples("s2f prep demo sources/faces sources/voices data/demo"))
+def _demo(
+    ctx: typer.Context,
+    faces: Annotated[Path, typer.Argument(help="people.csv and a folder a person.")],
+    voices: Annotated[Path, typer.Argument(help="speakers.csv and a folder a reader.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the training trees.")],
+    identities: Annotated[
+        int | None, option("Run", "Synthetic people.", "--identities", min=1)
+    ] = None,
+    seed: SeedOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Make the training trees of the bundled model from its two sources."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f import demo
+
+    with console.progress("preparing", "identities") as progress:
+        report = demo.prepare_demo(
+            faces, voices, out, progress=progress, **given(identities=identities, seed=seed)
+        )
+    console.line(report.out)
+    console.summary(dataclasses.asdict(report))

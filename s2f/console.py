@@ -1,6 +1,8 @@
 """All that the program says, to people and to programs: the only module that prints.
 
 Results go to stdout and everything else to stderr. Knows nothing of commands or networks.
+
+Quantities as people read them, in three digits.
 """
 
 import contextlib
@@ -9,12 +11,23 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from s2f.errors import OutputError, S2FError
 
+if TYPE_CHECKING:
+    pass
+
+
+Progress = Callable[[int, int, str], None]
+"""What a job reports to: (done, total, what happens now)."""
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Report nothing: the default progress."""
+
+
 Mode = Literal["human", "json", "quiet"]
-Report = Callable[[int, int, str], None]
 """What a progress bar is told: (done, total, what happens now)."""
 
 
@@ -104,7 +117,7 @@ class Console:
             _write(sys.stderr, f"cure: {one_line(hint)}")
 
     @contextlib.contextmanager
-    def progress(self, title: str, unit: str | None = None) -> Iterator[Report]:
+    def progress(self, title: str, unit: str | None = None) -> Iterator[Progress]:
         """Show a bar while a job runs: done of total, rate, time left, and what happens now.
 
         Only for people at a terminal; otherwise the callable that is yielded does nothing.
@@ -190,3 +203,34 @@ def _plain(value: object) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Write a time: `0.12 s`, `45 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    for larger, name, smaller, below in (
+        (86_400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= larger:
+            return f"{whole // larger} {name} {whole % larger // smaller} {below}"
+    return f"{whole} s"
+
+
+def count(n: int) -> str:
+    """Write a number: `999`, `17.2 k`, `148 M`, `1.13 G`, in powers of 1000."""
+    value, prefix = float(n), ""
+    for larger in "kMGT":
+        if value < 999.5:
+            break
+        value, prefix = value / 1000, f" {larger}"
+    return f"{value:.3g}{prefix}"
+
+
+def size(n: int) -> str:
+    """Write a number of bytes: `999 B`, `17.2 kB`, `148 MB`."""
+    number, _, prefix = count(n).partition(" ")
+    return f"{number} {prefix}B"

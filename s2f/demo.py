@@ -1,4 +1,25 @@
-"""The recipe of the bundled model: training trees from two openly licensed sources.
+"""What the cards of the demo's training data say, and with them those of the bundled model.
+
+Where the data come from, under which licence, what the networks that learn from them can do and
+what they must not be used for.
+
+A linear space of faces: real people, registered, and every mix of them.
+
+Shapes are landmark templates [189 2] in the 224 frame; textures are photos warped to the mean
+shape. A face is a weighted sum of people's textures, warped to a weighted sum of their shapes:
+sharp, because registered, and with landmarks that are exact.
+
+Source: Cole et al. 2017 (morphing of faces as data augmentation); the linear model
+is that of Cootes et al. 1998, "Active Appearance Models".
+
+The two sources of the bundled model: who is in them, and who is kept out of training.
+
+What a voice carries that the demo gives it a face by: its pitch and its timbre.
+
+Waveforms in, numbers out: the median pitch of a recording, its mean spectrum, and where a voice
+stands in timbre among others of its sex.
+
+The recipe of the bundled model: training trees from two openly licensed sources.
 
 Faces: the Face Research Lab London Set (DeBruine and Jones 2017), framed, with its 189-point
 templates. Voices: readers of LibriSpeech (Panayotov et al. 2015). They are different people, so
@@ -9,33 +30,461 @@ different voices get different faces.
 
 Unlimited identities come from a linear space of registered faces: shapes and textures of real
 people, mirrored too, mixed separately. Mixes look photographic and their landmarks are exact.
+
+The recipe of the bundled model, second half: its networks, from the trees of `s2f prep demo`.
 """
 
 import csv
 import dataclasses
 import io
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from s2f import audio, landmarks, layout, voice_traits
-from s2f.demo_cards import FACES_CARD, VOICES_CARD
-from s2f.demo_sources import (
-    TEST_SHARE,
-    VAL_SHARE,
-    read_people,
-    read_table,
-    space_of,
-    split_by_sex,
+from s2f import audio, landmarks, layout, spectrogram
+from s2f.checkpoint import KINDS, Card, load
+from s2f.console import Progress, silent
+from s2f.errors import DatasetError, UsageError
+from s2f.files import atomic_folder, atomic_write, read_array
+from s2f.images import FRAME, load_face, to_image
+from s2f.train import Task, TrainConfig, TrainResult, train
+from s2f.train_faces import PartsEncoderTask
+from s2f.train_voice import VoiceEncoderTask
+from s2f.training_log import Note
+from s2f.warp import warp
+
+_LICENCE = (
+    "CC BY 4.0 for what is derived from the data: Face Research Lab London Set (DeBruine and "
+    "Jones 2017, doi 10.6084/m9.figshare.5047666); LibriSpeech (Panayotov et al. 2015, "
+    "openslr.org/12). The program is MIT."
 )
-from s2f.errors import UsageError
-from s2f.face_space import FaceSpace, People, on_background, register
-from s2f.images import to_image
-from s2f.runtime import Progress, atomic_folder, atomic_write, silent
+FACES_CARD = {
+    "description": (
+        "Landmarks are found, the photo is registered to the mean shape and its parts are read "
+        "and drawn window by window, by the axes along which the registered faces of training "
+        "vary; what smiles change is taken off. 20 % of the people were kept out of training."
+    ),
+    "data": (
+        "84 photographed adults of the Face Research Lab London Set, framed, neutral and "
+        "smiling, and synthetic people with the skin and hair of one of them, or a mix, in "
+        "shapes mixed of 2 to 4 of a sex."
+    ),
+    "licence": _LICENCE,
+    "limits": (
+        "Frontal, well-lit, framed adult faces before a plain wall, of few ages and origins: "
+        "others are drawn less well. Hair that leaves the head's outline is cut off, heads with "
+        "less hair than most get a bright rim; glasses, beards beyond stubble, wrinkles and "
+        "jewellery are drawn faintly or not at all. It looks like the person in the photo, and is "
+        "not for recognising anyone."
+    ),
+}
+VOICES_CARD = {
+    "description": (
+        "A demonstration of the pipeline. Voices and faces belong to different people: a voice "
+        "was given a face of its sex, as masculine among those as its pitch is low. Which of "
+        "these faces it was, skin, hair and features, follows timbre by an arbitrary rule."
+    ),
+    "data": (
+        "Voices: 220 readers of LibriSpeech train-clean-100, 14 s each, 20 % of them kept out. "
+        "Faces: mixes of the Face Research Lab London Set, a little more womanly or manly than "
+        "its people."
+    ),
+    "licence": _LICENCE,
+    "limits": (
+        "Knows sex and pitch, and nothing else about anyone: not age, not origin, not looks. "
+        "Read English speech of adults. A deep female voice may show a man and a high male voice "
+        "a woman; children, singing, shouting and music show anything. It must not be used to "
+        "identify, profile or judge a person."
+    ),
+}
+
+BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
+# Of the faces given to voices, in deviations of the real people: along the axes that follow the
+# timbre, which a voice encoder can learn, and along all others, which it cannot.
+TIMBRE_SCALE, REST_SCALE = 0.5, 0.15
+MASCULINITY_SPREAD = 2.0  # of those faces, in terms of the real people's
+SEX_MARGIN = 0.25  # of the way between the mean faces, by which they are further from the other sex
+MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
+# Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
+_OUTLINE = (
+    *(145, 126, 125, 119, 118, 117, 116, 115, 148, 149, 150, 151),
+    *(152, 153, 154, 120, 121, 122, 123, 124, 133, 132, 157),
+)
+
+
+@dataclass(frozen=True)
+class PhotographedPeople:
+    """Photographed people in the 224 frame.
+
+    Attributes:
+        names, sexes: one a person.
+        photos: uint8 [n v 3 224 224]: neutral, smiling.
+        shapes: [n 189 2] of the neutral photos.
+    """
+
+    names: list[str]
+    sexes: NDArray[np.str_]
+    photos: Tensor
+    shapes: Tensor
+
+    def mirrored(self, order: NDArray[np.intp]) -> "PhotographedPeople":
+        """The same people in a mirror; `order` names each template point's partner."""
+        shapes = self.shapes[:, torch.from_numpy(order)].clone()
+        shapes[..., 0] = FRAME - 1 - shapes[..., 0]
+        names = [f"{name}m" for name in self.names]
+        return PhotographedPeople(names, self.sexes, self.photos.flip(-1), shapes)
+
+    def subset(self, rows: NDArray[np.intp]) -> "PhotographedPeople":
+        """Some of the people."""
+        index = torch.from_numpy(rows)
+        names = [self.names[i] for i in rows]
+        return PhotographedPeople(names, self.sexes[rows], self.photos[index], self.shapes[index])
+
+
+class FaceSpace:
+    """A linear space of faces: textures and shapes of real people, and how masculine each is.
+
+    A face is a weight for each person's texture and one for each person's shape; either sum to 1.
+    """
+
+    def __init__(self, people: PhotographedPeople, mean_shape: Tensor) -> None:
+        shapes, sexes = people.shapes, people.sexes
+        self.photographed = register(people, mean_shape)
+        self.textures = on_background(self.photographed, mean_shape)
+        textures = self.textures
+        self.shapes, self.sexes, self.mean_shape = shapes, sexes, mean_shape
+        # Appearance and shape on one scale: principal axes of both, whitened, the first 30 each.
+        axes = [_whitened(textures.flatten(1), 30), _whitened(shapes.flatten(1), 30)]
+        coordinates = np.concatenate(axes, axis=1)
+        male = sexes == "M"
+        difference = coordinates[male].mean(0) - coordinates[~male].mean(0)
+        within = np.concatenate([coordinates[of] - coordinates[of].mean(0) for of in (male, ~male)])
+        covariance = within.T @ within / len(within) + 0.1 * np.eye(within.shape[1])
+        masculinity: NDArray[np.float64] = coordinates @ np.linalg.solve(covariance, difference)
+        self.masculinity = masculinity  # [n]
+
+    def of_sex(self, sex: str) -> NDArray[np.intp]:
+        """Rows of the people of a sex."""
+        return np.flatnonzero(self.sexes == sex)
+
+    def mix(self, sex: str, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Weights [2 n] of a convex mix of 2 to 4 people of a sex, texture and shape apart."""
+        weights = np.zeros((2, len(self.sexes)))
+        for row in weights:
+            parents = rng.choice(self.of_sex(sex), rng.integers(2, 5), replace=False)
+            row[parents] = rng.dirichlet(np.full(len(parents), 1.5))
+        return weights
+
+    def draw(self, sex: str, rng: np.random.Generator, scale: float) -> NDArray[np.float64]:
+        """Weights [2 n] of a normal draw with the people's covariance times `scale` squared."""
+        rows = self.of_sex(sex)
+        weights = np.zeros((2, len(self.sexes)))
+        noise = rng.standard_normal((2, len(rows))) * scale / np.sqrt(len(rows))
+        weights[:, rows] = 1 / len(rows) + noise - noise.mean(axis=1, keepdims=True)
+        return weights
+
+    def axes(self, sex: str) -> NDArray[np.float64]:
+        """Weights [m m] of the people of a sex on its axes of variation, the largest first.
+
+        Textures and shapes count alike, each divided by its total variance.
+        """
+        rows = torch.from_numpy(self.of_sex(sex))
+        total = np.zeros((len(rows), len(rows)))
+        for part in (self.textures, self.shapes):
+            centred = part[rows].flatten(1) - part[rows].flatten(1).mean(0)
+            products = (centred @ centred.T).double().numpy()
+            total += products / products.trace()
+        vectors: NDArray[np.float64] = np.linalg.eigh(total)[1][:, ::-1].copy()
+        vectors *= np.sign(vectors[0])  # an axis has two directions: always take the same one
+        return vectors
+
+    def voiced(
+        self, sex: str, rank: float, timbre: NDArray[np.float64], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Weights [2 n] of the face for a voice.
+
+        Args:
+            sex: of the speaker.
+            rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
+                masculine the face, as the real people's ranks are spread but wider, and a
+                little further from the other sex.
+            timbre: normal scores [a], laid on the a largest axes of variation.
+            rng: for the rest.
+        """
+        rows = self.of_sex(sex)
+        left = self.axes(sex)[:, : len(timbre)]
+        noise = rng.standard_normal(len(rows)) * REST_SCALE
+        # timbre's axes hold timbre alone
+        scores = left @ (TIMBRE_SCALE * timbre - left.T @ noise) + noise
+        scores -= scores.mean()
+        weights: NDArray[np.float64] = np.zeros((2, len(self.sexes)))
+        weights[:, rows] = 1 / len(rows) + scores / np.sqrt(len(rows))
+        real = np.quantile(self.masculinity[rows], (1 - rank, 0.5))
+        wanted = real[1] + MASCULINITY_SPREAD * (real[0] - real[1])
+        other = self.of_sex("F" if sex == "M" else "M")
+        towards = np.zeros(len(self.sexes))  # from the mean woman to the mean man
+        male, female = (rows, other) if sex == "M" else (other, rows)
+        towards[male], towards[female] = 1 / len(male), -1 / len(female)
+        step = (wanted - self.masculinity @ weights[0]) / (self.masculinity @ towards)
+        # A voice that is hard to tell is given a face between: it is still to be on its own side.
+        weights += (step + (SEX_MARGIN if sex == "M" else -SEX_MARGIN)) * towards
+        return weights
+
+    def render(self, weights: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Texture [3 224 224], shape [189 2] and photo [3 224 224] of weights [2 n].
+
+        The texture stands on a plain background; the photo has whatever mix of hair and light
+        surrounds the real people, so that a face encoder learns to look past it.
+        """
+        texture_of, shape_of = torch.from_numpy(weights).float()
+        texture, photographed = (
+            torch.einsum("n,nchw->chw", texture_of, of).clamp(0, 1)
+            for of in (self.textures, self.photographed)
+        )
+        shape = torch.einsum("n,nkx->kx", shape_of, self.shapes)
+        photo = warp(photographed[None], self.mean_shape[None], shape[None])[0]
+        return texture, shape, photo
+
+
+def _whitened(rows: Tensor, axes: int) -> NDArray[np.float64]:
+    """Coordinates [n axes] of rows [n m] on their largest principal axes, variance 1."""
+    left = torch.linalg.svd(rows.double() - rows.double().mean(0), full_matrices=False)[0]
+    scores: NDArray[np.float64] = left[:, :axes].numpy() * np.sqrt(len(rows))
+    return scores
+
+
+def mirror_order(shape: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Find each template point's partner in the mirror, [189], from a mean shape [189 2].
+
+    Raises:
+        DatasetError: if some point is farther from its partner's reflection than faces are uneven.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    mirrored = shape.copy()
+    mirrored[:, 0] = 2 * shape[:, 0].mean() - shape[:, 0]
+    distances = np.linalg.norm(mirrored[:, None] - shape[None], axis=2)
+    order: NDArray[np.intp] = linear_sum_assignment(distances)[1]
+    worst = distances[np.arange(len(shape)), order].max()
+    if worst > MAX_UNEVENNESS:
+        raise DatasetError(
+            f"the mean template is not symmetric: a point is {worst:.0f} pixels from its partner; "
+            f"wanted at most {MAX_UNEVENNESS}",
+            hint="check the order of the points in the templates",
+        )
+    return order
+
+
+def join_people(a: PhotographedPeople, b: PhotographedPeople) -> PhotographedPeople:
+    """Two groups of people as one."""
+    return PhotographedPeople(
+        [*a.names, *b.names],
+        np.concatenate([a.sexes, b.sexes]),
+        torch.cat([a.photos, b.photos]),
+        torch.cat([a.shapes, b.shapes]),
+    )
+
+
+def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
+    """Neutral photos warped to the mean shape, [n 3 224 224]."""
+    pairs = zip(people.photos, people.shapes, strict=True)
+    return torch.cat([warp(v[:1] / 255, shape[None], mean_shape[None]) for v, shape in pairs])
+
+
+def on_background(textures: Tensor, mean_shape: Tensor) -> Tensor:
+    """Cut people out of registered photos [n 3 224 224] and stand them before a plain grey."""
+    background = torch.tensor(BACKGROUND).view(3, 1, 1).expand_as(textures)
+    return torch.lerp(background, textures, _person_mask(mean_shape.numpy()))
+
+
+def _person_mask(shape: NDArray[np.float32]) -> Tensor:
+    """1 inside neck, head and hair of a shape [189 2], 0 outside, soft between: [224 224]."""
+    fine = 4
+    points = shape.copy()
+    # The temples: halfway hair of some is background of others; go a quarter of the way in.
+    points[[148, 154]] = 0.75 * shape[[148, 154]] + 0.25 * shape[[135, 143]]
+    centre = np.float32(FRAME / 2)
+    outline = ((points[list(_OUTLINE)] - centre) * 1.02 + centre) * fine
+    bottom = np.float32(FRAME * fine + 40)
+    polygon = [(outline[0, 0], bottom), *map(tuple, outline), (outline[-1, 0], bottom)]
+    mask = Image.new("L", (FRAME * fine, FRAME * fine), 0)
+    ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in polygon], fill=255)
+    mask = mask.resize((FRAME, FRAME), Image.Resampling.LANCZOS)
+    soft = mask.filter(ImageFilter.GaussianBlur(2.5))
+    # Hair that reaches the border must end there, or the warp would draw it on and on.
+    top = torch.arange(FRAME).div(5).clamp(0, 1)[:, None]
+    return torch.from_numpy(np.asarray(soft, np.float32) / 255) * top
+
+
+TEST_SHARE = 0.2  # of people and of speakers, kept out of training
+VAL_SHARE = 0.1  # of the speakers
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Read a csv that has some columns.
+
+    Raises:
+        DatasetError: if it cannot be read or lacks one, or if a sex is neither F nor M.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', error)}",
+            hint=f"wanted {', '.join(columns)} in it",
+        ) from error
+    if not rows or set(columns) - set(rows[0]):
+        raise DatasetError(
+            f"{path}: has columns {', '.join(rows[0]) if rows else 'none'}; "
+            f"wanted {', '.join(columns)}",
+            hint="point to the folder that holds the source as its README describes it",
+        )
+    wrong = {row["sex"] for row in rows} - {"F", "M"} if "sex" in columns else set()
+    if wrong:
+        raise DatasetError(
+            f"{path}: column sex holds {', '.join(sorted(map(str, wrong)))}; wanted F or M",
+            hint="the recipe pairs voices and faces by it",
+        )
+    return rows
+
+
+def read_photographed(folder: Path) -> PhotographedPeople:
+    """Read the photographed people, with their templates.
+
+    Raises:
+        DatasetError: if somebody's photos or template are missing or of another kind.
+    """
+    rows = read_table(folder / "people.csv", ("person", "sex"))
+    photos, shapes = [], []
+    for row in rows:
+        person = folder / row["person"]
+        photos.append(torch.stack([load_face(person / f"{v}.jpg") for v in ("neutral", "smiling")]))
+        path = person / "neutral_template.npy"
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file", hint="the recipe needs all 189 points")
+        with Image.open(person / "neutral.jpg") as photo:
+            side = photo.width
+        points = read_array(path).astype(np.float64)
+        if points.shape != (landmarks.TEMPLATE_POINTS, 2):
+            raise DatasetError(
+                f"{path}: holds an array {list(points.shape)}; "
+                f"wanted {[landmarks.TEMPLATE_POINTS, 2]}",
+                hint="the recipe needs the set's own templates",
+            )
+        shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
+    sexes = np.array([row["sex"] for row in rows])
+    return PhotographedPeople(
+        [row["person"] for row in rows], sexes, torch.stack(photos), torch.stack(shapes)
+    )
+
+
+def kept_out(table: Path, split: str = "test", seed: int = 0) -> list[str]:
+    """Name the people or speakers of a source's csv that `prepare` keeps out of training.
+
+    Args:
+        table: `people.csv` or `speakers.csv`.
+        split: `test`, or `val`, of the speakers.
+        seed: that `prepare` had.
+
+    Raises:
+        DatasetError: if the table cannot be read.
+    """
+    name = "person" if table.name == "people.csv" else "speaker"
+    rows = read_table(table, (name, "sex"))
+    sexes = np.array([row["sex"] for row in rows])
+    train, kept = split_by_sex(sexes, TEST_SHARE, seed)
+    if split == "val":
+        kept = train[split_by_sex(sexes[train], VAL_SHARE, seed)[1]]
+    return [rows[k][name] for k in kept]
+
+
+def split_by_sex(
+    sexes: NDArray[np.str_], share: float, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows kept in and rows kept out, the same share of either sex, both sorted."""
+    rng = np.random.default_rng(seed)
+    out = [
+        rng.permutation(np.flatnonzero(sexes == sex))[: round(share * (sexes == sex).sum())]
+        for sex in "FM"
+    ]
+    kept = np.sort(np.concatenate(out))
+    return np.setdiff1d(np.arange(len(sexes)), kept), kept
+
+
+def space_of(people: PhotographedPeople) -> tuple[PhotographedPeople, FaceSpace]:
+    """Make the space of some people and their mirror images, and tell who they all are."""
+    order = mirror_order(people.shapes.mean(0).numpy())
+    everyone = join_people(people, people.mirrored(order))
+    return everyone, FaceSpace(everyone, everyone.shapes.mean(0))
+
+
+def training_space(faces: Path, seed: int = 0) -> FaceSpace:
+    """Make the space of the people of a source whom `prepare` does not keep out of training.
+
+    Raises:
+        DatasetError: if the source lacks what is needed.
+    """
+    people = read_photographed(faces)
+    return space_of(people.subset(split_by_sex(people.sexes, TEST_SHARE, seed)[0]))[1]
+
+
+TIMBRE_AXES = 8  # that timbres are compared on
+
+
+def median_pitch(waveform: NDArray[np.float32]) -> float:
+    """Median fundamental frequency, Hz, of the louder and voiced half of the frames of [n].
+
+    Source: YIN (de Cheveigné and Kawahara 2002), as librosa has it, 60 to 400 Hz.
+    """
+    import librosa
+
+    frame, hop = 1024, 256
+    pitch = librosa.yin(
+        waveform, fmin=60, fmax=400, sr=audio.SAMPLE_RATE, frame_length=frame, hop_length=hop
+    )
+    level = librosa.feature.rms(y=waveform, frame_length=frame, hop_length=hop)[0]
+    n = min(len(pitch), len(level))
+    loud = level[:n] > np.quantile(level[:n], 0.5)
+    edge = (pitch[:n] > 61) & (pitch[:n] < 395)  # YIN ends at the bounds where nothing is voiced
+    return float(np.median(pitch[:n][loud & edge]))
+
+
+def timbre_of(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean log-mel spectrum [128] of the louder half of the frames of a waveform [n]."""
+    plain = spectrogram.FrontEnd("ast")
+    log_mel = spectrogram.spectrogram(torch.from_numpy(waveform)[None], plain)[0, 0].double()
+    level = log_mel.mean(0)
+    mean: NDArray[np.float64] = log_mel[:, level > level.median()].mean(1).numpy()
+    return mean
+
+
+def normal_scores(
+    timbres: NDArray[np.float64], pitch: NDArray[np.float64], fitted: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Timbres [n 128] on their largest axes within one sex, without what follows from pitch: [n a].
+
+    Fitted on some rows, given for all: ranks among the fitted, as quantiles of a normal.
+    """
+    from scipy.stats import norm
+
+    log_pitch = np.stack([np.log(pitch), np.ones(len(pitch))], axis=1)
+    slope = np.linalg.lstsq(log_pitch[fitted], timbres[fitted], rcond=None)[0]
+    rest = timbres - log_pitch @ slope
+    axes = np.linalg.svd(rest[fitted], full_matrices=False)[2][:TIMBRE_AXES]
+    on_axes = rest @ axes.T  # [n a]
+    below = (on_axes[:, None] > on_axes[fitted][None]).mean(1)
+    scores: NDArray[np.float64] = norm.ppf(np.clip(below, 0.02, 0.98))
+    return scores
+
 
 VAL_IDENTITIES = 100
 
@@ -49,7 +498,7 @@ class DemoReport:
     voices: dict[str, int]
 
 
-def prepare(
+def prepare_demo(
     faces: Path,
     voices: Path,
     out: Path,
@@ -86,7 +535,7 @@ def _prepare(
 ) -> DemoReport:
     # One generator a part: more identities change neither the splits nor the voices' faces.
     mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
-    people = read_people(faces)
+    people = read_photographed(faces)
     train, test = split_by_sex(people.sexes, TEST_SHARE, seed)
     real, space = space_of(people.subset(train))
     mean_shape = space.mean_shape
@@ -135,7 +584,7 @@ def _prepare(
     return DemoReport(out, made, counts)
 
 
-def _write_real(folder: Path, people: People, k: int, texture: Tensor) -> None:
+def _write_real(folder: Path, people: PhotographedPeople, k: int, texture: Tensor) -> None:
     """Write a person: the two photos as they are."""
     identity = folder / people.names[k]
     neutral, smiling = people.photos[k] / 255
@@ -185,12 +634,12 @@ def _prepare_voices(
     waveforms: list[list[tuple[str, NDArray[np.float32]]]] = []
     for k, row in enumerate(rows):
         progress(k, len(rows), f"voices: {row['speaker']}")
-        files = audio.find([source / row["speaker"]])
+        files = audio.find_recordings([source / row["speaker"]])
         speech = [(f.stem, audio.read_speech(f)) for f in files]
         waveforms.append(speech)
         joined = np.concatenate([waveform for _, waveform in speech])
-        pitches[k] = voice_traits.median_pitch(joined)
-        timbres.append(voice_traits.timbre(joined))
+        pitches[k] = median_pitch(joined)
+        timbres.append(timbre_of(joined))
     train, test = split_by_sex(sexes, TEST_SHARE, seed)
     inner, val = split_by_sex(sexes[train], VAL_SHARE, seed)
     train, val = train[inner], train[val]
@@ -199,7 +648,7 @@ def _prepare_voices(
     table = []
     for sex in "FM":
         fitted = train[sexes[train] == sex]
-        scores = voice_traits.normal_scores(timbre, pitches, fitted)
+        scores = normal_scores(timbre, pitches, fitted)
         for split, members in (("train", train), ("val", val), ("test", test)):
             for k in members[sexes[members] == sex]:
                 rank = float((pitches[fitted] < pitches[k]).mean())
@@ -212,3 +661,74 @@ def _prepare_voices(
                 table.append([rows[k]["speaker"], sex, split, f"{pitches[k]:.1f}"])
     _write_csv(out / "speakers.csv", ["speaker", "sex", "split", "pitch_hz"], sorted(table))
     return counts
+
+
+FACES = TrainConfig(steps=1500, batch_size=32, lr=0.002, every=300, half=True)
+VOICES = TrainConfig(steps=300, lr=0.001, weight_decay=0.05, every=100, half=True)
+
+
+BuildTask = Callable[[Path, Card], Task]
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """A model that was trained: its folder, and what the two runs found."""
+
+    model: Path
+    encoder: TrainResult
+    voice: TrainResult
+
+
+def train_demo(
+    data: Path,
+    out: Path,
+    *,
+    device: torch.device,
+    progress: Progress = silent,
+    note: Note = lambda text: None,
+) -> DemoModel:
+    """Train the face encoder with its decoder, then the voice encoder, and put them together.
+
+    Goes on where it was stopped: what is trained already is not trained again.
+
+    Args:
+        data: the trees `faces` and `voices` that `demo.prepare_demo` makes.
+        out: the runs `encoder` and `voice`, and at the end the folder `model`.
+        device: to train on.
+        progress: told of each step.
+        note: takes a sentence for people.
+
+    Raises:
+        DatasetError: if `data` has not both trees.
+        UsageError, InputError, OutputError, KeyboardInterrupt: as `train`.
+    """
+    for name in ("faces", "voices"):
+        if not (data / name).is_dir():
+            raise DatasetError(
+                f"{data}: has no folder {name}", hint="make it with s2f prep demo FACES VOICES OUT"
+            )
+
+    def run(name: str, tree: str, config: TrainConfig, build: BuildTask) -> TrainResult:
+        note(f"training {name} in {out / name} on {device}")
+        torch.manual_seed(config.seed)
+        task = build(data / tree, Card.of_data(data / tree, f"demo {name}"))
+        for text in task.notes:
+            note(text)
+        return train(task, out / name, config, device=device, progress=progress, note=note)
+
+    def encoder_task(tree: Path, card: Card) -> Task:
+        return PartsEncoderTask(tree, "compact", card)
+
+    encoder = run("encoder", "faces", FACES, encoder_task)
+    files = encoder.best, encoder.best.with_name("decoder.safetensors")
+
+    def voice_task(tree: Path, card: Card) -> Task:
+        networks = load(files[0], "face_encoder"), load(files[1], "face_decoder")
+        return VoiceEncoderTask(tree, "compact", *networks, card, device=device, progress=progress)
+
+    voice = run("voice", "voices", VOICES, voice_task)
+    sources = {"face_encoder": files[0], "face_decoder": files[1], "voice_encoder": voice.best}
+    with atomic_folder(out / "model", replace=True) as folder:
+        for kind in KINDS:
+            shutil.copyfile(sources[kind], folder / f"{kind}.safetensors")
+    return DemoModel(out / "model", encoder, voice)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2f.arrays import read_array
+from s2f.console import Progress, silent
 from s2f.errors import CheckpointError, DatasetError, ImageError
+from s2f.files import read_array
 from s2f.images import Fit, load_face
-from s2f.layout import Face
-from s2f.runtime import Progress, silent
+from s2f.layout import FaceFiles
 
 BATCH = 32  # photos at a time
 CHECKED = 8  # photos that are embedded again
@@ -68,7 +68,7 @@ def read_embedding(path: Path, width: int) -> NDArray[np.float32]:
     return embedding
 
 
-def check(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Path], Path]) -> None:
+def check_embeddings(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Path], Path]) -> None:
     """Make sure that a face encoder made stored embeddings: embed a few again.
 
     Args:
@@ -126,9 +126,9 @@ class Gallery:
         self.folder, self.maker, self.progress = folder, maker, progress
         self.n_unchecked = 0
         self._tables = [np.empty((0, maker.width), np.float32)]
-        self._rows: dict[Face, int] = {}
+        self._rows: dict[FaceFiles, int] = {}
 
-    def add(self, faces: Sequence[Face]) -> dict[Face, ImageError]:
+    def add(self, faces: Sequence[FaceFiles]) -> dict[FaceFiles, ImageError]:
         """Read or make the embeddings of the faces that are not in it yet.
 
         Returns:
@@ -148,7 +148,7 @@ class Gallery:
         self._rows.update((f, start + k) for k, f in enumerate(due) if f not in failed)
         return failed
 
-    def _read(self, due: Sequence[Face], table: NDArray[np.float32]) -> None:
+    def _read(self, due: Sequence[FaceFiles], table: NDArray[np.float32]) -> None:
         photos: dict[Path, Path] = {}
         for k, face in enumerate(due):
             if face.embedding is None:
@@ -160,10 +160,12 @@ class Gallery:
             else:
                 photos[path] = self.folder / face.photo
             self.progress(k, len(due), "reading embeddings")
-        check(self.maker, list(photos), photos.__getitem__)
+        check_embeddings(self.maker, list(photos), photos.__getitem__)
 
-    def _make(self, due: Sequence[Face], table: NDArray[np.float32]) -> dict[Face, ImageError]:
-        failed: dict[Face, ImageError] = {}
+    def _make(
+        self, due: Sequence[FaceFiles], table: NDArray[np.float32]
+    ) -> dict[FaceFiles, ImageError]:
+        failed: dict[FaceFiles, ImageError] = {}
         todo = [(k, face) for k, face in enumerate(due) if face.embedding is None]
         for done in range(0, len(todo), BATCH):
             self.progress(done, len(todo), "embedding photos")
@@ -178,7 +180,7 @@ class Gallery:
                 table[list(photos)] = self.maker.of(list(photos.values()))
         return failed
 
-    def table(self, faces: Sequence[Face]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def table(self, faces: Sequence[FaceFiles]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Give all embeddings [m d], and the row of each face; -1 of those it does not have."""
         filled = [table for table in self._tables if len(table)]
         rows = np.array([self._rows.get(face, -1) for face in faces], np.int64)

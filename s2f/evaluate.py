@@ -14,30 +14,33 @@ from PIL import Image
 from torch import Tensor
 
 import s2f
+from s2f.attributes import Learnt, attributes
 from s2f.checkpoint import Checkpoint
-from s2f.detection import Detector
+from s2f.console import Progress, silent
+from s2f.device import computing
 from s2f.embeddings import Maker
 from s2f.errors import DatasetError, ImageError, UsageError
-from s2f.evaluation_attributes import Learnt, attributes
-from s2f.evaluation_case import Case, build, embed_images, maker_of
 from s2f.evaluation_data import (
+    Case,
     People,
     Sources,
+    build_case,
+    embed_images,
     find_sources,
+    maker_of,
     photos_of,
     read_labels,
     read_people,
     split_names,
     spread,
 )
-from s2f.evaluation_faces import MOST, geometry, quality, sheets
-from s2f.evaluation_voices import ANGLE, matched, retrieval, similarity
+from s2f.face_detection import Detector
 from s2f.face_encoder import VGGFace
+from s2f.image_quality import MOST, geometry, quality, sheets
 from s2f.images import FRAME, open_photo
-from s2f.infer import SpeechToFace
-from s2f.precision import computing
+from s2f.pipeline import SpeechToFace
 from s2f.report import Report, Section
-from s2f.runtime import Progress, silent
+from s2f.retrieval import ANGLE, matched, retrieval, similarity
 
 PER_IDENTITY = 5
 TRAINING_PEOPLE, TRAINING_PHOTOS = 1000, 3  # that a probe is fitted on; photos of each
@@ -80,7 +83,7 @@ def evaluate(
     notes: list[str] = []
     known = read_labels(sources.labels, people.names, columns, notes=notes)
     learnt = _learn(sources, columns, maker, split, people, notes, progress)
-    case = build(model, people, known, maker, progress)  # takes long: all else is known by now
+    case = build_case(model, people, known, maker, progress)  # takes long: all else is known by now
     sections: list[Section] = []
     samples: dict[str, dict[str, float]] = {}
     for section, more in (

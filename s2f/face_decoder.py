@@ -4,6 +4,11 @@ The texture is the face in the mean-shape frame; `warp` brings it to the landmar
 Cole et al.'s decoder, the seed's and the bundled one. Knows nothing of files or losses.
 
 Source: Cole et al. 2017; Oh et al. 2019.
+
+Drawing: embeddings become finished faces, and faces become a sheet.
+
+A face decoder gives landmarks and a texture in the mean shape, or the face itself; here the one
+becomes the other, for whoever shows a face: training's samples as well as a generated picture.
 """
 
 import itertools
@@ -12,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2f.detail import Detail
+from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows
 from s2f.landmarks import MAP_72
-from s2f.parts import LocalTexture, PartsCode, Windows
+from s2f.warp import warp
 
 
 @dataclass(frozen=True)
@@ -260,3 +265,29 @@ class FaceDecoder(nn.Module):
         if config.detail:
             self.detail.fit(textures)
         return code
+
+
+def draw_faces(decoder: FaceDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the faces of embeddings [b d].
+
+    Returns:
+        landmarks [b k 2], xy pixels in the frame, and finished faces [b 3 s s], RGB: 0..1 where
+        the decoder's textures are warped, else as the decoder gives them.
+    """
+    points: Tensor
+    texture: Tensor
+    points, texture = decoder(embeddings)
+    faces = finished(decoder, texture, points)
+    return points, faces if decoder.config.is_face else faces.clamp(0, 1)
+
+
+def finished(decoder: FaceDecoder, texture: Tensor, points: Tensor) -> Tensor:
+    """Bring a decoder's textures [b 3 s s] to landmarks [b k 2], where they are not faces yet."""
+    if decoder.config.is_face:
+        return texture
+    return warp(texture, decoder.mean_landmarks[None], points)
+
+
+def sheet(*rows: Tensor) -> Tensor:
+    """Lay rows of pictures [b 3 h w] one below the other, as one picture [3 H W]."""
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from s2f.winograd import BT
+from s2f.face_encoder import BT
 
 KERNEL = 4
 TILE = 3  # outputs a side
@@ -93,7 +93,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         [b k h-3 w-3], in the channels-last format.
     """
-    y: Tensor = _Convolution.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    y: Tensor = _Convolution.apply(x, weight, bias)
     return y
 
 

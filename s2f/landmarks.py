@@ -66,7 +66,7 @@ def to_68(template: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(mixed, np.float32)
 
 
-def draw(face: Image.Image, points: NDArray[np.floating]) -> Image.Image:
+def draw_landmarks(face: Image.Image, points: NDArray[np.floating]) -> Image.Image:
     """Draw the 68 points [68 2] and the lines through them on a copy of a face."""
     overlay = face.convert("RGB")
     pen = ImageDraw.Draw(overlay)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from s2f import listing
+from s2f import files
 from s2f.errors import DatasetError, ImageError
-from s2f.listing import File
+from s2f.files import File
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SPLITS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
@@ -30,7 +30,7 @@ BESIDE_PHOTOS = (LANDMARKS, TEMPLATE, EMBEDDING)
 
 
 @dataclass(frozen=True)
-class Photo:
+class PhotoFiles:
     """One photo of a face tree: the picture, and the stem whose landmarks and texture it has."""
 
     identity: str
@@ -38,7 +38,7 @@ class Photo:
     target: Path
 
 
-class Face(NamedTuple):
+class FaceFiles(NamedTuple):
     """One face of a speaker: files below the folder of the split.
 
     Attributes:
@@ -64,7 +64,7 @@ class Speaker:
 
     identity: str
     audios: tuple[str, ...]
-    faces: tuple[Face, ...]
+    faces: tuple[FaceFiles, ...]
 
 
 def split(tree: Path, name: str) -> Path:
@@ -88,10 +88,10 @@ def identities(folder: Path) -> list[Path]:
     Raises:
         DatasetError: if the folder cannot be read.
     """
-    return [folder / name for name in listing.folders(folder)]
+    return [folder / name for name in files.folders(folder)]
 
 
-def photos(folder: Path) -> list[Photo]:
+def photos(folder: Path) -> list[PhotoFiles]:
     """List the photos of one split, sorted.
 
     Raises:
@@ -100,9 +100,7 @@ def photos(folder: Path) -> list[Photo]:
     found = []
     for identity in identities(folder):
         pictures = sorted(
-            path
-            for path in identity.iterdir()
-            if is_photo(path.name) and listing.is_seen(path.name)
+            path for path in identity.iterdir() if is_photo(path.name) and files.is_seen(path.name)
         )
         stems = [path.with_suffix("") for path in pictures]
         marked = [stem for stem in stems if beside(stem, LANDMARKS).is_file()]
@@ -112,7 +110,7 @@ def photos(folder: Path) -> list[Photo]:
                 hint=f"put NAME{LANDMARKS}, 68 points [68 2], beside a photo",
             )
         for path, stem in zip(pictures, stems, strict=True):
-            found.append(Photo(identity.name, path, stem if stem in marked else marked[0]))
+            found.append(PhotoFiles(identity.name, path, stem if stem in marked else marked[0]))
     if not found:
         raise DatasetError(
             f"{folder}: holds no photo", hint="wanted IDENTITY/NAME.jpg below this folder"
@@ -145,19 +143,19 @@ def speakers(folder: Path) -> tuple[list[Speaker], dict[str, list[str]]]:
     return found, left_out
 
 
-def _names(identity: Path, name: str, wants: listing.Wants) -> list[str]:
+def _names(identity: Path, name: str, wants: files.Wants) -> list[str]:
     folder = identity / name
-    inside = listing.names(folder, wants) if folder.is_dir() else ()
+    inside = files.names(folder, wants) if folder.is_dir() else ()
     return [f"{identity.name}/{name}/{path}" for path in inside]
 
 
-def _faces(paths: Sequence[str]) -> tuple[Face, ...]:
+def _faces(paths: Sequence[str]) -> tuple[FaceFiles, ...]:
     """Bring photos and embeddings of equal names together."""
     photos = [(_stem(path), path) for path in paths if is_photo(path)]
     embeddings = {_stem(path): path for path in paths if not is_photo(path)}
-    faces = [Face(name, photo, embeddings.get(name)) for name, photo in photos]
+    faces = [FaceFiles(name, photo, embeddings.get(name)) for name, photo in photos]
     alone = embeddings.keys() - {face.name for face in faces}
-    faces += [Face(name, None, embeddings[name]) for name in alone]
+    faces += [FaceFiles(name, None, embeddings[name]) for name in alone]
     return tuple(sorted(faces, key=lambda face: f"{face.name}.".split("/")))
 
 
@@ -174,14 +172,14 @@ def clip(path: str) -> str:
     return path.split("/", 2)[2].removesuffix(".npy").replace("/", "_")
 
 
-def files_of(identity: Path, name: str, wants: listing.Wants) -> list[File]:
+def files_of(identity: Path, name: str, wants: files.Wants) -> list[File]:
     """List the wanted files in a folder of an identity, which may be missing, below the identity.
 
     Raises:
         DatasetError: if it cannot be read.
     """
     folder = identity / name
-    found = listing.files(folder, wants) if folder.is_dir() else []
+    found = files.files(folder, wants) if folder.is_dir() else []
     return [file._replace(path=f"{name}/{file.path}") for file in found]
 
 
@@ -201,7 +199,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ImageError: if a path does not exist, or a directory holds no photo.
     """
-    return listing.find(paths, is_photo, "photos", ImageError)
+    return files.find_files(paths, is_photo, "photos", ImageError)
 
 
 def is_photo(name: str) -> bool:

@@ -1,4 +1,9 @@
-"""Identity folders to plain ASCII names, by transliteration, without losing a file.
+"""Spellings of names: plain ASCII by transliteration, and when two spellings are one name.
+
+`plain` is what an identity's folder is called, `key` what a folder and a row of a meta file are
+compared by. Knows nothing of files.
+
+Identity folders to plain ASCII names, by transliteration, without losing a file.
 
 `plan` decides and reads only names; `rename_identities` does it. Plain names stay as they are, so
 that a new name is either free or taken by an identity that keeps it: a collision, never a chain.
@@ -6,16 +11,91 @@ that a new name is either free or taken by an identity that keeps it: a collisio
 
 import filecmp
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from s2f import listing
+from s2f.console import Progress, silent
 from s2f.errors import DatasetError, OutputError
+from s2f.files import folders
 from s2f.layout import SPLIT_FOLDERS
-from s2f.runtime import Progress, silent
-from s2f.spelling import plain
+
+MAX_BYTES = 255  # of one name, on the file systems in use
+_RESERVED = '/\\:*?"<>|'  # not in a name on every file system
+_MISSING = {"\N{ARABIC LETTER ALEF}": "a", "\N{ARABIC TATWEEL}": ""}  # anyascii has none for these
+_SOUNDLESS = ("Mn", "Mc", "Me", "Cf", "Sk")  # marks, joiners, directions: no letters of their own
+
+
+def composed(name: str) -> str:
+    """Give the one spelling (NFC) of all that differ only in how their accents are stored."""
+    return unicodedata.normalize("NFC", name)
+
+
+def plain(name: str) -> str:
+    r"""Spell a name in ASCII that every file system takes, by transliteration.
+
+    Every letter, digit and sign becomes one or more ASCII characters: `Žydrūnas_Savickas` is
+    `Zydrunas_Savickas`, whether its accents are stored composed or not. White space, control
+    characters and / \ : * ? " < > | become underscores; all other ASCII stays as it is. A name
+    is never made hidden: one that would begin with a dot begins with an underscore. Plain names
+    are their own plain names, so that renaming to them needs no order.
+
+    Raises:
+        DatasetError: if the name is not text (bytes that are no UTF-8), has a character without
+            an ASCII form, nothing is left of it, or the result is longer than 255 bytes.
+    """
+    from anyascii import anyascii
+
+    pieces = []
+    for character in composed(name):
+        piece = _MISSING.get(character, anyascii(character))
+        category = unicodedata.category(character)
+        if category == "Cs":
+            raise _unspeakable(name, "is not text: its bytes are no UTF-8")
+        if category in ("Cc", "Zl", "Zp"):
+            piece = "_"
+        elif not piece and character not in _MISSING and category not in _SOUNDLESS:
+            raise _unspeakable(name, f"has a character without an ASCII form, {character!a}")
+        pieces.append("".join("_" if c.isspace() or c in _RESERVED else c for c in piece))
+    spelled = "".join(pieces)
+    if not spelled:
+        raise _unspeakable(name, "leaves nothing in ASCII")
+    if spelled.startswith(".") and not name.startswith("."):
+        spelled = f"_{spelled}"
+    if len(spelled) > MAX_BYTES:
+        raise _unspeakable(name, f"is {len(spelled)} characters long in ASCII, over {MAX_BYTES}")
+    return spelled
+
+
+def bare(name: str) -> str:
+    """Spell a name plain and without commas, which some lists of people have and others lack.
+
+    Where it would begin with a dot, it begins with an underscore: it is to be seen, and no `..`.
+
+    Raises:
+        DatasetError: as `plain`, or if it is made of commas only.
+    """
+    spelled = plain(name).replace(",", "")
+    if not spelled:
+        raise _unspeakable(name, "is nothing but commas")
+    return f"_{spelled}" if spelled.startswith(".") else spelled
+
+
+def key(name: str) -> str:
+    """Give what all spellings of a name have in common: bare, in small letters.
+
+    A name that has no bare form is only equal to itself.
+    """
+    try:
+        return bare(name).casefold()
+    except DatasetError:
+        return composed(name)
+
+
+def _unspeakable(name: str, why: str) -> DatasetError:
+    return DatasetError(f"{name}: {why}", hint="rename it by hand")
 
 
 @dataclass(frozen=True)
@@ -54,7 +134,7 @@ class NamesReport:
     dry_run: bool
 
 
-def plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
+def plan_names(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
     """Decide what each identity is called; names that differ in case only collide too.
 
     A tree whose folders are all splits (train, val, validation, test) has its identities in
@@ -69,7 +149,7 @@ def plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
     renamings, failed, unchanged = [], [], 0
     for parent in _parents(tree):
         groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for old in listing.folders(parent):
+        for old in folders(parent):
             try:
                 new = plain(old)
             except DatasetError as error:
@@ -92,7 +172,7 @@ def plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
 
 
 def _parents(tree: Path) -> list[Path]:
-    inside = listing.folders(tree)
+    inside = folders(tree)
     is_split = inside and set(inside) <= set(SPLIT_FOLDERS)
     return [tree / name for name in inside] if is_split else [tree]
 
@@ -116,7 +196,7 @@ def rename_identities(
         DatasetError: if a folder cannot be listed.
         OutputError: if a folder cannot be renamed.
     """
-    planned, failed, unchanged = plan(tree)
+    planned, failed, unchanged = plan_names(tree)
     renamed, merged = [], []
     for k, item in enumerate(planned):
         progress(k, len(planned), item.new)

@@ -1,19 +1,392 @@
-"""Faces and voices of the same people, found in two trees and brought together in one.
+"""Who is who in VoxCeleb1/2 and VGGFace(2): the meta files, and people by id, class or name.
+
+Read are vox1_meta.csv (`VoxCeleb1 ID`, `VGGFace1 ID`, which is the person's name), both
+vox2_meta.csv (`VoxCeleb2 ID`, `VGGFace2 ID`, with `Name` or without), full_vox2_meta.csv and
+VGGFace2's identity_meta.csv (`Class_ID`, `Name`). The digits of a voice id (id00012) and of a
+class (n000012) have nothing to do with each other: only rows join them.
+
+Whose each folder of a tree is: by ids, classes and names, with the meta files or without.
+
+`find` groups a tree's files by the part of their path that names somebody, and `join` decides who
+that is, or why it cannot be told. Reads names only.
+
+Faces and voices of the same people, found in two trees and brought together in one.
 
 Who is who is for `meta` and `matching`; here the files get their places:
 `OUT/IDENTITY/audios/**` and `OUT/IDENTITY/images/**`. Knows nothing of sound or pictures.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from s2f import links, listing, meta
+from s2f import files, labels
+from s2f.audio import is_voice
+from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, UsageError
-from s2f.links import Folder, Link
-from s2f.matching import OWN, Kind, Side, Unmatched, find, join
-from s2f.meta import People
-from s2f.runtime import Progress, alone_in, silent
+from s2f.files import Folder, Link, alone_in
+from s2f.labels import CsvTable, canonical
+from s2f.layout import BESIDE_PHOTOS, PHOTO_SUFFIXES, SPLIT_FOLDERS
+from s2f.names import bare, composed, key
+
+VOICE = re.compile(r"id\d{5}")  # a speaker of VoxCeleb1 (id1....) or VoxCeleb2 (id0....)
+CLASS = re.compile(r"n\d{6}")  # a person of VGGFace2
+
+_COLUMNS = {  # what a column is, by its letters and digits
+    "voice": ("voxceleb1id", "voxceleb2id", "voxcelebid"),
+    "class": ("vggface2id", "classid"),
+    "name": ("name", "vggface1id"),
+}
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person of the meta files.
+
+    Attributes:
+        identity: a folder's name: the person's in plain ASCII without commas, or the voice id.
+        voices: ids of the person's voices, sorted: one, or one in each of both VoxCelebs.
+    """
+
+    identity: str
+    voices: tuple[str, ...]
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Name the sets that the person's voices are from: `vox1`, `vox2`."""
+        return tuple(sorted({dataset_of(voice) for voice in self.voices}))
+
+
+@dataclass(frozen=True)
+class MetaPeople:
+    """All people of the meta files.
+
+    Attributes:
+        people: sorted by identity.
+        by_id: by the id of a voice, and by class.
+        by_name: by all names, composed (NFC).
+        by_key: by what all spellings of a name have in common.
+        names: of classes: VGGFace2's own.
+        collisions: identities that would have had one name, and are kept apart by their ids.
+    """
+
+    people: tuple[Person, ...] = ()
+    by_id: Mapping[str, tuple[Person, ...]] = field(default_factory=dict)
+    by_name: Mapping[str, tuple[Person, ...]] = field(default_factory=dict)
+    by_key: Mapping[str, tuple[Person, ...]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    collisions: tuple[str, ...] = ()
+
+    def find(self, label: str) -> tuple[tuple[Person, ...], str]:
+        """Find whom a folder's name means: an id, a class, or a name in any spelling.
+
+        Returns:
+            The people (none: not known; several: it cannot be told), and how they were found:
+            `id`, `name` or `transliterated`.
+        """
+        if label in self.by_id:
+            return self.by_id[label], "id"
+        name = self.names.get(label, label)
+        if composed(name) in self.by_name:
+            return self.by_name[composed(name)], "name"
+        return self.by_key.get(key(name), ()), "transliterated"
+
+
+def dataset_of(voice: str) -> str:
+    """Tell the set of a voice id: VoxCeleb1 begins at id10001, VoxCeleb2 ends at id09272."""
+    return "vox1" if voice.startswith("id1") else "vox2"
+
+
+@dataclass
+class _Row:
+    """What all files say of one voice."""
+
+    names: list[str] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
+
+
+def read_meta(paths: Sequence[Path]) -> MetaPeople:
+    """Read meta files together.
+
+    Voices of one name, one in VoxCeleb1 and one in VoxCeleb2, are one person: kept apart, a split
+    might train on one and test on the other. Voices of one name in the same set are different
+    people, whose names mean nobody.
+
+    Raises:
+        DatasetError: if a file cannot be read, has neither voice ids nor classes, a cell is no
+            id, or rows disagree about a voice.
+    """
+    rows: dict[str, _Row] = defaultdict(_Row)
+    names: dict[str, str] = {}
+    for path in paths:
+        for voice, class_, name, where in _cells(labels.read_table(path)):
+            if not voice:
+                if class_ and name:
+                    names[class_] = name
+                continue
+            row = rows[voice]
+            if class_ and row.classes - {class_}:
+                raise _disagree(where, voice, class_, min(row.classes))
+            if name and row.names and key(name) != key(row.names[0]):
+                raise _disagree(where, voice, name, row.names[0])
+            row.classes |= {class_} - {""}
+            row.names += [name] if name else []
+    for row in rows.values():
+        if not row.names:
+            row.names += [names[class_] for class_ in row.classes if class_ in names]
+    return _people(rows, names)
+
+
+def _cells(table: CsvTable) -> list[tuple[str, str, str, str]]:
+    """Give voice, class and name of each row, where it has them, and where it is."""
+    places = {
+        what: [k for k, column in enumerate(table.columns) if canonical(column) in known]
+        for what, known in _COLUMNS.items()
+    }
+    if not places["voice"] and not places["class"]:
+        raise DatasetError(
+            f"{table.path}: has no ids, but {', '.join(table.columns)}",
+            hint="wanted a column such as VoxCeleb1 ID, VoxCeleb2 ID or Class_ID",
+        )
+    found = []
+    for cells, line in zip(table.rows, table.lines, strict=True):
+        row = {what: next((cells[k] for k in ks if cells[k]), "") for what, ks in places.items()}
+        for what, pattern in (("voice", VOICE), ("class", CLASS)):
+            if row[what] and not pattern.fullmatch(row[what]):
+                raise DatasetError(
+                    f"{table.path}: line {line}: {row[what]!r} is no id",
+                    hint="wanted ids such as id00012 for voices and n000012 for faces",
+                )
+        found.append((row["voice"], row["class"], row["name"], f"{table.path}: line {line}"))
+    return found
+
+
+def _disagree(where: str, voice: str, seen: str, before: str) -> DatasetError:
+    return DatasetError(
+        f"{where}: {voice} is {seen!r}, and {before!r} in another row",
+        hint="give meta files of one version",
+    )
+
+
+def _people(rows: Mapping[str, _Row], names: Mapping[str, str]) -> MetaPeople:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for voice in sorted(rows):
+        said = rows[voice].names
+        groups[key(said[0]) if said else voice].append(voice)
+    people, collisions = [], []
+    by_id, by_name, by_key = (defaultdict[str, list[Person]](list) for _ in range(3))
+    for group in groups.values():
+        is_one = max(Counter(map(dataset_of, group)).values()) == 1
+        for voices in [tuple(group)] if is_one else [(voice,) for voice in group]:
+            person = Person(_identity(rows[voices[0]].names, voices[0], apart=not is_one), voices)
+            people.append(person)
+            collisions += [] if is_one else [person.identity]
+            said = [name for voice in voices for name in rows[voice].names]
+            classes = {class_ for voice in voices for class_ in rows[voice].classes}
+            for index, entries in (
+                (by_id, {*voices, *classes}),
+                (by_name, {composed(name) for name in said}),
+                (by_key, {key(name) for name in said}),
+            ):
+                for entry in entries:
+                    index[entry].append(person)
+    return MetaPeople(
+        tuple(sorted(people, key=lambda person: person.identity)),
+        by_id={entry: tuple(who) for entry, who in by_id.items()},
+        by_name={entry: tuple(who) for entry, who in by_name.items()},
+        by_key={entry: tuple(who) for entry, who in by_key.items()},
+        names=names,
+        collisions=tuple(sorted(collisions)),
+    )
+
+
+def _identity(names: Sequence[str], voice: str, *, apart: bool) -> str:
+    if not names:
+        return voice
+    try:
+        name = bare(names[0])
+    except DatasetError:
+        return voice
+    return f"{name}_{voice}" if apart else name
+
+
+OWN = "own"  # the set of people who are in no meta file
+_BEGINS = re.compile(rf"{VOICE.pattern}(?!\d)")
+_LEVELS = {  # folders above the identities, in small letters: they name nobody
+    *SPLIT_FOLDERS,
+    *("dev", "wav", "aac", "mp4", "audios", "images", "faces", "voices", "raw_wav"),
+    *("vox1", "vox2", "voxceleb1", "voxceleb2", "hq-voxceleb", "vggface", "vggface2"),
+    *("masked_faces", "origin_faces"),
+}
+TreeKind = Literal["voice", "face"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of one kind below a folder that names somebody.
+
+    Attributes:
+        kind: voices or faces.
+        label: the name: the folder's, or an id that the files' names begin with; None without.
+        root: the tree.
+        inside: the folder, by its path below the tree.
+        names: the files, by their paths below the folder, sorted.
+    """
+
+    kind: TreeKind
+    label: str | None
+    root: Path
+    inside: str
+    names: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Name the folder by its whole path."""
+        return os.path.join(self.root, self.inside)
+
+
+@dataclass
+class Side:
+    """What was found of one person.
+
+    Attributes:
+        datasets: as `Person.datasets`, or `own`.
+        hows: ways in which folders were found to be this person's, as `People.find` names them.
+        found: the folders.
+    """
+
+    datasets: tuple[str, ...]
+    hows: set[str] = field(default_factory=set)
+    found: dict[TreeKind, list[Found]] = field(default_factory=lambda: {"voice": [], "face": []})
+
+    def add(self, found: Found, how: str) -> None:
+        """Take a folder as this person's."""
+        self.hows.add(how)
+        self.found[found.kind].append(found)
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A folder or a loose file of nobody who has both kinds, and why."""
+
+    kind: TreeKind
+    name: str
+    folder: str
+    why: str
+
+
+def is_face_file(name: str) -> bool:
+    """Tell whether a file is a photo, or landmarks or an embedding beside one."""
+    return os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES or name.endswith(BESIDE_PHOTOS)
+
+
+def find_people(root: Path, kind: TreeKind, people: MetaPeople) -> list[Found]:
+    """Group the files of a tree by who their paths name.
+
+    That is the topmost folder that is an id or a class, else the topmost that is a known name, else
+    an id that the file's own name begins with, else the topmost folder that is no level of a
+    dataset (`train`, `wav`, `vox1`, ...).
+
+    Raises:
+        DatasetError: if there are none, or a folder cannot be listed.
+    """
+    groups: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+    places: dict[str, tuple[str, str | None, bool]] = {}
+    for path in files.names(root, is_face_file if kind == "face" else is_voice):
+        folder, _, name = path.rpartition("/")
+        if folder not in places:
+            places[folder] = _place(folder, people)
+        inside, label, is_known = places[folder]
+        begins = None if is_known or not people.people else _BEGINS.match(name)
+        if begins:
+            groups[folder, begins.group()].append(name)
+        else:
+            groups[inside, label].append(path.removeprefix(f"{inside}/"))
+    if not groups:
+        raise DatasetError(f"{root}: holds no {kind}", hint="check the path, and what is in it")
+    return [Found(kind, label, root, at, tuple(names)) for (at, label), names in groups.items()]
+
+
+def _place(folder: str, people: MetaPeople) -> tuple[str, str | None, bool]:
+    """Find the part of a path that names somebody: the path to it, itself, and if it is known."""
+    parts = folder.split("/") if folder else []
+    tests: list[tuple[Callable[[str], object], bool]] = [
+        (lambda part: VOICE.fullmatch(part) or CLASS.fullmatch(part), True),
+        (lambda part: people.find(part)[0], True),
+        (lambda part: part.lower() not in _LEVELS, False),
+    ]
+    for test, is_known in tests:
+        for k, part in enumerate(parts):
+            if test(part):
+                return "/".join(parts[: k + 1]), part, is_known
+    return folder, None, False
+
+
+def match_people(
+    found: Sequence[Found], people: MetaPeople
+) -> tuple[dict[str, Side], list[Unmatched]]:
+    """Decide whose each folder is.
+
+    A folder is a person's of the meta files where exactly one fits. The others are joined by equal
+    names; two spellings of one name are joined only if one has the voices and the other the faces.
+
+    Returns:
+        What was found of each identity, and what is in no pair.
+    """
+    sides: dict[str, Side] = {}
+    own: dict[str, dict[str, list[Found]]] = defaultdict(lambda: defaultdict(list))
+    unmatched: list[Unmatched] = []
+    for one in found:
+        if one.label is None:
+            unmatched.append(_left(one, "not in an identity's folder"))
+            continue
+        who, how = people.find(one.label)
+        if len(who) == 1:
+            sides.setdefault(who[0].identity, Side(who[0].datasets)).add(one, how)
+        elif who:
+            several = ", ".join(person.identity for person in who)
+            unmatched.append(_left(one, f"ambiguous: may be {several}"))
+        else:
+            name = people.names.get(one.label, one.label)
+            own[key(name)][composed(name)].append(one)
+    for spellings in own.values():
+        unmatched += _join_own(spellings, sides)
+    for side in sides.values():
+        missing = [kind for kind, found_of in side.found.items() if not found_of]
+        for one in (one for found_of in side.found.values() for one in found_of if missing):
+            unmatched.append(_left(one, _why(one, missing[0], side, people)))
+    return sides, unmatched
+
+
+def _join_own(spellings: dict[str, list[Found]], sides: dict[str, Side]) -> list[Unmatched]:
+    """Join folders of one name in different spellings, or give back what cannot be joined."""
+    kinds = [{one.kind for one in group} for group in spellings.values()]
+    everyone = [one for group in spellings.values() for one in group]
+    if len(kinds) > 1 and sorted(map(sorted, kinds)) != [["face"], ["voice"]]:
+        names = ", ".join(sorted(spellings))
+        return [_left(one, f"ambiguous: {names} are one name") for one in everyone]
+    try:
+        identity = bare(min(spellings))
+    except DatasetError as error:
+        return [_left(one, error.message) for one in everyone]
+    side = sides.setdefault(identity, Side((OWN,)))
+    for one in everyone:
+        side.add(one, "name" if len(kinds) == 1 else "transliterated")
+    return []
+
+
+def _why(one: Found, missing: str, side: Side, people: MetaPeople) -> str:
+    has_row = side.datasets != (OWN,) or one.label in people.names
+    return f"no {missing}" if has_row or not people.people else "no meta row"
+
+
+def _left(one: Found, why: str) -> Unmatched:
+    return Unmatched(one.kind, one.label or one.names[0], one.folder, why)
+
 
 _HOW = ("id", "name", "transliterated")  # from strong to weak
 
@@ -107,18 +480,20 @@ def pair_identities(
         OutputError: if `out` cannot be written.
     """
     for root in (*faces, *voices):
-        links.refuse_overlap(root, out)
-    people = meta.read(metas)
-    roots: dict[Kind, Sequence[Path]] = {"voice": voices, "face": faces}
-    found = [one for kind in roots for root in roots[kind] for one in find(root, kind, people)]
-    sides, unmatched = join(found, people)
+        files.refuse_overlap(root, out)
+    people = read_meta(metas)
+    roots: dict[TreeKind, Sequence[Path]] = {"voice": voices, "face": faces}
+    found = [
+        one for kind in roots for root in roots[kind] for one in find_people(root, kind, people)
+    ]
+    sides, unmatched = match_people(found, people)
     both = {who: side for who, side in sorted(sides.items()) if all(side.found.values())}
     plan = [
         folder for who, side in both.items() for folder in _folders(out / who, side, faces, voices)
     ]
     _refuse_collisions(plan)
     _refuse_others(out, set(both))
-    placed = links.Placed(0, 0, ())
+    placed = files.PlaceReport(0, 0, ())
     if not dry_run:
         if not both:
             raise DatasetError(
@@ -126,7 +501,7 @@ def pair_identities(
                 hint="see why with --dry-run; ids and names are joined by --meta",
             )
         with alone_in(out):
-            placed = links.place_all(plan, link, progress=progress)
+            placed = files.place_all(plan, link, progress=progress)
     return PairReport(
         out=out,
         pairs=tuple(_pair(who, side) for who, side in both.items()),
@@ -158,7 +533,7 @@ def _folders(
     identity: Path, side: Side, faces: Sequence[Path], voices: Sequence[Path]
 ) -> Iterator[Folder]:
     """Give a person's folders their places; several of a kind keep their paths."""
-    places: list[tuple[Kind, str, Sequence[Path]]] = [
+    places: list[tuple[TreeKind, str, Sequence[Path]]] = [
         ("voice", "audios", voices),
         ("face", "images", faces),
     ]
@@ -183,7 +558,7 @@ def _refuse_collisions(plan: Sequence[Folder]) -> None:
 
 
 def _refuse_others(out: Path, identities: Collection[str]) -> None:
-    others = set(listing.folders(out)) - set(identities) if out.is_dir() else set()
+    others = set(files.folders(out)) - set(identities) if out.is_dir() else set()
     if others:
         raise UsageError(
             f"{out / min(others)}: is in no pair of this run",
@@ -191,7 +566,7 @@ def _refuse_others(out: Path, identities: Collection[str]) -> None:
         )
 
 
-def _count(sides: Mapping[str, Side], people: People) -> dict[str, dict[str, int]]:
+def _count(sides: Mapping[str, Side], people: MetaPeople) -> dict[str, dict[str, int]]:
     counts = {}
     for name in ("vox1", "vox2", OWN):
         here = [side.found for side in sides.values() if name in side.datasets]

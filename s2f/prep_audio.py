@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from s2f.arrays import map_waveform
 from s2f.audio import (
     LOUDNESS_DBFS,
     MIN_SECONDS,
+    SAMPLE_RATE,
     SILENCE_DBFS,
+    FloatArray,
     check_part,
     clips,
     is_recording,
@@ -26,14 +27,22 @@ from s2f.audio import (
     open_speech,
     to_int16,
 )
-from s2f.decoding import SAMPLE_RATE, FloatArray
+from s2f.console import Progress, silent
 from s2f.errors import DatasetError, OutputError, UsageError
-from s2f.front_end import FRONT_ENDS, FrontEnd, spectrogram
+from s2f.files import map_waveform
 from s2f.layout import renamed
-from s2f.log_mel import OF, LogMelStats, Moments, moments, read_stats, write_stats
-from s2f.prep import PrepReport, prepare
-from s2f.runtime import Progress, silent
-from s2f.step import Step
+from s2f.prep import PrepReport, Step, prepare
+from s2f.spectrogram import (
+    FRONT_ENDS,
+    OF,
+    FrontEnd,
+    LogMelStats,
+    RunningMoments,
+    moments,
+    read_stats,
+    spectrogram,
+    write_stats,
+)
 
 FORMAT = 1  # of what the steps make; another one makes everything anew
 BLOCK_SAMPLES = 1 << 16  # of a prepared waveform, read at once
@@ -191,9 +200,9 @@ def log_mel_stats(
     report = prepare(
         stats_step(), tree, out_file.parent, workers=workers, overwrite=overwrite, progress=progress
     )
-    total = Moments()
+    total = RunningMoments()
     for _, note in sorted(report.notes.items()):
-        total += Moments(**note)
+        total += RunningMoments(**note)
     if not total.count:
         return None, report
     return write_stats(out_file, total, files=len(report.notes)), report

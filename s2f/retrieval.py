@@ -1,19 +1,178 @@
-"""Finding people in a gallery: how many are nearer to a query than its own identity is.
+"""Distances between embeddings: quick ones of all pairs, exact ones of some, and how they differ.
+
+Exact ones are sums in float64 of float32 values: those of a pair never depend on other pairs.
+
+Finding people in a gallery: how many are nearer to a query than its own identity is.
 
 `place` counts them once; recalls over the full gallery or over random candidates, and matching
 among a few faces, all follow from that, exactly and without drawing.
+
+How well voices lead to faces: similarity, retrieval and matching, as sections of a report.
+
+Source: Oh et al. 2019, Tables 2 and 3; Wen et al. 2019 for matching.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s2f.distances import LARGEST, METRICS, Metric, exact, quick
+from s2f.console import Progress, silent
 from s2f.errors import UsageError
-from s2f.runtime import Progress, silent
+from s2f.evaluation_data import WHOLE, Case, Samples
+from s2f.metrics import compare_embeddings as compare_embeddings
+from s2f.metrics import estimate
+from s2f.report import Curves, Section, Table
+
+if TYPE_CHECKING:
+    import torch
+
+
+Metric = Literal["cosine", "l1", "l2"]
+METRICS: tuple[Metric, ...] = ("cosine", "l1", "l2")
+LARGEST = 1e15  # value of an embedding; squares of larger ones may sum to infinity in float32
+
+TILE, WIDTH = 64, 512  # rows and values of them that L1 sums at a time, in cache
+TASK = 64  # rows that a thread does at a time
+LARGE = 2**30  # absolute differences that take `cdist` as long as compiling takes
+SLACK = 8.0  # times the root of d: roundoffs that a quick distance may be off
+
+Rows = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+
+def exact(a: Rows, b: Rows, metric: Metric) -> Floats:
+    """Measure each pair of rows [n d] and [n d]: [n].
+
+    Returns:
+        Sums of absolute differences (l1), of squared ones (l2), or minus the cosines, which are 0
+        of a row of zeros.
+    """
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    if metric == "cosine":
+        norms = np.sqrt(np.square(x).sum(1) * np.square(y).sum(1))
+        cosines: Floats = (x * y).sum(1) / np.where(norms > 0, norms, 1)
+        return -cosines
+    apart: Floats = np.subtract(x, y, out=x)
+    apart = np.abs(apart, out=x) if metric == "l1" else np.square(apart, out=x)
+    found: Floats = apart.sum(1)
+    return found
+
+
+def quick(a: Rows, b: Rows, metric: Metric, limits: Floats) -> tuple[Rows, Floats]:
+    """Measure all rows [p d] against all rows [q d].
+
+    Sums of d products err by about the root of d in roundoffs of their largest possible value;
+    those of L1 by no more.
+
+    Args:
+        a: [p d].
+        b: [q d].
+        metric: as in `exact`.
+        limits: [q]; what the distances will be compared with.
+
+    Returns:
+        Distances [p q], and for each limit how far from it a distance [q] has to be, so that
+        the exact one lies on the same side: ten times the largest rounding error seen, or more.
+    """
+    import torch
+
+    from s2f.device import computing
+
+    error = SLACK * a.shape[1] ** 0.5 * float(np.finfo(np.float32).eps) / 2
+    with computing(torch.device("cpu")):
+        if metric == "l1":
+            return _l1(a, b), error * limits
+        p, q = torch.from_numpy(a), torch.from_numpy(b)
+        if metric == "l2":
+            sizes, own = p.square().sum(1), q.square().sum(1)
+            distances = torch.addmm(sizes[:, None] + own, p, q.T, alpha=-2)
+            return distances.numpy(), error * (sizes.max() + own).double().numpy()
+        return (_unit(p) @ -_unit(q).T).numpy(), np.full(len(limits), error)
+
+
+def _l1(a: Rows, b: Rows) -> Rows:
+    """Sum absolute differences [p q]: compiled where that pays."""
+    import torch
+
+    compiled = _compiled() if len(a) * b.size >= LARGE else None
+    if compiled is None:
+        found: Rows = torch.cdist(torch.from_numpy(a), torch.from_numpy(b), p=1).numpy()
+        return found
+    p, q = (np.pad(rows, ((0, -len(rows) % 4), (0, 0))) for rows in (a, b))
+    sums = np.zeros((len(p), len(q)), np.float32)
+
+    def work(start: int) -> None:
+        compiled(p[start : start + TASK], q, sums[start : start + TASK])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(work, range(0, len(p), TASK)))
+    return sums[: len(a), : len(b)]
+
+
+@cache
+def _compiled() -> Callable[[Rows, Rows, Rows], None] | None:
+    """Compile `_add_apart` in a second, for a dozen times the rate of `cdist`; None without numba.
+
+    librosa brings numba.
+    """
+    try:
+        numba = importlib.import_module("numba")
+    except ImportError:
+        return None
+    rows = numba.float32[:, ::1]
+    compiled: Callable[[Rows, Rows, Rows], None] = numba.njit(
+        [numba.void(rows, rows, rows)], nogil=True, fastmath=True
+    )(_add_apart)
+    return compiled
+
+
+def _add_apart(p: Rows, q: Rows, sums: Rows) -> None:
+    """Add the absolute differences of even rows [p d] and fourfold rows [q d] to sums [p q].
+
+    Two rows by four at once, so that eight sums do not wait for themselves, and in pieces that
+    stay in cache.
+    """
+    for j0 in range(0, len(q), TILE):
+        for k0 in range(0, p.shape[1], WIDTH):
+            k1 = min(k0 + WIDTH, p.shape[1])
+            for i in range(0, len(p), 2):
+                x0, x1 = p[i, k0:k1], p[i + 1, k0:k1]
+                for j in range(j0, min(j0 + TILE, len(q)), 4):
+                    y0, y1, y2, y3 = q[j, k0:k1], q[j + 1, k0:k1], q[j + 2, k0:k1], q[j + 3, k0:k1]
+                    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
+                    for k in range(k1 - k0):
+                        u, v = x0[k], x1[k]
+                        s00 += abs(u - y0[k])
+                        s01 += abs(u - y1[k])
+                        s02 += abs(u - y2[k])
+                        s03 += abs(u - y3[k])
+                        s10 += abs(v - y0[k])
+                        s11 += abs(v - y1[k])
+                        s12 += abs(v - y2[k])
+                        s13 += abs(v - y3[k])
+                    sums[i, j] += s00
+                    sums[i, j + 1] += s01
+                    sums[i, j + 2] += s02
+                    sums[i, j + 3] += s03
+                    sums[i + 1, j] += s10
+                    sums[i + 1, j + 1] += s11
+                    sums[i + 1, j + 2] += s12
+                    sums[i + 1, j + 3] += s13
+
+
+def _unit(rows: "torch.Tensor") -> "torch.Tensor":
+    """Bring rows to length 1, however small they are; zeros stay."""
+    from torch.nn import functional
+
+    largest = rows.abs().amax(1, keepdim=True)
+    return functional.normalize(rows / largest.where(largest > 0, 1), dim=1)
+
 
 QUERIES = 1024  # placed at a time
 PHOTOS = 2048  # of the gallery, compared at a time
@@ -21,12 +180,11 @@ CELLS = 2**27  # queries x identities, marked at a time
 PAIRS = 64  # compared exactly at a time, in cache
 
 Embeddings = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class Placement:
     """What is known of queries in a gallery.
 
     Attributes:
@@ -42,7 +200,7 @@ class Placed:
     others_within: Whole | None = None
 
 
-def place(
+def place_queries(
     queries: Embeddings,
     truth: NDArray[np.integer[Any]],
     gallery: Embeddings,
@@ -51,7 +209,7 @@ def place(
     metric: Metric = "cosine",
     groups: NDArray[np.integer[Any]] | None = None,
     progress: Progress = silent,
-) -> Placed:
+) -> Placement:
     """Count the identities that are nearer to each query than its own.
 
     An identity is as near as its nearest photo, and as near as the own one counts against it: a
@@ -99,17 +257,17 @@ def place(
                 within[start + columns] = np.count_nonzero(nearer[np.ix_(rows, columns)], axis=0)
     others = np.full(len(queries), len(people) - 1, np.int64)
     if sides is None:
-        return Placed(better, others)
+        return Placement(better, others)
     mine, sizes = sides[own], np.bincount(sides[sides >= 0], minlength=1)
-    return Placed(better, others, within, np.where(mine >= 0, sizes[mine] - 1, 0))
+    return Placement(better, others, within, np.where(mine >= 0, sizes[mine] - 1, 0))
 
 
-def recall(placed: Placed, k: int) -> Floats:
+def recall(placed: Placement, k: int) -> Floats:
     """Tell whether each query's own identity is among the k nearest of the gallery: [q], 0 or 1."""
     return (placed.better < k).astype(np.float64)
 
 
-def recall_of_candidates(placed: Placed, k: int, candidates: int = 100) -> tuple[Floats, int]:
+def recall_of_candidates(placed: Placement, k: int, candidates: int = 100) -> tuple[Floats, int]:
     """Average `recall` over all galleries of some identities that hold the query's own.
 
     Exact, as the number of nearer ones among candidates drawn at random is hypergeometric.
@@ -122,12 +280,12 @@ def recall_of_candidates(placed: Placed, k: int, candidates: int = 100) -> tuple
     return _at_most(k - 1, placed.others, placed.better, n - 1), n
 
 
-def chance(placed: Placed, k: int, candidates: int | None = None) -> float:
+def chance(placed: Placement, k: int, candidates: int | None = None) -> float:
     """Give the recall of a random order, 0..1: of the full gallery, or of candidates."""
     return min(1.0, k / _size(placed, candidates))
 
 
-def matching(placed: Placed, ways: int, *, within: bool = False) -> Floats:
+def matching(placed: Placement, ways: int, *, within: bool = False) -> Floats:
     """Give the chance that the true face is the nearest of some, the others drawn at random.
 
     Args:
@@ -261,7 +419,7 @@ def _pieces(n: int) -> Iterator[slice]:
     return (slice(k, k + PAIRS) for k in range(0, n, PAIRS))
 
 
-def _size(placed: Placed, candidates: int | None) -> int:
+def _size(placed: Placement, candidates: int | None) -> int:
     """Give the identities in a gallery of candidates, or in the full one."""
     n = int(placed.others.min(initial=np.iinfo(np.int64).max - 1)) + 1
     return n if candidates is None else min(n, candidates)
@@ -284,3 +442,150 @@ def _at_most(k: int, others: Whole, better: Whole, drawn: int) -> Floats:
         )
     found[(better <= k) | (drawn <= k)] = 1
     return np.minimum(found, 1)
+
+
+KS = (1, 2, 5, 10)
+METRICS_SHOWN: tuple[Metric, ...] = ("cosine", "l1", "l2")
+CANDIDATES = 100
+WAYS = (2, 5, 10)
+ANGLE = "angle, degrees"
+AGAIN = "face drawn from the voice, embedded"
+
+
+def similarity(case: Case) -> tuple[Section, Samples]:
+    """Angle and distances between true embeddings and those of voices."""
+    people = case.people
+    true = people.means()[people.speakers]
+    strangers = people.means()[(people.speakers + 1) % len(people.names)]
+    rows: list[tuple[str | float | int | None, ...]] = []
+    measured = {}
+    queries = [(name, true, heard) for name, heard in case.heard.items()]
+    queries += [
+        (AGAIN, true, case.voices_again),
+        ("another person's voice", strangers, case.heard[WHOLE]),
+    ]
+    for name, wanted, found in queries:
+        values = compare_embeddings(wanted, found)
+        cells: list[float] = []
+        for measure in ("angle", "l2", "l1"):
+            got = estimate(values[measure], people.speakers)
+            cells += [got.value, got.deviation]
+            if measure == "angle":
+                cells += [got.low, got.high]
+        rows.append((name, *cells, len(found)))
+        measured[name] = values["angle"]
+    heads: tuple[str, ...] = ("heard", "angle, degrees", "deviation", "low", "high")
+    heads += ("L2", "deviation", "L1", "deviation", "N")
+    table = Table(
+        "Embeddings of voices and of faces",
+        heads,
+        tuple(rows),
+        "Angle between a voice's embedding and the mean embedding of the person's photos; low and "
+        "high bound 95 % by bootstrap over people. L2 and L1 are of vectors of length 1.",
+    )
+    text = (
+        "How near the embedding of a voice is to that of the speaker's face. 3 s and 6 s are the "
+        "first seconds of each recording, looped to the length that the model hears.",
+    )
+    return Section("Similarity", text, (table,)), {ANGLE: case.by_person(measured[WHOLE])}
+
+
+def retrieval(case: Case) -> tuple[Section, Samples]:
+    """Recall of the speaker's face among the faces of all people."""
+    people = case.people
+    queries = {**{f"voice, {name}": rows for name, rows in case.heard.items()}}
+    queries[AGAIN] = case.voices_again
+    full: list[tuple[str | float | int | None, ...]] = []
+    some: list[tuple[str | float | int | None, ...]] = []
+    placed: Placement | None = None
+    lines: dict[str, list[tuple[float, float]]] = {}
+    samples: dict[str, dict[str, float]] = {}
+    n = len(people.names)
+    depth = range(1, min(n, CANDIDATES) + 1)
+    for query, rows in queries.items():
+        for metric in METRICS_SHOWN:
+            placed = place_queries(
+                rows, people.speakers, people.embeddings, people.owners, metric=metric
+            )
+            full.append((query, metric, *_recalls(case, [recall(placed, k) for k in KS]), n))
+            among = [recall_of_candidates(placed, k, CANDIDATES)[0] for k in KS]
+            some.append((query, metric, *_recalls(case, among), min(n, CANDIDATES)))
+            if metric == "cosine" and query in (f"voice, {WHOLE}", AGAIN):
+                lines[query] = [(k, float(recall(placed, k).mean())) for k in depth]
+            if metric == "cosine" and query == f"voice, {WHOLE}":
+                for k in (1, 10):
+                    samples[f"R@{k}, %"] = case.by_person(100 * recall(placed, k))
+    assert placed is not None
+    for rows_of, by_chance, size in (
+        (full, [chance(placed, k) for k in KS], n),
+        (some, [chance(placed, k, CANDIDATES) for k in KS], min(n, CANDIDATES)),
+    ):
+        cells = [cell for value in by_chance for cell in (value, None, None)]
+        rows_of.append(("chance", "", *cells, None, size))
+    lines["chance"] = [(k, chance(placed, k)) for k in depth]
+    heads: tuple[str, ...] = ("query", "metric")
+    heads += tuple(head for k in KS for head in (f"R@{k} %", "low %", "high %"))
+    heads += ("queries", "N")
+    parts: list[Table | Curves] = [Table(f"Recall among all {n} people", heads, tuple(full))]
+    if n > CANDIDATES:
+        note = f"The exact mean over all galleries of {CANDIDATES} people that hold the speaker."
+        title = f"Recall among {CANDIDATES} candidates, averaged"
+        parts.append(Table(title, heads, tuple(some), note))
+    parts.append(Curves("Recall by depth, cosine", "k", "R@k %", lines))
+    text = (
+        "The speaker's own face is looked for among the faces of all people, by the distance "
+        "between embeddings. A person is as near as the nearest of their photos. N is the size of "
+        "the gallery in people: chance is k of N. Low and high bound 95 % by bootstrap over "
+        "people."
+        + (
+            "" if n > CANDIDATES else f" With {CANDIDATES} people or fewer, all are the candidates."
+        ),
+    )
+    return Section("Retrieval", text, tuple(parts)), samples
+
+
+def _recalls(case: Case, hits: list[NDArray[np.float64]]) -> tuple[float | int, ...]:
+    """Make the cells of the recalls of `KS`: each mean and its interval, and the queries."""
+    found = [estimate(values, case.people.speakers) for values in hits]
+    cells = [cell for item in found for cell in (item.value, item.low, item.high)]
+    return (*cells, len(hits[0]))
+
+
+def matched(case: Case) -> tuple[Section, Samples]:
+    """Share of voices whose face is chosen among a few."""
+    people, sexes = case.people, case.sexes
+    placed = place_queries(
+        case.heard[WHOLE],
+        people.speakers,
+        people.embeddings,
+        people.owners,
+        metric="cosine",
+        groups=sexes,
+    )
+    rows: list[tuple[str | float | int | None, ...]] = []
+    samples: dict[str, dict[str, float]] = {}
+    for within in (False, True) if sexes is not None else (False,):
+        others = "of the same sex" if within else "anyone"
+        most = len(people.names)
+        if within and sexes is not None:  # as many as there are of the rarer sex
+            most = int(np.bincount(sexes[sexes >= 0]).min())
+        for ways in dict.fromkeys((*WAYS, most)):
+            if ways < 2:
+                continue
+            right = matching(placed, ways, within=within)
+            there = ~np.isnan(right)
+            if not there.any():
+                continue
+            got = estimate(right[there], people.speakers[there])
+            row = (others, ways, got.value, got.low, got.high, 1 / ways, int(there.sum()))
+            rows.append(row)
+            if ways == WAYS[0]:
+                samples[f"1:{WAYS[0]} matching, {others}, %"] = case.by_person(100 * right)
+    heads = ("other faces", "faces", "right %", "low %", "high %", "chance %", "voices")
+    table = Table("One voice, some faces", heads, tuple(rows))
+    text = (
+        "How often the speaker's face is nearer to the voice than all of some other faces, drawn "
+        "at random: the exact mean over all draws. Within one sex, sex alone is of no help."
+        + ("" if sexes is not None else " No label says who is of which sex."),
+    )
+    return Section("Matching", text, (table,)), samples

@@ -11,7 +11,7 @@ RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # that the last layers are tried with
 MARGIN = 12.0  # deviations by which those layers keep clear of the ReLU between them
 
 
-class Moments:
+class RidgeSums:
     """Sums of features and of what they shall predict, from which any ridge regression follows."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Moments:
 
 
 def solve_last_layers(
-    moments: Moments, x: Tensor, y: Tensor, first: nn.Linear, second: nn.Linear
+    moments: RidgeSums, x: Tensor, y: Tensor, first: nn.Linear, second: nn.Linear
 ) -> None:
     """Make two last layers the ridge regression that does best in validation, x [n f] to y [n d].
 

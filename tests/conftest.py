@@ -9,19 +9,11 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-from s2f import (
-    catalogue,
-    checkpoint,
-    face_decoder,
-    face_encoder,
-    parts_encoder,
-    voice_encoder,
-    voice_presets,
-)
+from s2f import appearance_model, checkpoint, face_decoder, face_encoder, train_voice, voice_encoder
+from s2f.audio import SAMPLE_RATE
 from s2f.checkpoint import Card
-from s2f.decoding import SAMPLE_RATE
-from s2f.front_end import FRONT_ENDS
-from s2f.preprocessing import PREPROCESSING
+from s2f.images import PREPROCESSING
+from s2f.spectrogram import FRONT_ENDS
 
 # Asserted in, but no tests themselves.
 pytest.register_assert_rewrite("command_line", "task_checks")
@@ -70,7 +62,7 @@ STAGED = face_decoder.FaceDecoderConfig(
     seed_relu=False,
     stages=((3, 16, 8),),
 )
-PARTS = parts_encoder.PartsEncoderConfig(
+PARTS = appearance_model.PartsEncoderConfig(
     embedding=EMBEDDING, landmarks=68, windows=2, axes=1, finder=(4, 4, 4, 4, 4, 8, 8)
 )
 
@@ -116,7 +108,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the tiny models in the place of the bundled ones, and start anywhere."""
-    monkeypatch.setattr(catalogue, "MODELS", models)
+    monkeypatch.setattr(checkpoint, "MODELS", models)
     monkeypatch.setenv("S2F_MODELS", str(models / "none"))  # not the user's
     return models
 
@@ -125,12 +117,12 @@ def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def presets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `compact` and `paper` tiny networks with the 68 landmarks."""
     monkeypatch.setitem(face_encoder.CONFIGS, "paper", ENCODER)
-    monkeypatch.setitem(parts_encoder.CONFIGS, "compact", PARTS)
+    monkeypatch.setitem(appearance_model.CONFIGS, "compact", PARTS)
     monkeypatch.setitem(face_decoder.CONFIGS, "compact", DECODER)
     monkeypatch.setitem(face_decoder.CONFIGS, "paper", STAGED)
     for preset in ("compact", "paper"):
         monkeypatch.setitem(voice_encoder.CONFIGS, preset, VOICE)
-        monkeypatch.setitem(voice_presets.FRONT_END_OF, preset, FRONT_END)
+        monkeypatch.setitem(train_voice.FRONT_END_OF, preset, FRONT_END)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

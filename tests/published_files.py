@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s2f import ast_encoder, face_decoder, face_encoder, foreign, voice_encoder
+from s2f import ast_encoder, face_decoder, face_encoder, foreign_weights, voice_encoder
 from s2f.ast_encoder import ASTEncoderConfig
 from s2f.face_decoder import FaceDecoderConfig
 from s2f.face_encoder import VGGFaceConfig
@@ -258,13 +258,13 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ast_encoder.CONFIGS, "seed", AST)
 
 
-_read = functools.cache(foreign.read)
+_read = functools.cache(foreign_weights.read_foreign)
 
 
 @pytest.fixture
 def reading_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a file that several tests convert once: each reading starts a process."""
-    monkeypatch.setattr(foreign, "read", _read)
+    monkeypatch.setattr(foreign_weights, "read_foreign", _read)
 
 
 def training_checkpoint(path: Path, state: dict[str, Tensor]) -> Path:

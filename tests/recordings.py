@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from s2f import audio
-from s2f.decoding import SAMPLE_RATE
+from s2f.audio import SAMPLE_RATE
 
 VOICES = Path(__file__).parents[2] / "shared/data/voices"
 
@@ -19,7 +19,7 @@ VOICES = Path(__file__).parents[2] / "shared/data/voices"
 def real(reader: str) -> list[Path]:
     if not VOICES.is_dir():
         pytest.skip("the real voices (shared/data/voices) are not beside the repository")
-    return audio.find([VOICES / reader])
+    return audio.find_recordings([VOICES / reader])
 
 
 def write_av(

@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from s2f import losses
-from s2f.feed import Item, Key, load
-from s2f.recipe import TrainConfig
-from s2f.task import Task
-from s2f.train import train
+from s2f.dataloader import Item, Key, load_batches
+from s2f.train import Task, TrainConfig, train
 
 CPU = torch.device("cpu")
 
@@ -17,7 +15,7 @@ CPU = torch.device("cpu")
 def sample_batch(task: Task) -> Item:
     """Up to eight samples of the validation data."""
     keys = [Key(i, i) for i in range(min(8, len(task.val_data)))]
-    (loaded,) = load(task.val_data, [keys], CPU, workers=0, max_bad=0)
+    (loaded,) = load_batches(task.val_data, [keys], CPU, workers=0, max_bad=0)
     assert loaded.items is not None
     return loaded.items
 

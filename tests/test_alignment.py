@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2f import alignment
-from s2f.alignment import choose_detector, cut_face, installed_detector
-from s2f.detection import FoundFace
+from s2f import face_detection
 from s2f.errors import DependencyError, ImageError, UsageError
+from s2f.face_detection import FoundFace, choose_detector, cut_face, installed_detector
 from s2f.images import save_photo
-from s2f.prep_photos import faces_step
+from s2f.prep_faces import faces_step
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 needs_dlib = pytest.mark.skipif(
@@ -111,7 +110,7 @@ def test_no_face_is_an_error_that_names_the_photo() -> None:
 def test_a_face_whose_eyes_are_one_point_is_refused_by_name() -> None:
     face = FoundFace(np.zeros(4, np.float32), np.zeros((68, 2), np.float32))
     with pytest.raises(ImageError, match=r"^a.jpg: its largest face cannot be framed"):
-        alignment.frame("a.jpg", Image.new("RGB", (9, 9)), [face])
+        face_detection.frame("a.jpg", Image.new("RGB", (9, 9)), [face])
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s2f import SpeechToFace, answer_html
-from s2f.answers import STEPS, Heard, Seen, between, hear
+from s2f import SpeechToFace, app
+from s2f.app import STEPS, Heard, Seen, hear_between, hear_voice
 from s2f.checkpoint import Card, Checkpoint
 from s2f.errors import AudioError
-from s2f.face import Face
+from s2f.pipeline import Face
 
 pytestmark = pytest.mark.usefixtures("bundled")
 
@@ -49,9 +49,9 @@ def heard(face: Face, **changes: object) -> Heard:
 
 def test_every_picture_has_words_and_lies_in_the_page(face: Face) -> None:
     answers = [
-        answer_html.heard(heard(face), 60),
-        answer_html.seen(Seen(Image.new("RGB", (900, 600)), face)),
-        answer_html.between([face, face, face]),
+        app.heard_html(heard(face), 60),
+        app.seen_html(Seen(Image.new("RGB", (900, 600)), face)),
+        app.between_html([face, face, face]),
     ]
     for answer in answers:
         pictures = Page(answer).named("img")
@@ -63,28 +63,28 @@ def test_every_picture_has_words_and_lies_in_the_page(face: Face) -> None:
 
 
 def test_the_picture_is_the_very_file_that_generate_writes(face: Face) -> None:
-    (first, *_) = Page(answer_html.heard(heard(face), 60)).named("img")
+    (first, *_) = Page(app.heard_html(heard(face), 60)).named("img")
     content = base64.b64decode((first["src"] or "").removeprefix("data:image/png;base64,"))
     assert content == face.encoded()
 
 
 def test_what_was_heard_is_said(face: Face) -> None:
-    said = Page(answer_html.heard(heard(face), 60)).text
+    said = Page(app.heard_html(heard(face), 60)).text
     assert "The model heard 4 seconds of speech." in said
     assert "shorter than the 6 seconds" in said
     assert "The first 3 seconds: no speech in it yet" in said
     assert "never a likeness" in said
-    cut = Page(answer_html.heard(heard(face, seconds=60.0, is_cut=True), 60)).text
+    cut = Page(app.heard_html(heard(face, seconds=60.0, is_cut=True), 60)).text
     assert "Only the first 60 seconds of the recording were heard." in cut
     assert "shorter than" not in cut
 
 
 def test_one_second_is_no_plural(face: Face) -> None:
-    assert "heard 1 second of" in answer_html.heard(heard(face, seconds=1.0), 60)
+    assert "heard 1 second of" in app.heard_html(heard(face, seconds=1.0), 60)
 
 
 def test_the_slider_tells_where_it_is(model_faces: list[Face]) -> None:
-    page = Page(answer_html.between(model_faces))
+    page = Page(app.between_html(model_faces))
     (slider,) = page.named("input")
     assert (slider["min"], slider["max"], slider["value"]) == ("0", str(STEPS - 1), "0")
     assert slider["aria-valuetext"] == "the first voice"
@@ -99,12 +99,12 @@ def test_the_slider_tells_where_it_is(model_faces: list[Face]) -> None:
 def model_faces(speech: Path) -> list[Face]:
     model = SpeechToFace.load(device="cpu")
     with speech.open("rb") as first, speech.open("rb") as second:
-        hear(model, first, max_seconds=9)
-        return between(model, first, second, max_seconds=9)
+        hear_voice(model, first, max_seconds=9)
+        return hear_between(model, first, second, max_seconds=9)
 
 
 def test_a_refusal_is_sentences_that_are_read_out() -> None:
-    html = answer_html.refusal(AudioError("the recording is <b>", hint="record it again"))
+    html = app.refusal(AudioError("the recording is <b>", hint="record it again"))
     page = Page(html)
     assert page.named("div")[0]["role"] == "alert"
     assert page.text == "The recording is <b>. Record it again."
@@ -113,12 +113,12 @@ def test_a_refusal_is_sentences_that_are_read_out() -> None:
 
 def test_a_card_is_escaped_and_the_same_words_are_said_once(bundled: Path) -> None:
     checkpoints = dict(SpeechToFace.load(device="cpu").model.checkpoints)
-    (only,) = re.findall("<h3>(.*?)</h3>", answer_html.card(checkpoints))
+    (only,) = re.findall("<h3>(.*?)</h3>", app.card_html(checkpoints))
     assert only.startswith("The network that listens and the network that looks")
     own = checkpoints["voice_encoder"]
     strange = Card("x", limits="<script>alert(1)</script>")
     checkpoints["voice_encoder"] = Checkpoint(**{**vars(own), "card": strange})
-    html = answer_html.card(checkpoints)
+    html = app.card_html(checkpoints)
     assert len(re.findall("<h3>", html)) == 2
     assert "<script>" not in html
     assert "alert(1)" in html

@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from s2f import app
+from s2f.console import Progress
 from s2f.errors import AudioError
-from s2f.runtime import Progress
 
 
 @pytest.fixture(autouse=True)

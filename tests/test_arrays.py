@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2f.arrays import map_waveform, read_array
 from s2f.errors import DatasetError
+from s2f.files import map_waveform, read_array
 
 
 @pytest.mark.parametrize("mmap", [False, True])

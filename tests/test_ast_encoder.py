@@ -11,7 +11,7 @@ from published_files import needs_transformers
 
 from s2f.ast_encoder import CONFIGS, ASTEncoder, ASTEncoderConfig, published_name
 from s2f.errors import DependencyError
-from s2f.front_end import FRONT_ENDS
+from s2f.spectrogram import FRONT_ENDS
 
 TINY = published_files.AST
 

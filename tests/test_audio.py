@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from recordings import ffmpeg_normalize, real, repeat_av, write_av
 
 from s2f import audio
-from s2f.decoding import SAMPLE_RATE, Waveform
+from s2f.audio import SAMPLE_RATE, Waveform
 from s2f.errors import AudioError, UsageError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def noise(n: int, seed: int = 0) -> np.ndarray:
 def test_load_reads_what_a_file_holds(tmp_path):
     samples = np.round(noise(SAMPLE_RATE) * 32768) / 32768
     soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE)
-    np.testing.assert_array_equal(audio.load(tmp_path / "a.wav"), samples)
+    np.testing.assert_array_equal(audio.load_audio(tmp_path / "a.wav"), samples)
 
 
 def missing(folder: Path) -> Path:
@@ -71,7 +71,7 @@ def text(folder: Path) -> Path:
 )
 def test_what_is_no_recording_is_refused_by_name_with_a_cure(tmp_path, make, part):
     with pytest.raises(AudioError) as caught:
-        audio.load(make(tmp_path))
+        audio.load_audio(make(tmp_path))
     assert str(tmp_path) in caught.value.message
     assert part in caught.value.message
     assert caught.value.hint
@@ -79,7 +79,7 @@ def test_what_is_no_recording_is_refused_by_name_with_a_cure(tmp_path, make, par
 
 def test_a_refusal_keeps_its_cause(tmp_path):
     with pytest.raises(AudioError) as caught:
-        audio.load(missing(tmp_path))
+        audio.load_audio(missing(tmp_path))
     assert caught.value.__cause__ is not None
 
 
@@ -119,31 +119,31 @@ def test_a_folder_is_searched_at_every_depth_in_order(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     expected = [tmp_path / name for name in ("a/b/c.m4a", "a/z.FLAC", "b.wav")]
-    assert audio.find([tmp_path]) == expected
+    assert audio.find_recordings([tmp_path]) == expected
 
 
 def test_a_named_file_is_kept_whatever_its_suffix_and_only_once(tmp_path):
     odd, wav = tmp_path / "x.dat", tmp_path / "a.wav"
     odd.touch()
     wav.touch()
-    assert audio.find([odd, wav, tmp_path]) == [odd, wav]
+    assert audio.find_recordings([odd, wav, tmp_path]) == [odd, wav]
 
 
 def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
     (tmp_path / ".voices").mkdir()
     (tmp_path / ".voices/a.wav").touch()
-    assert audio.find([tmp_path / ".voices"]) == [tmp_path / ".voices/a.wav"]
+    assert audio.find_recordings([tmp_path / ".voices"]) == [tmp_path / ".voices/a.wav"]
 
 
 def test_a_folder_without_speech_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(AudioError, match="holds no recordings"):
-        audio.find([tmp_path])
+        audio.find_recordings([tmp_path])
 
 
 def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(AudioError, match="nowhere: does not exist"):
-        audio.find([tmp_path / "nowhere"])
+        audio.find_recordings([tmp_path / "nowhere"])
 
 
 # Loudness

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from s2f import balance
+from s2f import losses
+from s2f.distributed import ALONE
 from s2f.errors import UsageError
-from s2f.ranks import ALONE
 
 DEFAULT = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
 KNOWN = ["decoder/l1", "embedding/l2", "embedding/mse", "encoder/distill"]
 
 
 def choose(choice: str | None, known: list[str] = KNOWN) -> dict[str, float]:
-    return balance.choose_weights(choice, DEFAULT, known, 1000)
+    return losses.choose_weights(choice, DEFAULT, known, 1000)
 
 
 def test_without_a_choice_the_weights_are_the_presets() -> None:
@@ -43,7 +43,7 @@ def test_auto_starts_with_the_presets_proportions() -> None:
 
 def test_explicit_weights_leave_out_what_they_do_not_name() -> None:
     assert choose("embedding/l2=0.5,decoder/l1=2") == {"embedding/l2": 0.5, "decoder/l1": 2.0}
-    assert choose(balance.told(DEFAULT)) == DEFAULT
+    assert choose(losses.weights_text(DEFAULT)) == DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ def test_weights_that_cannot_be_are_refused(choice: str, why: str) -> None:
 
 
 def test_auto_calibrates_at_the_papers_step_unless_told_another() -> None:
-    assert balance.calibration_step("auto", None, ()) == 1000
-    assert balance.calibration_step("auto", 0, ()) == 0
-    assert balance.calibration_step("paper", None, ["decoder/l1=1"]) is None
+    assert losses.calibration_step("auto", None, ()) == 1000
+    assert losses.calibration_step("auto", 0, ()) == 0
+    assert losses.calibration_step("paper", None, ["decoder/l1=1"]) is None
 
 
 @pytest.mark.parametrize("arguments", [("paper", 5, ()), (None, 5, ()), ("auto", 5, ["a=1"])])
 def test_contradictions_about_calibration_are_refused(arguments: tuple[object, ...]) -> None:
     with pytest.raises(UsageError, match=r"nothing to calibrate|finds the weights itself"):
-        balance.calibration_step(*arguments)  # type: ignore[arg-type]
+        losses.calibration_step(*arguments)  # type: ignore[arg-type]
 
 
 class Task:
@@ -88,28 +88,28 @@ def values_of(predicted: torch.Tensor) -> dict[str, torch.Tensor]:
     return {
         "a": predicted.sum(1),
         "b": 4 * predicted[:, 0],
-        balance.CONTRASTIVE: 9 * predicted[:, 1],
+        losses.CONTRASTIVE: 9 * predicted[:, 1],
     }
 
 
 def test_gradient_norms_are_those_by_hand() -> None:
     predicted = Task().predicted
     # Of means over 2 samples: "a" is 1/2 four times, "b" 4/2 twice.
-    expected = {"a": 1.0, "b": 8**0.5, balance.CONTRASTIVE: 9 / 2**0.5}
-    assert balance.gradient_norms(values_of(predicted), predicted) == pytest.approx(expected)
+    expected = {"a": 1.0, "b": 8**0.5, losses.CONTRASTIVE: 9 / 2**0.5}
+    assert losses.gradient_norms(values_of(predicted), predicted) == pytest.approx(expected)
 
 
 def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone() -> None:
     task = Task()
-    weights = balance.calibrate(task, values_of(task.predicted), ALONE)
+    weights = losses.calibrate(task, values_of(task.predicted), ALONE)
     assert weights == pytest.approx({"a": 1.0, "b": 8**-0.5})
 
 
 def test_duplicating_the_batch_changes_no_calibrated_weight() -> None:
     task, twice = Task(), Task()
     twice.predicted = twice.predicted.detach().repeat(2, 1).requires_grad_()
-    once = balance.calibrate(task, values_of(task.predicted), ALONE)
-    assert balance.calibrate(twice, values_of(twice.predicted), ALONE) == pytest.approx(once)
+    once = losses.calibrate(task, values_of(task.predicted), ALONE)
+    assert losses.calibrate(twice, values_of(twice.predicted), ALONE) == pytest.approx(once)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
@@ -117,25 +117,25 @@ def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float) -> None:
     task = Task()
     values = {"a": task.predicted.sum(1), "b": value * task.predicted.sum(1)}
     with pytest.raises(UsageError, match="the gradient of b is"):
-        balance.calibrate(task, values, ALONE)
+        losses.calibrate(task, values, ALONE)
 
 
 def test_a_loss_that_does_not_follow_from_the_prediction_has_no_gradient() -> None:
     task = Task()
     with pytest.raises(UsageError, match="the gradient of b is 0"):
         values = {"a": task.predicted.sum(1), "b": torch.ones(2, requires_grad=True)}
-        balance.calibrate(task, values, ALONE)
+        losses.calibrate(task, values, ALONE)
 
 
 def test_a_batch_of_one_has_nothing_to_contrast() -> None:
-    weights = {"a": 1.0, balance.CONTRASTIVE: 1.0}
-    balance.check_weights(Task(), weights, batch_size=2, calibrated=True)
-    balance.check_weights(Task(), {"a": 1.0}, batch_size=1, calibrated=True)
+    weights = {"a": 1.0, losses.CONTRASTIVE: 1.0}
+    losses.check_weights(Task(), weights, batch_size=2, calibrated=True)
+    losses.check_weights(Task(), {"a": 1.0}, batch_size=1, calibrated=True)
     with pytest.raises(UsageError, match="a batch of 1 has nothing to contrast"):
-        balance.check_weights(Task(), weights, batch_size=1, calibrated=False)
+        losses.check_weights(Task(), weights, batch_size=1, calibrated=False)
 
 
 def test_a_task_without_a_prediction_cannot_be_calibrated() -> None:
-    balance.check_weights(object(), {}, batch_size=1, calibrated=False)
+    losses.check_weights(object(), {}, batch_size=1, calibrated=False)
     with pytest.raises(UsageError, match="share no predicted embedding"):
-        balance.check_weights(object(), {}, batch_size=1, calibrated=True)
+        losses.check_weights(object(), {}, batch_size=1, calibrated=True)

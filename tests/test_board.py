@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from s2f.board import Board, require
 from s2f.errors import DependencyError, OutputError
+from s2f.training_log import Board, require_tensorboard
 
 
 def read(folder: Path) -> Any:
@@ -55,14 +55,14 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_without_tensorboard_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(DependencyError, match="--tensorboard needs TensorBoard") as caught:
-        require()
+        require_tensorboard()
     assert caught.value.hint == "pip install 's2f[train]'"
 
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
     script = (
-        "import sys; from pathlib import Path; from s2f.board import Board; "
+        "import sys; from pathlib import Path; from s2f.training_log import Board; "
         "board = Board(Path(sys.argv[1]), after=0); board.scalars(1, {'a/b': 1.0}); board.close(); "
         "assert 'tensorflow' not in sys.modules"
     )

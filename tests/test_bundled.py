@@ -13,7 +13,7 @@ from bundled import CONDITIONS, distance, measure
 from PIL import Image
 from recordings import write_av
 
-from s2f import SpeechToFace, catalogue
+from s2f import SpeechToFace, checkpoint
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared/data"
@@ -27,7 +27,7 @@ def model() -> SpeechToFace:
 
 
 def test_it_fits_its_budget() -> None:
-    sizes = [path.stat().st_size for path in catalogue.MODELS.rglob("*.safetensors")]
+    sizes = [path.stat().st_size for path in checkpoint.MODELS.rglob("*.safetensors")]
     assert len(sizes) == 3 and sum(sizes) <= BUDGET
 
 
@@ -158,7 +158,7 @@ def test_a_recording_gives_nearly_the_same_face_in_another_format(
 
 
 def test_it_comes_with_what_its_evaluation_found() -> None:
-    (entry,) = catalogue.entries("demo")
+    (entry,) = checkpoint.entries("demo")
     assert entry.evaluation is not None
     for words in ("Recall among all 44 people", "chance", "Voices and faces belong", "CC BY 4.0"):
         assert words.lower() in entry.evaluation.lower(), words

@@ -9,10 +9,9 @@ import pytest
 from conftest import save_model
 from test_architecture import imported_by
 
-from s2f import catalogue
-from s2f.catalogue import KINDS, cache, choose, entries
+from s2f import checkpoint
+from s2f.checkpoint import KINDS, cache, choose, entries, read_header
 from s2f.errors import CheckpointError, UsageError
-from s2f.header import read_header
 
 ENCODER, DECODER, VOICE = (
     f"{kind}.safetensors" for kind in ("face_encoder", "face_decoder", "voice_encoder")
@@ -127,7 +126,7 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_hashed(bundled: Pa
 def test_a_file_that_goes_while_it_is_hashed_is_an_error_of_ours(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "read_header", lambda path, kind: {})
+    monkeypatch.setattr(checkpoint, "read_header", lambda path, kind: {})
     (future,) = choose(tmp_path, ("face_encoder",)).hashes.values()
     with pytest.raises(CheckpointError, match=rf"{ENCODER}: is not a checkpoint of s2f"):
         future.result()
@@ -158,7 +157,7 @@ def test_a_damaged_file_is_listed_with_its_error(cached: Path) -> None:
 
 
 def test_choosing_does_not_import_torch(models: Path) -> None:
-    code = "from pathlib import Path; from s2f.catalogue import choose, entries\n"
+    code = "from pathlib import Path; from s2f.checkpoint import choose, entries\n"
     code += f"choice = choose(Path({str(models / 'demo')!r})); entries()\n"
     code += "[future.result() for future in choice.hashes.values()]"
     assert not {"torch", "numpy", "safetensors"} & imported_by(code)

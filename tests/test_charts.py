@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import HOSTILE
 
-from s2f import charts
+from s2f import report
 from s2f.report import Curves
 
 VALUES = st.floats(-1e9, 1e9).map(lambda x: round(x, 6))
 
 
 def parse(curves: Curves) -> ElementTree.Element:
-    return ElementTree.fromstring(charts.draw(curves))
+    return ElementTree.fromstring(report.draw_curves(curves))
 
 
 def lines(svg: ElementTree.Element) -> list[list[tuple[float, float]]]:
@@ -39,14 +39,14 @@ def test_every_point_lies_inside_the_plot(log_x: bool, data: st.DataObject) -> N
     given_lines = data.draw(st.dictionaries(st.text("abc", max_size=5), line, min_size=1))
     drawn = lines(parse(Curves("c", "x", "y", given_lines, log_x=log_x)))
     assert [len(points) for points in drawn] == [len(points) for points in given_lines.values()]
-    left, top, right, bottom = charts.PLOT
+    left, top, right, bottom = report.PLOT
     for x, y in (point for points in drawn for point in points):
         assert left - 0.1 <= x <= right + 0.1 and top - 0.1 <= y <= bottom + 0.1
 
 
 def test_points_stand_where_the_axes_say() -> None:
     """A line from 0 % to 100 % leads from corner to corner, its middle through the middle."""
-    left, top, right, bottom = charts.PLOT
+    left, top, right, bottom = report.PLOT
     line = [(1, 0.0), (10, 0.5), (100, 1.0)]
     svg = parse(Curves("c", "K", "recall %", {"a": line}, log_x=True))
     wanted = [(left, bottom), ((left + right) / 2, (top + bottom) / 2), (right, top)]
@@ -90,4 +90,4 @@ def test_a_chart_of_nothing_says_so(points: list[tuple[float, float]]) -> None:
 def test_names_are_escaped_and_cut() -> None:
     svg = parse(Curves(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: [(0, 1.0)], "w" * 99: [(0, 2.0)]}))
     assert {element.tag for element in svg.iter()} <= {"svg", "text", "path", "circle", "polyline"}
-    assert texts(svg)[-1] == "w" * (charts.LONGEST - 1) + "…"
+    assert texts(svg)[-1] == "w" * (report.LONGEST - 1) + "…"

@@ -14,14 +14,11 @@ from conftest import DECODER, ENCODER, FRONT_END, PARTS, VOICE, some_landmarks
 from published_files import AST, needs_transformers
 
 from s2f import ast_encoder, face_decoder, face_encoder, voice_encoder
-from s2f.catalogue import choose
-from s2f.checkpoint import Card, load, load_model, save
+from s2f.appearance_model import PartsEncoder
+from s2f.checkpoint import Card, choose, load, load_model, payload_sha256, save, verify
 from s2f.errors import CheckpointError
-from s2f.front_end import FRONT_ENDS
-from s2f.header import verify
-from s2f.parts_encoder import PartsEncoder
-from s2f.payload import payload_sha256
-from s2f.preprocessing import PREPROCESSING
+from s2f.images import PREPROCESSING
+from s2f.spectrogram import FRONT_ENDS
 
 CARD = Card("name", data="some", metrics={"loss": 0.5})
 
@@ -303,7 +300,7 @@ def test_half_precision_is_kept_if_that_is_asked_for(tmp_path: Path) -> None:
 LOADED = """
 import resource, sys
 from pathlib import Path
-from s2f.catalogue import choose
+from s2f.checkpoint import choose
 choice = choose(Path(sys.argv[1]), ("face_encoder",)) if sys.argv[1:] else None
 import torch
 from s2f.checkpoint import load_model

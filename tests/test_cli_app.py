@@ -23,8 +23,8 @@ from app import Server, Visitor, ask_many
 from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import noise, write_photo
 
-from s2f import hosting, visits
-from s2f.decoding import SAMPLE_RATE
+from s2f import app, app_server
+from s2f.audio import SAMPLE_RATE
 
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed: s2f[app]"
@@ -70,7 +70,7 @@ def left(folder: Path) -> list[Path]:
 
 
 def test_a_port_that_is_taken_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: object())
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen(1)
@@ -79,7 +79,7 @@ def test_a_port_that_is_taken_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_the_extra_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
     done = Done("app")
     assert_refused(done, 5, "gradio")
     assert "pip install 's2f[app]'" in done.err
@@ -104,7 +104,7 @@ def test_without_a_folder_for_temporary_files_there_is_a_sentence(
     def refuse(**_: object) -> str:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(visits.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(app_server.tempfile, "mkdtemp", refuse)
     done = Done("app", "--port", 0, "--quiet", "--model", models / "demo")
     assert_refused(done, 2, "Read-only file system")
 

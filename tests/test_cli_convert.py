@@ -16,7 +16,7 @@ from command_line import Done, assert_refused, assert_wrong_usage, commands, fil
 from foreign_files import write_legacy
 from published_files import narrow
 
-from s2f import checkpoint, keras_network, weight_tables
+from s2f import checkpoint, convert, keras_check
 
 __all__ = ["narrow"]
 
@@ -149,7 +149,7 @@ def test_wrong_usage_is_refused(narrow: None, tmp_path: Path) -> None:
 def test_verifying_without_tensorflow_exits_with_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keras_network.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(keras_check.importlib.util, "find_spec", lambda name: None)
     done = Done("convert", "serengil", tmp_path / "w.h5", "-o", tmp_path / "out", "--verify")
     assert_refused(done, 5, "TensorFlow")
     assert "pip install 's2f[convert]'" in done.err
@@ -171,7 +171,7 @@ def test_a_failed_proof_exits_with_4_and_leaves_nothing(
     narrow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = published.write_keras(tmp_path / "w.h5", "serengil")
-    monkeypatch.setattr(weight_tables, "conv", lambda kernel: kernel.permute(3, 2, 1, 0))
+    monkeypatch.setattr(convert, "conv", lambda kernel: kernel.permute(3, 2, 1, 0))
     done = Done("convert", "serengil", source, "-o", tmp_path / "out")
     assert_refused(done, 4, source)
     assert files(tmp_path) == {source}

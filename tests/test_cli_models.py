@@ -11,9 +11,7 @@ from command_line import Done, assert_refused
 from conftest import save_model
 from test_architecture import imported_by
 
-from s2f.catalogue import KINDS
-from s2f.checkpoint import Card
-from s2f.header import read_header
+from s2f.checkpoint import KINDS, Card, read_header
 
 pytestmark = pytest.mark.usefixtures("bundled")
 

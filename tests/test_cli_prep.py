@@ -14,7 +14,7 @@ import pytest
 from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import write_photo, write_speech
 
-from s2f import detection
+from s2f import face_detection
 from s2f.cli_prep import app
 from s2f.images import open_photo
 
@@ -111,7 +111,7 @@ def test_faces_and_landmarks_of_a_real_photo(tmp_path: Path) -> None:
     """The dlib detector finds a real face; a drawing has none."""
     if not (REAL / "faces").is_dir():
         pytest.skip("needs the real faces beside the repository")
-    for package in detection.DETECTORS["dlib"].packages:
+    for package in face_detection.DETECTORS["dlib"].packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the package {package}")
     person = min((REAL / "faces").glob("*/neutral.jpg"))

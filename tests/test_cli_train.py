@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import Done, assert_refused, assert_wrong_usage, files
 
-from s2f import checkpoint, learner, train
+from s2f import checkpoint, train
 
 pytestmark = pytest.mark.usefixtures("bundled")
 TRAINING = ["--steps", "2", "--batch-size", "2", "--every", "2", "--device", "cpu"]
@@ -348,18 +348,18 @@ def test_interrupted_training_saves_and_says_so_and_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lr_at = learner.lr_at
+    lr_at = train.lr_at
 
     def stop(step: int, config: train.TrainConfig) -> float:
         signal.raise_signal(number)
         return lr_at(step, config)
 
     command = ["train", *networks["encoder"], *TRAINING, "-q", "-o", tmp_path / "run"]
-    monkeypatch.setattr(learner, "lr_at", stop)
+    monkeypatch.setattr(train, "lr_at", stop)
     done = Done(*command)
     assert_refused(done, 130, tmp_path / "run")
     assert "saved" in done.err
-    monkeypatch.setattr(learner, "lr_at", lr_at)
+    monkeypatch.setattr(train, "lr_at", lr_at)
     assert Done(*command).code == 0
 
 

@@ -11,7 +11,7 @@ from command_line import Done, assert_refused, assert_wrong_usage
 from trees import contents, grow
 
 from s2f import demo
-from s2f.links import Link
+from s2f.files import Link
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ def test_options_that_cannot_be_are_wrong_usage(words: tuple[str, ...]) -> None:
 
 
 def test_the_links_to_choose_from_are_the_librarys() -> None:
-    from s2f import cli_trees
+    from s2f import cli_prep
 
-    choices = str(inspect.signature(cli_trees._split).parameters["link"].annotation)
+    choices = str(inspect.signature(cli_prep._split).parameters["link"].annotation)
     assert all(f"'{link}'" in choices for link in Link)
 
 
@@ -141,7 +141,7 @@ def test_prep_demo_prints_where_the_trees_are(
         assert options == {"identities": 3, "seed": 1}
         return demo.DemoReport(out, {"train": 3}, {"train": 1})
 
-    monkeypatch.setattr(demo, "prepare", prepare)
+    monkeypatch.setattr(demo, "prepare_demo", prepare)
     done = Done("prep", "demo", "f", "v", tmp_path / "out", "--identities", 3, "--seed", 1)
     assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
 
@@ -153,7 +153,7 @@ def test_prep_demo_leaves_its_defaults_to_the_recipe(
         assert set(options) == {"progress"}
         return demo.DemoReport(out, {"train": 3}, {"train": 1})
 
-    monkeypatch.setattr(demo, "prepare", prepare)
+    monkeypatch.setattr(demo, "prepare_demo", prepare)
     done = Done("prep", "demo", "f", "v", tmp_path / "out", "--json")
     assert done.json == {
         "out": str(tmp_path / "out"),

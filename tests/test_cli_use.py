@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import s2f
-from s2f import decoding
-from s2f.runtime import Progress
+from s2f import audio
+from s2f.console import Progress
 
 pytestmark = pytest.mark.usefixtures("bundled")
 REPOSITORY = Path(__file__).parents[1]
@@ -260,7 +260,7 @@ def test_sigterm_ends_a_batch_with_nothing_half_written(tmp_path: Path) -> None:
 
 
 def test_record_listens_to_the_microphone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from s2f import microphone
+    from s2f import audio
 
     monkeypatch.chdir(tmp_path)
 
@@ -268,7 +268,7 @@ def test_record_listens_to_the_microphone(tmp_path: Path, monkeypatch: pytest.Mo
         progress(0, 2, "recording from a test")
         return s2f.Waveform(conftest.noise(seconds), 16_000)
 
-    monkeypatch.setattr(microphone, "record", record)
+    monkeypatch.setattr(audio, "record", record)
     done = Done("generate", "--record", 2)
     assert (done.code, done.out) == (0, "recording.png\n")
     assert "speak now" in done.err
@@ -312,9 +312,9 @@ def test_one_checkpoint_takes_the_place_of_the_models(
 def test_without_a_detector_the_cure_is_named(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s2f import alignment
+    from s2f import face_detection
 
-    monkeypatch.setattr(alignment, "installed_detector", lambda: None)
+    monkeypatch.setattr(face_detection, "installed_detector", lambda: None)
     done = Done("reconstruct", photo, "-o", tmp_path / "a.png")
     assert_refused(done, 5, "detector")
     assert "s2f[dlib]" in done.err and "--no-align" in done.err
@@ -536,13 +536,13 @@ def short(path: Path) -> None:
 
 
 def silence(path: Path) -> None:
-    soundfile.write(path, np.zeros(decoding.SAMPLE_RATE, np.float32), decoding.SAMPLE_RATE)
+    soundfile.write(path, np.zeros(audio.SAMPLE_RATE, np.float32), audio.SAMPLE_RATE)
 
 
 def not_numbers(path: Path) -> None:
     samples = conftest.noise(1)
     samples[100] = np.nan
-    soundfile.write(path, samples, decoding.SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(path, samples, audio.SAMPLE_RATE, subtype="FLOAT")
 
 
 def empty_folder(path: Path) -> None:

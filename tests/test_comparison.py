@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 from reports import full
 
-from s2f.comparison import LEVEL, ROUNDS, compare
 from s2f.errors import UsageError
-from s2f.report import Report, Section, Table
-from s2f.report_files import from_json, to_json
-from s2f.report_html import to_html
+from s2f.report import (
+    LEVEL,
+    ROUNDS,
+    Report,
+    Section,
+    Table,
+    compare_reports,
+    from_json,
+    to_html,
+    to_json,
+)
 
 N = 200
 METRICS = ("metric", "old", "new", "difference", "from", "to", "p", "N", "new is")
@@ -25,7 +32,7 @@ def report(values: np.ndarray, *, data: str = "vox", lower: bool = False, first:
 
 def found(a: Report, b: Report) -> dict[str, object]:
     """The row of the one metric."""
-    table = compare(a, b, "old", "new").sections[0].parts[0]
+    table = compare_reports(a, b, "old", "new").sections[0].parts[0]
     assert isinstance(table, Table) and table.heads == METRICS
     (row,) = table.rows
     return dict(zip(METRICS, row, strict=True))
@@ -94,12 +101,12 @@ def test_only_common_identities_with_numbers_are_compared() -> None:
 
 def test_different_data_are_told() -> None:
     same, other = report(noise(0)), report(noise(0), data="other", first=50)
-    assert compare(same, same, "old", "new").sections[0].text == ()
-    differences = compare(same, other, "old", "new")
+    assert compare_reports(same, same, "old", "new").sections[0].text == ()
+    differences = compare_reports(same, other, "old", "new")
     assert "different data" in differences.sections[0].text[0]
     assert differences.facts == {"data (old)": "vox", "data (new)": "other"}
     with pytest.raises(UsageError, match="no identity has a metric in both"):
-        compare(same, report(noise(0), first=N), "old", "new")
+        compare_reports(same, report(noise(0), first=N), "old", "new")
 
 
 def test_many_identities_take_bounded_memory_and_the_same_draws() -> None:
@@ -117,7 +124,7 @@ def test_tables_stand_side_by_side_and_equal_columns_once() -> None:
         dataclasses.replace(report(noise(0)), sections=(Section("s", (), parts),))
         for parts in ((a, alone), (b,))
     )
-    both = compare(old, new, "old", "new").sections[1]
+    both = compare_reports(old, new, "old", "new").sections[1]
     assert both == Section(
         "s",
         (),
@@ -131,7 +138,7 @@ def test_tables_stand_side_by_side_and_equal_columns_once() -> None:
         ),
     )
     changed = dataclasses.replace(new, sections=(Section("s", (), (other,)),))
-    assert len(compare(old, changed, "old", "new").sections) == 1
+    assert len(compare_reports(old, changed, "old", "new").sections) == 1
 
 
 def test_a_row_of_one_alone_has_gaps() -> None:
@@ -140,12 +147,12 @@ def test_a_row_of_one_alone_has_gaps() -> None:
         dataclasses.replace(report(noise(0)), sections=(Section("s", (), (table,)),))
         for table in tables
     )
-    (table,) = compare(old, new, "old", "new").sections[1].parts
+    (table,) = compare_reports(old, new, "old", "new").sections[1].parts
     assert isinstance(table, Table) and table.rows == (("a", 1.0, None), ("b", None, 1.0))
 
 
 def test_reports_from_files_compare_and_are_reports_again() -> None:
     back = from_json(to_json(full()), "report.json")
-    both = compare(back, back, "old", "new")
+    both = compare_reports(back, back, "old", "new")
     assert "no difference" in to_html(both)
     assert from_json(to_json(both), "") == both

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from s2f import confined
+from s2f import foreign_weights
 from s2f.errors import CheckpointError, OutputError
 
 READER = """
@@ -44,14 +44,14 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call a reader that does what its file says."""
     (tmp_path / "obedient.py").write_text(READER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(confined, "START_SECONDS", 2.0)
+    monkeypatch.setattr(foreign_weights, "START_SECONDS", 2.0)
 
     def call(what: str, *, megabytes: int = 200, seconds: float = 1.0) -> dict[str, Any]:
         (tmp_path / "file").write_text(what)
         folder = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         limits = {"megabytes": megabytes, "seconds": seconds}
-        return confined.call("obedient", tmp_path / "file", folder, write=True, **limits)
+        return foreign_weights.call("obedient", tmp_path / "file", folder, write=True, **limits)
 
     return call
 
@@ -104,7 +104,7 @@ def test_the_end_of_the_process_is_an_error_that_names_the_file(
 
 @linux
 def test_limits_of_the_users_shell_stay(call: Any, tmp_path: Path) -> None:
-    run = f"import sys; sys.path[:0] = [{str(Path(confined.__file__).parents[1])!r}];"
+    run = f"import sys; sys.path[:0] = [{str(Path(foreign_weights.__file__).parents[1])!r}];"
     run += f"from pathlib import Path; from s2f import confined; p = Path({str(tmp_path)!r});"
     run += "f = p / 'o'; f.mkdir(); (p / 'file').write_text('answer');"
     run += "confined.call('obedient', p / 'file', f, write=True, megabytes=9000, seconds=900)"
@@ -133,7 +133,9 @@ def test_nothing_is_imported_from_the_current_folder(
 def test_a_module_that_cannot_be_imported_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"exit code 1\): ModuleNotFoundError"):
-        confined.call("nowhere", tmp_path / "file", tmp_path, write=True, megabytes=1, seconds=1)
+        foreign_weights.call(
+            "nowhere", tmp_path / "file", tmp_path, write=True, megabytes=1, seconds=1
+        )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")

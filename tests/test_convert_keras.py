@@ -12,10 +12,10 @@ import pytest
 import torch
 from published_files import narrow, needs_tensorflow, reading_once
 
-from s2f import checkpoint, face_encoder, keras_network, weight_tables
-from s2f.convert_keras import convert_vgg_face
+from s2f import checkpoint, convert, face_encoder, keras_check
+from s2f.convert import convert_vgg_face
 from s2f.errors import CheckpointError, DependencyError, OutputError
-from s2f.preprocessing import PREPROCESSING
+from s2f.images import PREPROCESSING
 
 pytestmark = pytest.mark.usefixtures("narrow", "reading_once")
 __all__ = ["narrow", "reading_once"]
@@ -60,7 +60,7 @@ def assert_taps(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
 def test_what_keras_wrote_gives_what_keras_gave(
-    by_keras: dict[str, Path], origin: keras_network.Origin, layout: str, tmp_path: Path
+    by_keras: dict[str, Path], origin: keras_check.Origin, layout: str, tmp_path: Path
 ) -> None:
     expected = np.load(by_keras[origin] / "taps.npz")
     out = tmp_path / "out"
@@ -74,7 +74,7 @@ def test_what_keras_wrote_gives_what_keras_gave(
 )
 def test_keras_verifies_the_file_that_was_converted(
     by_keras: dict[str, Path],
-    origin: keras_network.Origin,
+    origin: keras_check.Origin,
     layout: str,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -93,14 +93,14 @@ def test_keras_catches_what_the_tables_and_numpy_both_get_wrong(
     order = list(files.AUTOMATIC)
     order[8], order[9] = order[9], order[8]  # of the same shape
     source = by_keras["serengil"] / "new.weights.h5"
-    monkeypatch.setattr(weight_tables, "keras_layers", lambda origin, names: tuple(order))
+    monkeypatch.setattr(convert, "keras_layers", lambda origin, names: tuple(order))
     with pytest.raises(CheckpointError, match="what Keras makes of the file"):
         convert_vgg_face(source, tmp_path / "out", origin="serengil", verify=True)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
-def test_a_file_gives_what_its_arrays_give(origin: keras_network.Origin, tmp_path: Path) -> None:
+def test_a_file_gives_what_its_arrays_give(origin: keras_check.Origin, tmp_path: Path) -> None:
     weights = files.keras_weights(origin)
     images = np.random.default_rng(1).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
     source = files.write_keras(tmp_path / "weights.h5", origin, weights)
@@ -113,7 +113,7 @@ def test_a_file_gives_what_its_arrays_give(origin: keras_network.Origin, tmp_pat
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
 @pytest.mark.parametrize("preprocessing", [None, "seed", "serengil", "rcmalli"])
 def test_the_preprocessing_travels_and_is_the_origins_unless_given(
-    origin: keras_network.Origin, preprocessing: str | None, tmp_path: Path
+    origin: keras_check.Origin, preprocessing: str | None, tmp_path: Path
 ) -> None:
     source = files.write_keras(tmp_path / "weights.h5", origin)
     made = convert_vgg_face(source, tmp_path / "out", origin=origin, preprocessing=preprocessing)
@@ -135,11 +135,11 @@ def test_the_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
 def test_a_wrong_transform_of_the_right_shape_is_caught_by_the_proof(
-    origin: keras_network.Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: keras_check.Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Height and width change places: every shape stays as it is.
     source = files.write_keras(tmp_path / "weights.h5", origin)
-    monkeypatch.setattr(weight_tables, "conv", lambda kernel: kernel.permute(3, 2, 1, 0))
+    monkeypatch.setattr(convert, "conv", lambda kernel: kernel.permute(3, 2, 1, 0))
     with pytest.raises(CheckpointError, match="does not give what NumPy makes of the file"):
         convert_vgg_face(source, tmp_path / "out", origin=origin)
     assert list(tmp_path.iterdir()) == [source]
@@ -148,11 +148,11 @@ def test_a_wrong_transform_of_the_right_shape_is_caught_by_the_proof(
 def test_the_seeds_scrambling_of_fc6_is_caught_by_the_proof(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scrambled(side: int) -> weight_tables.Transform:
+    def scrambled(side: int) -> convert.Transform:
         return lambda kernel: kernel.t().reshape(kernel.shape[1], -1, side, side)
 
     source = files.write_keras(tmp_path / "weights.h5", "rcmalli")
-    monkeypatch.setattr(weight_tables, "dense_map_conv", scrambled)
+    monkeypatch.setattr(convert, "dense_map_conv", scrambled)
     with pytest.raises(CheckpointError, match="does not give what NumPy makes of the file"):
         convert_vgg_face(source, tmp_path / "out", origin="rcmalli")
     assert list(tmp_path.iterdir()) == [source]
@@ -181,7 +181,7 @@ def test_what_is_there_stays_unless_overwriting_is_asked_for(tmp_path: Path) -> 
 def test_to_verify_without_tensorflow_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keras_network.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(keras_check.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="TensorFlow") as caught:
         convert_vgg_face(tmp_path / "none", tmp_path / "out", origin="serengil", verify=True)
     assert "pip install 's2f[convert]'" in (caught.value.hint or "")
@@ -194,7 +194,7 @@ def test_converting_imports_no_tensorflow(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from s2f import face_encoder\n"
         "face_encoder.CONFIGS['paper'] = f.VGG\n"
-        "from s2f.convert_keras import convert_vgg_face\n"
+        "from s2f.convert import convert_vgg_face\n"
         f"convert_vgg_face(Path({str(source)!r}), Path({str(tmp_path / 'o')!r}), "
         "origin='serengil')\n"
         "assert not {'tensorflow', 'keras', 'transformers'} & set(sys.modules)"
@@ -206,7 +206,7 @@ def test_converting_imports_no_tensorflow(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
 def test_a_full_size_file_is_converted_in_1600_mb(
-    origin: keras_network.Origin, tmp_path: Path
+    origin: keras_check.Origin, tmp_path: Path
 ) -> None:
     """The time is the benchmark's to judge: a busy machine would fail it here."""
     source, out = benchmark.write(tmp_path / "w.h5", origin), tmp_path / "out"

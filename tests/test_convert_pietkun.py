@@ -12,12 +12,12 @@ from published_files import narrow, needs_transformers, reading_once
 
 from s2f import checkpoint
 from s2f.audio import clips, read_speech
-from s2f.catalogue import KINDS, choose
-from s2f.convert_pietkun import AST_FRONT_END, PUBLISHED_SPACE, convert_pietkun
+from s2f.checkpoint import KINDS, choose
+from s2f.convert import AST_FRONT_END, PUBLISHED_SPACE, convert_pietkun
 from s2f.errors import CheckpointError, OutputError, S2FError, UsageError
-from s2f.front_end import FRONT_ENDS, spectrogram
-from s2f.infer import SpeechToFace
-from s2f.preprocessing import PREPROCESSING
+from s2f.images import PREPROCESSING
+from s2f.pipeline import SpeechToFace
+from s2f.spectrogram import FRONT_ENDS, spectrogram
 
 pytestmark = pytest.mark.usefixtures("narrow", "reading_once")
 __all__ = ["narrow", "reading_once"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2f.craniofacial import measure
+from s2f.metrics import measure
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 # A face 100 wide between the outer corners of the eyes; what no measure uses stays at (50, 50).

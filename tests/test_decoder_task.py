@@ -14,15 +14,14 @@ from torch.nn import functional
 
 from s2f import checkpoint, face_decoder, face_encoder, losses
 from s2f.checkpoint import Card, Checkpoint
-from s2f.decoder_task import FaceDecoderTask
-from s2f.drawing import draw_faces
+from s2f.dataloader import Item, Key, load_batches
 from s2f.errors import CheckpointError, DatasetError, S2FError, UsageError
-from s2f.feed import Item, Key, load
-from s2f.infer import SpeechToFace
+from s2f.face_decoder import draw_faces
+from s2f.images import PREPROCESSING
 from s2f.landmarks import MAP_72
-from s2f.preprocessing import PREPROCESSING
-from s2f.recipe import TrainConfig
-from s2f.train import train
+from s2f.pipeline import SpeechToFace
+from s2f.train import TrainConfig, train
+from s2f.train_faces import FaceDecoderTask
 from s2f.warp import warp
 
 pytestmark = pytest.mark.usefixtures("presets")
@@ -64,7 +63,7 @@ def make(
 def batch_of(task: FaceDecoderTask, seed: int = 0) -> Item:
     """All training photos."""
     keys = [[Key(i, seed + i) for i in range(len(task.train_data))]]
-    items = next(load(task.train_data, keys, CPU, workers=0, max_bad=0)).items
+    items = next(load_batches(task.train_data, keys, CPU, workers=0, max_bad=0)).items
     assert items is not None
     return items
 

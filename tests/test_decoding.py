@@ -1,4 +1,4 @@
-"""Tests of s2f.decoding; each expected value says where it comes from."""
+"""Tests of s2f.audio; each expected value says where it comes from."""
 
 import io
 from fractions import Fraction
@@ -11,9 +11,8 @@ import pytest
 import soundfile
 from recordings import write_av
 
-from s2f.decoding import SAMPLE_RATE
+from s2f.audio import SAMPLE_RATE, scan
 from s2f.errors import AudioError
-from s2f.recording import scan
 
 SECONDS = 1.5
 HERTZ = 440

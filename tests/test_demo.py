@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from s2f import demo, demo_sources, layout
+from s2f import demo, layout
 from s2f.errors import DatasetError, UsageError
-from s2f.face_dataset import Faces
+from s2f.face_data import FaceDataset
 
 DATA = Path(__file__).parents[2] / "shared/data"
 real = [
@@ -44,7 +44,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def tree(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "tree"
-    demo.prepare(*sources, out, identities=4)
+    demo.prepare_demo(*sources, out, identities=4)
     return out
 
 
@@ -52,7 +52,7 @@ class TestRecipe:
     pytestmark = real
 
     def test_the_trees_can_be_trained_on(self, tree: Path) -> None:
-        faces = Faces(layout.split(tree / "faces", "train"), landmarks=189)
+        faces = FaceDataset(layout.split(tree / "faces", "train"), landmarks=189)
         assert faces.registered
         assert len(faces) == 4 + 2 * 16 * 2  # mixes, and two photos of people and their mirrors
         for split, n in (("train", 14), ("val", 2), ("test", 4)):
@@ -69,9 +69,9 @@ class TestRecipe:
                 for split in ("train", "val", "test")
             ]
             assert not splits[0] & splits[2] and not splits[1] & splits[2]
-            assert splits[2] == set(demo_sources.kept_out(source / table))
+            assert splits[2] == set(demo.kept_out(source / table))
             if kind == "voices":
-                assert splits[1] == set(demo_sources.kept_out(source / table, "val"))
+                assert splits[1] == set(demo.kept_out(source / table, "val"))
 
     def test_a_real_person_is_there_in_one_view_of_each_photo(self, tree: Path) -> None:
         real = [path for path in (tree / "faces/train").iterdir() if path.name[:3] != "mix"]
@@ -107,7 +107,7 @@ class TestRecipe:
     def test_the_space_of_the_recipe_can_be_had_without_its_trees(
         self, tree: Path, sources: tuple[Path, Path]
     ) -> None:
-        space = demo_sources.training_space(sources[0])
+        space = demo.training_space(sources[0])
         real = [p for p in (tree / "faces/train").iterdir() if p.name[:3] != "mix"]
         shapes = np.stack([np.load(path / "neutral_template.npy") for path in real])
         np.testing.assert_allclose(space.mean_shape, shapes.mean(0), atol=1e-3)
@@ -116,7 +116,7 @@ class TestRecipe:
     def test_the_recipe_gives_the_same_tree_again(
         self, tree: Path, sources: tuple[Path, Path], tmp_path: Path
     ) -> None:
-        demo.prepare(*sources, tmp_path / "again", identities=4)
+        demo.prepare_demo(*sources, tmp_path / "again", identities=4)
         first, again = (
             {p.relative_to(t): p.read_bytes() for p in t.rglob("*") if p.is_file()}
             for t in (tree, tmp_path / "again")
@@ -126,7 +126,7 @@ class TestRecipe:
     def test_more_identities_change_neither_splits_nor_voices(
         self, tree: Path, sources: tuple[Path, Path], tmp_path: Path
     ) -> None:
-        demo.prepare(*sources, tmp_path / "more", identities=8)
+        demo.prepare_demo(*sources, tmp_path / "more", identities=8)
         for part in ("voices", "faces/test"):
             first, more = (
                 {p.relative_to(t): p.read_bytes() for p in (t / part).rglob("*") if p.is_file()}
@@ -136,7 +136,7 @@ class TestRecipe:
 
     def test_an_existing_tree_is_refused(self, tree: Path, sources: tuple[Path, Path]) -> None:
         with pytest.raises(UsageError, match="exists already"):
-            demo.prepare(*sources, tree)
+            demo.prepare_demo(*sources, tree)
 
     def test_an_interrupted_recipe_leaves_nothing(
         self, sources: tuple[Path, Path], tmp_path: Path
@@ -146,22 +146,22 @@ class TestRecipe:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            demo.prepare(*sources, tmp_path / "out", identities=4, progress=stop)
+            demo.prepare_demo(*sources, tmp_path / "out", identities=4, progress=stop)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_source_without_its_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"people\.csv: cannot be read"):
-        demo.prepare(tmp_path, tmp_path, tmp_path / "out")
+        demo.prepare_demo(tmp_path, tmp_path, tmp_path / "out")
 
 
 def test_a_table_without_its_columns_is_named(tmp_path: Path) -> None:
     (tmp_path / "people.csv").write_text("name\nann\n")
     with pytest.raises(DatasetError, match=r"has columns name; wanted person, sex"):
-        demo.prepare(tmp_path, tmp_path, tmp_path / "out")
+        demo.prepare_demo(tmp_path, tmp_path, tmp_path / "out")
 
 
 def test_a_sex_that_the_recipe_cannot_pair_is_named(tmp_path: Path) -> None:
     (tmp_path / "people.csv").write_text("person,sex\nann,female\n")
     with pytest.raises(DatasetError, match="column sex holds female; wanted F or M"):
-        demo.prepare(tmp_path, tmp_path, tmp_path / "out")
+        demo.prepare_demo(tmp_path, tmp_path, tmp_path / "out")

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2f import demo_training
-from s2f.demo_training import train_demo
+from s2f import demo
+from s2f.demo import train_demo
 from s2f.errors import DatasetError
-from s2f.infer import SpeechToFace
-from s2f.recipe import TrainConfig
+from s2f.pipeline import SpeechToFace
+from s2f.train import TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -18,8 +18,8 @@ def test_two_trees_become_a_model_and_are_not_learned_from_again(
     presets: None, faces: Path, voices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = TrainConfig(steps=2, batch_size=2, every=1)
-    monkeypatch.setattr(demo_training, "FACES", short)
-    monkeypatch.setattr(demo_training, "VOICES", short)
+    monkeypatch.setattr(demo, "FACES", short)
+    monkeypatch.setattr(demo, "VOICES", short)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/faces").symlink_to(faces)
     (tmp_path / "data/voices").symlink_to(voices)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from s2f import detail as module
-from s2f.detail import MOST, Detail, _bands, _blur
+from s2f import appearance_model
+from s2f.appearance_model import MOST, Detail, _bands, _blur
 
 MIDDLE = (..., slice(24, 40), slice(24, 40))  # away from where the border is repeated
 
@@ -13,7 +13,7 @@ MIDDLE = (..., slice(24, 40), slice(24, 40))  # away from where the border is re
 @pytest.fixture(autouse=True)
 def unwarped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn here, so nothing is made up for."""
-    monkeypatch.setattr(module, "WARPED", 1.0)
+    monkeypatch.setattr(appearance_model, "WARPED", 1.0)
 
 
 def board(contrast: float) -> torch.Tensor:

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from s2f import detection
-from s2f.detection import _FaceAlignment, load_detector
+from s2f import face_detection
 from s2f.errors import DependencyError, DeviceError, UsageError
+from s2f.face_detection import _FaceAlignment, load_detector
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 real_faces = [
@@ -113,7 +113,7 @@ class TestDlib:
         spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
         with pytest.raises(DependencyError, match=r"landmarks\.dat: cannot be read"):
-            detection._Dlib()
+            face_detection._Dlib()
 
 
 class Dots:
@@ -192,11 +192,11 @@ class TestFaceAlignment:
             load_detector("face-alignment", "cpu")
         path = tmp_path / "hub/checkpoints/2DFAN4-11f355bf06.pth.tar"
         assert f"{path}: is not there" in caught.value.message
-        assert caught.value.hint == f"put {detection.FAN.url} there, as {path}"
+        assert caught.value.hint == f"put {face_detection.FAN.url} there, as {path}"
 
-    @pytest.mark.parametrize("weights", [detection.FAN, detection.S3FD])
+    @pytest.mark.parametrize("weights", [face_detection.FAN, face_detection.S3FD])
     def test_the_whole_hash_begins_as_the_name_of_the_file_says(
-        self, weights: detection.WeightFile
+        self, weights: face_detection.WeightFile
     ) -> None:
         """torch.hub's convention: NAME-BEGINNING.SUFFIX."""
         beginning = weights.name.split("-")[1].split(".")[0]
@@ -218,10 +218,12 @@ class TestFaceAlignment:
             if name.endswith("mbox_conf.bias"):  # background, or a face of the largest size
                 value[-1] = 10 if name.startswith("conv7_2") else -10
         for weights, state in (("FAN", FAN(4).state_dict()), ("S3FD", finder)):
-            file = getattr(detection, weights)
+            file = getattr(face_detection, weights)
             torch.save(state, folder / file.name)
             sha256 = hashlib.sha256((folder / file.name).read_bytes()).hexdigest()
-            monkeypatch.setattr(detection, weights, detection.WeightFile(file.url, sha256))
+            monkeypatch.setattr(
+                face_detection, weights, face_detection.WeightFile(file.url, sha256)
+            )
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setattr(socket, "socket", None)
         detector = _FaceAlignment("cpu")
@@ -240,9 +242,9 @@ def test_an_unknown_detector_is_refused() -> None:
 
 def test_dlib_runs_on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    detection.check_detector("dlib", "auto")
+    face_detection.check_detector("dlib", "auto")
     with pytest.raises(DeviceError, match="not on 'cuda'"):
-        detection.check_detector("dlib", "cuda")
+        face_detection.check_detector("dlib", "cuda")
 
 
 @pytest.mark.parametrize(
@@ -253,5 +255,5 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError) as caught:
-        detection.check_detector(name, "cpu")
+        face_detection.check_detector(name, "cpu")
     assert caught.value.hint == f"pip install '{extra}'" and caught.value.exit_code == 5

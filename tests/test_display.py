@@ -8,7 +8,7 @@ from PIL import Image
 from test_board import read
 from test_train import CPU, Killed, LineTask, config
 
-from s2f import display
+from s2f import training_log
 from s2f.train import train
 
 KEPT = ("best.safetensors", "last/state.safetensors", "history.jsonl")
@@ -31,7 +31,7 @@ def test_the_losses_are_drawn_anew_at_every_validation_and_less_often_if_these_c
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: float, pictures: int
 ) -> None:
     pytest.importorskip("matplotlib", reason="pip install 's2f[train]'")
-    monkeypatch.setattr(display, "REST", rest)
+    monkeypatch.setattr(training_log, "REST", rest)
     seen = drawn(tmp_path)
     assert len(set(seen)) == pictures  # the last is of the end in any case
     assert len(set(seen[:-1])) == pictures - 1
@@ -45,16 +45,16 @@ def test_the_picture_of_a_run_that_was_killed_is_that_of_its_end(
     pytest.importorskip("matplotlib", reason="pip install 's2f[train]'")
 
     plan, folder = config(every=20), tmp_path / "killed"
-    picture, draw = folder / "loss.png", display.Display.draw
+    picture, draw = folder / "loss.png", training_log.Display.draw
 
-    def kill(self: display.Display, *, now: bool = False) -> None:
+    def kill(self: training_log.Display, *, now: bool = False) -> None:
         if self.state.ended:
             raise Killed
         draw(self, now=now)
 
     train(LineTask(), tmp_path / "whole", plan, device=CPU)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(display.Display, "draw", kill)
+        patch.setattr(training_log.Display, "draw", kill)
         train(LineTask(), folder, plan, device=CPU)
     before = picture.read_bytes()  # of step 20, though all is trained and saved
     train(LineTask(), folder, plan, device=CPU)

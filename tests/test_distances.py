@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from s2f import distances
-from s2f.distances import METRICS, TASK, TILE, WIDTH, Metric, exact, quick
+from s2f import retrieval
+from s2f.retrieval import METRICS, TASK, TILE, WIDTH, Metric, exact, quick
 
 SCIPY = {"cosine": "cosine", "l1": "cityblock", "l2": "sqeuclidean"}
 
@@ -38,9 +38,9 @@ def test_an_exact_distance_does_not_depend_on_other_pairs(metric: Metric) -> Non
 @pytest.fixture(params=["small", "compiled", "without numba"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "small":
-        monkeypatch.setattr(distances, "LARGE", 0)
+        monkeypatch.setattr(retrieval, "LARGE", 0)
     if request.param == "without numba":
-        monkeypatch.setattr(distances, "_compiled", lambda: None)
+        monkeypatch.setattr(retrieval, "_compiled", lambda: None)
 
 
 @pytest.mark.usefixtures("way")
@@ -65,7 +65,7 @@ def test_a_quick_distance_is_off_by_less_than_it_says(metric: Metric, d: int, sh
 
 def test_without_numba_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)  # so that importing it fails
-    assert distances._compiled.__wrapped__() is None
+    assert retrieval._compiled.__wrapped__() is None
 
 
 def test_zeros_have_no_direction() -> None:

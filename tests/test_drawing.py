@@ -6,8 +6,7 @@ import pytest
 import torch
 from conftest import DECODER, EMBEDDING, some_landmarks
 
-from s2f.drawing import draw_faces, sheet
-from s2f.face_decoder import FaceDecoder
+from s2f.face_decoder import FaceDecoder, draw_faces, sheet
 from s2f.warp import warp
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from s2f.embeddings import BATCH, Gallery, Maker, check, read_embedding
+from s2f.embeddings import BATCH, Gallery, Maker, check_embeddings, read_embedding
 from s2f.errors import CheckpointError, DatasetError, ImageError
-from s2f.layout import Face
+from s2f.layout import FaceFiles
 
 
 class Means:
@@ -40,13 +40,13 @@ def expected(k: int) -> np.ndarray:
 
 def make_face(
     folder: Path, k: int, *, photo: bool, embedding: Sequence[float] | None = None
-) -> Face:
+) -> FaceFiles:
     """Write the photo of one colour, or an embedding, or both."""
     if photo:
         Image.new("RGB", (20, 20), colour(k)).save(folder / f"{k}.png")
     if embedding is not None:
         np.save(folder / f"{k}_embedding.npy", np.array(embedding, np.float32))
-    return Face(
+    return FaceFiles(
         f"{k}",
         f"{k}.png" if photo else None,
         None if embedding is None else f"{k}_embedding.npy",
@@ -126,7 +126,7 @@ def test_a_broken_photo_beside_its_embedding_tells_nothing_of_it(
 
 
 def test_nothing_is_checked_where_nothing_is(maker: Maker) -> None:
-    check(maker, [], Path)
+    check_embeddings(maker, [], Path)
     assert maker.embed.batches == []  # type: ignore[attr-defined]
 
 

@@ -12,12 +12,10 @@ from task_checks import CPU, check_duplicates, check_gradients, check_learning
 
 from s2f import checkpoint, face_decoder, face_encoder
 from s2f.checkpoint import Card
-from s2f.decoder_task import FaceDecoderTask
-from s2f.encoder_task import FaceEncoderTask
+from s2f.dataloader import Item, Key, load_batches
 from s2f.errors import DatasetError
-from s2f.feed import Item, Key, load
-from s2f.recipe import TrainConfig
-from s2f.train import train
+from s2f.train import TrainConfig, train
+from s2f.train_faces import FaceDecoderTask, FaceEncoderTask
 
 pytestmark = pytest.mark.usefixtures("presets")
 CARD = Card("tiny")
@@ -41,7 +39,7 @@ def batches_of(task: FaceEncoderTask, n: int) -> Iterator[Item]:
     for seed in range(n):
         torch.manual_seed(seed)
         keys = [[Key(i, seed) for i in range(len(task.train_data))]]
-        items = next(load(task.train_data, keys, CPU, workers=0, max_bad=0)).items
+        items = next(load_batches(task.train_data, keys, CPU, workers=0, max_bad=0)).items
         assert items is not None
         yield items
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from s2f import estimates
+from s2f import metrics
 from s2f.errors import UsageError
-from s2f.estimates import compare, correlation, estimate, similarity
+from s2f.metrics import compare_embeddings, compare_means, correlation, estimate
 
 
 def grouped(seed: int, people: int = 60, each: int = 5, shift: float = 0) -> tuple[np.ndarray, ...]:
@@ -50,8 +50,8 @@ def test_the_order_of_samples_does_not_matter() -> None:
     order = np.random.default_rng(0).permutation(len(values))
     assert estimate(values[order], who[order]) == estimate(values, who)
     other = values**2
-    shuffled = compare(values[order], other[order], who[order])
-    assert shuffled == compare(values, other, who)
+    shuffled = compare_means(values[order], other[order], who[order])
+    assert shuffled == compare_means(values, other, who)
 
 
 def test_names_are_as_good_as_numbers() -> None:
@@ -62,7 +62,7 @@ def test_names_are_as_good_as_numbers() -> None:
 def test_rounds_in_parts_are_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     values, who = grouped(3)
     whole = estimate(values, who)
-    monkeypatch.setattr(estimates, "CELLS", 1000)
+    monkeypatch.setattr(metrics, "CELLS", 1000)
     assert estimate(values, who) == whole
 
 
@@ -76,13 +76,13 @@ def test_another_seed_gives_another_interval_about_as_wide() -> None:
 def test_one_person_has_no_interval() -> None:
     found = estimate(np.array([1.0, 3]), ["a", "a"])
     assert (found.value, found.low, found.high, found.n) == (2, 2, 2, 2)
-    assert compare(np.zeros(2), np.ones(2), ["a", "a"]).p == 1
+    assert compare_means(np.zeros(2), np.ones(2), ["a", "a"]).p == 1
 
 
 def test_samples_that_say_nothing_are_left_out() -> None:
     found = estimate(np.array([1.0, np.nan, 3]), ["a", "c", "b"])
     assert (found.value, found.n) == (2, 2)
-    assert compare(np.array([1.0, np.nan]), np.array([np.nan, 2]), ["a", "b"]).p == 1
+    assert compare_means(np.array([1.0, np.nan]), np.array([np.nan, 2]), ["a", "b"]).p == 1
     nothing = estimate(np.array([np.nan]), ["a"])
     assert math.isnan(nothing.value) and nothing.n == 0
 
@@ -91,36 +91,36 @@ def test_values_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\[3\] and \[2\]"):
         estimate(np.zeros(3), ["a", "b"])
     with pytest.raises(UsageError, match=r"\[3\] and \[2\]"):
-        compare(np.zeros(3), np.zeros(2), ["a", "b", "c"])
+        compare_means(np.zeros(3), np.zeros(2), ["a", "b", "c"])
     with pytest.raises(UsageError, match=r"\[3\] and \[2\]"):
         correlation(np.zeros(3), np.zeros(2))
     with pytest.raises(UsageError, match="not finite"):
         estimate(np.array([1, np.inf]), ["a", "b"])
     with pytest.raises(UsageError, match="cannot be compared"):
-        similarity(np.zeros((2, 3)), np.zeros((3, 2)))
+        compare_embeddings(np.zeros((2, 3)), np.zeros((3, 2)))
     with pytest.raises(UsageError, match="not finite"):
-        similarity(np.full((2, 3), np.nan), np.zeros((2, 3)))
+        compare_embeddings(np.full((2, 3), np.nan), np.zeros((2, 3)))
 
 
 def test_a_difference_is_found_and_none_is_not() -> None:
     values, who = grouped(5)
     noise = np.random.default_rng(9).standard_normal(len(values)) / 2
-    better = compare(values, values + 0.3 + noise, who)
+    better = compare_means(values, values + 0.3 + noise, who)
     assert better.low > 0 and better.p < 0.01
     assert better.value == pytest.approx(0.3, abs=0.1)
-    back = compare(values + 0.3 + noise, values, who)
+    back = compare_means(values + 0.3 + noise, values, who)
     assert back.value == pytest.approx(-better.value) and back.p == better.p
-    same = compare(values, values, who)
+    same = compare_means(values, values, who)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
 def test_a_certain_difference_is_no_more_certain_than_the_rounds() -> None:
     values, who = grouped(6)
-    assert compare(values, values + 1, who, rounds=500).p == 1 / 500
+    assert compare_means(values, values + 1, who, rounds=500).p == 1 / 500
 
 
 def test_without_a_difference_p_is_even() -> None:
-    p = [compare(np.zeros(300), *grouped(seed), rounds=400).p for seed in range(200)]
+    p = [compare_means(np.zeros(300), *grouped(seed), rounds=400).p for seed in range(200)]
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.12  # 5 %, three errors of 1.5 %
     assert 0.39 <= np.mean(np.array(p) < 0.5) <= 0.61
 
@@ -129,7 +129,7 @@ def test_without_a_difference_p_is_even() -> None:
 def test_an_angle_is_exact_near_both_ends(degrees: float) -> None:
     turn = math.radians(degrees)
     true, predicted = np.array([[3.0, 0]]), 5 * np.array([[math.cos(turn), math.sin(turn)]])
-    found = similarity(true, predicted)
+    found = compare_embeddings(true, predicted)
     assert found["angle"][0] == pytest.approx(degrees, rel=1e-9, abs=1e-12)
     assert found["l2"][0] == pytest.approx(2 * math.sin(turn / 2), rel=1e-9, abs=1e-12)
     wanted = abs(1 - math.cos(turn)) + math.sin(turn)
@@ -141,15 +141,15 @@ def test_similarity_does_not_depend_on_what_else_is_measured(
 ) -> None:
     rng = np.random.default_rng(0)
     true, predicted = rng.standard_normal((2, 50, 64)).astype(np.float32)
-    whole = similarity(true, predicted)
-    monkeypatch.setattr(estimates, "ROWS", 7)
-    for name, values in similarity(true, predicted).items():
+    whole = compare_embeddings(true, predicted)
+    monkeypatch.setattr(metrics, "ROWS", 7)
+    for name, values in compare_embeddings(true, predicted).items():
         np.testing.assert_array_equal(values, whole[name])
     assert whole["angle"].mean() == pytest.approx(90, abs=5)  # of random directions
 
 
 def test_zeros_are_at_a_right_angle_to_all() -> None:
-    assert similarity(np.zeros((1, 3)), np.ones((1, 3)))["angle"].tolist() == [90]
+    assert compare_embeddings(np.zeros((1, 3)), np.ones((1, 3)))["angle"].tolist() == [90]
 
 
 @pytest.mark.parametrize("n", [3, 4, 10, 1000])
@@ -165,9 +165,9 @@ def test_a_correlation_is_that_of_scipy(n: int) -> None:
 
 def test_a_correlation_is_always_a_number() -> None:
     line = np.arange(5.0)
-    assert correlation(line, np.full(5, 0.1)) == estimates.Correlation(0, 1, 5)
+    assert correlation(line, np.full(5, 0.1)) == metrics.Correlation(0, 1, 5)
     assert correlation(line, 0.1 + np.array([0, 0, 1e-17, 0, 0])).p == 1
-    assert correlation(np.zeros(0), np.zeros(0)) == estimates.Correlation(0, 1, 0)
+    assert correlation(np.zeros(0), np.zeros(0)) == metrics.Correlation(0, 1, 0)
     two = correlation(line[:2], line[:2])
     assert two.r == pytest.approx(1) and (two.p, two.n) == (1, 2)
     exact = correlation(line, -2 * line)

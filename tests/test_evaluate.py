@@ -13,11 +13,10 @@ from s2f import SpeechToFace, face_encoder
 from s2f.checkpoint import Card, Checkpoint
 from s2f.errors import DatasetError, UsageError
 from s2f.evaluate import evaluate
-from s2f.evaluation_case import WHOLE, build, maker_of
-from s2f.evaluation_data import read_people
-from s2f.evaluation_voices import matched, retrieval
-from s2f.preprocessing import PREPROCESSING
+from s2f.evaluation_data import WHOLE, build_case, maker_of, read_people
+from s2f.images import PREPROCESSING
 from s2f.report import Matrix, Picture, Report, Table
+from s2f.retrieval import matched, retrieval
 
 
 def write_tree(tree: Path) -> Path:
@@ -80,7 +79,7 @@ def test_the_same_evaluation_gives_the_same_report(model: SpeechToFace, tree: Pa
 def test_a_planted_model_is_perfect(model: SpeechToFace, tree: Path) -> None:
     maker = maker_of(model)
     people = read_people(tree, "test", maker, most=5)
-    case = build(model, people, {}, maker)
+    case = build_case(model, people, {}, maker)
     planted = people.means()[people.speakers]
     case = dataclasses.replace(case, heard={WHOLE: planted}, voices_again=planted)
     (recalls, *_), (right,) = retrieval(case)[0].parts, matched(case)[0].parts

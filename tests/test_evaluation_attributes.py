@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from test_evaluation_faces import SEXES, D, N, case, drawn
 
-from s2f.evaluation_attributes import Learnt, attributes
-from s2f.evaluation_case import Case
+from s2f.attributes import Learnt, attributes
+from s2f.evaluation_data import Case
 from s2f.report import Matrix, Table
 
 __all__ = ["case"]  # the fixture

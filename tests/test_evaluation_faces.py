@@ -8,10 +8,9 @@ import pytest
 from conftest import some_landmarks
 from PIL import Image
 
-from s2f.evaluation_case import WHOLE, Case
-from s2f.evaluation_data import People
-from s2f.evaluation_faces import geometry, quality, sheets
-from s2f.face import Face
+from s2f.evaluation_data import WHOLE, Case, People
+from s2f.image_quality import geometry, quality, sheets
+from s2f.pipeline import Face
 from s2f.report import Picture, Table
 
 N, D = 40, 8

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2f.evaluation_case import WHOLE, Case
-from s2f.evaluation_data import People
-from s2f.evaluation_voices import ANGLE, matched, retrieval, similarity
+from s2f.evaluation_data import WHOLE, Case, People
 from s2f.report import Curves, Table
+from s2f.retrieval import ANGLE, matched, retrieval, similarity
 
 N, D, EACH = 150, 16, 2
 

@@ -9,7 +9,7 @@ from conftest import some_landmarks
 from PIL import ExifTags, Image
 
 from s2f.errors import OutputError, UsageError
-from s2f.face import Face
+from s2f.pipeline import Face
 
 RNG = np.random.default_rng(0)
 SMOOTH = RNG.integers(0, 256, (7, 7, 3), dtype=np.uint8)

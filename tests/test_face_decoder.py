@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from s2f import parts
+from s2f import appearance_model
 from s2f.face_decoder import CONFIGS, FaceDecoder, FaceDecoderConfig
 
 STAGED = FaceDecoderConfig(
@@ -130,7 +130,7 @@ def test_a_linear_start_does_best_what_few_patterns_can_show(
     textures, landmarks = some_faces(20, block=1)
     errors = []
     for channels in (6, 48, 192):
-        monkeypatch.setattr(parts, "BLOCK_CHANNELS", channels)
+        monkeypatch.setattr(appearance_model, "BLOCK_CHANNELS", channels)
         decoder = FaceDecoder(LINEAR)
         code = decoder.start_linear(textures, landmarks)
         with torch.no_grad():

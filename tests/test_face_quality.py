@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageFilter
 
-from s2f import face_quality
-from s2f.detection import FoundFace, load_detector
+from s2f import image_quality
 from s2f.errors import UsageError
-from s2f.face_quality import all_points_found, diversity, sharpness, vgg_face_score
+from s2f.face_detection import FoundFace, load_detector
+from s2f.image_quality import all_points_found, diversity, sharpness, vgg_face_score
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 
@@ -40,9 +40,9 @@ class TestSharpness:
         assert values == sorted(values, reverse=True) and values[-1] < 0.2 * values[0]
 
     def test_what_lies_around_the_face_does_not_count(self) -> None:
-        left, top = face_quality.INNER[:2]
+        left, top = image_quality.INNER[:2]
         face = Image.new("RGB", (224, 224))
-        face.paste(noise(0).crop(face_quality.INNER), (left, top))
+        face.paste(noise(0).crop(image_quality.INNER), (left, top))
         assert sharpness(face) == sharpness(noise(0))
 
 
@@ -62,7 +62,7 @@ class TestDiversity:
         flat = values.reshape(len(values), -1).astype(float)
         apart = np.abs(flat[:, None] - flat[None]).mean(2)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(face_quality, "_AT_ONCE", at_once)
+            patch.setattr(image_quality, "_AT_ONCE", at_once)
             found = diversity([Image.fromarray(picture) for picture in values])
         np.testing.assert_allclose(found, apart.sum(1) / (len(values) - 1), rtol=1e-12, atol=1e-12)
         pairs = apart[np.triu_indices(len(values), 1)]

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from s2f.errors import DatasetError
-from s2f.face_space import (
+from s2f.demo import (
     MASCULINITY_SPREAD,
     SEX_MARGIN,
     FaceSpace,
-    People,
-    join,
+    PhotographedPeople,
+    join_people,
     mirror_order,
     on_background,
 )
+from s2f.errors import DatasetError
 
 RNG = np.random.default_rng(0)
 # Symmetric about x = 111.5: 94 pairs of points and one in the middle.
@@ -21,7 +21,7 @@ RIGHT = RNG.uniform((115, 20), (200, 200), (94, 2))
 MEAN = np.concatenate([RIGHT, [[111.5, 100]], [223, 0] + RIGHT * [-1, 1]]).astype(np.float32)
 
 
-def people(n: int = 80) -> People:
+def people(n: int = 80) -> PhotographedPeople:
     """People of two sexes: men have wider faces and darker photos."""
     sexes = np.array(["F", "M"] * (n // 2))
     width = np.where(sexes == "M", 1.05, 0.95) + RNG.normal(0, 0.01, n)
@@ -29,7 +29,7 @@ def people(n: int = 80) -> People:
     shapes[..., 0] = (shapes[..., 0] - 111.5) * width[:, None] + 111.5
     photos = RNG.integers(0, 40, (n, 2, 3, 224, 224))
     photos += np.where(sexes == "M", 60, 160)[:, None, None, None, None]
-    return People(
+    return PhotographedPeople(
         [str(k) for k in range(n)],
         sexes,
         torch.from_numpy(photos.astype(np.uint8)),
@@ -60,7 +60,7 @@ def test_a_mirror_twice_is_no_mirror() -> None:
     twice = folk.mirrored(order).mirrored(order)
     assert torch.equal(twice.photos, folk.photos)
     torch.testing.assert_close(twice.shapes, folk.shapes)
-    assert len(join(folk, twice).names) == 160
+    assert len(join_people(folk, twice).names) == 160
 
 
 @pytest.mark.parametrize("sex", ["F", "M"])

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s2f import fast_conv
+from s2f.face_encoder import BT
 from s2f.fast_conv import AT, SUMS, FastConv2d, G, accelerate, convolve
 from s2f.voice_encoder import CONFIGS, VoiceEncoder, VoiceEncoderConfig
-from s2f.winograd import BT
 
 SMALL = dataclasses.replace(
     CONFIGS["paper"],

@@ -2,8 +2,8 @@
 
 import torch
 
+from s2f.dataloader import Careful, Item, Key, Order
 from s2f.errors import DatasetError
-from s2f.feed import Careful, Item, Key, Order
 
 
 def test_every_epoch_is_a_permutation() -> None:

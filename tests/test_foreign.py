@@ -27,9 +27,9 @@ from foreign_files import (
     write_legacy,
 )
 
-from s2f import checkpoint, foreign
+from s2f import checkpoint, foreign_weights
 from s2f.errors import CheckpointError
-from s2f.foreign import Weights, inspect, read
+from s2f.foreign_weights import Weights, inspect, read_foreign
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def state() -> dict[str, Any]:
 
 def test_keras_weights_come_over(tmp_path: Path) -> None:
     layers = some_layers(3)
-    weights = read(write_legacy(tmp_path / "w.bin", layers, keras_version=b"2.1", backend=b"jax"))
+    weights = read_foreign(
+        write_legacy(tmp_path / "w.bin", layers, keras_version=b"2.1", backend=b"jax")
+    )
     assert (weights.kind, weights.order) == ("keras", tuple(layers))
     assert weights.values == {"backend": "jax", "keras_version": "2.1"}
     for layer, arrays in layers.items():
@@ -52,7 +54,7 @@ def test_keras_weights_come_over(tmp_path: Path) -> None:
 
 def test_torch_weights_come_over(tmp_path: Path, state: dict[str, Any]) -> None:
     torch.save({"model_state_dict": state, "epoch": 7}, tmp_path / "w.pth.tar")
-    weights = read(tmp_path / "w.pth.tar")
+    weights = read_foreign(tmp_path / "w.pth.tar")
     assert (weights.kind, weights.order, weights.values) == ("torch", (), {"epoch": 7})
     assert list(weights.tensors) == list(state)
     for name, tensor in state.items():
@@ -61,7 +63,7 @@ def test_torch_weights_come_over(tmp_path: Path, state: dict[str, Any]) -> None:
 
 def test_the_values_outlive_the_file_and_may_be_changed(tmp_path: Path) -> None:
     path = write_legacy(tmp_path / "w.h5", some_layers(2))
-    weights = read(path)
+    weights = read_foreign(path)
     path.unlink()
     weights.tensors["a_dense/bias"].fill_(3)
     assert weights.tensors["a_dense/bias"].tolist() == [3, 3]
@@ -70,10 +72,10 @@ def test_the_values_outlive_the_file_and_may_be_changed(tmp_path: Path) -> None:
 def test_nothing_temporary_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    read(write_legacy(tmp_path / "w.h5", some_layers(2)))
+    read_foreign(write_legacy(tmp_path / "w.h5", some_layers(2)))
     inspect(tmp_path / "w.h5")
     with pytest.raises(CheckpointError):
-        read(write_legacy(tmp_path / "v.h5", {"a": {"a/b": np.float32("nan")}}))
+        read_foreign(write_legacy(tmp_path / "v.h5", {"a": {"a/b": np.float32("nan")}}))
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -85,7 +87,7 @@ def test_inspecting_lists_what_reading_gives(tmp_path: Path, state: dict[str, An
         tmp_path / "w.pt",
     ]
     for path in paths:
-        found, weights = inspect(path), read(path)
+        found, weights = inspect(path), read_foreign(path)
         assert (found.path, found.kind, found.values) == (path, weights.kind, weights.values)
         assert [(t.name, t.dtype, t.shape) for t in found.tensors] == [
             (name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
@@ -106,7 +108,7 @@ def test_inspecting_a_checkpoint_of_ours_gives_its_header(models: Path) -> None:
 
 def test_inspecting_reads_no_values(tmp_path: Path) -> None:
     path = write_legacy(tmp_path / "w.h5", {"a": {"a/b": np.array([np.nan], np.float32)}})
-    assert inspect(path).tensors == (foreign.TensorInfo("a/bias", "float32", (1,)),)
+    assert inspect(path).tensors == (foreign_weights.TensorInfo("a/bias", "float32", (1,)),)
 
 
 def test_a_safetensors_file_of_others_is_listed_and_not_converted(tmp_path: Path) -> None:
@@ -116,9 +118,9 @@ def test_a_safetensors_file_of_others_is_listed_and_not_converted(tmp_path: Path
     safetensors.torch.save_file({"a": torch.ones(2, dtype=torch.float16)}, path, {"by": "me"})
     found = inspect(path)
     assert (found.kind, found.values) == ("safetensors", {"by": "me"})
-    assert found.tensors == (foreign.TensorInfo("a", "float16", (2,)),)
+    assert found.tensors == (foreign_weights.TensorInfo("a", "float16", (2,)),)
     with pytest.raises(CheckpointError, match="no foreign weights"):
-        read(path)
+        read_foreign(path)
 
 
 @pytest.mark.parametrize("header", ["[]", "{}", '{"kind": 3}', "{", "[" * 100_000])
@@ -229,7 +231,7 @@ def refusal(job: Any, path: Path) -> str:
 def test_wrong_files_are_refused_in_time(tmp_path: Path, kind: str) -> None:
     make, said = WRONG[kind]
     make(tmp_path / "w.h5")  # for most of them a false name
-    assert re.search(said, refusal(read, tmp_path / "w.h5"))
+    assert re.search(said, refusal(read_foreign, tmp_path / "w.h5"))
 
 
 @pytest.mark.parametrize("kind", ["empty", "terabytes", "a bomb", "an archive that runs code"])
@@ -249,9 +251,9 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 def peak_megabytes(reader: str, path: Path) -> int:
     """Read a file in a confined process whose parent is tiny; returns the most it ever took."""
     with tempfile.TemporaryDirectory() as folder:
-        size = path.stat().st_size // 2**20 + 1 if reader == "s2f.torch_file" else 0
-        request = json.dumps([reader, str(path), folder, True, foreign.MEGABYTES + size, 9])
-        command = [sys.executable, "-c", PEAK, "-P", "-m", "s2f.confined", request]
+        size = path.stat().st_size // 2**20 + 1 if reader == "s2f.foreign_weights" else 0
+        request = json.dumps([reader, str(path), folder, True, foreign_weights.MEGABYTES + size, 9])
+        command = [sys.executable, "-c", PEAK, "-P", "-m", "s2f.foreign_weights", request]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
@@ -261,7 +263,7 @@ def base_megabytes(reader: str) -> int:
     """What reading next to nothing takes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "w")
-        if reader == "s2f.keras_file":
+        if reader == "s2f.foreign_weights":
             write_legacy(path, some_layers(2))
         else:
             torch.save({"a": torch.ones(2)}, path)
@@ -272,11 +274,11 @@ def base_megabytes(reader: str) -> int:
 @pytest.mark.parametrize(
     ("reader", "make"),
     [
-        ("s2f.keras_file", terabytes),
-        ("s2f.keras_file", chunked_bomb),
-        ("s2f.torch_file", bomb),
-        ("s2f.torch_file", greedy),
-        ("s2f.torch_file", canary_archive),
+        ("s2f.foreign_weights", terabytes),
+        ("s2f.foreign_weights", chunked_bomb),
+        ("s2f.foreign_weights", bomb),
+        ("s2f.foreign_weights", greedy),
+        ("s2f.foreign_weights", canary_archive),
     ],
 )
 def test_a_wrong_file_takes_half_a_gigabyte_at_most(tmp_path: Path, reader: str, make: Any) -> None:
@@ -306,11 +308,11 @@ def test_a_full_size_file_is_read_in_seconds_and_little_memory(
     assert peak_megabytes(f"s2f.{kind}_file", path) < 512
     start = time.monotonic()
     if last == 1:
-        weights: Weights = read(path)
+        weights: Weights = read_foreign(path)
         assert time.monotonic() - start < 10
         for name, array in arrays.items():
             assert np.array_equal(weights.tensors[f"{name}/kernel"].numpy(), array)
     else:
         with pytest.raises(CheckpointError, match="'fc8/kernel' holds values that are no numbers"):
-            read(path)
+            read_foreign(path)
         assert time.monotonic() - start < 10

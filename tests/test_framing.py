@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from s2f import framing
-from s2f.framing import Cut
+from s2f import face_detection
+from s2f.face_detection import Cut
 
 POINTS = np.random.default_rng(0).uniform(-300, 300, (68, 2))
 turns = st.floats(-3.1, 3.1)
@@ -48,9 +48,9 @@ def test_framing_puts_the_eyes_in_their_place(zoom: float, turn: float, x: float
     left, right = (points[k : k + 6].mean(0) for k in (36, 42))
     if np.linalg.norm(right - left) < 1:
         with pytest.raises(ValueError, match="pixels apart"):
-            framing.framed(points, 224)
+            face_detection.framed(points, 224)
         return
-    framed = framing.framed(points, 224).to_cut(np.stack([left, right]))
+    framed = face_detection.framed(points, 224).to_cut(np.stack([left, right]))
     wanted = 224 * np.array([[0.5023 - 0.2677 / 2, 0.4703], [0.5023 + 0.2677 / 2, 0.4703]]) - 0.5
     np.testing.assert_allclose(framed, wanted, atol=1e-3)
 
@@ -102,7 +102,7 @@ def test_a_cut_that_misses_the_photo_has_the_colour_of_the_nearest_corner(origin
 
 
 def test_a_box_lies_in_the_middle_and_takes_its_share() -> None:
-    cut = framing.around(np.array([100, 50, 140, 70]), 200, 0.5, cmath.rect(1, 0.3))
+    cut = face_detection.around(np.array([100, 50, 140, 70]), 200, 0.5, cmath.rect(1, 0.3))
     np.testing.assert_allclose(cut.to_cut(np.array([[119.5, 59.5]])), [[99.5, 99.5]])
     assert abs(cut.zoom) * 100 == pytest.approx(40)
 
@@ -113,5 +113,5 @@ def test_points_are_squashed_like_the_photo() -> None:
     photo.putpixel((70, 20), (255, 0, 0))
     small = np.asarray(photo.resize((50, 50), Image.Resampling.BOX), float)[..., 0]
     seen = (small[..., None] * grid(50, 50)).sum((0, 1)) / small.sum()
-    np.testing.assert_allclose(framing.squashed(dot, (100, 300), 50)[0], seen, atol=0.5)
-    np.testing.assert_allclose(framing.squashed(dot, (100, 300), 50), [[34.75, 2.9166667]])
+    np.testing.assert_allclose(face_detection.squashed(dot, (100, 300), 50)[0], seen, atol=0.5)
+    np.testing.assert_allclose(face_detection.squashed(dot, (100, 300), 50), [[34.75, 2.9166667]])

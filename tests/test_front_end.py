@@ -1,4 +1,4 @@
-"""Tests of s2f.front_end; each expected value says where it comes from."""
+"""Tests of s2f.spectrogram; each expected value says where it comes from."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2f.decoding import SAMPLE_RATE
-from s2f.front_end import FRONT_ENDS, FrontEnd, spectrogram
+from s2f.audio import SAMPLE_RATE
+from s2f.spectrogram import FRONT_ENDS, FrontEnd, spectrogram
 
 REPOSITORY = Path(__file__).parents[1]
 

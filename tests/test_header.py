@@ -7,8 +7,8 @@ import pytest
 from test_architecture import imported_by
 
 from s2f import checkpoint
+from s2f.checkpoint import FIELDS, hash_file, read_facts, read_header, verify
 from s2f.errors import CheckpointError
-from s2f.header import FIELDS, hash_file, read_facts, read_header, verify
 
 
 def test_a_header_says_what_the_whole_checkpoint_says(models: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: object, messa
 
 def test_reading_a_header_does_not_import_torch(models: Path) -> None:
     path = models / "demo/face_encoder.safetensors"
-    code = "from pathlib import Path; from s2f.header import read_header\n"
+    code = "from pathlib import Path; from s2f.checkpoint import read_header\n"
     code += f"read_header(Path({str(path)!r}), 'face_encoder')"
     assert not {"torch", "numpy", "safetensors"} & imported_by(code)
 

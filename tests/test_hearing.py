@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import noise
 
-from s2f import hearing
-from s2f.decoding import SAMPLE_RATE
-from s2f.front_end import FRONT_ENDS, FrontEnd, spectrogram
+from s2f import visualize
+from s2f.audio import SAMPLE_RATE
+from s2f.spectrogram import FRONT_ENDS, FrontEnd, spectrogram
 
 KINDS = sorted(FRONT_ENDS)
 
@@ -19,9 +19,11 @@ def tone(hertz: float, seconds: float = 2) -> torch.Tensor:
 
 def drawn(waveform: torch.Tensor, front_end: FrontEnd) -> np.ndarray:
     """The lightness of the plot, [h w]."""
-    picture = hearing.draw(spectrogram(waveform[None], front_end)[0].numpy(), front_end)
-    width, height = hearing.PLOT
-    box = (hearing.LEFT, hearing.TOP, hearing.LEFT + width, hearing.TOP + height)
+    picture = visualize.draw_spectrogram(
+        spectrogram(waveform[None], front_end)[0].numpy(), front_end
+    )
+    width, height = visualize.PLOT
+    box = (visualize.LEFT, visualize.TOP, visualize.LEFT + width, visualize.TOP + height)
     return np.asarray(picture.crop(box).convert("L"), np.float64)
 
 
@@ -29,7 +31,7 @@ def drawn(waveform: torch.Tensor, front_end: FrontEnd) -> np.ndarray:
 @pytest.mark.parametrize("hertz", [300, 1000, 3000, 6000])
 def test_a_tone_is_lightest_where_its_pitch_is_written(kind: str, hertz: int) -> None:
     front_end = FRONT_ENDS[kind]
-    height = hearing.PLOT[1]
+    height = visualize.PLOT[1]
     lightest = height - 0.5 - drawn(tone(hertz), front_end).mean(axis=1).argmax()
     wanted = (front_end.row(hertz) + 0.5) / front_end.n_freqs * height
     assert lightest == pytest.approx(wanted, abs=3)
@@ -47,8 +49,11 @@ def test_time_goes_to_the_right(kind: str) -> None:
 @pytest.mark.parametrize("seconds", [0.5, 60])
 def test_every_length_gives_a_picture_of_one_size(kind: str, seconds: float) -> None:
     columns = spectrogram(torch.from_numpy(noise(seconds))[None], FRONT_ENDS[kind])[0].numpy()
-    assert hearing.draw(columns, FRONT_ENDS[kind]).size == (530, 258)
+    assert visualize.draw_spectrogram(columns, FRONT_ENDS[kind]).size == (530, 258)
 
 
 def test_what_does_not_sound_is_drawn_all_the_same() -> None:
-    assert hearing.draw(np.zeros((1, 128, 100), np.float32), FRONT_ENDS["ast"]).mode == "RGB"
+    assert (
+        visualize.draw_spectrogram(np.zeros((1, 128, 100), np.float32), FRONT_ENDS["ast"]).mode
+        == "RGB"
+    )

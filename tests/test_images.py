@@ -372,7 +372,7 @@ def test_damaged_exif_is_read_or_refused(tmp_path: Path) -> None:
             assert str(path) in str(error)
 
 
-@pytest.mark.parametrize("module", ["s2f.images", "s2f.framing"])
+@pytest.mark.parametrize("module", ["s2f.images", "s2f.face_detection"])
 def test_looking_at_photos_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,12 +12,11 @@ import torch
 from conftest import FRONT_END, noise, write_speech
 from PIL import Image
 
-import s2f.infer
-from s2f import Face, SpeechToFace, Waveform, decoding
-from s2f.alignment import open_face
-from s2f.catalogue import choose
-from s2f.checkpoint import load_model
+import s2f.pipeline
+from s2f import Face, SpeechToFace, Waveform, audio
+from s2f.checkpoint import choose, load_model
 from s2f.errors import AudioError, CheckpointError, DeviceError, ImageError, UsageError
+from s2f.face_detection import open_face
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -56,11 +55,11 @@ def test_a_face_comes_in_two_steps_as_in_one(
 
 def test_speech_may_be_a_file_a_stream_or_an_array(model: SpeechToFace, tmp_path: Path) -> None:
     samples = noise(2)
-    soundfile.write(tmp_path / "a.wav", samples, decoding.SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "a.wav", samples, audio.SAMPLE_RATE, subtype="FLOAT")
     wanted = model.generate(tmp_path / "a.wav").embedding
     with (tmp_path / "a.wav").open("rb") as stream:
         np.testing.assert_array_equal(model.generate(stream).embedding, wanted)
-    array = Waveform(samples, decoding.SAMPLE_RATE)
+    array = Waveform(samples, audio.SAMPLE_RATE)
     np.testing.assert_array_equal(model.generate(array).embedding, wanted)
 
 
@@ -162,7 +161,7 @@ def test_threads_change_no_bit() -> None:
 def test_longer_speech_averages_the_embeddings_of_its_clips(model: SpeechToFace) -> None:
     # Parts of equal loudness, or normalising the whole would not be normalising each.
     parts = [noise(1, seed) for seed in (1, 2, 3)]
-    waves = [Waveform(part, decoding.SAMPLE_RATE) for part in (*parts, np.concatenate(parts))]
+    waves = [Waveform(part, audio.SAMPLE_RATE) for part in (*parts, np.concatenate(parts))]
     faces = [model.generate(wave) for wave in waves]
     assert faces[3].clips == 3
     mean = np.mean([face.embedding for face in faces[:3]], axis=0)
@@ -269,7 +268,7 @@ def test_a_broken_recording_is_refused(model: SpeechToFace, tmp_path: Path) -> N
 
 def test_the_examples_of_the_interface_are_true(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    result = doctest.testmod(s2f.infer)
+    result = doctest.testmod(s2f.pipeline)
     assert result.attempted >= 8 and not result.failed
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from s2f.errors import DatasetError, OutputError, UsageError
-from s2f.journal import Journal
-from s2f.listing import File
+from s2f.files import File
+from s2f.prep import Journal
 
 A, B = File("a.wav", 10, 111), File("b.wav", 20, 222)
 SETTINGS = {"rate": 16000}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from foreign_files import Layers, mutate, some_layers, write_layers, write_legacy
 
-from s2f import foreign, keras_file, workers
+from s2f import foreign_weights, prep
 from s2f.errors import CheckpointError, S2FError, WorkerError
-from s2f.unpacked import DATA
+from s2f.foreign_weights import DATA
 
 CONVS = ["conv2d", *(f"conv2d_{k}" for k in range(1, 12))]
 Found = dict[str, np.ndarray]
@@ -23,7 +23,7 @@ def unpack(path: Path) -> tuple[dict[str, Any], Found]:
     """Read a file in this process; returns what is told and the arrays by name."""
     folder = path.with_suffix(".out")
     folder.mkdir()
-    told = keras_file.unpack(path, folder, True)
+    told = foreign_weights.unpack_keras(path, folder, True)
     data = (folder / DATA).read_bytes()
     arrays = {
         name: np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
@@ -257,7 +257,7 @@ def read_mutated(name: str, original: bytes, seed: int, folder: str) -> str:
     path.write_bytes(mutate(original, seed))
     (Path(folder) / name).mkdir()
     try:
-        keras_file.unpack(path, Path(folder) / name, True)
+        foreign_weights.unpack_keras(path, Path(folder) / name, True)
     except (S2FError, OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError):
         return "refused"
     return "read"
@@ -269,13 +269,13 @@ def test_damaged_files_are_refused_even_where_they_crash_the_reader(
 ) -> None:
     original = write(tmp_path / "w.h5", some_layers(3)).read_bytes()
     items = [(f"m{seed}", original, seed, str(tmp_path)) for seed in range(200)]
-    came = dict(workers.run(read_mutated, items, workers=2, seconds=10))
+    came = dict(prep.run_in_workers(read_mutated, items, workers=2, seconds=10))
     crashed = [seed for seed, result in came.items() if isinstance(result, WorkerError)]
     assert [came[seed] for seed in range(200)].count("refused") > 50
     assert len(crashed) < 10  # HDF5 has such bugs; these are why it runs in a process of its own
     for seed in crashed:
         with pytest.raises(CheckpointError, match=f"{seed}.h5: "):
-            foreign.read(tmp_path / f"{seed}.h5")
+            foreign_weights.read_foreign(tmp_path / f"{seed}.h5")
 
 
 KERAS = """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from s2f.landmark_finder import REACH, LandmarkFinder
+from s2f.appearance_model import REACH, LandmarkFinder
 
 CHANNELS = (4, 4, 8, 8, 8, 8, 8)
 SIZE = 32  # of the pictures; the maps are a quarter of it

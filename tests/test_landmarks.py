@@ -43,6 +43,6 @@ def test_the_map_commutes_with_moving_and_scaling_the_face() -> None:
 
 def test_drawing_marks_the_points_and_leaves_the_face_alone() -> None:
     face = Image.new("RGB", (224, 224), (10, 10, 10))
-    overlay = landmarks.draw(face, np.full((68, 2), 100.0))
+    overlay = landmarks.draw_landmarks(face, np.full((68, 2), 100.0))
     assert face.getpixel((100, 100)) == (10, 10, 10)
     assert overlay.getpixel((100, 100)) == (255, 80, 60)

@@ -6,7 +6,7 @@ import pytest
 
 from s2f import layout
 from s2f.errors import DatasetError, ImageError
-from s2f.layout import Face
+from s2f.layout import FaceFiles
 
 
 def touch(*paths: Path) -> None:
@@ -54,7 +54,7 @@ def test_speakers_come_with_recordings_and_faces(tmp_path: Path) -> None:
     (speaker,), left_out = layout.speakers(tmp_path)
     assert speaker.identity == "s" and not any(left_out.values())
     assert speaker.audios == ("s/audios/0.npy", "s/audios/v/1.npy")
-    assert speaker.faces == (Face("s/images/f", "s/images/f.jpg", None),)
+    assert speaker.faces == (FaceFiles("s/images/f", "s/images/f.jpg", None),)
 
 
 def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import CPU, LineTask, config
 
-from s2f.learner import MEASURED, Learner, undisturbed
-from s2f.ranks import ALONE, Ranks
-from s2f.run import Run
-from s2f.watch import Watch
+from s2f.distributed import ALONE, Ranks
+from s2f.run_dir import Run
+from s2f.train import MEASURED, Learner, Watch, undisturbed
 
 
 @given(n=st.integers(0, 300))

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trees import contents, grow
 
-from s2f import links
+from s2f import files
 from s2f.errors import InputError, OutputError, UsageError
-from s2f.links import Folder, Link, place, place_all
+from s2f.files import Folder, Link, place_all, place_file
 
 HOSTILE = (
     "a\nb",
@@ -45,23 +45,23 @@ def test_a_placed_file_has_the_bytes_and_is_kept(link: Link, name: str, tmp_path
 def test_a_file_behind_a_link_is_placed_itself(link: Link, tmp_path: Path) -> None:
     grow(tmp_path, ["a"])
     (tmp_path / "link").symlink_to("a")
-    place(str(tmp_path / "link"), str(tmp_path / "out/a"), link)
+    place_file(str(tmp_path / "link"), str(tmp_path / "out/a"), link)
     assert (tmp_path / "out/a").read_bytes() == b"a"
     assert (tmp_path / "out/a").is_symlink() == (link is Link.SYMLINK)
-    assert not place(str(tmp_path / "link"), str(tmp_path / "out/a"), link)
+    assert not place_file(str(tmp_path / "link"), str(tmp_path / "out/a"), link)
 
 
 def test_a_hard_link_is_the_same_file_and_a_copy_is_not(tmp_path: Path) -> None:
     grow(tmp_path, ["a"])
     for link in (Link.HARD, Link.COPY):
-        place(str(tmp_path / "a"), str(tmp_path / link), link)
+        place_file(str(tmp_path / "a"), str(tmp_path / link), link)
     assert (tmp_path / "a").samefile(tmp_path / "hard")
     assert not (tmp_path / "a").samefile(tmp_path / "copy")
 
 
 def test_symlinks_survive_moving_both_trees(tmp_path: Path) -> None:
     grow(tmp_path, ["here/in/a"])
-    place(str(tmp_path / "here/in/a"), str(tmp_path / "here/out/b/a"), Link.SYMLINK)
+    place_file(str(tmp_path / "here/in/a"), str(tmp_path / "here/out/b/a"), Link.SYMLINK)
     (tmp_path / "here").rename(tmp_path / "there")
     assert (tmp_path / "there/out/b/a").read_bytes() == b"here/in/a"
 
@@ -71,7 +71,7 @@ def test_what_is_older_than_its_source_is_replaced(link: Link, tmp_path: Path) -
     grow(tmp_path, ["a", "out/a"], b"old")
     os.utime(tmp_path / "out/a", (1, 1))
     (tmp_path / "a").write_bytes(b"new")
-    assert place(str(tmp_path / "a"), str(tmp_path / "out/a"), link)
+    assert place_file(str(tmp_path / "a"), str(tmp_path / "out/a"), link)
     assert contents(tmp_path / "out") == {"a": b"new"}
 
 
@@ -109,7 +109,7 @@ def test_a_file_system_that_refuses_hard_links_is_named_with_the_cure(
     monkeypatch.setattr(os, "link", refuse)
     grow(tmp_path, ["a"])
     with pytest.raises(OutputError) as caught:
-        place(str(tmp_path / "a"), str(tmp_path / "out/a"), Link.HARD)
+        place_file(str(tmp_path / "a"), str(tmp_path / "out/a"), Link.HARD)
     assert "--link copy" in (caught.value.hint or "")
 
 
@@ -122,7 +122,7 @@ def test_a_copy_that_breaks_off_leaves_nothing(
     grow(tmp_path, ["a"])
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="No space"):
-        place(str(tmp_path / "a"), str(tmp_path / "out/a"), Link.COPY)
+        place_file(str(tmp_path / "a"), str(tmp_path / "out/a"), Link.COPY)
     assert contents(tmp_path / "out") == {}
 
 
@@ -130,13 +130,13 @@ def test_an_output_inside_its_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     for tree, out in [("", ""), ("", "out"), ("tree", ""), ("link", "out")]:
         with pytest.raises(UsageError, match="overlaps"):
-            links.refuse_overlap(tmp_path / tree, tmp_path / out)
-    links.refuse_overlap(tmp_path / "a", tmp_path / "ab")
+            files.refuse_overlap(tmp_path / tree, tmp_path / out)
+    files.refuse_overlap(tmp_path / "a", tmp_path / "ab")
 
 
 def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gone"):
-        place(str(tmp_path / "gone"), str(tmp_path / "out"), Link.HARD)
+        place_file(str(tmp_path / "gone"), str(tmp_path / "out"), Link.HARD)
 
 
 @given(st.integers(0, 1000))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from s2f import listing
+from s2f import files
 from s2f.errors import AudioError, DatasetError
 
 
@@ -20,13 +20,13 @@ def wants(name: str) -> bool:
 
 
 def paths(folder: Path, **options: Path) -> list[str]:
-    return [file.path for file in listing.files(folder, wants, **options)]
+    return [file.path for file in files.files(folder, wants, **options)]
 
 
 def test_files_come_sorted_with_size_and_time(tmp_path: Path) -> None:
     write(tmp_path / "b/2.a", tmp_path / "b/10.a", tmp_path / "a.a", tmp_path / "b.a")
-    found = listing.files(tmp_path, wants)
-    assert list(listing.names(tmp_path, wants)) == [file.path for file in found]
+    found = files.files(tmp_path, wants)
+    assert list(files.names(tmp_path, wants)) == [file.path for file in found]
     assert [file.path for file in found] == ["a.a", "b/10.a", "b/2.a", "b.a"]
     assert {file.size for file in found} == {3}
     assert found[0].mtime_ns == (tmp_path / "a.a").stat().st_mtime_ns
@@ -37,7 +37,7 @@ def test_hidden_files_and_what_macs_add_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "z").mkdir()
     (tmp_path / "y").symlink_to(tmp_path / "z")
     assert paths(tmp_path) == []
-    assert listing.folders(tmp_path) == ["y", "z"]
+    assert files.folders(tmp_path) == ["y", "z"]
 
 
 def test_a_folder_can_be_left_out(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "gone.a").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe.a")
-    assert [(file.path, file.size) for file in listing.files(tmp_path, wants)] == [
+    assert [(file.path, file.size) for file in files.files(tmp_path, wants)] == [
         ("gone.a", -1),
         ("pipe.a", -1),
     ]
@@ -72,13 +72,13 @@ def test_names_that_are_no_text_are_listed(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     write(tmp_path / "x.a")
     with pytest.raises(DatasetError, match=r"x\.a: cannot be listed"):
-        listing.files(tmp_path / "x.a", wants)
+        files.files(tmp_path / "x.a", wants)
 
 
 def test_finding_keeps_files_as_given_and_searches_folders(tmp_path: Path) -> None:
     write(tmp_path / "x/1.a", tmp_path / "x/2.a", tmp_path / "odd.txt")
     given = [tmp_path / "odd.txt", tmp_path / "x/2.a", tmp_path / "x"]
-    found = listing.find(given, wants, "recordings", AudioError)
+    found = files.find_files(given, wants, "recordings", AudioError)
     assert found == [tmp_path / "odd.txt", tmp_path / "x/2.a", tmp_path / "x/1.a"]
 
 
@@ -88,4 +88,4 @@ def test_finding_keeps_files_as_given_and_searches_folders(tmp_path: Path) -> No
 def test_finding_nothing_is_an_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match=f"{name}: {message}"):
-        listing.find([tmp_path / name], wants, "recordings", AudioError)
+        files.find_files([tmp_path / name], wants, "recordings", AudioError)

@@ -1,4 +1,4 @@
-"""Tests of s2f.log_mel; each expected value says where it comes from."""
+"""Tests of s2f.spectrogram; each expected value says where it comes from."""
 
 import itertools
 import json
@@ -12,20 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2f.errors import DatasetError
-from s2f.front_end import FrontEnd, spectrogram
-from s2f.log_mel import LogMelStats, Moments, moments, read_stats, write_stats
+from s2f.spectrogram import (
+    FrontEnd,
+    LogMelStats,
+    RunningMoments,
+    moments,
+    read_stats,
+    spectrogram,
+    write_stats,
+)
 
 numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
 
 
-def moments_of(values: list[float]) -> Moments:
+def moments_of(values: list[float]) -> RunningMoments:
     x = np.array(values)
-    return Moments(x.size, float(x.mean()), float(((x - x.mean()) ** 2).sum()))
+    return RunningMoments(x.size, float(x.mean()), float(((x - x.mean()) ** 2).sum()))
 
 
 @given(parts=st.lists(numbers, min_size=1, max_size=5))
 def test_the_sum_of_moments_is_the_moments_of_all_numbers(parts):
-    total = sum(map(moments_of, parts), start=Moments())
+    total = sum(map(moments_of, parts), start=RunningMoments())
     expected = moments_of(list(itertools.chain(*parts)))
     assert total.count == expected.count
     assert total.mean == pytest.approx(expected.mean, abs=1e-9)
@@ -53,11 +60,11 @@ def test_blocks_measure_as_the_whole_does(n, cuts):
 
 
 def test_less_than_a_frame_counts_nothing():
-    assert moments([noise(1)[:399]]) == Moments()
+    assert moments([noise(1)[:399]]) == RunningMoments()
 
 
 def test_statistics_survive_their_file(tmp_path):
-    written = write_stats(tmp_path / "a/stats.json", Moments(256, -6.5, 1024.0), files=3)
+    written = write_stats(tmp_path / "a/stats.json", RunningMoments(256, -6.5, 1024.0), files=3)
     assert written == LogMelStats(mean=-6.5, std=2.0, frames=2, files=3)
     assert read_stats(tmp_path / "a/stats.json") == written
 
@@ -76,7 +83,7 @@ def changed(**values: object) -> str:
 
 
 def test_the_file_says_what_it_is_of(tmp_path):
-    write_stats(tmp_path / "stats.json", Moments(128, -6.0, 512.0), files=1)
+    write_stats(tmp_path / "stats.json", RunningMoments(128, -6.0, 512.0), files=1)
     assert json.loads((tmp_path / "stats.json").read_text()) == json.loads(changed())
 
 

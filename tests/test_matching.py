@@ -8,8 +8,7 @@ from trees import grow
 
 from s2f.audio import is_voice
 from s2f.errors import DatasetError
-from s2f.matching import Found, find, is_face, join
-from s2f.meta import People
+from s2f.pair import Found, MetaPeople, find_people, is_face_file, match_people
 
 
 def labels(found: list[Found]) -> dict[str | None, set[str]]:
@@ -37,7 +36,7 @@ def test_a_path_names_the_person(
 ) -> None:
     grow(tmp_path / "tree", [path])
     people = read(tmp_path, VOX1, FULL_VOX2)
-    assert labels(find(tmp_path / "tree", "voice", people)) == {label: {f"{inside}|{name}"}}
+    assert labels(find_people(tmp_path / "tree", "voice", people)) == {label: {f"{inside}|{name}"}}
 
 
 @pytest.mark.parametrize(
@@ -50,35 +49,35 @@ def test_a_path_names_the_person(
 )
 def test_faces_are_found_below_any_levels(path: str, label: str, tmp_path: Path) -> None:
     grow(tmp_path, [path])
-    assert set(labels(find(tmp_path, "face", People()))) == {label}
+    assert set(labels(find_people(tmp_path, "face", MetaPeople()))) == {label}
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "1.PNG", "1_landmarks.npy", "1_embedding.npy"])
 def test_what_belongs_to_a_face_is_no_voice(name: str) -> None:
-    assert is_face(name)
+    assert is_face_file(name)
     assert not is_voice(name)
 
 
 @pytest.mark.parametrize("name", ["1.wav", "1.M4A", "1.npy", "1.mp4"])
 def test_recordings_and_arrays_are_voices(name: str) -> None:
     assert is_voice(name)
-    assert not is_face(name)
+    assert not is_face_file(name)
 
 
 def test_a_tree_without_files_of_a_kind_is_refused(tmp_path: Path) -> None:
     grow(tmp_path, ["ann/1.jpg"])
     with pytest.raises(DatasetError, match="no voice"):
-        find(tmp_path, "voice", People())
+        find_people(tmp_path, "voice", MetaPeople())
 
 
-def why(tmp_path: Path, faces: list[str], voices: list[str], people: People) -> dict[str, str]:
+def why(tmp_path: Path, faces: list[str], voices: list[str], people: MetaPeople) -> dict[str, str]:
     grow(tmp_path / "faces", [f"{name}/1.jpg" for name in faces])
     grow(tmp_path / "voices", [f"{name}/1.wav" for name in voices])
     found = [
-        *find(tmp_path / "faces", "face", people),
-        *find(tmp_path / "voices", "voice", people),
+        *find_people(tmp_path / "faces", "face", people),
+        *find_people(tmp_path / "voices", "voice", people),
     ]
-    return {f"{one.kind} {one.name}": one.why for one in join(found, people)[1]}
+    return {f"{one.kind} {one.name}": one.why for one in match_people(found, people)[1]}
 
 
 def test_every_folder_that_is_left_out_has_its_reason(tmp_path: Path) -> None:
@@ -104,13 +103,13 @@ def test_a_name_of_several_people_is_nobodys(tmp_path: Path) -> None:
 
 
 def test_spellings_without_a_meta_file_are_joined_only_across_the_trees(tmp_path: Path) -> None:
-    assert why(tmp_path / "a", ["José"], ["Jose"], People()) == {}
-    reasons = why(tmp_path / "b", ["José", "Ann"], ["Jose", "José", "Ann"], People())
+    assert why(tmp_path / "a", ["José"], ["Jose"], MetaPeople()) == {}
+    reasons = why(tmp_path / "b", ["José", "Ann"], ["Jose", "José", "Ann"], MetaPeople())
     assert set(reasons) == {"face José", "voice Jose", "voice José"}
     assert all("ambiguous" in reason for reason in reasons.values())
 
 
 def test_a_name_that_is_not_text_is_left_out_with_its_reason(tmp_path: Path) -> None:
-    reasons = why(tmp_path, ["\udce9", "ann"], ["\udce9", "ann"], People())
+    reasons = why(tmp_path, ["\udce9", "ann"], ["\udce9", "ann"], MetaPeople())
     assert set(reasons) == {"face \udce9", "voice \udce9"}
     assert all("not text" in reason for reason in reasons.values())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from s2f import meta
+from s2f import pair
 from s2f.errors import DatasetError
 
 # The dialects, as FACTS and the datasets' own files have them; digits of ids and classes differ.
@@ -39,11 +39,11 @@ VGGFACE2 = (
 )
 
 
-def read(folder: Path, *texts: str) -> meta.People:
+def read(folder: Path, *texts: str) -> pair.MetaPeople:
     paths = [folder / f"{k}.csv" for k in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text, encoding="utf-8")
-    return meta.read(paths)
+    return pair.read_meta(paths)
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_meta_files_that_cannot_be_right_are_refused(
 
 
 def test_no_meta_file_knows_nobody() -> None:
-    assert meta.read([]).find("id10001") == ((), "transliterated")
+    assert pair.read_meta([]).find("id10001") == ((), "transliterated")

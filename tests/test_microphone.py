@@ -1,4 +1,4 @@
-"""Tests of s2f.microphone, with a module in the place of sounddevice.
+"""Tests of s2f.audio, with a module in the place of sounddevice.
 
 Assumed of the real one, as its source of version 0.5.6 has it: importing it raises OSError without
 PortAudio. `query_devices(kind="input")` gives a dict with `name` and `default_samplerate`, a float;
@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from s2f import audio
+from s2f.audio import record
 from s2f.errors import DependencyError, DeviceError, UsageError
-from s2f.microphone import record
 
 
 class PortAudioError(Exception):
@@ -154,7 +154,7 @@ def test_ctrl_c_closes_the_stream(monkeypatch):
 
 
 def test_the_module_imports_neither_sounddevice_nor_torch():
-    code = "import sys, s2f.microphone; print({'sounddevice', 'torch'} & set(sys.modules))"
+    code = "import sys, s2f.audio; print({'sounddevice', 'torch'} & set(sys.modules))"
     run = [sys.executable, "-c", code]
     done = subprocess.run(
         run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from s2f import layout
-from s2f.alignment import cut_face
 from s2f.errors import ImageError
+from s2f.face_detection import cut_face
 from s2f.images import load_face, open_photo
 
 REAL = Path(__file__).parents[2] / "shared/data/faces/001/neutral.jpg"

@@ -18,8 +18,7 @@ import soxr
 from PIL import Image
 from recordings import VOICES, real, write_av
 
-from s2f.audio import open_speech
-from s2f.decoding import SAMPLE_RATE
+from s2f.audio import SAMPLE_RATE, open_speech
 from s2f.errors import AudioError
 
 EXACT, LOSSY = 0.999, 0.97  # what keeps 16 bits or more; 8 bits, and codecs of music

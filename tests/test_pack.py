@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from conftest import noise, write_photo
 
-from s2f import checkpoint, layout, runtime
+from s2f import checkpoint, files, layout
 from s2f.audio import clips
 from s2f.errors import CheckpointError, DatasetError, UsageError
-from s2f.pack import PackReport, pack
-from s2f.packed import INDEX, Pack, read_index, verify
-from s2f.prep_embeddings import embeddings_step
+from s2f.pack import INDEX, Pack, PackReport, pack, read_index, verify_pack
+from s2f.prep_faces import embeddings_step
 
 CLIP = 1600  # samples: 0.1 s
 SECONDS = {"id0": (0.05, 0.1, 0.34), "id1": (0.16,), "id2": (0.2, 0.14)}
@@ -184,7 +183,7 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(
         assert re.search(message, found[path])
     assert [str(f.error) for f in again.failed] == [str(f.error) for f in report.failed]
     assert [p.name for p in read_index(tmp_path / "out/val").identities] == ["id2"]
-    assert not verify(tmp_path / "out").damaged
+    assert not verify_pack(tmp_path / "out").damaged
 
 
 def test_embeddings_of_another_face_encoder_are_refused(
@@ -222,7 +221,7 @@ def test_files_of_others_are_refused(tree: Path, tmp_path: Path, encoder: Path) 
         make(tree, tmp_path / "out", encoder)
     assert (tmp_path / "out/val/clips-00000.npy").read_bytes() == b"mine"
     make(tree, tmp_path / "out", encoder, overwrite=True)
-    assert not verify(tmp_path / "out").damaged
+    assert not verify_pack(tmp_path / "out").damaged
 
 
 @pytest.mark.parametrize("missing", ["audios", "images", "everything"])
@@ -247,7 +246,7 @@ def test_the_tree_itself_is_no_place_for_the_pack(tree: Path, encoder: Path, pla
 def test_the_half_of_an_index_that_a_killed_run_left_is_removed(
     tree: Path, tmp_path: Path, encoder: Path
 ) -> None:
-    with runtime.part(tmp_path / "out/train" / INDEX) as left:
+    with files.part(tmp_path / "out/train" / INDEX) as left:
         left.touch()
     (tmp_path / "out/train" / INDEX).rename(left)
     make(tree, tmp_path / "out", encoder)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2f import packed
+from s2f import pack
 from s2f.errors import DatasetError
-from s2f.packed import Pack, read_index, verify
+from s2f.pack import Pack, read_index, verify_pack
 
 
 def write_pack(folder: Path, clip_files: list, embedding_files: list, people: list) -> None:
@@ -23,13 +23,13 @@ def write_pack(folder: Path, clip_files: list, embedding_files: list, people: li
             path = folder / f"{table}-{k:05}.npy"
             np.save(path, array)
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            shards[table].append(packed.Shard(path.name, len(array), sha256))
-    index = packed.Index(
+            shards[table].append(pack.Shard(path.name, len(array), sha256))
+    index = pack.Index(
         clip_files[0].shape[1],
         embedding_files[0].shape[1],
         "space",
         1,
-        tuple(packed.Identity(*person) for person in people),
+        tuple(pack.Identity(*person) for person in people),
         tuple(shards["clips"]),
         tuple(shards["embeddings"]),
     )
@@ -62,11 +62,11 @@ def test_any_flipped_bit_is_found(flippable: Path, data: st.DataObject) -> None:
     changed[bit // 8] ^= 1 << bit % 8
     path.write_bytes(changed)
     try:
-        damaged = verify(flippable).damaged
+        damaged = verify_pack(flippable).damaged
         assert len(damaged) == 1 and str(path) in damaged[0].message
     finally:
         path.write_bytes(original)
-    assert not verify(flippable).damaged
+    assert not verify_pack(flippable).damaged
 
 
 def test_a_file_that_is_missing_or_short_is_found_at_once(flippable: Path) -> None:
@@ -78,15 +78,15 @@ def test_a_file_that_is_missing_or_short_is_found_at_once(flippable: Path) -> No
     path.unlink()
     with pytest.raises(DatasetError, match=r"clips-00001\.npy: is missing"):
         Pack(flippable / "train")
-    assert "clips-00001.npy: cannot be read" in verify(flippable).damaged[0].message
+    assert "clips-00001.npy: cannot be read" in verify_pack(flippable).damaged[0].message
     path.write_bytes(original)
 
 
 def test_an_unfinished_pack_and_none_are_told_apart(flippable: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="is no pack"):
-        verify(tmp_path)
+        verify_pack(tmp_path)
     (tmp_path / "embeddings-00000.npy").touch()
-    assert "it was not finished" in verify(tmp_path).damaged[0].message
+    assert "it was not finished" in verify_pack(tmp_path).damaged[0].message
     with pytest.raises(DatasetError, match="it was not finished"):
         Pack(tmp_path)
 

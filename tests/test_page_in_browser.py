@@ -19,7 +19,7 @@ from PIL import Image
 from recordings import write_av
 
 from s2f import SpeechToFace
-from s2f.alignment import installed_detector
+from s2f.face_detection import installed_detector
 
 CHROMIUM = shutil.which("chromium")
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]

@@ -8,7 +8,7 @@ from test_meta import FULL_VOX2, VGGFACE2, VOX1, VOX2_OFFICIAL
 from trees import contents, grow
 
 from s2f.errors import DatasetError, UsageError
-from s2f.links import Link
+from s2f.files import Link
 from s2f.pair import pair_identities
 from s2f.split import split_tree
 

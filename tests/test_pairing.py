@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2f.errors import UsageError
-from s2f.layout import Face, Speaker
-from s2f.pairing import left_out, pair, pair_speakers, some
+from s2f.layout import FaceFiles, Speaker
+from s2f.voice_data import left_out, pair, pair_speakers, some
 
 counts = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=6)
 mosts = st.none() | st.integers(1, 6)
@@ -78,7 +78,7 @@ def speaker(identity: str, audios: list[str], faces: list[str]) -> Speaker:
     return Speaker(
         identity,
         tuple(f"{identity}/audios/{name}.npy" for name in audios),
-        tuple(Face(f"{identity}/images/{name}", f"{name}.jpg", None) for name in faces),
+        tuple(FaceFiles(f"{identity}/images/{name}", f"{name}.jpg", None) for name in faces),
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch.nn import functional
 
-from s2f.parts import BLOCK_CHANNELS, LocalTexture, PartsCode, Windows
+from s2f.appearance_model import BLOCK_CHANNELS, LocalTexture, PartsCode, Windows
 
 GRIDS = [Windows(32, 1), Windows(32, 2), Windows(48, 3), Windows(28, 7)]
 WINDOWS = Windows(48, 3)  # of 32 x 32 pixels each

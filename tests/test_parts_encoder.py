@@ -12,11 +12,17 @@ from torch import nn
 from torch.nn import functional
 
 from s2f import face_decoder
+from s2f.appearance_model import (
+    CONFIGS,
+    LandmarkFinder,
+    PartsCode,
+    PartsEncoder,
+    PartsEncoderConfig,
+    Windows,
+    in_frame,
+)
 from s2f.face_encoder import batch_embedder
-from s2f.landmark_finder import LandmarkFinder
-from s2f.parts import PartsCode, Windows
-from s2f.parts_encoder import CONFIGS, PartsEncoder, PartsEncoderConfig, in_frame
-from s2f.preprocessing import PREPROCESSING
+from s2f.images import PREPROCESSING
 from s2f.warp import warp
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"

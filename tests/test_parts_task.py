@@ -13,15 +13,13 @@ from PIL import Image
 from task_checks import CPU, check_duplicates, check_gradients, check_learning, sample_batch
 from torch import nn
 
-from s2f import checkpoint, face_decoder, losses, parts_encoder
+from s2f import appearance_model, checkpoint, face_decoder, losses
+from s2f.appearance_model import PartsEncoder
 from s2f.checkpoint import Card
-from s2f.decoder_task import FaceDecoderTask
+from s2f.dataloader import Item, Key, load_batches
 from s2f.errors import DatasetError
-from s2f.feed import Item, Key, load
-from s2f.parts_encoder import PartsEncoder
-from s2f.parts_task import PartsEncoderTask
-from s2f.recipe import TrainConfig
-from s2f.train import train
+from s2f.train import TrainConfig, train
+from s2f.train_faces import FaceDecoderTask, PartsEncoderTask
 
 pytestmark = pytest.mark.usefixtures("presets")
 CARD = Card("tiny")
@@ -38,7 +36,7 @@ def batches_of(task: PartsEncoderTask) -> Callable[[int], Iterator[Item]]:
 
     def batches(k: int) -> Iterator[Item]:
         keys = [[Key(i, seed) for i in range(len(task.train_data))] for seed in range(k)]
-        for loaded in load(task.train_data, keys, CPU, workers=0, max_bad=0):
+        for loaded in load_batches(task.train_data, keys, CPU, workers=0, max_bad=0):
             assert loaded.items is not None
             yield loaded.items
 
@@ -139,7 +137,7 @@ def write_people(tree: Path, people: int, smiles: float) -> Path:
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks with three values a window."""
     monkeypatch.setitem(
-        parts_encoder.CONFIGS, "compact", dataclasses.replace(PARTS, embedding=16, axes=3)
+        appearance_model.CONFIGS, "compact", dataclasses.replace(PARTS, embedding=16, axes=3)
     )
     monkeypatch.setitem(
         face_decoder.CONFIGS, "compact", dataclasses.replace(DECODER, embedding=16, axes=3)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from test_architecture import imported_by
 
-from s2f import payload
-from s2f.payload import file_sha256, payload_sha256, read_contents, write
+from s2f import checkpoint
+from s2f.checkpoint import file_sha256, payload_sha256, read_contents, write_safetensors
 
 TENSORS = {
     "b": torch.arange(6).reshape(2, 3),
@@ -34,7 +34,7 @@ TENSORS = {
 
 def written(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
     file = io.BytesIO()
-    write(file, tensors, metadata)
+    write_safetensors(file, tensors, metadata)
     return file.getvalue()
 
 
@@ -66,7 +66,9 @@ def test_a_file_has_the_hash_of_its_tensors(tmp_path: Path) -> None:
         st.text(st.characters(exclude_categories=["Cs"]), max_size=5).filter(
             lambda name: name != "__metadata__"
         ),
-        st.tuples(st.sampled_from(sorted(payload._TYPES)), st.lists(st.integers(0, 3), max_size=3)),
+        st.tuples(
+            st.sampled_from(sorted(checkpoint._TYPES)), st.lists(st.integers(0, 3), max_size=3)
+        ),
         max_size=6,
     )
 )
@@ -79,7 +81,7 @@ def test_any_tensors_have_one_hash(
     }
     path = tmp_path_factory.getbasetemp() / "any"
     with path.open("wb") as file:
-        write(file, tensors, {})
+        write_safetensors(file, tensors, {})
     assert file_sha256(path) == payload_sha256(tensors)
     with path.open("rb") as file:
         contents = read_contents(file).tensors
@@ -91,7 +93,7 @@ def test_hashing_needs_a_small_buffer_and_tells_how_far_it_is(
 ) -> None:
     path = saved(tmp_path / "a", TENSORS)
     whole = file_sha256(path)
-    monkeypatch.setattr(payload, "_BUFFER", 5)
+    monkeypatch.setattr(checkpoint, "_BUFFER", 5)
     told: list[int] = []
     assert file_sha256(path, told.append) == whole
     assert told == sorted(told)
@@ -100,7 +102,7 @@ def test_hashing_needs_a_small_buffer_and_tells_how_far_it_is(
 
 def test_hashing_does_not_import_torch(tmp_path: Path) -> None:
     path = saved(tmp_path / "a", TENSORS)
-    code = "from pathlib import Path; from s2f.payload import file_sha256\n"
+    code = "from pathlib import Path; from s2f.checkpoint import file_sha256\n"
     assert not {"torch", "numpy", "safetensors"} & imported_by(
         f"{code}file_sha256(Path({str(path)!r}))"
     )
@@ -182,6 +184,6 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "a", TENSORS)
-    monkeypatch.setattr(payload, "_BUFFER", 1)
+    monkeypatch.setattr(checkpoint, "_BUFFER", 1)
     with pytest.raises(ValueError, match="shorter"):
         file_sha256(path, lambda done: path.write_bytes(b""))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2f import plots
+from s2f import visualize
 from s2f.errors import DependencyError
 
 
@@ -36,47 +36,47 @@ def count(png: bytes, colour: str) -> int:
 
 
 def test_the_picture_is_a_small_png_and_the_same_for_the_same_history() -> None:
-    png = plots.draw_losses(HISTORY, best=30)
+    png = visualize.draw_losses(HISTORY, best=30)
     assert Image.open(io.BytesIO(png)).format == "PNG"
     assert min(pixels(png).shape[:2]) >= 300
     assert len(png) < 200_000
-    assert plots.draw_losses(HISTORY, best=30) == png
+    assert visualize.draw_losses(HISTORY, best=30) == png
 
 
 def test_another_history_is_another_picture() -> None:
     other = [*HISTORY[:-1], record(30, scale=0.5)]
-    assert plots.draw_losses(other) != plots.draw_losses(HISTORY)
+    assert visualize.draw_losses(other) != visualize.draw_losses(HISTORY)
 
 
 def test_training_validation_best_and_stages_are_there() -> None:
-    train, val = (colour for _, colour in plots.PARTS.values())
-    plain, marked = plots.draw_losses(HISTORY), plots.draw_losses(HISTORY, best=7)
+    train, val = (colour for _, colour in visualize.PARTS.values())
+    plain, marked = visualize.draw_losses(HISTORY), visualize.draw_losses(HISTORY, best=7)
     assert count(plain, train) > 100 and count(plain, val) > 100
-    assert count(plain, plots.BEST) == 0 and count(marked, plots.BEST) > 30
-    later = plots.draw_losses(HISTORY, stages={40: "after the end"})
+    assert count(plain, visualize.BEST) == 0 and count(marked, visualize.BEST) > 30
+    later = visualize.draw_losses(HISTORY, stages={40: "after the end"})
     assert later == plain  # what has not begun is not drawn
-    assert plots.draw_losses(HISTORY, stages={10: "more layers"}) != plain
+    assert visualize.draw_losses(HISTORY, stages={10: "more layers"}) != plain
 
 
 def test_what_was_solved_for_is_the_best_and_no_part_of_the_curve() -> None:
     solved = [*HISTORY, record(30, scale=0.5, solved=True)]
-    assert count(plots.draw_losses(solved, best=30), plots.BEST) > 30
+    assert count(visualize.draw_losses(solved, best=30), visualize.BEST) > 30
     # With the best elsewhere the solved losses are not seen.
-    assert plots.draw_losses(solved, best=7) == plots.draw_losses(HISTORY, best=7)
+    assert visualize.draw_losses(solved, best=7) == visualize.draw_losses(HISTORY, best=7)
 
 
 def test_one_record_and_losses_of_zero_or_below_can_be_drawn() -> None:
     one = {"step": 5, "train": {"a": 0.0, "b": -3.0}, "val": {"a": 100.0}}
-    assert pixels(plots.draw_losses([one], best=5)).std() > 1
+    assert pixels(visualize.draw_losses([one], best=5)).std() > 1
 
 
 def test_ten_thousand_records_take_no_seconds() -> None:
-    plots.draw_losses(HISTORY)  # the import of matplotlib is slow
+    visualize.draw_losses(HISTORY)  # the import of matplotlib is slow
     few, many = HISTORY * 2, [record(step) for step in range(1, 10_001)]
     times = []
     for history in (few, many):
         began = time.perf_counter()
-        plots.draw_losses(history, best=3)
+        visualize.draw_losses(history, best=3)
         times.append(time.perf_counter() - began)
     assert times[1] < 3 * times[0] + 0.2
 
@@ -85,14 +85,14 @@ def test_nothing_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    png = plots.draw_losses(HISTORY)
+    png = visualize.draw_losses(HISTORY)
     assert dict(mpl.rcParams) == before
     monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "black")  # as in one's own matplotlibrc
-    assert plots.draw_losses(HISTORY) == png
+    assert visualize.draw_losses(HISTORY) == png
 
 
 def test_without_matplotlib_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(DependencyError, match=r"loss\.png needs matplotlib") as caught:
-        plots.draw_losses(HISTORY)
+        visualize.draw_losses(HISTORY)
     assert caught.value.hint == "pip install 's2f[train]'"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from s2f.device import check_precision, computing
 from s2f.errors import DeviceError, UsageError
-from s2f.precision import check_precision, computing
 
 CPU = torch.device("cpu")
 

@@ -15,16 +15,8 @@ import numpy as np
 import pytest
 
 from s2f import prep
-from s2f.errors import (
-    DatasetError,
-    DeviceError,
-    InputError,
-    OutputError,
-    UsageError,
-    WorkerError,
-)
-from s2f.prep import PrepReport
-from s2f.step import Step
+from s2f.errors import DatasetError, DeviceError, InputError, OutputError, UsageError, WorkerError
+from s2f.prep import PrepReport, Step
 
 MADE = "made"  # what `work` adds to, so that tests see what was made again
 

@@ -13,12 +13,12 @@ import torch
 from conftest import noise
 from recordings import ffmpeg_normalize, real, write_av
 
-from s2f import audio, log_mel, prep_audio, recording
-from s2f.decoding import SAMPLE_RATE
+from s2f import audio, prep_audio
+from s2f.audio import SAMPLE_RATE
 from s2f.errors import AudioError, DatasetError, OutputError, S2FError, UsageError
-from s2f.front_end import FRONT_ENDS, FrontEnd, spectrogram
 from s2f.prep import Failure, PrepReport, Step
 from s2f.prep_audio import audio_step, log_mel_stats, stats_step
+from s2f.spectrogram import FRONT_ENDS, FrontEnd, RunningMoments, spectrogram, write_stats
 
 
 def made(step: Step, source: Path) -> np.ndarray:
@@ -80,12 +80,12 @@ def test_a_waveform_is_the_whole_recording_as_ffmpeg_normalize_stores_it(tmp_pat
 def test_a_waveform_that_does_not_stay_in_memory_is_the_same(tmp_path, monkeypatch):
     source = write_av(tmp_path / "a.m4a", noise(12)[:, np.newaxis], "aac", SAMPLE_RATE)
     expected = made(audio_step(store="waveform"), source)
-    scan = recording.scan
+    scan = audio.scan
 
     def forgetful(*args, **options):
         return scan(*args, **(options | {"kept_samples": 0}))
 
-    monkeypatch.setattr(recording, "scan", forgetful)
+    monkeypatch.setattr(audio, "scan", forgetful)
     np.testing.assert_array_equal(made(audio_step(store="waveform"), source), expected)
 
 
@@ -162,8 +162,8 @@ def test_real_speech_gets_the_spectrogram_of_the_seed_to_16_bits(tmp_path, reade
 
 
 def test_what_changes_the_output_changes_the_settings(tmp_path):
-    total = log_mel.Moments(128, -6.0, 128.0)
-    log_mel.write_stats(tmp_path / "stats.json", total, files=1)
+    total = RunningMoments(128, -6.0, 128.0)
+    write_stats(tmp_path / "stats.json", total, files=1)
     steps = [
         audio_step(store="waveform"),
         audio_step(store="waveform", trim_silence=40),
@@ -238,7 +238,7 @@ def test_the_statistics_are_those_of_all_frames_together(tmp_path):
     assert stats.mean == pytest.approx(mel.mean(), abs=1e-6)
     assert stats.std == pytest.approx(mel.std(), abs=1e-6)
     assert (stats.frames, stats.files, report.failed) == (mel.shape[1], 4, ())
-    assert log_mel.read_stats(tmp_path / "stats.json") == stats
+    assert spectrogram.read_stats(tmp_path / "stats.json") == stats
 
 
 @pytest.mark.usefixtures("inline")
@@ -260,7 +260,7 @@ def test_statistics_are_brought_up_to_date_but_nothing_else_is_overwritten(tmp_p
     out.write_text("my notes")
     with pytest.raises(OutputError, match="something else already"):
         log_mel_stats(tree, out)
-    assert log_mel_stats(tree, out, overwrite=True)[0] == log_mel.read_stats(out)
+    assert log_mel_stats(tree, out, overwrite=True)[0] == spectrogram.read_stats(out)
 
 
 @pytest.mark.usefixtures("inline")
@@ -279,7 +279,7 @@ def test_stored_waveforms_of_every_type_are_measured_alike(tmp_path, dtype):
     stored = samples * 32768 if dtype == "int16" else samples
     np.save(tmp_path / "a.npy", stored.astype(dtype))
     measured = stats_step().work(tmp_path / "a.npy", tmp_path / "part")
-    expected = log_mel.moments(iter([samples]))
+    expected = spectrogram.moments(iter([samples]))
     assert measured["count"] == expected.count
     assert measured["mean"] == pytest.approx(expected.mean, abs=0.01)
 

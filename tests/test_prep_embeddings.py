@@ -13,9 +13,8 @@ from PIL import Image
 from s2f import checkpoint, face_encoder
 from s2f.embeddings import CHECKED
 from s2f.errors import CheckpointError, DatasetError, DeviceError, ImageError
-from s2f.images import load_face
-from s2f.prep_embeddings import check_embeddings, embeddings_step, read_space
-from s2f.preprocessing import PREPROCESSING
+from s2f.images import PREPROCESSING, load_face
+from s2f.prep_faces import check_embeddings, embeddings_step, read_space
 
 
 @pytest.fixture

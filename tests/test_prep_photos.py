@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2f import prep_photos
-from s2f.detection import FoundFace
+from s2f import prep_faces
 from s2f.errors import DependencyError, ImageError, UsageError
+from s2f.face_detection import FoundFace
 from s2f.prep import Step
-from s2f.prep_photos import faces_step, landmarks_step, resize_step
+from s2f.prep_faces import faces_step, landmarks_step, resize_step
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 SIDE = 224
@@ -339,8 +339,8 @@ class Found:
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put points that are known in the place of face-alignment."""
-    monkeypatch.setattr(prep_photos, "check_detector", lambda name, device: None)
-    monkeypatch.setattr(prep_photos, "load_detector", lambda name, device: Found())
+    monkeypatch.setattr(prep_faces, "check_detector", lambda name, device: None)
+    monkeypatch.setattr(prep_faces, "load_detector", lambda name, device: Found())
 
 
 @pytest.mark.usefixtures("net")

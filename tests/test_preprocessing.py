@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from s2f import face_decoder, face_encoder, parts_encoder
-from s2f.preprocessing import PREPROCESSING, Preprocessing
+from s2f import appearance_model, face_decoder, face_encoder
+from s2f.images import PREPROCESSING, Preprocessing
 
 
 def test_the_papers_mean_is_rcmallis_in_the_other_order_of_channels() -> None:
@@ -20,7 +20,7 @@ def test_pictures_that_are_wanted_as_they_are_need_nothing() -> None:
 
 
 def test_every_face_encoder_that_can_be_trained_has_its_own() -> None:
-    trained = set(face_encoder.CONFIGS) | set(parts_encoder.CONFIGS)
+    trained = set(face_encoder.CONFIGS) | set(appearance_model.CONFIGS)
     assert trained <= set(PREPROCESSING) and trained <= set(face_decoder.CONFIGS)
 
 

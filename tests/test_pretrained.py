@@ -13,9 +13,8 @@ import safetensors.torch
 import torch
 from published_files import needs_transformers
 
-from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig
+from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig, _quiet, read_ast
 from s2f.errors import CheckpointError, DependencyError, S2FError
-from s2f.pretrained import _quiet, read_ast
 
 pytestmark = needs_transformers
 TINY = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)

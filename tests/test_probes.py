@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from s2f import probes
+from s2f import attributes
+from s2f.attributes import EmbeddingProbe, PixelProbe, confusion
 from s2f.errors import UsageError
-from s2f.probes import EmbeddingProbe, PixelProbe, confusion
 
 
 def planted(
@@ -106,7 +106,7 @@ class TestEmbeddingProbe:
         x, labels = planted({"a": 70, "b": 40, "c": 40}, 10, 2)
         expected = EmbeddingProbe.fit(x, labels).predict(x)
         order = np.random.default_rng(0).permutation(150)
-        monkeypatch.setattr(probes, "_ROWS", 17)
+        monkeypatch.setattr(attributes, "_ROWS", 17)
         moved = 1e3 * x + 5e3
         probe = EmbeddingProbe.fit(moved[order], [labels[k] for k in order])
         assert probe.predict(moved) == expected

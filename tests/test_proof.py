@@ -8,7 +8,7 @@ import pytest
 import torch
 from published_files import needs_transformers
 
-from s2f import ast_encoder, proof
+from s2f import ast_encoder, convert
 
 
 def arrays(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -25,7 +25,7 @@ def assert_equal(found: np.ndarray, expected: torch.Tensor | np.ndarray) -> None
 def test_vgg_face_in_keras_layout_is_einsum_over_windows(origin: str) -> None:
     weights = files.keras_weights(origin)
     images = np.random.default_rng(1).uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
-    found = proof.vgg(weights, images)
+    found = convert.vgg(weights, images)
     expected = files.run_keras(weights, images)
     assert_equal(found["features"], expected["features"])
     for tap in ("embedding", "logits"):
@@ -37,8 +37,8 @@ def test_the_seeds_vgg_face_is_its_module() -> None:
     faces = torch.rand(1, 3, 224, 224)
     state = arrays(module)
     names = [*(f"layer{n}.1" for n in range(1, 14)), "layer14.0", "layer15.0", "layer16.1"]
-    layers = [(proof.keras_layout(state[f"{n}.weight"]), state[f"{n}.bias"]) for n in names]
-    found = proof.vgg(layers, faces.permute(0, 2, 3, 1).numpy())
+    layers = [(convert.keras_layout(state[f"{n}.weight"]), state[f"{n}.bias"]) for n in names]
+    found = convert.vgg(layers, faces.permute(0, 2, 3, 1).numpy())
     assert_equal(found["embedding"], module(faces).detach())
 
 
@@ -46,7 +46,7 @@ def test_the_seeds_decoder_is_its_module() -> None:
     module = files.randomise(files.SeedDecoder())
     embedding = torch.rand(3, files.EMBEDDING)
     landmarks, texture = (tensor.detach() for tensor in module(embedding))
-    found = proof.face_decoder(arrays(module), embedding.numpy())
+    found = convert.numpy_face_decoder(arrays(module), embedding.numpy())
     assert_equal(found["landmarks"], landmarks)
     assert_equal(found["texture"], texture.permute(0, 2, 3, 1))
 
@@ -55,7 +55,7 @@ def test_the_seeds_decoder_is_its_module() -> None:
 def test_the_seeds_voice_encoder_is_its_module(frames: int) -> None:
     module = files.randomise(files.SeedVoice())
     heard = torch.randn(1, 2, 257, frames)
-    found = proof.voice_encoder(arrays(module), heard.permute(0, 2, 3, 1).numpy())
+    found = convert.numpy_voice_encoder(arrays(module), heard.permute(0, 2, 3, 1).numpy())
     assert_equal(found["embedding"], module(heard).detach())
 
 
@@ -64,14 +64,16 @@ def test_the_seeds_ast_is_transformers() -> None:
     module = files.randomise(files.seed_ast())
     heard = torch.randn(2, 1024, 128)
     named = {ast_encoder.published_name(name): array for name, array in arrays(module).items()}
-    found = proof.ast_encoder(named, heard.numpy(), heads=files.AST.heads, stride=10, eps=1e-12)
+    found = convert.numpy_ast_encoder(
+        named, heard.numpy(), heads=files.AST.heads, stride=10, eps=1e-12
+    )
     assert_equal(found["embedding"], module(heard).logits.detach())
 
 
 def test_errors_are_relative_to_the_largest_value_of_a_tap() -> None:
     expected = {"a": np.array([[4.0, -8.0]]), "b": np.array([1.0])}
     found = {"a": np.array([[4.0, -8.8]]), "b": np.array([1.0])}
-    assert proof.compare(expected, found) == pytest.approx({"a": 0.1, "b": 0.0})
+    assert convert.compare_taps(expected, found) == pytest.approx({"a": 0.1, "b": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -81,5 +83,5 @@ def test_errors_are_relative_to_the_largest_value_of_a_tap() -> None:
 def test_a_tap_that_proves_nothing_has_an_infinite_error(
     expected: list[float], found: list[float]
 ) -> None:
-    errors = proof.compare({"a": np.array(expected)}, {"a": np.array(found)})
+    errors = convert.compare_taps({"a": np.array(expected)}, {"a": np.array(found)})
     assert errors == {"a": math.inf}

@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from s2f import ranks
+from s2f import distributed
+from s2f.distributed import launch
 from s2f.errors import DeviceError
-from s2f.launch import launch
 
 TESTS = Path(__file__).parent
 ENV = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
@@ -28,7 +28,7 @@ SCRIPT = """
     import test_train
     from s2f import losses, ranks, train
     from s2f.errors import S2FError
-    from s2f.watch import Watch
+    from s2f.train import Watch
 
     class Seen(Watch):
         def add(self, done):
@@ -58,7 +58,7 @@ SCRIPT = """
             return values
 
     def train_group(network):
-        from s2f.task import Group
+        from s2f.train import Group
         return Group(list(network.parameters()))
 
     config = test_train.config(steps=50, batch_size=8, lr=0.005, every=10, eps=1e-4)
@@ -204,16 +204,16 @@ def test_devices_that_are_not_there_are_counted_before_processes_start() -> None
 
 
 def test_alone_everything_is_ones_own() -> None:
-    with ranks.join(torch.device("cpu")) as (mine, device):
+    with distributed.join_ranks(torch.device("cpu")) as (mine, device):
         assert (mine.rank, mine.size, mine.first, device.type) == (0, 1, True, "cpu")
         assert mine.gather("a") == ["a"] and mine.any(True) and not mine.any(False)
         module = nn.Linear(1, 1)
         assert mine.wrap(module, device) is module
     rows: Tensor = torch.ones(2, 3)
-    assert torch.equal(ranks.gather_rows(rows), rows[None])
+    assert torch.equal(distributed.gather_rows(rows), rows[None])
 
 
-MODEL = Path(ranks.__file__).parent / "models" / "demo"
+MODEL = Path(distributed.__file__).parent / "models" / "demo"
 
 
 def command(voices: Path, run: Path, steps: int = 12) -> list[str]:

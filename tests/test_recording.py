@@ -1,4 +1,4 @@
-"""Tests of s2f.recording; each expected value says where it comes from."""
+"""Tests of s2f.audio; each expected value says where it comes from."""
 
 import io
 import subprocess
@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import write_av
 
-from s2f import recording
-from s2f.decoding import SAMPLE_RATE, Waveform
+from s2f import audio
+from s2f.audio import FRAME_SAMPLES, SAMPLE_RATE, Recording, Waveform, open_recording, scan
 from s2f.errors import AudioError, OutputError
-from s2f.recording import FRAME, Recording, open_recording, scan
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:
@@ -94,7 +93,7 @@ def test_powers_are_the_sums_of_the_squares_of_frames(tmp_path, n):
     """Summed over the padded waveform, in rows."""
     soundfile.write(tmp_path / "a.wav", noise(n), SAMPLE_RATE, subtype="FLOAT")
     measured, _ = scanned(tmp_path / "a.wav", 0, None)
-    rows = np.pad(noise(n).astype(np.float64), (0, -n % FRAME)).reshape(-1, FRAME)
+    rows = np.pad(noise(n).astype(np.float64), (0, -n % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
     np.testing.assert_allclose(measured.powers, (rows**2).sum(1), rtol=1e-12)
     assert (measured.start, measured.stop) == (0, n)
 
@@ -147,12 +146,12 @@ def test_damage_found_midway_hands_the_whole_file_to_ffmpeg(tmp_path, monkeypatc
     """libsndfile gives a block, then fails: what it gave must not be there twice."""
     soundfile.write(tmp_path / "a.wav", noise(5 * SAMPLE_RATE), SAMPLE_RATE)
 
-    def failing(data, name, read=recording.read_with_soundfile):
+    def failing(data, name, read=audio.read_with_soundfile):
         yield next(read(data, name))
         raise soundfile.LibsndfileError(1)
 
     expected = read(tmp_path / "a.wav")
-    monkeypatch.setattr(recording, "read_with_soundfile", failing)
+    monkeypatch.setattr(audio, "read_with_soundfile", failing)
     np.testing.assert_array_equal(read(tmp_path / "a.wav"), expected)
     _, blocks = scanned(tmp_path / "a.wav", 0, None, kept_samples=0)
     np.testing.assert_array_equal(np.concatenate(blocks), expected)
@@ -199,7 +198,10 @@ def test_one_sample_that_is_not_finite_is_found_wherever_it_is(tmp_path, rate, p
 def test_a_part_is_that_of_the_whole(rate, start, length, kept_samples):
     """3 s, cut at frames of 10 ms after it was read whole; soxr's blocks are the same."""
     sound = Waveform(noise(3 * rate), rate)
-    first, last = start * FRAME, None if length is None else (start + length) * FRAME
+    first, last = (
+        start * FRAME_SAMPLES,
+        None if length is None else (start + length) * FRAME_SAMPLES,
+    )
     with open_recording(sound) as all_of_it:
         whole, powers = np.concatenate(list(all_of_it.blocks())), all_of_it.powers
     with open_recording(sound, start=first, stop=last, kept_samples=kept_samples) as part:
@@ -347,7 +349,7 @@ class Pipe(io.BytesIO):
 @pytest.mark.parametrize("name", ["a.flac", "a.m4a"])
 def test_a_stream_is_read_as_its_file_is(tmp_path, monkeypatch, kind, name):
     """Blocks of 1,000 bytes: a pipe gives what it has."""
-    monkeypatch.setattr(recording, "_COPIED", 1_000)
+    monkeypatch.setattr(audio, "_COPIED", 1_000)
     if name == "a.flac":
         soundfile.write(tmp_path / name, noise(50_000), SAMPLE_RATE)
     else:
@@ -395,7 +397,7 @@ def test_a_full_disk_is_named():
     """A limit of the size of files stands for it, in a process of its own."""
     resource = pytest.importorskip("resource")
     code = (
-        "import io, resource, sys; from s2f.recording import open_recording;"
+        "import io, resource, sys; from s2f.audio import open_recording;"
         "from s2f.errors import OutputError;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
         "try: open_recording(sys.stdin.buffer, name='standard input').__enter__()\n"

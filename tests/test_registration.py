@@ -10,10 +10,9 @@ from conftest import DECODER, STAGED, some_landmarks
 from face_trees import write_tree
 
 from s2f import face_decoder
+from s2f.dataloader import Item, Key
 from s2f.errors import DatasetError, ImageError
-from s2f.face_dataset import Morphs
-from s2f.feed import Item, Key
-from s2f.registration import FaceData
+from s2f.face_data import FaceData, Morphs
 from s2f.warp import warp
 
 TEXTURES = pytest.mark.parametrize("texture", [False, True], ids=["photos", "textures"])

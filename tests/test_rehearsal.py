@@ -14,9 +14,7 @@ from test_train import CPU, Broken, Hopeless, LineTask, Poisoned, config
 from torch import nn
 
 from s2f.errors import DatasetError, UsageError
-from s2f.rehearsal import Rehearsal, rehearse
-from s2f.task import Group
-from s2f.train import train
+from s2f.train import Group, Rehearsal, rehearse, train
 
 PLAN = config(steps=40, batch_size=4, every=10)
 
@@ -123,7 +121,7 @@ SCRIPT = """
     import json, re, sys, torch
     from pathlib import Path
     import test_rehearsal
-    from s2f.rehearsal import rehearse
+    from s2f.train import rehearse
     from s2f.train import train
     torch.set_num_threads(1)
 
@@ -214,7 +212,7 @@ RANKS = """
     from pathlib import Path
     import test_rehearsal
     from s2f import ranks
-    from s2f.rehearsal import rehearse
+    from s2f.train import rehearse
 
     with ranks.join(torch.device("cpu")) as (mine, device):
         told = rehearse(

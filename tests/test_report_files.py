@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from reports import HOSTILE, full
 
 from s2f.errors import DatasetError, OutputError, UsageError
-from s2f.report import Curves, Picture, Report, Section, Table
-from s2f.report_files import from_json, to_json, write
+from s2f.report import Curves, Picture, Report, Section, Table, from_json, to_json, write_report
 
 
 def without_pictures(report: Report) -> Report:
@@ -104,7 +103,7 @@ def test_what_is_no_report_is_refused_by_name(text: str, why: str) -> None:
 
 
 def test_three_files_are_written(tmp_path: Path) -> None:
-    paths = write(full(HOSTILE), tmp_path / "new")
+    paths = write_report(full(HOSTILE), tmp_path / "new")
     assert [path.name for path in paths] == ["report.html", "report.md", "report.json"]
     assert sorted((tmp_path / "new").iterdir()) == sorted(paths)
     assert paths[0].read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -114,15 +113,15 @@ def test_three_files_are_written(tmp_path: Path) -> None:
 def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("mine", encoding="utf-8")
     with pytest.raises(UsageError, match=r"report\.json: exists already"):
-        write(full(), tmp_path)
+        write_report(full(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-    write(full(), tmp_path, overwrite=True)
+    write_report(full(), tmp_path, overwrite=True)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_folder_that_is_a_file_or_lies_in_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file"):
-        write(full(), tmp_path / "file")
+        write_report(full(), tmp_path / "file")
     with pytest.raises(OutputError, match="cannot be written"):
-        write(full(), tmp_path / "file/below")
+        write_report(full(), tmp_path / "file/below")

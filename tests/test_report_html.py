@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from reports import HOSTILE, full, png
 
-from s2f.report import Matrix, Picture, Report, Section
-from s2f.report_html import SHADE, to_html
+from s2f.report import SHADE, Matrix, Picture, Report, Section, to_html
 
 VOID = {"meta", "img"}  # elements without an end
 

@@ -5,8 +5,7 @@ import re
 import pytest
 from reports import HOSTILE, full
 
-from s2f.report import Report, Section, Table
-from s2f.report_markdown import to_markdown
+from s2f.report import Report, Section, Table, to_markdown
 
 
 def tables(markdown: str) -> list[list[str]]:

@@ -11,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2f import retrieval
-from s2f.distances import METRICS, Metric
 from s2f.errors import UsageError
-from s2f.estimates import estimate
-from s2f.retrieval import Placed, chance, matching, place, recall, recall_of_candidates
+from s2f.metrics import estimate
+from s2f.retrieval import (
+    METRICS,
+    Metric,
+    Placement,
+    chance,
+    matching,
+    place_queries,
+    recall,
+    recall_of_candidates,
+)
 
 SEEDS = range(5)
 
@@ -78,7 +86,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, ...]:
 @given(cases(), st.sampled_from(["l1", "l2"]))
 def test_counts_are_those_of_sorting(case: tuple[np.ndarray, ...], metric: Metric) -> None:
     queries, truth, gallery, owners, groups = case
-    placed = place(queries, truth, gallery, owners, metric=metric, groups=groups)
+    placed = place_queries(queries, truth, gallery, owners, metric=metric, groups=groups)
     better, within = sort_all(queries, truth, gallery, owners, metric, groups)
     assert placed.better.tolist() == better
     assert placed.better_within is not None and placed.others_within is not None
@@ -103,7 +111,7 @@ def random_case(
 def test_counts_of_real_numbers_are_those_of_sorting(metric: Metric) -> None:
     queries, truth, gallery, owners = random_case()
     groups = np.arange(60) % 3 - 1
-    placed = place(queries, truth, gallery, owners, metric=metric, groups=groups)
+    placed = place_queries(queries, truth, gallery, owners, metric=metric, groups=groups)
     better, within = sort_all(queries, truth, gallery, owners, metric, groups)
     assert placed.better.tolist() == better
     assert placed.better_within is not None and placed.better_within.tolist() == within
@@ -114,14 +122,14 @@ def test_counts_of_real_numbers_are_those_of_sorting(metric: Metric) -> None:
 def test_galleries_of_other_kinds_are_read(metric: Metric, kind: str, tmp_path: Path) -> None:
     queries, truth, gallery, owners = random_case()
     gallery = gallery.astype(np.float16)
-    wanted = place(queries, truth, gallery.astype(np.float32), owners, metric=metric).better
+    wanted = place_queries(queries, truth, gallery.astype(np.float32), owners, metric=metric).better
     if kind == "memmap":
         np.save(tmp_path / "gallery.npy", gallery)
         gallery = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     else:
         gallery = gallery.astype(kind)
     np.testing.assert_array_equal(
-        place(queries, truth, gallery, owners, metric=metric).better, wanted
+        place_queries(queries, truth, gallery, owners, metric=metric).better, wanted
     )
 
 
@@ -144,14 +152,16 @@ def test_neither_order_nor_batches_matter(
     rng = np.random.default_rng(1)
     queries, truth, gallery, owners = make(rng)
     groups = np.arange(60) % 2
-    whole = place(queries, truth, gallery, owners, metric=metric, groups=groups)
+    whole = place_queries(queries, truth, gallery, owners, metric=metric, groups=groups)
     order = rng.permutation(len(gallery))
-    again = [place(queries, truth, gallery[order], owners[order], metric=metric, groups=groups)]
+    again = [
+        place_queries(queries, truth, gallery[order], owners[order], metric=metric, groups=groups)
+    ]
     for rows, photos, pairs in [(1, 1, 1), (7, 13, 5), (1000, 64, 3)]:
         monkeypatch.setattr(retrieval, "QUERIES", rows)
         monkeypatch.setattr(retrieval, "PHOTOS", photos)
         monkeypatch.setattr(retrieval, "PAIRS", pairs)
-        again.append(place(queries, truth, gallery, owners, metric=metric, groups=groups))
+        again.append(place_queries(queries, truth, gallery, owners, metric=metric, groups=groups))
     assert whole.better_within is not None
     for other in again:
         assert other.better_within is not None
@@ -163,15 +173,17 @@ def test_many_identities_are_marked_for_few_queries_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = random_case()
-    whole = place(*case)
+    whole = place_queries(*case)
     monkeypatch.setattr(retrieval, "CELLS", 100)
-    np.testing.assert_array_equal(place(*case).better, whole.better)
+    np.testing.assert_array_equal(place_queries(*case).better, whole.better)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_perfect_encoder_finds_everyone(metric: Metric) -> None:
     _, _, gallery, owners = random_case(people=120, photos=300)
-    placed = place(gallery, owners, gallery, owners, metric=metric, groups=np.arange(120) % 2)
+    placed = place_queries(
+        gallery, owners, gallery, owners, metric=metric, groups=np.arange(120) % 2
+    )
     assert (recall(placed, 1) == 1).all()
     assert (recall_of_candidates(placed, 1)[0] == 1).all()
     assert (matching(placed, 2) == 1).all() and (matching(placed, 50, within=True) == 1).all()
@@ -180,7 +192,7 @@ def test_a_perfect_encoder_finds_everyone(metric: Metric) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_an_encoder_that_says_the_same_of_all_finds_nobody(metric: Metric) -> None:
     _, truth, _, owners = random_case()
-    placed = place(np.ones((40, 5)), truth, np.ones((150, 5)), owners, metric=metric)
+    placed = place_queries(np.ones((40, 5)), truth, np.ones((150, 5)), owners, metric=metric)
     assert (placed.better == 59).all()
     assert not recall(placed, 10).any() and not matching(placed, 2).any()
 
@@ -190,7 +202,9 @@ def test_a_random_encoder_is_at_chance(metric: Metric) -> None:
     inside = []
     for seed in SEEDS:
         queries, truth, gallery, owners = random_case(200, 200, 600, seed=seed)
-        placed = place(queries, truth, gallery, owners, metric=metric, groups=np.arange(200) % 2)
+        placed = place_queries(
+            queries, truth, gallery, owners, metric=metric, groups=np.arange(200) % 2
+        )
         candidates, n = recall_of_candidates(placed, 5)
         for values, expected in [
             (recall(placed, 10), chance(placed, 10)),
@@ -206,7 +220,7 @@ def test_a_random_encoder_is_at_chance(metric: Metric) -> None:
 
 
 def test_chance_is_the_share_that_is_looked_at() -> None:
-    placed = place(*random_case(60))
+    placed = place_queries(*random_case(60))
     assert chance(placed, 1) == 1 / 60 and chance(placed, 60) == chance(placed, 70) == 1
     assert chance(placed, 2, 10) == 2 / 10
     assert chance(placed, 2, 100) == 2 / 60
@@ -215,7 +229,7 @@ def test_chance_is_the_share_that_is_looked_at() -> None:
 @pytest.mark.parametrize(("others", "drawn", "k"), [(5, 2, 1), (6, 3, 2), (7, 7, 3), (6, 1, 1)])
 def test_candidates_are_averaged_over_all_galleries(others: int, drawn: int, k: int) -> None:
     counts = np.arange(others + 1)
-    placed = Placed(counts, np.full(others + 1, others))
+    placed = Placement(counts, np.full(others + 1, others))
     found, n = recall_of_candidates(placed, k, drawn + 1)
     assert n == drawn + 1
     for better, value in zip(counts, found, strict=True):
@@ -226,27 +240,27 @@ def test_candidates_are_averaged_over_all_galleries(others: int, drawn: int, k: 
 
 def test_candidates_of_a_large_gallery_are_exact() -> None:
     better = np.array([0, 10, 5000, 99_000])
-    placed = Placed(better, np.full(4, 99_999))
+    placed = Placement(better, np.full(4, 99_999))
     wanted = [math.comb(99_999 - b, 99) / math.comb(99_999, 99) for b in better.tolist()]
     np.testing.assert_allclose(recall_of_candidates(placed, 1)[0], wanted, rtol=1e-8, atol=1e-30)
     np.testing.assert_allclose(matching(placed, 2), 1 - better / 99_999, rtol=1e-8)
 
 
 def test_fewer_identities_than_candidates_are_all_taken() -> None:
-    placed = place(*random_case(60))
+    placed = place_queries(*random_case(60))
     values, n = recall_of_candidates(placed, 5, 100)
     assert n == 60
     np.testing.assert_array_equal(values, recall(placed, 5))
 
 
 def test_a_group_that_is_too_small_says_nothing() -> None:
-    placed = Placed(np.array([1, 1]), np.array([9, 9]), np.array([1, 0]), np.array([4, 1]))
+    placed = Placement(np.array([1, 1]), np.array([9, 9]), np.array([1, 0]), np.array([4, 1]))
     np.testing.assert_allclose(matching(placed, 3, within=True), [1 / 2, np.nan])
     assert np.isnan(matching(placed, 11)).all()
 
 
 def test_a_choice_that_is_none_is_refused() -> None:
-    placed = Placed(np.array([1]), np.array([9]))
+    placed = Placement(np.array([1]), np.array([9]))
     with pytest.raises(UsageError, match="no groups"):
         matching(placed, 2, within=True)
     with pytest.raises(UsageError, match="2 or more"):
@@ -257,21 +271,21 @@ def test_progress_ends_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "QUERIES", 15)
     monkeypatch.setattr(retrieval, "PHOTOS", 100)
     told: list[tuple[int, int]] = []
-    place(*random_case(), progress=lambda done, total, what: told.append((done, total)))
+    place_queries(*random_case(), progress=lambda done, total, what: told.append((done, total)))
     assert told == [(done, 450) for done in (100, 150, 250, 300, 400, 450)]
 
 
 def test_nobody_asked_for_is_no_error() -> None:
     queries, truth, gallery, owners = random_case()
-    assert place(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
+    assert place_queries(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
 
 
 def test_an_identity_without_a_photo_is_named() -> None:
     queries, truth, gallery, owners = random_case()
     with pytest.raises(UsageError, match="identity 60 is asked for"):
-        place(queries, np.where(truth == truth[0], 60, truth), gallery, owners)
+        place_queries(queries, np.where(truth == truth[0], 60, truth), gallery, owners)
     with pytest.raises(UsageError, match="none of identity 59"):
-        place(queries, truth, gallery, owners, groups=np.zeros(59, int))
+        place_queries(queries, truth, gallery, owners, groups=np.zeros(59, int))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e16])
@@ -281,10 +295,10 @@ def test_values_that_are_no_embedding_are_refused(metric: Metric, value: float) 
     broken = gallery.copy()
     broken[7, 3] = value
     with pytest.raises(UsageError, match="not finite"):
-        place(queries, truth, broken, owners, metric=metric)
+        place_queries(queries, truth, broken, owners, metric=metric)
     queries[3, 2] = value
     with pytest.raises(UsageError, match="not finite"):
-        place(queries, truth, gallery, owners, metric=metric)
+        place_queries(queries, truth, gallery, owners, metric=metric)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -296,6 +310,6 @@ def test_what_does_not_fit_is_refused() -> None:
         (queries[0], truth, gallery, owners),
     ]:
         with pytest.raises(UsageError, match="do not fit"):
-            place(*wrong)
+            place_queries(*wrong)
     with pytest.raises(UsageError, match="no metric 'l3'"):
-        place(queries, truth, gallery, owners, metric="l3")  # type: ignore[arg-type]
+        place_queries(queries, truth, gallery, owners, metric="l3")  # type: ignore[arg-type]

@@ -5,15 +5,15 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from s2f.ridge import MARGIN, RIDGES, Moments, solve_last_layers
+from s2f.ridge import MARGIN, RIDGES, RidgeSums, solve_last_layers
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(3000, 6, generator=GENERATOR) * torch.tensor([1, 2, 3, 0.1, 5, 1]) + 2
 Y = X @ torch.randn(6, 3, generator=GENERATOR) + torch.randn(3000, 3, generator=GENERATOR) + 7
 
 
-def moments(size: int) -> Moments:
-    found = Moments()
+def moments(size: int) -> RidgeSums:
+    found = RidgeSums()
     for x, y in zip(X.split(size), Y.split(size), strict=True):
         found.add(x, y)
     return found
@@ -40,7 +40,7 @@ def test_the_deviation_covers_what_is_predicted() -> None:
 
 
 def test_a_feature_that_never_changes_does_no_harm() -> None:
-    found = Moments()
+    found = RidgeSums()
     found.add(torch.cat([X, torch.zeros(3000, 1)], 1), Y)
     assert all(part.isfinite().all() for part in found.solve(0.1))
 

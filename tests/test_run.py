@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from s2f.errors import CheckpointError, UsageError
-from s2f.run import Run
+from s2f.run_dir import Run
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from s2f.device import choose_device
 from s2f.errors import DeviceError, OutputError, UsageError
-from s2f.runtime import alone_in, atomic_folder, atomic_write, choose_device, part, write
+from s2f.files import alone_in, atomic_folder, atomic_write, part, write_bytes
 
 
 def test_cpu_is_always_there() -> None:
@@ -74,14 +75,14 @@ def test_what_a_killed_run_left_is_taken_by_the_next(tmp_path: Path) -> None:
         temporary.write_bytes(b"")
         left = temporary
     left.write_bytes(b"half")
-    write(tmp_path / "a", b"whole")
+    write_bytes(tmp_path / "a", b"whole")
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
     assert (tmp_path / "a").read_bytes() == b"whole"
 
 
 def test_a_name_as_long_as_may_be_is_written(tmp_path: Path) -> None:
     for name in ("x" * 255, "語" * 85):
-        write(tmp_path / name, b"1")
+        write_bytes(tmp_path / name, b"1")
         with atomic_write(tmp_path / name) as file:
             file.write(b"2")
         assert (tmp_path / name).read_bytes() == b"2"
@@ -90,7 +91,7 @@ def test_a_name_as_long_as_may_be_is_written(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="file/below: cannot be written"):
-        write(tmp_path / "file" / "below", b"")
+        write_bytes(tmp_path / "file" / "below", b"")
 
 
 def test_a_folder_is_held_against_other_runs_and_nothing_is_left_in_it(tmp_path: Path) -> None:

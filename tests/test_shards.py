@@ -11,26 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2f.errors import DatasetError, OutputError
-from s2f.listing import File
-from s2f.shards import Source, Split, find_splits, plan, write
+from s2f.files import File
+from s2f.pack import ShardSource, Split, find_splits, plan_shards, write_shard
 
 SIZES = st.lists(st.integers(-1, 3000), min_size=1, max_size=40)
 
 
-def sources(sizes: list[int]) -> list[Source]:
-    return [Source(f"id{k // 3}", File(f"{k}.npy", size, 0)) for k, size in enumerate(sizes)]
+def sources(sizes: list[int]) -> list[ShardSource]:
+    return [ShardSource(f"id{k // 3}", File(f"{k}.npy", size, 0)) for k, size in enumerate(sizes)]
 
 
 @given(sizes=SIZES, width=st.integers(1, 400), shard_bytes=st.integers(1, 5000))
 def test_a_plan_keeps_all_sources_in_order(sizes: list[int], width: int, shard_bytes: int) -> None:
-    made = list(plan("train/clips", "clips", sources(sizes), width, shard_bytes))
+    made = list(plan_shards("train/clips", "clips", sources(sizes), width, shard_bytes))
     assert [s for shard in made for s in shard.sources] == sources(sizes)
     assert [s.name for s in made] == [f"train/clips-{k:05}.npy" for k in range(len(made))]
 
 
 @given(sizes=SIZES, width=st.integers(1, 400), shard_bytes=st.integers(1, 5000))
 def test_a_shard_is_as_full_as_it_may_be(sizes: list[int], width: int, shard_bytes: int) -> None:
-    made = list(plan("c", "clips", sources(sizes), width, shard_bytes))
+    made = list(plan_shards("c", "clips", sources(sizes), width, shard_bytes))
     needed = [[max(2 * width, s.file.size) for s in shard.sources] for shard in made]
     assert all(len(sizes) == 1 or sum(sizes) <= shard_bytes for sizes in needed)
     for this, following in itertools.pairwise(needed):
@@ -38,7 +38,7 @@ def test_a_shard_is_as_full_as_it_may_be(sizes: list[int], width: int, shard_byt
 
 
 def test_whatever_changes_of_a_source_changes_the_fingerprint() -> None:
-    source = Source("id0", File("a.npy", 10, 5))
+    source = ShardSource("id0", File("a.npy", 10, 5))
     changed = [
         [],
         [source, source],
@@ -47,23 +47,23 @@ def test_whatever_changes_of_a_source_changes_the_fingerprint() -> None:
         [source._replace(file=File("a.npy", 11, 5))],
         [source._replace(file=File("a.npy", 10, 6))],
     ]
-    (wanted,) = plan("c", "clips", [source], 1, 9)
+    (wanted,) = plan_shards("c", "clips", [source], 1, 9)
     for other in changed:
-        for found in plan("c", "clips", other, 1, 99):
+        for found in plan_shards("c", "clips", other, 1, 99):
             assert found.fingerprint != wanted.fingerprint
 
 
 def test_a_name_that_is_no_text_has_a_fingerprint() -> None:
     names = [os.fsdecode(name) for name in (b"a\xff.npy", b"a\xfe.npy", "a.npy")]
-    plans = [list(plan("c", "clips", [Source(n, File(n, 1, 5))], 1, 9)) for n in names]
+    plans = [list(plan_shards("c", "clips", [ShardSource(n, File(n, 1, 5))], 1, 9)) for n in names]
     assert len({one.fingerprint for (one,) in plans}) == 3
 
 
 @pytest.mark.parametrize("n", [0, 1, 12345])
 def test_a_shard_is_an_array_file_of_its_rows(tmp_path: Path, n: int) -> None:
     np.save(tmp_path / "a.npy", np.arange(max(1, n), dtype=np.int16))
-    some = [Source("id0", File("a.npy", 1, 0))] if n else []
-    made = write(tmp_path / "part", "clips", tmp_path, some, 10)
+    some = [ShardSource("id0", File("a.npy", 1, 0))] if n else []
+    made = write_shard(tmp_path / "part", "clips", tmp_path, some, 10)
     found = np.load(tmp_path / "part")
     assert found.dtype == np.int16 and found.shape[1] == 10
     assert made.rows == ({"id0": len(found)} if n else {})
@@ -72,13 +72,13 @@ def test_a_shard_is_an_array_file_of_its_rows(tmp_path: Path, n: int) -> None:
 
 def test_floats_become_the_nearest_integers_and_are_clipped(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([0, 1 / 32768, -2, 2, 0.4 / 32768], np.float64))
-    write(tmp_path / "part", "clips", tmp_path, [Source("id0", File("a.npy", 1, 0))], 5)
+    write_shard(tmp_path / "part", "clips", tmp_path, [ShardSource("id0", File("a.npy", 1, 0))], 5)
     assert np.load(tmp_path / "part").tolist() == [[0, 1, -32768, 32767, 0]]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nowhere/part: cannot be written"):
-        write(tmp_path / "nowhere/part", "clips", tmp_path, [], 10)
+        write_shard(tmp_path / "nowhere/part", "clips", tmp_path, [], 10)
 
 
 def test_both_names_of_the_validation_split_are_found(tmp_path: Path) -> None:

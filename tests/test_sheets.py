@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
-from s2f import sheets
+from s2f import visualize
 from s2f.errors import UsageError
-from s2f.sheets import ContactSheet, animate, compare
+from s2f.visualize import ContactSheet, animate, side_by_side
 
 
 def plain(colour: tuple[int, int, int], side: int = 224) -> Image.Image:
@@ -34,7 +34,7 @@ def ink(picture: Image.Image, box: tuple[int, int, int, int]) -> int:
 def test_pictures_stand_side_by_side_above_their_captions(side: int) -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     names = ["photo", "from photo", "from voice"]
-    sheet = compare([(name, plain(c, side)) for name, c in zip(names, colours, strict=True)])
+    sheet = side_by_side([(name, plain(c, side)) for name, c in zip(names, colours, strict=True)])
     seen = np.asarray(sheet)
     found = []
     for colour in colours:
@@ -51,7 +51,7 @@ def test_pictures_stand_side_by_side_above_their_captions(side: int) -> None:
 @pytest.mark.parametrize("caption", ["", "a", 300 * "W", "a\nb\udcff", "ü" * 40])
 def test_a_caption_never_reaches_beyond_its_picture(caption: str) -> None:
     white = (255, 255, 255)
-    sheet = compare([("", plain(white)), (caption, plain(white)), ("", plain(white))])
+    sheet = side_by_side([("", plain(white)), (caption, plain(white)), ("", plain(white))])
     xs = np.nonzero((np.asarray(sheet) < 255).any(axis=(0, 2)))[0]
     middle = sheet.width / 2
     assert len(xs) == 0 or (xs.min() >= middle - 113 and xs.max() <= middle + 113)
@@ -59,7 +59,7 @@ def test_a_caption_never_reaches_beyond_its_picture(caption: str) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, sheets.MOST))
+@given(st.integers(1, visualize.MOST))
 def test_a_contact_sheet_has_room_for_all_and_bounded_sides(n: int) -> None:
     sheet = ContactSheet(n)
     rows = (sheet.ground.height - sheet.gap) // sheet.cell[1]
@@ -73,7 +73,7 @@ def test_a_contact_sheet_has_room_for_all_and_bounded_sides(n: int) -> None:
 
 def test_too_many_faces_are_refused_before_any_work() -> None:
     with pytest.raises(UsageError, match="at most 20000 faces"):
-        ContactSheet(sheets.MOST + 1)
+        ContactSheet(visualize.MOST + 1)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 300])

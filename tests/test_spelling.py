@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2f.errors import DatasetError
-from s2f.spelling import MAX_BYTES, bare, key, plain
+from s2f.names import MAX_BYTES, bare, key, plain
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from trees import contents, grow
 
-from s2f import links, listing
+from s2f import files
 from s2f.errors import DatasetError, OutputError, S2FError, UsageError
-from s2f.links import Link
+from s2f.files import Link
 from s2f.split import RECORD, shares, split_tree
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -28,7 +28,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def places(out: Path) -> dict[str, set[str]]:
-    return {name: set(listing.folders(out / name)) for name in listing.folders(out)}
+    return {name: set(files.folders(out / name)) for name in files.folders(out)}
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(tree: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_killed_run_is_finished_by_the_same_run(
     class KillError(BaseException):
         pass
 
-    real = links.place
+    real = files.place_file
     for left in (0, 1, 17, 39):
         placed = 0
 
@@ -115,7 +115,7 @@ def test_a_killed_run_is_finished_by_the_same_run(
             return real(source, target, link)
 
         with monkeypatch.context() as patch, pytest.raises(KillError):
-            patch.setattr(links, "place", dying)
+            patch.setattr(files, "place_file", dying)
             split_tree(tree, tmp_path / "killed", link=link)
         assert not (tmp_path / "killed" / RECORD).exists()
         split_tree(tree, tmp_path / "killed", link=link)

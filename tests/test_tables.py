@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from s2f import tables
+from s2f import labels
 from s2f.errors import DatasetError
 
 
@@ -26,13 +26,13 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     ],
 )
 def test_every_dialect_gives_the_same_cells(text: str, tmp_path: Path) -> None:
-    table = tables.read(write(tmp_path / "t.csv", text))
+    table = labels.read_table(write(tmp_path / "t.csv", text))
     assert (table.columns, table.rows) == (("a", "b"), (("1", "x y"), ("2", "")))
     assert table.column(1) == ["x y", ""]
 
 
 def test_a_quoted_cell_may_hold_the_separator(tmp_path: Path) -> None:
-    table = tables.read(write(tmp_path / "t.csv", 'id,name\n1, "Carlos_Sainz,_Jr."\n'))
+    table = labels.read_table(write(tmp_path / "t.csv", 'id,name\n1, "Carlos_Sainz,_Jr."\n'))
     assert table.rows == (("1", "Carlos_Sainz,_Jr."),)
 
 
@@ -49,14 +49,14 @@ def test_a_quoted_cell_may_hold_the_separator(tmp_path: Path) -> None:
 def test_a_broken_table_is_refused(text: str, encoding: str, why: str, tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", text, encoding)
     with pytest.raises(DatasetError, match=why) as caught:
-        tables.read(path)
+        labels.read_table(path)
     assert str(path) in caught.value.message
 
 
 def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none\.csv"):
-        tables.read(tmp_path / "none.csv")
+        labels.read_table(tmp_path / "none.csv")
 
 
 def test_a_column_is_known_by_its_letters_and_digits() -> None:
-    assert tables.canonical("VoxCeleb2 ID ") == tables.canonical("voxceleb2_id") == "voxceleb2id"
+    assert labels.canonical("VoxCeleb2 ID ") == labels.canonical("voxceleb2_id") == "voxceleb2id"

@@ -21,16 +21,16 @@ import pytest
 import torch
 from foreign_files import Calls, mutate, pickled, write_archive
 
-from s2f import foreign, torch_file, workers
+from s2f import foreign_weights, prep
 from s2f.errors import CheckpointError, S2FError, WorkerError
-from s2f.unpacked import DATA
+from s2f.foreign_weights import DATA
 
 
 def unpack(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read a file in this process; returns what is told and the arrays by name."""
     folder = path.with_suffix(".out")
     folder.mkdir()
-    told = torch_file.unpack(path, folder, True)
+    told = foreign_weights.unpack_torch(path, folder, True)
     data = (folder / DATA).read_bytes()
     arrays = {
         name: np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
@@ -289,7 +289,7 @@ def read_mutated(name: str, original: bytes, seed: int, folder: str) -> str:
     path.write_bytes(mutate(original, seed))
     (Path(folder) / name).mkdir()
     try:
-        told = torch_file.unpack(path, Path(folder) / name, True)
+        told = foreign_weights.unpack_torch(path, Path(folder) / name, True)
     except Exception as error:  # any is fine that leaves the process alive
         return f"refused: {type(error).__name__}"
     written = Path(folder, name, DATA).stat().st_size
@@ -300,14 +300,14 @@ def read_mutated(name: str, original: bytes, seed: int, folder: str) -> str:
 def test_damaged_files_are_refused_even_where_they_crash_the_reader(tmp_path: Path) -> None:
     original = save(tmp_path / "w.pt", {"model_state_dict": some_state()}).read_bytes()
     items = [(f"m{seed}", original, seed, str(tmp_path)) for seed in range(300)]
-    came = dict(workers.run(read_mutated, items, workers=2, preload=["torch"], seconds=20))
+    came = dict(prep.run_in_workers(read_mutated, items, workers=2, preload=["torch"], seconds=20))
     crashed = [seed for seed, result in came.items() if isinstance(result, WorkerError)]
     assert len(came) == 300
     assert sum(str(result).startswith("refused") for result in came.values()) > 50
     assert len(crashed) < 5
     for seed in crashed:
         with pytest.raises(CheckpointError, match=f"{seed}.pt: "):
-            foreign.read(tmp_path / f"{seed}.pt")
+            foreign_weights.read_foreign(tmp_path / f"{seed}.pt")
 
 
 def test_a_list_of_lists_of_one_list_is_left_out_in_no_time(tmp_path: Path) -> None:

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from s2f.dataloader import Item, Key, Order
 from s2f.errors import DatasetError, DeviceError, UsageError
-from s2f.feed import Item, Key, Order
-from s2f.recipe import TrainConfig, lr_at
-from s2f.runtime import alone_in
-from s2f.task import Group
-from s2f.train import train
+from s2f.files import alone_in
+from s2f.train import Group, TrainConfig, lr_at, train
 
 CPU = torch.device("cpu")
 

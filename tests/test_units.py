@@ -2,7 +2,7 @@
 
 import pytest
 
-from s2f import units
+from s2f import console
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from s2f import units
     ],
 )
 def test_times(seconds: float, text: str) -> None:
-    assert units.duration(seconds) == text
+    assert console.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_times(seconds: float, text: str) -> None:
     ],
 )
 def test_numbers(n: int, text: str) -> None:
-    assert units.count(n) == text
+    assert console.count(n) == text
 
 
 @pytest.mark.parametrize(
     ("n", "text"), [(12, "12 B"), (17_150, "17.1 kB"), (592_400_000, "592 MB")]
 )
 def test_bytes(n: int, text: str) -> None:
-    assert units.size(n) == text
+    assert console.size(n) == text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2f.errors import CheckpointError, OutputError
-from s2f.unpacked import ALIGN, DATA, MAX_BYTES, RATIO, SPARE, Unpacked
+from s2f.foreign_weights import ALIGN, DATA, MAX_BYTES, RATIO, SPARE, Unpacked
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from s2f import visits
+from s2f import app_server
 from s2f.errors import InputError, OutputError
 
 
@@ -30,21 +30,21 @@ def test_a_file_that_nobody_sent_is_neither_read_nor_deleted(
     for path in (own, tmp_path / "in/../own.jpg", link, tmp_path, "/dev/zero"):
         sent.write_bytes(b"a")
         with pytest.raises(InputError, match="deleted already"):
-            visits.take(path, sent)
+            app_server.take(path, sent)
         assert own.read_bytes() == b"mine" and not sent.exists()
 
 
 def test_a_full_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b").write_bytes(bytes(1000))
-    assert visits.has_room(tmp_path, 10**6) and not visits.has_room(tmp_path, 1000)
+    assert app_server.has_room(tmp_path, 10**6) and not app_server.has_room(tmp_path, 1000)
 
 
 def test_what_is_taken_is_gone(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         path.write_bytes(path.name.encode())
-    assert [stream.read() for stream in visits.take(*paths)] == [b"a", b"b"]
+    assert [stream.read() for stream in app_server.take(*paths)] == [b"a", b"b"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,14 +52,14 @@ def test_a_file_that_is_gone_is_told_and_the_others_go_too(tmp_path: Path) -> No
     other = tmp_path / "other"
     other.write_bytes(b"x")
     with pytest.raises(InputError, match="deleted already") as told:
-        visits.take(tmp_path / "gone", other)
+        app_server.take(tmp_path / "gone", other)
     assert str(tmp_path) not in told.value.message
     assert not other.exists()
 
 
 def test_the_folder_is_private_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
-    with visits.private_folder() as folder:
+    with app_server.private_folder() as folder:
         assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "x").mkdir()
@@ -72,8 +72,8 @@ def test_without_a_place_for_it_there_is_a_sentence(monkeypatch: pytest.MonkeyPa
     def refuse(**_: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(visits.tempfile, "mkdtemp", refuse)
-    with pytest.raises(OutputError, match="Permission denied"), visits.private_folder():
+    monkeypatch.setattr(app_server.tempfile, "mkdtemp", refuse)
+    with pytest.raises(OutputError, match="Permission denied"), app_server.private_folder():
         pass
 
 
@@ -85,12 +85,12 @@ def test_what_is_old_is_swept_and_what_is_new_stays(tmp_path: Path) -> None:
     (tmp_path / "mixed/new").write_bytes(b"1")
     for old in ("old/file", "old", "mixed"):
         os.utime(tmp_path / old, (0, 0))
-    visits.sweep(tmp_path, 600)
-    visits.sweep(tmp_path, 600)  # a folder is new again when a file in it has gone
+    app_server.sweep(tmp_path, 600)
+    app_server.sweep(tmp_path, 600)  # a folder is new again when a file in it has gone
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left - {"old"} == {"new", "new/file", "mixed", "mixed/new"}
     os.utime(tmp_path / "old", (0, 0))
-    visits.sweep(tmp_path, 600)
+    app_server.sweep(tmp_path, 600)
     assert not (tmp_path / "old").exists()
 
 
@@ -116,7 +116,7 @@ def ask(
 
     headers = [] if length is None else [(b"content-length", length)]
     scope = {"type": kind, "method": method, "headers": headers, "path": path}
-    asyncio.run(visits.Guard(application, 1000, lambda: room)(scope, receive, send))
+    asyncio.run(app_server.Guard(application, 1000, lambda: room)(scope, receive, send))
     return sent
 
 
@@ -168,7 +168,7 @@ def test_a_component_hands_over_the_path_alone() -> None:
         preprocess: Any = None
 
     component = Component()
-    visits.hand_over(component)
+    app_server.hand_over(component)
     move = component.async_move_resource_to_block_cache
     assert asyncio.run(move("http://example.org/a.wav")) == "http://example.org/a.wav"
     assert asyncio.run(move(None)) is None

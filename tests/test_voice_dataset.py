@@ -17,15 +17,14 @@ from test_packed import write_pack
 from torch.utils.data import DataLoader
 
 from s2f import checkpoint, layout
-from s2f.catalogue import MODELS
+from s2f.checkpoint import MODELS
+from s2f.dataloader import Key, Order
 from s2f.embeddings import BATCH, Maker
 from s2f.errors import CheckpointError, DatasetError
 from s2f.face_encoder import FaceEncoder, batch_embedder
-from s2f.feed import Key, Order
-from s2f.packed import Identity, Index, Shard
-from s2f.pairing import Pairing
-from s2f.prep_embeddings import embeddings_step
-from s2f.voice_dataset import PackedVoices, Voices, clip_length
+from s2f.pack import Identity, Index, Shard
+from s2f.prep_faces import embeddings_step
+from s2f.voice_data import PackedVoices, Pairing, Voices, clip_length
 
 MAKER = Maker("the face encoder", 4, "squash", lambda photos: pytest.fail("makes embeddings"))
 COLOURS = Maker("the face encoder", 3, "squash", lambda photos: photos.mean((2, 3)))

@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import FRONT_END, VOICE, noise, write_speech
 
-from s2f.audio import clips, read_speech
-from s2f.decoding import Waveform
+from s2f.audio import Waveform, clips, read_speech
 from s2f.errors import AudioError, InputError
-from s2f.front_end import spectrogram
-from s2f.voice_embedder import Embedded, VoiceEmbedder
+from s2f.pipeline import Embedded, VoiceEmbedder
+from s2f.spectrogram import spectrogram
 from s2f.voice_encoder import VoiceEncoder
 
 

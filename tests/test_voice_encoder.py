@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from s2f.front_end import FRONT_ENDS
+from s2f.spectrogram import FRONT_ENDS
 from s2f.voice_encoder import CONFIGS, VoiceEncoder, VoiceEncoderConfig
 
 

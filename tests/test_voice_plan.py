@@ -14,11 +14,9 @@ from s2f import ast_encoder, voice_encoder
 from s2f.ast_encoder import ASTEncoder, published_name
 from s2f.augment import VoiceAugment
 from s2f.errors import DatasetError, DependencyError, UsageError
-from s2f.front_end import FRONT_ENDS
-from s2f.log_mel import Moments, write_stats
+from s2f.spectrogram import FRONT_ENDS, RunningMoments, write_stats
+from s2f.train_voice import NOTHING_ELSE, VoiceOptions, VoicePlan, plan_voice
 from s2f.voice_encoder import VoiceEncoder
-from s2f.voice_plan import VoicePlan, plan
-from s2f.voice_presets import NOTHING_ELSE, VoiceOptions
 
 CONV = ("paper", "seed", "compact")
 RANDOM = VoiceOptions("ast", random_init=True)
@@ -27,7 +25,7 @@ RANDOM = VoiceOptions("ast", random_init=True)
 def made(preset: str, options: VoiceOptions = NOTHING_ELSE) -> VoicePlan:
     """Plan without giving the network values."""
     with torch.device("meta"):
-        return plan(preset, options, embedding=8)
+        return plan_voice(preset, options, embedding=8)
 
 
 @pytest.fixture
@@ -91,7 +89,7 @@ def test_the_small_ast_is_small() -> None:
 @needs_transformers
 @pytest.mark.usefixtures("tiny")
 def test_an_ast_that_starts_at_random_learns_all_at_once() -> None:
-    found = plan("paper", RANDOM, embedding=8)
+    found = plan_voice("paper", RANDOM, embedding=8)
     head, body = found.groups
     assert head.start == body.start == 0 and (head.lr, body.lr) == (1.0, 0.1)
     parameters = list(found.network.parameters())
@@ -102,12 +100,12 @@ def test_an_ast_that_starts_at_random_learns_all_at_once() -> None:
 @needs_transformers
 @pytest.mark.parametrize("preset", CONV)
 def test_a_pretrained_ast_has_its_own_shape_and_weights(preset: str, pretrained: str) -> None:
-    found = plan(preset, VoiceOptions("ast", pretrained), embedding=8)
+    found = plan_voice(preset, VoiceOptions("ast", pretrained), embedding=8)
     assert found.network.config == dataclasses.replace(
         TINY, embedding=8, final_relu=preset == "seed"
     )
     assert found.front_end.clip_samples == 16_000
-    other = plan(preset, VoiceOptions("ast", pretrained), embedding=8)
+    other = plan_voice(preset, VoiceOptions("ast", pretrained), embedding=8)
     mine, theirs = found.network.state_dict(), other.network.state_dict()
     same = {name for name in mine if torch.equal(mine[name], theirs[name])}
     assert {name for name in mine if name.startswith("ast.")} <= same
@@ -127,7 +125,7 @@ LAYERS = {  # that are trained, of embeddings, two layers, and the LayerNorm aft
 @pytest.mark.parametrize("unfreeze", LAYERS)
 def test_the_last_layers_follow_the_head(pretrained: str, unfreeze: int | None) -> None:
     options = VoiceOptions("ast", pretrained, head_steps=7, unfreeze=unfreeze)
-    found = plan("paper", options, embedding=8)
+    found = plan_voice("paper", options, embedding=8)
     named = {id(p): published_name(n) for n, p in found.network.named_parameters()}
     head, *body = found.groups
     assert {named[id(p)] for p in head.parameters} == {
@@ -149,13 +147,13 @@ def test_the_last_layers_follow_the_head(pretrained: str, unfreeze: int | None) 
 @pytest.mark.parametrize("unfreeze", [-1, 3])
 def test_layers_that_are_not_there_cannot_be_unfrozen(pretrained: str, unfreeze: int) -> None:
     with pytest.raises(UsageError, match=f"--unfreeze {unfreeze}: .* has 2 transformer layers"):
-        plan("paper", VoiceOptions("ast", pretrained, unfreeze=unfreeze), embedding=8)
+        plan_voice("paper", VoiceOptions("ast", pretrained, unfreeze=unfreeze), embedding=8)
 
 
 @pytest.fixture
 def stats(tmp_path: Path) -> Path:
     """Statistics of a log-mel: mean -7, standard deviation 3."""
-    write_stats(tmp_path / "stats.json", Moments(1280, -7.0, 9.0 * 1280), files=1)
+    write_stats(tmp_path / "stats.json", RunningMoments(1280, -7.0, 9.0 * 1280), files=1)
     return tmp_path / "stats.json"
 
 
@@ -168,19 +166,19 @@ def test_statistics_go_into_the_front_end_and_the_settings(stats: Path) -> None:
 @needs_transformers
 def test_statistics_go_before_those_of_a_pretrained_ast(pretrained: str, stats: Path) -> None:
     (Path(pretrained) / "preprocessor_config.json").write_text('{"mean": -1.0, "std": 2.0}')
-    theirs = plan("paper", VoiceOptions("ast", pretrained), embedding=8)
+    theirs = plan_voice("paper", VoiceOptions("ast", pretrained), embedding=8)
     assert (theirs.front_end.mean, theirs.front_end.std) == (-1.0, 2.0)
     assert theirs.settings["log_mel"] == [-1.0, 2.0] and theirs.notes == []
-    ours = plan("paper", VoiceOptions("ast", pretrained, stats=stats), embedding=8)
+    ours = plan_voice("paper", VoiceOptions("ast", pretrained, stats=stats), embedding=8)
     assert (ours.front_end.mean, ours.front_end.std) == (-7.0, 3.0)
 
 
 @needs_transformers
 def test_people_are_told_where_statistics_are_assumed(pretrained: str, stats: Path) -> None:
-    (note,) = plan("paper", VoiceOptions("ast", pretrained), embedding=8).notes
+    (note,) = plan_voice("paper", VoiceOptions("ast", pretrained), embedding=8).notes
     assert "mean and std of AudioSet" in note
     told = VoiceOptions("ast", pretrained, stats=stats)
-    assert plan("paper", told, embedding=8).notes == []
+    assert plan_voice("paper", told, embedding=8).notes == []
 
 
 def test_statistics_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from s2f.errors import UsageError
-from s2f.voice_presets import DEFAULTS, NOTHING_ELSE, VoiceOptions, check_options
+from s2f.train_voice import DEFAULTS, NOTHING_ELSE, VoiceOptions, check_options
 
 
 @pytest.mark.parametrize(

@@ -18,44 +18,31 @@ from test_pretrained import hugging_face
 from torch import Tensor
 from torch.nn import functional
 
-from s2f import (
-    ast_encoder,
-    balance,
-    checkpoint,
-    embeddings,
-    layout,
-    losses,
-    voice_encoder,
-    voice_task,
-)
+from s2f import ast_encoder, checkpoint, embeddings, layout, losses, train_voice, voice_encoder
 from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig
 from s2f.checkpoint import Card
-from s2f.drawing import draw_faces
+from s2f.dataloader import Key
+from s2f.distributed import ALONE
 from s2f.errors import CheckpointError, DatasetError, UsageError
-from s2f.face_decoder import FaceDecoder
+from s2f.face_decoder import FaceDecoder, draw_faces
 from s2f.face_encoder import VGGFace
-from s2f.feed import Key
-from s2f.front_end import spectrogram
-from s2f.images import load_face
-from s2f.pack import pack
-from s2f.packed import read_index
-from s2f.prep_embeddings import embeddings_step
-from s2f.preprocessing import Preprocessing
-from s2f.ranks import ALONE
-from s2f.recipe import TrainConfig
-from s2f.train import TrainResult, train
-from s2f.voice_presets import NOTHING_ELSE, VoiceOptions
+from s2f.images import Preprocessing, load_face
+from s2f.pack import pack, read_index
+from s2f.prep_faces import embeddings_step
+from s2f.spectrogram import spectrogram
+from s2f.train import TrainConfig, TrainResult, train
+from s2f.train_voice import NOTHING_ELSE, VoiceOptions
 
 pytestmark = pytest.mark.usefixtures("presets")
 
 
 def make(
     voices: Path, models: Path, preset: str = "compact", **options: object
-) -> voice_task.VoiceEncoderTask:
+) -> train_voice.VoiceEncoderTask:
     encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
     decoder = checkpoint.load(models / "demo/face_decoder.safetensors", "face_decoder")
     torch.manual_seed(0)
-    return voice_task.VoiceEncoderTask(
+    return train_voice.VoiceEncoderTask(
         *(voices, preset, encoder, decoder, Card("tiny")),
         device=CPU,
         **options,  # type: ignore[arg-type]
@@ -202,13 +189,13 @@ def test_the_sets_are_sets_of_this_tasks_losses(voices: Path, staged: Path) -> N
 def test_calibrated_terms_have_equally_long_gradients(voices: Path, models: Path) -> None:
     task = make(voices, models, loss_weights="paper", contrastive=1.0)
     values = task.losses(sample_batch(task), augmented=True)
-    before = balance.gradient_norms(values, task.predicted)
+    before = losses.gradient_norms(values, task.predicted)
     assert max(before.values()) > 2 * min(before.values())
-    weights = balance.calibrate(task, values, ALONE)
+    weights = losses.calibrate(task, values, ALONE)
     assert list(weights) == ["decoder/l1", "embedding/l2", "encoder/distill"]
     assert weights["decoder/l1"] == 1.0
     weighted = {name: weight * values[name] for name, weight in weights.items()}
-    norms = balance.gradient_norms(weighted, task.predicted)
+    norms = losses.gradient_norms(weighted, task.predicted)
     assert list(norms.values()) == pytest.approx(3 * [before["decoder/l1"]], rel=1e-4)
     losses.total(values, weights | {"contrastive/infonce": 1.0}).backward()  # the graph is there
 
@@ -314,7 +301,7 @@ def test_a_pack_of_another_face_encoder_is_refused(pack_of: Path, models: Path) 
         for kind in ("face_encoder", "face_decoder")
     )
     with pytest.raises(CheckpointError, match="its embeddings are of the space"):
-        voice_task.VoiceEncoderTask(pack_of, "compact", encoder, decoder, Card("tiny"), device=CPU)
+        train_voice.VoiceEncoderTask(pack_of, "compact", encoder, decoder, Card("tiny"), device=CPU)
 
 
 def test_a_split_that_was_not_finished_is_no_tree(pack_of: Path, models: Path) -> None:
@@ -356,7 +343,7 @@ def test_networks_of_different_spaces_are_refused(voices: Path, models: Path) ->
     encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
     decoder = checkpoint.load(models / "other/face_decoder.safetensors", "face_decoder")
     with pytest.raises(CheckpointError, match="different embedding spaces"):
-        voice_task.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
+        train_voice.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
 
 
 def test_a_decoder_of_other_embeddings_is_refused(voices: Path, models: Path) -> None:
@@ -367,7 +354,7 @@ def test_a_decoder_of_other_embeddings_is_refused(voices: Path, models: Path) ->
         network=FaceDecoder(config),
     )
     with pytest.raises(CheckpointError, match=r"draws from embeddings of 9 values; .* gives 8"):
-        voice_task.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
+        train_voice.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
 
 
 def test_a_sample_shows_photo_embedding_and_voice(voices: Path, models: Path) -> None:
@@ -552,7 +539,7 @@ def two_stages(tmp_path: Path) -> VoiceOptions:
     return VoiceOptions("ast", str(tmp_path / "ast"), head_steps=3, unfreeze=1)
 
 
-def parts(task: voice_task.VoiceEncoderTask) -> dict[str, Tensor]:
+def parts(task: train_voice.VoiceEncoderTask) -> dict[str, Tensor]:
     """The head, the last layer with what follows it, and the rest of the body."""
     assert isinstance(task.network, ASTEncoder)
     last = task.network.body(1)

@@ -10,13 +10,13 @@ import torch
 from published_files import needs_transformers
 from torch import Tensor, nn
 
-from s2f import ast_encoder, weight_tables
+from s2f import ast_encoder, convert
+from s2f.convert import VGG16_LAYERS, fill
 from s2f.errors import CheckpointError
 from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import VGGFace
-from s2f.preprocessing import PREPROCESSING
+from s2f.images import PREPROCESSING
 from s2f.voice_encoder import VoiceEncoder
-from s2f.weight_tables import VGG16_LAYERS, fill
 
 SEED = PREPROCESSING["seed"]
 
@@ -25,7 +25,7 @@ def vgg() -> VGGFace:
     return VGGFace(files.VGG, SEED)
 
 
-def foreign(table: weight_tables.Table, module: nn.Module) -> dict[str, Tensor]:
+def foreign(table: convert.WeightTable, module: nn.Module) -> dict[str, Tensor]:
     assert table.keys() == module.state_dict().keys()
     return module.state_dict()
 
@@ -39,7 +39,7 @@ def keras_tensors(origin: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
 def test_a_keras_table_names_each_of_our_tensors_once(origin: str) -> None:
-    table = weight_tables.keras_vgg(origin, VGG16_LAYERS, files.VGG)
+    table = convert.keras_vgg(origin, VGG16_LAYERS, files.VGG)
     ours = [name for name, _ in table.values()]
     assert sorted(ours) == sorted(vgg().state_dict())
     assert table.keys() == keras_tensors(origin).keys()
@@ -47,14 +47,14 @@ def test_a_keras_table_names_each_of_our_tensors_once(origin: str) -> None:
 
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
 def test_the_table_of_a_seeds_vgg_face_has_its_modules_names(origin: str) -> None:
-    table = weight_tables.torch_vgg(origin, files.VGG)
+    table = convert.torch_vgg(origin, files.VGG)
     assert table.keys() == files.SeedVGG(origin).state_dict().keys()
     assert sorted(ours for ours, _ in table.values()) == sorted(vgg().state_dict())
 
 
 def test_the_table_of_the_decoder_names_all_but_the_mean_shape() -> None:
     network = FaceDecoder(files.DECODER)
-    table = weight_tables.face_decoder(network)
+    table = convert.face_decoder_table(network)
     assert table.keys() == files.SeedDecoder().state_dict().keys()
     ours = {ours for ours, _ in table.values()}
     assert ours == network.state_dict().keys() - {"mean_landmarks"}
@@ -62,7 +62,7 @@ def test_the_table_of_the_decoder_names_all_but_the_mean_shape() -> None:
 
 
 def test_the_table_of_the_voice_encoder_names_all() -> None:
-    table = weight_tables.voice_encoder()
+    table = convert.voice_encoder_table()
     assert table.keys() == files.SeedVoice().state_dict().keys()
     ours = [ours for ours, _ in table.values()]
     assert sorted(ours) == sorted(VoiceEncoder(files.VOICE).state_dict())
@@ -74,7 +74,7 @@ def test_the_table_of_ast_takes_names_of_any_transformers() -> None:
     installed = files.seed_ast().state_dict().keys()
     published = {ast_encoder.published_name(name) for name in installed}
     for names in (installed, published):
-        table = weight_tables.ast_encoder(network, names)
+        table = convert.ast_encoder_table(network, names)
         assert table.keys() == names
         assert {ours for ours, _ in table.values()} == network.state_dict().keys()
 
@@ -82,7 +82,7 @@ def test_the_table_of_ast_takes_names_of_any_transformers() -> None:
 def test_a_dense_kernel_after_flatten_reads_height_width_channels() -> None:
     kernel = torch.randn(2 * 2 * 3, 5)
     features = torch.randn(1, 3, 2, 2)
-    conv = weight_tables.dense_map_conv(2)(kernel)
+    conv = convert.dense_map_conv(2)(kernel)
     expected = features.permute(0, 2, 3, 1).flatten(1) @ kernel
     torch.testing.assert_close(nn.functional.conv2d(features, conv).flatten(1), expected)
 
@@ -90,7 +90,7 @@ def test_a_dense_kernel_after_flatten_reads_height_width_channels() -> None:
 def test_a_scrambled_linear_is_put_right() -> None:
     weight = torch.randn(5, 2 * 2 * 3)
     features = torch.randn(1, 3, 2, 2)
-    conv = weight_tables.scrambled_map_conv(2)(weight)
+    conv = convert.scrambled_map_conv(2)(weight)
     found = nn.functional.conv2d(features, conv).flatten(1)
     right = nn.functional.linear(features.permute(0, 2, 3, 1).flatten(1), weight)
     wrong = nn.functional.linear(features.flatten(1), weight)
@@ -111,7 +111,7 @@ def test_a_scrambled_linear_is_put_right() -> None:
 def test_layers_go_by_name_or_by_order(
     origin: str, order: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
-    assert weight_tables.keras_layers(origin, order) == expected
+    assert convert.keras_layers(origin, order) == expected
 
 
 Change = Callable[[dict[str, Tensor]], object]
@@ -137,7 +137,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 def test_what_does_not_fit_is_refused_by_name(change: str) -> None:
     tensors = keras_tensors("serengil")
     CHANGES[change][0](tensors)
-    table = weight_tables.keras_vgg("serengil", VGG16_LAYERS, files.VGG)
+    table = convert.keras_vgg("serengil", VGG16_LAYERS, files.VGG)
     with pytest.raises(CheckpointError, match=CHANGES[change][1]) as caught:
         fill(vgg(), table, tensors, "some.h5")
     assert caught.value.message.startswith("some.h5: ")
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_by_name(change: str) -> None:
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
 def test_the_layers_of_one_vgg_face_do_not_fill_the_other(origin: str) -> None:
     other = "rcmalli" if origin == "serengil" else "serengil"
-    table = weight_tables.keras_vgg(origin, VGG16_LAYERS, files.VGG)
+    table = convert.keras_vgg(origin, VGG16_LAYERS, files.VGG)
     with pytest.raises(CheckpointError, match="fc6/kernel is"):
         fill(vgg(), table, keras_tensors(other), "some.h5")
 
@@ -155,13 +155,13 @@ def test_the_layers_of_one_vgg_face_do_not_fill_the_other(origin: str) -> None:
 def test_a_filled_network_is_contiguous_and_off_meta() -> None:
     with torch.device("meta"):
         network = vgg()
-    table = weight_tables.keras_vgg("rcmalli", VGG16_LAYERS, files.VGG)
+    table = convert.keras_vgg("rcmalli", VGG16_LAYERS, files.VGG)
     fill(network, table, keras_tensors("rcmalli"), "some.h5")
     assert all(t.is_contiguous() and not t.is_meta for t in network.state_dict().values())
 
 
 def test_a_network_without_batch_norm_has_our_names() -> None:
     config = dataclasses.replace(files.VGG, identities=3)
-    assert set(weight_tables._vgg(config)) == {
+    assert set(convert._vgg(config)) == {
         name.rpartition(".")[0] for name in VGGFace(config, SEED).state_dict()
     }

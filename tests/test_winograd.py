@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from s2f.winograd import AT, BT, G, WinogradConv2d
+from s2f.face_encoder import AT, BT, G, WinogradConv2d
 
 
 @settings(deadline=None, max_examples=30)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from s2f import workers
+from s2f import prep
 from s2f.errors import InputError, WorkerError
 
 
@@ -34,7 +34,7 @@ def act(name: str, what: str) -> Any:
 
 def outcomes(*whats: str, n: int = 2, **options: float) -> list[Any]:
     items = [(f"item{k}", what) for k, what in enumerate(whats)]
-    results = dict(workers.run(act, items, workers=n, **options))
+    results = dict(prep.run_in_workers(act, items, workers=n, **options))
     assert sorted(results) == list(range(len(whats)))
     return [results[k] for k in range(len(whats))]
 
@@ -89,7 +89,7 @@ def test_a_worker_holds_one_item() -> None:
             taken.append(k)
             yield f"item{k}", "a"
 
-    for answered, _ in enumerate(workers.run(act, items(), workers=3), start=1):
+    for answered, _ in enumerate(prep.run_in_workers(act, items(), workers=3), start=1):
         assert len(taken) <= answered + 3
         time.sleep(0.05)
 
@@ -102,7 +102,9 @@ def note_and_wait(name: str, folder: str) -> None:
 
 
 def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
-    run = workers.run(note_and_wait, [("a", str(tmp_path)), ("b", str(tmp_path))], workers=2)
+    run = prep.run_in_workers(
+        note_and_wait, [("a", str(tmp_path)), ("b", str(tmp_path))], workers=2
+    )
     assert next(run) == (0, None)
     run.close()
     for name in "ab":
@@ -142,4 +144,4 @@ def test_an_interruption_while_processes_start_is_for_the_parent_alone(tmp_path:
 
 
 def test_there_is_a_core() -> None:
-    assert 1 <= workers.count() <= (os.cpu_count() or 1)
+    assert 1 <= prep.usable_cores() <= (os.cpu_count() or 1)

@@ -1,0 +1,555 @@
+"""The parts of registered faces: a code that is read and drawn window by window.
+
+A texture is seen through overlapping windows that fade to their edges. What faces look like
+through one varies along few axes, those of its principal components; a face's values on the axes of
+all windows, and on those of its shape, are its code. Unlike axes of whole faces, those of parts
+can be put together to a person who resembles nobody that they were found from.
+
+Tensors in, tensors out. Source: Cootes et al. 1998, "Active Appearance Models", for whole faces.
+
+Brings back the fine detail that averaging takes from a texture.
+
+A face that is a weighted sum of many has their shades, but pores, lashes and hairs of different
+people cancel. Here a texture is split into bands; where a band is fainter than it usually is in
+that place in photos, as a share of the brightness there, it is made as strong. Nothing is
+invented: what is there is amplified.
+
+Source: Tiddeman, Burt and Perrett 2001, "Prototyping and Transforming Facial Textures for
+Perception Research" (the idea). Ours: a Laplacian pyramid without subsampling.
+
+Finds the landmarks of a framed face: one map of likelihood a point, and its centre of mass.
+
+Tensors in, tensors out. Every point is found by what surrounds it, not by what faces are like on
+average, so that what sets a face apart is not lost.
+
+Source: Ronneberger et al. 2015, "U-Net" (the shape of the network); Sun et al. 2018, "Integral
+Human Pose Regression" (the centre of mass, which knows parts of a pixel and has gradients).
+
+The bundled model's face encoder: landmarks are found, the photo registered, its parts read.
+
+A photo is warped so that its landmarks come to rest on the mean shape; there, its embedding is the
+`PartsCode` of what each window shows, and of the shape. What the landmarks miss, the windows show:
+the decoder draws the one warped by the other, and errors of the landmarks cancel.
+
+Source: Cootes et al. 1998, "Active Appearance Models"; Jaderberg et al. 2015, "Spatial
+Transformer Networks" (a network that registers its own input).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from s2f.images import Preprocessing
+from s2f.warp import warp
+
+BLOCK_CHANNELS = 48  # patterns that blocks of 8 x 8 pixels are drawn from
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows lie: a grid, each twice as wide as its pitch.
+
+    Attributes:
+        size: side of the picture, pixels.
+        count: windows a side.
+
+    Raises:
+        ValueError: if that does not divide the size into parts of an even length.
+    """
+
+    size: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.size % (2 * self.count):
+            raise ValueError(f"{self.count} windows a side do not fit into {self.size}: not even")
+
+    @property
+    def pitch(self) -> int:
+        """Pixels from one window to the next."""
+        return self.size // self.count
+
+    def one(self, pictures: Tensor, number: int) -> Tensor:
+        """Cut one window out of pictures [b c s s], as `cut` does: [b c·w·w]."""
+        pitch, size = self.pitch, self.size
+        y, x = (at * pitch - pitch // 2 for at in divmod(number, self.count))
+        inside = pictures[..., max(y, 0) : y + 2 * pitch, max(x, 0) : x + 2 * pitch]
+        left, right, above, below = (
+            max(over, 0) for at in (x, y) for over in (-at, at + 2 * pitch - size)
+        )
+        return functional.pad(inside, (left, right, above, below)).flatten(1)
+
+    def cut(self, pictures: Tensor) -> Tensor:
+        """Cut pictures [b c s s] into windows [b n² c·w·w], w twice the pitch; zeros outside."""
+        pitch = self.pitch
+        return functional.unfold(pictures, 2 * pitch, padding=pitch // 2, stride=pitch).mT
+
+    def join(self, windows: Tensor) -> Tensor:
+        """Add windows [b n² c·w·w] up to pictures [b c s s]."""
+        pitch = self.pitch
+        return functional.fold(windows.mT, self.size, 2 * pitch, padding=pitch // 2, stride=pitch)
+
+    def fade(self) -> Tensor:
+        """Weights [n² w·w] of the windows' pixels; their squares add up to 1 in each pixel."""
+        x = (torch.arange(2 * self.pitch) + 0.5) / self.pitch
+        tent = torch.minimum(x, 2 - x)
+        total = self.join((tent[:, None] * tent).flatten().expand(1, self.count**2, -1))
+        share = self.cut(1 / total)[0]
+        return ((tent[:, None] * tent).flatten() * share).sqrt()
+
+
+class LocalTexture(nn.Module):
+    """Draws pictures [b 3 s s] from the values [b n² a] of their windows' axes.
+
+    The pictures are made of blocks of 8 x 8 pixels, and those of some patterns.
+
+    Attributes:
+        axes: [n² a c·v·v]: for each axis of a window, the patterns of its v x v blocks.
+        patterns: [c 3 8 8].
+    """
+
+    BLOCK = 8
+
+    def __init__(self, windows: Windows, axes: int) -> None:
+        super().__init__()
+        self.blocks = Windows(windows.size // self.BLOCK, windows.count)
+        values = BLOCK_CHANNELS * (2 * self.blocks.pitch) ** 2
+        self.axes = nn.Parameter(torch.zeros(windows.count**2, axes, values))
+        self.patterns = nn.Parameter(torch.zeros(BLOCK_CHANNELS, 3, self.BLOCK, self.BLOCK))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Draw pictures."""
+        windows = torch.einsum("bna,nav->bnv", values, self.axes)
+        blocks = self.blocks.join(windows)
+        return functional.conv_transpose2d(blocks, self.patterns, stride=self.BLOCK)
+
+    @torch.no_grad()
+    def fit(self, axes: Tensor, windows: Windows) -> None:
+        """Find the patterns that show axes [n² a 3·w·w] best, and show them by these."""
+        n, a, _ = axes.shape
+        side, block = 2 * windows.pitch, self.BLOCK
+        cut = axes.view(n, a, 3, side // block, block, side // block, block)
+        cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # [n² a v v 3·8·8]
+        flat = cut.flatten(0, 3)
+        patterns = torch.linalg.eigh((flat.T @ flat).double())[1].flip(1)[:, :BLOCK_CHANNELS]
+        patterns = patterns.float()
+        self.patterns.copy_(patterns.T.reshape(self.patterns.shape))
+        self.axes.copy_((cut @ patterns).permute(0, 1, 4, 2, 3).flatten(2))
+
+
+@dataclass(frozen=True)
+class PartsCode:
+    """What registered faces vary along: in each window, and in shape.
+
+    A value of the code is one of a principal component, between whitened and not: its variance
+    goes with the root of the component's, so that plain distances between codes heed large
+    differences more, and do not drown in them. The texture's values come first.
+
+    Attributes:
+        windows: of the textures.
+        mean_texture: [3 s s].
+        mean_landmarks: [k 2].
+        texture_axes: [n² a 3·w·w]: what one unit adds to a window.
+        texture_code: [n² a 3·w·w]: what a window's difference from the mean is read by.
+        shape_axes: [m 2k]: what one unit adds to the landmarks.
+        shape_code: [m 2k].
+    """
+
+    windows: Windows
+    mean_texture: Tensor
+    mean_landmarks: Tensor
+    texture_axes: Tensor
+    texture_code: Tensor
+    shape_axes: Tensor
+    shape_code: Tensor
+
+    @classmethod
+    def fit(
+        cls, textures: Tensor, landmarks: Tensor, windows: Windows, axes: int, shape_axes: int
+    ) -> "PartsCode":
+        """Find the axes of registered textures [n 3 s s] and landmarks [n k 2].
+
+        Args:
+            textures: what the windows cut.
+            landmarks: of the same faces.
+            windows: where they lie.
+            axes: in each window.
+            shape_axes: of the landmarks.
+        """
+        fade = windows.fade().repeat(1, 3)  # [n² 3·w·w]
+        # Summed exactly: a mean that is rounded is an offset that a plain background varies by.
+        mean_texture, mean_landmarks = (
+            x.mean(0, dtype=torch.double).float() for x in (textures, landmarks)
+        )
+        away = textures - mean_texture
+        found = [_components(windows.one(away, k) * fade[k], axes) for k in range(len(fade))]
+        deviations, directions = (torch.stack(part) for part in zip(*found, strict=True))
+        to, back = _scaled(deviations, directions)
+        shape = _components((landmarks - mean_landmarks).flatten(1), shape_axes)
+        shape_to, shape_back = _scaled(*shape)
+        return cls(
+            windows,
+            mean_texture,
+            mean_landmarks,
+            to * fade[:, None],
+            back * fade[:, None],
+            shape_to,
+            shape_back,
+        )
+
+    def __call__(self, textures: Tensor, landmarks: Tensor) -> Tensor:
+        """Code [b n²·a+m] of textures [b 3 s s] and landmarks [b k 2]; float32 under autocast."""
+        with torch.autocast(textures.device.type, enabled=False):
+            cut = self.windows.cut(textures - self.mean_texture)
+            values = torch.einsum("bnv,nav->bna", cut, self.texture_code).flatten(1)
+            shape = (landmarks - self.mean_landmarks).flatten(1) @ self.shape_code.T
+            return torch.cat([values, shape], 1)
+
+
+def _components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Deviations [count] and directions [count v] of rows [n v]; zeros beyond what there is."""
+    # through the [n n] products: the pixels may be many more than the faces
+    variances, vectors = torch.linalg.eigh(rows.double() @ rows.T.double() / len(rows))
+    deviations = variances.flip(0)[:count].clamp_min(0).sqrt()
+    # n faces vary in at most n - 1 ways, and a plain background in none
+    real = deviations > max(1e-4 * float(deviations[0]), 1e-6)
+    deviations, vectors = deviations[real], vectors.flip(1)[:, :count][:, real]
+    directions = (rows.T.double() @ vectors) / len(rows) ** 0.5 / deviations
+    missing = count - len(deviations)
+    deviations = functional.pad(deviations, (0, missing))
+    return deviations.float(), functional.pad(directions.T, (0, 0, 0, missing)).float()
+
+
+def _scaled(deviations: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Axes for one unit of the code, and what reads the code: of the same shape as directions."""
+    real = deviations > 0
+    scale = (deviations / deviations[real].mean()).sqrt() if real.any() else deviations
+    to = torch.where(real, deviations / scale, 0)[..., None] * directions
+    back = torch.where(real, scale / deviations, 0)[..., None] * directions
+    return to, back
+
+
+DEVIATIONS = (0.7, 1.4, 2.8)  # of the blurs between the bands, pixels
+AROUND = 6.0  # of the blur that a band's strength in a place is measured by
+WARPED = 1.4  # times as strong as in photos: what the warp to the landmarks takes again
+MOST = 4.0  # times that a band is amplified
+CELL = 8  # pixels; strengths change slowly, and are stored one a cell
+FAINT = 1e-4  # strength that counts as nothing
+AT_ONCE = 32  # textures that are measured at a time
+PLAIN = 0.03  # deviation of a pixel, 0..1, below which it is background
+RIM = 12  # pixels
+DARK = 0.1  # added to the brightness that strengths are shares of
+
+
+class Detail(nn.Module):
+    """Textures [b 3 s s] to textures with the detail of photos.
+
+    Attributes:
+        strengths: [bands s/8 s/8], of photos. Zero, as at first, leaves all as it is.
+    """
+
+    strengths: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        cells = size // CELL
+        self.register_buffer("strengths", torch.zeros(len(DEVIATIONS), cells, cells))
+
+    @torch.no_grad()
+    def fit(self, textures: Tensor) -> None:
+        """Learn how strong the bands of photos are, from registered ones [n 3 s s].
+
+        Nothing is amplified near a background that all share, where heads would get a rim.
+        """
+        mean = torch.zeros(len(DEVIATIONS), *textures.shape[-2:], device=textures.device)
+        for some in torch.split(textures, AT_ONCE):
+            bands, whole = _bands(some)
+            mean += torch.cat([_strength(band, whole) for band in bands], 1).sum(0) / len(textures)
+        plain = (textures.var(0, correction=0).mean(0) < PLAIN**2).to(mean)[None]
+        near = functional.max_pool2d(plain, 2 * RIM + 1, stride=1, padding=RIM)
+        self.strengths.copy_(functional.avg_pool2d(WARPED * mean * (1 - near), CELL))
+
+    def forward(self, textures: Tensor) -> Tensor:
+        """Amplify what is fainter than in photos."""
+        size = textures.shape[-2:]
+        usual = functional.interpolate(
+            self.strengths[:, None], size=size, mode="bilinear", align_corners=False
+        )
+        bands, whole = _bands(textures)
+        drawn = whole
+        for band, wanted in zip(bands, usual, strict=True):
+            gain = ((wanted + FAINT) / (_strength(band, whole) + FAINT)).clamp(1, MOST)
+            drawn = drawn + band * gain
+        return drawn
+
+
+def _bands(textures: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The bands, finest first, and the rest; they add up to the textures."""
+    bands = []
+    for deviation in DEVIATIONS:
+        blurred = _blur(textures, deviation)
+        bands.append(textures - blurred)
+        textures = blurred
+    return bands, textures
+
+
+def _strength(band: Tensor, whole: Tensor) -> Tensor:
+    """Root of the mean square around each pixel, as a share of the brightness: [b 1 h w]."""
+    root = _blur(band.square().mean(1, keepdim=True), AROUND).clamp_min(0).add(1e-12).sqrt()
+    return root / (whole.mean(1, keepdim=True).clamp_min(0) + DARK)
+
+
+def _blur(x: Tensor, deviation: float) -> Tensor:
+    reach = round(3 * deviation)
+    steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-steps.square() / (2 * deviation**2))
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
+    x = functional.pad(x, (reach,) * 4, mode="replicate")
+    x = functional.conv2d(x, kernel, groups=x.shape[1])
+    return functional.conv2d(x, kernel.mT.contiguous(), groups=x.shape[1])
+
+
+REACH = 1.2  # of the frame's side that places span: some points lie outside the frame
+
+
+def _conv(a: int, b: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(a, b, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+
+
+class LandmarkFinder(nn.Module):
+    """Faces [b 3 s s], RGB 0..1, to landmarks [b k 2], xy pixels of these pictures.
+
+    The side s is a multiple of 16. Points may lie outside by a twelfth of it.
+    """
+
+    def __init__(self, landmarks: int, channels: tuple[int, ...]) -> None:
+        """Build the network.
+
+        Args:
+            landmarks: points to find.
+            channels: of the first convolution, of four stages at a half to a sixteenth of the
+                side, and of two on the way back to a quarter.
+        """
+        super().__init__()
+        first, half, quarter, eighth, sixteenth, back_eighth, back_quarter = channels
+        self.down = nn.ModuleList(
+            [
+                nn.Sequential(_conv(3, first, 5, 2), _conv(first, half)),
+                nn.Sequential(_conv(half, quarter), _conv(quarter, quarter)),
+                nn.Sequential(_conv(quarter, eighth), _conv(eighth, eighth)),
+                nn.Sequential(_conv(eighth, sixteenth), _conv(sixteenth, sixteenth)),
+            ]
+        )
+        self.up = nn.ModuleList(
+            [_conv(sixteenth + eighth, back_eighth), _conv(back_eighth + quarter, back_quarter)]
+        )
+        self.maps = nn.Conv2d(back_quarter, landmarks, 1)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Find the landmarks of faces; in float32 at least."""
+        size = faces.shape[-1]
+        x = (faces * 4 - 2).contiguous(memory_format=torch.channels_last)
+        kept = []
+        for i, stage in enumerate(self.down):
+            x = stage(functional.max_pool2d(x, 2) if i else x)
+            kept.append(x)
+        for stage, beside in zip(self.up, (kept[2], kept[1]), strict=True):
+            x = stage(torch.cat([functional.interpolate(x, scale_factor=2), beside], 1))
+        maps = self.maps(x)
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32)).contiguous()
+        n = maps.shape[-1]
+        places = (torch.arange(n, device=maps.device, dtype=maps.dtype) + 0.5) / n - 0.5
+        places = (0.5 + places * REACH) * size - 0.5
+        share = maps.flatten(2).softmax(-1).view_as(maps)
+        return torch.stack([(share.sum(2) * places).sum(-1), (share.sum(3) * places).sum(-1)], -1)
+
+
+REDUCED = 2  # times: faces are found, and parts read, in pictures that much smaller
+CERTAIN = 0.02  # deviation of a pixel, 0..1, from which on it is mostly heeded
+RIDGE = 1e-3  # of reading the code in reduced pictures, in units of a window's mean variance
+LEAST_APART = 8.0  # pixels between the eyes
+EYES_68 = (range(36, 42), range(42, 48))
+
+
+@dataclass(frozen=True)
+class PartsEncoderConfig:
+    """The shape of the encoder.
+
+    Attributes:
+        embedding: values of the embedding: `windows`² times `axes`, and those of the shape.
+        landmarks: points that are found: 189 of the template, or 68 of iBUG order.
+        windows: a side.
+        axes: values a window.
+        finder: channels of the `LandmarkFinder`.
+        architecture: tells its checkpoints from those of VGG-Face.
+    """
+
+    embedding: int = 1024
+    landmarks: int = 189
+    windows: int = 7
+    axes: int = 20
+    finder: tuple[int, ...] = (24, 32, 64, 96, 128, 96, 64)
+    architecture: str = "parts"
+
+    image_size: ClassVar[int] = 224  # pixels: the frame that landmarks are in
+    identities: ClassVar[int] = 0
+    final_relu: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.shape_axes < 1:
+            raise ValueError(
+                f"an embedding of {self.embedding} has no room for {self.windows}² windows of "
+                f"{self.axes} values and a shape"
+            )
+
+    @property
+    def shape_axes(self) -> int:
+        """Values of the shape."""
+        return self.embedding - self.windows**2 * self.axes
+
+
+CONFIGS = {"compact": PartsEncoderConfig()}
+
+
+class PartsEncoder(nn.Module):
+    """A photo to its embedding: `forward` takes [b 3 224 224] RGB 0..1 and returns [b d].
+
+    Attributes:
+        finder: of the landmarks, in pictures of half the side.
+        mean_landmarks: [k 2], the shape that photos are registered to.
+        mean_texture: [3 112 112].
+        reading: [n² a 3·w·w], what the windows' values are read by.
+        shape_axes, shape_code: [m 2k], as `PartsCode` has them.
+        neutral: what is added to the code that was read: a smile is taken off. Zero at first.
+    """
+
+    mean_landmarks: Tensor
+    mean_texture: Tensor
+    shape_axes: Tensor
+    shape_code: Tensor
+    reading: Tensor
+
+    def __init__(self, config: PartsEncoderConfig, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config, self.preprocessing = config, preprocessing
+        self.finder = LandmarkFinder(config.landmarks, config.finder)
+        self.windows = Windows(config.image_size // REDUCED, config.windows)
+        values = 3 * (2 * self.windows.pitch) ** 2
+        m, k = config.shape_axes, config.landmarks
+        shapes = {
+            "mean_landmarks": (k, 2),
+            "mean_texture": (3, self.windows.size, self.windows.size),
+            "shape_axes": (m, 2 * k),
+            "shape_code": (m, 2 * k),
+            "reading": (config.windows**2, config.axes, values),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+        self.neutral = nn.Linear(config.embedding, config.embedding)
+        nn.init.zeros_(self.neutral.weight)
+        nn.init.zeros_(self.neutral.bias)
+
+    def resize(self, faces: Tensor) -> Tensor:
+        """Bring [b 3 h w] to this network's input size by averaging.
+
+        Raises:
+            ValueError: if their size is no multiple of it.
+        """
+        ratio, rest = divmod(faces.shape[-1], self.config.image_size)
+        if rest:
+            raise ValueError(
+                f"{faces.shape[-1]} pixels are no multiple of {self.config.image_size}"
+            )
+        return functional.avg_pool2d(faces, ratio) if ratio > 1 else faces
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Embed faces: [b 3 h w] RGB 0..1 to [b d]; float32 under autocast too."""
+        read = self.read(faces)
+        with torch.autocast(faces.device.type, enabled=False):
+            # The weight may have stayed half, for the autocast that is off here.
+            weight, bias = self.neutral.weight.to(read.dtype), self.neutral.bias
+            return read + functional.linear(read, weight, bias)
+
+    @torch.no_grad()
+    def embed_each(self, faces: Tensor) -> Tensor:
+        """Embed faces one by one: the same bits, whatever faces they come with."""
+        faces = faces.to(self.mean_texture.device)
+        return torch.cat([self(face) for face in torch.split(faces, 1)])
+
+    def find(self, faces: Tensor) -> Tensor:
+        """Find landmarks [b k 2] in faces [b 3 h w], xy pixels of the 224 frame."""
+        small: Tensor = self.finder(functional.avg_pool2d(self.resize(faces), REDUCED))
+        return in_frame(small)
+
+    def read(self, faces: Tensor) -> Tensor:
+        """Read the code of faces as they look: [b 3 h w] to [b d]."""
+        faces = self.resize(faces)
+        points = self.find(faces)
+        with torch.autocast(faces.device.type, enabled=False):
+            faces = faces.to(points.dtype)
+            eyes, usual = _eyes(points), _eyes(self.mean_landmarks[None])
+            framed = _moved(points, eyes, usual)
+            shape = (framed - self.mean_landmarks).flatten(1) @ self.shape_code.T
+            # The windows look where the code of the shape says, so that they show the rest.
+            framed = self.mean_landmarks + (shape @ self.shape_axes).view_as(framed)
+            points = _moved(framed, usual, eyes)
+            registered = warp(faces, points, self.mean_landmarks[None])
+            small = functional.avg_pool2d(registered, REDUCED) - self.mean_texture
+            parts = torch.einsum("bnv,nav->bna", self.windows.cut(small), self.reading)
+            return torch.cat([parts.flatten(1), shape], 1)
+
+    @torch.no_grad()
+    def fit(self, code: PartsCode, textures: Tensor) -> None:
+        """Learn to read a code from reduced pictures, by ridge regression in each window.
+
+        Where training's textures do not vary, as before a plain background, a photo may show
+        anything: what is there is not heeded.
+
+        Args:
+            code: of textures of the full size.
+            textures: registered, [n 3 224 224].
+        """
+        small = functional.avg_pool2d(textures, REDUCED)
+        mean = functional.avg_pool2d(code.mean_texture[None], REDUCED)[0]
+        self.mean_landmarks.copy_(code.mean_landmarks)
+        self.mean_texture.copy_(mean)
+        self.shape_axes.copy_(code.shape_axes)
+        self.shape_code.copy_(code.shape_code)
+        small, away = small - mean, textures - code.mean_texture
+        varies = small.var(0, correction=0, keepdim=True)
+        heeded = self.windows.cut((varies / (varies + CERTAIN**2)).sqrt())[0]
+        for k, faded in enumerate(self.windows.fade().repeat(1, 3) * heeded):
+            values = (code.windows.one(away, k) @ code.texture_code[k].T).double()  # [n a]
+            rows = (self.windows.one(small, k) * faded).double()
+            products = rows @ rows.T
+            products.diagonal().add_(RIDGE * products.diagonal().mean() + 1e-9)
+            factor = torch.linalg.cholesky(products)
+            weight = rows.T @ torch.cholesky_solve(values, factor)
+            self.reading[k] = weight.T.float() * faded
+
+
+def in_frame(points: Tensor) -> Tensor:
+    """Bring landmarks from the reduced pictures to the 224 frame."""
+    return (points + 0.5) * REDUCED - 0.5
+
+
+def _moved(points: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
+    """Turn, scale and move landmarks [b k 2] as brings two given points to two wanted, [b 2]."""
+    apart = given[:, 1] - given[:, 0]
+    # An untrained finder puts all in one place, and nothing can be scaled by that.
+    apart = torch.where(apart.abs() > LEAST_APART, apart, wanted[:, 1] - wanted[:, 0])
+    turn = (wanted[:, 1] - wanted[:, 0]) / apart
+    z = (torch.view_as_complex(points.contiguous()) - given[:, :1]) * turn[:, None]
+    return torch.view_as_real(z + wanted[:, :1])
+
+
+def _eyes(points: Tensor) -> Tensor:
+    """Both pupils of landmarks [b k 2] as complex numbers [b 2]."""
+    z = torch.view_as_complex(points.contiguous())
+    if points.shape[1] == 68:
+        return torch.stack([z[:, list(eye)].mean(1) for eye in EYES_68], 1)
+    return z[:, :2]  # the template begins with them

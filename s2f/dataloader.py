@@ -1,0 +1,175 @@
+"""How training is fed: the order of the samples, batches of them, and what becomes of bad ones.
+
+An item is asked for by a `Key`, so that what is random about it depends on nothing but the
+training step: a resumed run sees exactly what an unbroken one would have seen, on any number of
+devices.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from s2f.errors import DeviceError, InputError, S2FError
+
+Item = dict[str, Tensor]
+
+
+class Key(NamedTuple):
+    """What a dataset is asked for.
+
+    Attributes:
+        item: its index.
+        seed: of what is random about it.
+        share: 0..1, random but the same for all items of a step: of what has to be equal in a
+            batch, such as the length of clips. 1 where nothing is to be random.
+    """
+
+    item: int
+    seed: int
+    share: float = 1.0
+
+
+class Order(Sampler[list[Key]]):
+    """Batches of keys: a new permutation each epoch, from step `start` to `steps`.
+
+    The samples of a step and their order are the same however many parts it is split into.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        steps: int,
+        parts: int = 1,
+        mine: Sequence[int] = (0,),
+    ) -> None:
+        """Plan the steps.
+
+        Args:
+            n: samples of an epoch.
+            batch_size: samples of a step, a multiple of `parts`.
+            seed: of everything random.
+            start: first step.
+            steps: the step before which it ends.
+            parts: that each step's samples are split into, in their order.
+            mine: which of these are given, one batch each.
+        """
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.start, self.steps = start, steps
+        self.part_size, self.mine = batch_size // parts, mine
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = -1, torch.empty(0, dtype=torch.long)
+        for step in range(self.start, self.steps):
+            share = random.Random(f"{self.seed} {step}").random()
+            batch = []
+            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if place // self.n != epoch:
+                    epoch = place // self.n
+                    generator = torch.Generator().manual_seed(self.seed + epoch)
+                    order = torch.randperm(self.n, generator=generator)
+                batch.append(Key(int(order[place % self.n]), self.seed + place, share))
+            for part in self.mine:
+                yield batch[part * self.part_size : (part + 1) * self.part_size]
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * len(self.mine)
+
+
+class Loaded(NamedTuple):
+    """A batch, as it comes from where it was read; errors travel as values, from any process.
+
+    Attributes:
+        keys: of the items, or that were asked for where there are none.
+        items: by name [b ...]; None where it cannot be made up.
+        bad: why items could not be read; others took the place of these.
+    """
+
+    keys: list[Key]
+    items: Item | None
+    bad: list[S2FError]
+
+
+class Careful(Dataset[Loaded]):
+    """A dataset that puts the next readable item in the place of one that is not.
+
+    Raised in a worker process, an error would reach the loop as another one, with the worker's
+    traceback in its message.
+    """
+
+    def __init__(self, data: Any, max_bad: int) -> None:
+        """Wrap a dataset; after `max_bad` bad items in a row it gives none."""
+        self.data, self.max_bad = data, max_bad
+
+    def __getitem__(self, key: Key) -> Loaded:
+        bad: list[S2FError] = []
+        for index in range(key.item, key.item + min(self.max_bad + 1, len(self.data))):
+            read = key._replace(item=index % len(self.data))
+            try:
+                item = self.data[read]
+            except InputError as error:
+                bad.append(error)
+            except S2FError as error:  # no matter of this item
+                return Loaded([key], None, [error])
+            else:
+                return Loaded([read], item, bad)
+        return Loaded([key], None, bad)
+
+
+def collate(loaded: Sequence[Loaded]) -> Loaded:
+    """Stack items [...] to a batch [b ...]."""
+    keys = [key for one in loaded for key in one.keys]
+    bad = [error for one in loaded for error in one.bad]
+    items = [one.items for one in loaded if one.items is not None]
+    if len(items) < len(loaded):
+        return Loaded(keys, None, bad)
+    return Loaded(keys, {k: torch.stack([item[k] for item in items]) for k in items[0]}, bad)
+
+
+def load_batches(
+    data: object, keys: Iterable[list[Key]], device: torch.device, *, workers: int, max_bad: int
+) -> Iterator[Loaded]:
+    """Read batches, in `workers` processes or in this one, and bring them to a device.
+
+    Pictures travel as bytes and are 0..1 from there on.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        Careful(data, max_bad),
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    for loaded in loader:
+        if loaded.items is None:
+            yield loaded
+            continue
+        moved = {k: v.to(device, non_blocking=True) for k, v in loaded.items.items()}
+        items = {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}
+        yield loaded._replace(items=items)
+
+
+@contextlib.contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Say what it means where a process that reads has died: the loop hears of it at any point.
+
+    Raises:
+        DeviceError: if one has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DeviceError(
+            f"a process that read the data has died: {error.__cause__ or error}",
+            hint="if memory ran out, lower --workers or --batch-size; the same command goes on",
+        ) from error

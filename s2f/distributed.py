@@ -1,0 +1,326 @@
+"""Starting the processes of a run on this machine, as torchrun does.
+
+Several processes that train as one, each on a device of its own: torchrun's contract.
+
+torchrun, also under SLURM on several nodes, starts the processes and tells each by the environment
+(RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) which it is; `launch` does the same on
+this machine alone. All of them read the run directory, so nodes have to share it.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from s2f import errors
+from s2f.console import described
+from s2f.device import choose_device
+from s2f.errors import DeviceError, S2FError
+
+
+def launch(size: int, device: str, arguments: Sequence[str]) -> int:
+    """Run `s2f` with some arguments in several processes of this machine.
+
+    What goes wrong the first of them says, but for a process that was killed. SIGTERM and Ctrl-C
+    are passed on; the processes have 30 seconds to save.
+
+    Returns:
+        The exit code: of the process that failed first, 0 if none did, 130 if interrupted.
+
+    Raises:
+        DeviceError: if the devices that the name stands for are not there, or a process was
+            killed.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    check_devices(device, size)
+    if not device.startswith("cuda"):  # which would take memory of it
+        choose_device(device)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # we say it ourselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    os.environ[LAUNCHED] = str(os.getpid())
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "s2f", *arguments)
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        told = [code for code in codes.values() if code >= 0 and code != LOST]
+        for rank, code in codes.items():
+            if code < 0 and not (told and code == -signal.SIGTERM):
+                raise DeviceError(
+                    f"process {rank} of {size} was killed by signal {-code}",
+                    hint="if memory ran out, lower --batch-size; the same command goes on",
+                ) from error
+        if not told:
+            raise lost() from error
+        return int(told[0])
+    except SignalException:
+        return 130
+    return 0
+
+
+LOST = 75  # exit code of a process that lost another and leaves it to `launch` to say so
+LAUNCHED = "S2F_LAUNCHED"  # in the environment of processes that `launch` started
+_WHY = "why"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, as one of them sees them. Alone, if nothing is said.
+
+    Attributes:
+        rank: number of this one.
+        size: how many there are.
+        launcher: the process that started them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    launcher: int | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the launcher was killed, so that nobody is left to end the others."""
+        return self.launcher is not None and os.getppid() != self.launcher
+
+    def gather(self, value: Any) -> list[Any]:
+        """Give every process what each has, in the order of the ranks. Waits for all."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average numbers [n] over the processes, the same everywhere."""
+        return torch.stack(self.gather(values.cpu())).mean(0)
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether a flag is up anywhere."""
+        return any(self.gather(flag))
+
+    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """Make a module average its gradients over the processes."""
+        if self.size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(
+            module,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+
+ALONE = Ranks()
+
+
+def world_size() -> int:
+    """How many processes the environment says there are; 0 if it says nothing."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 0
+
+
+def is_first() -> bool:
+    """Tell by the environment whether this process is the one that speaks."""
+    return world_size() == 0 or os.environ["RANK"] == "0"
+
+
+@contextlib.contextmanager
+def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the other processes, if the environment says that there are any.
+
+    Args:
+        device: that was asked for; `cuda` becomes the process's own.
+
+    Raises:
+        DeviceError: if this process has no device of its own, or another process has ended.
+        S2FError: why another process has ended, if it could tell.
+    """
+    if world_size() < 2:
+        yield Ranks(), device
+        return
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        check_devices("cuda", local + 1)
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    launcher = os.getppid()
+    store, rank, size = next(rendezvous("env://"))
+    # gloo for what is told, and on CPUs
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    own = distributed.PrefixStore("group", store)  # type: ignore[attr-defined]
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+    try:
+        yield Ranks(rank, size, launcher), device
+    except S2FError as error:
+        _see_to_the_end()
+        with contextlib.suppress(RuntimeError):  # nobody is left to be told
+            store.set(_WHY, json.dumps(described(error)))
+        raise
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        _see_to_the_end()
+        why = _why(store)
+        if why is None and LAUNCHED in os.environ:
+            raise SystemExit(LOST) from error
+        raise why or lost() from error
+    finally:
+        gc.collect()  # what averages gradients holds the group, in a circle, and must go first
+        distributed.destroy_process_group()
+
+
+def _see_to_the_end() -> None:
+    """Ignore SIGTERM, which is what a launcher answers an error with, so as to say what it is."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _why(store: Any) -> S2FError | None:
+    """Ask why another process has ended; None if it had no time to tell."""
+    try:
+        if not store.check([_WHY]):
+            return None
+        why = json.loads(store.get(_WHY))
+    except RuntimeError:  # whoever kept it has ended too
+        return None
+    error: S2FError = getattr(errors, why["error"])(why["message"], hint=why["hint"])
+    return error
+
+
+def lost() -> DeviceError:
+    """Say that another process has ended, for no reason that is known."""
+    return DeviceError(
+        "another process of this run has ended",
+        hint="see what it says; if nothing, memory may have run out: lower --batch-size; "
+        "the same command goes on from the last save",
+    )
+
+
+def check_devices(name: str, n: int) -> None:
+    """Make sure that this machine has `n` devices of a name, as far as they can be counted.
+
+    Raises:
+        DeviceError: if it has not.
+    """
+    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
+        there, kind = torch.cuda.device_count(), "CUDA"
+    elif name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
+        there, kind = 1, "MPS"
+    else:
+        return
+    if there < n:
+        raise DeviceError(
+            f"{n} {kind} devices are wanted; this machine has {there}",
+            hint="ask for fewer processes, or give --device cpu",
+        )
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Tell whether an error says that another process has gone."""
+    text = str(error)
+    lost = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "NCCL")
+    return isinstance(error, distributed.DistError) or any(word in text for word in lost)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes, [b ...] to [n b ...]; each gets the gradients of all."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        everyone = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(everyone, rows.contiguous())
+        return torch.stack(everyone)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        return gradient[distributed.get_rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Join the rows [b ...] of all processes to [n b ...], with gradients.
+
+    Without gradients, as in validation, everyone is by itself, as alone: n is 1.
+    """
+    if not distributed.is_initialized() or not torch.is_grad_enabled():
+        return rows[None]
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+class _SyncedBatchNorm(_BatchNorm):
+    """BatchNorm over the samples of all processes, on CPUs, where torch has none.
+
+    Every process has as many.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Take any shape [b c ...]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+        mean = gather_rows(x.mean(axes)).mean(0)
+        centred = x - mean.view(shape)
+        var = gather_rows(centred.square().mean(axes)).mean(0)
+        n = distributed.get_world_size() * x.numel() // x.shape[1]
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        normal = centred * (var + self.eps).rsqrt().view(shape)
+        return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
+    """Make the BatchNorms in a network count the samples of all processes, in place.
+
+    Parameters and the state dict stay the same.
+    """
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm):
+                synced = _SyncedBatchNorm(child.num_features, child.eps, child.momentum)
+                synced.weight, synced.bias = child.weight, child.bias
+                for key, buffer in child.named_buffers():
+                    setattr(synced, key, buffer)
+                synced.train(child.training)
+                setattr(module, name, synced)

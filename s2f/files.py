@@ -1,0 +1,553 @@
+"""Arrays in .npy files: written, read, or mapped into memory; others are refused by name.
+
+What files a tree holds: names, sizes and times, never contents.
+
+Every command that takes a folder lists it here, so that all of them agree on what is passed over
+(hidden files, `__MACOSX`), in which order files come, and where links lead.
+
+One tree of files made of another's without reading them: links or copies.
+
+Everything here may be repeated: a link or copy that is there and right is kept, so that a run
+that was killed is finished by running it again, and no partial file is ever seen under its name.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from s2f.console import Progress, silent
+from s2f.errors import DatasetError, InputError, OutputError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` that takes its name only when all went well.
+
+    Several processes may write `path` at once; a run that is killed leaves the temporary file.
+
+    Raises:
+        OutputError: if the folder or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".s2f-", dir=path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's are private
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Make a temporary folder beside `path` that takes its name only when all went well.
+
+    Args:
+        path: of the folder; there may be an empty one.
+        replace: whether a folder that holds something gives way.
+
+    Raises:
+        OutputError: if it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".s2f-", dir=path.parent))
+        temporary.chmod(0o777 & ~_umask())
+    except OSError as error:
+        raise unwritable(path, error) from error
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        yield temporary
+        try:
+            if replace and path.exists():
+                path.replace(old)
+            temporary.replace(path)
+        except OSError as error:
+            raise unwritable(path, error) from error
+    finally:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def part(target: Path) -> Iterator[Path]:
+    """Name a temporary file beside `target` that takes its place only when all went well.
+
+    Its name follows from the target's: a run that was killed leaves none behind when it is
+    repeated. Only where one process at a time writes the target.
+    """
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:20]
+    temporary = target.with_name(f".{digest}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file at once, by way of its `part`.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    try:
+        with part(path) as temporary, temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it against other runs that would; a run that is killed lets go.
+
+    Raises:
+        UsageError: if another run holds it.
+        OutputError: if it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if fcntl is not None:
+                descriptor = os.open(folder, os.O_RDONLY)
+                held = [descriptor]
+                stack.callback(_close, held)
+                # Processes that are forked meanwhile, and outlive this one, would hold it too.
+                os.register_at_fork(after_in_child=functools.partial(_close, held))
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another s2f is at work there",
+                hint="wait until it has ended, or choose another folder",
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # over a network
+                raise unwritable(folder, error) from error
+        yield
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _umask() -> int:
+    umask = os.umask(0)  # there is no other way to ask for it
+    os.umask(umask)
+    return umask
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return the error of a file or folder that cannot be written, with the cure."""
+    hint = "choose another place"
+    if error.errno == errno.ENOSPC:
+        hint = "free some space, or choose another place"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        hint = "a folder is needed where a file is; choose another place"
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint)
+
+
+def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
+    """Read a .npy file.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    import numpy as np
+
+    try:
+        array: NDArray[np.generic] = np.load(path, mmap_mode="r" if mmap else None)
+    except (OSError, ValueError, EOFError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        if "pickle" in why:  # NumPy's guess at any file that is not its own
+            why = "it is no .npy file of numbers"
+        raise DatasetError(
+            f"{path}: cannot be read as an array: {why}",
+            hint="make the file again",
+        ) from error
+    return array
+
+
+def save_array(array: "NDArray[Any]", path: Path) -> None:
+    """Write a .npy file; `path` ends in that."""
+    import numpy as np
+
+    np.save(path, array)
+
+
+def map_waveform(path: Path) -> "NDArray[np.generic]":
+    """Map a stored waveform into memory: [n], n >= 1, int16 or floating point.
+
+    Raises:
+        DatasetError: if it cannot be read, or is no waveform.
+    """
+    import numpy as np
+
+    samples = read_array(path, mmap=True)
+    known = samples.dtype in (np.int16, np.float16, np.float32, np.float64)
+    if samples.ndim != 1 or len(samples) == 0 or not known:
+        raise DatasetError(
+            f"{path}: holds {samples.dtype} values {list(samples.shape)}; wanted a waveform "
+            "[n], int16 or floating point",
+            hint="save it as int16 or float32, one channel, 16 kHz",
+        )
+    return samples
+
+
+Wants = Callable[[str], bool]
+"""Whether a file is wanted, by its name without folders."""
+
+_Identity = tuple[int, int]  # of a folder, however it was reached: device and inode
+
+
+class File(NamedTuple):
+    """A file of a tree.
+
+    Attributes:
+        path: below the folder that was listed, with slashes.
+        size: bytes; -1 if it is no regular file, or a link that leads nowhere.
+        mtime_ns: when it was last changed.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def files(folder: Path, wants: Wants, *, without: Path | None = None) -> list[File]:
+    """List the wanted files of a folder at every depth, in the order of their names.
+
+    Links to folders are followed, but not to a folder that they lie in. Hidden files and folders
+    and `__MACOSX` are passed over.
+
+    Args:
+        folder: to list.
+        wants: which files.
+        without: a folder that is passed over.
+
+    Raises:
+        DatasetError: if a folder cannot be read.
+    """
+    passed = [_identity(without)] if without else []
+    return [_file(entry, path) for entry, path in _below(str(folder), "", wants, passed)]
+
+
+def names(folder: Path, wants: Wants = lambda name: True) -> Iterator[str]:
+    """List the paths that `files` gives, without a look at the files.
+
+    Raises:
+        DatasetError: if a folder cannot be read.
+    """
+    return (path for _, path in _below(str(folder), "", wants, []))
+
+
+def folders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder, sorted, but for those that `files` passes over.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    return [entry.name for entry in _scan(str(folder), ())[1] if _is_folder(entry)]
+
+
+def is_seen(name: str) -> bool:
+    """Tell whether a file or folder of this name counts, and is not passed over."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def find_files(
+    paths: Sequence[Path], wants: Wants, sources: str, error: type[InputError]
+) -> list[Path]:
+    """List the wanted files among files, kept whatever their names, and folders.
+
+    Args:
+        paths: files and folders.
+        wants: which files of the folders.
+        sources: what is looked for, for messages: `recordings`.
+        error: to raise.
+
+    Returns:
+        The files in the order of `paths`, sorted within a folder, each once.
+
+    Raises:
+        InputError: `error`, if a path is missing or a folder holds none.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not os.path.exists(path):
+            raise error(f"{path}: does not exist", hint="check its path")
+        if not os.path.isdir(path):
+            found[path] = None
+            continue
+        inside = files(path, wants)
+        if not inside:
+            raise error(f"{path}: holds no {sources}", hint=f"name the folder of the {sources}")
+        found.update((path / file.path, None) for file in inside)
+    return list(found)
+
+
+def _identity(folder: str | Path) -> _Identity:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def _below(
+    folder: str, inside: str, wants: Wants, passed: Sequence[_Identity]
+) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Yield the files of a folder, whose place in the tree is `inside`, except `passed` ones."""
+    identity, entries = _scan(folder, passed)
+    for entry in entries:
+        path = inside + entry.name
+        if _is_folder(entry):
+            yield from _below(entry.path, f"{path}/", wants, [*passed, identity])
+        elif wants(entry.name):
+            yield entry, path
+
+
+def _scan(folder: str, passed: Sequence[_Identity]) -> tuple[_Identity, list[os.DirEntry[str]]]:
+    """List a folder itself, sorted; one that is `passed` is empty."""
+    try:
+        identity = _identity(folder)
+        if identity in passed:
+            return identity, []
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(
+            f"{folder}: cannot be listed: {error.strerror or error}",
+            hint="check its permissions, or remove it",
+        ) from error
+    return identity, [entry for entry in entries if is_seen(entry.name)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _file(entry: os.DirEntry[str], path: str) -> File:
+    try:
+        status = entry.stat()
+    except OSError:  # a link that leads nowhere
+        return File(path, -1, 0)
+    return File(path, status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)
+
+
+_EVERY = 256  # files between two reports of progress
+
+
+class Link(StrEnum):
+    """How a file gets a second place."""
+
+    HARD = "hard"
+    COPY = "copy"
+    SYMLINK = "symlink"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files to be placed: those of one folder, by their names below it, under another."""
+
+    source: str
+    target: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlaceReport:
+    """What became of files: how many were placed, were there, and which could not be."""
+
+    made: int
+    kept: int
+    failed: tuple[InputError, ...]
+
+
+def _holds(folder: str, places: Sequence[str]) -> bool:
+    """Tell whether any of some places is a folder or in it."""
+    return any(os.path.commonpath([folder, place]) == folder for place in places)
+
+
+def refuse_overlap(tree: Path, out: Path) -> None:
+    """Refuse an output that lies in its own source, or the other way round.
+
+    Raises:
+        UsageError: if one of the folders is or holds the other.
+    """
+    one, other = os.path.realpath(tree), os.path.realpath(out)
+    if _holds(one, [other]) or _holds(other, [one]):
+        raise UsageError(f"{out}: overlaps with {tree}", hint="choose a folder outside of it")
+
+
+def place_all(
+    plan: Sequence[Folder], link: Link = Link.HARD, *, progress: Progress = silent
+) -> PlaceReport:
+    """Place all files of a plan; one that cannot be used costs itself only.
+
+    Raises:
+        OutputError: if nothing can be placed there.
+    """
+    total = sum(len(folder.names) for folder in plan)
+    made = kept = 0
+    failed: list[InputError] = []
+    for folder in plan:
+        for name in folder.names:
+            if not (made + kept + len(failed)) % _EVERY:
+                progress(made + kept + len(failed), total, folder.source)
+            try:
+                if place_file(
+                    os.path.join(folder.source, name), os.path.join(folder.target, name), link
+                ):
+                    made += 1
+                else:
+                    kept += 1
+            except InputError as error:
+                failed.append(error)
+    progress(total, total, "done")
+    return PlaceReport(made, kept, tuple(failed))
+
+
+def place_file(source: str, target: str, link: Link) -> bool:
+    """Give a file a second place; folders on the way are made.
+
+    What is there already is kept if it is right: the same file for a hard link, the same size and
+    time for a copy, a link to the same place for a symlink. It is replaced if it is older than the
+    source. Symlinks are relative, so that both trees can be moved together.
+
+    Returns:
+        Whether it was placed; False if it was there.
+
+    Raises:
+        InputError: if the source is gone or no regular file, or something else is at the target.
+        OutputError: if the target's folder takes no such file.
+    """
+    try:
+        from_ = os.stat(source)
+    except OSError as error:
+        raise _unusable(source, f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(from_.st_mode):
+        raise _unusable(source, "is no regular file")
+    try:
+        there = os.lstat(target)
+    except FileNotFoundError:
+        there = None
+    except OSError as error:
+        raise _refused(target, error) from error
+    if there is not None:
+        if _is_right(source, from_, target, there, link):
+            return False
+        if not stat.S_ISREG(there.st_mode) or there.st_mtime_ns >= from_.st_mtime_ns:
+            raise InputError(f"{source}: another file is at {target}", hint="move that one away")
+    try:
+        if there is None and link is not Link.COPY:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            _LINK[link](source, target)
+        else:
+            with part(Path(target)) as temporary:
+                _LINK[link](source, str(temporary))
+    except OSError as error:
+        raise _refused(target, error) from error
+    return True
+
+
+def _is_right(
+    source: str, from_: os.stat_result, target: str, there: os.stat_result, link: Link
+) -> bool:
+    if link is Link.SYMLINK:
+        return stat.S_ISLNK(there.st_mode) and os.readlink(target) == _way(source, target)
+    same = os.path.samestat(from_, there)
+    if link is Link.HARD:
+        return same
+    figures = (there.st_size, there.st_mtime_ns) == (from_.st_size, from_.st_mtime_ns)
+    return stat.S_ISREG(there.st_mode) and figures and not same
+
+
+def _hard(source: str, target: str) -> None:
+    os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
+
+
+def _copy(source: str, target: str) -> None:
+    try:
+        file = open(source, "rb")
+    except OSError as error:
+        raise _unusable(source, f"cannot be read: {error.strerror}") from error
+    with file, open(target, "wb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
+    times = os.stat(source)
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _symlink(source: str, target: str) -> None:
+    os.symlink(_way(source, target), target)
+
+
+def _way(source: str, target: str) -> str:
+    """Path from a target's folder to its source."""
+    folder, name = os.path.split(source)
+    start = os.path.realpath(os.path.dirname(target))
+    return os.path.join(os.path.relpath(os.path.realpath(folder), start), name)
+
+
+_LINK: dict[Link, Callable[[str, str], None]] = {
+    Link.HARD: _hard,
+    Link.COPY: _copy,
+    Link.SYMLINK: _symlink,
+}
+
+
+def _unusable(source: str, why: str) -> InputError:
+    return InputError(f"{source}: {why}", hint="repair it or take it away")
+
+
+def _refused(target: str, error: OSError) -> InputError | OutputError:
+    """Tell what one name costs from what all would cost."""
+    message = f"{target}: cannot be written: {error.strerror}"
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(message, hint="shorten the name")
+    if error.errno == errno.EXDEV:
+        return OutputError(
+            f"{target}: a hard link cannot reach another file system",
+            hint="give --link copy or --link symlink, or choose a place beside the source",
+        )
+    if error.errno in (errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+        return OutputError(message, hint="this file system refuses the link; give --link copy")
+    return unwritable(Path(target), error)

@@ -1,0 +1,280 @@
+"""How good pictures of faces are, whoever they show: sharp, different, faces at all.
+
+Pictures in, numbers out; nothing here knows how a picture was made.
+
+What the faces are like: geometry, quality and pictures, as sections of a report.
+
+Source: Oh et al. 2019, Figure 5; SF2F for the VGGFace score.
+"""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from s2f import metrics
+from s2f.errors import ImageError, UsageError
+from s2f.evaluation_data import WHOLE, Case, Samples, spread
+from s2f.face_detection import Detector, FoundFace
+from s2f.images import FRAME, open_photo
+from s2f.metrics import compare_embeddings, correlation
+from s2f.report import Picture, Row, Section, Table
+
+INNER = (62, 78, 162, 203)
+"""Left, top, right, bottom of the inner face in the 224 frame: brows to chin, no hair."""
+_AT_ONCE = 2**23  # values of pictures that are compared at once
+_PHOTOS = 32  # that a detector is given at once
+
+Vector = NDArray[np.float64]
+
+
+def sharpness(image: Image.Image) -> float:
+    """Deviation of the Laplacian of the inner face's brightness, 0..255.
+
+    To be read as a share of what real photos have in the same frame, never alone: noise and
+    compression are sharp, too.
+    """
+    from scipy import ndimage
+
+    inner = image.convert("L").resize((FRAME, FRAME)).crop(INNER)
+    return float(ndimage.laplace(np.asarray(inner, np.float64)).std())
+
+
+def diversity(images: Sequence[Image.Image]) -> Vector:
+    """Mean absolute difference, 0..255, of each picture to all others, [n]; exact.
+
+    The mean of them is the mean distance of two different pictures. 0 where there is one alone.
+    Beside the pictures it takes some 300 MB for up to some thousand of them.
+
+    Raises:
+        UsageError: if the pictures are of different sizes.
+    """
+    sizes = {image.size for image in images}
+    if len(sizes) > 1:
+        raise UsageError(
+            f"pictures of different sizes cannot be compared: {sorted(sizes)}",
+            hint="bring them to one size first",
+        )
+    n = len(images)
+    if n < 2:
+        return np.zeros(n)
+    width, height = sizes.pop()
+    total = np.zeros(n, np.int64)
+    band = max(1, _AT_ONCE // (3 * width * max(n, 256)))
+    for top in range(0, height, band):
+        box = (0, top, width, min(top + band, height))
+        rows = [np.asarray(image.crop(box).convert("RGB")).reshape(-1) for image in images]
+        total += _to_the_others(np.stack(rows))
+    return total / (3 * width * height * (n - 1))
+
+
+def _to_the_others(values: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Sum of absolute differences of each row of [n p] to all others, [n].
+
+    There are 256 values only: what each differs from all others by is tabulated once a column,
+    and no pair of rows is ever compared.
+    """
+    p = values.shape[1]
+    places = values + 256 * np.arange(p)  # [n p], where each value stands in the tables
+    counts = np.bincount(places.ravel(), minlength=256 * p).reshape(p, 256)
+    levels = np.arange(256)
+    below, sums = counts.cumsum(1), (counts * levels).cumsum(1)
+    n, whole = below[:, -1:], sums[:, -1:]
+    table = levels * below - sums + (whole - sums) - levels * (n - below)
+    differences: NDArray[np.int64] = table.ravel()[places].sum(1)
+    return differences
+
+
+def all_points_found(images: Sequence[Image.Image], detector: Detector) -> NDArray[np.bool_]:
+    """Tell in which pictures a detector finds a face all of whose points lie inside, [n].
+
+    To be read beside the share among real photos in the same frame: where a frame is tight, the
+    chins of long faces lie below it.
+
+    Source: Duarte et al. 2019, "Wav2Pix", who measure by it how many pictures are faces.
+
+    Args:
+        images: pictures of any size.
+        detector: of `face_detection.load_detector`.
+    """
+    found: list[bool] = []
+    for start in range(0, len(images), _PHOTOS):
+        part = [np.asarray(image.convert("RGB")) for image in images[start : start + _PHOTOS]]
+        for picture, faces in zip(part, detector(part), strict=True):
+            found.append(any(_inside(face, *picture.shape[:2]) for face in faces))
+    return np.array(found, bool)
+
+
+def _inside(face: FoundFace, height: int, width: int) -> bool:
+    # (0, 0) is the centre of the first pixel: the picture begins half a pixel before it.
+    places = face.points + 0.5
+    return bool(((places >= 0) & (places <= (width, height))).all())
+
+
+def vgg_face_score(
+    logits: NDArray[np.floating], *, splits: int = 5, seed: int = 0
+) -> tuple[float, float]:
+    """Score how clearly faces are somebody, and how many different people they are.
+
+    exp of the mean KL divergence of each picture's distribution over the identities of a face
+    classifier to the mean distribution: 1 where all are alike, up to the number of identities.
+    Each split is scored alone, and none can reach more than the pictures it holds: compare only
+    scores of equally many pictures and splits. Does not depend on the order of the pictures.
+
+    Source: the VGGFace score of Bai et al. 2022, "SF2F", who take 5 splits and a ResNet-50
+    trained on VGGFace2; the form is that of the Inception score, Salimans et al. 2016.
+
+    Args:
+        logits: [n i] before the softmax.
+        splits: parts of the pictures, drawn at random; no more than pictures.
+        seed: of the draw.
+
+    Returns:
+        (mean, deviation) over the splits.
+
+    Raises:
+        UsageError: if there are no pictures.
+    """
+    from scipy.special import log_softmax, logsumexp
+
+    n = len(logits)
+    if n == 0:
+        raise UsageError("there are no faces to score", hint="give at least one")
+    rng = np.random.default_rng(seed)
+    # In an order of their own first, so that the draw does not depend on the given one.
+    own = np.argsort(logits @ rng.standard_normal(logits.shape[1]), kind="stable")
+    scores = []
+    for part in np.array_split(own[rng.permutation(n)], min(splits, n)):
+        log_p = log_softmax(np.asarray(logits[part], np.float64), axis=1)
+        mean = logsumexp(log_p, axis=0) - np.log(len(part))
+        divergence = (np.exp(log_p) * (log_p - mean)).sum(1)
+        scores.append(float(np.exp(divergence.mean())))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+SHOWN = 8  # faces in a row of a picture
+SHUFFLES = 100
+MOST = 1000  # faces of a kind that are compared with each other, and searched for points
+SIDE = 112  # pixels of a face there
+
+
+def geometry(case: Case) -> tuple[Section, Samples]:
+    """Correlate measures of the faces from voices with those of the faces from photos."""
+    there, at = np.unique(case.people.speakers, return_inverse=True)  # people, not recordings
+    heard = metrics.measure(np.stack([face.landmarks for face in case.from_voices]))
+    seen = metrics.measure(np.stack([face.landmarks for face in case.from_photos]))
+    rng = np.random.default_rng(0)
+    shuffled = [rng.permutation(there) for _ in range(SHUFFLES)]
+    rows: list[Row] = []
+    for name, values in heard.items():
+        values = np.bincount(at, values) / np.bincount(at)
+        got = correlation(seen[name][there], values)
+        by_chance = np.mean([correlation(seen[name][other], values).r for other in shuffled])
+        rows.append((name, got.r, got.p, float(by_chance), got.n))
+    means = np.array([[row[1], row[3]] for row in rows], float).mean(0)
+    rows.append(("mean", float(means[0]), None, float(means[1]), len(there)))
+    table = Table(
+        "Craniofacial measures: the face from a voice and the face from the speaker's photos",
+        ("measure", "Pearson r", "p", "r of shuffled people", "N"),
+        tuple(rows),
+        "Lengths are relative to the distance of the outer eye corners. The landmarks are those "
+        "that the decoder drew; each person's voices are averaged, and N counts people.",
+    )
+    text = ("Whether a voice gives away the proportions of the face, as far as the decoder goes.",)
+    return Section("Geometry", text, (table,)), {}
+
+
+def quality(
+    case: Case,
+    photos: Sequence[Image.Image],
+    detector: Detector | None,
+    logits: NDArray[np.float32] | None,
+) -> tuple[Section, Samples]:
+    """Measure generated faces as pictures.
+
+    Args:
+        case: whose faces.
+        photos: real ones, which sharpness and diversity are relative to.
+        detector: of landmarks.
+        logits: of the faces from voices by a face classifier, [q i].
+    """
+    kinds = [photos, *([f.image for f in faces] for faces in (case.from_photos, case.from_voices))]
+    some = [spread(images, MOST) for images in kinds]  # of which pairs are compared, or searched
+    rows: list[Row] = []
+    samples: dict[str, dict[str, float]] = {}
+    if photos:
+        sharp = [np.array([sharpness(image) for image in images]) for images in kinds]
+        relative = [values / sharp[0].mean() for values in sharp]
+        rows.append(("sharpness, that of real photos being 1", *_means(relative)))
+        samples["sharpness"] = case.by_person(relative[2])
+    apart = [diversity(images) if images else np.empty(0) for images in some]
+    rows.append(("mean distance of two faces, of 255", *_means(apart)))
+    if detector is not None:
+        found = [all_points_found(images, detector) for images in some]
+        rows.append(("share with all 68 points found", *_means(found)))
+    if logits is not None:
+        score, deviation = vgg_face_score(logits)
+        rows.append(("VGGFace score", None, None, score))
+        rows.append(("its deviation over five parts", None, None, deviation))
+    rows.append(("faces", *map(len, kinds)))
+    heads = ("measure", "real photos", "faces from photos", "faces from voices")
+    table = Table("Faces as pictures", heads, tuple(rows))
+    text = (
+        "Sharpness is the deviation of the Laplacian of the inner face's brightness. "
+        + ("" if detector else "No detector of landmarks is installed. ")
+        + ("" if logits is not None else "The VGGFace score needs a face encoder with logits."),
+    )
+    return Section("Quality", text, (table,)), samples
+
+
+def _means(values: Sequence[NDArray[Any]]) -> list[float | None]:
+    return [float(one.mean()) if len(one) else None for one in values]
+
+
+def sheets(case: Case) -> Section:
+    """Show the best, middling and worst voices by angle."""
+    people = case.people
+    true = people.means()[people.speakers]
+    order = np.argsort(compare_embeddings(true, case.heard[WHOLE])["angle"], kind="stable")
+    n = min(SHOWN, len(order))
+    middle = (len(order) - n) // 2
+    parts = {"best": order[:n], "middle": order[middle : middle + n], "worst": order[-n:]}
+    pictures = []
+    for name, which in parts.items():
+        rows: list[list[Image.Image | None]] = [
+            [_photo(case, int(people.speakers[q])) for q in which],
+            [case.from_photos[int(people.speakers[q])].image for q in which],
+            [case.from_voices[int(q)].image for q in which],
+        ]
+        alt = f"photo, face from the photo, face from the voice of the {n} {name} voices"
+        pictures.append(Picture(f"The {name} {n}", _grid(rows), alt))
+    text = (
+        "Rows: a photo, the face drawn from the photos' embedding, and the face drawn from the "
+        "voice; voices are ordered by the angle between the two embeddings.",
+    )
+    return Section("Faces", text, tuple(pictures))
+
+
+def _photo(case: Case, person: int) -> Image.Image | None:
+    for photo, owner in zip(case.people.photos, case.people.owners, strict=True):
+        if owner == person and photo is not None:
+            with contextlib.suppress(ImageError):  # it has a stored embedding, and is not needed
+                return open_photo(photo)
+    return None
+
+
+def _grid(rows: Sequence[Sequence[Image.Image | None]]) -> bytes:
+    """Lay pictures out in rows, as a PNG."""
+    page = Image.new("RGB", (SIDE * len(rows[0]), SIDE * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            if picture is not None:
+                small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+                page.paste(small, (SIDE * x, SIDE * y))
+    buffer = io.BytesIO()
+    page.save(buffer, format="PNG")
+    return buffer.getvalue()

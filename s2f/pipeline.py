@@ -1,0 +1,511 @@
+"""A generated face, and how it is written: as a picture that says what made it, and as an array.
+
+Recordings -> embeddings, whose clips share batches whosever they are.
+
+A face from speech, and a face from a photo.
+
+recording -> clips -> spectrograms -> voice encoder -> mean embedding -> face decoder -> face
+photo     -> face encoder                           -> embedding      -> face decoder -> face
+"""
+
+import io
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+import s2f
+from s2f import landmarks
+from s2f.audio import FloatArray, Waveform, open_speech
+from s2f.checkpoint import KINDS, AnyVoiceEncoder, Checkpoint, Choice, Model, choose, load_model
+from s2f.console import Progress, silent
+from s2f.device import check_precision, choose_device, computing, one_thread
+from s2f.errors import CheckpointError, InputError, UsageError
+from s2f.face_decoder import FaceDecoder, draw_faces
+from s2f.face_detection import PhotoSource, open_face
+from s2f.face_encoder import FaceEncoder
+from s2f.fast_conv import accelerate
+from s2f.files import atomic_write
+from s2f.images import FRAME, called, encode, fit_frame, to_image
+from s2f.spectrogram import FrontEnd, spectrogram
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face that a model drew.
+
+    Attributes:
+        image: RGB, 224 x 224.
+        landmarks: [68 2] xy pixels in the image, iBUG order.
+        embedding: [d] that it was drawn from.
+        source: what it was made from: `speech`, `a photo` or `an embedding`.
+        clips: clips of speech that were averaged; 0 if it was not made from speech.
+        model: name of the model.
+    """
+
+    image: Image.Image
+    landmarks: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    source: str
+    clips: int
+    model: str
+
+    def save(self, path: str | Path, *, size: int = FRAME) -> None:
+        """Write it as a .png, .jpg or .webp of `size` pixels a side.
+
+        Raises:
+            UsageError: if its name ends otherwise.
+            OutputError: if it cannot be written.
+        """
+        path = Path(path)
+        with atomic_write(path) as file:
+            file.write(self.encoded(path.suffix, size=size))
+
+    def encoded(self, suffix: str = ".png", *, size: int = FRAME, overlay: bool = False) -> bytes:
+        """Encode it as a picture whose metadata says what made it; the same face, the same bytes.
+
+        Args:
+            suffix: .png, .jpg or .webp.
+            size: side of the picture, pixels.
+            overlay: whether the landmarks are drawn on it.
+        """
+        image = self.sized(size)
+        if overlay:
+            scale = size / self.image.width
+            image = landmarks.draw_landmarks(image, (self.landmarks + 0.5) * scale - 0.5)
+        return encode(image, suffix, facts(self.model, self.source))
+
+    def sized(self, size: int) -> Image.Image:
+        """Resize the image to `size` pixels a side."""
+        if size == self.image.width:
+            return self.image
+        return self.image.resize((size, size), Image.Resampling.LANCZOS)
+
+    def encoded_embedding(self) -> bytes:
+        """Encode the embedding [d] as a .npy file."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.embedding)
+        return buffer.getvalue()
+
+
+def facts(model: str, source: str) -> dict[str, str]:
+    """Say in a picture's metadata what made it, and what it is not."""
+    return {
+        "Software": f"s2f {s2f.__version__}",
+        "Model": model,
+        "Source": f"made from {source}",
+        "Comment": "Synthetic face: an average impression, not the likeness of a person.",
+    }
+
+
+SpeechSource = str | Path | BinaryIO | Waveform | tuple[NDArray[Any], int]
+BATCH = 16  # clips, on a GPU
+
+
+@dataclass
+class Embedded:
+    """What became of a recording.
+
+    Attributes:
+        clips: of speech, whose embeddings are averaged.
+        error: why it has none; None if all went well.
+        total: sum of the embeddings [d] of the clips that are embedded.
+        waiting: clips that are not yet.
+        is_read: whether all its clips are known.
+    """
+
+    clips: int = 0
+    error: InputError | None = None
+    total: NDArray[np.float64] | float = 0.0
+    waiting: int = 0
+    is_read: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is missing."""
+        return self.is_read and (self.error is not None or not self.waiting)
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """The mean of its clips' embeddings, [d]."""
+        return np.asarray(self.total / self.clips, np.float32)
+
+
+@dataclass(frozen=True)
+class VoiceEmbedder:
+    """A voice encoder and its front end, ready for recordings of any length.
+
+    The embedding of a recording has the same bits whatever else is embedded, and however many
+    threads there are.
+
+    Attributes:
+        batch_size: clips that are embedded together. A CPU is quickest with one.
+    """
+
+    encoder: AnyVoiceEncoder
+    front_end: FrontEnd
+    device: torch.device
+    precision: str = "fp32"
+    batch_size: int = BATCH
+
+    def embed(
+        self,
+        recordings: Iterable[SpeechSource],
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        trim_silence: float | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[Embedded]:
+        """Embed recordings, reading as many as fill a batch.
+
+        Args:
+            recordings: files, binary streams, or samples [n] or [n c] and their rate.
+            start: of the part of each that is wanted, seconds.
+            duration: of that part, seconds.
+            trim_silence: as `audio.open_speech` takes it.
+            progress: told of each clip of a recording.
+
+        Yields:
+            What became of each, in order, as soon as its clips are embedded.
+
+        Raises:
+            UsageError: as `audio.open_speech`, and for what is no recording.
+        """
+        unfinished: deque[Embedded] = deque()
+        batch: list[tuple[Embedded, FloatArray]] = []
+        for recording in recordings:
+            item = Embedded()
+            unfinished.append(item)
+            try:
+                with open_speech(
+                    _source(recording), start=start, duration=duration, trim_silence=trim_silence
+                ) as speech:
+                    n_clips = speech.n_clips(self.front_end.clip_samples)
+                    for clip in speech.clips(self.front_end.clip_samples):
+                        progress(item.clips, n_clips, speech.name)
+                        item.clips += 1
+                        item.waiting += 1
+                        batch.append((item, clip))
+                        if len(batch) == self.batch_size:
+                            self._embed(batch)
+            except InputError as error:
+                item.error = error
+            item.is_read = True
+            while unfinished and unfinished[0].is_done:
+                yield unfinished.popleft()
+        if batch:
+            self._embed(batch)
+        yield from unfinished
+
+    def _embed(self, batch: list[tuple[Embedded, FloatArray]]) -> None:
+        """Embed the clips of a batch, which is empty afterwards."""
+        with computing(self.device):
+            waveforms = torch.from_numpy(np.stack([clip for _, clip in batch])).to(self.device)
+            # Batches of one size are computed in one way, whoever shares them.
+            fill = self.batch_size - len(batch)
+            waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, fill))
+            with one_thread():  # several would share the sums of the transform
+                spectrograms = spectrogram(waveforms, self.front_end)
+        with computing(self.device, self.precision):
+            embeddings = self.encoder(spectrograms)[: len(batch)].cpu().double().numpy()
+        for (item, _), embedding in zip(batch, embeddings, strict=True):
+            item.total = item.total + embedding
+            item.waiting -= 1
+        batch.clear()
+
+
+def _source(speech: SpeechSource) -> Path | BinaryIO | Waveform:
+    if isinstance(speech, str):
+        return Path(speech)
+    if isinstance(speech, tuple) and len(speech) == 2:
+        return Waveform(*speech)
+    if isinstance(speech, Path) or hasattr(speech, "read"):
+        return speech
+    raise UsageError(
+        f"speech cannot be read from {type(speech).__name__}",
+        hint="give a path, a binary stream, or Waveform(samples, rate)",
+    )
+
+
+Embedding = NDArray[np.float32]
+
+
+class SpeechToFace:
+    """The networks of one model, ready to generate and to reconstruct.
+
+    The same speech or photo gives the same bits on one machine, in any company, on any threads.
+
+    Example:
+        >>> from s2f import SpeechToFace, Waveform
+        >>> model = SpeechToFace.load(device="cpu")
+        >>> face = model.generate("examples/speech.wav")
+        >>> face.image.size, face.landmarks.shape, face.embedding.shape, face.clips
+        ((224, 224), (68, 2), (1024,), 1)
+        >>> import soundfile
+        >>> samples, rate = soundfile.read("examples/speech.wav")
+        >>> again = model.generate(Waveform(samples, rate))
+        >>> bool(abs(again.embedding - face.embedding).max() < 1e-3)
+        True
+        >>> model.decode(face.embedding).landmarks.tolist() == face.landmarks.tolist()
+        True
+
+    Attributes:
+        model: its checkpoints, by kind.
+        device: that it runs on.
+        precision: `fp32`, `bf16` or `fp16`, that its networks compute in where that is safe.
+    """
+
+    def __init__(self, model: Model, device: torch.device, precision: str | None = None) -> None:
+        self.model, self.device = model, device
+        networks = [checkpoint.network.to(device) for checkpoint in model.checkpoints.values()]
+        half = any(p.dtype == torch.float16 for network in networks for p in network.parameters())
+        self.precision = precision or ("fp16" if half else "fp32")
+        if device.type == "cpu":
+            for network in networks:
+                accelerate(network)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | Choice = "demo",
+        *,
+        device: str = "auto",
+        precision: str | None = None,
+        kinds: Sequence[str] = KINDS,
+        files: Mapping[str, Path] | None = None,
+    ) -> "SpeechToFace":
+        """Load a model.
+
+        Args:
+            model: name of a bundled model or of one in the cache, or a directory of checkpoints.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            precision: `fp32`, `bf16` or `fp16`; by default `fp32`, but on a CUDA device `fp16`
+                where a file is stored so.
+            kinds: networks to load; `reconstruct` needs no voice, `generate` no face encoder.
+            files: single checkpoints in the place of the model's, by kind.
+
+        Raises:
+            CheckpointError: if the model is not there, damaged, or its networks do not fit.
+            DeviceError: if the device is not there, or cannot compute in this precision.
+            UsageError: if there is no such precision.
+        """
+        chosen = choose_device(device)
+        check_precision(precision or "fp32", chosen)
+        if not isinstance(model, Choice):
+            model = choose(model, kinds, files=files)
+        keep_half = chosen.type == "cuda" and precision in (None, "fp16")
+        return cls(load_model(model, keep_half=keep_half), chosen, precision)
+
+    def generate(
+        self,
+        speech: SpeechSource,
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        trim_silence: float | None = None,
+        progress: Progress = silent,
+    ) -> Face:
+        """Generate the face that the speech in a recording suggests.
+
+        Longer recordings are cut into clips, and the embeddings of the clips averaged. They are
+        read as they are needed: hours take no more memory than a minute.
+
+        Args:
+            speech: a file, a binary stream, or a `Waveform`: samples [n] or [n c], and their rate.
+            start: where the speech starts in it, seconds.
+            duration: of the speech, seconds; by default to the end.
+            trim_silence: dB; silence at both ends that is further below the loudest is left out.
+            progress: told of each clip.
+
+        Raises:
+            AudioError: if the recording cannot be read or holds no usable speech.
+            UsageError: if `start` or `duration` are no times.
+        """
+        (face,) = self.generate_all(
+            [speech], start=start, duration=duration, trim_silence=trim_silence, progress=progress
+        )
+        if isinstance(face, InputError):
+            raise face
+        return face
+
+    def generate_all(
+        self,
+        speeches: Iterable[SpeechSource],
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        trim_silence: float | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[Face | InputError]:
+        """Generate the faces of many recordings, whose clips share batches.
+
+        Args:
+            speeches: as `generate` takes them.
+            start: of the part of each that is wanted, seconds.
+            duration: of that part, seconds.
+            trim_silence: as `generate` takes it.
+            progress: told of each clip of a recording.
+
+        Yields:
+            The face, or what is wrong with the recording, in order.
+
+        Raises:
+            UsageError: as `generate`.
+        """
+        for embedded in self.voice_embedder().embed(
+            speeches, start=start, duration=duration, trim_silence=trim_silence, progress=progress
+        ):
+            yield embedded.error or self._draw(embedded.embedding, "speech", embedded.clips)
+
+    def reconstruct(
+        self, photo: PhotoSource, *, align: bool = True, detector: str | None = None
+    ) -> Face:
+        """Draw the face of a photo from its embedding.
+
+        Args:
+            photo: a file, a binary stream, an image, or an array [h w 3] of RGB.
+            align: whether its largest face is found, and framed as training's faces are. Otherwise
+
+            detector: that finds it: `dlib` or `face-alignment`; by default the one that is there.
+
+        Raises:
+            ImageError: if the photo cannot be read, or no face is found.
+            DependencyError: if no detector is installed.
+        """
+        return self._draw(self.embed_face(photo, align=align, detector=detector), "a photo", 0)
+
+    def reconstruct_all(
+        self,
+        photos: Iterable[PhotoSource],
+        *,
+        align: bool = True,
+        detector: str | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[Face | InputError]:
+        """Draw the faces of many photos.
+
+        Args:
+            photos: as `reconstruct` takes them.
+            align: as `reconstruct` takes it.
+            detector: likewise.
+            progress: told of each photo.
+
+        Yields:
+            The face, or what is wrong with the photo, in order.
+        """
+        for photo in photos:
+            progress(0, 1, photo if isinstance(photo, str) else called(photo))
+            try:
+                yield self.reconstruct(photo, align=align, detector=detector)
+            except InputError as error:
+                yield error
+
+    def embed_voice(
+        self,
+        speech: SpeechSource,
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        trim_silence: float | None = None,
+        progress: Progress = silent,
+    ) -> Embedding:
+        """Embed speech, [d]: as `generate`, without the drawing.
+
+        Raises:
+            AudioError, UsageError: as `generate`.
+        """
+        (embedded,) = self.voice_embedder().embed(
+            [speech], start=start, duration=duration, trim_silence=trim_silence, progress=progress
+        )
+        if embedded.error:
+            raise embedded.error
+        return embedded.embedding
+
+    def embed_face(
+        self, photo: PhotoSource, *, align: bool = True, detector: str | None = None
+    ) -> Embedding:
+        """Embed the face of a photo, [d]: as `reconstruct`, without the drawing.
+
+        Raises:
+            ImageError, DependencyError: as `reconstruct`.
+        """
+        encoder = self._checkpoint("face_encoder").network
+        assert isinstance(encoder, FaceEncoder)
+        framed = open_face(photo, align=align, detector=detector, device=str(self.device))
+        pixels = fit_frame(framed, encoder.preprocessing.fit)
+        with one_thread(), computing(self.device, self.precision):  # as in `_draw`
+            embedding: Tensor = encoder(pixels[None].to(self.device).float() / 255)[0]
+            return embedding.float().cpu().numpy()
+
+    def decode(self, embedding: ArrayLike) -> Face:
+        """Draw the face of an embedding [d].
+
+        Raises:
+            UsageError: if it is not of the model's size, or holds values that are not finite.
+        """
+        return self._draw(self._vector(embedding), "an embedding", 0)
+
+    def morph(self, first: ArrayLike, last: ArrayLike, frames: int) -> Iterator[Face]:
+        """Draw the faces from one embedding [d] to another, in even steps; both are among them.
+
+        Raises:
+            UsageError: as `decode`; if there are fewer than two frames.
+        """
+        a, b = self._vector(first), self._vector(last)
+        if frames < 2:
+            raise UsageError(f"{frames} frames cannot show two faces", hint="give 2 or more")
+        for share in np.linspace(0, 1, frames, dtype=np.float32):
+            yield self.decode((1 - share) * a + share * b)
+
+    def _checkpoint(self, kind: str) -> Checkpoint:
+        if kind not in self.model.checkpoints:
+            raise UsageError(f"the {kind} was not loaded", hint=f"give {kind!r} to load's kinds")
+        return self.model.checkpoints[kind]
+
+    def _decoder(self) -> FaceDecoder:
+        decoder = self._checkpoint("face_decoder").network
+        assert isinstance(decoder, FaceDecoder)
+        return decoder
+
+    def _vector(self, embedding: ArrayLike) -> Embedding:
+        vector = np.asarray(embedding, np.float32)
+        wanted = self._decoder().config.embedding
+        if vector.shape != (wanted,) or not np.isfinite(vector).all():
+            raise UsageError(
+                f"an embedding {list(vector.shape)} cannot be drawn",
+                hint=f"give {wanted} finite values, as embed_voice and embed_face do",
+            )
+        return vector
+
+    def voice_embedder(self) -> VoiceEmbedder:
+        """The voice encoder with its front end: what embeds recordings.
+
+        Raises:
+            UsageError: if it was not loaded.
+        """
+        checkpoint = self._checkpoint("voice_encoder")
+        assert isinstance(checkpoint.network, AnyVoiceEncoder) and checkpoint.front_end
+        size = BATCH if self.device.type == "cuda" else 1
+        network, front_end = checkpoint.network, checkpoint.front_end
+        return VoiceEmbedder(network, front_end, self.device, self.precision, size)
+
+    def _draw(self, embedding: Embedding, source: str, clips: int) -> Face:
+        decoder = self._decoder()
+        if not np.isfinite(embedding).all():  # half precision has no large numbers
+            raise CheckpointError(
+                f"{self.model.name}: gives an embedding that is not finite in {self.precision}",
+                hint="use --precision fp32, or another model",
+            )
+        with one_thread(), computing(self.device, self.precision):  # threads would share sums
+            vector = torch.from_numpy(embedding).to(self.device)
+            points, faces = draw_faces(decoder, vector[None])
+            marks: NDArray[np.float32] = decoder.landmarks_68(points)[0].cpu().numpy()
+            return Face(to_image(faces[0]), marks, embedding, source, clips, self.model.name)

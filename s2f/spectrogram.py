@@ -1,0 +1,271 @@
+"""Waveforms -> what a voice encoder sees.
+
+Knows nothing of files or of models: which front end a checkpoint was trained with travels in the
+checkpoint as a `FrontEnd`. Imports torch only to transform, so that a command may plan by
+`FRONT_ENDS` without it.
+
+The mean and the standard deviation of the log-mel over a training set, and their file.
+
+Knows nothing of trees: blocks of waveforms in, `Moments` out, whose sum becomes `LogMelStats`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from s2f.audio import LOUDNESS_DBFS, SAMPLE_RATE, FloatArray
+from s2f.errors import DatasetError
+from s2f.files import write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+N_FFT = 512
+N_FREQS = N_FFT // 2 + 1  # 257
+HOP_LENGTH = SAMPLE_RATE // 100  # 160 samples, 10 ms
+WIN_LENGTH = SAMPLE_RATE // 40  # 400 samples, 25 ms
+N_MELS = 128
+MEL_LOW = 20.0  # Hz, the lower end of the lowest filter
+
+POWER = 0.3  # of the compression
+POWER_KNEE = 1e-8  # below the rounding noise of a float32 FFT of audible sound
+MEL_FLOOR = 1.192092955078125e-07  # Kaldi's: the float32 epsilon
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """How a model wants its speech: part of its checkpoint, never an option of a command.
+
+    Attributes:
+        kind: `paper` (Oh et al. 2019), `seed` (its public reimplementation) or `ast`.
+        clip_samples: length of a clip, in samples at `SAMPLE_RATE`.
+        mean: of the log-mel features the model was trained on; `ast` only.
+        std: likewise; features become (x - mean) / (2 std), so 0 and 0.5 change nothing.
+    """
+
+    kind: Literal["paper", "seed", "ast"]
+    clip_samples: int = 6 * SAMPLE_RATE
+    mean: float = 0.0
+    std: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("paper", "seed", "ast"):
+            raise ValueError(f"kind is {self.kind!r}; wanted paper, seed or ast")
+        if self.clip_samples < WIN_LENGTH or not self.std > 0:
+            raise ValueError(f"wanted clips of {WIN_LENGTH} samples or more and std > 0: {self}")
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the spectrogram."""
+        return 1 if self.kind == "ast" else 2
+
+    @property
+    def n_freqs(self) -> int:
+        """Frequency rows of the spectrogram."""
+        return N_MELS if self.kind == "ast" else N_FREQS
+
+    def n_frames(self, n_samples: int) -> int:
+        """Return the time columns of the spectrogram of `n_samples`, 0 if too short for one."""
+        if self.kind == "seed":
+            return 1 + n_samples // HOP_LENGTH
+        return max(0, 1 + (n_samples - WIN_LENGTH) // HOP_LENGTH)
+
+    def row(self, hertz: float) -> float:
+        """Return the frequency row of the spectrogram in which a tone of 20 Hz to 8 kHz lies."""
+        if self.kind != "ast":
+            return hertz * N_FFT / SAMPLE_RATE
+        low, high, tone = _mel([MEL_LOW, SAMPLE_RATE / 2, hertz])
+        return float((tone - low) / (high - low) * (N_MELS + 1) - 1)
+
+
+FRONT_ENDS: dict[str, FrontEnd] = {
+    "paper": FrontEnd("paper"),  # [2 257 598]
+    "seed": FrontEnd("seed"),  # [2 257 601]
+    # 10.26 s are the 1024 frames of AST's position table; mean and std are AudioSet's.
+    "ast": FrontEnd("ast", clip_samples=164_160, mean=-4.2677393, std=4.5689974),  # [1 128 1024]
+}
+
+
+def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
+    """Transform waveforms into what a voice encoder sees; same code on every device.
+
+    Differentiable, with gradients that stay finite in silence.
+
+    - `paper`: frames of 400 samples every 160, each under a periodic Hann window and followed by
+      zeros to 512 as in TensorFlow, none beyond the ends; compressed real and imaginary parts.
+    - `seed`: librosa's centred frames over zero padding; compressed magnitude and phase.
+    - `ast`: Kaldi's log-mel filter bank over the frames of `paper`, then (x - mean) / (2 std).
+
+    Args:
+        waveforms: mono [b n], -1..1 at 16 kHz, n >= 400, float32 or float64.
+        front_end: the model's.
+
+    Returns:
+        [b c f t] with c, f and t as `front_end` says.
+
+    Source: Oh et al. 2019; the seed's audio_spectrograms.py; transformers'
+        ASTFeatureExtractor, without its padding (clips have their full length).
+    """
+    import torch
+
+    if front_end.kind == "ast":
+        return (_log_mel(waveforms) - front_end.mean) / (2 * front_end.std)
+    window = torch.hann_window(WIN_LENGTH, dtype=torch.float64).to(waveforms)
+    if front_end.kind == "paper":
+        # Not torch.stft, which would put the window in the middle of the 512 and lose a frame.
+        frames = waveforms.unfold(-1, WIN_LENGTH, HOP_LENGTH) * window  # [b t 400]
+        spectrum = torch.fft.rfft(frames, n=N_FFT).transpose(1, 2)  # [b f t]
+        return _compress(torch.stack([spectrum.real, spectrum.imag], dim=1))
+    margin = (N_FFT - WIN_LENGTH) // 2
+    padded = torch.nn.functional.pad(waveforms, 2 * [N_FFT // 2])
+    frames = padded.unfold(-1, N_FFT, HOP_LENGTH) * torch.nn.functional.pad(window, 2 * [margin])
+    spectrum = torch.fft.rfft(frames)  # [b t f]
+    # An FFT may write -0 for 0, and the phase of -1 - 0i is -pi, of -0 + 0i pi: adding 0 gives +0.
+    real, imag = spectrum.real + 0.0, spectrum.imag + 0.0
+    power = real.square() + imag.square()  # quicker than abs and angle
+    silent = power == 0  # where a root and an arc have no gradient: 1 is added, and taken away
+    magnitude = (power + silent).sqrt() - silent.to(power)
+    phase = torch.atan2(imag, real + silent)
+    channels = [_compress(x).transpose(1, 2) for x in (magnitude, phase)]
+    return torch.stack(channels, dim=1)
+
+
+def _compress(x: Tensor) -> Tensor:
+    """Return sgn(x) |x|^0.3, but linear within +-1e-8, where its gradient would be infinite."""
+    scale = (x.abs().clamp_min(POWER_KNEE).log2() * (POWER - 1)).exp2()  # faster than a power
+    return x * scale
+
+
+def _log_mel(waveforms: Tensor) -> Tensor:
+    """Return Kaldi's log-mel energies of waveforms [b n] as [b 1 128 t]."""
+    import torch
+
+    window = torch.hann_window(WIN_LENGTH, periodic=False, dtype=torch.float64).to(waveforms)
+    frames = waveforms.unfold(-1, WIN_LENGTH, HOP_LENGTH)  # [b t 400]
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=N_FFT)  # pre-emphasised
+    power = spectrum.real.square() + spectrum.imag.square()  # [b t 257]
+    with torch.autocast(waveforms.device.type, enabled=False):  # bfloat16 would spoil the energies
+        mel = torch.matmul(power, torch.from_numpy(_mel_filters()).to(power))
+    return mel.clamp_min(MEL_FLOOR).log().transpose(1, 2).unsqueeze(1)
+
+
+@functools.cache
+def _mel_filters() -> npt.NDArray[np.float64]:
+    """Return Kaldi's triangles [257 128]: straight-sided in mel, 20 Hz to 8 kHz, height 1."""
+    low, high = _mel([MEL_LOW, SAMPLE_RATE / 2])
+    edges = np.linspace(float(low), float(high), N_MELS + 2)
+    bins = _mel(np.arange(N_FREQS) * SAMPLE_RATE / N_FFT)[:, np.newaxis]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def _mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    mel: npt.NDArray[np.float64] = 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
+    return mel
+
+
+PLAIN = FrontEnd("ast")  # the log-mel itself
+KIND = {"kind": "s2f log-mel statistics", "version": 1}
+OF = {"n_mels": N_MELS, "sample_rate": SAMPLE_RATE, "loudness_dbfs": LOUDNESS_DBFS}
+
+
+@dataclass(frozen=True)
+class RunningMoments:
+    """The count, the mean and the sum of the squared deviations of some numbers.
+
+    Their sum is that of all the numbers together. Source: Chan, Golub and LeVeque's formula.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    def __add__(self, other: RunningMoments) -> RunningMoments:
+        count = self.count + other.count
+        if not count:
+            return self
+        step = other.mean - self.mean
+        mean = self.mean + step * other.count / count
+        m2 = self.m2 + other.m2 + step**2 * self.count * other.count / count
+        return RunningMoments(count, mean, m2)
+
+
+@dataclass(frozen=True)
+class LogMelStats:
+    """Of the natural logarithm of the mel energies over a training set.
+
+    Attributes:
+        mean: over all bands of all frames of whole utterances.
+        std: likewise, over the population.
+        frames: that were counted.
+        files: likewise.
+    """
+
+    mean: float
+    std: float
+    frames: int
+    files: int
+
+
+def moments(blocks: Iterable[FloatArray]) -> RunningMoments:
+    """Measure the log-mel of a whole waveform that comes in blocks [n], without padding."""
+    import torch
+
+    total, held = RunningMoments(), np.empty(0, np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block])
+        n_frames = PLAIN.n_frames(len(held))
+        if n_frames:
+            log_mel = spectrogram(torch.from_numpy(held)[None], PLAIN).double()
+            mean = float(log_mel.mean())
+            total += RunningMoments(log_mel.numel(), mean, float((log_mel - mean).square().sum()))
+            held = held[n_frames * HOP_LENGTH :]
+    return total
+
+
+def write_stats(path: Path, total: RunningMoments, *, files: int) -> LogMelStats:
+    """Write the statistics of a training set as JSON.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    std = math.sqrt(total.m2 / total.count)
+    stats = LogMelStats(total.mean, std, total.count // N_MELS, files)
+    write_bytes(path, json.dumps({**KIND, "of": OF, **asdict(stats)}, indent=1).encode() + b"\n")
+    return stats
+
+
+def read_stats(path: Path) -> LogMelStats:
+    """Read what `write_stats` wrote.
+
+    Raises:
+        DatasetError: if it cannot be read, or is something else.
+    """
+    hint = "make one with s2f prep stats"
+    try:
+        content = json.loads(path.read_bytes())
+        known = {**KIND, "of": OF}
+        if {name: content.pop(name, None) for name in known} != known:
+            raise DatasetError(f"{path}: is no statistics of a log-mel of this version", hint=hint)
+        stats = LogMelStats(**content)
+        if not (math.isfinite(stats.mean) and 0 < stats.std < math.inf):
+            raise DatasetError(f"{path}: has mean {stats.mean} and std {stats.std}", hint=hint)
+    except OSError as error:
+        message = f"{path}: cannot be read: {error.strerror or error}"
+        raise DatasetError(message, hint=hint) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: is no statistics of a log-mel", hint=hint) from error
+    return stats

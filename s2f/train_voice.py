@@ -1,0 +1,565 @@
+"""The presets of voice encoders to train, and what can be said besides.
+
+A voice encoder to train: from a preset and options to a network, what it hears, and a recipe.
+
+Knows nothing of data or losses.
+
+What is learned from voices: the voice encoder, as a training task.
+
+Speech is to reach the embedding that a face encoder, which is not trained here, gives the
+speaker's face; `train` runs the task as it runs those of the faces.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from s2f import ast_encoder, augment, face_decoder, face_encoder, layout, losses, voice_encoder
+from s2f.ast_encoder import PretrainedAST, read_ast
+from s2f.audio import SAMPLE_RATE
+from s2f.augment import VoiceAugment
+from s2f.checkpoint import AnyVoiceEncoder, Card, Checkpoint, check_space, payload_sha256, save
+from s2f.console import Progress, silent
+from s2f.dataloader import Item, Key, load_batches
+from s2f.embeddings import BATCH, Maker
+from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
+from s2f.face_decoder import draw_faces, sheet
+from s2f.face_encoder import batch_embedder
+from s2f.images import load_face
+from s2f.pack import is_pack
+from s2f.ridge import RidgeSums, solve_last_layers
+from s2f.spectrogram import FRONT_ENDS, HOP_LENGTH, WIN_LENGTH, FrontEnd, read_stats, spectrogram
+from s2f.train import Group
+from s2f.voice_data import PackedVoices, Pairing, Voices
+from s2f.voice_encoder import VoiceEncoder
+
+# Presets whose last layers are solved, and how often that goes through the training data, each
+# recording disturbed anew. The others are learned by gradient steps alone.
+PASSES = {"compact": 25}
+FRONT_END_OF = {  # of each preset of the convolutional encoder
+    "paper": FRONT_ENDS["paper"],
+    "seed": FRONT_ENDS["seed"],
+    "compact": dataclasses.replace(FRONT_ENDS["ast"], clip_samples=96_000),
+}
+# Fields of TrainConfig. Source: Oh et al. 2019, of which beta 2 is not known; the seed's training
+# differs in a constant rate and batches of 4.
+_PAPER: Mapping[str, object] = {
+    "optimizer": "adam",
+    "betas": (0.5, 0.999),
+    "eps": 1e-4,
+    "lr": 1e-3,
+    "schedule": "paper",
+    "weight_decay": 0.0,
+    "batch_size": 8,
+}
+# A body that learns at 1e-4 by AdamW. Source: Vox2Face, stage I.
+_AST: Mapping[str, object] = {
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "weight_decay": 1e-4,
+}
+EXAMPLE = "MIT/ast-finetuned-audioset-10-10-0.4593"  # an id of Hugging Face's hub
+HEAD_STEPS = 1000  # that train the head of a pretrained AST alone; ours
+BODY_LR = 0.1  # of AST's body: its share of the learning rate, which is the head's
+DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
+    ("conv", "paper"): _PAPER,
+    ("conv", "seed"): {**_PAPER, "schedule": "constant", "batch_size": 4},
+    ("conv", "compact"): {},
+    ("ast", "paper"): _AST,
+    ("ast", "seed"): _AST,
+    ("ast", "compact"): {},
+}
+AUGMENT = {
+    "paper": VoiceAugment(),
+    "seed": VoiceAugment(),
+    "compact": VoiceAugment(noise=True, gain=True, speed=True, band=True),
+}
+
+
+@dataclass(frozen=True)
+class VoiceOptions:
+    """What can be said of a voice encoder besides its preset.
+
+    Attributes:
+        arch: convolutions as in the paper, or an Audio Spectrogram Transformer.
+        pretrained: where AST starts: a folder, or an id of Hugging Face's hub.
+        random_init: whether AST starts at random; goes without saying for `compact`.
+        head_steps: steps that train the head of a pretrained AST alone.
+        unfreeze: transformer layers of a pretrained AST, the last ones, that are trained after
+            these; None for all of it.
+        stats: file of the mean and standard deviation of the log-mel.
+        augment: as `VoiceAugment.of`; None for the preset's.
+        min_seconds: length of the shortest clips that are trained on; None for the preset's.
+    """
+
+    arch: Literal["conv", "ast"] = "conv"
+    pretrained: str | None = None
+    random_init: bool = False
+    head_steps: int = 0
+    unfreeze: int | None = None
+    stats: Path | None = None
+    augment: str | None = None
+    min_seconds: float | None = None
+
+
+NOTHING_ELSE = VoiceOptions()
+
+
+def check_options(preset: str, options: VoiceOptions) -> None:
+    """Make sure that options fit together and to a preset.
+
+    Raises:
+        UsageError: if they do not.
+    """
+    if options.arch == "conv":
+        for name, is_given in (
+            ("--pretrained", options.pretrained is not None),
+            ("--random-init", options.random_init),
+            ("--head-steps", options.head_steps > 0),
+            ("--unfreeze", options.unfreeze is not None),
+        ):
+            if is_given:
+                raise UsageError(
+                    f"{name}: a convolutional encoder is trained from the beginning, all at once",
+                    hint=f"leave it out, or give --arch ast; that is where {name} belongs",
+                )
+        if options.stats is not None and FRONT_END_OF[preset].kind != "ast":
+            raise UsageError(
+                f"--stats {options.stats}: the preset {preset} hears no log-mel",
+                hint="leave it out, or give --preset compact or --arch ast",
+            )
+        return
+    starts = (options.pretrained is not None) + options.random_init
+    if starts == 2 or (starts == 0 and preset != "compact"):
+        said = "both --pretrained and --random-init were given" if starts else "nothing says so"
+        raise UsageError(
+            f"--arch ast starts either from pretrained weights or at random, and {said}",
+            hint=f"give --pretrained {EXAMPLE} (or a folder), or --random-init",
+        )
+    if options.pretrained is None and (options.head_steps or options.unfreeze is not None):
+        name = "--head-steps" if options.head_steps else "--unfreeze"
+        raise UsageError(
+            f"{name}: weights that start at random are all trained from the first step",
+            hint=f"leave it out, or give --pretrained {EXAMPLE} (or a folder)",
+        )
+    if options.min_seconds is not None:
+        raise UsageError(
+            "--min-seconds: AST's table of positions has one length, so that its clips have too",
+            hint="leave it out",
+        )
+
+
+@dataclass(frozen=True)
+class VoicePlan:
+    """A voice encoder to train, and how.
+
+    Attributes:
+        network: with gradients where training begins with them.
+        front_end: what it hears.
+        groups: which of its parameters are trained.
+        augment: how its recordings are disturbed.
+        shortest: samples of the shortest clips; None where all have the front end's length.
+        passes: through the data, to solve the last layers in the end; 0 where they are not.
+        defaults: fields of TrainConfig.
+        settings: of the options that are not at their defaults.
+        notes: for people.
+    """
+
+    network: AnyVoiceEncoder
+    front_end: FrontEnd
+    groups: Sequence[Group]
+    augment: VoiceAugment
+    shortest: int | None
+    passes: int
+    defaults: Mapping[str, object]
+    settings: Mapping[str, object]
+    notes: Sequence[str]
+
+
+def plan_voice(preset: str, options: VoiceOptions, *, embedding: int) -> VoicePlan:
+    """Make the network of a preset, and decide how it is trained.
+
+    Args:
+        preset: `paper`, `seed` or `compact`. A pretrained AST has its own shape; there the preset
+            decides on the final ReLU and the recipe.
+        options: what else was said.
+        embedding: values of the embedding.
+
+    Raises:
+        UsageError: if the options contradict each other, the preset or the network.
+        DependencyError: if transformers is needed and not installed.
+        CheckpointError: as `ast_encoder.read_ast`.
+        DatasetError: as `spectrogram.read_stats`.
+    """
+    check_options(preset, options)
+    settings: dict[str, object] = {}
+    notes: list[str] = []
+    if options.arch == "conv":
+        front_end = usual = FRONT_END_OF[preset]
+        network, groups = _conv(preset, front_end, embedding)
+    else:
+        ast_encoder.require_transformers()
+        start = None if options.pretrained is None else read_ast(options.pretrained)
+        network, groups = _ast(preset, options, start, embedding)
+        usual = FRONT_ENDS["ast"]
+        # 10.26 s of 1024 frames, 6 s of 598
+        front_end = dataclasses.replace(
+            usual, clip_samples=HOP_LENGTH * (network.config.n_frames + 2)
+        )
+        settings["arch"] = "ast"
+        if start is not None:
+            settings["pretrained"] = payload_sha256(start.body)
+            settings["head_steps"], settings["unfreeze"] = options.head_steps, options.unfreeze
+            if start.features is not None:
+                front_end = dataclasses.replace(
+                    front_end, mean=start.features[0], std=start.features[1]
+                )
+            elif options.stats is None:
+                notes.append(
+                    f"{options.pretrained} has no preprocessor_config.json: its features are "
+                    "taken to be normalised by the mean and std of AudioSet"
+                )
+    if options.stats is not None:
+        stats = read_stats(options.stats)
+        front_end = dataclasses.replace(front_end, mean=stats.mean, std=stats.std)
+    if (front_end.mean, front_end.std) != (usual.mean, usual.std):
+        settings["log_mel"] = [front_end.mean, front_end.std]
+    augment = AUGMENT[preset]
+    if options.augment is not None:
+        augment = VoiceAugment.of(options.augment)
+    if augment != AUGMENT[preset]:
+        settings["augment"] = str(augment)
+    if options.min_seconds is not None:
+        settings["min_seconds"] = options.min_seconds
+    defaults = dict(DEFAULTS[options.arch, preset])
+    if augment == VoiceAugment():
+        defaults["augment"] = False
+    return VoicePlan(
+        *(network, front_end, groups, augment),
+        shortest=_shortest(preset, options.min_seconds, network, front_end),
+        passes=PASSES.get(preset, 0) if options.arch == "conv" else 0,
+        defaults=defaults,
+        settings=settings,
+        notes=notes,
+    )
+
+
+def _conv(preset: str, front_end: FrontEnd, embedding: int) -> tuple[AnyVoiceEncoder, list[Group]]:
+    config = dataclasses.replace(
+        voice_encoder.CONFIGS[preset],
+        in_channels=front_end.n_channels,
+        n_freqs=front_end.n_freqs,
+        embedding=embedding,
+    )
+    if preset in PASSES:  # two linear layers that are to be one regression
+        config = dataclasses.replace(config, hidden=embedding)
+    network = voice_encoder.VoiceEncoder(config)
+    return network, [Group(list(network.parameters()))]
+
+
+def _ast(
+    preset: str, options: VoiceOptions, start: PretrainedAST | None, embedding: int
+) -> tuple[ast_encoder.ASTEncoder, list[Group]]:
+    """Make an AST with its head, and its body as far as it is trained, as groups."""
+    config = ast_encoder.CONFIGS[preset]
+    if start is not None:
+        config = dataclasses.replace(start.config, final_relu=config.final_relu)
+    layers = config.layers
+    last = layers if options.unfreeze is None else options.unfreeze
+    if not 0 <= last <= layers:
+        raise UsageError(
+            f"--unfreeze {last}: {options.pretrained} has {layers} transformer layers",
+            hint=f"give 0 to {layers}, or leave it out to train all",
+        )
+    network = ast_encoder.ASTEncoder(dataclasses.replace(config, embedding=embedding))
+    if start is not None:
+        start.begin(network)
+    network.requires_grad_(False)
+    groups = [Group(network.head())]
+    if last:
+        groups.append(Group(network.body(last), options.head_steps, BODY_LR))
+    for group in groups:
+        for parameter in group.parameters:
+            parameter.requires_grad_(group.start == 0)
+    return network, groups
+
+
+def _shortest(
+    preset: str, seconds: float | None, network: AnyVoiceEncoder, front_end: FrontEnd
+) -> int | None:
+    """Decide how many samples the shortest clips have."""
+    if isinstance(network, ast_encoder.ASTEncoder):
+        return None
+    whole = front_end.clip_samples
+    least = HOP_LENGTH * (network.config.min_frames - 1)
+    if front_end.kind != "seed":  # whose frames reach beyond the ends
+        least += WIN_LENGTH
+    if seconds is None:
+        return max(least, whole // 3) if preset == "compact" else None
+    shortest = round(seconds * SAMPLE_RATE) if math.isfinite(seconds) else -1
+    if not least <= shortest <= whole:
+        bounds = f"{least / SAMPLE_RATE:g} to {whole / SAMPLE_RATE:g}"
+        raise UsageError(
+            f"--min-seconds {seconds:g}: this encoder learns from clips of {bounds} s",
+            hint=f"give {bounds}",
+        )
+    return shortest
+
+
+class VoiceEncoderTask:
+    """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019.
+
+    Attributes:
+        predicted: the embeddings [b d] that `losses` compared last.
+    """
+
+    name = "voice"
+
+    def __init__(
+        self,
+        data: Path,
+        preset: str,
+        encoder: Checkpoint,
+        decoder: Checkpoint,
+        card: Card,
+        *,
+        device: torch.device,
+        options: VoiceOptions = NOTHING_ELSE,
+        loss_weights: str | None = None,
+        contrastive: float | None = None,
+        pairing: Pairing = "all-to-all",
+        per_identity: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """Make the network and open the data.
+
+        Args:
+            data: folder that holds the trees or packs of train and val.
+            preset: of the network and of its training: `paper`, `seed` or `compact`.
+            encoder: the face encoder that defines the embedding.
+            decoder: a face decoder made for it.
+            card: of the checkpoint.
+            device: that the two frozen networks compute on.
+            options: what else is said of the voice encoder.
+            loss_weights: which losses, and their weights, as `losses.choose_weights` reads them.
+            contrastive: weight of InfoNCE, which is not there without.
+            pairing: of recordings with faces, as `Voices` has it.
+            per_identity: most recordings of a person; None for all.
+            progress: told of faces that are embedded.
+
+        Raises:
+            UsageError: if the weights are no weights of this task's losses, or as `plan`.
+            DatasetError: as `Voices` and `PackedVoices`, or if `train` has one identity.
+            CheckpointError: if the networks or the pack are of different spaces or sizes, or as
+                `plan`.
+            DependencyError: as `plan`.
+        """
+        assert isinstance(encoder.network, face_encoder.FaceEncoder)
+        assert isinstance(decoder.network, face_decoder.FaceDecoder)
+        check_space([encoder, decoder])
+        self.encoder, self.decoder = encoder.network.to(device), decoder.network.to(device)
+        self.space, self.card = encoder.embedding_space, card
+        folders = [layout.split(data, name) for name in ("train", "val")]
+        embedding = self.encoder.config.embedding
+        if self.decoder.config.embedding != embedding:
+            raise CheckpointError(
+                f"{decoder.path}: draws from embeddings of {self.decoder.config.embedding} values; "
+                f"{encoder.path} gives {embedding}",
+                hint="use networks that were trained with the same face encoder",
+            )
+        self.plan = plan_voice(preset, options, embedding=embedding)
+        self.network, self.front_end = self.plan.network, self.plan.front_end
+        self.groups, self.defaults = self.plan.groups, self.plan.defaults
+        self.loss_weights = self._weights(preset, loss_weights, contrastive)
+        self.train_data, self.val_data = (
+            self._voices(
+                *(folder, device),
+                pairing=pairing,
+                per_identity=per_identity,
+                shortest=self.plan.shortest,
+                progress=progress,
+            )
+            for folder in folders
+        )
+        self.settings: dict[str, object] = {
+            "preset": preset,
+            "recordings": len(self.train_data),
+            "face_encoder": encoder.sha256,
+            "face_decoder": decoder.sha256,
+            **self.plan.settings,
+        }
+        if pairing != "all-to-all":
+            self.settings["pairing"] = pairing
+        if per_identity is not None:
+            self.settings["per_identity"] = per_identity
+        for split, voices in (("train", self.train_data), ("val", self.val_data)):
+            if isinstance(voices, PackedVoices):
+                self.settings[f"{split}_pack"] = voices.sha256
+        self.notes = [*self.plan.notes, *self.train_data.notes, *self.val_data.notes]
+        self.predicted = torch.empty(0)
+
+    def _weights(
+        self, preset: str, choice: str | None, contrastive: float | None
+    ) -> dict[str, float]:
+        if not 0 < (1.0 if contrastive is None else contrastive) < math.inf:
+            raise UsageError(
+                f"--contrastive {contrastive}: is no weight above 0",
+                hint="leave it out to train without InfoNCE",
+            )
+        usual = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
+        if not self.encoder.config.identities:
+            del usual["encoder/distill"]
+        known = [*usual, "embedding/mse"]
+        if preset == "compact":  # squares, of the code of a linear decoder
+            usual = {"embedding/mse": 1.0, "embedding/l2": 0.1}
+        weights = losses.choose_weights(choice, usual, known, self.decoder.config.first_width)
+        if contrastive is not None:
+            weights[losses.CONTRASTIVE] = contrastive
+        return weights
+
+    def _voices(
+        self,
+        folder: Path,
+        device: torch.device,
+        *,
+        pairing: Pairing = "all-to-all",
+        per_identity: int | None = None,
+        shortest: int | None = None,
+        progress: Progress = silent,
+    ) -> Voices | PackedVoices:
+        clip_samples = self.front_end.clip_samples
+        voices: Voices | PackedVoices
+        if is_pack(folder):
+            voices = PackedVoices(
+                folder,
+                clip_samples=clip_samples,
+                embedding_space=self.space,
+                shortest=shortest,
+                pairing=pairing,
+                per_identity=per_identity,
+            )
+        else:
+            voices = Voices(
+                folder,
+                Maker(
+                    "the face encoder",
+                    self.encoder.config.embedding,
+                    self.encoder.preprocessing.fit,
+                    batch_embedder(self.encoder, device=device, batch_size=BATCH),
+                ),
+                clip_samples=clip_samples,
+                shortest=shortest,
+                pairing=pairing,
+                per_identity=per_identity,
+                progress=progress,
+            )
+        if voices.n_identities < 2 and folder.name in layout.SPLITS["train"]:
+            raise DatasetError(
+                f"{folder}: has one identity with a voice and a face: nothing to tell apart",
+                hint="add people; s2f prep split makes train, val and test of a tree",
+            )
+        return voices
+
+    def _hear(self, waveforms: Tensor, *, augmented: bool) -> Tensor:
+        """Turn waveforms [b n] into spectrograms; always in single precision."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            if augmented:
+                waveforms = augment.voices(waveforms, self.plan.augment)
+            heard = spectrogram(waveforms, self.front_end)
+            return augment.masked(heard) if augmented and self.plan.augment.spec else heard
+
+    def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
+        """Losses of a batch, one value a sample; single precision, whatever the network's is.
+
+        In validation without InfoNCE: its value is one of the batch, and batches there are mostly
+        of one person, as recordings come in the order of the people.
+        """
+        target = batch["embedding"]
+        predicted = self.network(self._hear(batch["waveform"], augmented=augmented)).float()
+        self.predicted = predicted
+        first_layers = self.decoder.first_layers
+        terms: dict[str, Callable[[], Tensor]] = {
+            "decoder/l1": lambda: losses.decoder_l1(
+                first_layers(predicted).float(), first_layers(target).float()
+            ),
+            "embedding/l2": lambda: losses.embedding_l2(predicted, target),
+            "embedding/mse": lambda: losses.embedding_mse(predicted, target),
+            "encoder/distill": lambda: losses.encoder_distill(
+                self._logits(predicted), self._logits(target)
+            ),
+            losses.CONTRASTIVE: lambda: losses.infonce(predicted, target, batch["identity"]),
+        }
+        if not self.network.training:
+            del terms[losses.CONTRASTIVE]
+        return {name: terms[name]() for name in self.loss_weights if name in terms}
+
+    def _logits(self, embedding: Tensor) -> Tensor:
+        assert isinstance(self.encoder, face_encoder.VGGFace)
+        return self.encoder.logits(embedding).float()
+
+    @torch.no_grad()
+    def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
+        """Solve the last two layers by ridge regression, for presets that are made for it."""
+        if not self.plan.passes:
+            return False
+        assert isinstance(self.network, VoiceEncoder)
+        self.network.eval()
+        moments = RidgeSums()
+        for batch in batches(self.plan.passes):
+            heard = self._hear(batch["waveform"], augmented=True)
+            moments.add(self.network.features(heard), batch["embedding"])
+        features, targets = [], []
+        n = len(self.val_data)
+        keys = [[Key(i, seed)] for i in range(n) for seed in range(4)]
+        for loaded in load_batches(self.val_data, keys, moments.device, workers=0, max_bad=n):
+            if loaded.items is None:
+                raise loaded.bad[-1]
+            heard = self._hear(loaded.items["waveform"], augmented=False)
+            features.append(self.network.features(heard))
+            targets.append(loaded.items["embedding"])
+        x, y = torch.cat(features), torch.cat(targets)
+        solve_last_layers(moments, x, y, self.network.hidden, self.network.embedding)
+        self.network.train()
+        return True
+
+    @torch.no_grad()
+    def sample(self, batch: Item) -> Tensor:
+        """Draw photos, faces of their embeddings and faces of the voices, as a picture [3 h w].
+
+        Without the photos where there are none; grey for one that is missing or cannot be read:
+        its embedding is all that is learned from.
+        """
+        self.network.eval()
+        voice = self.network(self._hear(batch["waveform"], augmented=False)).float()
+        self.network.train()
+        rows = [draw_faces(self.decoder, e)[1] for e in (batch["embedding"], voice)]
+        photos = [self.val_data.photo(index) for index in batch["index"].tolist()]
+        if any(photos):
+            row = torch.full_like(rows[0], 0.5)
+            for place, path in enumerate(photos):
+                if path is not None:
+                    with contextlib.suppress(ImageError):
+                        row[place] = load_face(path, fit=self.encoder.preprocessing.fit) / 255
+            rows.insert(0, row)
+        return sheet(*rows)
+
+    def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
+        """Write the network as a checkpoint."""
+        card = dataclasses.replace(self.card, metrics=dict(metrics))
+        save(
+            path,
+            self.network,
+            card=card,
+            embedding_space=self.space,
+            front_end=self.front_end,
+            storage=storage,
+        )

@@ -1,0 +1,453 @@
+"""Which recording goes with which faces of its person: numbers, and names at most, no files.
+
+Recordings and faces are numbered through, person by person, in the order of their names.
+
+Recordings of a voice tree, or clips of a pack, as torch Datasets, with their faces.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from s2f import layout
+from s2f.audio import SAMPLE_RATE
+from s2f.console import Progress, silent
+from s2f.dataloader import Item, Key
+from s2f.embeddings import Gallery, Maker
+from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
+from s2f.files import map_waveform
+from s2f.layout import FaceFiles, Speaker
+from s2f.pack import Pack
+
+Pairing = Literal["all-to-all", "one-to-one", "all-to-one", "same-clip"]
+SHOWN = 5  # names in a note
+
+_Numbers = NDArray[np.int64]
+
+
+class Pairs(NamedTuple):
+    """The items [n] of a data set.
+
+    Attributes:
+        recordings: the recording of each.
+        people: whose it is.
+        faces: the first of the faces that it may come with.
+        choices: how many these are, one after the other.
+        notes: sentences on what was left out.
+    """
+
+    recordings: _Numbers
+    people: _Numbers
+    faces: _Numbers
+    choices: _Numbers
+    notes: list[str]
+
+    def all_faces(self) -> list[int]:
+        """List the faces that any recording may come with, sorted."""
+        firsts, items = np.unique(self.faces, return_index=True)
+        ranges = zip(firsts.tolist(), self.choices[items].tolist(), strict=True)
+        return [face for first, n in ranges for face in range(first, first + n)]
+
+
+def pair(
+    recordings: Sequence[int],
+    faces: Sequence[int],
+    pairing: Pairing = "all-to-all",
+    *,
+    per_identity: int | None = None,
+    same_clip: _Numbers | None = None,
+) -> Pairs:
+    """Pair recordings with faces of the same people.
+
+    Args:
+        recordings: how many each person has.
+        faces: how many each person has.
+        pairing: `all-to-all`: each recording with any face of the person. `one-to-one`: the first
+            recording with the first face and so on; what is over of either is left out.
+            `all-to-one`: each recording with the person's first face. `same-clip`: as given.
+        per_identity: items that a person has at most, spread evenly over all of them.
+        same_clip: for `same-clip`, the face of each recording [m]; -1 where there is none.
+
+    Raises:
+        UsageError: if `per_identity` is below 1.
+    """
+    if per_identity is not None and per_identity < 1:
+        raise UsageError(
+            f"at most {per_identity} recordings of a person leaves none",
+            hint="give --per-identity 1 or more, or leave it out",
+        )
+    n_recordings, n_faces = np.asarray(recordings, np.int64), np.asarray(faces, np.int64)
+    people = np.repeat(np.arange(len(n_recordings)), n_recordings)
+    place = _places(people, n_recordings)
+    first = (np.cumsum(n_faces) - n_faces)[people]
+    choices = np.ones_like(people)
+    if pairing == "same-clip":
+        assert same_clip is not None
+        first, kept = same_clip, same_clip >= 0
+    elif pairing == "one-to-one":
+        first, kept = first + place, place < n_faces[people]
+    else:
+        kept = n_faces[people] > 0
+        if pairing == "all-to-all":
+            choices = n_faces[people]
+    items = np.flatnonzero(kept)
+    notes = []
+    if pairing != "all-to-all":
+        unpaired = int(n_faces.sum()) - len(np.unique(first[items]))
+        notes = _unpaired(pairing, len(people) - len(items), unpaired)
+    if per_identity is not None:
+        before = len(items)
+        counts = np.bincount(people[items], minlength=len(n_recordings))
+        items = items[_spread(_places(people[items], counts), counts[people[items]], per_identity)]
+        if len(items) < before:
+            few = _count(before - len(items), "recording", "recordings")
+            notes.append(f"{few} left out: at most {per_identity} of a person")
+    return Pairs(items, people[items], first[items], choices[items], notes)
+
+
+def _places(people: _Numbers, counts: _Numbers) -> _Numbers:
+    """Number the recordings [n] of each person from 0."""
+    places: _Numbers = np.arange(len(people)) - (np.cumsum(counts) - counts)[people]
+    return places
+
+
+def _spread(place: _Numbers, count: _Numbers, most: int) -> NDArray[np.bool_]:
+    """Tell which of `count` places are floor(j * count / most) for some j: at most `most`."""
+    spread: NDArray[np.bool_] = -((place + 1) * -most // count) > -(place * -most // count)
+    return spread
+
+
+def _unpaired(pairing: Pairing, recordings: int, faces: int) -> list[str]:
+    over = [_count(recordings, "recording", "recordings")] if recordings else []
+    over += [_count(faces, "face", "faces")] if faces else []
+    return [f"{' and '.join(over)} left out: the pairing is {pairing}"] if over else []
+
+
+def pair_speakers(
+    speakers: Sequence[Speaker], pairing: Pairing, per_identity: int | None = None
+) -> Pairs:
+    """Pair the recordings and faces of a voice tree, as `pair`.
+
+    For `same-clip` those whose names match: `audios/VIDEO/1.npy` goes with `images/VIDEO/1.jpg`,
+    and so does `images/VIDEO_1.jpg`.
+
+    Raises:
+        UsageError: if `per_identity` is below 1.
+    """
+    same_clip = None
+    if pairing == "same-clip":
+        faces = [(s.identity, layout.clip(face.name)) for s in speakers for face in s.faces]
+        known = {clip: number for number, clip in reversed(list(enumerate(faces)))}
+        heard = ((s.identity, layout.clip(path)) for s in speakers for path in s.audios)
+        same_clip = np.array([known.get(clip, -1) for clip in heard], np.int64)
+    return pair(
+        [len(speaker.audios) for speaker in speakers],
+        [len(speaker.faces) for speaker in speakers],
+        pairing,
+        per_identity=per_identity,
+        same_clip=same_clip,
+    )
+
+
+def left_out(why: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say who is left out: names by reason, such as `without a voice`; no sentence for nobody."""
+    reasons = {reason: names for reason, names in why.items() if names}
+    if not reasons:
+        return []
+    people = _count(sum(map(len, reasons.values())), "identity", "identities")
+    parts = (f"{len(names)} {reason} ({some(names)})" for reason, names in reasons.items())
+    return [f"{people} left out: {', '.join(parts)}"]
+
+
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """Name the first few of many."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return between.join(names[:SHOWN]) + more
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
+
+
+class _Paired(Dataset[Item], ABC):
+    """Recordings, each with the embedding of a face of the same identity.
+
+    Attributes:
+        n_identities: people in it.
+        counts: how many of what there is, for people.
+        notes: sentences on what was left out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pairs: Pairs,
+        people: Sequence[str],
+        *,
+        absent: str,
+        others: Mapping[str, list[str]],
+        clip_samples: int,
+        shortest: int | None,
+    ) -> None:
+        """Hold pairs. `absent` is why people are in none; `others` were left out before, by reason.
+
+        Raises:
+            DatasetError: if there is no pair.
+        """
+        there = set(np.unique(pairs.people).tolist())
+        if not there:
+            raise DatasetError(
+                f"{folder}: no recording has a face to be paired with",
+                hint="choose another --pairing; same-clip wants audios/VIDEO/1.npy with "
+                "images/VIDEO/1.jpg",
+            )
+        unpaired = [name for k, name in enumerate(people) if k not in there]
+        notes = [*left_out({**others, absent: unpaired}), *pairs.notes]
+        self.notes = [f"{folder.name}: {note}" for note in notes]
+        self.n_identities = len(there)
+        self.counts = {"identities": len(there), "pairs": int(pairs.choices.sum())}
+        self.pairs, self.clip_samples, self.shortest = pairs, clip_samples, shortest
+
+    def __len__(self) -> int:
+        return len(self.pairs.recordings)
+
+    def __getitem__(self, key: Key) -> Item:
+        """Give `waveform` [n], a clip from anywhere, `embedding` [d], `identity` [] and `index` [].
+
+        With `shortest`, n is between it and `clip_samples`, even in its logarithm, by the key's
+        share, and `clip_samples` at a share of 1. A recording that is shorter is looped.
+
+        Raises:
+            DatasetError: if the recording cannot be read, or holds NaN or infinite samples.
+        """
+        face, generator = self._draw_face(key.item, key.seed)
+        n = clip_length(self.clip_samples, self.shortest, key.share)
+        samples = self._samples(int(self.pairs.recordings[key.item]))
+        start = int(torch.randint(max(1, len(samples) - n + 1), (), generator=generator))
+        clip = np.resize(samples[start : start + n], n)
+        if clip.dtype == np.int16:
+            clip = clip.astype(np.float32) / 32768
+        elif not np.isfinite(clip).all():
+            raise DatasetError(
+                f"{self.name(key.item)}: holds NaN or infinite samples", hint="make it again"
+            )
+        return {
+            "waveform": torch.from_numpy(np.ascontiguousarray(clip, np.float32)),
+            "embedding": torch.from_numpy(self._embedding(face)),
+            "identity": torch.tensor(int(self.pairs.people[key.item])),
+            "index": torch.tensor(key.item),
+        }
+
+    def _draw_face(self, index: int, seed: int) -> tuple[int, torch.Generator]:
+        generator = torch.Generator().manual_seed(seed)
+        choice = torch.randint(int(self.pairs.choices[index]), (), generator=generator)
+        return int(self.pairs.faces[index]) + int(choice), generator
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Name the recording of an item."""
+
+    @abstractmethod
+    def photo(self, index: int) -> Path | None:
+        """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
+
+    @abstractmethod
+    def _samples(self, recording: int) -> NDArray[Any]:
+        """Read a recording [n]."""
+
+    @abstractmethod
+    def _embedding(self, face: int) -> NDArray[np.float32]:
+        """Read the embedding [d] of a face."""
+
+
+class Voices(_Paired):
+    """Recordings of a voice tree, each with the embedding of a face of the same identity."""
+
+    def __init__(
+        self,
+        folder: Path,
+        maker: Maker,
+        *,
+        clip_samples: int,
+        shortest: int | None = None,
+        pairing: Pairing = "all-to-all",
+        per_identity: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """List the tree, and read or make the embeddings of the faces that are paired.
+
+        Args:
+            folder: of one split.
+            maker: the face encoder that embeddings are, or have to be, made by.
+            clip_samples: length of the clips.
+            shortest: length of the shortest clips, where that is random; 1 to `clip_samples`.
+            pairing: as `voice_data.pair`.
+            per_identity: recordings of a person, at most.
+            progress: told of faces.
+
+        Raises:
+            DatasetError: as `layout.speakers` and `embeddings.read_embedding`, if all photos of a
+                person are broken, or nothing can be paired.
+            ImageError: if the photos that would tell who made the stored embeddings are broken.
+            CheckpointError: if another face encoder made these.
+            UsageError: if `per_identity` is below 1.
+        """
+        speakers, others = layout.speakers(folder)
+        gallery = Gallery(folder, maker, progress)
+        broken: dict[FaceFiles, ImageError] = {}
+        while True:  # a face that is broken gives way to the next one
+            faces = [face for speaker in speakers for face in speaker.faces]
+            pairs = pair_speakers(speakers, pairing, per_identity)
+            failed = gallery.add([faces[k] for k in pairs.all_faces()])
+            if not failed:
+                break
+            broken |= failed
+            speakers = [_without(failed, speaker, folder) for speaker in speakers]
+        super().__init__(
+            *(folder, pairs, [speaker.identity for speaker in speakers]),
+            absent="without a voice and a face of one clip",
+            others=others,
+            clip_samples=clip_samples,
+            shortest=shortest,
+        )
+        if broken:
+            told = some([error.message for error in broken.values()], "; ")
+            self.notes.append(f"{folder.name}: photos left out, {len(broken)}: {told}")
+        if gallery.n_unchecked:
+            self.notes.append(
+                f"{folder.name}: embeddings without a photo, {gallery.n_unchecked}: "
+                f"nothing tells whether {maker.name} made them"
+            )
+        self.folder = folder
+        self.photos = [face.photo for face in faces]
+        self.table, self.rows = gallery.table(faces)
+        # One array: processes that are forked would copy a list by and by.
+        self.paths = np.array([os.fsencode(path) for s in speakers for path in s.audios])
+
+    def name(self, index: int) -> str:
+        """Name the recording of an item by its path."""
+        return str(self._path(int(self.pairs.recordings[index])))
+
+    def photo(self, index: int) -> Path | None:
+        """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
+        photo = self.photos[self._draw_face(index, index)[0]]
+        return None if photo is None else self.folder / photo
+
+    def _path(self, recording: int) -> Path:
+        return self.folder / os.fsdecode(self.paths[recording])
+
+    def _samples(self, recording: int) -> NDArray[Any]:
+        return map_waveform(self._path(recording))
+
+    def _embedding(self, face: int) -> NDArray[np.float32]:
+        row: NDArray[np.float32] = self.table[self.rows[face]]
+        return row
+
+
+def clip_length(longest: int, shortest: int | None, share: float) -> int:
+    """Choose the length of the clips of a step: even in its logarithm, `longest` at a share of 1.
+
+    Without `shortest` it is always `longest`.
+    """
+    return longest if shortest is None else round(shortest * (longest / shortest) ** share)
+
+
+def _without(failed: dict[FaceFiles, ImageError], speaker: Speaker, folder: Path) -> Speaker:
+    """Take broken faces from a speaker, who must keep another."""
+    faces = tuple(face for face in speaker.faces if face not in failed)
+    if not faces:
+        error = failed[speaker.faces[0]]
+        raise DatasetError(
+            f"{folder / speaker.identity}: none of its photos can be read: {error.message}",
+            hint="put a photo there that can be read, or remove the person",
+        ) from error
+    return Speaker(speaker.identity, speaker.audios, faces)
+
+
+class PackedVoices(_Paired):
+    """Clips of a pack, each with the embedding of a face of the same identity.
+
+    Attributes:
+        sha256: of the pack's index, which knows the hashes of all its files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clip_samples: int,
+        embedding_space: str,
+        shortest: int | None = None,
+        pairing: Pairing = "all-to-all",
+        per_identity: int | None = None,
+    ) -> None:
+        """Open the pack of one split.
+
+        Args:
+            folder: of the split.
+            clip_samples: length of the clips, at most that of the pack's.
+            embedding_space: that the embeddings have to be of.
+            shortest: length of the shortest clips, where that is random; 1 to `clip_samples`.
+            pairing: as `voice_data.pair`, but for `same-clip`: a pack has no names.
+            per_identity: clips of a person, at most.
+
+        Raises:
+            DatasetError: as `pack.Pack`, if the pack's clips are shorter, or it is to be paired
+                by names.
+            CheckpointError: if its embeddings are of another space.
+            UsageError: if `per_identity` is below 1.
+        """
+        self.pack = Pack(folder)
+        index = self.pack.index
+        if index.embedding_space != embedding_space:
+            raise CheckpointError(
+                f"{folder}: its embeddings are of the space {index.embedding_space[:8]}; "
+                f"the face encoder's is {embedding_space[:8]}",
+                hint="give the face encoder that it was packed with, or pack the tree again",
+            )
+        if index.clip_samples < clip_samples:
+            raise DatasetError(
+                f"{folder}: its clips have {index.clip_samples} samples; wanted {clip_samples}",
+                hint=f"pack the tree again, with clips of {clip_samples / SAMPLE_RATE:g} s",
+            )
+        if pairing == "same-clip":
+            raise DatasetError(
+                f"{folder}: is a pack, which does not keep the names that same-clip goes by",
+                hint="train from the tree that was packed, or choose another --pairing",
+            )
+        people = index.identities
+        pairs = pair(
+            [person.clips for person in people],
+            [person.embeddings for person in people],
+            pairing,
+            per_identity=per_identity,
+        )
+        super().__init__(
+            *(folder, pairs, [person.name for person in people]),
+            absent="without a voice",
+            others={},
+            clip_samples=clip_samples,
+            shortest=shortest,
+        )
+        self.sha256 = index.sha256
+
+    def name(self, index: int) -> str:
+        """Name a clip by its person and its number in the pack."""
+        person = self.pack.index.identities[int(self.pairs.people[index])]
+        return f"{person.name} (clip {self.pairs.recordings[index]})"
+
+    def photo(self, index: int) -> None:
+        """Give None: a pack has no photos."""
+
+    def _samples(self, recording: int) -> NDArray[Any]:
+        return self.pack[recording][0]
+
+    def _embedding(self, face: int) -> NDArray[np.float32]:
+        return self.pack.embedding(face)
