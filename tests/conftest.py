@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from s2f import appearance_model, checkpoint, face_decoder, face_encoder, train_voice, voice_encoder
@@ -17,6 +18,9 @@ from s2f.spectrogram import FRONT_ENDS
 
 # Asserted in, but no tests themselves.
 pytest.register_assert_rewrite("command_line", "task_checks")
+# A deadline measures the machine, and it is busy.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 # Threads that wait for each other cost tiny networks more than they gain.
 torch.set_num_threads(1)
 
