@@ -276,7 +276,7 @@ def read_photo(path: Path, part: Path | None = None, *, fit: Fit) -> NDArray[np.
 
 
 def check_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None:
-    """Make sure that a face encoder made the embeddings beside photos, as `embeddings.check_embeddings`.
+    """Make sure that a face encoder made the embeddings beside photos.
 
     Args:
         paths: of the embeddings.

@@ -658,7 +658,8 @@ def _html_part(part: Part) -> str:
 
 def _scrolled(title: str, table: str) -> str:
     """Let a wide table scroll by itself, also by keyboard."""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{_html_safe(title)}">{table}</div>'
+    label = _html_safe(title)
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{table}</div>'
 
 
 def _html_table(table: Table) -> str:
