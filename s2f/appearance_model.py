@@ -1,38 +1,13 @@
-"""The parts of registered faces: a code that is read and drawn window by window.
+"""The networks of the bundled model: a face is a code of its parts, which is read and drawn.
 
-A texture is seen through overlapping windows that fade to their edges. What faces look like
-through one varies along few axes, those of its principal components; a face's values on the axes of
-all windows, and on those of its shape, are its code. Unlike axes of whole faces, those of parts
-can be put together to a person who resembles nobody that they were found from.
+`Windows` cut a registered texture into overlapping parts. `PartsCode` finds the few axes that what
+faces show in each window varies along, and those of their shapes: a face's values on all of them
+are its code. Unlike axes of whole faces, those of parts can be put together to a person who
+resembles nobody that they were found from. `LocalTexture` draws a code, `Detail` gives back what
+averaging takes from a texture, and `PartsEncoder` reads the code of a photo, whose landmarks its
+`LandmarkFinder` finds. `face_decoder` puts the drawing half together.
 
 Tensors in, tensors out. Source: Cootes et al. 1998, "Active Appearance Models", for whole faces.
-
-Brings back the fine detail that averaging takes from a texture.
-
-A face that is a weighted sum of many has their shades, but pores, lashes and hairs of different
-people cancel. Here a texture is split into bands; where a band is fainter than it usually is in
-that place in photos, as a share of the brightness there, it is made as strong. Nothing is
-invented: what is there is amplified.
-
-Source: Tiddeman, Burt and Perrett 2001, "Prototyping and Transforming Facial Textures for
-Perception Research" (the idea). Ours: a Laplacian pyramid without subsampling.
-
-Finds the landmarks of a framed face: one map of likelihood a point, and its centre of mass.
-
-Tensors in, tensors out. Every point is found by what surrounds it, not by what faces are like on
-average, so that what sets a face apart is not lost.
-
-Source: Ronneberger et al. 2015, "U-Net" (the shape of the network); Sun et al. 2018, "Integral
-Human Pose Regression" (the centre of mass, which knows parts of a pixel and has gradients).
-
-The bundled model's face encoder: landmarks are found, the photo registered, its parts read.
-
-A photo is warped so that its landmarks come to rest on the mean shape; there, its embedding is the
-`PartsCode` of what each window shows, and of the shape. What the landmarks miss, the windows show:
-the decoder draws the one warped by the other, and errors of the landmarks cancel.
-
-Source: Cootes et al. 1998, "Active Appearance Models"; Jaderberg et al. 2015, "Spatial
-Transformer Networks" (a network that registers its own input).
 """
 
 from dataclasses import dataclass
@@ -42,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s2f.images import Preprocessing
+from s2f.images import FRAME, Preprocessing
 from s2f.warp import warp
 
 BLOCK_CHANNELS = 48  # patterns that blocks of 8 x 8 pixels are drawn from
@@ -72,20 +47,18 @@ class Windows:
         """Pixels from one window to the next."""
         return self.size // self.count
 
-    def one(self, pictures: Tensor, number: int) -> Tensor:
-        """Cut one window out of pictures [b c s s], as `cut` does: [b c·w·w]."""
-        pitch, size = self.pitch, self.size
-        y, x = (at * pitch - pitch // 2 for at in divmod(number, self.count))
-        inside = pictures[..., max(y, 0) : y + 2 * pitch, max(x, 0) : x + 2 * pitch]
-        left, right, above, below = (
-            max(over, 0) for at in (x, y) for over in (-at, at + 2 * pitch - size)
-        )
-        return functional.pad(inside, (left, right, above, below)).flatten(1)
-
     def cut(self, pictures: Tensor) -> Tensor:
         """Cut pictures [b c s s] into windows [b n² c·w·w], w twice the pitch; zeros outside."""
         pitch = self.pitch
         return functional.unfold(pictures, 2 * pitch, padding=pitch // 2, stride=pitch).mT
+
+    def one(self, pictures: Tensor, number: int) -> Tensor:
+        """Cut one window out of pictures [b c s s], as `cut` does, without a copy of them all."""
+        pitch = self.pitch
+        y, x = (at * pitch - pitch // 2 for at in divmod(number, self.count))
+        inside = pictures[..., max(y, 0) : y + 2 * pitch, max(x, 0) : x + 2 * pitch]
+        margins = [max(m, 0) for at in (x, y) for m in (-at, at + 2 * pitch - self.size)]
+        return functional.pad(inside, margins).flatten(1)
 
     def join(self, windows: Tensor) -> Tensor:
         """Add windows [b n² c·w·w] up to pictures [b c s s]."""
@@ -95,49 +68,10 @@ class Windows:
     def fade(self) -> Tensor:
         """Weights [n² w·w] of the windows' pixels; their squares add up to 1 in each pixel."""
         x = (torch.arange(2 * self.pitch) + 0.5) / self.pitch
-        tent = torch.minimum(x, 2 - x)
-        total = self.join((tent[:, None] * tent).flatten().expand(1, self.count**2, -1))
-        share = self.cut(1 / total)[0]
-        return ((tent[:, None] * tent).flatten() * share).sqrt()
-
-
-class LocalTexture(nn.Module):
-    """Draws pictures [b 3 s s] from the values [b n² a] of their windows' axes.
-
-    The pictures are made of blocks of 8 x 8 pixels, and those of some patterns.
-
-    Attributes:
-        axes: [n² a c·v·v]: for each axis of a window, the patterns of its v x v blocks.
-        patterns: [c 3 8 8].
-    """
-
-    BLOCK = 8
-
-    def __init__(self, windows: Windows, axes: int) -> None:
-        super().__init__()
-        self.blocks = Windows(windows.size // self.BLOCK, windows.count)
-        values = BLOCK_CHANNELS * (2 * self.blocks.pitch) ** 2
-        self.axes = nn.Parameter(torch.zeros(windows.count**2, axes, values))
-        self.patterns = nn.Parameter(torch.zeros(BLOCK_CHANNELS, 3, self.BLOCK, self.BLOCK))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Draw pictures."""
-        windows = torch.einsum("bna,nav->bnv", values, self.axes)
-        blocks = self.blocks.join(windows)
-        return functional.conv_transpose2d(blocks, self.patterns, stride=self.BLOCK)
-
-    @torch.no_grad()
-    def fit(self, axes: Tensor, windows: Windows) -> None:
-        """Find the patterns that show axes [n² a 3·w·w] best, and show them by these."""
-        n, a, _ = axes.shape
-        side, block = 2 * windows.pitch, self.BLOCK
-        cut = axes.view(n, a, 3, side // block, block, side // block, block)
-        cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # [n² a v v 3·8·8]
-        flat = cut.flatten(0, 3)
-        patterns = torch.linalg.eigh((flat.T @ flat).double())[1].flip(1)[:, :BLOCK_CHANNELS]
-        patterns = patterns.float()
-        self.patterns.copy_(patterns.T.reshape(self.patterns.shape))
-        self.axes.copy_((cut @ patterns).permute(0, 1, 4, 2, 3).flatten(2))
+        side = torch.minimum(x, 2 - x)
+        tent = (side[:, None] * side).flatten()
+        total = self.join(tent.expand(1, self.count**2, -1))
+        return (tent * self.cut(1 / total)[0]).sqrt()
 
 
 @dataclass(frozen=True)
@@ -170,35 +104,18 @@ class PartsCode:
     def fit(
         cls, textures: Tensor, landmarks: Tensor, windows: Windows, axes: int, shape_axes: int
     ) -> "PartsCode":
-        """Find the axes of registered textures [n 3 s s] and landmarks [n k 2].
-
-        Args:
-            textures: what the windows cut.
-            landmarks: of the same faces.
-            windows: where they lie.
-            axes: in each window.
-            shape_axes: of the landmarks.
-        """
-        fade = windows.fade().repeat(1, 3)  # [n² 3·w·w]
+        """Find `axes` a window of textures [n 3 s s], and `shape_axes` of landmarks [n k 2]."""
         # Summed exactly: a mean that is rounded is an offset that a plain background varies by.
-        mean_texture, mean_landmarks = (
-            x.mean(0, dtype=torch.double).float() for x in (textures, landmarks)
-        )
-        away = textures - mean_texture
+        mean, middle = (x.mean(0, dtype=torch.double).float() for x in (textures, landmarks))
+        away = textures - mean
+        fade = windows.fade().repeat(1, 3)  # [n² 3·w·w]
         found = [_components(windows.one(away, k) * fade[k], axes) for k in range(len(fade))]
-        deviations, directions = (torch.stack(part) for part in zip(*found, strict=True))
-        to, back = _scaled(deviations, directions)
-        shape = _components((landmarks - mean_landmarks).flatten(1), shape_axes)
-        shape_to, shape_back = _scaled(*shape)
-        return cls(
-            windows,
-            mean_texture,
-            mean_landmarks,
-            to * fade[:, None],
-            back * fade[:, None],
-            shape_to,
-            shape_back,
-        )
+        to, back = (torch.stack(part) for part in zip(*found, strict=True))
+        # All windows' values share one scale.
+        to, back = _scaled(to, back)
+        shape = _scaled(*_components((landmarks - middle).flatten(1), shape_axes))
+        fade = fade[:, None]
+        return cls(windows, mean, middle, to * fade, back * fade, *shape)
 
     def __call__(self, textures: Tensor, landmarks: Tensor) -> Tensor:
         """Code [b n²·a+m] of textures [b 3 s s] and landmarks [b k 2]; float32 under autocast."""
@@ -232,6 +149,44 @@ def _scaled(deviations: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     return to, back
 
 
+class LocalTexture(nn.Module):
+    """Draws pictures [b 3 s s] from the values [b n² a] of their windows' axes.
+
+    The pictures are made of blocks of 8 x 8 pixels, and those of some patterns.
+
+    Attributes:
+        axes: [n² a c·v·v]: for each axis of a window, the patterns of its v x v blocks.
+        patterns: [c 3 8 8].
+    """
+
+    BLOCK = 8
+
+    def __init__(self, windows: Windows, axes: int) -> None:
+        super().__init__()
+        self.blocks = Windows(windows.size // self.BLOCK, windows.count)
+        values = BLOCK_CHANNELS * (2 * self.blocks.pitch) ** 2
+        self.axes = nn.Parameter(torch.zeros(windows.count**2, axes, values))
+        self.patterns = nn.Parameter(torch.zeros(BLOCK_CHANNELS, 3, self.BLOCK, self.BLOCK))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Draw pictures."""
+        blocks = self.blocks.join(torch.einsum("bna,nav->bnv", values, self.axes))
+        return functional.conv_transpose2d(blocks, self.patterns, stride=self.BLOCK)
+
+    @torch.no_grad()
+    def fit(self, axes: Tensor) -> None:
+        """Find the patterns that show axes [n² a 3·w·w] best, and show them by these."""
+        n, a, _ = axes.shape
+        side, block = 2 * self.blocks.pitch, self.BLOCK
+        cut = axes.view(n, a, 3, side, block, side, block)
+        cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # [n² a v v 3·8·8]
+        flat = cut.flatten(0, 3)
+        patterns = torch.linalg.eigh((flat.T @ flat).double())[1].flip(1)[:, :BLOCK_CHANNELS]
+        patterns = patterns.float()
+        self.patterns.copy_(patterns.T.reshape(self.patterns.shape))
+        self.axes.copy_((cut @ patterns).permute(0, 1, 4, 2, 3).flatten(2))
+
+
 DEVIATIONS = (0.7, 1.4, 2.8)  # of the blurs between the bands, pixels
 AROUND = 6.0  # of the blur that a band's strength in a place is measured by
 WARPED = 1.4  # times as strong as in photos: what the warp to the landmarks takes again
@@ -247,6 +202,13 @@ DARK = 0.1  # added to the brightness that strengths are shares of
 class Detail(nn.Module):
     """Textures [b 3 s s] to textures with the detail of photos.
 
+    A face that is a weighted sum of many has their shades, but pores, lashes and hairs of different
+    people cancel. A texture is split into bands; where one is fainter than it usually is in that
+    place in photos, as a share of the brightness there, it is made as strong. Nothing is invented.
+
+    Source: Tiddeman, Burt and Perrett 2001, "Prototyping and Transforming Facial Textures for
+    Perception Research" (the idea). Ours: a Laplacian pyramid without subsampling.
+
     Attributes:
         strengths: [bands s/8 s/8], of photos. Zero, as at first, leaves all as it is.
     """
@@ -255,8 +217,7 @@ class Detail(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        cells = size // CELL
-        self.register_buffer("strengths", torch.zeros(len(DEVIATIONS), cells, cells))
+        self.register_buffer("strengths", torch.zeros(len(DEVIATIONS), size // CELL, size // CELL))
 
     @torch.no_grad()
     def fit(self, textures: Tensor) -> None:
@@ -274,9 +235,8 @@ class Detail(nn.Module):
 
     def forward(self, textures: Tensor) -> Tensor:
         """Amplify what is fainter than in photos."""
-        size = textures.shape[-2:]
         usual = functional.interpolate(
-            self.strengths[:, None], size=size, mode="bilinear", align_corners=False
+            self.strengths[:, None], textures.shape[-2:], mode="bilinear", align_corners=False
         )
         bands, whole = _bands(textures)
         drawn = whole
@@ -315,15 +275,15 @@ def _blur(x: Tensor, deviation: float) -> Tensor:
 REACH = 1.2  # of the frame's side that places span: some points lie outside the frame
 
 
-def _conv(a: int, b: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(a, b, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(b), nn.ReLU(inplace=True))
-
-
 class LandmarkFinder(nn.Module):
     """Faces [b 3 s s], RGB 0..1, to landmarks [b k 2], xy pixels of these pictures.
 
-    The side s is a multiple of 16. Points may lie outside by a twelfth of it.
+    One map of likelihood a point, and its centre of mass: a point is found by what surrounds it,
+    not by what faces are like on average, so that what sets a face apart is not lost. The side s is
+    a multiple of 16. Points may lie outside by a twelfth of it.
+
+    Source: Ronneberger et al. 2015, "U-Net" (the shape of the network); Sun et al. 2018, "Integral
+    Human Pose Regression" (the centre of mass, which knows parts of a pixel and has gradients).
     """
 
     def __init__(self, landmarks: int, channels: tuple[int, ...]) -> None:
@@ -336,14 +296,10 @@ class LandmarkFinder(nn.Module):
         """
         super().__init__()
         first, half, quarter, eighth, sixteenth, back_eighth, back_quarter = channels
-        self.down = nn.ModuleList(
-            [
-                nn.Sequential(_conv(3, first, 5, 2), _conv(first, half)),
-                nn.Sequential(_conv(half, quarter), _conv(quarter, quarter)),
-                nn.Sequential(_conv(quarter, eighth), _conv(eighth, eighth)),
-                nn.Sequential(_conv(eighth, sixteenth), _conv(sixteenth, sixteenth)),
-            ]
-        )
+        stages = [nn.Sequential(_conv(3, first, 5, 2), _conv(first, half))]
+        for a, b in ((half, quarter), (quarter, eighth), (eighth, sixteenth)):
+            stages.append(nn.Sequential(_conv(a, b), _conv(b, b)))
+        self.down = nn.ModuleList(stages)
         self.up = nn.ModuleList(
             [_conv(sixteenth + eighth, back_eighth), _conv(back_eighth + quarter, back_quarter)]
         )
@@ -368,11 +324,15 @@ class LandmarkFinder(nn.Module):
         return torch.stack([(share.sum(2) * places).sum(-1), (share.sum(3) * places).sum(-1)], -1)
 
 
+def _conv(a: int, b: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(a, b, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+
+
 REDUCED = 2  # times: faces are found, and parts read, in pictures that much smaller
 CERTAIN = 0.02  # deviation of a pixel, 0..1, from which on it is mostly heeded
 RIDGE = 1e-3  # of reading the code in reduced pictures, in units of a window's mean variance
 LEAST_APART = 8.0  # pixels between the eyes
-EYES_68 = (range(36, 42), range(42, 48))
 
 
 @dataclass(frozen=True)
@@ -395,7 +355,7 @@ class PartsEncoderConfig:
     finder: tuple[int, ...] = (24, 32, 64, 96, 128, 96, 64)
     architecture: str = "parts"
 
-    image_size: ClassVar[int] = 224  # pixels: the frame that landmarks are in
+    image_size: ClassVar[int] = FRAME
     identities: ClassVar[int] = 0
     final_relu: ClassVar[bool] = False
 
@@ -415,8 +375,26 @@ class PartsEncoderConfig:
 CONFIGS = {"compact": PartsEncoderConfig()}
 
 
+def averaged_down(faces: Tensor, size: int) -> Tensor:
+    """Bring faces [b 3 h w] to a network's input size by averaging.
+
+    Raises:
+        ValueError: if their size is no multiple of it.
+    """
+    ratio, rest = divmod(faces.shape[-1], size)
+    if rest:
+        raise ValueError(f"{faces.shape[-1]} pixels are no multiple of {size}")
+    return functional.avg_pool2d(faces, ratio) if ratio > 1 else faces
+
+
 class PartsEncoder(nn.Module):
     """A photo to its embedding: `forward` takes [b 3 224 224] RGB 0..1 and returns [b d].
+
+    Landmarks are found, and the photo is warped so that they come to rest on the mean shape; there,
+    its embedding is the `PartsCode` of what each window shows, and of the shape. What the landmarks
+    miss, the windows show: the decoder draws the one warped by the other, and errors cancel.
+
+    Source: Jaderberg et al. 2015, "Spatial Transformer Networks" (registering one's own input).
 
     Attributes:
         finder: of the landmarks, in pictures of half the side.
@@ -438,33 +416,16 @@ class PartsEncoder(nn.Module):
         self.config, self.preprocessing = config, preprocessing
         self.finder = LandmarkFinder(config.landmarks, config.finder)
         self.windows = Windows(config.image_size // REDUCED, config.windows)
-        values = 3 * (2 * self.windows.pitch) ** 2
+        values, size = 3 * (2 * self.windows.pitch) ** 2, self.windows.size
         m, k = config.shape_axes, config.landmarks
-        shapes = {
-            "mean_landmarks": (k, 2),
-            "mean_texture": (3, self.windows.size, self.windows.size),
-            "shape_axes": (m, 2 * k),
-            "shape_code": (m, 2 * k),
-            "reading": (config.windows**2, config.axes, values),
-        }
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("mean_landmarks", torch.zeros(k, 2))
+        self.register_buffer("mean_texture", torch.zeros(3, size, size))
+        self.register_buffer("shape_axes", torch.zeros(m, 2 * k))
+        self.register_buffer("shape_code", torch.zeros(m, 2 * k))
+        self.register_buffer("reading", torch.zeros(config.windows**2, config.axes, values))
         self.neutral = nn.Linear(config.embedding, config.embedding)
         nn.init.zeros_(self.neutral.weight)
         nn.init.zeros_(self.neutral.bias)
-
-    def resize(self, faces: Tensor) -> Tensor:
-        """Bring [b 3 h w] to this network's input size by averaging.
-
-        Raises:
-            ValueError: if their size is no multiple of it.
-        """
-        ratio, rest = divmod(faces.shape[-1], self.config.image_size)
-        if rest:
-            raise ValueError(
-                f"{faces.shape[-1]} pixels are no multiple of {self.config.image_size}"
-            )
-        return functional.avg_pool2d(faces, ratio) if ratio > 1 else faces
 
     def forward(self, faces: Tensor) -> Tensor:
         """Embed faces: [b 3 h w] RGB 0..1 to [b d]; float32 under autocast too."""
@@ -474,21 +435,10 @@ class PartsEncoder(nn.Module):
             weight, bias = self.neutral.weight.to(read.dtype), self.neutral.bias
             return read + functional.linear(read, weight, bias)
 
-    @torch.no_grad()
-    def embed_each(self, faces: Tensor) -> Tensor:
-        """Embed faces one by one: the same bits, whatever faces they come with."""
-        faces = faces.to(self.mean_texture.device)
-        return torch.cat([self(face) for face in torch.split(faces, 1)])
-
-    def find(self, faces: Tensor) -> Tensor:
-        """Find landmarks [b k 2] in faces [b 3 h w], xy pixels of the 224 frame."""
-        small: Tensor = self.finder(functional.avg_pool2d(self.resize(faces), REDUCED))
-        return in_frame(small)
-
     def read(self, faces: Tensor) -> Tensor:
         """Read the code of faces as they look: [b 3 h w] to [b d]."""
-        faces = self.resize(faces)
-        points = self.find(faces)
+        faces = averaged_down(faces, self.config.image_size)
+        points = in_frame(self.finder(functional.avg_pool2d(faces, REDUCED)))
         with torch.autocast(faces.device.type, enabled=False):
             faces = faces.to(points.dtype)
             eyes, usual = _eyes(points), _eyes(self.mean_landmarks[None])
@@ -513,13 +463,12 @@ class PartsEncoder(nn.Module):
             code: of textures of the full size.
             textures: registered, [n 3 224 224].
         """
-        small = functional.avg_pool2d(textures, REDUCED)
-        mean = functional.avg_pool2d(code.mean_texture[None], REDUCED)[0]
         self.mean_landmarks.copy_(code.mean_landmarks)
-        self.mean_texture.copy_(mean)
+        self.mean_texture.copy_(functional.avg_pool2d(code.mean_texture[None], REDUCED)[0])
         self.shape_axes.copy_(code.shape_axes)
         self.shape_code.copy_(code.shape_code)
-        small, away = small - mean, textures - code.mean_texture
+        away = textures - code.mean_texture
+        small = functional.avg_pool2d(textures, REDUCED) - self.mean_texture
         varies = small.var(0, correction=0, keepdim=True)
         heeded = self.windows.cut((varies / (varies + CERTAIN**2)).sqrt())[0]
         for k, faded in enumerate(self.windows.fade().repeat(1, 3) * heeded):
@@ -527,14 +476,21 @@ class PartsEncoder(nn.Module):
             rows = (self.windows.one(small, k) * faded).double()
             products = rows @ rows.T
             products.diagonal().add_(RIDGE * products.diagonal().mean() + 1e-9)
-            factor = torch.linalg.cholesky(products)
-            weight = rows.T @ torch.cholesky_solve(values, factor)
+            weight = rows.T @ torch.cholesky_solve(values, torch.linalg.cholesky(products))
             self.reading[k] = weight.T.float() * faded
 
 
 def in_frame(points: Tensor) -> Tensor:
     """Bring landmarks from the reduced pictures to the 224 frame."""
     return (points + 0.5) * REDUCED - 0.5
+
+
+def _eyes(points: Tensor) -> Tensor:
+    """Both pupils of landmarks [b k 2] as complex numbers [b 2]."""
+    z = torch.view_as_complex(points.contiguous())
+    if points.shape[1] == 68:
+        return torch.stack([z[:, 36:42].mean(1), z[:, 42:48].mean(1)], 1)
+    return z[:, :2]  # the template begins with them
 
 
 def _moved(points: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
@@ -545,11 +501,3 @@ def _moved(points: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
     turn = (wanted[:, 1] - wanted[:, 0]) / apart
     z = (torch.view_as_complex(points.contiguous()) - given[:, :1]) * turn[:, None]
     return torch.view_as_real(z + wanted[:, :1])
-
-
-def _eyes(points: Tensor) -> Tensor:
-    """Both pupils of landmarks [b k 2] as complex numbers [b 2]."""
-    z = torch.view_as_complex(points.contiguous())
-    if points.shape[1] == 68:
-        return torch.stack([z[:, list(eye)].mean(1) for eye in EYES_68], 1)
-    return z[:, :2]  # the template begins with them

@@ -1,14 +1,10 @@
-"""The face decoder: an embedding becomes landmarks and a texture.
+"""The face decoder: an embedding becomes landmarks and a texture, and these the finished face.
 
-The texture is the face in the mean-shape frame; `warp` brings it to the landmarks. One class for
-Cole et al.'s decoder, the seed's and the bundled one. Knows nothing of files or losses.
+The texture is the face in the mean-shape frame; `draw_faces` warps it to the landmarks. One class
+for Cole et al.'s decoder, the seed's and the bundled one, whose parts are in `appearance_model`.
+Knows nothing of files or losses.
 
 Source: Cole et al. 2017; Oh et al. 2019.
-
-Drawing: embeddings become finished faces, and faces become a sheet.
-
-A face decoder gives landmarks and a texture in the mean shape, or the face itself; here the one
-becomes the other, for whoever shows a face: training's samples as well as a generated picture.
 """
 
 import itertools
@@ -199,31 +195,19 @@ class FaceDecoder(nn.Module):
         x = self.trunk(embedding)
         local = self.config.windows**2 * self.config.axes
         offsets: Tensor = self.landmarks(x[:, local:]).unflatten(1, (-1, 2))
-        texture = self._local(x[:, :local]) if local else self._staged(x)
-        offsets, texture = (x.to(self.mean_landmarks.dtype) for x in (offsets, texture))
-        if self.config.output == "linear":
-            texture = texture + self.mean_texture
+        if local:  # of the difference from the mean texture
+            texture = self.local(x[:, :local].unflatten(1, (-1, self.config.axes)))
         else:
-            texture = texture.sigmoid()
+            side = self.config.seed_size
+            texture = self.seed(x).unflatten(1, (-1, side, side))
+            texture = texture.relu() if self.config.seed_relu else texture
+            for stage in self.stages[:-1]:
+                texture = stage(texture).relu()
+            texture = self.stages[-1](texture)
+        offsets, texture = (x.to(self.mean_landmarks.dtype) for x in (offsets, texture))
+        linear = self.config.output == "linear"
+        texture = texture + self.mean_texture if linear else texture.sigmoid()
         return self.mean_landmarks + offsets, texture
-
-    def _local(self, x: Tensor) -> Tensor:
-        """Draw the texture's difference from the mean, window by window."""
-        texture: Tensor = self.local(x.view(len(x), -1, self.config.axes))
-        return texture
-
-    def _staged(self, x: Tensor) -> Tensor:
-        """Draw the texture, before its last non-linearity, by transposed convolutions."""
-        texture: Tensor = self.seed(x).unflatten(
-            1, (-1, self.config.seed_size, self.config.seed_size)
-        )
-        if self.config.seed_relu:
-            texture = texture.relu()
-        for i, stage in enumerate(self.stages, start=1):
-            texture = stage(texture)
-            if i < len(self.stages):
-                texture = texture.relu()
-        return texture
 
     def landmarks_68(self, landmarks: Tensor) -> Tensor:
         """The 68 points of iBUG order from the predicted ones, [b k 2] to [b 68 2]."""
@@ -255,7 +239,7 @@ class FaceDecoder(nn.Module):
         windows = Windows(config.image_size, config.windows)
         shape_axes = config.embedding - config.windows**2 * config.axes
         code = PartsCode.fit(textures, landmarks, windows, config.axes, shape_axes)
-        self.local.fit(code.texture_axes, windows)
+        self.local.fit(code.texture_axes)
         last = self.landmarks[-1]
         assert isinstance(last, nn.Linear)
         last.weight.copy_(code.shape_axes.T)
@@ -274,8 +258,6 @@ def draw_faces(decoder: FaceDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor
         landmarks [b k 2], xy pixels in the frame, and finished faces [b 3 s s], RGB: 0..1 where
         the decoder's textures are warped, else as the decoder gives them.
     """
-    points: Tensor
-    texture: Tensor
     points, texture = decoder(embeddings)
     faces = finished(decoder, texture, points)
     return points, faces if decoder.config.is_face else faces.clamp(0, 1)

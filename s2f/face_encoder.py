@@ -1,16 +1,8 @@
-"""3x3 convolutions with a quarter of the multiplications, for networks that are not trained.
+"""The face encoder: a photo becomes the embedding that defines the space of faces.
 
-Winograd's minimal filtering F(4x4, 3x3): every tile of 4 x 4 outputs is found from 6 x 6 inputs
-by 36 multiplications a pair of channels instead of 144. Both transforms and the products are
-matrix multiplications, at which every backend is quick. In float32 the result is about three
-times as far from the exact one as a direct convolution's: some 2e-6 of its norm.
-
-Source: Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks" (the method).
-
-The face encoder: a photo becomes the embedding that defines the space of faces.
-
-VGG-Face is VGG-16 with 2622 identities. The small bundled encoder is a
-`PartsEncoder`. Knows nothing of files; how a picture must be prepared travels in `Preprocessing`.
+VGG-Face is VGG-16 with 2622 identities; the small bundled encoder is the `PartsEncoder` of
+`appearance_model`. `batch_embedder` makes either ready for very many photos. Knows nothing of
+files; how a picture must be prepared travels in `Preprocessing`.
 
 Source: Parkhi et al. 2015, "Deep Face Recognition" (the VGG-16 layout).
 """
@@ -22,9 +14,168 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s2f.appearance_model import PartsEncoder
+from s2f.appearance_model import PartsEncoder, averaged_down
 from s2f.images import Preprocessing
 
+VGG16 = (64, 64, "M", 128, 128, "M", *3 * (256,), "M", *3 * (512,), "M", *3 * (512,), "M")
+
+
+@dataclass(frozen=True)
+class VGGFaceConfig:
+    """The shape of a face encoder. The defaults are VGG-Face.
+
+    Attributes:
+        layers: channels of each padded 3x3 convolution, "M" for 2x2 max pooling.
+        image_size: side of the square input, pixels; pictures come as a multiple of it.
+        hidden: channels of fc6.
+        embedding: values of fc7, the embedding.
+        identities: logits of fc8; 0 leaves fc8 out.
+        final_relu: whether the embedding ends in a ReLU, as VGG-Face's does.
+        batch_norm: BatchNorm after each convolution; VGG-Face has none, small nets learn faster.
+    """
+
+    layers: tuple[int | str, ...] = VGG16
+    image_size: int = 224
+    hidden: int = 4096
+    embedding: int = 4096
+    identities: int = 2622
+    final_relu: bool = True
+    batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        halvings = self.layers.count("M")
+        if self.image_size % 2**halvings:
+            raise ValueError(
+                f"image_size {self.image_size} cannot be halved {halvings} times without a rest"
+            )
+
+    @property
+    def map_size(self) -> int:
+        """Side of the last feature map: fc6 is one convolution over all of it."""
+        return self.image_size >> self.layers.count("M")
+
+
+CONFIGS: dict[str, VGGFaceConfig] = {"paper": VGGFaceConfig()}
+
+
+class VGGFace(nn.Module):
+    """A photo to features, embedding and identity logits: three named taps.
+
+    `forward` takes [b 3 h w] RGB 0..1 (h and w a multiple of `config.image_size`) and returns the
+    embedding [b d]. fc6, fc7 and fc8 are convolutions, as in the published weights.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: VGGFaceConfig, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config, self.preprocessing = config, preprocessing
+        layers: list[nn.Module] = []
+        channels = 3
+        for layer in config.layers:
+            if isinstance(layer, str):
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers.append(nn.Conv2d(channels, layer, 3, padding=1, bias=not config.batch_norm))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm2d(layer))
+            layers.append(nn.ReLU(inplace=True))
+            channels = layer
+        self.convs = nn.Sequential(*layers)
+        self.fc6 = nn.Conv2d(channels, config.hidden, config.map_size)
+        self.fc7 = nn.Conv2d(config.hidden, config.embedding, 1)
+        if config.identities:
+            self.fc8 = nn.Conv2d(config.embedding, config.identities, 1)
+        mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+
+    def preprocess(self, faces: Tensor) -> Tensor:
+        """Bring [b 3 h w] RGB 0..1 to this network's size, channel order and range.
+
+        Raises:
+            ValueError: as `averaged_down`.
+        """
+        faces = averaged_down(faces, self.config.image_size)
+        if self.preprocessing.channels == "BGR":
+            faces = faces.flip(1)
+        return faces * self.preprocessing.scale - self.mean
+
+    def features(self, faces: Tensor) -> Tensor:
+        """Last convolutional map, [b c 7 7] for VGG-Face."""
+        features: Tensor = self.convs(self.preprocess(faces))
+        return features
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Embed the last convolutional map, to [b d]."""
+        # As matrices: a convolution over all of the map would be ten times as slow on a CPU, which
+        # brings the weights into another order each time.
+        x = features.flatten(1)
+        x = functional.linear(x, self.fc6.weight.flatten(1), self.fc6.bias).relu()
+        x = functional.linear(x, self.fc7.weight.flatten(1), self.fc7.bias)
+        return x.relu() if self.config.final_relu else x
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Embed faces: [b 3 h w] RGB 0..1 to [b d]."""
+        return self.embed(self.features(faces))
+
+    def logits(self, embedding: Tensor) -> Tensor:
+        """Identity scores of embeddings, [b d] to [b i], before any softmax."""
+        return functional.linear(embedding, self.fc8.weight.flatten(1), self.fc8.bias)
+
+
+FaceEncoder = VGGFace | PartsEncoder
+
+
+def batch_embedder(
+    network: FaceEncoder, *, device: torch.device, batch_size: int
+) -> Callable[[Tensor], Tensor]:
+    """Make a network ready to embed very many photos.
+
+    The result differs from `forward`'s by rounding, some 1e-6 of its norm, and the embedding of
+    a photo is the same to the bit whatever photos share its batch.
+
+    Args:
+        network: taken over: moved to the device, its weights in another order in memory.
+        device: to run on.
+        batch_size: photos at a time, at most.
+
+    Returns:
+        A function from [b 3 h w], RGB 0..1, b <= batch_size, to [b d] on the device.
+    """
+    network = network.to(device).eval()
+    if isinstance(network, PartsEncoder):
+
+        @torch.no_grad()
+        def read(faces: Tensor) -> Tensor:
+            return torch.cat([network(face) for face in torch.split(faces.to(device), 1)])
+
+        return read
+    on_cpu = device.type == "cpu"
+    side = network.config.image_size
+    layers: list[nn.Module] = []
+    for layer in network.convs:
+        if isinstance(layer, nn.MaxPool2d):
+            side //= 2
+        elif on_cpu and isinstance(layer, nn.Conv2d) and side % TILE == 0:
+            if layer.in_channels >= WINOGRAD_CHANNELS:
+                layer = WinogradConv2d(layer)
+        layers.append(layer)
+    convs = nn.Sequential(*layers)
+    convs.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def embed(faces: Tensor) -> Tensor:
+        x = network.preprocess(faces.to(device)).contiguous(memory_format=torch.channels_last)
+        if on_cpu:  # one by one, the maps stay in the cache
+            x = torch.cat([convs(face) for face in torch.split(x, 1)])
+        # Matrices of one shape are multiplied in one order.
+        x = functional.pad(x, (0,) * 6 + (0, batch_size - len(faces)))
+        return network.embed(x if on_cpu else convs(x))[: len(faces)]
+
+    return embed
+
+
+WINOGRAD_CHANNELS = 128  # with fewer, its transforms take longer than it saves
 TILE = 4  # outputs a side
 PATCH = TILE + 2  # inputs a side
 
@@ -53,7 +204,12 @@ class WinogradConv2d(nn.Module):
     """A padded 3x3 convolution of stride 1: [b c h w] to [b k h w], h and w multiples of 4.
 
     Made of an `nn.Conv2d`, whose weights it holds transformed, in four times the space. Without
-    gradients. Quickest in the channels-last format, which its result has.
+    gradients. Winograd's minimal filtering F(4x4, 3x3): 4 x 4 outputs are found from 6 x 6 inputs
+    by 36 multiplications a pair of channels instead of 144, all in products of matrices. Quickest
+    in the channels-last format, which its result has. In float32 it is about three times as far
+    from the exact result as a direct convolution: some 2e-6 of its norm.
+
+    Source: Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks".
     """
 
     filters: Tensor
@@ -103,173 +259,3 @@ class WinogradConv2d(nn.Module):
         tiles = self.giving @ products.view(PATCH**2, -1)
         tiles = tiles.view(TILE, TILE, b, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
         return (tiles.reshape(b, h, w, -1) + self.bias).permute(0, 3, 1, 2)
-
-
-WINOGRAD_CHANNELS = 128  # with fewer, its transforms take longer than it saves
-
-VGG16 = (64, 64, "M", 128, 128, "M", *3 * (256,), "M", *3 * (512,), "M", *3 * (512,), "M")
-
-
-@dataclass(frozen=True)
-class VGGFaceConfig:
-    """The shape of a face encoder. The defaults are VGG-Face.
-
-    Attributes:
-        layers: channels of each padded 3x3 convolution, "M" for 2x2 max pooling.
-        image_size: side of the square input, pixels; pictures come as a multiple of it.
-        hidden: channels of fc6.
-        embedding: values of fc7, the embedding.
-        identities: logits of fc8; 0 leaves fc8 out.
-        final_relu: whether the embedding ends in a ReLU, as VGG-Face's does.
-        batch_norm: BatchNorm after each convolution; VGG-Face has none, small nets learn faster.
-    """
-
-    layers: tuple[int | str, ...] = VGG16
-    image_size: int = 224
-    hidden: int = 4096
-    embedding: int = 4096
-    identities: int = 2622
-    final_relu: bool = True
-    batch_norm: bool = False
-
-    def __post_init__(self) -> None:
-        halvings = sum(layer == "M" for layer in self.layers)
-        if self.image_size % 2**halvings:
-            raise ValueError(
-                f"image_size {self.image_size} cannot be halved {halvings} times without a rest"
-            )
-
-    @property
-    def map_size(self) -> int:
-        """Side of the last feature map: fc6 is one convolution over all of it."""
-        return self.image_size >> sum(layer == "M" for layer in self.layers)
-
-
-CONFIGS: dict[str, VGGFaceConfig] = {
-    "paper": VGGFaceConfig(),
-}
-
-
-class VGGFace(nn.Module):
-    """A photo to features, embedding and identity logits: three named taps.
-
-    `forward` takes [b 3 h w] RGB 0..1 (h and w a multiple of `config.image_size`) and returns the
-    embedding [b d]. fc6, fc7 and fc8 are convolutions, as in the published weights.
-    """
-
-    mean: Tensor
-
-    def __init__(self, config: VGGFaceConfig, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.config, self.preprocessing = config, preprocessing
-        layers: list[nn.Module] = []
-        channels = 3
-        for layer in config.layers:
-            if isinstance(layer, str):
-                layers.append(nn.MaxPool2d(2))
-                continue
-            layers.append(nn.Conv2d(channels, layer, 3, padding=1, bias=not config.batch_norm))
-            if config.batch_norm:
-                layers.append(nn.BatchNorm2d(layer))
-            layers.append(nn.ReLU(inplace=True))
-            channels = layer
-        self.convs = nn.Sequential(*layers)
-        self.fc6 = nn.Conv2d(channels, config.hidden, config.map_size)
-        self.fc7 = nn.Conv2d(config.hidden, config.embedding, 1)
-        if config.identities:
-            self.fc8 = nn.Conv2d(config.embedding, config.identities, 1)
-        mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
-
-    def resize(self, faces: Tensor) -> Tensor:
-        """Bring [b 3 h w] to this network's input size by averaging.
-
-        Raises:
-            ValueError: if their size is no multiple of it.
-        """
-        ratio, rest = divmod(faces.shape[-1], self.config.image_size)
-        if rest:
-            raise ValueError(
-                f"{faces.shape[-1]} pixels are no multiple of {self.config.image_size}"
-            )
-        return functional.avg_pool2d(faces, ratio) if ratio > 1 else faces
-
-    def preprocess(self, faces: Tensor) -> Tensor:
-        """Bring [b 3 h w] RGB 0..1 to this network's size, channel order and range."""
-        faces = self.resize(faces)
-        if self.preprocessing.channels == "BGR":
-            faces = faces.flip(1)
-        return faces * self.preprocessing.scale - self.mean
-
-    def features(self, faces: Tensor) -> Tensor:
-        """Last convolutional map, [b c 7 7] for VGG-Face."""
-        features: Tensor = self.convs(self.preprocess(faces))
-        return features
-
-    def forward(self, faces: Tensor) -> Tensor:
-        """Embed faces: [b 3 h w] RGB 0..1 to [b d]."""
-        return self.embed(self.features(faces))
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Embed the last convolutional map, to [b d]."""
-        # As matrices: a convolution over all of the map would be ten times as slow on a CPU, which
-        # brings the weights into another order each time.
-        x = features.flatten(1)
-        x = functional.linear(x, self.fc6.weight.flatten(1), self.fc6.bias).relu()
-        x = functional.linear(x, self.fc7.weight.flatten(1), self.fc7.bias)
-        return x.relu() if self.config.final_relu else x
-
-    def logits(self, embedding: Tensor) -> Tensor:
-        """Identity scores of embeddings, [b d] to [b i], before any softmax."""
-        logits: Tensor = self.fc8(embedding[:, :, None, None])
-        return logits.flatten(1)
-
-
-FaceEncoder = VGGFace | PartsEncoder
-
-
-def batch_embedder(
-    network: FaceEncoder, *, device: torch.device, batch_size: int
-) -> Callable[[Tensor], Tensor]:
-    """Make a network ready to embed very many photos.
-
-    The result differs from `forward`'s by rounding, some 1e-6 of its norm, and the embedding of
-    a photo is the same to the bit whatever photos share its batch.
-
-    Args:
-        network: taken over: moved to the device, its weights in another order in memory.
-        device: to run on.
-        batch_size: photos at a time, at most.
-
-    Returns:
-        A function from [b 3 h w], RGB 0..1, b <= batch_size, to [b d] on the device.
-    """
-    network = network.to(device).eval()
-    if isinstance(network, PartsEncoder):
-        return network.embed_each
-    on_cpu = device.type == "cpu"
-    side = network.config.image_size
-    layers: list[nn.Module] = []
-    for layer in network.convs:
-        if isinstance(layer, nn.MaxPool2d):
-            side //= 2
-        elif on_cpu and isinstance(layer, nn.Conv2d) and side % TILE == 0:
-            if layer.in_channels >= WINOGRAD_CHANNELS:
-                layer = WinogradConv2d(layer)
-        layers.append(layer)
-    convs = nn.Sequential(*layers)
-    convs.to(memory_format=torch.channels_last)
-
-    def fill(x: Tensor) -> Tensor:  # matrices of one shape are multiplied in one order
-        return functional.pad(x, (0,) * 6 + (0, batch_size - len(x)))
-
-    @torch.no_grad()
-    def embed(faces: Tensor) -> Tensor:
-        x = network.preprocess(faces.to(device)).contiguous(memory_format=torch.channels_last)
-        if on_cpu:  # one by one, the maps stay in the cache
-            x = fill(torch.cat([convs(face) for face in torch.split(x, 1)]))
-        else:
-            x = convs(fill(x))
-        return network.embed(x)[: len(faces)]
-
-    return embed

@@ -1,6 +1,7 @@
-"""How pictures are made ready for the face encoders: a property of their weights.
+"""Pictures: any photo becomes upright RGB, then a tensor in the 224 frame; a face becomes a file.
 
-Pictures: a photo becomes an RGB tensor in the 224 frame, and a face becomes a file.
+How a tensor is made ready for a face encoder is a property of that network's weights, and named
+here too. Knows nothing of where in a photo a face is.
 """
 
 import io
@@ -22,36 +23,6 @@ from s2f.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture is made ready for one set of weights.
-
-    Attributes:
-        channels: order in which the network reads colours.
-        scale: the value that 1.0 (white) becomes.
-        mean: taken away after scaling, in the network's channel order.
-        fit: `squash` resizes both sides to the input size; `letterbox` keeps the proportions
-            and fills with black. Only `images` looks at this.
-    """
-
-    channels: Literal["RGB", "BGR"] = "RGB"
-    scale: float = 1.0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    fit: Literal["squash", "letterbox"] = "squash"
-
-
-PREPROCESSING: dict[str, Preprocessing] = {
-    # serengil/deepface, modules/preprocessing.py: "base" normalisation
-    "serengil": Preprocessing(channels="BGR", fit="letterbox"),
-    # rcmalli/keras-vggface, utils.py: version 1
-    "rcmalli": Preprocessing(channels="BGR", scale=255.0, mean=(93.5940, 104.7624, 129.1863)),
-    # what the seed fed both of them, and its published decoder was trained with
-    "seed": Preprocessing(),
-    # for training VGG-Face from scratch: rcmalli's figures in the order of our pictures
-    "paper": Preprocessing(scale=255.0, mean=(129.1863, 104.7624, 93.5940)),
-    "compact": Preprocessing(),
-}
 
 Source = Path | BinaryIO | Image.Image | NDArray[Any]
 Fit = Literal["squash", "letterbox"]
@@ -76,8 +47,7 @@ _UPRIGHT = {  # by EXIF's orientation: what makes the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's readers raise for files that are broken in one of many ways.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error)
+_WANTED = f"give a picture as {', '.join(FORMATS)}"
 
 
 def open_photo(
@@ -103,7 +73,6 @@ def open_photo(
             over 100 megapixels; if an array is of another type or shape.
     """
     name = name or called(source)
-    hint = f"give a picture as {', '.join(FORMATS)}"
     try:
         with warnings.catch_warnings():
             # Of large pictures, where our limit is lower, and of metadata that nobody reads.
@@ -116,7 +85,7 @@ def open_photo(
             if isinstance(source, Path):
                 kind = source.stat().st_mode
                 if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would be waited for
-                    raise ImageError(f"{name}: is no regular file", hint=hint)
+                    raise ImageError(f"{name}: is no regular file", hint=_WANTED)
             elif not source.seekable():
                 source = _read(source, name)
             with Image.open(source, formats=FORMATS) as picture:
@@ -129,16 +98,25 @@ def open_photo(
     except PermissionError as error:
         raise ImageError(f"{name}: may not be read", hint="check its permissions") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder, not a picture", hint=hint) from error
+        raise ImageError(f"{name}: is a folder, not a picture", hint=_WANTED) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: is not a picture that can be read", hint=hint) from error
+        raise ImageError(f"{name}: is not a picture that can be read", hint=_WANTED) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: is too large; at most {MAX_PIXELS // 10**6} megapixels are read: {error}",
             hint="make it smaller first",
         ) from error
-    except _BROKEN as error:
-        raise ImageError(f"{name}: cannot be read: {error}", hint=hint) from error
+    # Pillow's readers raise these for files that are broken in one of many ways.
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        LookupError,
+        struct.error,
+        zlib.error,
+    ) as error:
+        raise ImageError(f"{name}: cannot be read: {error}", hint=_WANTED) from error
 
 
 def called(source: Source) -> str:
@@ -206,6 +184,37 @@ def _looked_at(picture: Image.Image, name: str) -> Image.Image:
     return upright.convert("RGB")
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture is made ready for one set of weights.
+
+    Attributes:
+        channels: order in which the network reads colours.
+        scale: the value that 1.0 (white) becomes.
+        mean: taken away after scaling, in the network's channel order.
+        fit: `squash` resizes both sides to the input size; `letterbox` keeps the proportions
+            and fills with black. `fit_frame` does it; the networks do the rest.
+    """
+
+    channels: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    fit: Fit = "squash"
+
+
+PREPROCESSING: dict[str, Preprocessing] = {
+    # serengil/deepface, modules/preprocessing.py: "base" normalisation
+    "serengil": Preprocessing(channels="BGR", fit="letterbox"),
+    # rcmalli/keras-vggface, utils.py: version 1
+    "rcmalli": Preprocessing(channels="BGR", scale=255.0, mean=(93.5940, 104.7624, 129.1863)),
+    # what the seed fed both of them, and its published decoder was trained with
+    "seed": Preprocessing(),
+    # for training VGG-Face from scratch: rcmalli's figures in the order of our pictures
+    "paper": Preprocessing(scale=255.0, mean=(129.1863, 104.7624, 93.5940)),
+    "compact": Preprocessing(),
+}
+
+
 def fit_frame(photo: Image.Image, fit: Fit) -> "Tensor":
     """Fit an RGB photo into the frame: uint8 [3 224 224].
 
@@ -250,7 +259,7 @@ def to_image(picture: "Tensor") -> Image.Image:
 
 def save_photo(photo: Image.Image, path: Path) -> None:
     """Write a photo in the format of its suffix (a key of `ENCODING`), without metadata."""
-    _bare(photo).save(path, **ENCODING[path.suffix.lower()])
+    path.write_bytes(_encoded(photo, ENCODING[path.suffix.lower()]))
 
 
 def encode(image: Image.Image, suffix: str, text: Mapping[str, str]) -> bytes:
@@ -265,20 +274,16 @@ def encode(image: Image.Image, suffix: str, text: Mapping[str, str]) -> bytes:
         UsageError: if the suffix is another one.
     """
     options = ENCODING.get(suffix.lower(), {})
-    if options.get("format") == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        for key, value in text.items():
-            chunks.add_itxt(key, value)
-        options = options | {"pnginfo": chunks}
-    elif options.get("format") in ("JPEG", "WEBP"):
-        options = options | {"exif": exif(text)}
-    else:
+    if options.get("format") not in ("PNG", "JPEG", "WEBP"):
         raise UsageError(
             f"faces cannot be written as {suffix!r}", hint="wanted .png, .jpg or .webp"
         )
-    buffer = io.BytesIO()
-    _bare(image).save(buffer, **options)
-    return buffer.getvalue()
+    if options["format"] != "PNG":
+        return _encoded(image, options | {"exif": exif(text)})
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        chunks.add_itxt(key, value)
+    return _encoded(image, options | {"pnginfo": chunks})
 
 
 def exif(text: Mapping[str, str]) -> bytes:
@@ -291,8 +296,9 @@ def exif(text: Mapping[str, str]) -> bytes:
     return tags.tobytes() if len(tags) else b""
 
 
-def _bare(image: Image.Image) -> Image.Image:
-    """Copy a picture without what the reader found beside it, which some writers would add."""
+def _encoded(image: Image.Image, options: dict[str, Any]) -> bytes:
     bare = image.copy()
-    bare.info.clear()
-    return bare
+    bare.info.clear()  # what the reader found beside the picture, some writers would add
+    buffer = io.BytesIO()
+    bare.save(buffer, **options)
+    return buffer.getvalue()

@@ -30,15 +30,11 @@ _PARTS = (  # (first, end, closed) of each line of the 68
     *((36, 42, True), (42, 48, True), (48, 60, True), (60, 68, True)),
 )
 
-OF_72 = (
-    *range(48),
-    *(*range(48, 55), 64, 63, 62, 61, 60),
-    *(*range(54, 60), 48, 60, 67, 66, 65, 64),
-)
-"""The seed's 72 points as indices of the 68, in the order of face_recognition's dictionary: the
-corners of the lips are there twice, once for each lip."""
+# The seed's 72 points as indices of the 68, in the order of face_recognition's dictionary: the
+# corners of the lips are there twice, once for each lip.
+OF_72 = (*range(55), 64, 63, 62, 61, 60, *range(54, 60), 48, 60, 67, 66, 65, 64)
+# The 68 points in the 72, as `map_68` gives those in the template.
 MAP_72 = tuple((OF_72.index(k), OF_72.index(k), 0.0) for k in range(68))
-"""The 68 points in the 72, as `map_68` gives those in the template."""
 
 
 def map_68(template: NDArray[np.floating]) -> tuple[tuple[int, int, float], ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s2f import appearance_model, augment, face_data, face_decoder, face_encoder, layout, losses
-from s2f.appearance_model import REDUCED, PartsEncoder, in_frame
+from s2f.appearance_model import REDUCED, PartsEncoder, averaged_down, in_frame
 from s2f.checkpoint import Card, Checkpoint, check_space, save
 from s2f.console import Progress, silent
 from s2f.dataloader import Item
@@ -135,7 +135,7 @@ class FaceDecoderTask:
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Losses of a batch, one value a sample."""
         face, target, target_points = self.data.example(batch, self.network)
-        faces = self.encoder.resize(face)
+        faces = averaged_down(face, self.encoder.config.image_size)
         if augmented:
             faces = augment.faces(faces)
         with torch.no_grad():
@@ -223,7 +223,7 @@ class FaceEncoderTask:
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Losses of a batch, one value a sample."""
-        faces = self.encoder.resize(batch["face"])
+        faces = averaged_down(batch["face"], self.encoder.config.image_size)
         if augmented:
             faces = augment.faces(faces)
         embedding = self.encoder(faces)

@@ -1,14 +1,12 @@
 """Spline warp: move a picture so that its marked points come to rest on given landmarks.
 
 Tensors in, tensors out: batched, differentiable in the picture and in both point sets, the same
-code on CPU and GPU. `flow` fits a spline through the displacements of the landmarks and `warp`
-samples the picture along it.
+code on CPU and GPU. `warp` samples a picture along the field that `flow` fits through the
+displacements of the landmarks. Points are xy pixels with (0, 0) at the centre of the first pixel.
 
-Points are xy pixels with (0, 0) at the centre of the first pixel.
-
-Source: Cole et al. 2017. Departures: one spline moves x and y together and has an
-affine part; and the points that stand still lie on a ring around the frame instead of on its
-border, so that hair and neck near the border may move.
+Source: Cole et al. 2017. Departures: one spline moves x and y together and has an affine part; and
+the points that stand still lie on a ring around the frame instead of on its border, so that hair
+and neck near the border may move.
 """
 
 import torch
@@ -21,52 +19,6 @@ STEP = 3  # pixels between the nodes where the spline is evaluated; cubic in bet
 ROUNDING = 0.02  # of the frame's side: within it the spline's cusp at a landmark is rounded
 CONSTANT = 4.0  # in units of the frame's side: more than any distance between points
 SMOOTHING = 1e-4  # lets two landmarks that fall together disagree, instead of no solution
-
-
-def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
-    """Fit the displacement field that leads from each target point back to its source point.
-
-    The basis is -sqrt(r^2 + c^2): near a landmark as smooth as a thin plate, so that coarse nodes
-    catch it, and farther off linear, so that it does not overshoot between points that lie close
-    and move apart, as lips and eyelids do.
-
-    Args:
-        source: where the points are in the picture, [b k 2].
-        target: where they shall be, [b k 2].
-        height: of the frame, pixels.
-        width: of the frame, pixels.
-
-    Returns:
-        [b 2 h w], xy pixels to add to a position of the result to find it in the picture. Zero
-        everywhere if source and target are equal.
-    """
-    b, k, _ = target.shape
-    side = max(height, width)  # the fit is done in units of it, well scaled in float32
-    ring = (_ring(height, width).to(target) / side).expand(b, -1, -1)
-    centres = torch.cat([target / side, ring], dim=1)  # [b m 2]
-    moves = functional.pad((source - target) / side, (0, 0, 0, ring.shape[1]))  # [b m 2]
-    affine = functional.pad(centres, (1, 0), value=1.0)  # [b m 3]
-    smooth = functional.pad(torch.full((k,), SMOOTHING).to(target), (0, ring.shape[1]))
-    # The weights sum to zero, so the constant changes nothing but makes the matrix definite.
-    kernel = _kernel(centres, centres) + CONSTANT + torch.diag(smooth)
-    factor = torch.linalg.cholesky(kernel)
-    both = torch.cholesky_solve(torch.cat([affine, moves], dim=2), factor)
-    inner = affine.mT @ both  # [b 3 5]
-    plane = torch.cholesky_solve(inner[..., 3:], torch.linalg.cholesky(inner[..., :3]))  # [b 3 2]
-    weights = torch.cat([both[..., 3:] - both[..., :3] @ plane, plane], dim=1)  # [b m+3 2]
-    nodes = torch.stack(
-        torch.meshgrid(
-            torch.linspace(0, (width - 1) / side, 1 + -(-(width - 1) // STEP)),
-            torch.linspace(0, (height - 1) / side, 1 + -(-(height - 1) // STEP)),
-            indexing="xy",
-        ),
-        dim=-1,
-    ).to(target)
-    places = nodes.view(1, -1, 2).expand(b, -1, -1)
-    basis = torch.cat([_kernel(places, centres), functional.pad(places, (1, 0), value=1.0)], dim=2)
-    at_nodes = (side * (basis @ weights)).mT.reshape(b, 2, *nodes.shape[:2])
-    down, across = (_bicubic(n, at_nodes) for n in (height, width))
-    return down @ at_nodes @ across.T
 
 
 def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -105,21 +57,74 @@ def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
         )
 
 
+def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
+    """Fit the displacement field that leads from each target point back to its source point.
+
+    The basis is -sqrt(r^2 + c^2): near a landmark as smooth as a thin plate, so that coarse nodes
+    catch it, and farther off linear, so that it does not overshoot between points that lie close
+    and move apart, as lips and eyelids do.
+
+    Args:
+        source: where the points are in the picture, [b k 2].
+        target: where they shall be, [b k 2].
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+
+    Returns:
+        [b 2 h w], xy pixels to add to a position of the result to find it in the picture. Zero
+        everywhere if source and target are equal.
+    """
+    b, k, _ = target.shape
+    side = max(height, width)  # the fit is done in units of it, well scaled in float32
+    ring = (_ring(height, width).to(target) / side).expand(b, -1, -1)
+    centres = torch.cat([target / side, ring], dim=1)  # [b m 2]
+    moves = functional.pad((source - target) / side, (0, 0, 0, ring.shape[1]))  # [b m 2]
+    affine = functional.pad(centres, (1, 0), value=1.0)  # [b m 3]
+    smooth = functional.pad(torch.full((k,), SMOOTHING).to(target), (0, ring.shape[1]))
+    # The weights sum to zero, so the constant changes nothing but makes the matrix definite.
+    kernel = _kernel(centres, centres) + CONSTANT + torch.diag(smooth)
+    factor = torch.linalg.cholesky_ex(kernel).L  # definite, so that no GPU is asked whether it is
+    both = torch.cholesky_solve(torch.cat([affine, moves], dim=2), factor)
+    inner = affine.mT @ both  # [b 3 5]
+    plane = torch.cholesky_solve(inner[..., 3:], torch.linalg.cholesky_ex(inner[..., :3]).L)
+    weights = torch.cat([both[..., 3:] - both[..., :3] @ plane, plane], dim=1)  # [b m+3 2]
+    down, across = (_bicubic(n).to(target) for n in (height, width))
+    x, y = (
+        torch.linspace(0, (n - 1) / side, matrix.shape[1])
+        for n, matrix in ((width, across), (height, down))
+    )
+    nodes = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(target)
+    places = nodes.view(1, -1, 2).expand(b, -1, -1)
+    basis = torch.cat([_kernel(places, centres), functional.pad(places, (1, 0), value=1.0)], dim=2)
+    at_nodes = (side * (basis @ weights)).mT.reshape(b, 2, len(y), len(x))
+    return down @ at_nodes @ across.T
+
+
+def _ring(height: int, width: int) -> Tensor:
+    """Points around the frame that stand still, xy pixels [4 RING_POINTS, 2]."""
+    t = torch.arange(RING_POINTS) / RING_POINTS
+    zero, one = torch.zeros_like(t), torch.ones_like(t)
+    sides = [(t, zero), (one, t), (1 - t, one), (zero, 1 - t)]
+    unit = torch.cat([torch.stack(side, dim=1) for side in sides])
+    around = unit * (1 + 2 * RING_MARGIN) - RING_MARGIN
+    return around * torch.tensor([width - 1.0, height - 1.0])
+
+
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """Multiquadric basis between points, [b m 2] x [b k 2] -> [b m k]."""
     distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return -(distance.square() + ROUNDING**2).sqrt()
 
 
-def _bicubic(n: int, like: Tensor) -> Tensor:
+def _bicubic(n: int) -> Tensor:
     """Cubic interpolation from the nodes of a side to its pixels, as a matrix [n nodes].
 
     That of `interpolate`, whose own gradient CUDA adds up in any order.
     """
     nodes = 1 + -(-(n - 1) // STEP)
-    one = torch.eye(nodes).to(like)[None, None]
-    size = (n, nodes)
-    return functional.interpolate(one, size=size, mode="bicubic", align_corners=True)[0, 0]
+    return functional.interpolate(
+        torch.eye(nodes)[None, None], size=(n, nodes), mode="bicubic", align_corners=True
+    )[0, 0]
 
 
 def _gathered(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -140,27 +145,12 @@ def _gathered(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return total
 
 
-def _cubic(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cubic(t: Tensor) -> list[Tensor]:
     """Shares of the pixels at -1, 0, 1 and 2 in what lies at t, 0..1.
 
     Source: Keys 1981, "Cubic Convolution Interpolation", with a = -0.75 as torch has it.
     """
-    a, u = -0.75, 1 - t
-
-    def near(d: Tensor) -> Tensor:
-        return ((a + 2) * d - (a + 3)) * d * d + 1
-
-    def far(d: Tensor) -> Tensor:
-        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-
-    return far(1 + t), near(t), near(u), far(1 + u)
-
-
-def _ring(height: int, width: int) -> Tensor:
-    """Points around the frame that stand still, xy pixels [4 RING_POINTS, 2]."""
-    t = torch.arange(RING_POINTS) / RING_POINTS
-    zero, one = torch.zeros_like(t), torch.ones_like(t)
-    sides = [(t, zero), (one, t), (1 - t, one), (zero, 1 - t)]
-    unit = torch.cat([torch.stack(side, dim=1) for side in sides])
-    around = unit * (1 + 2 * RING_MARGIN) - RING_MARGIN
-    return around * torch.tensor([width - 1.0, height - 1.0])
+    a = -0.75
+    near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t)]
+    far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (1 + t, 2 - t)]
+    return [far[0], *near, far[1]]

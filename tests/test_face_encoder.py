@@ -1,13 +1,28 @@
-"""The face encoder. Sizes are those of the published VGG-Face weights (2622 identities)."""
+"""The face encoder. Sizes are those of the published VGG-Face weights (2622 identities).
+
+Winograd's convolution is held against the direct one in float64.
+"""
 
 import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional
 
 from s2f import face_encoder
-from s2f.face_encoder import CONFIGS, VGGFace, VGGFaceConfig, batch_embedder
+from s2f.face_encoder import (
+    AT,
+    BT,
+    CONFIGS,
+    G,
+    VGGFace,
+    VGGFaceConfig,
+    WinogradConv2d,
+    batch_embedder,
+)
 from s2f.images import PREPROCESSING
 
 TINY = VGGFaceConfig(layers=(4, "M", 8, "M"), image_size=16, hidden=12, embedding=10, identities=7)
@@ -69,8 +84,6 @@ def test_a_size_that_cannot_be_halved_is_refused() -> None:
 
 
 LARGER = VGGFaceConfig(layers=(128, 160, "M", 12, "M"), image_size=16, hidden=12, embedding=10)
-
-
 NORMED = VGGFaceConfig(
     layers=(8, "M", 136, "M"),
     image_size=112,
@@ -122,3 +135,58 @@ def test_wide_layers_are_winograds_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     network = VGGFace(LARGER, PREPROCESSING["seed"])
     batch_embedder(network, device=torch.device("cpu"), batch_size=1)
     assert made == [128, 160]
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.tuples(*[st.integers(1, 3)] * 2),
+    channels=st.tuples(*[st.integers(1, 9)] * 2),
+    batch=st.integers(1, 3),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_it_is_a_convolution_of_any_size(
+    shape: tuple[int, int], channels: tuple[int, int], batch: int, bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(*channels, 3, padding=1, bias=bias).double()
+    x = torch.randn(batch, channels[0], 4 * shape[0], 4 * shape[1], dtype=torch.float64)
+    torch.testing.assert_close(WinogradConv2d(conv)(x), conv(x).detach(), rtol=0, atol=1e-12)
+
+
+def test_in_one_dimension_it_is_a_filter_of_three() -> None:
+    # Oracle: the sum over the three taps, written out.
+    torch.manual_seed(0)
+    bt, g, at = (torch.tensor(m, dtype=torch.float64) for m in (BT, G, AT))
+    patch, taps = torch.randn(6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    expected = [float((patch[i : i + 3] * taps).sum()) for i in range(4)]
+    found = at @ ((g @ taps) * (bt @ patch))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_in_float32_the_error_is_some_2e_6_of_the_norm() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 64, 3, padding=1)
+    x = torch.randn(1, 256, 28, 28).relu()
+    exact = functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)  # type: ignore[union-attr]
+    error = (WinogradConv2d(conv)(x) - exact).norm() / exact.norm()
+    assert 1e-7 < error < 4e-6
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    ],
+)
+def test_another_convolution_is_refused(conv: nn.Conv2d) -> None:
+    with pytest.raises(ValueError, match="wanted a 3x3 convolution"):
+        WinogradConv2d(conv)
+
+
+def test_a_side_that_is_no_multiple_of_4_is_refused() -> None:
+    with pytest.raises(ValueError, match="8 x 6 is not made of tiles"):
+        WinogradConv2d(nn.Conv2d(1, 1, 3, padding=1))(torch.zeros(1, 1, 8, 6))

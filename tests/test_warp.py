@@ -152,7 +152,7 @@ def test_the_sampling_of_deterministic_training_is_the_same_with_the_same_gradie
 
 @pytest.mark.parametrize("n", [2, 9, 48, 223, 224])
 def test_the_flow_between_nodes_is_bicubic(n: int) -> None:
-    matrix = _bicubic(n, torch.zeros(()))
+    matrix = _bicubic(n)
     at_nodes = torch.randn(1, 2, matrix.shape[1], matrix.shape[1])
     expected = torch.nn.functional.interpolate(
         at_nodes, size=(n, n), mode="bicubic", align_corners=True
