@@ -38,7 +38,7 @@ import torch
 from PIL import Image
 
 from s2f import app_server
-from s2f.audio import SAMPLE_RATE, open_speech
+from s2f.audio import SAMPLE_RATE, read_speech
 from s2f.console import Progress, silent
 from s2f.errors import (
     AudioError,
@@ -121,8 +121,7 @@ def hear_voice(
     """
     progress(0, len(MOMENTS) + 2, "listening")
     # A frame of 10 ms more tells whether it goes on.
-    with open_speech(speech, duration=max_seconds + 0.01) as part:
-        whole = part.waveform()
+    whole = read_speech(speech, duration=max_seconds + 0.01).waveform()
     limit = round(max_seconds * SAMPLE_RATE)
     waveform, is_cut = whole[:limit], len(whole) > limit
     seconds = len(waveform) / SAMPLE_RATE

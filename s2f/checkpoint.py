@@ -50,7 +50,7 @@ from s2f.appearance_model import PartsEncoder, PartsEncoderConfig
 from s2f.errors import CheckpointError, DependencyError, UsageError
 from s2f.files import atomic_write
 from s2f.images import Preprocessing
-from s2f.spectrogram import FrontEnd
+from s2f.spectrogram import FRONT_ENDS, FrontEnd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -853,6 +853,8 @@ def _build(
         if kind == "voice_encoder":
             voice = _voice_encoder(**config)
             front_end = FrontEnd(**(preprocessing or {}))
+            if front_end.kind == "ast" and front_end.clip_samples != FRONT_ENDS["ast"].clip_samples:
+                front_end = dataclasses.replace(front_end, kind="log_mel")  # its name until 0.1
             heard = front_end.n_channels, front_end.n_freqs
             if heard != (voice.config.in_channels, voice.config.n_freqs):
                 raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")

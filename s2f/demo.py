@@ -460,7 +460,7 @@ def median_pitch(waveform: NDArray[np.float32]) -> float:
 
 def timbre_of(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean log-mel spectrum [128] of the louder half of the frames of a waveform [n]."""
-    plain = spectrogram.FrontEnd("ast")
+    plain = spectrogram.FrontEnd("log_mel")
     log_mel = spectrogram.spectrogram(torch.from_numpy(waveform)[None], plain)[0, 0].double()
     level = log_mel.mean(0)
     mean: NDArray[np.float64] = log_mel[:, level > level.median()].mean(1).numpy()

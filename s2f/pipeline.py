@@ -23,7 +23,7 @@ from torch import Tensor
 
 import s2f
 from s2f import landmarks
-from s2f.audio import FloatArray, Waveform, open_speech
+from s2f.audio import FloatArray, Waveform, read_speech
 from s2f.checkpoint import KINDS, AnyVoiceEncoder, Checkpoint, Choice, Model, choose, load_model
 from s2f.console import Progress, silent
 from s2f.device import check_precision, choose_device, computing, one_thread
@@ -31,7 +31,6 @@ from s2f.errors import CheckpointError, InputError, UsageError
 from s2f.face_decoder import FaceDecoder, draw_faces
 from s2f.face_detection import PhotoSource, open_face
 from s2f.face_encoder import FaceEncoder
-from s2f.fast_conv import accelerate
 from s2f.files import atomic_write
 from s2f.images import FRAME, called, encode, fit_frame, to_image
 from s2f.spectrogram import FrontEnd, spectrogram
@@ -170,14 +169,14 @@ class VoiceEmbedder:
             recordings: files, binary streams, or samples [n] or [n c] and their rate.
             start: of the part of each that is wanted, seconds.
             duration: of that part, seconds.
-            trim_silence: as `audio.open_speech` takes it.
+            trim_silence: as `audio.read_speech` takes it.
             progress: told of each clip of a recording.
 
         Yields:
             What became of each, in order, as soon as its clips are embedded.
 
         Raises:
-            UsageError: as `audio.open_speech`, and for what is no recording.
+            UsageError: as `audio.read_speech`, and for what is no recording.
         """
         unfinished: deque[Embedded] = deque()
         batch: list[tuple[Embedded, FloatArray]] = []
@@ -185,17 +184,17 @@ class VoiceEmbedder:
             item = Embedded()
             unfinished.append(item)
             try:
-                with open_speech(
+                speech = read_speech(
                     _source(recording), start=start, duration=duration, trim_silence=trim_silence
-                ) as speech:
-                    n_clips = speech.n_clips(self.front_end.clip_samples)
-                    for clip in speech.clips(self.front_end.clip_samples):
-                        progress(item.clips, n_clips, speech.name)
-                        item.clips += 1
-                        item.waiting += 1
-                        batch.append((item, clip))
-                        if len(batch) == self.batch_size:
-                            self._embed(batch)
+                )
+                n_clips = speech.n_clips(self.front_end.clip_samples)
+                for clip in speech.clips(self.front_end.clip_samples):
+                    progress(item.clips, n_clips, speech.name)
+                    item.clips += 1
+                    item.waiting += 1
+                    batch.append((item, clip))
+                    if len(batch) == self.batch_size:
+                        self._embed(batch)
             except InputError as error:
                 item.error = error
             item.is_read = True
@@ -269,8 +268,8 @@ class SpeechToFace:
         half = any(p.dtype == torch.float16 for network in networks for p in network.parameters())
         self.precision = precision or ("fp16" if half else "fp32")
         if device.type == "cpu":
-            for network in networks:
-                accelerate(network)
+            for network in networks:  # the order of maps in memory that convolutions like
+                network.to(memory_format=torch.channels_last)
 
     @classmethod
     def load(

@@ -21,10 +21,9 @@ from s2f.audio import (
     SILENCE_DBFS,
     FloatArray,
     check_part,
-    clips,
     is_recording,
     is_voice,
-    open_speech,
+    read_speech,
     to_int16,
 )
 from s2f.console import Progress, silent
@@ -34,7 +33,7 @@ from s2f.layout import renamed
 from s2f.prep import PrepReport, Step, prepare
 from s2f.spectrogram import (
     FRONT_ENDS,
-    OF,
+    STATS_OF,
     FrontEnd,
     LogMelStats,
     RunningMoments,
@@ -64,7 +63,7 @@ def audio_step(
         preset: of `FRONT_ENDS`; spectrograms only.
         stats: a file of `log_mel_stats`, whose mean and standard deviation take the place of
             AudioSet's; spectrograms of the preset `ast` only.
-        trim_silence: as in `audio.open_speech`.
+        trim_silence: as in `audio.read_speech`.
 
     Raises:
         UsageError: if these contradict each other.
@@ -105,7 +104,8 @@ def audio_step(
 
 
 def _save_waveform(source: Path, part: Path, *, trim_silence: float | None) -> None:
-    with open_speech(source, trim_silence=trim_silence) as speech, part.open("wb") as file:
+    speech = read_speech(source, trim_silence=trim_silence)
+    with part.open("wb") as file:
         header = {"descr": "<i2", "fortran_order": False, "shape": (speech.n_samples,)}
         np.lib.format.write_array_header_1_0(file, header)
         for block in speech.blocks():
@@ -118,10 +118,9 @@ def _save_spectrogram(
     import torch
 
     torch.set_num_threads(1)  # there is a worker a core
-    with open_speech(source, trim_silence=trim_silence) as speech:
-        start = speech.waveform(front_end.clip_samples)
-    clip = torch.from_numpy(clips(start, front_end.clip_samples)[:1])
-    np.save(part, spectrogram(clip, front_end)[0].numpy())
+    speech = read_speech(source, trim_silence=trim_silence)
+    clip = next(speech.clips(front_end.clip_samples))
+    np.save(part, spectrogram(torch.from_numpy(clip[None]), front_end)[0].numpy())
 
 
 def stats_step() -> Step:
@@ -131,7 +130,7 @@ def stats_step() -> Step:
         wants=is_voice,
         sources="waveforms (.npy) or recordings",
         rename=None,
-        settings={"format": FORMAT, **OF},
+        settings={"format": FORMAT, **STATS_OF},
         work=_measure,
         preload=(*PRELOAD, "torch"),
     )
@@ -144,8 +143,7 @@ def _measure(source: Path, part: Path) -> dict[str, float]:
     torch.set_num_threads(1)  # there is a worker a core
     if source.suffix == ".npy":
         return asdict(moments(_stored_blocks(source)))
-    with open_speech(source) as speech:
-        return asdict(moments(speech.blocks()))
+    return asdict(moments(read_speech(source).blocks()))
 
 
 def _stored_blocks(path: Path) -> Iterator[FloatArray]:

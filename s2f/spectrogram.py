@@ -1,12 +1,9 @@
-"""Waveforms -> what a voice encoder sees.
+"""Waveforms -> what a voice encoder sees, and the statistics of it over a training set.
 
-Knows nothing of files or of models: which front end a checkpoint was trained with travels in the
-checkpoint as a `FrontEnd`. Imports torch only to transform, so that a command may plan by
-`FRONT_ENDS` without it.
-
-The mean and the standard deviation of the log-mel over a training set, and their file.
-
-Knows nothing of trees: blocks of waveforms in, `Moments` out, whose sum becomes `LogMelStats`.
+Knows nothing of files of sound, trees or models: which front end a checkpoint was trained with
+travels in the checkpoint as a `FrontEnd`. `moments` measures the log-mel of one waveform; their sum
+over a training set is what `write_stats` writes. Imports torch only to transform, so that a command
+may plan by `FRONT_ENDS` without it.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from s2f.audio import LOUDNESS_DBFS, SAMPLE_RATE, FloatArray
-from s2f.errors import DatasetError
+from s2f.errors import DatasetError, DependencyError
 from s2f.files import write_bytes
 
 if TYPE_CHECKING:
@@ -47,32 +44,38 @@ class FrontEnd:
     """How a model wants its speech: part of its checkpoint, never an option of a command.
 
     Attributes:
-        kind: `paper` (Oh et al. 2019), `seed` (its public reimplementation) or `ast`.
+        kind: `paper` (Oh et al. 2019), `seed` (its public reimplementation), `log_mel`, or `ast`:
+            the log-mel as torchaudio computes it.
         clip_samples: length of a clip, in samples at `SAMPLE_RATE`.
-        mean: of the log-mel features the model was trained on; `ast` only.
+        mean: of the log-mel features the model was trained on; `log_mel` and `ast` only.
         std: likewise; features become (x - mean) / (2 std), so 0 and 0.5 change nothing.
     """
 
-    kind: Literal["paper", "seed", "ast"]
+    kind: Literal["paper", "seed", "log_mel", "ast"]
     clip_samples: int = 6 * SAMPLE_RATE
     mean: float = 0.0
     std: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kind not in ("paper", "seed", "ast"):
-            raise ValueError(f"kind is {self.kind!r}; wanted paper, seed or ast")
+        if self.kind not in ("paper", "seed", "log_mel", "ast"):
+            raise ValueError(f"kind is {self.kind!r}; wanted paper, seed, log_mel or ast")
         if self.clip_samples < WIN_LENGTH or not self.std > 0:
             raise ValueError(f"wanted clips of {WIN_LENGTH} samples or more and std > 0: {self}")
 
     @property
+    def is_log_mel(self) -> bool:
+        """Whether it gives log-mel energies, and not a compressed spectrum."""
+        return self.kind in ("log_mel", "ast")
+
+    @property
     def n_channels(self) -> int:
         """Channels of the spectrogram."""
-        return 1 if self.kind == "ast" else 2
+        return 1 if self.is_log_mel else 2
 
     @property
     def n_freqs(self) -> int:
         """Frequency rows of the spectrogram."""
-        return N_MELS if self.kind == "ast" else N_FREQS
+        return N_MELS if self.is_log_mel else N_FREQS
 
     def n_frames(self, n_samples: int) -> int:
         """Return the time columns of the spectrogram of `n_samples`, 0 if too short for one."""
@@ -82,7 +85,7 @@ class FrontEnd:
 
     def row(self, hertz: float) -> float:
         """Return the frequency row of the spectrogram in which a tone of 20 Hz to 8 kHz lies."""
-        if self.kind != "ast":
+        if not self.is_log_mel:
             return hertz * N_FFT / SAMPLE_RATE
         low, high, tone = _mel([MEL_LOW, SAMPLE_RATE / 2, hertz])
         return float((tone - low) / (high - low) * (N_MELS + 1) - 1)
@@ -104,7 +107,8 @@ def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
     - `paper`: frames of 400 samples every 160, each under a periodic Hann window and followed by
       zeros to 512 as in TensorFlow, none beyond the ends; compressed real and imaginary parts.
     - `seed`: librosa's centred frames over zero padding; compressed magnitude and phase.
-    - `ast`: Kaldi's log-mel filter bank over the frames of `paper`, then (x - mean) / (2 std).
+    - `log_mel`: Kaldi's log-mel filter bank over the frames of `paper`, then (x - mean) / (2 std).
+    - `ast`: the same features, by torchaudio.
 
     Args:
         waveforms: mono [b n], -1..1 at 16 kHz, n >= 400, float32 or float64.
@@ -113,13 +117,18 @@ def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
     Returns:
         [b c f t] with c, f and t as `front_end` says.
 
+    Raises:
+        DependencyError: if torchaudio, which `ast` needs, cannot be imported.
+
     Source: Oh et al. 2019; the seed's audio_spectrograms.py; transformers'
         ASTFeatureExtractor, without its padding (clips have their full length).
     """
     import torch
 
-    if front_end.kind == "ast":
-        return (_log_mel(waveforms) - front_end.mean) / (2 * front_end.std)
+    if front_end.is_log_mel:
+        with torch.autocast(waveforms.device.type, enabled=False):  # bfloat16 spoils energies
+            bands = (_log_mel if front_end.kind == "log_mel" else _kaldi)(waveforms)
+        return (bands.transpose(1, 2).unsqueeze(1) - front_end.mean) / (2 * front_end.std)
     window = torch.hann_window(WIN_LENGTH, dtype=torch.float64).to(waveforms)
     if front_end.kind == "paper":
         # Not torch.stft, which would put the window in the middle of the 512 and lose a frame.
@@ -146,8 +155,38 @@ def _compress(x: Tensor) -> Tensor:
     return x * scale
 
 
+def _kaldi(waveforms: Tensor) -> Tensor:
+    """Return torchaudio's log-mel energies of waveforms [b n] as [b t 128]."""
+    import torch
+
+    try:
+        from torchaudio.compliance.kaldi import fbank
+    except (ImportError, OSError) as error:  # OSError: a library of CUDA's that is not there
+        raise DependencyError(
+            f"the front end ast needs torchaudio, which cannot be imported: {error}",
+            hint="pip install 's2f[ast]'; on Linux it needs the torch that pip install torch "
+            "brings, not one for CPUs only",
+        ) from error
+
+    bands: list[Tensor] = [
+        fbank(
+            waveform[None],
+            sample_frequency=SAMPLE_RATE,
+            num_mel_bins=N_MELS,
+            low_freq=MEL_LOW,
+            window_type="hanning",
+            htk_compat=True,
+        )
+        for waveform in waveforms
+    ]
+    return torch.stack(bands)
+
+
 def _log_mel(waveforms: Tensor) -> Tensor:
-    """Return Kaldi's log-mel energies of waveforms [b n] as [b 1 128 t]."""
+    """Return Kaldi's log-mel energies of waveforms [b n] as [b t 128]: many at once, with torch.
+
+    Source: Kaldi's compute-fbank-feats, as `_kaldi` has it.
+    """
     import torch
 
     window = torch.hann_window(WIN_LENGTH, periodic=False, dtype=torch.float64).to(waveforms)
@@ -156,9 +195,8 @@ def _log_mel(waveforms: Tensor) -> Tensor:
     previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
     spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=N_FFT)  # pre-emphasised
     power = spectrum.real.square() + spectrum.imag.square()  # [b t 257]
-    with torch.autocast(waveforms.device.type, enabled=False):  # bfloat16 would spoil the energies
-        mel = torch.matmul(power, torch.from_numpy(_mel_filters()).to(power))
-    return mel.clamp_min(MEL_FLOOR).log().transpose(1, 2).unsqueeze(1)
+    mel = torch.matmul(power, torch.from_numpy(_mel_filters()).to(power))
+    return mel.clamp_min(MEL_FLOOR).log()
 
 
 @functools.cache
@@ -177,9 +215,9 @@ def _mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return mel
 
 
-PLAIN = FrontEnd("ast")  # the log-mel itself
-KIND = {"kind": "s2f log-mel statistics", "version": 1}
-OF = {"n_mels": N_MELS, "sample_rate": SAMPLE_RATE, "loudness_dbfs": LOUDNESS_DBFS}
+PLAIN = FrontEnd("log_mel")  # the log-mel itself
+STATS_KIND = {"kind": "s2f log-mel statistics", "version": 1}
+STATS_OF = {"n_mels": N_MELS, "sample_rate": SAMPLE_RATE, "loudness_dbfs": LOUDNESS_DBFS}
 
 
 @dataclass(frozen=True)
@@ -244,7 +282,9 @@ def write_stats(path: Path, total: RunningMoments, *, files: int) -> LogMelStats
     """
     std = math.sqrt(total.m2 / total.count)
     stats = LogMelStats(total.mean, std, total.count // N_MELS, files)
-    write_bytes(path, json.dumps({**KIND, "of": OF, **asdict(stats)}, indent=1).encode() + b"\n")
+    write_bytes(
+        path, json.dumps({**STATS_KIND, "of": STATS_OF, **asdict(stats)}, indent=1).encode() + b"\n"
+    )
     return stats
 
 
@@ -257,7 +297,7 @@ def read_stats(path: Path) -> LogMelStats:
     hint = "make one with s2f prep stats"
     try:
         content = json.loads(path.read_bytes())
-        known = {**KIND, "of": OF}
+        known = {**STATS_KIND, "of": STATS_OF}
         if {name: content.pop(name, None) for name in known} != known:
             raise DatasetError(f"{path}: is no statistics of a log-mel of this version", hint=hint)
         stats = LogMelStats(**content)

@@ -46,7 +46,6 @@ from s2f.dataloader import Item, Key, Order, load_batches, naming_dead_workers
 from s2f.device import interruptible
 from s2f.distributed import ALONE, Ranks, synchronise_batch_norm
 from s2f.errors import DatasetError, DependencyError, S2FError, UsageError
-from s2f.fast_conv import accelerate
 from s2f.files import alone_in
 from s2f.prep import keep_memory
 from s2f.run_dir import Run
@@ -478,7 +477,6 @@ class Learner:
             self.network.compile()
         elif device.type == "cpu":
             keep_memory(largest=None, spare=-1)
-            accelerate(self.network)
         self.optimizer = make_optimizer(task.groups, config, device)
         self.forward = Forward(task, config, device)
         self.wrapped: nn.Module | None = None  # in what averages gradients, from the first step on

@@ -46,7 +46,7 @@ PASSES = {"compact": 25}
 FRONT_END_OF = {  # of each preset of the convolutional encoder
     "paper": FRONT_ENDS["paper"],
     "seed": FRONT_ENDS["seed"],
-    "compact": dataclasses.replace(FRONT_ENDS["ast"], clip_samples=96_000),
+    "compact": dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel", clip_samples=96_000),
 }
 # Fields of TrainConfig. Source: Oh et al. 2019, of which beta 2 is not known; the seed's training
 # differs in a constant rate and batches of 4.
@@ -132,7 +132,7 @@ def check_options(preset: str, options: VoiceOptions) -> None:
                     f"{name}: a convolutional encoder is trained from the beginning, all at once",
                     hint=f"leave it out, or give --arch ast; that is where {name} belongs",
                 )
-        if options.stats is not None and FRONT_END_OF[preset].kind != "ast":
+        if options.stats is not None and not FRONT_END_OF[preset].is_log_mel:
             raise UsageError(
                 f"--stats {options.stats}: the preset {preset} hears no log-mel",
                 hint="leave it out, or give --preset compact or --arch ast",

@@ -25,7 +25,7 @@ settings.load_profile("unhurried")
 torch.set_num_threads(1)
 
 EMBEDDING = 8
-FRONT_END = dataclasses.replace(FRONT_ENDS["ast"], clip_samples=SAMPLE_RATE)
+FRONT_END = dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel", clip_samples=SAMPLE_RATE)
 VOICE = voice_encoder.VoiceEncoderConfig(
     in_channels=1,
     n_freqs=128,

@@ -1,4 +1,4 @@
-"""Recordings for tests: real ones, encoded ones, and what FFmpeg makes of them."""
+"""Recordings for tests: encoded ones, and what FFmpeg makes of them."""
 
 import contextlib
 import itertools
@@ -8,18 +8,8 @@ from pathlib import Path
 import av
 import av.filter
 import numpy as np
-import pytest
 
-from s2f import audio
 from s2f.audio import SAMPLE_RATE
-
-VOICES = Path(__file__).parents[2] / "shared/data/voices"
-
-
-def real(reader: str) -> list[Path]:
-    if not VOICES.is_dir():
-        pytest.skip("the real voices (shared/data/voices) are not beside the repository")
-    return audio.find_recordings([VOICES / reader])
 
 
 def write_av(

@@ -1,7 +1,11 @@
 """Tests of s2f.spectrogram; each expected value says where it comes from."""
 
 import dataclasses
+import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import librosa
@@ -12,8 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2f.audio import SAMPLE_RATE
-from s2f.spectrogram import FRONT_ENDS, FrontEnd, spectrogram
+from s2f.errors import DatasetError
+from s2f.spectrogram import (
+    FRONT_ENDS,
+    FrontEnd,
+    LogMelStats,
+    RunningMoments,
+    moments,
+    read_stats,
+    spectrogram,
+    write_stats,
+)
 
+KINDS = ("paper", "seed", "log_mel", "ast")
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -35,14 +50,14 @@ def test_the_shapes_are_those_of_the_published_models(name, shape):
 
 
 @settings(deadline=None)
-@given(kind=st.sampled_from(["paper", "seed", "ast"]), n=st.integers(400, 3000))
+@given(kind=st.sampled_from(KINDS), n=st.integers(400, 3000))
 def test_a_front_end_foretells_the_shape(kind, n):
     front_end = FrontEnd(kind)
     expected = (1, front_end.n_channels, front_end.n_freqs, front_end.n_frames(n))
     assert spectrogram(torch.zeros(1, n), front_end).shape == expected
 
 
-@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("hertz", [250, 1000, 4000])
 def test_a_tone_lies_in_the_row_that_is_foretold(kind, hertz):
     waveform = torch.sin(2 * torch.pi * hertz * torch.arange(16_000) / SAMPLE_RATE)[None]
@@ -108,25 +123,41 @@ def test_seed_is_librosa_with_compressed_magnitude_and_phase():
     np.testing.assert_allclose(phase[[0, 256]], compressed(expected)[[0, 256]], atol=1e-6)
 
 
-def test_ast_is_the_kaldi_filter_bank_written_out():
-    """Kaldi's recipe in float64 NumPy: DC out, pre-emphasis, Hann, power, mel triangles, log."""
-    waveform = noise(16_000)
+@pytest.mark.parametrize("gain", [1e-4, 1.0, 5.0])
+def test_log_mel_is_torchaudios_kaldi_filter_bank(gain):
+    """torchaudio.compliance.kaldi.fbank, with a pause, and a loudness of speech and beyond."""
+    waveform = gain * noise(16_000)
     waveform[5000:8000] = 0
-    n = np.arange(400)
-    mel = 1127 * np.log(1 + np.arange(257) * 31.25 / 700)
-    low, high = 1127 * np.log(1 + 20 / 700), 1127 * np.log(1 + 8000 / 700)
-    width = (high - low) / 129
-    filters = [np.clip(1 - np.abs(mel - low - (i + 1) * width) / width, 0, 1) for i in range(128)]
-    columns = []
-    for start in range(0, 16_000 - 399, 160):
-        frame = waveform[start : start + 400].astype(np.float64)
-        frame -= frame.mean()
-        frame = np.append(0.03 * frame[0], frame[1:] - 0.97 * frame[:-1])
-        frame *= 0.5 - 0.5 * np.cos(2 * np.pi * n / 399)
-        energies = np.array(filters) @ np.abs(np.fft.rfft(frame, 512)) ** 2
-        columns.append(np.log(np.maximum(energies, 2.0**-23)))
-    expected = (np.stack(columns, axis=1) - -4.2677393) / (2 * 4.5689974)
-    np.testing.assert_allclose(spectrogram_of(waveform, FRONT_ENDS["ast"])[0], expected, atol=1e-3)
+    ours, theirs = (
+        spectrogram_of(
+            waveform.astype(np.float64), dataclasses.replace(FRONT_ENDS["ast"], kind=kind)
+        )
+        for kind in ("log_mel", "ast")
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_without_torchaudio_ast_names_its_extra_and_log_mel_works(tmp_path, error):
+    """A package that cannot be imported stands for one that is not there, or lacks a library."""
+    (tmp_path / "torchaudio.py").write_text(f"raise {error}('libcudart.so.13')")
+    code = (
+        "import torch; from s2f.errors import DependencyError\n"
+        "from s2f.spectrogram import FrontEnd, spectrogram\n"
+        "print(tuple(spectrogram(torch.zeros(1, 400), FrontEnd('log_mel')).shape))\n"
+        "try: spectrogram(torch.zeros(1, 400), FrontEnd('ast'))\n"
+        "except DependencyError as error: print(error, error.hint)"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.stdout.startswith("(1, 1, 128, 1)\nthe front end ast needs torchaudio")
+    assert "libcudart" in done.stdout and "pip install 's2f[ast]'" in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filter")  # as in Kaldi: 128 are many
@@ -146,7 +177,7 @@ def test_without_mean_and_std_ast_is_the_plain_log_mel():
     np.testing.assert_allclose(spectrogram_of(noise(4000), scaled), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_its_waveforms_one_by_one(kind):
     waveforms = torch.from_numpy(noise(8000)).reshape(2, -1)
     together = spectrogram(waveforms, FrontEnd(kind))
@@ -172,7 +203,7 @@ def test_a_negative_zero_from_an_fft_does_not_turn_the_phase(monkeypatch):
     torch.testing.assert_close(phase, torch.tensor([np.pi**0.3, 0.0]).float())
 
 
-@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_stay_finite_in_silence(kind):
     waveforms = torch.from_numpy(noise(4000))[None]
     waveforms[:, 1000:3000] = 0
@@ -182,7 +213,7 @@ def test_gradients_stay_finite_in_silence(kind):
     assert waveforms.grad.any()
 
 
-@pytest.mark.parametrize("kind", ["paper", "seed", "ast"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_finite_differences(kind):
     generator = torch.Generator().manual_seed(0)
     waveform = torch.randn(1, 560, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -205,9 +236,107 @@ def test_gradients_are_those_of_finite_differences(kind):
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-6)
 
 
-def test_autocast_does_not_coarsen_the_log_mel():
+@pytest.mark.parametrize("kind", ["log_mel", "ast"])
+def test_autocast_does_not_coarsen_the_log_mel(kind):
     waveforms = torch.from_numpy(noise(4000))[None]
-    expected = spectrogram(waveforms, FRONT_ENDS["ast"])
+    expected = spectrogram(waveforms, FrontEnd(kind))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = spectrogram(waveforms, FRONT_ENDS["ast"])
+        ours = spectrogram(waveforms, FrontEnd(kind))
     torch.testing.assert_close(ours, expected)
+
+
+# Statistics
+
+numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
+
+
+def moments_of(values: list[float]) -> RunningMoments:
+    x = np.array(values)
+    return RunningMoments(x.size, float(x.mean()), float(((x - x.mean()) ** 2).sum()))
+
+
+@given(parts=st.lists(numbers, min_size=1, max_size=5))
+def test_the_sum_of_moments_is_the_moments_of_all_numbers(parts):
+    total = sum(map(moments_of, parts), start=RunningMoments())
+    expected = moments_of(list(itertools.chain(*parts)))
+    assert total.count == expected.count
+    assert total.mean == pytest.approx(expected.mean, abs=1e-9)
+    assert total.m2 == pytest.approx(expected.m2, abs=1e-6)
+
+
+def test_moments_do_not_cancel_far_from_zero():
+    """Sums of squares in place of squared deviations would lose all digits."""
+    total = moments_of([1e9, 1e9 + 1]) + moments_of([1e9 + 2, 1e9 + 3])
+    assert total.m2 == pytest.approx(5.0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n=st.integers(400, 30_000),
+    cuts=st.lists(st.integers(0, 30_000), max_size=6),
+)
+def test_blocks_measure_as_the_whole_does(n, cuts):
+    waveform = noise(n)
+    mel = spectrogram(torch.from_numpy(waveform)[None], FrontEnd("log_mel")).double()
+    total = moments(np.split(waveform, sorted(min(cut, n) for cut in cuts)))
+    assert total.count == mel.numel()
+    assert total.mean == pytest.approx(float(mel.mean()), abs=1e-5)
+    assert total.m2 == pytest.approx(float((mel - mel.mean()).square().sum()), rel=1e-5)
+
+
+def test_less_than_a_frame_counts_nothing():
+    assert moments([noise(399)]) == RunningMoments()
+
+
+def test_statistics_survive_their_file(tmp_path):
+    written = write_stats(tmp_path / "a/stats.json", RunningMoments(256, -6.5, 1024.0), files=3)
+    assert written == LogMelStats(mean=-6.5, std=2.0, frames=2, files=3)
+    assert read_stats(tmp_path / "a/stats.json") == written
+
+
+def changed(**values: object) -> str:
+    content = {
+        "kind": "s2f log-mel statistics",
+        "version": 1,
+        "of": {"n_mels": 128, "sample_rate": 16_000, "loudness_dbfs": -23.0},
+        "mean": -6.0,
+        "std": 2.0,
+        "frames": 1,
+        "files": 1,
+    }
+    return json.dumps(content | values)
+
+
+def test_the_file_says_what_it_is_of(tmp_path):
+    write_stats(tmp_path / "stats.json", RunningMoments(128, -6.0, 512.0), files=1)
+    assert json.loads((tmp_path / "stats.json").read_text()) == json.loads(changed())
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "is no statistics"),
+        ("[1]", "is no statistics"),
+        ("{}", "is no statistics"),
+        ("\udcff", "is no statistics"),
+        (changed(kind="a recipe"), "is no statistics"),
+        (changed(version=2), "of this version"),
+        (changed(of={"n_mels": 64}), "of this version"),
+        (changed(std=0.0), "has mean -6.0 and std 0.0"),
+        (changed(mean=float("nan")), "has mean nan"),
+        (changed(std="2"), "is no statistics"),
+        (changed(median=-6.0), "is no statistics"),
+    ],
+)
+def test_a_file_of_something_else_is_refused_with_a_cure(tmp_path, content, part):
+    path = tmp_path / "stats.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(DatasetError, match=part) as caught:
+        read_stats(path)
+    assert str(path) in caught.value.message
+    assert "s2f prep stats" in caught.value.hint
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="cannot be read: No such file"):
+        read_stats(tmp_path / "stats.json")
