@@ -1,8 +1,8 @@
-"""How training is fed: the order of the samples, batches of them, and what becomes of bad ones.
+"""How training is fed: which samples a step has, batches of them, and what becomes of bad ones.
 
-An item is asked for by a `Key`, so that what is random about it depends on nothing but the
+A sample is asked for by a `Key`, so that what is random about it depends on nothing but the
 training step: a resumed run sees exactly what an unbroken one would have seen, on any number of
-devices.
+devices. Knows nothing of what the samples are.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from s2f.errors import DeviceError, InputError, S2FError
 
@@ -34,54 +34,33 @@ class Key(NamedTuple):
     share: float = 1.0
 
 
-class Order(Sampler[list[Key]]):
-    """Batches of keys: a new permutation each epoch, from step `start` to `steps`.
+def plan_steps(
+    n: int, batch_size: int, *, seed: int, steps: range, parts: int = 1, mine: Iterable[int] = (0,)
+) -> Iterator[list[Key]]:
+    """Give the keys of training steps, in a new permutation each epoch.
 
     The samples of a step and their order are the same however many parts it is split into.
+
+    Args:
+        n: samples of an epoch.
+        batch_size: samples of a step, a multiple of `parts`.
+        seed: of everything random.
+        steps: which.
+        parts: that each step's samples are split into, in their order.
+        mine: which of these are given, one batch each.
     """
-
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        *,
-        seed: int,
-        start: int,
-        steps: int,
-        parts: int = 1,
-        mine: Sequence[int] = (0,),
-    ) -> None:
-        """Plan the steps.
-
-        Args:
-            n: samples of an epoch.
-            batch_size: samples of a step, a multiple of `parts`.
-            seed: of everything random.
-            start: first step.
-            steps: the step before which it ends.
-            parts: that each step's samples are split into, in their order.
-            mine: which of these are given, one batch each.
-        """
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.start, self.steps = start, steps
-        self.part_size, self.mine = batch_size // parts, mine
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, order = -1, torch.empty(0, dtype=torch.long)
-        for step in range(self.start, self.steps):
-            share = random.Random(f"{self.seed} {step}").random()
-            batch = []
-            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if place // self.n != epoch:
-                    epoch = place // self.n
-                    generator = torch.Generator().manual_seed(self.seed + epoch)
-                    order = torch.randperm(self.n, generator=generator)
-                batch.append(Key(int(order[place % self.n]), self.seed + place, share))
-            for part in self.mine:
-                yield batch[part * self.part_size : (part + 1) * self.part_size]
-
-    def __len__(self) -> int:
-        return (self.steps - self.start) * len(self.mine)
+    epoch, order = -1, torch.empty(0, dtype=torch.long)
+    size = batch_size // parts
+    for step in steps:
+        share = random.Random(f"{seed} {step}").random()
+        batch = []
+        for place in range(step * batch_size, (step + 1) * batch_size):
+            if place // n != epoch:
+                epoch = place // n
+                order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch))
+            batch.append(Key(int(order[place % n]), seed + place, share))
+        for part in mine:
+            yield batch[part * size : (part + 1) * size]
 
 
 class Loaded(NamedTuple):
@@ -98,7 +77,7 @@ class Loaded(NamedTuple):
     bad: list[S2FError]
 
 
-class Careful(Dataset[Loaded]):
+class _Careful(Dataset[Loaded]):
     """A dataset that puts the next readable item in the place of one that is not.
 
     Raised in a worker process, an error would reach the loop as another one, with the worker's
@@ -106,7 +85,6 @@ class Careful(Dataset[Loaded]):
     """
 
     def __init__(self, data: Any, max_bad: int) -> None:
-        """Wrap a dataset; after `max_bad` bad items in a row it gives none."""
         self.data, self.max_bad = data, max_bad
 
     def __getitem__(self, key: Key) -> Loaded:
@@ -114,17 +92,15 @@ class Careful(Dataset[Loaded]):
         for index in range(key.item, key.item + min(self.max_bad + 1, len(self.data))):
             read = key._replace(item=index % len(self.data))
             try:
-                item = self.data[read]
+                return Loaded([read], self.data[read], bad)
             except InputError as error:
                 bad.append(error)
             except S2FError as error:  # no matter of this item
                 return Loaded([key], None, [error])
-            else:
-                return Loaded([read], item, bad)
         return Loaded([key], None, bad)
 
 
-def collate(loaded: Sequence[Loaded]) -> Loaded:
+def _stack(loaded: Sequence[Loaded]) -> Loaded:
     """Stack items [...] to a batch [b ...]."""
     keys = [key for one in loaded for key in one.keys]
     bad = [error for one in loaded for error in one.bad]
@@ -139,13 +115,14 @@ def load_batches(
 ) -> Iterator[Loaded]:
     """Read batches, in `workers` processes or in this one, and bring them to a device.
 
+    The next readable item takes the place of one that cannot be read, `max_bad` times in a row.
     Pictures travel as bytes and are 0..1 from there on.
     """
     loader: DataLoader[Any] = DataLoader(
-        Careful(data, max_bad),
+        _Careful(data, max_bad),
         batch_sampler=keys,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_stack,
         pin_memory=device.type == "cuda",
     )
     for loaded in loader:

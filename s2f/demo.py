@@ -55,10 +55,9 @@ from s2f.console import Progress, silent
 from s2f.errors import DatasetError, UsageError
 from s2f.files import atomic_folder, atomic_write, read_array
 from s2f.images import FRAME, load_face, to_image
-from s2f.train import Task, TrainConfig, TrainResult, train
+from s2f.train import Note, Task, TrainConfig, TrainResult, train
 from s2f.train_faces import PartsEncoderTask
 from s2f.train_voice import VoiceEncoderTask
-from s2f.training_log import Note
 from s2f.warp import warp
 
 _LICENCE = (

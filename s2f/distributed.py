@@ -1,10 +1,10 @@
-"""Starting the processes of a run on this machine, as torchrun does.
-
-Several processes that train as one, each on a device of its own: torchrun's contract.
+"""Several processes that train as one, each on a device of its own: torchrun's contract.
 
 torchrun, also under SLURM on several nodes, starts the processes and tells each by the environment
 (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) which it is; `launch` does the same on
-this machine alone. All of them read the run directory, so nodes have to share it.
+this machine alone. Each joins the others with `join_ranks` and finds itself as `Ranks`; what they
+compute together is `gather_rows` and `synchronise_batch_norm`. All of them read the run directory,
+so nodes have to share it. Knows nothing of what is trained.
 """
 
 import contextlib
@@ -30,6 +30,10 @@ from s2f.console import described
 from s2f.device import choose_device
 from s2f.errors import DeviceError, S2FError
 
+LOST = 75  # exit code of a process that lost another and leaves it to `launch` to say so
+LAUNCHED = "S2F_LAUNCHED"  # in the environment of processes that `launch` started
+WHY = "why"  # key of the error that ended a process, where the others find it
+
 
 def launch(size: int, device: str, arguments: Sequence[str]) -> int:
     """Run `s2f` with some arguments in several processes of this machine.
@@ -48,7 +52,7 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    check_devices(device, size)
+    _check_devices(device, size)
     if not device.startswith("cuda"):  # which would take memory of it
         choose_device(device)
     for name in logging.root.manager.loggerDict:
@@ -78,16 +82,26 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
                     hint="if memory ran out, lower --batch-size; the same command goes on",
                 ) from error
         if not told:
-            raise lost() from error
+            raise _lost() from error
         return int(told[0])
     except SignalException:
         return 130
     return 0
 
 
-LOST = 75  # exit code of a process that lost another and leaves it to `launch` to say so
-LAUNCHED = "S2F_LAUNCHED"  # in the environment of processes that `launch` started
-_WHY = "why"
+def _check_devices(name: str, n: int) -> None:
+    """Make sure that this machine has `n` devices of a name, as far as they can be counted."""
+    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
+        there, kind = torch.cuda.device_count(), "CUDA"
+    elif name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
+        there, kind = 1, "MPS"
+    else:
+        return
+    if there < n:
+        raise DeviceError(
+            f"{n} {kind} devices are wanted; this machine has {there}",
+            hint="ask for fewer processes, or give --device cpu",
+        )
 
 
 @dataclass(frozen=True)
@@ -122,24 +136,6 @@ class Ranks:
         distributed.all_gather_object(values, value)
         return values
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Average numbers [n] over the processes, the same everywhere."""
-        return torch.stack(self.gather(values.cpu())).mean(0)
-
-    def any(self, flag: bool) -> bool:
-        """Tell whether a flag is up anywhere."""
-        return any(self.gather(flag))
-
-    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Make a module average its gradients over the processes."""
-        if self.size == 1:
-            return module
-        return nn.parallel.DistributedDataParallel(
-            module,
-            device_ids=[device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
-
 
 ALONE = Ranks()
 
@@ -166,11 +162,11 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         S2FError: why another process has ended, if it could tell.
     """
     if world_size() < 2:
-        yield Ranks(), device
+        yield ALONE, device
         return
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
-        check_devices("cuda", local + 1)
+        _check_devices("cuda", local + 1)
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     launcher = os.getppid()
@@ -184,16 +180,16 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     except S2FError as error:
         _see_to_the_end()
         with contextlib.suppress(RuntimeError):  # nobody is left to be told
-            store.set(_WHY, json.dumps(described(error)))
+            store.set(WHY, json.dumps(described(error)))
         raise
     except RuntimeError as error:
-        if not _is_lost(error):
+        if not _says_lost(error):
             raise
         _see_to_the_end()
         why = _why(store)
         if why is None and LAUNCHED in os.environ:
             raise SystemExit(LOST) from error
-        raise why or lost() from error
+        raise why or _lost() from error
     finally:
         gc.collect()  # what averages gradients holds the group, in a circle, and must go first
         distributed.destroy_process_group()
@@ -205,20 +201,25 @@ def _see_to_the_end() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _says_lost(error: RuntimeError) -> bool:
+    """Tell whether an error says that another process has gone."""
+    words = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "NCCL")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+
+
 def _why(store: Any) -> S2FError | None:
     """Ask why another process has ended; None if it had no time to tell."""
     try:
-        if not store.check([_WHY]):
+        if not store.check([WHY]):
             return None
-        why = json.loads(store.get(_WHY))
+        why = json.loads(store.get(WHY))
     except RuntimeError:  # whoever kept it has ended too
         return None
     error: S2FError = getattr(errors, why["error"])(why["message"], hint=why["hint"])
     return error
 
 
-def lost() -> DeviceError:
-    """Say that another process has ended, for no reason that is known."""
+def _lost() -> DeviceError:
     return DeviceError(
         "another process of this run has ended",
         hint="see what it says; if nothing, memory may have run out: lower --batch-size; "
@@ -226,34 +227,11 @@ def lost() -> DeviceError:
     )
 
 
-def check_devices(name: str, n: int) -> None:
-    """Make sure that this machine has `n` devices of a name, as far as they can be counted.
-
-    Raises:
-        DeviceError: if it has not.
-    """
-    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
-        there, kind = torch.cuda.device_count(), "CUDA"
-    elif name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
-        there, kind = 1, "MPS"
-    else:
-        return
-    if there < n:
-        raise DeviceError(
-            f"{n} {kind} devices are wanted; this machine has {there}",
-            hint="ask for fewer processes, or give --device cpu",
-        )
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Tell whether an error says that another process has gone."""
-    text = str(error)
-    lost = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "NCCL")
-    return isinstance(error, distributed.DistError) or any(word in text for word in lost)
-
-
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, [b ...] to [n b ...]; each gets the gradients of all."""
+    """Rows of all processes, [b ...] to [n b ...]; each gets the gradients of all.
+
+    torch.distributed.nn has the like, and has it deprecated.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

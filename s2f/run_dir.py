@@ -11,6 +11,7 @@ killed run had logged after its last save is dropped, so that one that goes on e
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +24,56 @@ from s2f.files import atomic_write
 from s2f.images import encode, to_image
 
 LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
+SAVED = (  # fields of `Run` in the saved state, in this order, before the calibrated weights
+    *("step", "best", "best_step", "best_losses", "best_running"),
+    *("running", "logged", "bad", "ended"),
+)
 
 
+@dataclass
 class Run:
     """Everything that a run needs to go on: step, best score, running losses; and its files.
 
     Attributes:
         folder: the run directory.
-        file: the state of networks and optimizer after the last save.
-        best_file: the best checkpoint.
-        log_file: the history, one JSON object a line.
+        writes: whether this is the process that writes, of several that share the directory.
         step: optimizer steps done.
         best: lowest score so far, of `best_step`, with its validation losses `best_losses` and
             the running ones then, `best_running`.
         running: mean training losses, the older the fainter.
         logged: lines of the history that the last save knows of.
-        weights: of the losses, where they were calibrated; else empty.
         bad: why items could not be read.
         ended: whether there is nothing left to train.
+        loss_weights: where they were calibrated; else empty.
     """
 
-    def __init__(self, folder: Path, *, writes: bool = True) -> None:
-        """Name a run; of several processes that share it, one `writes`."""
-        self.writes = writes
-        self.folder, self.file = folder, folder / "last" / "state.safetensors"
-        self.best_file, self.log_file = folder / "best.safetensors", folder / "history.jsonl"
-        self.step, self.best, self.best_step = 0, math.inf, 0
-        self.best_losses: dict[str, float] = {}
-        self.best_running: dict[str, float] = {}
-        self.running: dict[str, float] = {}
-        self.logged = 0
-        self.weights: dict[str, float] = {}
-        self.bad: list[str] = []
-        self.ended = False
+    folder: Path
+    writes: bool = True
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    best_losses: dict[str, float] = field(default_factory=dict)
+    best_running: dict[str, float] = field(default_factory=dict)
+    running: dict[str, float] = field(default_factory=dict)
+    logged: int = 0
+    bad: list[str] = field(default_factory=list)
+    ended: bool = False
+    loss_weights: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """The state of networks and optimizer after the last save."""
+        return self.folder / "last" / "state.safetensors"
+
+    @property
+    def best_file(self) -> Path:
+        """The best checkpoint."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def log_file(self) -> Path:
+        """The history, one JSON object a line."""
+        return self.folder / "history.jsonl"
 
     def claim(self, config: Mapping[str, object]) -> None:
         """Write the config of a new run, or make sure that an old one is the same.
@@ -97,41 +115,22 @@ class Run:
                     hint="give the same options to go on with it, or another folder with -o",
                 )
 
-    def note(self, values: Mapping[str, float]) -> None:
-        """Take the losses of a step into the running ones."""
-        for name, now in values.items():
-            self.running[name] = 0.98 * self.running.get(name, now) + 0.02 * now
-
-    def summary(self) -> str:
-        """Tell the running losses in a line."""
-        return "  ".join(f"{name} {value:#.4g}" for name, value in self.running.items())
-
-    def reweigh(self, weights: Mapping[str, float]) -> None:
-        """Take over calibrated weights of losses; scores under others cannot be the best."""
-        self.weights, self.best, self.best_step = dict(weights), math.inf, self.step
-
-    def keep(self, score: float, measured: Mapping[str, float]) -> None:
-        """Take this step, with its score and validation losses, for the best."""
-        self.best, self.best_step, self.best_losses = score, self.step, dict(measured)
-        self.best_running = dict(self.running)
-
     def log(self, rate: float, measured: Mapping[str, float], *, solved: bool = False) -> None:
         """Add this step's learning rate and losses to the history."""
         record = {"step": self.step, "lr": rate, "train": self.running, "val": measured}
-        if self.weights:
-            record["loss_weights"] = self.weights
+        if self.loss_weights:
+            record["loss_weights"] = self.loss_weights
         if solved:
             record["solved"] = True
+        path, known = self.log_file, self.logged
+        self.logged += 1
         if not self.writes:
-            self.logged += 1
             return
-        path = self.log_file
         lines = path.read_bytes().splitlines() if path.is_file() else []
         # Steps after the last save are trained again after a kill: drop what they had logged.
-        lines = lines[: self.logged]
-        self.logged += 1
+        lines = [*lines[:known], json.dumps(record).encode()]
         with atomic_write(path) as file:
-            file.write(b"".join(line + b"\n" for line in [*lines, json.dumps(record).encode()]))
+            file.write(b"".join(line + b"\n" for line in lines))
 
     def history(self) -> list[dict[str, Any]]:
         """Read what was logged.
@@ -165,19 +164,9 @@ class Run:
         tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in values.items()}
-        numbers = {
-            "step": self.step,
-            "best": self.best,
-            "best_step": self.best_step,
-            "best_losses": self.best_losses,
-            "best_running": self.best_running,
-            "running": self.running,
-            "logged": self.logged,
-            "bad": self.bad,
-            "ended": self.ended,
-        }
-        if self.weights:
-            numbers["loss_weights"] = self.weights
+        numbers = {name: getattr(self, name) for name in SAVED}
+        if self.loss_weights:
+            numbers["loss_weights"] = self.loss_weights
         with atomic_write(self.file) as file:
             file.write(safetensors.torch.save(tensors, {"run": json.dumps(numbers)}))
 
@@ -211,12 +200,9 @@ class Run:
                     )
             network.load_state_dict(weights)
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-            self.step, self.best = numbers["step"], numbers["best"]
-            self.best_step, self.best_losses = numbers["best_step"], numbers["best_losses"]
-            self.best_running = numbers["best_running"]
-            self.running, self.logged = numbers["running"], numbers["logged"]
-            self.weights = dict(numbers.get("loss_weights", {}))
-            self.bad, self.ended = list(numbers["bad"]), bool(numbers["ended"])
+            for name in SAVED:
+                setattr(self, name, numbers[name])
+            self.loss_weights = numbers.get("loss_weights", {})
         except (
             *(safetensors.SafetensorError, OSError, KeyError),
             *(TypeError, ValueError, RuntimeError),

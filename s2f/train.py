@@ -1,26 +1,11 @@
-"""What training learns: networks and data, and how a batch of it becomes losses.
+"""Training: one loop for the face encoder, the face decoder and the voice encoder.
 
-How to train: the config of a run, its learning rate, and its optimizer.
-
-What a run has to keep an eye on: losses that are no numbers, items that cannot be read.
-
-A look at losses waits for a GPU, so several steps are looked at together; and all processes look
-together, so that they decide the same.
-
-What learns: a network with its optimizer, and one step of it on this process's part of a batch.
-
-Knows neither when to measure nor when to stop; that is for `train`.
-
-Training: one loop for the face encoder, the face decoder and the voice encoder.
-
-What is to be learned is a `Task`; the loop knows nothing else about it. What it has reached lies
-in a run directory (`run`), and everything random follows from the seed, the step and the place in
-its batch, so that a run that was killed goes on as if nothing had happened, and so that several
-processes (`ranks`) do what one would.
-
-A training tried out: what it reads, holds and takes, found by two real steps of each stage.
-
-Nothing is written, and the network is worth nothing afterwards. `train` does the same steps.
+What is to be learned is a `Task`, with its `Data` and the `Group`s of parameters that are trained;
+how, says `TrainConfig`. `train` has the loop: learning rate, step, log, and every so often a
+validation and a save. `rehearse` takes two real steps of each stage and tells what the whole would
+take. The loop knows nothing else about the task. What it has reached lies in a run directory, and
+everything random follows from the seed, the step and the place in its batch, so that a run that was
+killed goes on as if nothing had happened, and several processes do what one would.
 """
 
 import contextlib
@@ -30,28 +15,36 @@ import math
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from s2f import console, losses, training_log
 from s2f.console import Progress, silent
-from s2f.dataloader import Item, Key, Order, load_batches, naming_dead_workers
+from s2f.dataloader import Item, Key, load_batches, naming_dead_workers, plan_steps
 from s2f.device import interruptible
 from s2f.distributed import ALONE, Ranks, synchronise_batch_norm
 from s2f.errors import DatasetError, DependencyError, S2FError, UsageError
 from s2f.files import alone_in
 from s2f.prep import keep_memory
 from s2f.run_dir import Run
-from s2f.training_log import Note
 
-"""What takes a sentence for people."""
+Note = Callable[[str], None]  # what takes a sentence for people
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+SCHEDULES = ("cosine", "paper", "constant")
+TRAINED_IN = ("fp32", "bf16")
+SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
+MEASURED = 64  # samples of a batch in validation
+LOOK = 20  # steps of a GPU between two looks at its losses: a look waits for it
+OFTEN = 20  # steps between two that TensorBoard is told of
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Group:
 
 
 class Data(Protocol):
-    """Samples by key."""
+    """Samples by key. May have `counts`, how many of what there is, besides its length."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -138,12 +131,6 @@ class Task(Protocol):
         """Write the network as a checkpoint."""
 
 
-OPTIMIZERS = ("adamw", "adam")
-SCHEDULES = ("cosine", "paper", "constant")
-TRAINED_IN = ("fp32", "bf16")
-SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train.
@@ -167,10 +154,13 @@ class TrainConfig:
         patience: validations without a better score after which training ends; None for never.
         max_bad: items that may be unreadable before training ends.
         loss_weights: one for each loss of the task.
-        calibrate_at: steps after which `balance` finds the weights anew; None for never.
+        calibrate_at: steps after which `losses.calibrate` finds the weights anew; None for never.
         augment: whether training inputs are disturbed.
         half: whether best.safetensors stores half precision.
         workers: processes that read data, a device; 0 reads in the training process.
+
+    Raises:
+        UsageError: if a value is none of these, or not in its range.
     """
 
     steps: int = 10_000
@@ -197,19 +187,15 @@ class TrainConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "accumulate": 1, "every": 1, "max_bad": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UsageError(f"{name} {getattr(self, name)}: wanted {low} or more")
-        for name, known in (
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("precision", TRAINED_IN),
-        ):
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"{name} {getattr(self, name)!r}: wanted one of {', '.join(known)}"
-                )
+        for name in ("steps", "batch_size", "accumulate", "every", "patience", "max_bad"):
+            value, least = getattr(self, name), int(name != "max_bad")
+            if value is not None and value < least:
+                raise UsageError(f"{name} {value}: wanted {least} or more")
+        known = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": TRAINED_IN}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                wanted = ", ".join(values)
+                raise UsageError(f"{name} {getattr(self, name)!r}: wanted one of {wanted}")
         for name in ("lr", "eps", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name)} is not above 0")
@@ -217,8 +203,6 @@ class TrainConfig:
             raise UsageError(f"betas {self.betas}: wanted two of 0 or more, and below 1")
         if not 0 <= self.seed < SEEDS:
             raise UsageError(f"seed {self.seed}: wanted 0 to {SEEDS - 1}")
-        if self.patience is not None and self.patience < 1:
-            raise UsageError(f"patience {self.patience}: wanted 1 or more")
         if self.calibrate_at is not None and not 0 <= self.calibrate_at < self.steps:
             raise UsageError(
                 f"weights calibrated at step {self.calibrate_at} of {self.steps} are never used",
@@ -244,34 +228,28 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return float(config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))))
 
 
-def make_optimizer(
-    groups: Iterable[Group], config: TrainConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """Make the optimizer of all groups, those that start later too."""
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        [{"params": list(group.parameters)} for group in groups],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
-
-
-def check_config(task: Task, config: TrainConfig, ranks: Ranks, device: torch.device) -> None:
-    """Make sure that a config fits its task and the devices.
+def complete_config(
+    task: Task, config: TrainConfig, ranks: Ranks, device: torch.device
+) -> TrainConfig:
+    """Take the task's weights of losses where the config names none, and see that all fits.
 
     Raises:
-        UsageError: if it does not, or as `losses.check_weights`.
+        UsageError: if it does not fit the task or the devices, or as `losses.check_weights`.
         DatasetError: if there is nothing to train or to validate on.
         DependencyError: if the network is to be compiled and there is no compiler.
     """
+    for name in config.loss_weights:
+        if name not in task.loss_weights:
+            raise UsageError(
+                f"--loss-weight {name}: is no loss of this task; "
+                f"wanted one of {', '.join(sorted(task.loss_weights))}",
+                hint="correct the name",
+            )
+    weights = task.loss_weights | dict(config.loss_weights)
     for split, data in (("train", task.train_data), ("val", task.val_data)):
         if not len(data):
             raise DatasetError(f"there is nothing in {split}", hint="add to it, or split anew")
-    calibrated = config.calibrate_at is not None
-    size, weights = config.batch_size, config.loss_weights
+    calibrated, size = config.calibrate_at is not None, config.batch_size
     losses.check_weights(task, weights, batch_size=size, calibrated=calibrated)
     if not any(weights.values()):
         raise UsageError(
@@ -303,260 +281,7 @@ def check_config(task: Task, config: TrainConfig, ranks: Ranks, device: torch.de
             "compiling a network for the CPU needs g++, which is not installed",
             hint="install it, or leave --compile out",
         )
-
-
-def settings_in_common(task: Task, config: TrainConfig) -> dict[str, object]:
-    """Tell what a run must have in common with one that goes on with it."""
-    told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
-    return {name: value for name, value in told.items() if name not in OF_THE_MACHINE}
-
-
-@contextlib.contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
-    """Have GPUs repeat themselves exactly, or raise where they cannot."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@dataclass(frozen=True)
-class Done:
-    """A step that nobody has looked at yet.
-
-    Attributes:
-        step: its number.
-        keys: of the samples, those of this process.
-        values: their losses [b].
-        total: the weighted sums [b] of these.
-        norm: of the gradient [].
-    """
-
-    step: int
-    keys: list[Key]
-    values: Mapping[str, Tensor]
-    total: Tensor
-    norm: Tensor
-
-
-class Watch:
-    """Batches on their way in, and the steps on their way out."""
-
-    def __init__(self, data: Data, config: TrainConfig, state: Run, ranks: Ranks) -> None:
-        """Watch the training of `data`; what is seen goes into `state`."""
-        self.data, self.config, self.state, self.ranks = data, config, state, ranks
-        self.unseen: list[Done] = []
-        self.bad: dict[str, S2FError] = {}  # items that could not be read, since the last look
-
-    def add(self, done: Done) -> None:
-        """Take in a step."""
-        self.unseen.append(done)
-
-    def look(self, interrupted: bool, note: Note) -> bool:
-        """Look at the losses of the last steps and at items that could not be read since.
-
-        Returns:
-            Whether the run shall stop.
-
-        Raises:
-            UsageError: if one is not finite.
-            InputError: if more items cannot be read than may.
-        """
-        rows = [
-            torch.stack([*(value.mean() for value in done.values.values()), done.norm])
-            for done in self.unseen
-        ]
-        table = torch.stack(rows).cpu().double() if rows else torch.empty(0)
-        told = self.ranks.gather((table, self.bad, interrupted))
-        table = torch.stack([theirs for theirs, _, _ in told]).mean(0)
-        for number, (done, row) in enumerate(zip(self.unseen, table.tolist(), strict=True)):
-            if not all(map(math.isfinite, row)):
-                self._diverged(done, table[number])
-            self.state.note(dict(zip(done.values, row[:-1], strict=True)))
-        self.unseen, self.bad = [], {}
-        for _, bad, _ in told:
-            for message, error in bad.items():
-                if message not in self.state.bad:
-                    self.state.bad.append(message)
-                    if len(self.state.bad) > self.config.max_bad:
-                        raise self._too_many(error)
-                    note(f"left out: {message}")
-        return any(flag for _, _, flag in told)
-
-    def _diverged(self, done: Done, row: Tensor) -> None:
-        """Raise for a step whose losses are not finite, with the names of its worst items."""
-        total = done.total.tolist()
-        broken = [k.item for k, v in zip(done.keys, total, strict=True) if not math.isfinite(v)]
-        names = [self.data.name(item) for item in broken or [key.item for key in done.keys]]
-        names = [name for theirs in self.ranks.gather(names) for name in theirs]
-        *values, norm = row.tolist()
-        found = [f"{name} {value:g}" for name, value in zip(done.values, values, strict=True)]
-        raise UsageError(
-            f"{self.state.folder}: the training diverged: at step {done.step} the loss is "
-            f"{', '.join(found)}, the gradient {norm:g}, for {', '.join(names[:4])}"
-            f"{' and others' if len(names) > 4 else ''}",
-            hint=f"use a lower --lr than {self.config.lr:g} and another folder; what was saved "
-            "before is kept",
-        )
-
-    def _too_many(self, error: S2FError) -> S2FError:
-        if self.config.max_bad == 0:
-            hint = f"{error.hint or 'make it again'}; or go on without it: --max-bad 1"
-            return type(error)(error.message, hint=hint)
-        return DatasetError(
-            f"more than {self.config.max_bad} items cannot be read; the last: {error.message}",
-            hint="mend them, or raise --max-bad",
-        )
-
-    def read(
-        self, data: Data, keys: Iterable[list[Key]], device: torch.device
-    ) -> Generator[tuple[list[Key], Item], None, None]:
-        """Read batches, and remember what could not be read.
-
-        Raises:
-            InputError: if a batch cannot be made up.
-        """
-        for loaded in load_batches(
-            data, keys, device, workers=self.config.workers, max_bad=self.config.max_bad
-        ):
-            self.bad |= {error.message: error for error in loaded.bad}
-            if loaded.items is None:
-                raise self._too_many(loaded.bad[-1])
-            yield loaded.keys, loaded.items
-
-
-MEASURED = 64  # samples of a batch in validation
-
-
-def undisturbed(n: int) -> list[list[Key]]:
-    """Ask for n items as they are measured: in batches, nothing random that changes."""
-    return [[Key(i, i) for i in range(k, min(k + MEASURED, n))] for k in range(0, n, MEASURED)]
-
-
-class Forward(nn.Module):
-    """The losses of a batch as a module, as DistributedDataParallel wants them."""
-
-    def __init__(self, task: Task, config: TrainConfig, device: torch.device) -> None:
-        super().__init__()
-        self.network = task.network
-        self.task, self.augment = task, config.augment
-        self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-    def forward(self, batch: Item) -> dict[str, Tensor]:
-        """Give the losses, float32, one value a sample."""
-        with self.bf16:
-            values = self.task.losses(batch, augmented=self.augment and self.network.training)
-        return {name: value.float() for name, value in values.items()}
-
-
-class Learner:
-    """A network that is taught.
-
-    Attributes:
-        network: that is taught.
-        optimizer: of it.
-        forward: gives the losses of a batch.
-        parts: which of the parts that a step is split into are this process's.
-    """
-
-    def __init__(
-        self, task: Task, config: TrainConfig, state: Run, device: torch.device, ranks: Ranks
-    ) -> None:
-        """Bring the network to its device; `state` tells the step, and may be restored yet."""
-        self.task, self.config, self.state, self.ranks = task, config, state, ranks
-        self.device = device
-        self.network = task.network.to(device)
-        self.network.to(memory_format=torch.channels_last)
-        if ranks.size > 1:
-            synchronise_batch_norm(self.network, device)
-        if config.compile:
-            self.network.compile()
-        elif device.type == "cpu":
-            keep_memory(largest=None, spare=-1)
-        self.optimizer = make_optimizer(task.groups, config, device)
-        self.forward = Forward(task, config, device)
-        self.wrapped: nn.Module | None = None  # in what averages gradients, from the first step on
-        self.parts = range(ranks.rank * config.accumulate, (ranks.rank + 1) * config.accumulate)
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Weights of the losses, as they are now."""
-        return {**self.config.loss_weights, **self.state.weights}
-
-    @property
-    def rates(self) -> list[float]:
-        """Learning rates of the last step, one a group."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def order(self, first: int, steps: int) -> Order:
-        """Tell what this process's parts of the steps from `first` to before `steps` are."""
-        config = self.config
-        return Order(
-            *(len(self.task.train_data), config.batch_size),
-            seed=config.seed,
-            start=first,
-            steps=steps,
-            parts=self.ranks.size * config.accumulate,
-            mine=self.parts,
-        )
-
-    def step(self, batches: Iterator[tuple[list[Key], Item]], note: Note) -> Done:
-        """Take one step of the optimizer."""
-        config, step = self.config, self.state.step
-        wrapped = self._thaw(step)
-        for group, plan in zip(self.optimizer.param_groups, self.task.groups, strict=True):
-            group["lr"] = lr_at(step, config) * plan.lr
-        seen: list[Key] = []
-        values: list[dict[str, Tensor]] = []
-        for part in self.parts:
-            keys, batch = next(batches)
-            # Of augmentation and dropout: the same wherever this part of the step is computed.
-            torch.manual_seed(config.seed * 1_000_003 + step + (part << 40))
-            with self._averaging(wrapped, part == self.parts[-1]):
-                found = wrapped(batch)
-                if step == config.calibrate_at and part == self.parts[0]:
-                    self.state.reweigh(losses.calibrate(self.task, found, self.ranks))
-                    note(f"loss weights from step {step} on: {losses.weights_text(self.weights)}")
-                loss = losses.total(found, self.weights) / len(self.parts)
-                loss.backward()  # type: ignore[no-untyped-call]
-            seen += keys
-            values.append({name: value.detach() for name, value in found.items()})
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
-        joined = {name: torch.cat([found[name] for found in values]) for name in values[0]}
-        return Done(self.state.step, seen, joined, losses.per_sample(joined, self.weights), norm)
-
-    def close(self) -> None:
-        """Let go of what averages gradients: it must not outlive the group of the processes."""
-        self.wrapped = None
-
-    def _thaw(self, step: int) -> nn.Module:
-        """See to it that what is trained from this step on has gradients, and nothing else."""
-        groups = self.task.groups
-        if self.wrapped is not None and step not in {group.start for group in groups}:
-            return self.wrapped
-        self.network.requires_grad_(False)
-        for group in groups:
-            for parameter in group.parameters:
-                parameter.requires_grad_(step >= group.start)
-        self.wrapped = self.ranks.wrap(self.forward, self.device)
-        return self.wrapped
-
-    def _averaging(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Average gradients over the processes only where the last part of a step adds its own."""
-        if last or self.ranks.size == 1:
-            return contextlib.nullcontext()
-        assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
-        return wrapped.no_sync()
-
-
-LOOK = 20  # steps of a GPU between two looks at its losses: a look waits for it
+    return dataclasses.replace(config, loss_weights=weights)
 
 
 @dataclass(frozen=True)
@@ -604,13 +329,10 @@ class TrainResult:
 
     def compared(self) -> list[tuple[str, ...]]:
         """Tell people the losses of the best step: name, weight, in training, in validation."""
-
-        def value(values: Mapping[str, float], name: str) -> str:
-            return f"{values[name]:.4g}" if name in values else ""
-
+        columns = (self.loss_weights, self.train_losses, self.losses)
         return [
-            (n, f"{w:.4g}", value(self.train_losses, n), value(self.losses, n))
-            for n, w in self.loss_weights.items()
+            (name, *(f"{values[name]:.4g}" if name in values else "" for values in columns))
+            for name in self.loss_weights
         ]
 
 
@@ -641,40 +363,36 @@ def train(
         DeviceError: if a process that reads the data has died.
         KeyboardInterrupt: if it was interrupted, once the state is saved.
     """
-    config = dataclasses.replace(config, loss_weights=task.loss_weights | dict(config.loss_weights))
-    check_config(task, config, ranks, device)
+    config = complete_config(task, config, ranks, device)
     if tensorboard:
         training_log.require_tensorboard()
-    started = time.perf_counter()
-    state = Run(run, writes=ranks.first)
+    began = time.perf_counter()
+    state, board = Run(run, writes=ranks.first), None
     with contextlib.ExitStack() as stack:
         if ranks.first:
             stack.enter_context(alone_in(run))
-            state.claim(settings_in_common(task, config))
+            told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
+            state.claim({k: value for k, value in told.items() if k not in OF_THE_MACHINE})
         ranks.gather("claimed")
-        stack.enter_context(repeatable(config.deterministic))
         stack.enter_context(naming_dead_workers())
         interrupted = stack.enter_context(interruptible())
-        learner = Learner(task, config, state, device, ranks)
-        stack.callback(learner.close)
+        training = _Training(task, config, state, device, ranks, note)
+        stack.callback(training.close)
         if state.file.is_file():
-            state.restore(learner.network, learner.optimizer, device)
+            state.restore(training.network, training.optimizer, device)
+        if tensorboard and ranks.first:
+            folder = run / "tensorboard"
+            board = stack.enter_context(training_log.open_board(folder, after=state.step))
         first = state.step
-        stages = _stages(task, config)
-        show = stack.enter_context(
-            training_log.Display(state, stages, note, tensorboard=tensorboard)
-        )
-        _Training(task, config, state, learner, show).run(
-            lambda: interrupted() or ranks.orphaned, progress, note
-        )
-        seconds = time.perf_counter() - started
+        _loop(training, lambda: interrupted() or ranks.orphaned, board, progress)
+        seconds = time.perf_counter() - began
         return TrainResult(
             run=run,
             best=state.best_file,
             step=state.best_step,
             losses=state.best_losses,
             train_losses=state.best_running,
-            loss_weights=learner.weights,
+            loss_weights=training.weights,
             steps=state.step,
             samples=state.step * config.batch_size,
             bad=len(state.bad),
@@ -683,147 +401,315 @@ def train(
         )
 
 
-def _stages(task: Task, config: TrainConfig) -> dict[int, str]:
-    """Tell what begins at which step, apart from the first."""
+def _loop(
+    training: "_Training",
+    stopped: Callable[[], bool],
+    board: training_log.Board | None,
+    progress: Progress,
+) -> None:
+    """Train to the end."""
+    task, config, state = training.task, training.config, training.state
     stages = {group.start: "more layers" for group in task.groups if group.start}
-    if config.calibrate_at:
-        stages[config.calibrate_at] = "weights calibrated"
-    return stages
+    stages |= {config.calibrate_at: "weights calibrated"} if config.calibrate_at else {}
+    look = LOOK if training.device.type == "cuda" else 1
+    first, began, redraw = state.step, time.perf_counter(), 0.0
+    training.network.train()
+    # Closed, or its processes would hold the directory for a while.
+    with contextlib.closing(training.batches(range(first, config.steps))) as batches:
+        while not state.ended:
+            training.step(batches)
+            due = state.step % config.every == 0 or state.step == config.steps
+            if not due and state.step % look:
+                continue
+            stop = training.look(stopped())
+
+            rate = (state.step - first) * config.batch_size / (time.perf_counter() - began)
+            running = "  ".join(f"{name} {value:#.4g}" for name, value in state.running.items())
+            progress(state.step, config.steps, f"{rate:.1f} samples/s  {running}")
+            if board and (due or state.step % OFTEN == 0):
+                values = {f"train/{name}": value for name, value in state.running.items()}
+                groups = enumerate(training.optimizer.param_groups)
+                values |= {f"lr/group{k}": group["lr"] for k, group in groups}
+                board(state.step, values | {"speed/samples_per_second": rate}, None)
+
+            if due:
+                training.score(board)
+                stale = (state.step - state.best_step) // config.every
+                if state.step == config.steps or (config.patience and stale >= config.patience):
+                    state.ended = True
+                    torch.manual_seed(config.seed)
+                    if task.finish(lambda passes: training.passes(passes, stopped)):
+                        training.score(board, solved=True)
+                training.show(board)
+                stop = training.look(stopped())
+            if due or stop:
+                state.save(training.network, training.optimizer)
+            if due and time.monotonic() >= redraw:
+                redraw = training_log.renew_loss_curves(state, stages)
+            if stop:
+                break
+    training_log.renew_loss_curves(state, stages)
+    if not state.ended:
+        raise KeyboardInterrupt
+
+
+class _Losses(nn.Module):
+    """The losses of a batch as a module, as DistributedDataParallel wants them."""
+
+    require_backward_grad_sync = True  # as it has it, too
+
+    def __init__(self, task: Task, config: TrainConfig, device: torch.device) -> None:
+        super().__init__()
+        self.network = task.network
+        self.task, self.augment = task, config.augment
+        self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+    def forward(self, batch: Item) -> dict[str, Tensor]:
+        """Give the losses, float32, one value a sample."""
+        with self.bf16:
+            values = self.task.losses(batch, augmented=self.augment and self.network.training)
+        return {name: value.float() for name, value in values.items()}
 
 
 class _Training:
-    """A run at work."""
+    """A network that is taught, and the steps and unreadable items that nobody has looked at."""
 
     def __init__(
         self,
         task: Task,
         config: TrainConfig,
         state: Run,
-        learner: Learner,
-        show: training_log.Display,
+        device: torch.device,
+        ranks: Ranks,
+        note: Note = lambda text: None,
     ) -> None:
         self.task, self.config, self.state = task, config, state
-        self.learner, self.show = learner, show
-        self.network, self.device, self.ranks = learner.network, learner.device, learner.ranks
-        self.watch = Watch(task.train_data, config, state, learner.ranks)
+        self.device, self.ranks, self.note = device, ranks, note
+        self.network = task.network.to(device)
+        self.network.to(memory_format=torch.channels_last)
+        if ranks.size > 1:
+            synchronise_batch_norm(self.network, device)
+        if config.compile:
+            self.network.compile()
+        elif device.type == "cpu":
+            keep_memory(largest=None, spare=-1)
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            [{"params": list(group.parameters)} for group in task.groups],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.losses = _Losses(task, config, device)
+        self.model: _Losses | DistributedDataParallel | None = None  # made at the first step
+        # Which of the parts that a step is split into are this process's.
+        self.parts = range(ranks.rank * config.accumulate, (ranks.rank + 1) * config.accumulate)
+        self.unseen: list[tuple[list[Key], dict[str, Tensor], Tensor]] = []
+        self.bad: dict[str, S2FError] = {}
+        self.deterministic = torch.are_deterministic_algorithms_enabled()  # before
+        if config.deterministic:  # or an error, where a GPU cannot repeat itself
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
 
-    def run(self, stopped: Callable[[], bool], progress: Progress, note: Note) -> None:
-        """Train to the end."""
-        order = self.learner.order(self.state.step, self.config.steps)
-        batches = self.watch.read(self.task.train_data, order, self.device)
-        with contextlib.closing(batches):  # or its processes would hold the directory for a while
-            self._loop(batches, stopped, progress, note)
+    def close(self) -> None:
+        """Let go of what averages gradients: it must not outlive the group of the processes."""
+        self.model = None
+        torch.use_deterministic_algorithms(self.deterministic)
 
-    def _loop(
-        self,
-        batches: Iterator[tuple[list[Key], Item]],
-        stopped: Callable[[], bool],
-        progress: Progress,
-        note: Note,
-    ) -> None:
-        state, config, learner = self.state, self.config, self.learner
-        first, started = state.step, time.perf_counter()
-        look = LOOK if self.device.type == "cuda" else 1
-        self.network.train()
-        while not state.ended:
-            self.watch.add(learner.step(batches, note))
-            due = state.step % config.every == 0 or state.step == config.steps
-            if not due and state.step % look:
-                continue
-            stop = self.watch.look(stopped(), note)
-            rate = (state.step - first) * config.batch_size / (time.perf_counter() - started)
-            progress(state.step, config.steps, f"{rate:.1f} samples/s  {state.summary()}")
-            if due or state.step % training_log.OFTEN == 0:
-                self.show.stepped(learner.rates, rate)
-            if due:
-                self._validate(stopped)
-                stop = self.watch.look(stopped(), note)
-            if due or stop:
-                state.save(self.network, learner.optimizer)
-            if due:
-                self.show.draw()
-            if stop and not state.ended:
-                raise KeyboardInterrupt
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weights of the losses, as they are now."""
+        return {**self.config.loss_weights, **self.state.loss_weights}
 
-    def _validate(self, stopped: Callable[[], bool]) -> None:
-        """Measure; at the end, solve for what can be solved; draw samples."""
-        state, config = self.state, self.config
-        self._score()
-        stale = (state.step - state.best_step) // config.every
-        if state.step == config.steps or (config.patience and stale >= config.patience):
-            state.ended = True
-            torch.manual_seed(config.seed)
-            if self.task.finish(lambda k: self._passes(k, stopped)):
-                self._score(solved=True)
-        if self.ranks.first:
-            n = len(self.task.val_data)
-            keys = [Key(i, i) for i in range(0, n, n // 8 | 1)][:8]
-            ((_, batch),) = self.watch.read(self.task.val_data, [keys], self.device)
-            self.show.validated(self.task.sample(batch))
+    def read(
+        self, data: Data, keys: Iterable[list[Key]], *, workers: int | None = None
+    ) -> Generator[tuple[list[Key], Item], None, None]:
+        """Read batches, and remember what could not be read."""
+        workers = self.config.workers if workers is None else workers
+        limit = self.config.max_bad
+        for loaded in load_batches(data, keys, self.device, workers=workers, max_bad=limit):
+            self.bad |= {error.message: error for error in loaded.bad}
+            if loaded.items is None:
+                raise self._too_many(loaded.bad[-1])
+            yield loaded.keys, loaded.items
 
-    def _score(self, *, solved: bool = False) -> None:
-        """Measure on the validation data; keep what is better than all before, or solved for.
+    def batches(
+        self, steps: range, *, workers: int | None = None
+    ) -> Generator[tuple[list[Key], Item], None, None]:
+        """Read this process's parts of steps."""
+        keys = plan_steps(
+            *(len(self.task.train_data), self.config.batch_size),
+            seed=self.config.seed,
+            steps=steps,
+            parts=self.ranks.size * self.config.accumulate,
+            mine=self.parts,
+        )
+        return self.read(self.task.train_data, keys, workers=workers)
 
-        Raises:
-            UsageError: if the score is not finite.
-        """
-        state, config = self.state, self.config
-        measured = {name: float(v.mean()) for name, v in self._evaluate().items()}
-        score = sum(self.learner.weights[name] * value for name, value in measured.items())
-        if not math.isfinite(score):
-            raise UsageError(
-                f"{state.folder}: the training diverged: at step {state.step} the validation "
-                f"losses are {measured}",
-                hint=f"use a lower --lr than {config.lr:g} and another folder; what was saved "
-                "before is kept",
+    def step(self, batches: Iterator[tuple[list[Key], Item]]) -> None:
+        """Take one step of the optimizer."""
+        config, state, step = self.config, self.state, self.state.step
+        model = self._thawed(step)
+        for group, plan in zip(self.optimizer.param_groups, self.task.groups, strict=True):
+            group["lr"] = lr_at(step, config) * plan.lr
+        seen: list[Key] = []
+        values: list[dict[str, Tensor]] = []
+        for part in self.parts:
+            keys, batch = next(batches)
+            # Of augmentation and dropout: the same wherever this part of the step is computed.
+            torch.manual_seed(config.seed * 1_000_003 + step + (part << 40))
+            # Processes average their gradients only where the last part adds its own.
+            model.require_backward_grad_sync = part == self.parts[-1]
+            found = model(batch)
+            if step == config.calibrate_at and part == self.parts[0]:
+                state.loss_weights = losses.calibrate(self.task, found, self.ranks)
+                state.best, state.best_step = math.inf, step  # scores under others do not compare
+                text = losses.weights_text(self.weights)
+                self.note(f"loss weights from step {step} on: {text}")
+            loss = losses.total(found, self.weights) / len(self.parts)
+            loss.backward()  # type: ignore[no-untyped-call]
+            seen += keys
+            values.append({name: value.detach() for name, value in found.items()})
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        joined = {name: torch.cat([found[name] for found in values]) for name in values[0]}
+        self.unseen.append((seen, joined, norm))
+
+    def _thawed(self, step: int) -> "_Losses | DistributedDataParallel":
+        """Give gradients to what is trained from this step on, and to nothing else."""
+        groups = self.task.groups
+        if self.model is not None and step not in {group.start for group in groups}:
+            return self.model
+        self.network.requires_grad_(False)
+        for group in groups:
+            for parameter in group.parameters:
+                parameter.requires_grad_(step >= group.start)
+        self.model = self.losses
+        if self.ranks.size > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self.model = DistributedDataParallel(
+                self.losses, device_ids=ids, gradient_as_bucket_view=True
             )
-        state.log(lr_at(state.step - 1, config), measured, solved=solved)
+        return self.model
+
+    def look(self, interrupted: bool) -> bool:
+        """Look at the losses of the last steps and at items that could not be read since.
+
+        A look waits for a GPU, so several steps are looked at together; and all processes look
+        together, so that they decide the same. Returns whether one of them was interrupted.
+        """
+        state, limit = self.state, self.config.max_bad
+        rows = [
+            torch.stack([*(value.mean() for value in values.values()), norm])
+            for _, values, norm in self.unseen
+        ]
+        table = torch.stack(rows).cpu().double() if rows else torch.empty(0)
+        told = self.ranks.gather((table, self.bad, interrupted))
+        table = torch.stack([theirs for theirs, _, _ in told]).mean(0)
+        for k, (row, (keys, values, _)) in enumerate(zip(table.tolist(), self.unseen, strict=True)):
+            if not all(map(math.isfinite, row)):
+                self._diverged(state.step - len(rows) + k + 1, keys, values, row)
+            for name, now in zip(values, row[:-1], strict=True):
+                state.running[name] = 0.98 * state.running.get(name, now) + 0.02 * now
+        self.unseen, self.bad = [], {}
+        for message, error in itertools.chain(*(bad.items() for _, bad, _ in told)):
+            if message not in state.bad:
+                state.bad.append(message)
+                if len(state.bad) > limit:
+                    raise self._too_many(error)
+                self.note(f"left out: {message}")
+        return any(flag for _, _, flag in told)
+
+    def _diverged(
+        self, step: int, keys: list[Key], values: dict[str, Tensor], row: Sequence[float]
+    ) -> None:
+        """Raise for a step whose losses are not finite, with the names of its worst items."""
+        total = losses.per_sample(values, self.weights).tolist()
+        broken = [key.item for key, v in zip(keys, total, strict=True) if not math.isfinite(v)]
+        data = self.task.train_data
+        names = [data.name(item) for item in broken or [key.item for key in keys]]
+        names = [name for theirs in self.ranks.gather(names) for name in theirs]
+        found = [f"{name} {value:g}" for name, value in zip(values, row[:-1], strict=True)]
+        raise self._divergence(
+            f"step {step} the loss is {', '.join(found)}, the gradient {row[-1]:g}, for "
+            f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
+        )
+
+    def _divergence(self, where: str) -> UsageError:
+        return UsageError(
+            f"{self.state.folder}: the training diverged: at {where}",
+            hint=f"use a lower --lr than {self.config.lr:g} and another folder; what was saved "
+            "before is kept",
+        )
+
+    def _too_many(self, error: S2FError) -> S2FError:
+        if self.config.max_bad == 0:
+            hint = f"{error.hint or 'make it again'}; or go on without it: --max-bad 1"
+            return type(error)(error.message, hint=hint)
+        return DatasetError(
+            f"more than {self.config.max_bad} items cannot be read; the last: {error.message}",
+            hint="mend them, or raise --max-bad",
+        )
+
+    def score(self, board: training_log.Board | None, *, solved: bool = False) -> None:
+        """Measure on the validation data; keep what is better than all before, or solved for."""
+        state = self.state
+        measured = {name: float(value.mean()) for name, value in self._validate().items()}
+        score = sum(self.weights[name] * value for name, value in measured.items())
+        if not math.isfinite(score):
+            raise self._divergence(f"step {state.step} the validation losses are {measured}")
+        state.log(lr_at(state.step - 1, self.config), measured, solved=solved)
+        if board:
+            group = "solved" if solved else "val"
+            board(state.step, {f"{group}/{name}": value for name, value in measured.items()}, None)
         if score < state.best or solved:
-            state.keep(score, measured)
+            state.best, state.best_step = score, state.step
+            state.best_losses, state.best_running = measured, dict(state.running)
             if self.ranks.first:
-                storage = torch.float16 if config.half else torch.float32
+                storage = torch.float16 if self.config.half else torch.float32
                 self.task.save(state.best_file, storage, measured)
 
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, Tensor]:
+    def _validate(self) -> dict[str, Tensor]:
         """Losses [n] over the validation data, undisturbed."""
         keys, size = undisturbed(len(self.task.val_data)), self.ranks.size
         self.network.eval()
-        batches = self.watch.read(self.task.val_data, keys[self.ranks.rank :: size], self.device)
-        forward = self.learner.forward
-        mine = [{k: v.cpu() for k, v in forward(batch).items()} for _, batch in batches]
+        batches = self.read(self.task.val_data, keys[self.ranks.rank :: size])
+        mine = [{k: v.cpu() for k, v in self.losses(batch).items()} for _, batch in batches]
         self.network.train()
         told = self.ranks.gather(mine)
         found = [told[k % size][k // size] for k in range(len(keys))]
         return {name: torch.cat([values[name] for values in found]) for name in found[0]}
 
-    def _passes(self, k: int, stopped: Callable[[], bool]) -> Iterator[Item]:
+    def passes(self, k: int, stopped: Callable[[], bool]) -> Iterator[Item]:
         """Go k times through the training data, in another order than the steps did."""
         config, n = self.config, len(self.task.train_data)
-        steps = -(-k * n // config.batch_size)
-        seed = config.seed + config.steps
-        order = Order(n, config.batch_size, seed=seed, start=0, steps=steps)
-        for _, batch in self.watch.read(self.task.train_data, order, self.device):
+        steps = range(-(-k * n // config.batch_size))
+        keys = plan_steps(n, config.batch_size, seed=config.seed + config.steps, steps=steps)
+        for _, batch in self.read(self.task.train_data, keys):
             if stopped():
                 raise KeyboardInterrupt  # from the last save it is not far to here
             yield batch
 
+    def show(self, board: training_log.Board | None) -> None:
+        """Draw up to eight samples of the validation data."""
+        if not self.ranks.first:
+            return
+        n = len(self.task.val_data)
+        keys = [Key(i, i) for i in range(0, n, n // 8 | 1)][:8]
+        ((_, batch),) = self.read(self.task.val_data, [keys])
+        picture = self.task.sample(batch)
+        self.state.show(picture)
+        if board:
+            board(self.state.step, {}, picture)
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
-
-@runtime_checkable
-class Counted(Protocol):
-    """Data that can tell more of itself than its length.
-
-    Attributes:
-        counts: how many of what there is.
-    """
-
-    counts: Mapping[str, int]
+def undisturbed(n: int) -> list[list[Key]]:
+    """Ask for n items as they are measured: in batches, nothing random that changes."""
+    return [[Key(i, i) for i in range(k, min(k + MEASURED, n))] for k in range(0, n, MEASURED)]
 
 
 @dataclass(frozen=True)
@@ -849,8 +735,8 @@ class Rehearsal:
 
     Attributes:
         task: what is learned.
-        device: that it is learned on, and how many of these.
-        devices: processes that train together.
+        device: that it is learned on.
+        devices: how many of these: processes that train together.
         data: how many of what there is, of each split.
         notes: what people should know of the data.
         batch_size: samples of a step.
@@ -898,13 +784,13 @@ class Rehearsal:
             rows.append((split, ", ".join(f"{n:,} {what}" for what, n in counts.items())))
         rows.append(("parameters", console.count(self.parameters)))
         for stage in self.stages:
-            trained = f"{console.count(stage.trained)} trained"
-            if len(self.stages) > 1:
-                trained += f" from step {stage.start:,}"
-            rows.append(("", f"{trained}, {console.duration(stage.seconds)} a step"))
+            since = f" from step {stage.start:,}" if len(self.stages) > 1 else ""
+            seconds = console.duration(stage.seconds)
+            rows.append(("", f"{console.count(stage.trained)} trained{since}, {seconds} a step"))
         memory = {name: console.size(n) for name, n in self.memory.items() if n}
         peak = memory.pop("peak", None)
-        rows += [
+        return [
+            *rows,
             ("steps", f"{self.steps:,} of {self.batch_size} samples, {self.epochs:.3g} epochs"),
             ("reading", f"{console.duration(self.read_seconds)} a batch, in one process"),
             ("validation", f"{console.duration(self.validation_seconds)} each"),
@@ -912,22 +798,19 @@ class Rehearsal:
             ("in all", f"about {console.duration(self.seconds)}"),
             ("memory", ", ".join(f"{name} {n}" for name, n in memory.items())),
             *([("at its peak", f"{peak}, measured")] if peak else []),
-            ("checkpoint", f"{console.size(self.checkpoint_bytes)}"),
-            ("saved state", f"{console.size(self.state_bytes)}"),
+            ("checkpoint", console.size(self.checkpoint_bytes)),
+            ("saved state", console.size(self.state_bytes)),
             ("losses", ", ".join(f"{name} {value:.4g}" for name, value in self.losses.items())),
+            *(("left out", text) for text in (*self.notes, *self.bad)),
         ]
-        return [*rows, *(("left out", text) for text in (*self.notes, *self.bad))]
 
 
 def rehearse(
-    task: Task,
-    run: Path,
-    config: TrainConfig,
-    *,
-    device: torch.device,
-    ranks: Ranks = ALONE,
+    task: Task, run: Path, config: TrainConfig, *, device: torch.device, ranks: Ranks = ALONE
 ) -> Rehearsal:
     """Take two steps of each stage of a training, and tell what the whole would take.
+
+    Nothing is written, and the network is worth nothing afterwards.
 
     Args:
         task: to learn.
@@ -941,85 +824,80 @@ def rehearse(
         InputError: if more items of the batches cannot be read than may.
         DependencyError: if the network is to be compiled and there is no compiler.
     """
-    config = dataclasses.replace(config, loss_weights=task.loss_weights | dict(config.loss_weights))
-    check_config(task, config, ranks, device)
+    config = complete_config(task, config, ranks, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    learner = Learner(task, config, Run(run, writes=False), device, ranks)
-    with repeatable(config.deterministic), contextlib.closing(learner):
-        return _rehearse(learner)
-
-
-def _rehearse(learner: Learner) -> Rehearsal:
-    task, config, state = learner.task, learner.config, learner.state
-    device, ranks = learner.device, learner.ranks
-    # Whoever reads here reads alone, so that the time can be told.
-    watch = Watch(task.train_data, dataclasses.replace(config, workers=0), state, ranks)
+    state, network = Run(run, writes=False), task.network
     starts = sorted({group.start for group in task.groups})
-    batches = watch.read(task.train_data, learner.order(0, 2 * len(starts)), device)
-    trained, computing, kept = [], [], []
-    losses: dict[str, float] = {}
-    learner.network.train()
-    for state.step in starts:
-        for _ in range(2):  # the first of them warms up
-            began = time.perf_counter()
-            parts = [next(batches) for _ in learner.parts]
-            read = time.perf_counter()
-            watch.add(learner.step(iter(parts), lambda text: None))
-            watch.look(False, lambda text: None)  # waits for a GPU
-            reading, seconds = read - began, time.perf_counter() - read
-            losses = losses or dict(state.running)
-        computing.append(seconds)
-        trained.append([p for p in learner.network.parameters() if p.requires_grad])
-        kept.append(_kept(learner, parts[0][1]))
-    weights = [*learner.network.parameters(), *learner.network.buffers()]
-    moments = [v for values in learner.optimizer.state.values() for v in values.values()]
+    stages, gradients, activations = [], 0, 0
+    first: dict[str, float] = {}
+    with contextlib.closing(_Training(task, config, state, device, ranks)) as training:
+        # Whoever reads here reads alone, so that the time can be told.
+        batches = training.batches(range(2 * len(starts)), workers=0)
+        network.train()
+        for start, end in itertools.pairwise([*starts, config.steps]):
+            state.step = start
+            for _ in range(2):  # the first of them warms up
+                began = time.perf_counter()
+                parts = [next(batches) for _ in training.parts]
+                read = time.perf_counter()
+                training.step(iter(parts))
+                training.look(False)  # waits for a GPU
+                reading, computing = read - began, time.perf_counter() - read
+                first = first or dict(state.running)
+            trained = [p for p in network.parameters() if p.requires_grad]
+            computing = max(ranks.gather(computing))  # all have to wait for the slowest
+            stages.append(Stage(start, end - start, sum(p.numel() for p in trained), computing))
+            gradients = max(gradients, _bytes(trained))
+            activations = max(activations, _kept(training, parts[0][1]))
+        chunks = undisturbed(len(task.val_data))
+        began = time.perf_counter()
+        network.eval()
+        with torch.no_grad():
+            for _, batch in training.read(task.val_data, chunks[:1], workers=0):
+                [value.cpu() for value in training.losses(batch).values()]
+        validation = (time.perf_counter() - began) * -(-len(chunks) // ranks.size)
+        weights = [*network.parameters(), *network.buffers()]
+        moments = [v for values in training.optimizer.state.values() for v in values.values()]
     memory = {
         "weights": _bytes(weights),
-        "gradients": max(map(_bytes, trained)),
+        "gradients": gradients,
         "optimizer": _bytes(moments),
-        "activations": max(kept),
+        "activations": activations,
         "peak": _peak(device),
     }
-    chunks = undisturbed(len(task.val_data))
-    began = time.perf_counter()
-    _measure(learner, watch.read(task.val_data, chunks[:1], device))
-    validation = (time.perf_counter() - began) * -(-len(chunks) // ranks.size)
-    # All have to wait for the slowest.
-    told = ranks.gather([reading, validation, *computing, *memory.values()])
-    reading, validation, *rest = (max(values) for values in zip(*told, strict=True))
-    computing, numbers = rest[: len(starts)], rest[len(starts) :]
-    lengths = [end - start for start, end in itertools.pairwise([*starts, config.steps])]
+    told = ranks.gather([reading, validation, *memory.values()])
+    reading, validation, *numbers = (max(values) for values in zip(*told, strict=True))
     spent = sum(
-        n * (max(seconds, reading / config.workers) if config.workers else seconds + reading)
-        for n, seconds in zip(lengths, computing, strict=True)
+        stage.steps
+        * (
+            max(stage.seconds, reading / config.workers)
+            if config.workers
+            else stage.seconds + reading
+        )
+        for stage in stages
     )
-    storage = 2 if config.half else 4
+    samples, storage = config.steps * config.batch_size, 2 if config.half else 4
     return Rehearsal(
         task=task.name,
         device=str(device),
         devices=ranks.size,
         data={
-            split: {"samples": len(data), **(data.counts if isinstance(data, Counted) else {})}
+            split: {"samples": len(data), **getattr(data, "counts", {})}
             for split, data in (("train", task.train_data), ("val", task.val_data))
         },
         notes=task.notes,
         batch_size=config.batch_size,
         steps=config.steps,
-        epochs=config.steps * config.batch_size / len(task.train_data),
-        parameters=sum(p.numel() for p in learner.network.parameters()),
-        stages=[
-            Stage(start, n, sum(p.numel() for p in parameters), seconds)
-            for start, n, parameters, seconds in zip(
-                starts, lengths, trained, computing, strict=True
-            )
-        ],
-        losses=losses,
+        epochs=samples / len(task.train_data),
+        parameters=sum(p.numel() for p in network.parameters()),
+        stages=stages,
+        losses=first,
         bad=state.bad,
         read_seconds=reading,
         validation_seconds=validation,
         seconds=spent + -(-config.steps // config.every) * validation,
-        samples_per_second=config.steps * config.batch_size / spent,
+        samples_per_second=samples / spent,
         checkpoint_bytes=sum(
             t.numel() * (storage if t.is_floating_point() else t.element_size()) for t in weights
         ),
@@ -1032,18 +910,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-@torch.no_grad()
-def _measure(learner: Learner, batches: Iterable[tuple[object, Item]]) -> None:
-    """Validate on some batches, as far as that takes time."""
-    learner.network.eval()
-    for _, batch in batches:
-        for value in learner.forward(batch).values():
-            value.cpu()
-
-
-def _kept(learner: Learner, batch: Item) -> int:
+def _kept(training: _Training, batch: Item) -> int:
     """Count the bytes that the losses of a batch keep for the gradients, apart from weights."""
-    weights = (*learner.network.parameters(), *learner.network.buffers())
+    weights = (*training.network.parameters(), *training.network.buffers())
     own = {tensor.untyped_storage().data_ptr() for tensor in weights}
     kept: dict[int, int] = {}
 
@@ -1054,9 +923,9 @@ def _kept(learner: Learner, batch: Item) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = learner.forward(batch)
+        values = training.losses(batch)
     total = sum(n for pointer, n in kept.items() if pointer not in own)
-    del losses  # no storage may be given back, and used again, before the sum
+    del values  # no storage may be given back, and used again, before the sum
     return total
 
 
@@ -1065,11 +934,11 @@ def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if device.type != "cpu":
+    if device.type != "cpu" or sys.platform == "win32":
         return 0
     if status.is_file():  # of this program alone, where `resource` knows its parent's too
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))
         return 1024 * int(found[1]) if found else 0
-    if resource is None:
-        return 0
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_ranks import ENV, start
-from test_train import CPU, Broken, Hopeless, LineTask, Poisoned, config
+from line_task import CPU, ENV, Broken, Hopeless, LineTask, Poisoned, config, start
 from torch import nn
 
 from s2f.errors import DatasetError, UsageError
@@ -211,10 +210,10 @@ RANKS = """
     import json, sys, torch
     from pathlib import Path
     import test_rehearsal
-    from s2f import ranks
+    from s2f import distributed
     from s2f.train import rehearse
 
-    with ranks.join(torch.device("cpu")) as (mine, device):
+    with distributed.join_ranks(torch.device("cpu")) as (mine, device):
         told = rehearse(
             test_rehearsal.LineTask(), Path(sys.argv[1]), test_rehearsal.PLAN,
             device=device, ranks=mine,

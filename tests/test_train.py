@@ -13,63 +13,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from line_task import CPU, Broken, Hopeless, Killed, Line, LineTask, Poisoned, config
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from s2f.dataloader import Item, Key, Order
+from s2f.dataloader import Item, Key, plan_steps
 from s2f.errors import DatasetError, DeviceError, UsageError
 from s2f.files import alone_in
-from s2f.train import Group, TrainConfig, lr_at, train
-
-CPU = torch.device("cpu")
-
-
-class Line(Dataset[Item]):
-    """Points of y = 2 x + 1."""
-
-    def __len__(self) -> int:
-        return 16
-
-    def name(self, index: int) -> str:
-        return f"point {index}"
-
-    def __getitem__(self, key: Key) -> Item:
-        x = torch.tensor([key[0] / 16])
-        return {"x": x, "y": 2 * x + 1}
-
-
-class LineTask:
-    """Find the line; with dropout, so that the random state counts."""
-
-    name = "line"
-
-    def __init__(self, dropout: float = 0.1, **settings: object) -> None:
-        self.settings = settings
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(1, 16), nn.Dropout(dropout), nn.Linear(16, 1))
-        self.train_data = self.val_data = Line()
-        self.defaults: dict[str, object] = {}
-        self.notes: list[str] = []
-        self.groups = [Group(list(self.network.parameters()))]
-        self.loss_weights = {"mse": 1.0}
-
-    def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
-        return {"mse": (self.network(batch["x"]) - batch["y"]).square().mean(1)}
-
-    def finish(self, batches: object) -> bool:
-        return False
-
-    def sample(self, batch: Item) -> Tensor:
-        return torch.zeros(3, 4, 8)
-
-    def save(self, path: Path, storage: torch.dtype, metrics: object) -> None:
-        tensors = {k: v.to(storage) for k, v in self.network.state_dict().items()}
-        safetensors.torch.save_file(tensors, path)
-
-
-def config(**changes: object) -> TrainConfig:
-    base: dict[str, object] = {"steps": 40, "batch_size": 4, "lr": 0.02, "every": 10}
-    return TrainConfig(**(base | changes))  # type: ignore[arg-type]
+from s2f.train import Group, lr_at, train
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -83,10 +33,6 @@ def test_two_equal_runs_give_the_same_bytes(tmp_path: Path) -> None:
         train(LineTask(), tmp_path / name, config(), device=CPU)
     for file in ("best.safetensors", "last/state.safetensors", "history.jsonl"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("at", [10, 25])
@@ -216,15 +162,6 @@ def test_what_cannot_be_calibrated_is_refused_before_there_is_a_run(tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-class Broken(Line):
-    """A dataset with one unreadable item."""
-
-    def __getitem__(self, key: Key) -> Item:
-        if key[0] == 7:
-            raise DatasetError("item 7 is broken", hint="make it again")
-        return super().__getitem__(key)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_item_is_named_with_its_cure_from_any_process(
     tmp_path: Path, workers: int
@@ -252,13 +189,6 @@ def test_the_next_item_takes_the_place_of_a_bad_one_up_to_the_limit(
     assert result.bad == 1 and left_out() == ["left out: item 7 is broken"]
     again = train(LineTask(), tmp_path / "run", plan, device=CPU, note=notes.append)
     assert again.bad == 1 and len(left_out()) == 1  # the finished run still knows
-
-
-class Hopeless(Line):
-    """A dataset without one readable item."""
-
-    def __getitem__(self, key: Key) -> Item:
-        raise DatasetError(f"item {key.item} is broken", hint="make it again")
 
 
 def test_too_many_bad_items_end_the_run(tmp_path: Path) -> None:
@@ -394,14 +324,6 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-class Poisoned(Line):
-    """A dataset with one item that no loss survives."""
-
-    def __getitem__(self, key: Key) -> Item:
-        item = super().__getitem__(key)
-        return {"x": item["x"], "y": item["y"] * torch.nan} if key.item == 7 else item
-
-
 def test_the_item_that_gave_no_finite_loss_is_named_and_the_last_state_kept(
     tmp_path: Path,
 ) -> None:
@@ -411,7 +333,7 @@ def test_the_item_that_gave_no_finite_loss_is_named_and_the_last_state_kept(
     seed = next(
         s
         for s in range(99)
-        if 7 in [k.item for k in list(Order(16, 4, seed=s, start=0, steps=4))[3]]
+        if 7 in [k.item for k in list(plan_steps(16, 4, seed=s, steps=range(4)))[3]]
     )
     plan = dataclasses.replace(plan, seed=seed)
     with pytest.raises(UsageError, match=r"at step 4 the loss is mse nan, .* for point 7$"):

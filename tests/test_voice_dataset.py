@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from s2f import checkpoint, layout
 from s2f.checkpoint import MODELS
-from s2f.dataloader import Key, Order
+from s2f.dataloader import Key, plan_steps
 from s2f.embeddings import BATCH, Maker
 from s2f.errors import CheckpointError, DatasetError
 from s2f.face_encoder import FaceEncoder, batch_embedder
@@ -384,7 +384,7 @@ def test_a_million_clips_are_open_in_a_second(tmp_path: Path, options: dict) -> 
     voices = PackedVoices(
         tmp_path / "pack", clip_samples=96_000, embedding_space="space", **options
     )
-    order = Order(len(voices), 32, seed=0, start=0, steps=1)
+    order = plan_steps(len(voices), 32, seed=0, steps=range(1))
     batch = next(iter(DataLoader(voices, batch_sampler=order)))
     assert time.perf_counter() - started < 2
     assert batch["waveform"].shape == (32, 96_000) and batch["embedding"].shape == (32, 4096)

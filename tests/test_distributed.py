@@ -6,39 +6,36 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from line_task import ENV, start
+from torch import Tensor
 
 from s2f import distributed
 from s2f.distributed import launch
 from s2f.errors import DeviceError
 
-TESTS = Path(__file__).parent
-ENV = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
 SCRIPT = """
     import sys, json, torch, dataclasses
     from pathlib import Path
     from torch import nn
-    import test_train
-    from s2f import losses, ranks, train
+    import line_task
+    from s2f import distributed, losses, train
     from s2f.errors import S2FError
-    from s2f.train import Watch
 
-    class Seen(Watch):
-        def add(self, done):
-            super().add(done)
-            keys.append([key.item for key in done.keys])
+    def seen(*args, **kwargs):
+        for batch in plan(*args, **kwargs):
+            keys.append([key.item for key in batch])
+            yield batch
 
-    keys = []
-    train.Watch = Seen
+    keys, plan = [], train.plan_steps
+    train.plan_steps = seen
 
-    class Task(test_train.LineTask):
+    class Task(line_task.LineTask):
         def __init__(self):
             super().__init__(dropout=0.0)
             torch.manual_seed(1)
@@ -61,8 +58,8 @@ SCRIPT = """
         from s2f.train import Group
         return Group(list(network.parameters()))
 
-    config = test_train.config(steps=50, batch_size=8, lr=0.005, every=10, eps=1e-4)
-    with ranks.join(torch.device("cpu")) as (mine, device):
+    config = line_task.config(steps=50, batch_size=8, lr=0.005, every=10, eps=1e-4)
+    with distributed.join_ranks(torch.device("cpu")) as (mine, device):
         folder = Path(sys.argv[1])
         result = train.train(Task(), folder, config, device=device, ranks=mine)
         told = mine.gather(keys)
@@ -70,22 +67,6 @@ SCRIPT = """
         joined = [sum((theirs[k] for theirs in told), []) for k in range(len(keys))]
         (folder / "told.json").write_text(json.dumps([joined, dict(result.losses)]))
 """
-
-
-def start(size: int, script: str, *arguments: object) -> subprocess.Popen[str]:
-    """Run a script, under torchrun if in more than one process."""
-    command = [sys.executable, "-c"]
-    if size > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-        command = [sys.executable, *torchrun, "--no-python", *command]
-    return subprocess.Popen(
-        [*command, textwrap.dedent(script), *map(str, arguments)],
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def told(size: int, folder: Path, *options: str) -> tuple[list[list[int]], dict[str, float]]:
@@ -122,13 +103,13 @@ def test_two_processes_learn_what_one_does(
 BATCH_NORM = """
     import sys, torch
     from torch import nn
-    from s2f import ranks
+    from s2f import distributed
     torch.manual_seed(0)
     x, aim = torch.randn(8, 4, 5, 3), torch.randn(8, 4, 5, 3)
     whole = nn.Sequential(nn.BatchNorm2d(4)); part = nn.Sequential(nn.BatchNorm2d(4))
     parameters = list(part.parameters())
-    with ranks.join(torch.device("cpu")) as (mine, _):
-        ranks.synchronise_batch_norm(part, torch.device("cpu"))
+    with distributed.join_ranks(torch.device("cpu")) as (mine, _):
+        distributed.synchronise_batch_norm(part, torch.device("cpu"))
         assert parameters == list(part.parameters())
         for _ in range(3):
             rows = slice(4 * mine.rank, 4 * mine.rank + 4)
@@ -154,15 +135,13 @@ def test_synchronised_batch_norm_counts_everybodys_samples() -> None:
 
 GATHER = """
     import torch
-    from s2f import ranks
-    with ranks.join(torch.device("cpu")) as (mine, _):
+    from s2f import distributed
+    with distributed.join_ranks(torch.device("cpu")) as (mine, _):
         rows = torch.full((2, 3), float(mine.rank + 1), requires_grad=True)
-        everyone = ranks.gather_rows(rows)
+        everyone = distributed.gather_rows(rows)
         assert everyone[:, 0, 0].tolist() == [1, 2, 3]
         (everyone * (10 ** mine.rank)).sum().backward()
         assert (rows.grad == 111).all()  # what all three have for it
-        assert mine.mean(torch.tensor([mine.rank * 3.0])).item() == 3
-        assert mine.any(mine.rank == 2) and not mine.any(False)
 """
 
 
@@ -174,10 +153,10 @@ def test_rows_are_gathered_with_everybodys_gradients() -> None:
 
 TOLD = """
     import sys, torch
-    from s2f import ranks
+    from s2f import distributed
     from s2f.errors import DatasetError
     try:
-        with ranks.join(torch.device("cpu")) as (mine, _):
+        with distributed.join_ranks(torch.device("cpu")) as (mine, _):
             if mine.rank == 1:
                 raise DatasetError("b.npy: is broken", hint="make it again")
             mine.gather(0)
@@ -206,9 +185,7 @@ def test_devices_that_are_not_there_are_counted_before_processes_start() -> None
 def test_alone_everything_is_ones_own() -> None:
     with distributed.join_ranks(torch.device("cpu")) as (mine, device):
         assert (mine.rank, mine.size, mine.first, device.type) == (0, 1, True, "cpu")
-        assert mine.gather("a") == ["a"] and mine.any(True) and not mine.any(False)
-        module = nn.Linear(1, 1)
-        assert mine.wrap(module, device) is module
+        assert mine.gather("a") == ["a"]
     rows: Tensor = torch.ones(2, 3)
     assert torch.equal(distributed.gather_rows(rows), rows[None])
 
@@ -305,15 +282,15 @@ KILLED = """
     import sys, torch
     from pathlib import Path
     import os, test_train
-    from s2f import ranks, train
+    from s2f import distributed, train
     print(os.getpid(), flush=True)
-    config = test_train.config(steps=1500, batch_size=4, every=25)
-    with ranks.join(torch.device("cpu")) as (mine, device):
+    config = line_task.config(steps=1500, batch_size=4, every=25)
+    with distributed.join_ranks(torch.device("cpu")) as (mine, device):
         def tell(done, total, what):
             if mine.first:
                 print("step", flush=True)
         train.train(
-            test_train.LineTask(), Path(sys.argv[1]), config,
+            line_task.LineTask(), Path(sys.argv[1]), config,
             device=device, ranks=mine, progress=tell,
         )
 """

@@ -1,0 +1,112 @@
+"""A training that is small enough to be checked by hand, and processes to run it in."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from s2f.dataloader import Item, Key
+from s2f.errors import DatasetError
+from s2f.train import Group, TrainConfig
+
+CPU = torch.device("cpu")
+TESTS = Path(__file__).parent
+ENV = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
+
+
+class Line(Dataset[Item]):
+    """Points of y = 2 x + 1."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def name(self, index: int) -> str:
+        return f"point {index}"
+
+    def __getitem__(self, key: Key) -> Item:
+        x = torch.tensor([key[0] / 16])
+        return {"x": x, "y": 2 * x + 1}
+
+
+class LineTask:
+    """Find the line; with dropout, so that the random state counts."""
+
+    name = "line"
+
+    def __init__(self, dropout: float = 0.1, **settings: object) -> None:
+        self.settings = settings
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(1, 16), nn.Dropout(dropout), nn.Linear(16, 1))
+        self.train_data = self.val_data = Line()
+        self.defaults: dict[str, object] = {}
+        self.notes: list[str] = []
+        self.groups = [Group(list(self.network.parameters()))]
+        self.loss_weights = {"mse": 1.0}
+
+    def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
+        return {"mse": (self.network(batch["x"]) - batch["y"]).square().mean(1)}
+
+    def finish(self, batches: object) -> bool:
+        return False
+
+    def sample(self, batch: Item) -> Tensor:
+        return torch.zeros(3, 4, 8)
+
+    def save(self, path: Path, storage: torch.dtype, metrics: object) -> None:
+        tensors = {k: v.to(storage) for k, v in self.network.state_dict().items()}
+        safetensors.torch.save_file(tensors, path)
+
+
+def config(**changes: object) -> TrainConfig:
+    base: dict[str, object] = {"steps": 40, "batch_size": 4, "lr": 0.02, "every": 10}
+    return TrainConfig(**(base | changes))  # type: ignore[arg-type]
+
+
+class Broken(Line):
+    """A dataset with one unreadable item."""
+
+    def __getitem__(self, key: Key) -> Item:
+        if key[0] == 7:
+            raise DatasetError("item 7 is broken", hint="make it again")
+        return super().__getitem__(key)
+
+
+class Hopeless(Line):
+    """A dataset without one readable item."""
+
+    def __getitem__(self, key: Key) -> Item:
+        raise DatasetError(f"item {key.item} is broken", hint="make it again")
+
+
+class Poisoned(Line):
+    """A dataset with one item that no loss survives."""
+
+    def __getitem__(self, key: Key) -> Item:
+        item = super().__getitem__(key)
+        return {"x": item["x"], "y": item["y"] * torch.nan} if key.item == 7 else item
+
+
+class Killed(Exception):
+    """The end of a process, as a test has it."""
+
+
+def start(size: int, script: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run a script, under torchrun if in more than one process."""
+    command = [sys.executable, "-c"]
+    if size > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+        command = [sys.executable, *torchrun, "--no-python", *command]
+    return subprocess.Popen(
+        [*command, textwrap.dedent(script), *map(str, arguments)],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )

@@ -1,0 +1,52 @@
+"""The order of the samples, and what becomes of bad ones; the loop's side is in test_train."""
+
+import torch
+
+from s2f.dataloader import Item, Key, load_batches, plan_steps
+from s2f.errors import DatasetError
+
+
+def test_every_epoch_is_a_permutation() -> None:
+    keys = [key for batch in plan_steps(7, 3, seed=0, steps=range(7)) for key in batch]
+    indices = [index for index, _, _ in keys]
+    for epoch in range(3):
+        assert sorted(indices[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert indices[:7] != indices[7:14]
+    assert len({seed for _, seed, _ in keys}) == len(keys)
+
+
+def test_a_resumed_order_goes_on_where_it_stopped() -> None:
+    whole = list(plan_steps(10, 4, seed=3, steps=range(9)))
+    assert list(plan_steps(10, 4, seed=3, steps=range(5, 9))) == whole[5:]
+
+
+def test_the_parts_of_all_processes_make_up_a_step() -> None:
+    (whole,) = plan_steps(16, 8, seed=0, steps=range(3, 4))
+    found = []
+    for mine in (range(2), range(2, 4)):
+        found += plan_steps(16, 8, seed=0, steps=range(3, 4), parts=4, mine=mine)
+    assert [len(part) for part in found] == [2, 2, 2, 2]
+    assert [key for part in found for key in part] == whole
+
+
+class Third:
+    """A dataset of which only item 3 can be read."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, key: Key) -> Item:
+        if key.item != 3:
+            raise DatasetError(f"item {key.item} is broken")
+        return {"x": torch.tensor([0, 51, 255], dtype=torch.uint8), "seed": torch.tensor(key.seed)}
+
+
+def test_an_item_in_the_place_of_a_bad_one_goes_by_its_own_key() -> None:
+    keys, cpu = [[Key(4, 7, 0.5), Key(3, 8, 0.5)]], torch.device("cpu")
+    (loaded,) = load_batches(Third(), keys, cpu, workers=0, max_bad=4)
+    assert loaded.keys == [Key(3, 7, 0.5), Key(3, 8, 0.5)] and loaded.items is not None
+    assert [error.message for error in loaded.bad] == [f"item {k} is broken" for k in (4, 0, 1, 2)]
+    torch.testing.assert_close(loaded.items["x"], torch.tensor([[0, 0.2, 1]] * 2))
+    assert loaded.items["seed"].tolist() == [7, 8]
+    (none,) = load_batches(Third(), keys, cpu, workers=0, max_bad=3)
+    assert none.items is None and len(none.bad) == 4

@@ -1,0 +1,121 @@
+"""What people see of a run, and that it changes nothing of it; TensorBoard reads its own files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from line_task import CPU, Killed, LineTask, config
+from PIL import Image
+
+from s2f import training_log
+from s2f.errors import DependencyError, OutputError
+from s2f.train import train
+from s2f.training_log import open_board, require_tensorboard
+
+KEPT = ("best.safetensors", "last/state.safetensors", "history.jsonl", "config.json")
+
+
+@pytest.mark.parametrize(("rest", "pictures"), [(0, 4), (1e9, 2)])
+def test_the_losses_are_drawn_anew_at_every_validation_and_less_often_if_these_come_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: float, pictures: int
+) -> None:
+    monkeypatch.setattr(training_log, "REST", rest)
+    seen = []
+
+    def look(done: int, total: int, what: str) -> None:
+        if done % 10 == 1 and done > 1:
+            seen.append((tmp_path / "loss.png").read_bytes())
+
+    train(LineTask(), tmp_path, config(), device=CPU, progress=look)
+    assert len(set(seen)) == pictures - 1
+    seen.append((tmp_path / "loss.png").read_bytes())
+    assert len(set(seen)) == pictures  # the last is of the end in any case
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_the_picture_of_a_run_that_was_killed_is_that_of_its_end(tmp_path: Path) -> None:
+    train(LineTask(), tmp_path, config(every=20), device=CPU)
+    picture = tmp_path / "loss.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(b"of step 20")  # as a kill between the last save and the picture leaves it
+    os.utime(picture, ns=(0, 0))
+    train(LineTask(), tmp_path, config(every=20), device=CPU)
+    assert picture.read_bytes() == whole
+    made = picture.stat().st_mtime_ns
+    train(LineTask(), tmp_path, config(every=20), device=CPU)
+    assert picture.stat().st_mtime_ns == made  # nothing is new
+
+
+def read(folder: Path) -> Any:
+    """What TensorBoard knows of a folder."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def test_tensorboard_knows_every_step_once_after_a_kill_and_changes_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+
+    def kill(done: int, total: int, what: str) -> None:
+        if done == 45:  # 40 was told of; the last save was at 25
+            raise Killed
+
+    plan, folder = config(steps=50, every=25), tmp_path / "with"
+    with pytest.raises(Killed):
+        train(LineTask(), folder, plan, device=CPU, tensorboard=True, progress=kill)
+    train(LineTask(), folder, plan, device=CPU, tensorboard=True)
+    events = read(folder / "tensorboard")
+    for name, steps in (
+        ("train/mse", [20, 25, 40, 50]),
+        ("lr/group0", [20, 25, 40, 50]),
+        ("speed/samples_per_second", [20, 25, 40, 50]),
+        ("val/mse", [25, 50]),
+    ):
+        assert [scalar.step for scalar in events.Scalars(name)] == steps, name
+    images = events.Images("samples")
+    assert [(image.step, image.width, image.height) for image in images] == [(25, 8, 4), (50, 8, 4)]
+    train(LineTask(), tmp_path / "without", plan, device=CPU)
+    for file in KEPT:
+        assert (folder / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+
+
+def test_steps_after_the_one_gone_on_from_count_no_more(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+    for after, values in ((0, {1: 1.0, 2: 2.0, 3: 3.0}), (2, {3: 30.0, 4: 40.0})):
+        with open_board(tmp_path, after=after) as board:
+            for step, value in values.items():
+                board(step, {"loss": value}, None)
+    scalars = [(scalar.step, scalar.value) for scalar in read(tmp_path).Scalars("loss")]
+    assert scalars == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/board: cannot be written"):
+        open_board(tmp_path / "file/board", after=0).__enter__()
+
+
+def test_without_tensorboard_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(DependencyError, match="--tensorboard needs TensorBoard") as caught:
+        require_tensorboard()
+    assert caught.value.hint == "pip install 's2f[train]'"
+
+
+def test_tensorflow_stays_out_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+    script = """
+import sys
+from pathlib import Path
+from s2f.training_log import open_board
+with open_board(Path(sys.argv[1]), after=0) as board:
+    board(1, {'a/b': 1.0}, None)
+assert 'tensorflow' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path / "board"], check=True)
