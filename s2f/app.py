@@ -125,7 +125,7 @@ def hear_voice(
     limit = round(max_seconds * SAMPLE_RATE)
     waveform, is_cut = whole[:limit], len(whole) > limit
     seconds = len(waveform) / SAMPLE_RATE
-    front_end = model.voice_embedder().front_end
+    front_end = model.front_end
     shown = np.resize(waveform, max(len(waveform), front_end.clip_samples))  # repeats
     columns = spectrogram(torch.from_numpy(shown)[None], front_end)[0].numpy()
     sound = draw_spectrogram(columns[:, :, : front_end.n_frames(len(waveform))], front_end)

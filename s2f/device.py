@@ -4,7 +4,6 @@ Importing this does not import torch, which is slow, and which most that write f
 """
 
 import contextlib
-import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -109,20 +108,6 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def lasting_imports() -> Iterator[None]:
-    """Import modules that stay until the program ends: no garbage is looked for in them.
-
-    Of torch that takes a third of a second, most of it when the program ends.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.freeze()
 
 
 @contextlib.contextmanager

@@ -381,7 +381,7 @@ def _hear(model: SpeechToFace, people: People, seconds: float | None) -> Iterato
             stop = None if seconds is None else round(seconds * SAMPLE_RATE)
             yield Waveform(np.asarray(samples[:stop]), SAMPLE_RATE)
 
-    return model.voice_embedder().embed(recordings())
+    return model.embed_voices(recordings())
 
 
 def _draw(

@@ -1,53 +1,141 @@
-"""Many sources, some files each.
+"""Recordings or photos in, pictures out: the work of `s2f generate` and `s2f reconstruct`.
 
-`plan` names the files of every recording or photo before anything is made, and refuses two that
-would fall together; `run` has them made, skips what is up to date, and goes on past sources that
-cannot be used. What a file holds is the caller's to say.
+`run` names the files of every source before anything is made, refuses two that would fall together,
+loads the networks if anything is missing, and goes on past sources that cannot be used. `run_morph`
+animates. What to draw, from what and to where comes as `GenerateOptions`.
 
-What `s2f generate` and `s2f reconstruct` do once it is known what they draw, and how.
+Knows nothing of networks, which `pipeline` runs, or of what is printed.
 """
 
-import dataclasses
-import functools
+import gc
 import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-import s2f
-from s2f.console import Console, Progress, described, silent
-from s2f.device import ended_by_sigterm, lasting_imports
+from s2f.console import Progress, silent
 from s2f.errors import InputError, OutputError, S2FError, UsageError
 from s2f.files import atomic_write
-from s2f.options import PARTLY_FAILED, given
-from s2f.prep import keep_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from s2f.pipeline import Face, SpeechToFace
+    from s2f.pipeline import Face, Framing, Part, SpeechToFace
     from s2f.visualize import ContactSheet
 
+    Columns = list[tuple[str, Image]]  # of a comparison: captions and pictures
 
 PICTURES = (".png", ".jpg", ".webp")
 FACE = "face"  # what a source is first of all made into
+ENDINGS = {"landmarks": "_landmarks", "embedding": "_embedding.npy", "compare": "_compare"}
 STDIN, RECORDED = Path("-"), Path("<microphone>")
-LIVE = {
-    STDIN: "stdin",
-    RECORDED: "recording",
-}  # sources that are no files, and what is made of them
+LIVE = {STDIN: "stdin", RECORDED: "recording"}  # sources that are no files, and what they become
+FRAMES, FRAME_SECONDS = 24, 0.06  # of a morph
 
-Find = Callable[[Sequence[Path]], list[Path]]
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What is drawn, from what, with what, and what is written.
+
+    Attributes:
+        sources: recordings, photos, folders of them, or `STDIN`.
+        photos: whether the sources are photos.
+        record: seconds that are recorded in the place of sources.
+        morph: two recordings, in the place of sources: an animation from one's face to the other's.
+        start: of the part of a recording that is heard, seconds.
+        duration: of that part, seconds; None for all.
+        trim_silence: dB below the loudest, under which both ends of it are left out.
+        align: whether the face in a photo is found, and framed.
+        detector: that finds it; None for the one that is installed.
+        model: name or folder.
+        voice_encoder: file in the place of the model's; likewise `face_encoder`, `face_decoder`.
+        device: as `device.choose_device` takes it.
+        precision: as `SpeechToFace.load` takes it.
+        output: a picture's name for one source, or a folder; None for the current one.
+        format: of the pictures, without a dot; None for that of `output`, or png.
+        size: side of the pictures, pixels; None for 224.
+        landmarks: whether NAME_landmarks is written too: the points drawn on the face.
+        embedding: whether NAME_embedding.npy is.
+        compare: a photo for NAME_compare: it, the face from it, and the one from the voice.
+        sheet: a file that shows all faces.
+        frames: of the morph; None for 24.
+        overwrite: whether files that are there are replaced, instead of refused.
+
+    Raises:
+        UsageError: if there is not one thing to draw from, or options have no use for it.
+    """
+
+    sources: Sequence[Path] = ()
+    photos: bool = False
+    record: float | None = None
+    morph: tuple[Path, Path] | None = None
+    start: float = 0.0
+    duration: float | None = None
+    trim_silence: float | None = None
+    align: bool = True
+    detector: str | None = None
+    model: str | None = None
+    voice_encoder: Path | None = None
+    face_encoder: Path | None = None
+    face_decoder: Path | None = None
+    device: str = "auto"
+    precision: str | None = None
+    output: Path | None = None
+    format: str | None = None
+    size: int | None = None
+    landmarks: bool = False
+    embedding: bool = False
+    compare: Path | None = None
+    sheet: Path | None = None
+    frames: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        given = {"speech": self.sources, "record": self.record is not None, "morph": self.morph}
+        ways = [way for way, is_given in given.items() if is_given]
+        if len(ways) != 1:
+            raise UsageError(
+                f"there is {' and '.join(ways) or 'nothing'} to generate a face from",
+                hint="name recordings, or give --record SECONDS, or --morph A B",
+            )
+        how = "with" if self.morph else "without"
+        pictures = ("format", "landmarks", "embedding", "compare", "sheet")
+        for name in pictures if self.morph else ("frames",):
+            if getattr(self, name):
+                raise UsageError(f"--{name} does not go {how} --morph", hint=f"leave --{name} out")
+        if not self.photos and self.compare is None and (self.detector or not self.align):
+            raise UsageError(
+                "--detector and --no-align are for the photo of --compare", hint="leave them out"
+            )
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether there may be more than one source."""
+        files = [source for source in self.sources if source not in LIVE]
+        return len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
+
+    @property
+    def part(self) -> "Part":
+        """The part of recordings that is heard."""
+        return {
+            "start": self.start,
+            "duration": self.duration,
+            "trim_silence": self.trim_silence,
+        }
+
+    @property
+    def framing(self) -> "Framing":
+        """How faces are found in photos."""
+        return {"align": self.align, "detector": self.detector}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source of a batch.
+    """What became of one source.
 
     Attributes:
         source: the recording or photo.
@@ -69,32 +157,87 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Product:
-    """What was made of one source.
+class Ending:
+    """What a run leaves, when all its sources are done.
 
     Attributes:
-        contents: of its files, by what they hold.
-        clips: clips of speech that were averaged.
+        seconds: that it took.
+        model: that drew; None if there was nothing to draw.
+        written: the sheet or the morph, if one was written.
+        errors: why faces are not on the sheet, or it was not written.
     """
 
-    contents: Mapping[str, bytes]
-    clips: int = 0
+    seconds: float
+    model: "SpeechToFace | None"
+    written: Path | None = None
+    errors: Sequence[S2FError] = ()
 
 
-MakeFaces = Callable[[Iterable[Path], Progress], Iterator[Product | InputError]]
-"""Get ready, then make each of some sources, in order; tell the progress within them."""
-
-
-def plan_outputs(
-    sources: Sequence[Path],
-    output: Path | None,
-    find: Find,
+def run(
+    options: GenerateOptions,
     *,
-    suffix: str | None = None,
-    endings: Mapping[str, str] | None = None,
-    sheet: Path | None = None,
-    inputs: Sequence[Path] = (),
-) -> list[Outcome]:
+    progress: Progress = silent,
+    note: Callable[[str], object] = lambda text: None,
+) -> Iterator[Outcome | Ending]:
+    """Draw the face of each source and write its files, then the sheet of all.
+
+    Args:
+        options: what to draw; not a morph.
+        progress: told of each source; of what happens within it where there is only one.
+        note: told when the microphone listens.
+
+    Yields:
+        What became of each source, in order, as soon as it is known; last how it ended.
+
+    Raises:
+        UsageError: as `plan_outputs`, or for a part or a sheet that cannot be.
+        CheckpointError, DeviceError, DependencyError, ImageError: before anything is made: of the
+            model, of what finds faces, of the photo to compare with.
+    """
+    started = time.perf_counter()
+    _check(options)
+    planned = [item if item.error else _look(item, options) for item in plan_outputs(options)]
+    sheet = _plan_sheet(options, len(planned)) if options.sheet else None
+    wanted = [item.source for item in planned if item.status == "planned"]
+    is_single = len(planned) == 1  # then its clips are what progress tells
+    model, columns = None, []
+    faces: Iterator[Face | InputError] = iter(())
+    if wanted:
+        model = load_model(options)
+        columns = _columns(model, options)
+        faces = _draw(model, wanted, options, progress if is_single else silent, note)
+    done: list[Outcome] = []
+    for item in planned:
+        if not is_single:
+            progress(len(done), len(planned), item.source.name)
+        if item.status == "planned":
+            item = _make(item, faces, options, columns)
+        done.append(item)
+        yield item
+    errors = _write_sheet(sheet, done, options) if sheet else []
+    written = options.sheet
+    if not (sheet and sheet.added) or any(isinstance(error, OutputError) for error in errors):
+        written = None
+    yield Ending(time.perf_counter() - started, model, written, errors)
+
+
+def _check(options: GenerateOptions) -> None:
+    """Refuse what can be refused before anything slow is done."""
+    if options.photos or options.compare:
+        if options.align:
+            from s2f.face_detection import choose_detector
+
+            choose_detector(options.detector)
+    if not options.photos:
+        part = options.part
+        from s2f.audio import check_part, check_seconds
+
+        check_part(**part)
+        if options.record is not None:
+            check_seconds(options.record)
+
+
+def plan_outputs(options: GenerateOptions) -> list[Outcome]:
     """Decide which source becomes which files, before anything is made.
 
     A file that is named twice is made once, and what an earlier run wrote in a folder is not read.
@@ -103,104 +246,92 @@ def plan_outputs(
     suffix (NAME.wav.png). One source may also be given its picture's own name. Other files lie
     beside the picture.
 
-    Args:
-        sources: files and folders, or one of `LIVE`.
-        output: a picture's name for one source, or a folder.
-        find: lists the files of a folder, and refuses what is not there.
-        suffix: of the pictures; by default that of `output`, or .png.
-        endings: what else is written: what it holds, and what is put in the place of the
-            picture's suffix. One without a suffix gets the picture's.
-        sheet: a file that is made of all of them.
-        inputs: files that are read besides.
-
     Returns:
-        One outcome a source: `planned`, or `failed` where `find` refused.
+        One outcome a source: `planned`, or `failed` where there is no such source.
 
     Raises:
         UsageError: if the output is neither a picture nor a folder, one file would be made of
             several sources, or in the place of one that is read.
     """
+    if options.photos:
+        from s2f.layout import find_photos as find
+    else:
+        from s2f.audio import find_recordings as find
+
     found: list[tuple[Path, Path] | Outcome] = []
     known: set[str] = set()
+    sources = [RECORDED] if options.record is not None else options.sources
     for source in dict.fromkeys(sources):
         try:
-            if source in LIVE:
-                found.append((source, Path()))
-                continue
-            for path in find([source]):
-                inside = path.relative_to(source).parent if source.is_dir() else Path()
+            for path in [source] if source in LIVE else find([source]):
+                inside = path.relative_to(source).parent if path != source else Path()
                 place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
-                if place not in known and not _is_ours(path, source, output, sheet):
+                if place not in known and not _is_ours(path, source, options):
                     known.add(place)
                     found.append((path, inside))
         except InputError as error:
             found.append(Outcome(source, status="failed", error=error))
-    named = _is_picture(output, suffix)
-    if named and is_batch(sources):
-        raise UsageError(
-            f"{output}: is one picture, but there may be several recordings or photos",
-            hint="give a folder to -o",
-        )
-    suffix = suffix or (output.suffix.lower() if named and output else PICTURES[0])
-    folder = Path() if output is None else output
+    suffix, named = _suffix(options)
+    folder = options.output or Path()
     places = [folder / f[1] / f"{_stem(f[0])}{suffix}" for f in found if isinstance(f, tuple)]
     crowd = Counter(str(place).casefold() for place in places)  # some file systems fold case
-    outcomes = []
+    planned = []
     for item in found:
         if isinstance(item, tuple):
             path, inside = item
-            target = output if named and output else folder / inside / f"{_stem(path)}{suffix}"
-            if crowd[str(target).casefold()] > 1:
+            target = named or folder / inside / f"{_stem(path)}{suffix}"
+            if not named and crowd[str(target).casefold()] > 1:
                 target = target.with_name(f"{path.name}{suffix}")
-            files = {what: _beside(target, end) for what, end in (endings or {}).items()}
+            more = {what: end for what, end in ENDINGS.items() if getattr(options, what)}
+            files = {what: _beside(target, end) for what, end in more.items()}
             item = Outcome(path, {FACE: target, **files})
-        outcomes.append(item)
-    _refuse_collisions(outcomes, sheet)
-    _refuse_loss(outcomes, sheet, inputs)
-    return outcomes
+        planned.append(item)
+    _refuse_collisions(planned, options.sheet)
+    _refuse_loss(planned, options)
+    return planned
 
 
-def is_batch(sources: Sequence[Path]) -> bool:
-    """Tell whether sources are more than one file."""
-    return len(set(sources)) > 1 or (sources[0] not in LIVE and sources[0].is_dir())
-
-
-def _is_picture(output: Path | None, suffix: str | None) -> bool:
-    """Tell whether an output names one picture, and not a folder."""
-    if output is None or os.path.isdir(output):
-        return False
-    if not (output.suffix or os.path.exists(output)):
-        return False
+def _suffix(options: GenerateOptions) -> tuple[str, Path | None]:
+    """Find the suffix of the pictures, and the picture that the output names, if it names one."""
+    output, wanted = options.output, options.format and f".{options.format}"
+    if output is None or os.path.isdir(output) or not (output.suffix or os.path.exists(output)):
+        return wanted or PICTURES[0], None
     seen = ".jpg" if output.suffix.lower() == ".jpeg" else output.suffix.lower()
     if seen not in PICTURES:
         raise UsageError(
             f"{output}: is neither a .png, .jpg or .webp file nor a folder",
             hint="give -o NAME.png for one picture, or a folder; make one with a dot first",
         )
-    if suffix not in (None, seen):
+    if wanted not in (None, seen):
         raise UsageError(
-            f"{output}: does not end as --format {suffix and suffix[1:]} does",
+            f"{output}: does not end as --format {options.format} does",
             hint="the ending alone is enough: leave --format out",
         )
-    return True
+    if options.is_batch:
+        raise UsageError(
+            f"{output}: is one picture, but there may be several recordings or photos",
+            hint="give a folder to -o",
+        )
+    return seen, output
 
 
 def _stem(source: Path) -> str:
     return LIVE.get(source, source.stem)
 
 
-def _is_ours(path: Path, source: Path, output: Path | None, sheet: Path | None) -> bool:
+def _beside(target: Path, ending: str) -> Path:
+    """Name a file beside a picture; one whose ending has no suffix gets the picture's."""
+    return target.with_name(f"{target.stem}{ending if '.' in ending else ending + target.suffix}")
+
+
+def _is_ours(path: Path, source: Path, options: GenerateOptions) -> bool:
     """Tell whether an earlier run put a file into the folder it was found in: the source."""
     if path == source:
         return False
     real, top = os.path.realpath(path), os.path.realpath(source)
-    ours = [os.path.realpath(place) for place in (output, sheet) if place is not None]
+    ours = [os.path.realpath(place) for place in (options.output, options.sheet) if place]
     below = (place for place in ours if place.startswith(top + os.sep))
     return any(real == place or real.startswith(place + os.sep) for place in below)
-
-
-def _beside(target: Path, ending: str) -> Path:
-    return target.with_name(f"{target.stem}{ending if '.' in ending else ending + target.suffix}")
 
 
 def _refuse_collisions(planned: Sequence[Outcome], sheet: Path | None) -> None:
@@ -215,15 +346,12 @@ def _refuse_collisions(planned: Sequence[Outcome], sheet: Path | None) -> None:
                 )
 
 
-def _refuse_loss(planned: Sequence[Outcome], sheet: Path | None, inputs: Sequence[Path]) -> None:
+def _refuse_loss(planned: Sequence[Outcome], options: GenerateOptions) -> None:
     """Refuse to write what is read, by whatever name."""
-    read = [item.source for item in planned if item.source not in LIVE]
-    known = {_identity(path) for path in [*read, *inputs]} - {None}
-    for path in [
-        *(p for item in planned for p in item.files.values()),
-        *([sheet] if sheet else []),
-    ]:
-        if _identity(path) in known:
+    read = [*(item.source for item in planned if item.source not in LIVE), options.compare]
+    known = {_identity(path) for path in read if path} - {None}
+    for path in [*(p for item in planned for p in item.files.values()), options.sheet]:
+        if path and _identity(path) in known:
             raise UsageError(
                 f"{path}: is read, and would be written too", hint="give another place with -o"
             )
@@ -237,53 +365,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def make_files(
-    make: MakeFaces,
-    planned: Sequence[Outcome],
-    *,
-    overwrite: bool = False,
-    skip: bool = True,
-    progress: Progress = silent,
-) -> Iterator[Outcome]:
-    """Have the planned files made, going on past sources and places that cannot be used.
-
-    Args:
-        make: makes what is planned; it is asked for nothing if all is there.
-        planned: as `plan` returns them.
-        overwrite: whether a file that is there already is replaced, instead of refused.
-        skip: whether files that are newer than their source are kept, and only others made,
-            instead of refused: for batches.
-        progress: told of each source; of what happens within it where there is only one.
-
-    Yields:
-        What became of each source, as soon as it is known, in order.
-    """
-    looked = [item if item.error else _look(item, overwrite, skip) for item in planned]
-    wanted = [item for item in looked if item.status == "planned"]
-    done = 0
-
-    def tell(part: int, parts: int, what: str) -> None:
-        if len(planned) == 1:
-            progress(part, parts, what)
-        else:
-            progress(done, len(planned), what)
-
-    products = make((item.source for item in wanted), tell) if wanted else iter(())
-    for item in looked:
-        progress(*((0, 1) if len(planned) == 1 else (done, len(planned))), item.source.name)
-        if item.status == "planned":
-            item = _made(item, products, overwrite)
-        yield item
-        done += 1
-    progress(len(planned), len(planned), "done")
-
-
-def _look(item: Outcome, overwrite: bool, skip: bool) -> Outcome:
-    """Find what of an item is there already."""
+def _look(item: Outcome, options: GenerateOptions) -> Outcome:
+    """Find what of an item is there already: a batch skips it if it is newer than its source."""
     there = [path for path in item.files.values() if os.path.lexists(path)]
-    if overwrite or not there:
+    if options.overwrite or not there:
         return item
-    if skip and item.source not in LIVE:
+    if options.is_batch and item.source not in LIVE:
         oldest = min(path.lstat().st_mtime for path in there)
         if oldest >= item.source.stat().st_mtime:
             return replace(item, status="skipped") if len(there) == len(item.files) else item
@@ -294,154 +381,7 @@ def _look(item: Outcome, overwrite: bool, skip: bool) -> Outcome:
     return replace(item, status="failed", error=error)
 
 
-def _made(item: Outcome, products: Iterator[Product | InputError], overwrite: bool) -> Outcome:
-    """Take what was made of an item, and write what is not there and up to date."""
-    started = time.perf_counter()
-    product = next(products)
-    if isinstance(product, InputError):
-        return replace(item, status="failed", error=product)
-    try:
-        for what, path in item.files.items():
-            if overwrite or not os.path.lexists(path):
-                with atomic_write(path) as file:
-                    file.write(product.contents[what])
-    except OutputError as error:
-        return replace(item, status="failed", error=error)
-    seconds = time.perf_counter() - started
-    return replace(item, status="made", clips=product.clips, seconds=seconds)
-
-
-FRAMES = 24  # of a morph, unless others are asked for
-FRAME_SECONDS = 0.06
-
-Params = Mapping[str, Any]
-FacesOf = Callable[["SpeechToFace", Iterable[Path], Progress], "Iterator[Face | InputError]"]
-
-
-def draw_and_report(
-    console: Console,
-    params: Params,
-    sources: Sequence[Path],
-    find: Find,
-    kinds: Sequence[str],
-    faces: FacesOf,
-) -> None:
-    """Make the files of each source, report them, and exit with what became of them.
-
-    Args:
-        console: to report to.
-        params: the options, by name.
-        sources: files, folders, or `STDIN`.
-        find: lists the files of a folder, and refuses what is not there.
-        kinds: of the networks that are needed.
-        faces: draws the faces of sources with them.
-    """
-    started = time.perf_counter()
-    networks = functools.cache(functools.partial(load_networks, params, kinds))
-    wanted = [name for name in ("landmarks", "embedding", "compare") if params.get(name)]
-    planned = plan_outputs(
-        sources,
-        params["output"],
-        find,
-        suffix=params["format"] and f".{params['format']}",
-        endings={name: "_embedding.npy" if name == "embedding" else f"_{name}" for name in wanted},
-        sheet=params["sheet"],
-        inputs=[params["compare"]] if params.get("compare") else [],
-    )
-    suffix = next((item.files[FACE].suffix for item in planned if item.files), "")
-    sheet = _plan_sheet(params, len(planned)) if params["sheet"] else None
-
-    def make(paths: Iterable[Path], tell: Progress) -> Iterator[Product | InputError]:
-        model = networks()
-        product = functools.partial(
-            _product, model, params, wanted, suffix, _columns(model, params)
-        )
-        drawn = faces(model, paths, tell)
-        return (f if isinstance(f, InputError) else product(f) for f in drawn)
-
-    many = is_batch(sources)
-    outcomes = []
-    with console.progress("drawing", "files" if many else "clips") as progress, ended_by_sigterm():
-        overwrite = params["overwrite"]
-        for outcome in make_files(make, planned, overwrite=overwrite, skip=many, progress=progress):
-            outcomes.append(outcome)
-            if outcome.status == "made":
-                for path in outcome.files.values():
-                    console.line(path)
-            elif outcome.status == "skipped":
-                face = outcome.files[FACE]
-                console.note(f"skipped {outcome.source}: {face} is there, and newer")
-    errors = [outcome.error for outcome in outcomes if outcome.error]
-    if errors and len(outcomes) == 1:
-        raise errors[0]
-    shown = None
-    if sheet is not None:
-        errors += _lay_out(sheet, outcomes, params)
-        if sheet.added and not any(isinstance(error, OutputError) for error in errors):
-            shown = params["sheet"]
-            console.line(shown)
-    model = networks() if networks.cache_info().currsize else None
-    _sum_up(
-        console,
-        model,
-        started,
-        sheet=shown,
-        results=[_record(outcome) for outcome in outcomes],
-    )
-    if errors:
-        console.failures(errors, len(outcomes))
-        raise typer.Exit(PARTLY_FAILED)
-
-
-def draw_morph(console: Console, params: Params, cut: Mapping[str, Any]) -> None:
-    """Animate from the face of one voice to that of another, and report it."""
-    started = time.perf_counter()
-    first, last = params["morph"]
-    n = params["frames"] or FRAMES
-    target = params["output"] or Path("morph.webp")
-    if target.is_dir():
-        target /= "morph.webp"
-    _check_new(target, params["overwrite"], (".webp",))
-    for path in (first, last):
-        if target.exists() and path.exists() and target.samefile(path):
-            raise UsageError(f"{target}: is read, and would be written too", hint="give another -o")
-    model = load_networks(params, ("voice_encoder", "face_decoder"))
-    from s2f.images import FRAME
-    from s2f.pipeline import facts
-    from s2f.visualize import animate
-
-    with console.progress("listening", "clips") as progress, ended_by_sigterm():
-        ends = [model.embed_voice(path, progress=progress, **cut) for path in (first, last)]
-    with console.progress("drawing", "frames") as progress, ended_by_sigterm():
-
-        def pictures() -> "Iterator[Image]":
-            for k, face in enumerate(model.morph(ends[0], ends[1], n)):
-                progress(k, n, target.name)
-                yield face.sized(params["size"] or FRAME)
-
-        text = facts(model.model.name, "speech of two recordings")
-        content = animate(pictures(), seconds=FRAME_SECONDS * n, text=text)
-    with atomic_write(target) as file:
-        file.write(content)
-    console.line(target)
-    _sum_up(console, model, started, sources=[first, last], morph=target, frames=n)
-
-
-def load_networks(params: Params, kinds: Sequence[str]) -> "SpeechToFace":
-    """Load the networks of some kinds, as the options of a command say it."""
-    from s2f.checkpoint import KINDS, choose
-
-    files = given(**{kind: params.get(kind) for kind in KINDS})
-    # Checks the files while torch is imported, which takes longer.
-    choice = choose(params["model"] or "demo", kinds, files=files)
-    with lasting_imports():
-        from s2f.pipeline import SpeechToFace
-    keep_memory(largest=2**27, spare=2**27)
-
-    return SpeechToFace.load(choice, device=params["device"], precision=params["precision"])
-
-
-def _check_new(path: Path, overwrite: bool, suffixes: Sequence[str]) -> None:
+def _check_new(path: Path, options: GenerateOptions, suffixes: Sequence[str]) -> None:
     """Make sure that a file may be written.
 
     Raises:
@@ -453,114 +393,203 @@ def _check_new(path: Path, overwrite: bool, suffixes: Sequence[str]) -> None:
         raise UsageError(
             f"{path}: does not end in {' or '.join(suffixes)}", hint="give it such a name"
         )
-    if not overwrite and path.exists():
+    if not options.overwrite and path.exists():
         raise UsageError(
             f"{path}: exists already", hint="give --overwrite to replace it, or another name"
         )
 
 
-def _columns(model: "SpeechToFace", params: Params) -> list[Any]:
+def load_model(options: GenerateOptions) -> "SpeechToFace":
+    """Load the networks that the options need.
+
+    Raises:
+        CheckpointError, DeviceError, UsageError: as `SpeechToFace.load`.
+    """
+    kinds = ["face_encoder" if options.photos else "voice_encoder", "face_decoder"]
+    if options.compare:
+        kinds.append("face_encoder")
+    own = {
+        "voice_encoder": options.voice_encoder,
+        "face_encoder": options.face_encoder,
+        "face_decoder": options.face_decoder,
+    }
+    files = {kind: path for kind, path in own.items() if path}
+    gc.disable()  # of torch nothing is garbage: to look for it, now and in the end, takes 0.3 s
+    from s2f.pipeline import SpeechToFace
+
+    gc.enable()
+    gc.freeze()
+    device, precision = options.device, options.precision
+    name = options.model or "demo"
+    return SpeechToFace.load(name, device=device, precision=precision, kinds=kinds, files=files)
+
+
+def _columns(model: "SpeechToFace", options: GenerateOptions) -> "Columns":
     """The columns of `--compare` that all its sheets share: the photo, and the face from it."""
-    if not params.get("compare"):
+    if not options.compare:
         return []
-    from PIL import Image
+    from PIL.Image import Resampling
 
     from s2f.face_detection import open_face
-    from s2f.images import FRAME
 
-    photo = open_face(params["compare"], align=params["align"], detector=params["detector"])
-    face = model.reconstruct(photo, align=False)
-    size = params["size"] or FRAME
-    photo = photo.resize((size, size), Image.Resampling.LANCZOS)
-    return [("photo", photo), ("from the photo", face.sized(size))]
+    photo = open_face(options.compare, **options.framing)
+    face = _sized(model.reconstruct(photo, align=False), options)
+    photo = photo.resize(face.size, Resampling.LANCZOS)
+    return [("photo", photo), ("from the photo", face)]
 
 
-def _product(
+def _draw(
     model: "SpeechToFace",
-    params: Params,
-    wanted: Sequence[str],
-    suffix: str,
-    columns: Sequence[Any],
-    face: "Face",
-) -> Product:
-    """Encode all that is wanted of a face."""
-    from s2f.images import FRAME, encode
-    from s2f.pipeline import facts
-    from s2f.visualize import side_by_side
-
-    size = params["size"] or FRAME
-    contents = {FACE: face.encoded(suffix, size=size)}
-    if "landmarks" in wanted:
-        contents["landmarks"] = face.encoded(suffix, size=size, overlay=True)
-    if "embedding" in wanted:
-        contents["embedding"] = face.encoded_embedding()
-    if "side_by_side" in wanted:
-        sheet = side_by_side([*columns, ("from the voice", face.sized(size))])
-        contents["side_by_side"] = encode(
-            sheet, suffix, facts(model.model.name, "speech and a photo")
-        )
-    return Product(contents, face.clips)
+    sources: Sequence[Path],
+    options: GenerateOptions,
+    progress: Progress,
+    note: Callable[[str], object],
+) -> "Iterator[Face | InputError]":
+    """Draw the face of each source, or say what is wrong with it."""
+    opened = [_opened(source, options, progress, note) for source in sources]
+    if options.photos:
+        return model.reconstruct_all(opened, progress=progress, **options.framing)
+    return model.generate_all(opened, progress=progress, **options.part)
 
 
-def _plan_sheet(params: Params, n: int) -> "ContactSheet":
+def _opened(
+    source: Path, options: GenerateOptions, progress: Progress, note: Callable[[str], object]
+) -> Any:
+    """Give what is read for a source: standard input, the microphone, or the file itself."""
+    if source == STDIN:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed", hint="pipe something into it")
+        return sys.stdin.buffer
+    if options.record is None:
+        return source
+    from s2f.audio import record
+
+    told: list[str] = []
+
+    def tell(done: int, total: int, what: str) -> None:
+        if not told:  # by now it does record
+            note(f"{what}, {options.record:g} s: speak now")
+        told.append(what)
+        progress(done, total, what)
+
+    return record(options.record, progress=tell)
+
+
+def _make(
+    item: Outcome,
+    faces: "Iterator[Face | InputError]",
+    options: GenerateOptions,
+    columns: "Columns",
+) -> Outcome:
+    """Draw the face of an item, and write what is not there and up to date."""
+    started = time.perf_counter()
+    face = next(faces)
+    if isinstance(face, InputError):
+        return replace(item, status="failed", error=face)
+    try:
+        for what, path in item.files.items():
+            if options.overwrite or not os.path.lexists(path):
+                content = _encoded(face, what, path.suffix, options, columns)
+                with atomic_write(path) as file:
+                    file.write(content)
+    except OutputError as error:
+        return replace(item, status="failed", error=error)
+    seconds = time.perf_counter() - started
+    return replace(item, status="made", clips=face.clips, seconds=seconds)
+
+
+def _encoded(
+    face: "Face", what: str, suffix: str, options: GenerateOptions, columns: "Columns"
+) -> bytes:
+    """Encode one of the files of a face."""
+    if what == "embedding":
+        return face.encoded_embedding()
+    if what == "compare":
+        from s2f.images import encode
+        from s2f.pipeline import provenance
+        from s2f.visualize import side_by_side
+
+        shown = side_by_side([*columns, ("from the voice", _sized(face, options))])
+        return encode(shown, suffix, provenance(face.model, "speech and a photo"))
+    size = options.size or face.image.width
+    return face.encoded(suffix, size=size, overlay=what == "landmarks")
+
+
+def _sized(face: "Face", options: GenerateOptions) -> "Image":
+    return face.sized(options.size or face.image.width)
+
+
+def _plan_sheet(options: GenerateOptions, n: int) -> "ContactSheet":
     from s2f.visualize import ContactSheet
 
-    _check_new(params["sheet"], params["overwrite"], PICTURES)
+    assert options.sheet
+    _check_new(options.sheet, options, PICTURES)
     return ContactSheet(n)
 
 
-def _lay_out(sheet: "ContactSheet", outcomes: Sequence[Outcome], params: Params) -> list[S2FError]:
-    """Lay all faces that there are on the sheet, and write it; return what cannot be read."""
+def _write_sheet(
+    sheet: "ContactSheet", done: Sequence[Outcome], options: GenerateOptions
+) -> list[S2FError]:
+    """Lay all faces that there are on the sheet, and write it; return what went wrong."""
     from s2f.images import encode, open_photo
-    from s2f.pipeline import facts
+    from s2f.pipeline import provenance
 
-    path, folder = params["sheet"], params["output"] or Path()
-    faces = [outcome.files[FACE] for outcome in outcomes if outcome.status in ("made", "skipped")]
+    assert options.sheet
+    folder = options.output or Path()
     errors: list[S2FError] = []
-    for face in faces:
+    for face in (item.files[FACE] for item in done if item.status in ("made", "skipped")):
         name = face.relative_to(folder) if folder in face.parents else Path(face.name)
         try:
             sheet.add(str(name.with_suffix("")), open_photo(face))
         except InputError as error:
             errors.append(error)
-    text = facts(params["model"] or "demo", "speech or photos")
+    text = provenance(options.model or "demo", "speech or photos")
     try:
         if sheet.added:
-            with atomic_write(path) as file:
-                file.write(encode(sheet.image(), path.suffix, text))
+            with atomic_write(options.sheet) as file:
+                file.write(encode(sheet.image(), options.sheet.suffix, text))
     except OutputError as error:
         errors.append(error)
     return errors
 
 
-def _sum_up(
-    console: Console, model: "SpeechToFace | None", started: float, **record: object
-) -> None:
-    """Print what was made as JSON, if that was asked for."""
-    checkpoints = model.model.checkpoints if model else {}
-    console.summary(
-        {
-            "s2f": s2f.__version__,
-            "model": model
-            and {
-                "name": model.model.name,
-                "device": str(model.device),
-                "precision": model.precision,
-                "cards": {kind: dataclasses.asdict(c.card) for kind, c in checkpoints.items()},
-            },
-            "seconds": round(time.perf_counter() - started, 3),
-            **record,
-        },
+def run_morph(options: GenerateOptions, *, progress: Progress = silent) -> Ending:
+    """Animate from the face of one voice to that of another, as an animated WebP.
+
+    Args:
+        options: with a `morph`.
+        progress: told of each clip that is heard, then of each frame.
+
+    Raises:
+        UsageError: if the animation is there already, is one of the recordings, or no .webp.
+        AudioError: as `SpeechToFace.embed_voice`.
+        CheckpointError, DeviceError, OutputError: as `run`.
+    """
+    started = time.perf_counter()
+    assert options.morph
+    _check(options)
+    target = options.output or Path("morph.webp")
+    if target.is_dir():
+        target /= "morph.webp"
+    _check_new(target, options, (".webp",))
+    if _identity(target) in {_identity(path) for path in options.morph} - {None}:
+        raise UsageError(f"{target}: is read, and would be written too", hint="give another -o")
+    model = load_model(options)
+    from s2f.pipeline import provenance
+    from s2f.visualize import animate
+
+    first, last = (
+        model.embed_voice(path, progress=progress, **options.part) for path in options.morph
     )
+    n = options.frames or FRAMES
 
+    def pictures() -> "Iterator[Image]":
+        for k, face in enumerate(model.morph(first, last, n)):
+            progress(k, n, target.name)
+            yield _sized(face, options)
 
-def _record(outcome: Outcome) -> dict[str, object]:
-    error = outcome.error
-    return {
-        "source": outcome.source,
-        **{name: outcome.files.get(name) for name in (FACE, "landmarks", "embedding", "compare")},
-        "status": outcome.status,
-        "clips": outcome.clips,
-        "seconds": round(outcome.seconds, 3),
-        "error": error and described(error),
-    }
+    text = provenance(model.model.name, "speech of two recordings")
+    content = animate(pictures(), seconds=FRAME_SECONDS * n, text=text)
+    with atomic_write(target) as file:
+        file.write(content)
+    return Ending(time.perf_counter() - started, model, target)

@@ -1,12 +1,13 @@
-"""What the commands share: how they speak, their options in common, and small mechanics.
+"""What the commands share: how they speak, their options in common, and how these are gathered.
 
-An option that one command or one group of commands has lives with it; here are those of several.
+An option that one command has lives with it; here are those of several.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -17,6 +18,7 @@ PARTLY_FAILED, INTERRUPTED = 6, 130  # exit codes that no error has
 Panel = Literal["Input", "Model", "Training", "Run", "Output"]
 Command = Callable[..., None]
 GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown"}  # of commands
+Job = TypeVar("Job")
 
 
 def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
@@ -37,14 +39,20 @@ def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
     return console
 
 
-def examples(*commands: str) -> str:
-    """Make an epilog; blank lines keep markdown from joining the commands."""
-    return "\n\n".join(["Examples:", *(f"`{command}`" for command in commands)])
+def gather(ctx: typer.Context, job: type[Job], **more: Any) -> Job:
+    """Make the dataclass that a job takes of the command's options of the same names."""
+    names = {field.name for field in dataclasses.fields(job)}  # type: ignore[arg-type]
+    return job(**{name: value for name, value in ctx.params.items() if name in names}, **more)
 
 
 def given(**options: object) -> dict[str, Any]:
     """Keep the options that were given; the function that gets them has its own defaults."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def examples(*commands: str) -> str:
+    """Make an epilog; blank lines keep markdown from joining the commands."""
+    return "\n\n".join(["Examples:", *(f"`{command}`" for command in commands)])
 
 
 def option(panel: Panel, help: str, *names: str, **settings: Any) -> Any:
@@ -72,6 +80,7 @@ def sharing(shared: Callable[..., None]) -> Callable[[Command], Command]:
 
 JsonOpt = Annotated[bool, option("Output", "Print one JSON object, errors too.", "--json")]
 QuietOpt = Annotated[bool, option("Output", "Print results and errors only.", "--quiet", "-q")]
+OverwriteOpt = Annotated[bool, option("Output", "Replace files that are there.", "--overwrite")]
 DeviceOpt = Annotated[str, option("Run", "auto (default), cpu, cuda, cuda:N or mps.", "--device")]
 SeedOpt = Annotated[int | None, option("Run", "Of everything random.", "--seed", min=0)]
 WorkersOpt = Annotated[

@@ -1,11 +1,9 @@
-"""A generated face, and how it is written: as a picture that says what made it, and as an array.
-
-Recordings -> embeddings, whose clips share batches whosever they are.
-
-A face from speech, and a face from a photo.
+"""The networks of one model at work: speech or a photo in, a face out.
 
 recording -> clips -> spectrograms -> voice encoder -> mean embedding -> face decoder -> face
 photo     -> face encoder                           -> embedding      -> face decoder -> face
+
+Knows nothing of batches of files, of what they are called, or of the command line.
 """
 
 import io
@@ -13,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -22,18 +20,50 @@ from PIL import Image
 from torch import Tensor
 
 import s2f
-from s2f import landmarks
 from s2f.audio import FloatArray, Waveform, read_speech
-from s2f.checkpoint import KINDS, AnyVoiceEncoder, Checkpoint, Choice, Model, choose, load_model
+from s2f.checkpoint import KINDS, Checkpoint, Choice, Model, choose, load_model
 from s2f.console import Progress, silent
 from s2f.device import check_precision, choose_device, computing, one_thread
 from s2f.errors import CheckpointError, InputError, UsageError
 from s2f.face_decoder import FaceDecoder, draw_faces
-from s2f.face_detection import PhotoSource, open_face
-from s2f.face_encoder import FaceEncoder
 from s2f.files import atomic_write
 from s2f.images import FRAME, called, encode, fit_frame, to_image
+from s2f.landmarks import draw_landmarks
 from s2f.spectrogram import FrontEnd, spectrogram
+
+if TYPE_CHECKING:
+    from s2f.face_detection import PhotoSource
+
+BATCH = 16  # clips that a GPU embeds together; a CPU is quickest with one
+Embedding = NDArray[np.float32]
+SpeechSource = str | Path | BinaryIO | Waveform | tuple[NDArray[Any], int]
+
+
+class Part(TypedDict, total=False):
+    """Which part of a recording is heard, as `audio.read_speech` takes it.
+
+    Attributes:
+        start: where it starts, seconds; by default at the beginning.
+        duration: of it, seconds; by default to the end.
+        trim_silence: dB; silence at both ends that is further below the loudest is left out.
+    """
+
+    start: float
+    duration: float | None
+    trim_silence: float | None
+
+
+class Framing(TypedDict, total=False):
+    """How the face in a photo is found.
+
+    Attributes:
+        align: whether the largest face is found, and framed as training's faces are (default).
+            Otherwise the photo is framed already.
+        detector: that finds it: `dlib` or `face-alignment`; by default the one that is there.
+    """
+
+    align: bool
+    detector: str | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +81,7 @@ class Face:
 
     image: Image.Image
     landmarks: NDArray[np.float32]
-    embedding: NDArray[np.float32]
+    embedding: Embedding
     source: str
     clips: int
     model: str
@@ -78,8 +108,8 @@ class Face:
         image = self.sized(size)
         if overlay:
             scale = size / self.image.width
-            image = landmarks.draw_landmarks(image, (self.landmarks + 0.5) * scale - 0.5)
-        return encode(image, suffix, facts(self.model, self.source))
+            image = draw_landmarks(image, (self.landmarks + 0.5) * scale - 0.5)
+        return encode(image, suffix, provenance(self.model, self.source))
 
     def sized(self, size: int) -> Image.Image:
         """Resize the image to `size` pixels a side."""
@@ -94,7 +124,7 @@ class Face:
         return buffer.getvalue()
 
 
-def facts(model: str, source: str) -> dict[str, str]:
+def provenance(model: str, source: str) -> dict[str, str]:
     """Say in a picture's metadata what made it, and what it is not."""
     return {
         "Software": f"s2f {s2f.__version__}",
@@ -102,10 +132,6 @@ def facts(model: str, source: str) -> dict[str, str]:
         "Source": f"made from {source}",
         "Comment": "Synthetic face: an average impression, not the likeness of a person.",
     }
-
-
-SpeechSource = str | Path | BinaryIO | Waveform | tuple[NDArray[Any], int]
-BATCH = 16  # clips, on a GPU
 
 
 @dataclass
@@ -116,125 +142,18 @@ class Embedded:
         clips: of speech, whose embeddings are averaged.
         error: why it has none; None if all went well.
         total: sum of the embeddings [d] of the clips that are embedded.
-        waiting: clips that are not yet.
-        is_read: whether all its clips are known.
+        waiting: clips that are read and not yet embedded.
     """
 
     clips: int = 0
     error: InputError | None = None
     total: NDArray[np.float64] | float = 0.0
     waiting: int = 0
-    is_read: bool = False
 
     @property
-    def is_done(self) -> bool:
-        """Whether nothing is missing."""
-        return self.is_read and (self.error is not None or not self.waiting)
-
-    @property
-    def embedding(self) -> NDArray[np.float32]:
+    def embedding(self) -> Embedding:
         """The mean of its clips' embeddings, [d]."""
         return np.asarray(self.total / self.clips, np.float32)
-
-
-@dataclass(frozen=True)
-class VoiceEmbedder:
-    """A voice encoder and its front end, ready for recordings of any length.
-
-    The embedding of a recording has the same bits whatever else is embedded, and however many
-    threads there are.
-
-    Attributes:
-        batch_size: clips that are embedded together. A CPU is quickest with one.
-    """
-
-    encoder: AnyVoiceEncoder
-    front_end: FrontEnd
-    device: torch.device
-    precision: str = "fp32"
-    batch_size: int = BATCH
-
-    def embed(
-        self,
-        recordings: Iterable[SpeechSource],
-        *,
-        start: float = 0.0,
-        duration: float | None = None,
-        trim_silence: float | None = None,
-        progress: Progress = silent,
-    ) -> Iterator[Embedded]:
-        """Embed recordings, reading as many as fill a batch.
-
-        Args:
-            recordings: files, binary streams, or samples [n] or [n c] and their rate.
-            start: of the part of each that is wanted, seconds.
-            duration: of that part, seconds.
-            trim_silence: as `audio.read_speech` takes it.
-            progress: told of each clip of a recording.
-
-        Yields:
-            What became of each, in order, as soon as its clips are embedded.
-
-        Raises:
-            UsageError: as `audio.read_speech`, and for what is no recording.
-        """
-        unfinished: deque[Embedded] = deque()
-        batch: list[tuple[Embedded, FloatArray]] = []
-        for recording in recordings:
-            item = Embedded()
-            unfinished.append(item)
-            try:
-                speech = read_speech(
-                    _source(recording), start=start, duration=duration, trim_silence=trim_silence
-                )
-                n_clips = speech.n_clips(self.front_end.clip_samples)
-                for clip in speech.clips(self.front_end.clip_samples):
-                    progress(item.clips, n_clips, speech.name)
-                    item.clips += 1
-                    item.waiting += 1
-                    batch.append((item, clip))
-                    if len(batch) == self.batch_size:
-                        self._embed(batch)
-            except InputError as error:
-                item.error = error
-            item.is_read = True
-            while unfinished and unfinished[0].is_done:
-                yield unfinished.popleft()
-        if batch:
-            self._embed(batch)
-        yield from unfinished
-
-    def _embed(self, batch: list[tuple[Embedded, FloatArray]]) -> None:
-        """Embed the clips of a batch, which is empty afterwards."""
-        with computing(self.device):
-            waveforms = torch.from_numpy(np.stack([clip for _, clip in batch])).to(self.device)
-            # Batches of one size are computed in one way, whoever shares them.
-            fill = self.batch_size - len(batch)
-            waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, fill))
-            with one_thread():  # several would share the sums of the transform
-                spectrograms = spectrogram(waveforms, self.front_end)
-        with computing(self.device, self.precision):
-            embeddings = self.encoder(spectrograms)[: len(batch)].cpu().double().numpy()
-        for (item, _), embedding in zip(batch, embeddings, strict=True):
-            item.total = item.total + embedding
-            item.waiting -= 1
-        batch.clear()
-
-
-def _source(speech: SpeechSource) -> Path | BinaryIO | Waveform:
-    if isinstance(speech, str):
-        return Path(speech)
-    if isinstance(speech, tuple) and len(speech) == 2:
-        return Waveform(*speech)
-    if isinstance(speech, Path) or hasattr(speech, "read"):
-        return speech
-    raise UsageError(
-        f"speech cannot be read from {type(speech).__name__}",
-        hint="give a path, a binary stream, or Waveform(samples, rate)",
-    )
-
-
-Embedding = NDArray[np.float32]
 
 
 class SpeechToFace:
@@ -260,6 +179,7 @@ class SpeechToFace:
         model: its checkpoints, by kind.
         device: that it runs on.
         precision: `fp32`, `bf16` or `fp16`, that its networks compute in where that is safe.
+        batch_size: clips that are embedded together, whosever they are.
     """
 
     def __init__(self, model: Model, device: torch.device, precision: str | None = None) -> None:
@@ -267,6 +187,7 @@ class SpeechToFace:
         networks = [checkpoint.network.to(device) for checkpoint in model.checkpoints.values()]
         half = any(p.dtype == torch.float16 for network in networks for p in network.parameters())
         self.precision = precision or ("fp16" if half else "fp32")
+        self.batch_size = BATCH if device.type == "cuda" else 1
         if device.type == "cpu":
             for network in networks:  # the order of maps in memory that convolutions like
                 network.to(memory_format=torch.channels_last)
@@ -304,98 +225,124 @@ class SpeechToFace:
         return cls(load_model(model, keep_half=keep_half), chosen, precision)
 
     def generate(
-        self,
-        speech: SpeechSource,
-        *,
-        start: float = 0.0,
-        duration: float | None = None,
-        trim_silence: float | None = None,
-        progress: Progress = silent,
+        self, speech: SpeechSource, *, progress: Progress = silent, **part: Unpack[Part]
     ) -> Face:
         """Generate the face that the speech in a recording suggests.
 
-        Longer recordings are cut into clips, and the embeddings of the clips averaged. They are
-        read as they are needed: hours take no more memory than a minute.
+        Longer recordings are cut into clips, and the embeddings of the clips averaged.
 
         Args:
             speech: a file, a binary stream, or a `Waveform`: samples [n] or [n c], and their rate.
-            start: where the speech starts in it, seconds.
-            duration: of the speech, seconds; by default to the end.
-            trim_silence: dB; silence at both ends that is further below the loudest is left out.
             progress: told of each clip.
+            **part: `start`, `duration` and `trim_silence`, as `Part` has them.
 
         Raises:
             AudioError: if the recording cannot be read or holds no usable speech.
             UsageError: if `start` or `duration` are no times.
         """
-        (face,) = self.generate_all(
-            [speech], start=start, duration=duration, trim_silence=trim_silence, progress=progress
-        )
+        (face,) = self.generate_all([speech], progress=progress, **part)
         if isinstance(face, InputError):
             raise face
         return face
 
     def generate_all(
-        self,
-        speeches: Iterable[SpeechSource],
-        *,
-        start: float = 0.0,
-        duration: float | None = None,
-        trim_silence: float | None = None,
-        progress: Progress = silent,
+        self, speeches: Iterable[SpeechSource], *, progress: Progress = silent, **part: Unpack[Part]
     ) -> Iterator[Face | InputError]:
-        """Generate the faces of many recordings, whose clips share batches.
-
-        Args:
-            speeches: as `generate` takes them.
-            start: of the part of each that is wanted, seconds.
-            duration: of that part, seconds.
-            trim_silence: as `generate` takes it.
-            progress: told of each clip of a recording.
+        """Generate the faces of many recordings, whose clips share batches; as `generate`.
 
         Yields:
             The face, or what is wrong with the recording, in order.
-
-        Raises:
-            UsageError: as `generate`.
         """
-        for embedded in self.voice_embedder().embed(
-            speeches, start=start, duration=duration, trim_silence=trim_silence, progress=progress
-        ):
+        for embedded in self.embed_voices(speeches, progress=progress, **part):
             yield embedded.error or self._draw(embedded.embedding, "speech", embedded.clips)
 
-    def reconstruct(
-        self, photo: PhotoSource, *, align: bool = True, detector: str | None = None
-    ) -> Face:
+    def embed_voice(
+        self, speech: SpeechSource, *, progress: Progress = silent, **part: Unpack[Part]
+    ) -> Embedding:
+        """Embed speech, [d]: as `generate`, without the drawing."""
+        (embedded,) = self.embed_voices([speech], progress=progress, **part)
+        if embedded.error:
+            raise embedded.error
+        return embedded.embedding
+
+    def embed_voices(
+        self, speeches: Iterable[SpeechSource], *, progress: Progress = silent, **part: Unpack[Part]
+    ) -> Iterator[Embedded]:
+        """Embed recordings, reading as many as fill a batch.
+
+        The embedding of a recording has the same bits whatever else is embedded.
+
+        Args:
+            speeches: as `generate` takes them.
+            progress: told of each clip of a recording.
+            **part: as `generate` takes it.
+
+        Yields:
+            What became of each, in order, as soon as its clips are embedded.
+
+        Raises:
+            UsageError: for a part that cannot be, and for what is no recording.
+        """
+        clip_samples = self.front_end.clip_samples
+        unfinished: deque[Embedded] = deque()
+        batch: list[tuple[Embedded, FloatArray]] = []
+        for source in speeches:
+            item = Embedded()
+            unfinished.append(item)
+            try:
+                speech = read_speech(_recording(source), **part)
+                n_clips = speech.n_clips(clip_samples)
+                for clip in speech.clips(clip_samples):
+                    progress(item.clips, n_clips, speech.name)
+                    item.clips += 1
+                    item.waiting += 1
+                    batch.append((item, clip))
+                    if len(batch) == self.batch_size:
+                        self._embed(batch)
+            except InputError as error:
+                item.error = error
+            while unfinished and (unfinished[0].error or not unfinished[0].waiting):
+                yield unfinished.popleft()
+        if batch:
+            self._embed(batch)
+        yield from unfinished
+
+    def _embed(self, batch: list[tuple[Embedded, FloatArray]]) -> None:
+        """Embed the clips of a batch, which is empty afterwards."""
+        encoder, front_end = self._checkpoint("voice_encoder").network, self.front_end
+        waveforms = torch.from_numpy(np.stack([clip for _, clip in batch])).to(self.device)
+        # Batches of one size are computed in one way, whoever shares them.
+        waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, self.batch_size - len(batch)))
+        with one_thread(), computing(self.device):  # threads would share the transform's sums
+            spectrograms = spectrogram(waveforms, front_end)
+        with computing(self.device, self.precision):
+            embeddings = encoder(spectrograms)[: len(batch)].cpu().double().numpy()
+        for (item, _), embedding in zip(batch, embeddings, strict=True):
+            item.total = item.total + embedding
+            item.waiting -= 1
+        batch.clear()
+
+    def reconstruct(self, photo: "PhotoSource", **framing: Unpack[Framing]) -> Face:
         """Draw the face of a photo from its embedding.
 
         Args:
             photo: a file, a binary stream, an image, or an array [h w 3] of RGB.
-            align: whether its largest face is found, and framed as training's faces are. Otherwise
-
-            detector: that finds it: `dlib` or `face-alignment`; by default the one that is there.
+            **framing: `align` and `detector`, as `Framing` has them.
 
         Raises:
             ImageError: if the photo cannot be read, or no face is found.
             DependencyError: if no detector is installed.
         """
-        return self._draw(self.embed_face(photo, align=align, detector=detector), "a photo", 0)
+        return self._draw(self.embed_face(photo, **framing), "a photo", 0)
 
     def reconstruct_all(
         self,
-        photos: Iterable[PhotoSource],
+        photos: Iterable["PhotoSource"],
         *,
-        align: bool = True,
-        detector: str | None = None,
         progress: Progress = silent,
+        **framing: Unpack[Framing],
     ) -> Iterator[Face | InputError]:
-        """Draw the faces of many photos.
-
-        Args:
-            photos: as `reconstruct` takes them.
-            align: as `reconstruct` takes it.
-            detector: likewise.
-            progress: told of each photo.
+        """Draw the faces of many photos; as `reconstruct`.
 
         Yields:
             The face, or what is wrong with the photo, in order.
@@ -403,42 +350,18 @@ class SpeechToFace:
         for photo in photos:
             progress(0, 1, photo if isinstance(photo, str) else called(photo))
             try:
-                yield self.reconstruct(photo, align=align, detector=detector)
+                yield self.reconstruct(photo, **framing)
             except InputError as error:
                 yield error
 
-    def embed_voice(
-        self,
-        speech: SpeechSource,
-        *,
-        start: float = 0.0,
-        duration: float | None = None,
-        trim_silence: float | None = None,
-        progress: Progress = silent,
-    ) -> Embedding:
-        """Embed speech, [d]: as `generate`, without the drawing.
+    def embed_face(self, photo: "PhotoSource", **framing: Unpack[Framing]) -> Embedding:
+        """Embed the face of a photo, [d]: as `reconstruct`, without the drawing."""
+        from s2f.face_detection import open_face
+        from s2f.face_encoder import FaceEncoder
 
-        Raises:
-            AudioError, UsageError: as `generate`.
-        """
-        (embedded,) = self.voice_embedder().embed(
-            [speech], start=start, duration=duration, trim_silence=trim_silence, progress=progress
-        )
-        if embedded.error:
-            raise embedded.error
-        return embedded.embedding
-
-    def embed_face(
-        self, photo: PhotoSource, *, align: bool = True, detector: str | None = None
-    ) -> Embedding:
-        """Embed the face of a photo, [d]: as `reconstruct`, without the drawing.
-
-        Raises:
-            ImageError, DependencyError: as `reconstruct`.
-        """
         encoder = self._checkpoint("face_encoder").network
         assert isinstance(encoder, FaceEncoder)
-        framed = open_face(photo, align=align, detector=detector, device=str(self.device))
+        framed = open_face(photo, device=str(self.device), **framing)
         pixels = fit_frame(framed, encoder.preprocessing.fit)
         with one_thread(), computing(self.device, self.precision):  # as in `_draw`
             embedding: Tensor = encoder(pixels[None].to(self.device).float() / 255)[0]
@@ -464,6 +387,17 @@ class SpeechToFace:
         for share in np.linspace(0, 1, frames, dtype=np.float32):
             yield self.decode((1 - share) * a + share * b)
 
+    @property
+    def front_end(self) -> FrontEnd:
+        """What its voice encoder hears with.
+
+        Raises:
+            UsageError: if that was not loaded.
+        """
+        checkpoint = self._checkpoint("voice_encoder")
+        assert checkpoint.front_end
+        return checkpoint.front_end
+
     def _checkpoint(self, kind: str) -> Checkpoint:
         if kind not in self.model.checkpoints:
             raise UsageError(f"the {kind} was not loaded", hint=f"give {kind!r} to load's kinds")
@@ -484,18 +418,6 @@ class SpeechToFace:
             )
         return vector
 
-    def voice_embedder(self) -> VoiceEmbedder:
-        """The voice encoder with its front end: what embeds recordings.
-
-        Raises:
-            UsageError: if it was not loaded.
-        """
-        checkpoint = self._checkpoint("voice_encoder")
-        assert isinstance(checkpoint.network, AnyVoiceEncoder) and checkpoint.front_end
-        size = BATCH if self.device.type == "cuda" else 1
-        network, front_end = checkpoint.network, checkpoint.front_end
-        return VoiceEmbedder(network, front_end, self.device, self.precision, size)
-
     def _draw(self, embedding: Embedding, source: str, clips: int) -> Face:
         decoder = self._decoder()
         if not np.isfinite(embedding).all():  # half precision has no large numbers
@@ -508,3 +430,16 @@ class SpeechToFace:
             points, faces = draw_faces(decoder, vector[None])
             marks: NDArray[np.float32] = decoder.landmarks_68(points)[0].cpu().numpy()
             return Face(to_image(faces[0]), marks, embedding, source, clips, self.model.name)
+
+
+def _recording(speech: SpeechSource) -> Path | BinaryIO | Waveform:
+    if isinstance(speech, str):
+        return Path(speech)
+    if isinstance(speech, tuple) and len(speech) == 2:
+        return Waveform(*speech)
+    if isinstance(speech, Path) or hasattr(speech, "read"):
+        return speech
+    raise UsageError(
+        f"speech cannot be read from {type(speech).__name__}",
+        hint="give a path, a binary stream, or Waveform(samples, rate)",
+    )
