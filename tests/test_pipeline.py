@@ -1,24 +1,45 @@
-"""Faces from speech and photos, through the Python interface, with tiny networks."""
+"""Faces from speech and photos through the Python interface, with tiny networks."""
 
 import dataclasses
 import doctest
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import FRONT_END, noise, write_speech
-from PIL import Image
+from conftest import FRONT_END, noise, some_landmarks, write_speech
+from PIL import ExifTags, Image
 
 import s2f.pipeline
-from s2f import Face, SpeechToFace, Waveform, audio
+from s2f import Face, SpeechToFace, Waveform
+from s2f.audio import SAMPLE_RATE, clips, read_speech
 from s2f.checkpoint import choose, load_model
-from s2f.errors import AudioError, CheckpointError, DeviceError, ImageError, UsageError
-from s2f.face_detection import open_face
+from s2f.errors import (
+    AudioError,
+    CheckpointError,
+    DeviceError,
+    ImageError,
+    InputError,
+    OutputError,
+    UsageError,
+)
+from s2f.spectrogram import spectrogram
 
 REPOSITORY = Path(__file__).parents[1]
+EXAMPLE = REPOSITORY / "examples/speech.wav"
+RNG = np.random.default_rng(0)
+SMOOTH = RNG.integers(0, 256, (7, 7, 3), dtype=np.uint8)
+FACE = Face(
+    Image.fromarray(SMOOTH).resize((224, 224), Image.Resampling.BICUBIC),
+    some_landmarks(),
+    RNG.standard_normal(8).astype(np.float32),
+    "speech",
+    2,
+    "tiny",
+)
 
 
 @pytest.fixture
@@ -26,8 +47,63 @@ def model(bundled: Path) -> SpeechToFace:
     return SpeechToFace.load(device="cpu")
 
 
+@pytest.fixture(scope="module")
+def demo() -> SpeechToFace:
+    """The bundled model itself. Not to be changed."""
+    return SpeechToFace.load(device="cpu")
+
+
 def pixels(face: Face) -> bytes:
     return face.image.tobytes()
+
+
+def values(face: Face) -> np.ndarray:
+    return np.asarray(face.image, np.int16)
+
+
+@pytest.mark.parametrize(("suffix", "form"), [(".png", "PNG"), (".jpg", "JPEG"), (".webp", "WEBP")])
+def test_a_face_is_a_picture_that_says_what_it_is(suffix: str, form: str) -> None:
+    with Image.open(io.BytesIO(FACE.encoded(suffix))) as picture:
+        assert (picture.format, picture.mode, picture.size) == (form, "RGB", (224, 224))
+        difference = np.asarray(picture, np.int16) - np.asarray(FACE.image, np.int16)
+        said = " ".join(str(v) for v in (*picture.info.values(), *picture.getexif().values()))
+        software = picture.getexif().get(ExifTags.Base.Software, picture.info.get("Software"))
+    assert np.abs(difference).mean() < 3
+    for words in ("tiny", "made from speech", "not the likeness of a person"):
+        assert words in said
+    assert str(software).startswith("s2f ")
+
+
+def test_the_same_face_gives_the_same_bytes() -> None:
+    for suffix in (".png", ".jpg", ".webp"):
+        assert FACE.encoded(suffix) == FACE.encoded(suffix)
+
+
+def test_the_overlay_scales_with_the_picture() -> None:
+    with Image.open(io.BytesIO(FACE.encoded(size=448, overlay=True))) as overlay:
+        assert overlay.size == (448, 448)
+        x, y = np.rint((FACE.landmarks[30] + 0.5) * 2 - 0.5).astype(int)
+        assert overlay.getpixel((int(x), int(y))) == (255, 80, 60)
+
+
+def test_the_embedding_is_an_array_in_a_file() -> None:
+    read = np.load(io.BytesIO(FACE.encoded_embedding()))
+    np.testing.assert_array_equal(read, FACE.embedding, strict=True)
+
+
+def test_a_face_is_saved_by_its_suffix(tmp_path: Path) -> None:
+    FACE.save(tmp_path / "new/a.webp", size=64)
+    with Image.open(tmp_path / "new/a.webp") as picture:
+        assert (picture.format, picture.size) == ("WEBP", (64, 64))
+
+
+def test_what_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        FACE.save(tmp_path / "file/a.png")
+    with pytest.raises(UsageError, match="gif"):
+        FACE.save(tmp_path / "a.gif")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_speech_gives_a_face(model: SpeechToFace, speech: Path) -> None:
@@ -55,11 +131,11 @@ def test_a_face_comes_in_two_steps_as_in_one(
 
 def test_speech_may_be_a_file_a_stream_or_an_array(model: SpeechToFace, tmp_path: Path) -> None:
     samples = noise(2)
-    soundfile.write(tmp_path / "a.wav", samples, audio.SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
     wanted = model.generate(tmp_path / "a.wav").embedding
     with (tmp_path / "a.wav").open("rb") as stream:
         np.testing.assert_array_equal(model.generate(stream).embedding, wanted)
-    array = Waveform(samples, audio.SAMPLE_RATE)
+    array = Waveform(samples, SAMPLE_RATE)
     np.testing.assert_array_equal(model.generate(array).embedding, wanted)
 
 
@@ -70,14 +146,6 @@ def test_a_photo_may_be_a_file_a_stream_an_image_or_an_array(
     with Image.open(photo) as image, photo.open("rb") as stream:
         for given in (stream, image, np.asarray(image)):
             np.testing.assert_array_equal(model.embed_face(given, align=False), wanted)
-
-
-def test_a_part_of_a_recording_is_heard_alone(model: SpeechToFace) -> None:
-    samples = noise(3)
-    part = model.generate(Waveform(samples, 16_000), start=1, duration=1)
-    alone = model.generate(Waveform(samples[16_000:32_000], 16_000))
-    np.testing.assert_array_equal(part.embedding, alone.embedding)
-    assert part.clips == 1
 
 
 def test_silence_around_speech_is_left_out(model: SpeechToFace) -> None:
@@ -104,22 +172,6 @@ def test_a_photo_is_fitted_as_the_face_encoder_wants_it(
     np.testing.assert_array_equal(model.embed_face(tall, align=False), wanted)
 
 
-def test_the_largest_face_of_a_photo_is_found() -> None:
-    pytest.importorskip("dlib")
-    person = REPOSITORY.parent / "shared/data/faces/001/neutral.jpg"
-    if not person.is_file():
-        pytest.skip("the real faces (shared/data/faces) are not beside the repository")
-    with Image.open(person) as framed:
-        wide = Image.new("RGB", (700, 500), (90, 120, 150))
-        wide.paste(framed.resize((200, 200)).rotate(20, fillcolor=(90, 120, 150)), (400, 150))
-    cut = open_face(wide)
-    assert cut.size == (224, 224)
-    # Against the set's own framing, which is by pupils, not by contours of the eyes.
-    with Image.open(person) as framed:
-        small = np.asarray(framed.resize((224, 224)).crop((70, 70, 154, 180)), np.float32)
-    assert np.abs(np.asarray(cut.crop((70, 70, 154, 180)), np.float32) - small).mean() < 12
-
-
 def test_a_photo_without_a_face_is_refused(model: SpeechToFace, tmp_path: Path) -> None:
     pytest.importorskip("dlib")
     Image.new("RGB", (300, 300), "gray").save(tmp_path / "wall.png")
@@ -127,29 +179,75 @@ def test_a_photo_without_a_face_is_refused(model: SpeechToFace, tmp_path: Path) 
         model.reconstruct(tmp_path / "wall.png", detector="dlib")
 
 
-def test_the_same_input_gives_the_same_face(model: SpeechToFace, speech: Path) -> None:
-    assert pixels(model.generate(speech)) == pixels(model.generate(speech))
+def recordings(folder: Path) -> list[Path]:
+    """Recordings of 1, 3, 2 and 5 clips; the third of five is broken."""
+    paths = [write_speech(folder / f"{k}.wav", k, seed=k) for k in (1, 3)]
+    (folder / "broken.wav").write_text("text")
+    return [*paths, folder / "broken.wav", *(write_speech(folder / f"{k}.wav", k) for k in (2, 5))]
 
 
-def test_company_changes_no_bit(model: SpeechToFace, tmp_path: Path) -> None:
-    paths = [write_speech(tmp_path / f"{k}.wav", k, seed=k) for k in (1, 3, 2)]
-    together = list(model.generate_all([*paths, tmp_path / "none.wav"]))
-    assert isinstance(together.pop(), AudioError)
-    for face, path in zip(together, paths, strict=True):
-        alone = model.generate(path)
-        np.testing.assert_array_equal(face.embedding, alone.embedding)
-        assert pixels(face) == pixels(alone)
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+def test_a_recording_is_the_mean_of_its_clips_in_any_company(
+    model: SpeechToFace, tmp_path: Path, batch_size: int
+) -> None:
+    paths = recordings(tmp_path)
+    model.batch_size = batch_size
+    done = list(model.embed_voices(paths))
+    assert [item.clips for item in done if not item.error] == [1, 3, 2, 5]
+    assert isinstance(done[2].error, AudioError) and "broken.wav" in done[2].error.message
+    encoder, front_end = model.model.checkpoints["voice_encoder"].network, model.front_end
+    for path, item in zip(paths, done, strict=True):
+        if item.error:
+            continue
+        whole = torch.from_numpy(clips(read_speech(path).waveform(), front_end.clip_samples))
+        with torch.no_grad():  # oracle: all clips at once
+            wanted = encoder(spectrogram(whole, front_end)).double().mean(0)
+        np.testing.assert_allclose(item.embedding, wanted.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(item.embedding, model.embed_voice(path))
 
 
-def test_threads_change_no_bit() -> None:
+def test_embeddings_come_as_soon_as_they_may(model: SpeechToFace, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def one_by_one() -> Iterator[Path]:
+        for k, path in enumerate(recordings(tmp_path)):
+            asked.append(k)
+            yield path
+
+    for batch_size, read in ((1, [0]), (4, [0, 1])):  # 1 + 3 clips fill a batch of 4
+        model.batch_size = batch_size
+        asked.clear()
+        done = model.embed_voices(one_by_one())
+        next(done)
+        assert asked == read
+        assert len(list(done)) == 4
+
+
+def test_faces_of_many_recordings_are_those_of_each(model: SpeechToFace, tmp_path: Path) -> None:
+    paths = recordings(tmp_path)
+    for path, face in zip(paths, model.generate_all(paths), strict=True):
+        if path.name == "broken.wav":
+            assert isinstance(face, InputError)
+        else:
+            assert pixels(face) == pixels(model.generate(path))
+
+
+def test_a_part_is_heard_as_a_recording_of_its_own(model: SpeechToFace) -> None:
+    samples = noise(4)
+    part = model.generate(Waveform(samples, 16_000), start=1, duration=2)
+    alone = model.generate(Waveform(samples[16_000:48_000], 16_000))
+    assert part.clips == alone.clips == 2
+    np.testing.assert_array_equal(part.embedding, alone.embedding)
+
+
+def test_threads_change_no_bit(demo: SpeechToFace) -> None:
     # The bundled networks, as tiny ones are computed on one thread anyway.
-    model = SpeechToFace.load(device="cpu")
-    example, faces = REPOSITORY / "examples/speech.wav", []
+    faces = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            faces.append(model.generate(example))
+            faces.append(demo.generate(EXAMPLE))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -161,7 +259,7 @@ def test_threads_change_no_bit() -> None:
 def test_longer_speech_averages_the_embeddings_of_its_clips(model: SpeechToFace) -> None:
     # Parts of equal loudness, or normalising the whole would not be normalising each.
     parts = [noise(1, seed) for seed in (1, 2, 3)]
-    waves = [Waveform(part, audio.SAMPLE_RATE) for part in (*parts, np.concatenate(parts))]
+    waves = [Waveform(part, SAMPLE_RATE) for part in (*parts, np.concatenate(parts))]
     faces = [model.generate(wave) for wave in waves]
     assert faces[3].clips == 3
     mean = np.mean([face.embedding for face in faces[:3]], axis=0)
@@ -192,7 +290,7 @@ def test_what_is_no_embedding_is_refused(model: SpeechToFace, bad: np.ndarray) -
 def test_only_what_is_needed_is_loaded(bundled: Path) -> None:
     model = SpeechToFace.load(device="cpu", kinds=("voice_encoder", "face_decoder"))
     assert set(model.model.checkpoints) == {"voice_encoder", "face_decoder"}
-    assert model.model.checkpoints["voice_encoder"].front_end == FRONT_END
+    assert model.front_end == FRONT_END
 
 
 def test_one_checkpoint_may_take_the_place_of_another(bundled: Path, speech: Path) -> None:
@@ -217,7 +315,7 @@ def test_weights_that_stay_half_cost_no_precision_of_points() -> None:
     a, b = half.decode(embedding), full.decode(embedding)
     assert a.landmarks.dtype == np.float32
     assert np.abs(a.landmarks - b.landmarks).max() < 0.05
-    assert np.abs(np.asarray(a.image, np.int16) - np.asarray(b.image, np.int16)).mean() < 1
+    assert np.abs(values(a) - values(b)).mean() < 1
 
 
 def test_values_that_are_not_finite_are_no_face(model: SpeechToFace, speech: Path) -> None:
@@ -240,22 +338,17 @@ def test_a_network_that_was_not_loaded_is_named(bundled: Path, speech: Path) -> 
         SpeechToFace.load(device="cpu", kinds=kinds).generate(speech)
 
 
-def test_half_precision_draws_nearly_the_same_face() -> None:
-    example = REPOSITORY / "examples/speech.wav"
-    faces = [
-        SpeechToFace.load(device="cpu", precision=precision).generate(example)
-        for precision in ("fp32", "bf16")
-    ]
-    a, b = (np.asarray(face.image, np.int16) for face in faces)
-    assert 0 < np.abs(a - b).mean() < 2
-    assert np.abs(faces[0].landmarks - faces[1].landmarks).max() < 1
+def test_half_precision_draws_nearly_the_same_face(demo: SpeechToFace) -> None:
+    half = SpeechToFace.load(device="cpu", precision="bf16").generate(EXAMPLE)
+    full = demo.generate(EXAMPLE)
+    assert 0 < np.abs(values(full) - values(half)).mean() < 2
+    assert np.abs(full.landmarks - half.landmarks).max() < 1
 
 
-def test_a_precision_that_a_device_lacks_is_refused(bundled: Path) -> None:
-    with pytest.raises(DeviceError, match="fp16"):
-        SpeechToFace.load(device="cpu", precision="fp16")
-    with pytest.raises(UsageError, match="int4"):
-        SpeechToFace.load(device="cpu", precision="int4")
+def test_a_precision_or_a_device_that_is_not_there_is_refused(bundled: Path) -> None:
+    for options in ({"precision": "fp16"}, {"device": "cuda:99"}):
+        with pytest.raises(DeviceError):
+            SpeechToFace.load(**{"device": "cpu", **options})
 
 
 def test_a_broken_recording_is_refused(model: SpeechToFace, tmp_path: Path) -> None:
@@ -274,6 +367,5 @@ def test_the_examples_of_the_interface_are_true(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cpu_and_gpu_draw_the_same_face(bundled: Path, speech: Path) -> None:
-    faces = [SpeechToFace.load(device=name).generate(speech).image for name in ("cpu", "cuda")]
-    a, b = (np.asarray(face, np.int16) for face in faces)
-    assert np.abs(a - b).max() < 2
+    cpu, cuda = (SpeechToFace.load(device=name).generate(speech) for name in ("cpu", "cuda"))
+    assert np.abs(values(cpu) - values(cuda)).max() < 2

@@ -1,0 +1,404 @@
+"""What a drawing is asked for, which source becomes which files, what is made, skipped, refused."""
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import noise, write_photo, write_speech
+from PIL import Image
+
+import s2f
+from s2f import audio, generate
+from s2f.errors import AudioError, CheckpointError, ImageError, OutputError, UsageError
+from s2f.generate import FACE, STDIN, Ending, GenerateOptions, Outcome, plan_outputs, run, run_morph
+
+pytestmark = pytest.mark.usefixtures("bundled")
+MARKED = {"landmarks": True, "embedding": True}
+
+
+def asked(*sources: Path, **options: Any) -> GenerateOptions:
+    return GenerateOptions(sources=sources, device="cpu", **options)
+
+
+def of_photos(*sources: Path, **options: Any) -> GenerateOptions:
+    return asked(*sources, photos=True, align=False, **options)
+
+
+def ran(options: GenerateOptions) -> tuple[list[Outcome], Ending]:
+    *outcomes, ending = run(options)
+    return outcomes, ending
+
+
+def statuses(options: GenerateOptions) -> list[str]:
+    return [outcome.status for outcome in ran(options)[0]]
+
+
+def names(options: GenerateOptions) -> list[str]:
+    folder = options.output or Path()
+    return [str(item.files[FACE].relative_to(folder)) for item in plan_outputs(options)]
+
+
+def image(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"), np.int16)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "nothing to generate"),
+        ({"sources": [STDIN], "record": 6.0}, "speech and record"),
+        ({"sources": [STDIN], "morph": (STDIN, STDIN)}, "speech and morph"),
+        ({"sources": [STDIN], "frames": 9}, "--frames does not go without --morph"),
+        ({"morph": (STDIN, STDIN), "landmarks": True}, "--landmarks does not go with --morph"),
+        ({"sources": [STDIN], "align": False}, "are for the photo of --compare"),
+        ({"sources": [STDIN], "detector": "dlib"}, "are for the photo of --compare"),
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        GenerateOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"record": 0.1}, "0.1 s"),
+        ({"sources": [STDIN], "start": -1.0}, "-1 s"),
+        ({"sources": [STDIN], "duration": 0.0}, "0 s"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused_first(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        next(run(GenerateOptions(model="nobody", **options)))
+
+
+def test_a_plan_mirrors_the_tree_and_tells_equal_names_apart(tmp_path: Path) -> None:
+    for name in ("x/a.wav", "x/a.flac", "b.wav"):
+        write_speech(tmp_path / "in" / name)
+    options = asked(tmp_path / "in", output=tmp_path / "out", format="webp")
+    assert names(options) == ["b.webp", "x/a.flac.webp", "x/a.wav.webp"]
+
+
+@pytest.mark.parametrize("name", ["me.png", "me.jpg", "me.JPEG", "me.webp"])
+def test_one_source_may_name_its_picture_and_so_its_format(
+    tmp_path: Path, speech: Path, name: str
+) -> None:
+    (item,) = plan_outputs(asked(speech, output=tmp_path / name, **MARKED))
+    marked = f"me_landmarks.{name.split('.')[1]}"
+    assert [path.name for path in item.files.values()] == [name, marked, "me_embedding.npy"]
+
+
+def test_a_file_that_is_named_twice_is_made_once(tmp_path: Path, speech: Path) -> None:
+    (tmp_path / "x").mkdir()
+    output = tmp_path / "out"
+    again = speech.parent / "x" / ".." / speech.name
+    assert len(plan_outputs(asked(speech, speech, again, output=output))) == 1
+    assert len(plan_outputs(asked(tmp_path, speech, output=output))) == 1
+    (tmp_path / "link.wav").symlink_to(speech)  # which is a file of its own
+    assert len(plan_outputs(asked(tmp_path, output=output))) == 2
+
+
+def test_what_an_earlier_run_wrote_is_not_read(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in/a.jpg")
+    places = {"output": tmp_path / "in/out", "sheet": tmp_path / "in/sheet.png"}
+    options = of_photos(tmp_path / "in", **places)
+    assert statuses(options) == ["made"]
+    assert names(options) == ["a.png"]
+
+
+def test_a_source_that_is_not_there_is_planned_as_a_failure(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.wav", Path("a" * 300 + ".wav")):
+        (item,) = plan_outputs(asked(path, output=tmp_path))
+        assert item.error and "does not exist" in item.error.message
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "why"),
+    [
+        (["a.jpg"], {"output": "me.png", "format": "jpg"}, "does not end as --format jpg"),
+        (["a.jpg"], {"output": "face.gif"}, "is neither a .png, .jpg or .webp file"),
+        (["a.jpg"], {"output": "there"}, "is neither a .png, .jpg or .webp file"),
+        (["a.jpg", "x/a.jpg"], {"output": "me.png"}, "is one picture, but"),
+        (["a.jpg", "x/a.jpg"], {"output": "out"}, "would be made of both"),
+        (["x"], {"output": "out", "landmarks": True}, "a_landmarks.png: would be made of both"),
+        (["a.jpg"], {"output": "out", "sheet": "out/a.png"}, "made of both all of them and"),
+        (["a.jpg"], {"output": "a.jpg"}, "a.jpg: is read, and would be written too"),
+        (["a.jpg"], {"output": "link.png"}, "link.png: is read, and would be written too"),
+        (["x"], {"output": "x", "format": "jpg"}, "is read, and would be written too"),
+    ],
+)
+def test_an_output_that_would_cost_another_file_is_refused(
+    sources: list[str],
+    options: dict[str, Any],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "x/a.jpg", "x/a_landmarks.jpg"):
+        write_photo(tmp_path / name)
+    Path("there").touch()
+    Path("link.png").symlink_to("a.jpg")
+    paths = {name: Path(value) for name, value in options.items() if name in ("output", "sheet")}
+    with pytest.raises(UsageError) as refused:
+        plan_outputs(of_photos(*map(Path, sources), **{**options, **paths}))
+    assert why in refused.value.message
+
+
+def test_nothing_is_written_in_the_place_of_the_photo_to_compare_with(
+    tmp_path: Path, speech: Path
+) -> None:
+    photo = write_photo(tmp_path / "me_compare.png")
+    with pytest.raises(UsageError, match=r"me_compare\.png: is read"):
+        plan_outputs(asked(speech, output=tmp_path / "me.png", compare=photo))
+
+
+def test_the_files_of_a_face_lie_beside_it(tmp_path: Path, speech: Path) -> None:
+    (made,), ending = ran(asked(speech, output=tmp_path / "me.png", size=64, **MARKED))
+    assert (made.status, made.clips, made.error) == ("made", 1, None) and made.seconds > 0
+    assert ending.model and ending.model.model.name == "demo" and ending.seconds > made.seconds
+    face, marked, embedding = made.files.values()
+    assert image(face).shape == image(marked).shape == (64, 64, 3)
+    assert (image(face) != image(marked)).any()
+    wanted = s2f.SpeechToFace.load(device="cpu").embed_voice(speech)
+    np.testing.assert_array_equal(np.load(embedding), wanted)
+
+
+def test_a_batch_goes_on_past_what_is_broken(tmp_path: Path) -> None:
+    write_photo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_text("text")
+    write_photo(tmp_path / "c.jpg")
+    outcomes, _ = ran(of_photos(tmp_path, tmp_path / "d.jpg", output=tmp_path / "out"))
+    assert [item.status for item in outcomes] == ["made", "failed", "made", "failed"]
+    assert all(isinstance(outcomes[k].error, ImageError) for k in (1, 3))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+def test_a_place_that_cannot_be_written_costs_its_own_files(tmp_path: Path) -> None:
+    for name in ("a/x", "b/x"):
+        write_photo(tmp_path / f"in/{name}.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").touch()  # where a folder is needed
+    outcomes, _ = ran(of_photos(tmp_path / "in", output=tmp_path / "out"))
+    assert [item.status for item in outcomes] == ["failed", "made"]
+    assert isinstance(outcomes[0].error, OutputError)
+
+
+@pytest.fixture
+def half_done(tmp_path: Path) -> GenerateOptions:
+    """Two photos, of which the first has its picture."""
+    for seed, name in enumerate(("a", "b")):
+        write_photo(tmp_path / f"in/{name}.jpg", seed)
+    options = of_photos(tmp_path / "in", output=tmp_path / "out")
+    assert statuses(options) == ["made", "made"]
+    (tmp_path / "out/b.png").unlink()
+    (tmp_path / "out/a.png").write_bytes(b"mine")
+    return options
+
+
+def test_a_batch_skips_what_is_there_and_newer(half_done: GenerateOptions) -> None:
+    assert statuses(half_done) == ["skipped", "made"]
+
+
+def test_a_batch_that_is_up_to_date_loads_no_model(
+    half_done: GenerateOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses(half_done)
+    monkeypatch.delattr(generate, "load_model")
+    outcomes, ending = ran(half_done)
+    assert [item.status for item in outcomes] == ["skipped", "skipped"]
+    assert ending.model is None
+
+
+def test_a_picture_that_is_older_than_its_source_is_not_overwritten(
+    half_done: GenerateOptions, tmp_path: Path
+) -> None:
+    os.utime(tmp_path / "out/a.png", (0, 0))
+    assert statuses(half_done) == ["failed", "made"]
+    assert (tmp_path / "out/a.png").read_bytes() == b"mine"
+    again = of_photos(tmp_path / "in", output=tmp_path / "out", overwrite=True)
+    assert statuses(again) == ["made", "made"]
+    assert image(tmp_path / "out/a.png").shape == (224, 224, 3)
+
+
+def test_what_is_missing_beside_a_picture_is_made(
+    half_done: GenerateOptions, tmp_path: Path
+) -> None:
+    options = of_photos(tmp_path / "in", output=tmp_path / "out", **MARKED)
+    assert statuses(options) == ["made", "made"]
+    assert (tmp_path / "out/a.png").read_bytes() == b"mine"  # it is up to date
+    assert np.load(tmp_path / "out/a_embedding.npy").shape == (8,)
+
+
+def test_a_picture_of_one_source_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, photo: Path
+) -> None:
+    (tmp_path / "a.png").touch()
+    (refused,), _ = ran(of_photos(photo, output=tmp_path / "a.png", model="nobody"))
+    assert refused.error and "exists already" in refused.error.message
+
+
+def test_progress_counts_sources_or_the_clips_of_the_only_one(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    for name in ("a", "b"):
+        write_speech(tmp_path / f"in/{name}.wav", seconds=3)
+
+    def tell(*what: Any) -> None:
+        told.append(what)
+
+    list(run(asked(tmp_path / "in", output=tmp_path / "out"), progress=tell))
+    assert told == [(0, 2, "a.wav"), (1, 2, "b.wav")]
+    told.clear()
+    path = tmp_path / "in/a.wav"
+    list(run(asked(path, output=tmp_path / "a.png"), progress=tell))
+    assert told == [(k, 3, str(path)) for k in range(3)]
+
+
+def test_standard_input_is_a_recording_or_a_photo(
+    speech: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").mkdir()  # which is not looked for
+    for make, path in ((asked, speech), (of_photos, photo)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+        assert statuses(make(path, output=Path("file.png"), overwrite=True)) == ["made"]
+        (made,), _ = ran(make(STDIN, overwrite=True))
+        assert made.files == {FACE: Path("stdin.png")}
+        assert Path("stdin.png").read_bytes() == Path("file.png").read_bytes()
+    assert statuses(asked(STDIN)) == ["failed"]  # it is there
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        ran(asked(STDIN, output=tmp_path / "b.png"))
+
+
+def test_the_microphone_is_told_of_when_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(seconds: float, progress: Any) -> s2f.Waveform:
+        progress(0, 2, "recording from a test")
+        progress(1, 2, "recording from a test")
+        return s2f.Waveform(noise(seconds), 16_000)
+
+    monkeypatch.setattr(audio, "record", record)
+    monkeypatch.chdir(tmp_path)
+    notes: list[str] = []
+    made, _ = run(asked(record=2), note=notes.append)
+    assert isinstance(made, Outcome)
+    assert (made.status, made.clips, made.files) == ("made", 2, {FACE: Path("recording.png")})
+    assert notes == ["recording from a test, 2 s: speak now"]
+
+
+def test_compare_shows_photo_and_both_faces(speech: Path, photo: Path, tmp_path: Path) -> None:
+    options = asked(speech, output=tmp_path / "face.png", compare=photo, align=False)
+    assert statuses(options) == ["made"]
+    sheet = image(tmp_path / "face_compare.png")
+    gap = (sheet.shape[1] - 3 * 224) // 4
+    columns = [sheet[gap : gap + 224, x : x + 224] for x in range(gap, 3 * 224, gap + 224)]
+    model = s2f.SpeechToFace.load(device="cpu")
+    wanted = [photo, model.reconstruct(photo, align=False).image, tmp_path / "face.png"]
+    for column, shown in zip(columns, wanted, strict=True):
+        expected = image(shown) if isinstance(shown, Path) else np.asarray(shown, np.int16)
+        np.testing.assert_array_equal(column, expected)
+
+
+def test_a_photo_to_compare_with_that_cannot_be_read_costs_nothing(
+    speech: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_text("text")
+    options = asked(speech, output=tmp_path / "a.png", compare=tmp_path / "bad.jpg", align=False)
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
+        ran(options)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_the_sheet_shows_the_faces_of_a_batch(half_done: GenerateOptions, tmp_path: Path) -> None:
+    (tmp_path / "in/broken.jpg").write_text("text")
+    (tmp_path / "out/a.png").unlink()
+    assert statuses(half_done) == ["made", "made", "failed"]  # and are skipped below
+    sheet = tmp_path / "sheet.png"
+    options = of_photos(tmp_path / "in", output=tmp_path / "out", sheet=sheet)
+    _, ending = ran(options)
+    assert (ending.written, ending.errors) == (sheet, [])
+    shown = image(sheet)
+    for name in ("a", "b"):
+        face = image(tmp_path / f"out/{name}.png")
+        corners = np.argwhere((shown[:-223, :-223] == face[0, 0]).all(-1))
+        assert sum((shown[y : y + 224, x : x + 224] == face).all() for y, x in corners) == 1
+    with pytest.raises(UsageError, match="exists already"):
+        ran(options)
+    (tmp_path / "out/b.png").write_text("text")  # a face that is there, and is none
+    _, ending = ran(of_photos(tmp_path / "in", output=tmp_path / "out", sheet=tmp_path / "2.png"))
+    assert ending.written and len(ending.errors) == 1
+    for place, why in (("sheet.txt", "does not end in"), ("out", "is a folder")):
+        with pytest.raises(UsageError, match=why):
+            ran(of_photos(tmp_path / "in", output=tmp_path / "out", sheet=tmp_path / place))
+
+
+def test_a_sheet_that_cannot_be_written_is_an_error_of_the_end(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sheet = tmp_path / "file/sheet.png"
+    (made,), ending = ran(of_photos(photo, output=tmp_path / "a.png", sheet=sheet))
+    assert made.status == "made" and ending.written is None
+    assert [type(error) for error in ending.errors] == [OutputError]
+
+
+def test_a_morph_goes_from_one_face_to_another(tmp_path: Path) -> None:
+    ends = [write_speech(tmp_path / f"{k}.wav", seed=k) for k in (0, 1)]
+    target, told = tmp_path / "m.webp", []
+    options = GenerateOptions(morph=(ends[0], ends[1]), frames=7, size=112, output=target)
+    ending = run_morph(options, progress=lambda *what: told.append(what))
+    assert ending.written == target
+    assert told == [(0, 1, str(path)) for path in ends] + [(k, 7, "m.webp") for k in range(7)]
+    with Image.open(target) as movie:
+        assert (movie.n_frames, movie.size) == (7, (112, 112))
+        for frame, path in ((0, ends[0]), (6, ends[1])):
+            movie.seek(frame)
+            shown = np.asarray(movie.convert("RGB"), np.int16)
+            ran(asked(path, output=tmp_path / "f.png", size=112, overwrite=True))
+            assert np.abs(image(tmp_path / "f.png") - shown).mean() < 6  # of lossy noise
+
+
+@pytest.mark.parametrize(
+    ("output", "overwrite", "why"),
+    [
+        ("a.webp", False, "exists already"),
+        ("a.png", False, "does not end in .webp"),
+        ("folder.webp", True, "is read, and would be written too"),
+        ("a.webp", True, "is read, and would be written too"),
+    ],
+)
+def test_a_morph_costs_no_file(output: str, overwrite: bool, why: str, tmp_path: Path) -> None:
+    speech = write_speech(tmp_path / "a.wav").rename(tmp_path / "a.webp")  # by its content a WAV
+    (tmp_path / "folder.webp").mkdir()
+    (tmp_path / "folder.webp/morph.webp").symlink_to(speech)
+    ends = (speech, speech)
+    options = GenerateOptions(morph=ends, output=tmp_path / output, overwrite=overwrite)
+    with pytest.raises(UsageError) as refused:
+        run_morph(options)
+    assert why in refused.value.message
+
+
+@pytest.mark.parametrize("photos", [False, True])
+def test_only_the_networks_that_are_needed_are_loaded(
+    photos: bool, speech: Path, photo: Path, tmp_path: Path, models: Path
+) -> None:
+    kinds = ["face_encoder" if photos else "voice_encoder", "face_decoder"]
+    make, source = (of_photos, photo) if photos else (asked, speech)
+    own = {kind: models / f"other/{kind}.safetensors" for kind in kinds}
+    _, ending = ran(make(source, output=tmp_path, **own))
+    assert ending.model and list(ending.model.model.checkpoints) == kinds
+    mixed = {"face_encoder": models / "other/face_encoder.safetensors"}
+    with pytest.raises(CheckpointError if photos else UsageError, match="face_encoder"):
+        ran(make(source, output=tmp_path / "b", **mixed))
+
+
+def test_what_is_no_speech_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_text("text")
+    (failed,), ending = ran(asked(tmp_path / "a.wav", output=tmp_path / "out"))
+    assert isinstance(failed.error, AudioError)
+    assert not (tmp_path / "out").exists() and ending.errors == []
