@@ -30,6 +30,7 @@ from s2f.files import atomic_write
 from s2f.images import FRAME, called, encode, fit_frame, to_image
 from s2f.landmarks import draw_landmarks
 from s2f.spectrogram import FrontEnd, spectrogram
+from s2f.voice_encoder import VoiceEncoder
 
 if TYPE_CHECKING:
     from s2f.face_detection import PhotoSource
@@ -316,7 +317,13 @@ class SpeechToFace:
         with one_thread(), computing(self.device):  # threads would share the transform's sums
             spectrograms = spectrogram(waveforms, front_end)
         with computing(self.device, self.precision):
-            embeddings = encoder(spectrograms)[: len(batch)].cpu().double().numpy()
+            if isinstance(encoder, VoiceEncoder):
+                features = encoder.features(spectrograms)
+                with one_thread():  # as above
+                    rows = encoder.from_features(features)
+            else:
+                rows = encoder(spectrograms)
+        embeddings = rows[: len(batch)].cpu().double().numpy()
         for (item, _), embedding in zip(batch, embeddings, strict=True):
             item.total = item.total + embedding
             item.waiting -= 1

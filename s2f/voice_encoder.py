@@ -128,7 +128,11 @@ class VoiceEncoder(nn.Module):
         Raises:
             ValueError: if the clip is shorter than `config.min_frames` frames.
         """
-        x = self.dropout(self.hidden(self.features(spectrogram)).relu())
+        return self.from_features(self.features(spectrogram))
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """Embed what `features` gives, [b m]: the part whose bits depend on the threads."""
+        x = self.dropout(self.hidden(features).relu())
         embedding: Tensor = self.embedding(x)
         return embedding.relu() if self.config.final_relu else embedding
 

@@ -57,7 +57,7 @@ def test_a_bug_keeps_its_traceback(speech: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*args: object, **options: object) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(generate, "plan", broken)
+    monkeypatch.setattr(generate, "plan_outputs", broken)
     done = Done("generate", speech)
     assert done.code == 1
     assert isinstance(done.exception, ZeroDivisionError)
@@ -73,7 +73,7 @@ def test_an_interruption_exits_130(speech: Path, monkeypatch: pytest.MonkeyPatch
     def interrupted(*args: object, **options: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "plan", interrupted)
+    monkeypatch.setattr(generate, "plan_outputs", interrupted)
     done = Done("generate", speech)
     assert done.code == 130
     assert done.err.startswith("error: interrupted")
