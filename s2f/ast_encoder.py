@@ -1,34 +1,25 @@
 """The AST voice encoder: a transformer on patches of a log-mel spectrogram.
 
 The body is transformers' `ASTModel`, which the extra `ast` brings; it is built from the config
-alone and never downloaded. Knows nothing of files, sample rates or devices.
+alone, or read by `read_ast` from a folder as Hugging Face lays it out, or by its id from their
+hub. Knows nothing of sample rates, devices or our checkpoints.
 
 Source: Gong et al. 2021, "AST: Audio Spectrogram Transformer"; transformers' `ASTModel`; the head
 is that of Kacper-Pietkun/Speech-to-face.
-
-A pretrained AST, from a folder as Hugging Face lays it out, or by its id from their hub.
-
-Three files are read: `config.json`, `model.safetensors` and, for the statistics of the features,
-`preprocessor_config.json`. Nothing is unpickled and no code of the model is run. transformers'
-`from_pretrained` is not asked: it would put random numbers in the place of weights that are
-missing, and another architecture's weights where they fit.
 """
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from s2f.audio import SAMPLE_RATE
@@ -226,10 +217,8 @@ def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: A
             state[prefix + name] = state.pop(prefix + renamed)
 
 
-BODY = "audio_spectrogram_transformer."  # of a classifier's weights
-TYPE = "audio-spectrogram-transformer"
 WANTED = "give a folder that holds an AST as Hugging Face saves it, or its id on their hub"
-FIELDS = {  # of `ASTEncoderConfig`, by their names in `config.json`
+FIELDS = {  # of `ASTEncoderConfig`, by their names in transformers'
     "num_mel_bins": "n_freqs",
     "max_length": "n_frames",
     "patch_size": "patch",
@@ -240,10 +229,7 @@ FIELDS = {  # of `ASTEncoderConfig`, by their names in `config.json`
     "intermediate_size": "mlp",
 }
 FIXED = {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS, "qkv_bias": True}
-
-
-class _MissingError(CheckpointError):
-    """The model has no such file."""
+MAX_LAYERS = 1000  # a network of millions would be built before a weight is missed
 
 
 @dataclass(frozen=True)
@@ -270,6 +256,10 @@ class PretrainedAST:
 def read_ast(source: str) -> PretrainedAST:
     """Read the body of an `ASTModel` or of an `ASTForAudioClassification`.
 
+    Nothing is unpickled and no code of the model is run. transformers puts random numbers in the
+    place of weights that are missing or do not fit; here both are errors, and so are weights of
+    the body that have no place.
+
     Args:
         source: a folder, or the id of a model on Hugging Face's hub, which is downloaded to where
             their library keeps models, if it is not there.
@@ -278,127 +268,86 @@ def read_ast(source: str) -> PretrainedAST:
         DependencyError: if transformers is not installed.
         CheckpointError: if there is no such folder or model, or it is no AST that `ASTEncoder`
             can be.
-
-    Source: transformers' `ASTConfig`, whose defaults hold for what `config.json` leaves out.
     """
     require_transformers()
-    content = _read_json(source, "config.json")
-    if content.get("model_type") != TYPE:
-        raise _no_ast(source, f"its model_type is {content.get('model_type')!r}; wanted {TYPE!r}")
-    for name, wanted in {**FIXED, "time_stride": content.get("frequency_stride", 10)}.items():
-        if content.get(name, wanted) != wanted:
-            raise _no_ast(source, f"its {name} is {content[name]!r}; wanted {wanted!r}")
-    path = _fetch(source, "model.safetensors")
+    import transformers  # an extra, and slow
+
+    def refuse(why: str) -> CheckpointError:
+        message = f"{source}: is no AST that a voice encoder can start from: {why}"
+        return CheckpointError(message, hint=WANTED)
+
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
+        raise CheckpointError(f"{source}: no such folder", hint=WANTED)
     try:
-        tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is damaged: {error}", hint=WANTED) from error
-    is_classifier = any(name.startswith(BODY) for name in tensors)
-    body = {
-        published_name(name.removeprefix(BODY)): tensor.float()
-        for name, tensor in tensors.items()
-        if name.startswith(BODY) or not is_classifier
-    }
-    try:
-        config = ASTEncoderConfig(
-            **{ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}
-        )
-        if not 0 < config.layers <= len(body):  # before a network of so many is built
-            raise ValueError(f"it has not the weights of {config.layers} layers")
-        with torch.device("meta"):
-            shapes = ASTEncoder(config).state_dict()
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise _no_ast(source, str(error)) from error
-    expected = {k.removeprefix("ast."): v.shape for k, v in shapes.items() if k.startswith("ast.")}
-    found = {name: tensor.shape for name, tensor in body.items()}
-    if config.n_freqs != N_MELS:
-        raise _no_ast(source, f"it hears {config.n_freqs} mel bands; the front end has {N_MELS}")
-    if expected != found:
-        name = min(n for n in expected | found if expected.get(n) != found.get(n))
-        seen, wanted = (list(x[name]) if name in x else None for x in (found, expected))
-        raise _no_ast(source, f"tensor {name!r} is {seen}; its config wants {wanted}")
-    return PretrainedAST(config, body, _features(source))
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(source)
+            fixed = {**FIXED, "time_stride": getattr(config, "frequency_stride", None)}
+            for name, wanted in {"model_type": "audio-spectrogram-transformer", **fixed}.items():
+                if (seen := getattr(config, name, None)) != wanted:
+                    raise refuse(f"its {name} is {seen!r}; wanted {wanted!r}")
+            if config.num_mel_bins != N_MELS:
+                raise refuse(f"it has {config.num_mel_bins} mel bands; the front end has {N_MELS}")
+            if not 0 < config.num_hidden_layers <= MAX_LAYERS:
+                raise refuse(f"it has {config.num_hidden_layers} layers; wanted 1 to {MAX_LAYERS}")
+            ours = ASTEncoderConfig(**{FIELDS[name]: getattr(config, name) for name in FIELDS})
+            loaded: Any = transformers.ASTModel.from_pretrained(
+                source,
+                config=config,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # which says which
+                output_loading_info=True,
+            )
+            features = _features(source)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises anything at all on files that are wrong
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise CheckpointError(
+            f"{source}: cannot be read as an AST: {type(error).__name__}: {first}",
+            hint=f"{WANTED}; where there is no network, a folder",
+        ) from error
+    model, told = loaded
+    unexpected = [name for name in told["unexpected_keys"] if not name.startswith("classifier.")]
+    for what, names in (
+        ("has not", told["missing_keys"]),
+        ("has another shape of", [key for key, *_ in told["mismatched_keys"]]),
+        ("has no place for", unexpected),
+    ):
+        if names:
+            raise refuse(f"it {what} {published_name(min(names))!r} of its config")
+    body = {published_name(name): tensor.float() for name, tensor in model.state_dict().items()}
+    return PretrainedAST(ours, body, features)
 
 
 def _features(source: str) -> tuple[float, float] | None:
-    try:
-        content = _read_json(source, "preprocessor_config.json")
-    except _MissingError:
+    from transformers.utils.hub import cached_file
+
+    name = "preprocessor_config.json"
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    if path is None:
         return None
-    for name, wanted in {"sampling_rate": SAMPLE_RATE, "num_mel_bins": N_MELS}.items():
-        if content.get(name, wanted) != wanted:
-            raise _no_ast(source, f"its {name} is {content[name]!r}; wanted {wanted}")
+    content = json.loads(Path(path).read_bytes())
+    for key, wanted in {"sampling_rate": SAMPLE_RATE, "num_mel_bins": N_MELS}.items():
+        if content.get(key, wanted) != wanted:
+            raise CheckpointError(
+                f"{path}: its {key} is {content[key]!r}; wanted {wanted}", hint=WANTED
+            )
     if content.get("do_normalize") is False:
         return 0.0, 0.5  # (x - mean) / (2 std) is x
     mean, std = content.get("mean"), content.get("std")
     if isinstance(mean, int | float) and isinstance(std, int | float):
         if math.isfinite(mean) and 0 < std < math.inf:
             return float(mean), float(std)
-    raise _no_ast(source, f"its features have mean {mean!r} and std {std!r}")
-
-
-def _no_ast(source: str, why: str) -> CheckpointError:
-    message = f"{source}: is no AST that a voice encoder can start from: {why}"
-    return CheckpointError(message, hint=WANTED)
-
-
-def _read_json(source: str, name: str) -> dict[str, Any]:
-    path = _fetch(source, name)
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}", hint=WANTED) from error
-
-
-def _fetch(source: str, name: str) -> Path:
-    """Find a file of a folder, or of a model of the hub.
-
-    Raises:
-        CheckpointError: if it cannot be had; a `_MissingError` if the model is there and has none.
-    """
-    if os.path.isdir(source):
-        path = Path(source, name)
-        if not path.is_file():
-            raise _MissingError(f"{path}: no such file", hint=WANTED)
-        return path
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
-        raise CheckpointError(f"{source}: no such folder", hint=WANTED)
-    import huggingface_hub  # comes with transformers, and is slow
-    from huggingface_hub import errors
-
-    with _quiet():
-        try:
-            return Path(huggingface_hub.hf_hub_download(source, name))
-        except errors.LocalEntryNotFoundError as error:
-            raise CheckpointError(
-                f"{source}: is no folder here, and Hugging Face's hub cannot be reached",
-                hint="download the model where there is a network, and give its folder",
-            ) from error
-        except errors.EntryNotFoundError as error:
-            raise _MissingError(f"{source}: has no {name} on the hub", hint=WANTED) from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{source}: is no folder here, and no model that Hugging Face's hub would give",
-                hint=f"check the id, and that it needs no licence to be accepted; {WANTED}",
-            ) from error
+    raise CheckpointError(f"{path}: its features have mean {mean!r} and std {std!r}", hint=WANTED)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Hugging Face's library from writing to the terminal."""
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    logger, shown = logging.getLogger("huggingface_hub"), not are_progress_bars_disabled()
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    disable_progress_bars()
+    """Keep Hugging Face's libraries from writing to the terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # of progress bars
+            yield
     finally:
-        logger.setLevel(level)
-        if shown:
-            enable_progress_bars()
+        logging.disable(disabled)

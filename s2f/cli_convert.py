@@ -3,9 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -15,17 +14,18 @@ from s2f.options import GROUP, JsonOpt, QuietOpt, choose_console, examples, opti
 if TYPE_CHECKING:
     from s2f.convert import Converted
 
-
 app = typer.Typer(help="Turn published weights into checkpoints, and prove it.", **GROUP)
 
-
 Kind = Literal["serengil", "rcmalli"]
-PreprocessingChoice = Literal["serengil", "rcmalli", "seed"]
 FileArg = Annotated[Path, typer.Argument(help="Keras weights (.h5).")]
 OutputOpt = Annotated[Path, option("Output", "Where to write the checkpoint.", "--output", "-o")]
-_PREPROCESSING = "How pictures are prepared (default: what the model was published with)."
 PreprocessingOpt = Annotated[
-    PreprocessingChoice | None, option("Model", _PREPROCESSING, "--preprocessing")
+    Literal["serengil", "rcmalli", "seed"] | None,
+    option(
+        "Model",
+        "How pictures are prepared (default: what the model was published with).",
+        "--preprocessing",
+    ),
 ]
 VerifyOpt = Annotated[
     bool, option("Run", "Compare with Keras itself too; needs TensorFlow.", "--verify")
@@ -34,14 +34,21 @@ OverwriteOpt = Annotated[bool, option("Output", "Replace what is there already."
 
 
 @app.command(
+    "rcmalli",
+    help="Convert the VGGFace16 of rcmalli/keras-vggface.",
+    no_args_is_help=True,
+    epilog=examples("s2f convert rcmalli rcmalli_vggface_tf_vgg16.h5 -o face_encoder.safetensors"),
+)
+@app.command(
     "serengil",
+    help="Convert the VGG-Face of serengil/deepface.",
     no_args_is_help=True,
     epilog=examples(
         "s2f convert serengil vgg_face_weights.h5 -o face_encoder.safetensors",
         "s2f convert serengil vgg_face_weights.h5 -o seed.safetensors --preprocessing seed",
     ),
 )
-def _serengil(
+def _vgg_face(
     ctx: typer.Context,
     file: FileArg,
     output: OutputOpt,
@@ -51,42 +58,17 @@ def _serengil(
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Convert the VGG-Face of serengil/deepface."""
-    _vgg_face(ctx, "serengil", file, output)
-
-
-@app.command(
-    "rcmalli",
-    no_args_is_help=True,
-    epilog=examples("s2f convert rcmalli rcmalli_vggface_tf_vgg16.h5 -o face_encoder.safetensors"),
-)
-def _rcmalli(
-    ctx: typer.Context,
-    file: FileArg,
-    output: OutputOpt,
-    preprocessing: PreprocessingOpt = None,
-    verify: VerifyOpt = False,
-    overwrite: OverwriteOpt = False,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Convert the VGGFace16 of rcmalli/keras-vggface."""
-    _vgg_face(ctx, "rcmalli", file, output)
-
-
-def _vgg_face(ctx: typer.Context, origin: Kind, file: Path, output: Path) -> None:
-    options = ctx.params
-    console = choose_console(ctx, options["as_json"], options["quiet"])
+    console = choose_console(ctx, as_json, quiet)
     from s2f.convert import convert_vgg_face
 
     with console.progress("converting") as progress:
         made = convert_vgg_face(
             file,
             output,
-            origin=origin,
-            preprocessing=options["preprocessing"],
-            verify=options["verify"],
-            overwrite=options["overwrite"],
+            origin=cast(Kind, ctx.command.name),
+            preprocessing=preprocessing,
+            verify=verify,
+            overwrite=overwrite,
             progress=progress,
         )
     _report(console, [made])
@@ -135,7 +117,7 @@ def _pietkun(
     _report(console, made)
 
 
-def _report(console: Console, made: "Sequence[Converted]") -> None:
+def _report(console: Console, made: "list[Converted]") -> None:
     for converted in made:
         console.line(converted.path)
         for judge, errors in (("NumPy", converted.proven), ("Keras", converted.verified)):

@@ -1,560 +1,87 @@
-"""What is published: what the cards of converted weights say of where they come from.
+"""Weights that others published become checkpoints of ours, and each conversion is proven.
 
-Only what is known of the weights that people can download. A file is converted for its layers,
-whoever made it: its name and hash are in the card beside these.
+    file -> `read_weights` -> `weight_table`, `fill` -> our network -> `prove` -> checkpoint
 
-The published networks in NumPy, on the arrays as their files hold them.
+A published network is described once, as `Layer`s: what each does, its name in the file and the
+name of our module for it. From the description follow the table that fills our network, and
+`reference`, an independent way to what that must give: NumPy on the file's own arrays, in the
+file's own layout, channels last. Where the two differ nothing is written. For VGG-Face, Keras can
+be asked too (`keras_check`). Knows nothing of the command line, and not how files are read.
 
-An independent way to what a converted network must give: other code, other layouts (channels
-last, as in Keras), the foreign names. Returned are a few taps by name; `compare` tells how far a
-converted network is from them. Knows nothing of files, torch or our names.
+Layouts: the kernel of a convolution is H W in out in Keras and out in H W in torch, that of a
+dense layer in out and out in. A Flatten before a dense layer gives H W C in Keras and C H W in
+torch; the seed's torch file of rcmalli's weights still wants H W C.
 
-Source: the layers of serengil/deepface, rcmalli/keras-vggface and Kacper-Pietkun/Speech-to-face;
-Gong et al. 2021 (AST).
-
-Published weights to ours: a table a network, foreign name -> (our name, transform).
-
-A transform is pure and only lays a tensor out anew. `fill` applies a table: the names must be the
-same on both sides, every shape must fit, every value must be finite. Knows nothing of files.
-
-Keras lays the kernel of a convolution out as H W in out, and of a Dense layer as in out; torch as
-out in H W, and out in. A Flatten before a Dense layer gives H W C in Keras and C H W in torch.
-
-Source: the layers of serengil/deepface, rcmalli/keras-vggface and Kacper-Pietkun/Speech-to-face.
-
-What every conversion shares: reading, proving, and the card of what comes out.
-
-Knows nothing of any one published file: those are `convert_keras` and `convert_pietkun`.
-
-Keras weights of VGG-Face become a checkpoint: `s2f convert serengil` and `rcmalli`.
-
-foreign file -> `foreign` -> `weight_tables` -> network -> `proof`, and Keras itself -> checkpoint
-
-A check that fails leaves an error and no file.
-
-The seed's published checkpoints become a model folder: `s2f convert pietkun`.
-
-foreign files -> `foreign` -> `weight_tables` -> networks -> `proof` -> checkpoints in one folder
-
-A check that fails leaves an error and no folder.
+Source: the layers of serengil/deepface, rcmalli/keras-vggface and Kacper-Pietkun/Speech-to-face
+(VGG-Face, VE_conv and its face decoder); Gong et al. 2021 (AST).
 """
 
 import contextlib
-import functools
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from s2f import (
-    ast_encoder,
-    face_decoder,
-    face_encoder,
-    foreign_weights,
-    keras_check,
-    prep,
-    voice_encoder,
-)
-from s2f.ast_encoder import published_name
+from s2f import ast_encoder, face_decoder, face_encoder, foreign_weights, voice_encoder
+from s2f.ast_encoder import LAYER_NORM_EPS, ASTEncoder, published_name
 from s2f.checkpoint import KINDS, Card, Network, kind_of, save
 from s2f.console import Progress, silent
-from s2f.errors import CheckpointError, OutputError, S2FError, UsageError
+from s2f.errors import CheckpointError, OutputError, UsageError
 from s2f.face_decoder import FaceDecoder
-from s2f.face_encoder import VGGFaceConfig
+from s2f.face_encoder import VGGFace
 from s2f.files import atomic_folder
-from s2f.images import PREPROCESSING
-from s2f.keras_check import Origin
+from s2f.images import PREPROCESSING, Preprocessing
+from s2f.keras_check import Origin, keras_taps, require_tensorflow
 from s2f.spectrogram import FRONT_ENDS, FrontEnd
-
-_VGG_FACE_LICENCE = (
-    "Not stated in the file. VGG-Face is of academic origin, for non-commercial research; the "
-    "licence of the repository that the file is published in does not change that."
-)
-_PIETKUN_LICENCE = "Not stated in the file: ask its authors before any use beyond research."
-_PIETKUN_LIMITS = (
-    "Trained with embeddings of serengil's VGG-Face on RGB 0..1, squashed: other face encoders, "
-    "and this one with other preprocessing, do not fit. Not for recognising anyone."
-)
-_PIETKUN = "As published with https://github.com/Kacper-Pietkun/Speech-to-face"
-
-FACE_ENCODERS: dict[str, dict[str, Any]] = {
-    "serengil": {
-        "name": "VGG-Face (serengil/deepface)",
-        "description": (
-            "As published at https://github.com/serengil/deepface_models/releases/download/v1.0/"
-            "vgg_face_weights.h5"
-        ),
-        "licence": _VGG_FACE_LICENCE,
-    },
-    "rcmalli": {
-        "name": "VGG-Face (rcmalli/keras-vggface)",
-        "description": (
-            "As published at https://github.com/rcmalli/keras-vggface/releases/download/v2.0/"
-            "rcmalli_vggface_tf_vgg16.h5, itself converted from Caffe"
-        ),
-        "licence": _VGG_FACE_LICENCE,
-    },
-}
-PIETKUN: dict[str, dict[str, Any]] = {
-    "face_decoder": {
-        "name": "face decoder (Kacper-Pietkun/Speech-to-face)",
-        "description": f"{_PIETKUN}; its texture is the face itself, unwarped",
-        "licence": _PIETKUN_LICENCE,
-        "limits": _PIETKUN_LIMITS,
-    },
-    "ve_conv": {
-        "name": "VE_conv (Kacper-Pietkun/Speech-to-face)",
-        "description": f"{_PIETKUN}: the convolutional voice encoder",
-        "licence": _PIETKUN_LICENCE,
-        "limits": _PIETKUN_LIMITS,
-    },
-    "ast": {
-        "name": "AST (Kacper-Pietkun/Speech-to-face)",
-        "description": f"{_PIETKUN}: a fine-tuned MIT/ast-finetuned-audioset-10-10-0.4593",
-        "licence": _PIETKUN_LICENCE,
-        "limits": _PIETKUN_LIMITS,
-    },
-}
+from s2f.voice_encoder import VoiceEncoder
 
 Array = NDArray[np.float32]
 Arrays = Mapping[str, Array]
 
-TOLERANCE = 1e-4
-_VGG_POOLS = (2, 4, 7, 10, 13)  # after these convolutions
-_VOICE_POOLS, _VOICE_STRIDED = (3, 4, 5, 6), (8, 9)  # layers with max pooling and with stride 2
+TOLERANCE = 1e-4  # of a tap's largest error, relative to its largest value
+PUBLISHED_SPACE = "pietkun: embeddings of serengil's VGG-Face, preprocessing seed"
+"""The embedding space of the seed's published networks where their face encoder is not given."""
 
-
-def compare_taps(expected: Arrays, found: Arrays) -> dict[str, float]:
-    """Measure each tap's largest error, relative to its largest value.
-
-    A tap that is zero everywhere, or not finite, proves nothing: its error is infinite.
-    """
-    errors = {}
-    for tap, wanted in expected.items():
-        size = float(np.abs(wanted).max())
-        usable = size > 0 and wanted.shape == found[tap].shape
-        error = float(np.abs(found[tap] - wanted).max()) / size if usable else math.inf
-        errors[tap] = error if math.isfinite(error) else math.inf
-    return errors
-
-
-def vgg(layers: Sequence[tuple[Array, Array]], images: Array) -> dict[str, Array]:
-    """Run VGG-Face.
-
-    Args:
-        layers: (kernel, bias) of the 16 layers in Keras' layout; those of fc6 to fc8 may be of
-            convolutions or of Dense layers after a Flatten.
-        images: [b h w 3], prepared.
-
-    Returns:
-        features [b 7 7 c], embedding [b d] (after its ReLU) and logits [b i].
-    """
-    x = images
-    for n, (kernel, bias) in enumerate(layers[:13], start=1):
-        x = _relu(_conv(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), kernel) + bias)
-        if n in _VGG_POOLS:
-            x = _max_pool(x, 2, 2)
-    features = x
-    fc6, fc7, fc8 = layers[13:]
-    embedding = _relu(_head(_relu(_head(x, *fc6)), *fc7))
-    logits = _head(embedding, *fc8)
-    flat = {"embedding": embedding, "logits": logits}
-    return {"features": features} | {tap: x.reshape(len(x), -1) for tap, x in flat.items()}
-
-
-def keras_layout(weight: Array) -> Array:
-    """Lay the weight of a torch Linear or convolution out as Keras does."""
-    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
-
-
-def numpy_face_decoder(arrays: Arrays, embedding: Array) -> dict[str, Array]:
-    """Run the seed's face decoder on embeddings [b d].
-
-    Returns:
-        landmarks [b 2k] and texture [b h w 3].
-    """
-    x = embedding
-    for i in range(2):
-        x = _relu(_norm(_linear(x, arrays, f"pre_layers.{i}.0"), arrays, f"pre_layers.{i}.1"))
-    y = x
-    for i in range(3):
-        layer = f"landmark_layers.{i}"
-        y = _relu(_norm(_linear(y, arrays, f"{layer}.0"), arrays, f"{layer}.1"))
-    taps = {"landmarks": _linear(y, arrays, "landmark_layers.3.0")}
-    x = _relu(_linear(x, arrays, "texture_layers.0.0"))
-    channels = len(arrays["texture_layers.1.1.weight"])
-    side = math.isqrt(x.shape[1] // channels)
-    x = x.reshape(len(x), channels, side, side).transpose(0, 2, 3, 1)
-    for layer in ("1.1", "2.0", "3.0", "4.0"):
-        weight, bias = (arrays[f"texture_layers.{layer}.{part}"] for part in ("weight", "bias"))
-        x = _relu(_transposed_conv(x, weight) + bias)
-    kernel = keras_layout(arrays["texture_layers.5.0.weight"])
-    x = _conv(x, kernel) + arrays["texture_layers.5.0.bias"]
-    taps["texture"] = (1 / (1 + np.exp(-x))).astype(np.float32)
-    return taps
-
-
-def numpy_voice_encoder(arrays: Arrays, spectrogram: Array) -> dict[str, Array]:
-    """Run the seed's convolutional voice encoder on [b f t 2].
-
-    Returns:
-        features [b m], pooled over time, and embedding [b d].
-    """
-    x = spectrogram
-    for n in range(1, 9):
-        kernel = keras_layout(arrays[f"layer{n}.0.weight"])
-        x = _relu(_conv(x, kernel, 1 + (n in _VOICE_STRIDED)) + arrays[f"layer{n}.0.bias"])
-        x = _norm(x, arrays, f"layer{n}.2")
-        if n in _VOICE_POOLS:
-            x = _max_pool(x, 1, 2)
-    x = _conv(x, keras_layout(arrays["layer9.0.weight"]), 2) + arrays["layer9.0.bias"]
-    x = _norm(_relu(x.mean(axis=2)), arrays, "layer9.3")  # [b f c]
-    features = x.transpose(0, 2, 1).reshape(len(x), -1)
-    x = _relu(_linear(features, arrays, "layer10.1"))
-    return {"features": features, "embedding": _relu(_linear(x, arrays, "layer11.0"))}
-
-
-def numpy_ast_encoder(
-    arrays: Arrays, spectrogram: Array, *, heads: int, stride: int, eps: float
-) -> dict[str, Array]:
-    """Run the seed's AST on [b t f].
-
-    Returns:
-        embedding [b d].
-    """
-    start = "audio_spectrogram_transformer"
-    kernel = arrays[f"{start}.embeddings.patch_embeddings.projection.weight"]
-    images = spectrogram.transpose(0, 2, 1)[..., None]  # [b f t 1]
-    x = _conv(images, keras_layout(kernel), stride)
-    x = x.reshape(len(x), -1, x.shape[-1])
-    x = x + arrays[f"{start}.embeddings.patch_embeddings.projection.bias"]
-    tokens = [arrays[f"{start}.embeddings.{kind}_token"] for kind in ("cls", "distillation")]
-    x = np.concatenate([*(np.repeat(token, len(x), axis=0) for token in tokens), x], axis=1)
-    x = x + arrays[f"{start}.embeddings.position_embeddings"]
-    layer = 0
-    while f"{start}.encoder.layer.{layer}.layernorm_before.weight" in arrays:
-        name = f"{start}.encoder.layer.{layer}"
-        y = _layer_norm(x, arrays, f"{name}.layernorm_before", eps)
-        q, k, v = (
-            np.stack(np.split(_linear(y, arrays, f"{name}.attention.attention.{part}"), heads, -1))
-            for part in ("query", "key", "value")
-        )  # [heads b n d]
-        scores = _softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]))
-        mixed = np.concatenate(list(scores @ v), axis=-1)
-        x = x + _linear(mixed, arrays, f"{name}.attention.output.dense")
-        y = _layer_norm(x, arrays, f"{name}.layernorm_after", eps)
-        y = _gelu(_linear(y, arrays, f"{name}.intermediate.dense"))
-        x = x + _linear(y, arrays, f"{name}.output.dense")
-        layer += 1
-    x = _layer_norm(x, arrays, f"{start}.layernorm", eps)[:, :2].mean(axis=1)
-    x = _layer_norm(x, arrays, "classifier.0.layernorm", eps)
-    return {"embedding": _relu(_linear(x, arrays, "classifier.0.dense"))}
-
-
-def _head(x: Array, kernel: Array, bias: Array) -> Array:
-    """Apply a Dense layer after a Flatten, or a convolution."""
-    head: Array = x.reshape(len(x), -1) @ kernel if kernel.ndim == 2 else _conv(x, kernel)
-    return head + bias
-
-
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0)
-
-
-def _gelu(x: Array) -> Array:
-    from scipy.special import erf
-
-    gelu: Array = x * np.float32(0.5) * (1 + erf(x / np.float32(math.sqrt(2))))
-    return gelu
-
-
-def _softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    softmax: Array = e / e.sum(axis=-1, keepdims=True)
-    return softmax
-
-
-def _linear(x: Array, arrays: Arrays, name: str) -> Array:
-    linear: Array = x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"]
-    return linear
-
-
-def _norm(x: Array, arrays: Arrays, name: str) -> Array:
-    """Apply a BatchNorm, as in use, to the last axis; torch's epsilon."""
-    scale = arrays[f"{name}.weight"] / np.sqrt(arrays[f"{name}.running_var"] + np.float32(1e-5))
-    norm: Array = (x - arrays[f"{name}.running_mean"]) * scale + arrays[f"{name}.bias"]
-    return norm
-
-
-def _layer_norm(x: Array, arrays: Arrays, name: str, eps: float) -> Array:
-    centred: Array = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    scale = arrays[f"{name}.weight"] / np.sqrt(variance + np.float32(eps))
-    norm: Array = centred * scale + arrays[f"{name}.bias"]
-    return norm
-
-
-def _conv(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Convolve [b h w i], unpadded, with a kernel [kh kw i o]."""
-    kh, kw = kernel.shape[:2]
-    h, w = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
-    out = np.zeros((len(x) * h * w, kernel.shape[3]), np.float32)
-    for i in range(kh):
-        rows = slice(i, i + stride * (h - 1) + 1, stride)
-        for j in range(kw):
-            seen = x[:, rows, j : j + stride * (w - 1) + 1 : stride]
-            out += seen.reshape(-1, x.shape[3]) @ kernel[i, j]
-    return out.reshape(len(x), h, w, -1)
-
-
-def _transposed_conv(x: Array, weight: Array) -> Array:
-    """Double [b h w i] with a torch weight [i o 5 5]: stride 2, padding 2, output padding 1."""
-    b, h, w, _ = x.shape
-    canvas = np.zeros((b, 2 * h + 3, 2 * w + 3, weight.shape[1]), np.float32)
-    for i in range(5):
-        for j in range(5):
-            canvas[:, i : i + 2 * h : 2, j : j + 2 * w : 2] += x @ weight[:, :, i, j]
-    return canvas[:, 2 : 2 + 2 * h, 2 : 2 + 2 * w]
-
-
-def _max_pool(x: Array, height: int, width: int) -> Array:
-    b, h, w, c = x.shape
-    x = x[:, : h // height * height, : w // width * width]
-    pooled: Array = x.reshape(b, h // height, height, w // width, width, c).max(axis=(2, 4))
-    return pooled
-
-
-Transform = Callable[[Tensor], Tensor]
-WeightTable = dict[str, tuple[str, Transform]]
-
-VGG16_LAYERS = (
-    *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv4_1"),
-    *("conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3", "fc6", "fc7", "fc8"),
+# Features of the published AST: Kacper-Pietkun/Speech-to-face.
+AST_FRONT_END = FrontEnd(
+    "ast", clip_samples=FRONT_ENDS["ast"].clip_samples, mean=-5.460994, std=3.1129124
 )
-"""The layers of VGG-16 with weights, by the names that rcmalli's file has."""
 
-_AUTOMATIC = re.compile(r"(conv2d|convolution2d|dense)(_\d+)?")  # names that Keras gave
-
-
-def as_is(tensor: Tensor) -> Tensor:
-    """Keep the layout."""
-    return tensor
-
-
-def conv(kernel: Tensor) -> Tensor:
-    """Turn a Keras convolution's kernel into torch's."""
-    return kernel.permute(3, 2, 0, 1)
-
-
-def dense_conv(kernel: Tensor) -> Tensor:
-    """Turn a Keras Dense kernel into that of a 1x1 convolution."""
-    return kernel.t()[:, :, None, None]
-
-
-def dense_map_conv(side: int) -> Transform:
-    """Make the transform of a Dense kernel after Flatten, into a convolution over all the map."""
-
-    def transform(kernel: Tensor) -> Tensor:
-        return conv(kernel.view(side, side, -1, kernel.shape[1]))
-
-    return transform
-
-
-def linear_conv(weight: Tensor) -> Tensor:
-    """Turn a torch Linear's weight into that of a 1x1 convolution."""
-    return weight[:, :, None, None]
-
-
-def scrambled_map_conv(side: int) -> Transform:
-    """Make the transform of a Linear whose inputs the seed left in Keras' order."""
-
-    def transform(weight: Tensor) -> Tensor:
-        return weight.view(len(weight), side, side, -1).permute(0, 3, 1, 2)
-
-    return transform
-
-
-def transposed(weight: Tensor) -> Tensor:
-    """Turn a 1x1 convolution's weight into that of a transposed one."""
-    return weight.transpose(0, 1)
-
-
-def _vgg(config: VGGFaceConfig) -> list[str]:
-    """Our names of VGG-16's layers with weights."""
-    names, place = [], 0
-    for layer in config.layers:
-        if layer != "M":
-            names.append(f"convs.{place}")
-        place += 1 if layer == "M" else 2  # a ReLU follows each convolution
-    return [*names, "fc6", "fc7", "fc8"]
-
-
-def _pairs(
-    names: Iterable[str], config: VGGFaceConfig, kernel: str, transforms: Sequence[Transform]
-) -> WeightTable:
-    """Make a table of 16 layers; `transforms` are those of the convolutions, fc6, fc7 and fc8."""
-    bias = re.sub("weight|kernel", "bias", kernel)
-    each = [*(len(VGG16_LAYERS) - 3) * [transforms[0]], *transforms[1:]]
-    table: WeightTable = {}
-    for theirs, ours, transform in zip(names, _vgg(config), each, strict=True):
-        table[theirs + kernel] = f"{ours}.weight", transform
-        table[theirs + bias] = f"{ours}.bias", as_is
-    return table
-
-
-def keras_layers(origin: str, order: Sequence[str]) -> tuple[str, ...]:
-    """Name the layers of a Keras file in the order of VGG-16's.
-
-    serengil's Sequential has automatic names, and so has every Keras 3 file: there the order is
-    the file's. rcmalli's layers have names of their own, which are wanted then.
-
-    Args:
-        origin: `serengil` or `rcmalli`.
-        order: the file's layers with weights.
-    """
-    automatic = all(_AUTOMATIC.fullmatch(name) for name in order)
-    if len(order) == len(VGG16_LAYERS) and (origin == "serengil" or automatic):
-        return tuple(order)
-    return VGG16_LAYERS  # `fill` then says which of them the file lacks
-
-
-def keras_vgg(origin: str, layers: Sequence[str], config: VGGFaceConfig) -> WeightTable:
-    """Make the table of a Keras file, fc6 to fc8 convolutions (serengil) or Dense (rcmalli)."""
-    dense = (dense_map_conv(config.map_size), dense_conv, dense_conv)
-    heads = (conv, conv, conv) if origin == "serengil" else dense
-    return _pairs(layers, config, "/kernel", (conv, *heads))
-
-
-def torch_layers(origin: str) -> tuple[str, ...]:
-    """Name the layers of the seed's VGG-Face files in the order of VGG-16's."""
-    inner = "1" if origin == "serengil" else "0"  # a padding layer stands before
-    heads = ("14.0", "15.0", "16.1") if origin == "serengil" else ("14.1", "15.0", "16.0")
-    return tuple(f"layer{n}" for n in (*(f"{k}.{inner}" for k in range(1, 14)), *heads))
-
-
-def torch_vgg(origin: str, config: VGGFaceConfig) -> WeightTable:
-    """Make the table of one of the seed's VGG-Face files; rcmalli's has fc6 scrambled."""
-    linear = (scrambled_map_conv(config.map_size), linear_conv, linear_conv)
-    heads = (as_is, as_is, as_is) if origin == "serengil" else linear
-    return _pairs(torch_layers(origin), config, ".weight", (as_is, *heads))
-
-
-def _group(theirs: str, ours: str, *, norm: bool = False) -> WeightTable:
-    """Make the table of one layer of the seed's, or of one BatchNorm."""
-    parts = ["weight", "bias"]
-    if norm:
-        parts += ["running_mean", "running_var", "num_batches_tracked"]
-    return {f"{theirs}.{part}": (f"{ours}.{part}", as_is) for part in parts}
-
-
-def face_decoder_table(network: FaceDecoder) -> WeightTable:
-    """Make the table of the seed's face decoder."""
-    config = network.config
-    table: WeightTable = {}
-    for theirs, ours, count in (
-        ("pre_layers", "trunk", len(config.trunk)),
-        ("landmark_layers", "landmarks", len(config.landmark_hidden)),
-    ):
-        for i in range(count):
-            table |= _group(f"{theirs}.{i}.0", f"{ours}.{i}.0")
-            table |= _group(f"{theirs}.{i}.1", f"{ours}.{i}.1", norm=True)
-    last = len(config.landmark_hidden)
-    table |= _group(f"landmark_layers.{last}.0", f"landmarks.{last}")
-    table |= _group("texture_layers.0.0", "seed.0")
-    for i in range(len(config.stages)):  # an Unflatten stands before the first
-        table |= _group(f"texture_layers.{i + 1}.{int(i == 0)}", f"stages.{i}")
-    rgb = f"texture_layers.{len(config.stages)}.0.weight"
-    return table | {rgb: (table[rgb][0], transposed)}
-
-
-def voice_encoder_table() -> WeightTable:
-    """Make the table of the seed's convolutional voice encoder, VE_conv."""
-    table: WeightTable = {}
-    for n in range(1, 9):
-        table |= _group(f"layer{n}.0", f"convs.{n - 1}.0")
-        table |= _group(f"layer{n}.2", f"convs.{n - 1}.2", norm=True)
-    table |= _group("layer9.0", "convs.8.0") | _group("layer9.3", "norm", norm=True)
-    return table | _group("layer10.1", "hidden") | _group("layer11.0", "embedding")
-
-
-def ast_encoder_table(network: nn.Module, names: Iterable[str]) -> WeightTable:
-    """Make the table of the seed's AST, for a file whose names are of any transformers."""
-    theirs = {published_name(name): name for name in names}
-    table: WeightTable = {}
-    for ours in network.state_dict():
-        name = re.sub("^ast[.]", "audio_spectrogram_transformer.", ours)
-        name = re.sub("^norm[.]", "classifier.0.layernorm.", name)
-        name = re.sub("^embedding[.]", "classifier.0.dense.", name)
-        table[theirs.get(name, name)] = ours, as_is
-    return table
-
-
-def fill(
-    network: nn.Module, table: WeightTable, tensors: Mapping[str, Tensor], origin: str
-) -> None:
-    """Give a network, which may be on `meta`, the weights of a table, copied: the file can go.
-
-    Buffers that no foreign tensor is for keep their values.
-
-    Args:
-        network: to be filled.
-        table: names all the parameters of the network.
-        tensors: foreign, by name.
-        origin: what the tensors are from, for messages.
-
-    Raises:
-        CheckpointError: if the names are not exactly the table's, a shape does not fit, or a
-            value is not finite.
-    """
-    hint = "is it the file of another network? See s2f convert inspect"
-    missing, unknown = sorted(table.keys() - tensors.keys()), sorted(tensors.keys() - table.keys())
-    if missing or unknown:
-        seen = f"it lacks {_some(missing)}" if missing else f"it holds {_some(unknown)} beside them"
-        raise CheckpointError(f"{origin}: has not the layers that were wanted: {seen}", hint=hint)
-    state = network.state_dict()
-    for name, (ours, transform) in table.items():
-        found, wanted = tensors[name], state[ours]
-        try:
-            laid_out = transform(found)
-        except (RuntimeError, IndexError):  # torch's, for another number of axes or of values
-            laid_out = found
-        same_type = found.is_floating_point() == wanted.is_floating_point()
-        if laid_out.shape != wanted.shape or not same_type:
-            raise CheckpointError(
-                f"{origin}: {name} is {found.dtype} {tuple(found.shape)}; it cannot become {ours}, "
-                f"which is {wanted.dtype} {tuple(wanted.shape)}",
-                hint=hint,
-            )
-        if found.numel() and not all(torch.isfinite(m) for m in torch.aminmax(found)):
-            raise CheckpointError(
-                f"{origin}: {name} holds values that are not finite", hint="download it again"
-            )
-        state[ours] = _copied(laid_out, wanted.dtype)
-    network.load_state_dict(state, assign=True)
-    assert not any(tensor.is_meta for tensor in network.state_dict().values())
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copy a view, a few input channels at a time: of fc6, that takes half the time."""
-    copy = torch.empty(tensor.shape, dtype=dtype)
-    if tensor.ndim < 2:
-        return copy.copy_(tensor)
-    for target, part in zip(torch.split(copy, 8, 1), torch.split(tensor, 8, 1), strict=True):
-        target.copy_(part)
-    return copy
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+# What cards say of weights that people can download: title and description.
+VGG_FACES = {
+    "serengil": (
+        "serengil/deepface",
+        "As published at https://github.com/serengil/deepface_models/releases/download/v1.0/"
+        "vgg_face_weights.h5",
+    ),
+    "rcmalli": (
+        "rcmalli/keras-vggface",
+        "As published at https://github.com/rcmalli/keras-vggface/releases/download/v2.0/"
+        "rcmalli_vggface_tf_vgg16.h5, itself converted from Caffe",
+    ),
+}
+VGG_FACE_LICENCE = (
+    "Not stated in the file. VGG-Face is of academic origin, for non-commercial research; the "
+    "licence of the repository that the file is published in does not change that."
+)
+SEED_NETWORKS = {
+    "face_decoder": ("face decoder", "; its texture is the face itself, unwarped"),
+    "ve_conv": ("VE_conv", ": the convolutional voice encoder"),
+    "ast": ("AST", ": a fine-tuned MIT/ast-finetuned-audioset-10-10-0.4593"),
+}
+SEED_LIMITS = (
+    "Trained with embeddings of serengil's VGG-Face on RGB 0..1, squashed: other face encoders, "
+    "and this one with other preprocessing, do not fit. Not for recognising anyone."
+)
+_OTHER = "is it the file of another network? See s2f convert inspect"
 
 
 @dataclass(frozen=True)
@@ -578,91 +105,6 @@ class Converted:
     verified: Mapping[str, float] | None = None
 
 
-def read_weights(source: Path, kind: str) -> foreign_weights.Weights:
-    """Read foreign weights that must be of one kind, `keras` or `torch`.
-
-    Raises:
-        CheckpointError: as `foreign_weights.read_foreign`, or if they are of the other kind.
-    """
-    weights = foreign_weights.read_foreign(source)
-    if weights.kind != kind:
-        names = {"keras": "Keras (.h5)", "torch": "torch (.pt)"}
-        raise CheckpointError(
-            f"{source}: holds weights of {names[weights.kind]}; wanted those of {names[kind]}",
-            hint="is it the file of another network? See s2f convert inspect",
-        )
-    return weights
-
-
-def numpy_arrays(weights: foreign_weights.Weights) -> dict[str, Array]:
-    """Give the tensors to NumPy, without copying them."""
-    return {name: tensor.numpy() for name, tensor in weights.tensors.items()}
-
-
-def empty_vgg_face(preprocessing: str) -> face_encoder.VGGFace:
-    """Make a full-size VGG-Face without weights, with a preset of `PREPROCESSING`."""
-    preparation = PREPROCESSING[preprocessing]
-    with torch.device("meta"):
-        network = face_encoder.VGGFace(face_encoder.CONFIGS["paper"], preparation)
-    network.mean = torch.tensor(preparation.mean).view(3, 1, 1)
-    return network
-
-
-def noise(*shape: int) -> Tensor:
-    """Make asymmetric input, the same every time: normally distributed."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def some_faces(network: face_encoder.VGGFace, n: int) -> Tensor:
-    """Make pictures [n 3 h w], RGB 0..1, of noise for VGG-Face."""
-    size = network.config.image_size
-    return noise(n, 3, size, size).mul(0.25).add(0.5).clamp(0, 1)
-
-
-def prepared(network: face_encoder.VGGFace, faces: Tensor) -> Array:
-    """Prepare pictures [n 3 h w] as a network does, channels last: [n h w 3]."""
-    images: Array = network.preprocess(faces).permute(0, 2, 3, 1).contiguous().numpy()
-    return images
-
-
-@torch.inference_mode()
-def vgg_face_taps(network: face_encoder.VGGFace, faces: Tensor) -> dict[str, Tensor]:
-    """Run VGG-Face: features [n 7 7 c], embedding [n d] and logits [n i]."""
-    features = network.eval().features(faces)
-    embedding = network.embed(features)
-    logits = network.logits(embedding)
-    return {"features": features.permute(0, 2, 3, 1), "embedding": embedding, "logits": logits}
-
-
-def prove(
-    source: Path, judge: str, expected: Arrays, found: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Make sure that a converted network gives what a judge makes of the foreign file.
-
-    Returns:
-        The largest error of each tap, relative to the tap's largest value.
-
-    Raises:
-        CheckpointError: if one is over `convert.TOLERANCE`.
-    """
-    errors = compare_taps(expected, {tap: tensor.numpy() for tap, tensor in found.items()})
-    if max(errors.values()) > TOLERANCE:
-        seen = ", ".join(f"{tap} {error:.1e}" for tap, error in errors.items())
-        raise CheckpointError(
-            f"{source}: the converted network does not give what {judge} makes of the file: "
-            f"relative errors {seen}; wanted at most {TOLERANCE:g}",
-            hint="nothing was written; are its weights those of a trained network?",
-        )
-    return errors
-
-
-def converted_card(origin: dict[str, Any], source: Path) -> Card:
-    """Make the card of a converted network: what is published, and which file this one is of."""
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Card(**origin, data=f"Converted from {source.name}, SHA-256 {sha256}.")
-
-
 def convert_vgg_face(
     source: Path,
     out: Path,
@@ -679,7 +121,7 @@ def convert_vgg_face(
         source: the file, in legacy HDF5 or Keras 3's.
         out: the checkpoint.
         origin: `serengil` (deepface) or `rcmalli` (keras-vggface).
-        preprocessing: a name in `face_encoder.PREPROCESSING`; by default the origin's.
+        preprocessing: a name in `images.PREPROCESSING`; by default the origin's.
         verify: whether to compare with Keras itself too.
         overwrite: whether `out` is replaced if it is there.
         progress: told what happens.
@@ -690,63 +132,33 @@ def convert_vgg_face(
         OutputError: if `out` is there already or cannot be written.
     """
     if verify:
-        keras_check.require_tensorflow()
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise _is_there(out)
-    steps = 4 + verify
-    progress(0, steps, "reading")
-    weights = read_weights(source, "keras")
-    progress(1, steps, "converting")
-    network = empty_vgg_face(preprocessing or origin)
-    layers = keras_layers(origin, weights.order)
-    table = keras_vgg(origin, layers, network.config)
-    fill(network, table, weights.tensors, str(source))
-    progress(2, steps, "proving")
-    faces, arrays = some_faces(network, 1), numpy_arrays(weights)
-    pairs = [(arrays[f"{name}/kernel"], arrays[f"{name}/bias"]) for name in layers]
-    expected = vgg(pairs, prepared(network, faces))
-    del weights, arrays, pairs  # before torch, too, needs memory of its own
-    found = vgg_face_taps(network, faces)
-    proven = prove(source, "NumPy", expected, found)
+        require_tensorflow()
+    if out.is_dir():
+        raise OutputError(f"{out}: is a folder", hint="name the file to write with -o")
+    if out.exists() and not overwrite:
+        raise OutputError(
+            f"{out}: is there already", hint="give --overwrite to replace it, or another name"
+        )
+    steps = 2 + verify
+    progress(0, steps, "converting and proving")
+    published, proven = convert_file(
+        source,
+        "keras",
+        lambda order: published_vgg_face(
+            origin, keras_names(origin, order), PREPROCESSING[preprocessing or origin]
+        ),
+    )
+    network = published.network
+    assert isinstance(network, VGGFace)
     verified = None
     if verify:
-        progress(3, steps, "verifying with Keras")
-        verified = _verify(source, origin, network)
+        progress(1, steps, "verifying with Keras")
+        faces, images = published.example(2)
+        expected = keras_taps(source, origin, network.config, images)
+        verified = prove(source, "Keras", expected, published.taps(faces))
     progress(steps - 1, steps, "writing")
-    space = save(out, network, card=converted_card(FACE_ENCODERS[origin], source))
+    space = save(out, network, card=_card(origin, source))
     return Converted(out, source, "face_encoder", space, proven, verified)
-
-
-def _verify(source: Path, origin: Origin, network: face_encoder.VGGFace) -> dict[str, float]:
-    """Ask Keras, in a process of its own, what it makes of the same file and images."""
-    config = network.config
-    heads = config.hidden, config.embedding, config.identities
-    shape = keras_check.Shape(config.layers, config.image_size, heads)
-    faces = some_faces(network, 2)
-    found = vgg_face_taps(network, faces)
-    item = (source, origin, shape, prepared(network, faces))
-    for _, expected in prep.run_in_workers(keras_check.taps, [item], workers=1):
-        if isinstance(expected, S2FError):
-            raise CheckpointError(expected.message, hint=expected.hint) from expected
-        return prove(source, "Keras", expected, found)
-    raise AssertionError("one item gives one result")
-
-
-def _is_there(out: Path) -> OutputError:
-    if out.is_dir():
-        return OutputError(f"{out}: is a folder", hint="name the file to write with -o")
-    return OutputError(
-        f"{out}: is there already", hint="give --overwrite to replace it, or another name"
-    )
-
-
-PUBLISHED_SPACE = "pietkun: embeddings of serengil's VGG-Face, preprocessing seed"
-"""The embedding space of the seed's published networks where their face encoder is not given."""
-
-# Features of the published AST: Kacper-Pietkun/Speech-to-face.
-AST_FRONT_END = FrontEnd(
-    "ast", clip_samples=FRONT_ENDS["ast"].clip_samples, mean=-5.460994, std=3.1129124
-)
 
 
 def convert_pietkun(
@@ -787,103 +199,53 @@ def convert_pietkun(
         raise UsageError("a model has one voice encoder: AST and VE_conv were both given")
     if (face_encoder is None) != (kind is None):
         raise UsageError("a face encoder and its kind go together: only one of them was given")
+    jobs: list[tuple[str, Path, Callable[[Any], Published]]] = []
+    if face_encoder and kind:
+        names, seed = seed_names(kind), PREPROCESSING["seed"]
+        jobs.append((kind, face_encoder, lambda _: published_vgg_face(kind, names, seed)))
+    jobs.append(("face_decoder", face_decoder, lambda _: published_face_decoder()))
+    if ve_conv:
+        jobs.append(("ve_conv", ve_conv, lambda _: published_voice_encoder()))
     if ast:
         ast_encoder.require_transformers()
-    jobs: list[tuple[Path, dict[str, Any], _Convert, FrontEnd | None]] = []
-    if face_encoder and kind:
-        card = FACE_ENCODERS[kind]
-        jobs.append((face_encoder, card, functools.partial(_torch_vgg_face, origin=kind), None))
-    jobs.append((face_decoder, PIETKUN["face_decoder"], _face_decoder, None))
-    if ve_conv:
-        jobs.append((ve_conv, PIETKUN["ve_conv"], _ve_conv, FRONT_ENDS["seed"]))
-    if ast:
-        jobs.append((ast, PIETKUN["ast"], _ast, AST_FRONT_END))
-    made = []
+        jobs.append(("ast", ast, lambda _: published_ast()))
+    made: list[Converted] = []
     published_space = PUBLISHED_SPACE
     with _model_folder(out, overwrite) as folder:
-        for done, (source, card, convert, front_end) in enumerate(jobs):
-            progress(done, len(jobs), source.name)
-            network, proven = convert(source)
-            name = kind_of(network)
+        for name, source, make in jobs:
+            progress(len(made), len(jobs), source.name)
+            published, proven = convert_file(source, "torch", make)
+            part = kind_of(published.network)
             space = save(
-                folder / f"{name}.safetensors",
-                network,
-                card=converted_card(card, source),
-                embedding_space=None if name == "face_encoder" else published_space,
-                front_end=front_end,
+                folder / f"{part}.safetensors",
+                published.network,
+                card=_card(name, source),
+                embedding_space=None if part == "face_encoder" else published_space,
+                front_end=published.front_end,
             )
-            if name == "face_encoder" and kind == "serengil":
+            if name == "serengil":
                 published_space = space
-            made.append(Converted(out / f"{name}.safetensors", source, name, space, proven))
-            del network  # before the next needs its memory
+            made.append(Converted(out / f"{part}.safetensors", source, part, space, proven))
+            del published  # before the next needs its memory
     return made
 
 
-_Convert = Callable[[Path], tuple[Network, dict[str, float]]]
-
-
-def _torch_vgg_face(source: Path, *, origin: Origin) -> tuple[Network, dict[str, float]]:
-    weights = read_weights(source, "torch")
-    network = empty_vgg_face("seed")
-    table = torch_vgg(origin, network.config)
-    fill(network, table, weights.tensors, str(source))
-    faces, arrays = some_faces(network, 1), numpy_arrays(weights)
-    layers = [
-        (keras_layout(arrays[f"{name}.weight"]), arrays[f"{name}.bias"])
-        for name in torch_layers(origin)
-    ]
-    expected = vgg(layers, prepared(network, faces))
-    del weights, arrays, layers  # before torch, too, needs memory of its own
-    found = vgg_face_taps(network, faces)
-    return network, prove(source, "NumPy", expected, found)
-
-
-def _face_decoder(source: Path) -> tuple[Network, dict[str, float]]:
-    weights = read_weights(source, "torch")
-    with torch.device("meta"):
-        network = face_decoder.FaceDecoder(face_decoder.CONFIGS["seed"])
-    network.mean_landmarks = torch.zeros(network.config.landmarks, 2)
-    table = face_decoder_table(network)
-    fill(network, table, weights.tensors, str(source))
-    embedding = noise(2, network.config.embedding).relu()
-    expected = numpy_face_decoder(numpy_arrays(weights), embedding.numpy())
-    del weights
-    with torch.inference_mode():
-        landmarks, texture = network.eval()(embedding)
-    found = {"landmarks": landmarks.flatten(1), "texture": texture.permute(0, 2, 3, 1)}
-    return network, prove(source, "NumPy", expected, found)
-
-
-def _ve_conv(source: Path) -> tuple[Network, dict[str, float]]:
-    weights = read_weights(source, "torch")
-    config = voice_encoder.CONFIGS["seed"]
-    with torch.device("meta"):
-        network = voice_encoder.VoiceEncoder(config)
-    fill(network, voice_encoder_table(), weights.tensors, str(source))
-    heard = noise(1, config.in_channels, config.n_freqs, config.min_frames)
-    expected = numpy_voice_encoder(numpy_arrays(weights), heard.permute(0, 2, 3, 1).numpy())
-    del weights
-    with torch.inference_mode():
-        found = {"features": network.eval().features(heard), "embedding": network(heard)}
-    return network, prove(source, "NumPy", expected, found)
-
-
-def _ast(source: Path) -> tuple[Network, dict[str, float]]:
-    weights = read_weights(source, "torch")
-    config = ast_encoder.CONFIGS["seed"]
-    with torch.device("meta"):
-        network = ast_encoder.ASTEncoder(config)
-    table = ast_encoder_table(network, weights.tensors)
-    fill(network, table, weights.tensors, str(source))
-    heard = noise(1, 1, config.n_freqs, config.n_frames)
-    with torch.inference_mode():
-        found = {"embedding": network.eval()(heard)}
-    arrays = {ast_encoder.published_name(name): a for name, a in numpy_arrays(weights).items()}
-    eps, features = ast_encoder.LAYER_NORM_EPS, heard[:, 0].permute(0, 2, 1).numpy()
-    expected = numpy_ast_encoder(
-        arrays, features, heads=config.heads, stride=config.stride, eps=eps
+def _card(name: str, source: Path) -> Card:
+    """Say what is published under a name, and which file this one is."""
+    with source.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    data = f"Converted from {source.name}, SHA-256 {sha256}."
+    if name in VGG_FACES:
+        title, description = VGG_FACES[name]
+        return Card(f"VGG-Face ({title})", description, data, VGG_FACE_LICENCE)
+    title, description = SEED_NETWORKS[name]
+    return Card(
+        f"{title} (Kacper-Pietkun/Speech-to-face)",
+        f"As published with https://github.com/Kacper-Pietkun/Speech-to-face{description}",
+        data,
+        "Not stated in the file: ask its authors before any use beyond research.",
+        limits=SEED_LIMITS,
     )
-    return network, prove(source, "NumPy", expected, found)
 
 
 @contextlib.contextmanager
@@ -898,3 +260,524 @@ def _model_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         )
     with atomic_folder(out, replace=overwrite) as folder:
         yield folder
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A step of a published network.
+
+    Attributes:
+        operation: a name in `OPERATIONS`.
+        theirs: what the file's names of its weights begin with; empty if it has none.
+        ours: what those of our network begin with.
+        options: of the operation.
+    """
+
+    operation: str
+    theirs: str = ""
+    ours: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Taps = Mapping[str, tuple[str, Sequence[Layer]]]
+"""A network: what leads to each tap, and the tap that it starts from ("" is the input)."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published network in its own terms and in ours.
+
+    Attributes:
+        layers: what it does.
+        network: ours, on `meta` until it is filled.
+        shape: of one input of ours.
+        run: gives the taps of our network, by the same names.
+        front_end: of a voice encoder.
+    """
+
+    layers: Taps
+    network: Network
+    shape: tuple[int, ...]
+    run: Callable[[Tensor], dict[str, Tensor]]
+    front_end: FrontEnd | None = None
+
+    def example(self, n: int) -> tuple[Tensor, Array]:
+        """Make n inputs for our network, and the same, prepared and channels last, for others.
+
+        They are noise, the same every time, which no swap of axes leaves alone.
+        """
+        prepared = x = torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(0))
+        if isinstance(self.network, VGGFace):
+            x = x.mul(0.25).add(0.5).clamp(0, 1)  # pictures, RGB 0..1
+            prepared = self.network.preprocess(x)
+        return x, _channels_last(prepared).numpy()
+
+    @torch.inference_mode()
+    def taps(self, x: Tensor) -> dict[str, Tensor]:
+        """Run our network, channels last."""
+        self.network.eval()
+        return {tap: _channels_last(tensor) for tap, tensor in self.run(x).items()}
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
+
+
+RELU = Layer("relu")
+# The names of rcmalli's layers; for the error where a file has none that are known.
+VGG16_NAMES = (
+    *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv4_1"),
+    *("conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3", "fc6", "fc7", "fc8"),
+)
+_AUTOMATIC = re.compile(r"(conv2d|convolution2d|dense)(_\d+)?")  # names that Keras gave
+
+
+def keras_names(origin: str, order: Sequence[str]) -> tuple[str, ...]:
+    """Name the layers of a Keras file in the order of VGG-16's.
+
+    serengil's Sequential has automatic names, and so has every Keras 3 file: there the order is
+    the file's. rcmalli's layers have names of their own, which are wanted then.
+
+    Args:
+        origin: `serengil` or `rcmalli`.
+        order: the file's layers with weights.
+    """
+    automatic = all(_AUTOMATIC.fullmatch(name) for name in order)
+    if len(order) == len(VGG16_NAMES) and (origin == "serengil" or automatic):
+        return tuple(order)
+    return VGG16_NAMES  # `fill` then says which of them the file lacks
+
+
+def seed_names(origin: str) -> tuple[str, ...]:
+    """Name the layers of the seed's VGG-Face files in the order of VGG-16's."""
+    inner = "1" if origin == "serengil" else "0"  # a padding layer stands before
+    heads = ("14.0", "15.0", "16.1") if origin == "serengil" else ("14.1", "15.0", "16.0")
+    return tuple(f"layer{n}" for n in (*(f"{k}.{inner}" for k in range(1, 14)), *heads))
+
+
+def published_vgg_face(
+    origin: str, names: Sequence[str], preprocessing: Preprocessing
+) -> Published:
+    """Describe VGG-Face, with taps features, embedding and logits.
+
+    Args:
+        origin: fc6 to fc8 are convolutions in serengil's; in rcmalli's dense, of a map in H W C.
+        names: of its 16 layers with weights, in the file.
+        preprocessing: of our network.
+    """
+    with torch.device("meta"):
+        network = VGGFace(face_encoder.CONFIGS["paper"], preprocessing)
+    network.mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+    config, theirs = network.config, iter(names)
+    convs: list[Layer] = []
+    place = 0  # among our layers, where a ReLU follows each convolution
+    for layer in config.layers:
+        if layer == "M":
+            convs.append(Layer("max_pool", options={"size": (2, 2)}))
+        else:
+            convs += [Layer("conv", next(theirs), f"convs.{place}", {"padding": 1}), RELU]
+        place += 1 if layer == "M" else 2
+    head = "conv" if origin == "serengil" else "flat_conv"
+    fc6, fc7, fc8 = (Layer(head, next(theirs), ours) for ours in ("fc6", "fc7", "fc8"))
+    layers: Taps = {
+        "features": ("", convs),
+        "embedding": ("features", [fc6, RELU, fc7, RELU]),
+        "logits": ("embedding", [fc8]),
+    }
+
+    def run(x: Tensor) -> dict[str, Tensor]:
+        features = network.features(x)
+        embedding = network.embed(features)
+        logits = network.logits(embedding)
+        return {"features": features, "embedding": embedding, "logits": logits}
+
+    return Published(layers, network, (3, config.image_size, config.image_size), run)
+
+
+def published_face_decoder() -> Published:
+    """Describe the seed's face decoder, with taps landmarks and texture."""
+    with torch.device("meta"):
+        network = FaceDecoder(face_decoder.CONFIGS["seed"])
+    config = network.config
+    network.mean_landmarks = torch.zeros(config.landmarks, 2)
+
+    def mlp(theirs: str, ours: str, n: int) -> list[Layer]:
+        layers: list[Layer] = []
+        for i in range(n):
+            layers.append(Layer("dense", f"{theirs}.{i}.0", f"{ours}.{i}.0"))
+            layers += [Layer("batch_norm", f"{theirs}.{i}.1", f"{ours}.{i}.1"), RELU]
+        return layers
+
+    n, last = len(config.landmark_hidden), len(config.stages)
+    points = mlp("landmark_layers", "landmarks", n)
+    points.append(Layer("dense", f"landmark_layers.{n}.0", f"landmarks.{n}"))
+    texture = [Layer("dense", "texture_layers.0.0", "seed.0"), RELU]
+    texture.append(Layer("unflatten", options={"channels": config.seed_channels}))
+    for i in range(last - 1):  # an Unflatten stands before the first
+        name = f"texture_layers.{i + 1}.{int(i == 0)}"
+        texture += [Layer("double", name, f"stages.{i}"), RELU]
+    texture += [Layer("to_rgb", f"texture_layers.{last}.0", f"stages.{last - 1}"), Layer("sigmoid")]
+    layers: Taps = {
+        "trunk": ("", mlp("pre_layers", "trunk", len(config.trunk))),
+        "landmarks": ("trunk", points),
+        "texture": ("trunk", texture),
+    }
+
+    def run(x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(("landmarks", "texture"), network(x), strict=True))
+
+    return Published(layers, network, (config.embedding,), run)
+
+
+def published_voice_encoder() -> Published:
+    """Describe the seed's VE_conv, with taps features, pooled over time, and embedding."""
+    with torch.device("meta"):
+        network = VoiceEncoder(voice_encoder.CONFIGS["seed"])
+    config = network.config
+    convs: list[Layer] = []
+    last = len(config.channels)
+    for n, (stride, pool) in enumerate(zip(config.strides, config.pools, strict=True), start=1):
+        convs.append(Layer("conv", f"layer{n}.0", f"convs.{n - 1}.0", {"stride": stride}))
+        if n < last:
+            convs += [RELU, Layer("batch_norm", f"layer{n}.2", f"convs.{n - 1}.2")]
+            convs.append(Layer("max_pool", options={"size": pool}))
+    convs += [Layer("mean_over_time"), RELU, Layer("batch_norm", f"layer{last}.3", "norm")]
+    hidden = Layer("dense", f"layer{last + 1}.1", "hidden")
+    embedding = Layer("dense", f"layer{last + 2}.0", "embedding")
+    layers: Taps = {
+        "features": ("", [*convs, Layer("flatten_channels_first")]),
+        "embedding": ("features", [hidden, RELU, embedding, RELU]),
+    }
+
+    def run(x: Tensor) -> dict[str, Tensor]:
+        return {"features": network.features(x), "embedding": network(x)}
+
+    shape = (config.in_channels, config.n_freqs, config.min_frames)
+    return Published(layers, network, shape, run, FRONT_ENDS["seed"])
+
+
+def published_ast() -> Published:
+    """Describe the seed's AST, with the tap embedding and the names before transformers 5."""
+    with torch.device("meta"):
+        network = ASTEncoder(ast_encoder.CONFIGS["seed"])
+    config, body = network.config, "audio_spectrogram_transformer"
+    layers = [Layer("patches", f"{body}.embeddings", "ast.embeddings", {"stride": config.stride})]
+    for n in range(config.layers):
+        theirs, ours = f"{body}.encoder.layer.{n}", f"ast.encoder.layer.{n}"
+        layers.append(Layer("attention_block", theirs, ours, {"heads": config.heads}))
+    layers += [Layer("layer_norm", f"{body}.layernorm", "ast.layernorm"), Layer("mean_of_two")]
+    layers.append(Layer("layer_norm", "classifier.0.layernorm", "norm"))
+    layers += [Layer("dense", "classifier.0.dense", "embedding"), RELU]
+    shape = (1, config.n_freqs, config.n_frames)
+    taps: Taps = {"embedding": ("", layers)}
+    return Published(taps, network, shape, lambda x: {"embedding": network(x)}, AST_FRONT_END)
+
+
+def convert_file(
+    source: Path, kind: str, make: Callable[[tuple[str, ...]], Published]
+) -> tuple[Published, dict[str, float]]:
+    """Give our network the weights of a file, and make sure that it gives what NumPy makes of them.
+
+    Args:
+        source: the file.
+        kind: that it must be of, `keras` or `torch`.
+        make: describes the network, given the order of the layers in the file (Keras).
+
+    Returns:
+        The network, filled, and the largest error of each tap, relative to the tap's largest value.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is of the other kind; as `fill` and `prove`.
+    """
+    weights = foreign_weights.read_foreign(source)
+    if weights.kind != kind:
+        names = {"keras": "Keras (.h5)", "torch": "torch (.pt)"}
+        raise CheckpointError(
+            f"{source}: holds weights of {names[weights.kind]}; wanted those of {names[kind]}",
+            hint=_OTHER,
+        )
+    published, tensors = make(weights.order), weights.tensors
+    if isinstance(published.network, ASTEncoder):  # whose file may be of any transformers
+        tensors = {published_name(name): tensor for name, tensor in tensors.items()}
+    fill(published.network, weight_table(published, kind), tensors, str(source))
+    x, prepared = published.example(1)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    expected = reference(published.layers, arrays, prepared)
+    del weights, tensors, arrays  # before torch, too, needs memory of its own
+    return published, prove(source, "NumPy", expected, published.taps(x))
+
+
+Layout = Callable[[Tensor, torch.Size], Tensor]
+WeightTable = dict[str, tuple[str, Layout]]
+
+
+def _as_is(tensor: Tensor, shape: torch.Size) -> Tensor:
+    return tensor
+
+
+def _map_conv(axis: int, order: tuple[int, ...]) -> Layout:
+    """Turn dense weights whose inputs, at an axis, are H W C into those of a convolution."""
+
+    def layout(weight: Tensor, shape: torch.Size) -> Tensor:
+        _, i, h, w = shape
+        return torch.unflatten(weight, axis, (h, w, i)).permute(order)
+
+    return layout
+
+
+LAYOUTS: dict[tuple[str, str], Layout] = {
+    ("keras", "conv"): lambda kernel, _: kernel.permute(3, 2, 0, 1),
+    ("keras", "flat_conv"): _map_conv(0, (3, 2, 0, 1)),
+    ("torch", "flat_conv"): _map_conv(1, (0, 3, 1, 2)),
+    ("torch", "to_rgb"): lambda weight, _: weight.transpose(0, 1),  # ours is a transposed one
+}
+"""How weights become those of our networks, by the kind of file and the operation; else as is."""
+
+
+def weight_table(published: Published, kind: str) -> WeightTable:
+    """Name what becomes of each tensor of a file of a kind: name -> (ours, change of layout)."""
+    table: WeightTable = {}
+    for _, layers in published.layers.values():
+        for layer in filter(lambda layer: layer.theirs, layers):
+            for ours in published.network.state_dict():
+                if not ours.startswith(f"{layer.ours}."):
+                    continue
+                part = ours.removeprefix(f"{layer.ours}.")
+                layout = LAYOUTS.get((kind, layer.operation)) if part == "weight" else None
+                if kind == "keras":
+                    theirs = f"{layer.theirs}/{'kernel' if part == 'weight' else part}"
+                else:
+                    theirs = f"{layer.theirs}.{part}"
+                table[theirs] = ours, layout or _as_is
+    return table
+
+
+def fill(network: Network, table: WeightTable, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Give a network, which may be on `meta`, the weights of a table, copied: the file can go.
+
+    Buffers that no foreign tensor is for keep their values.
+
+    Args:
+        network: to be filled.
+        table: names all the parameters of the network.
+        tensors: foreign, by name.
+        origin: what the tensors are from, for messages.
+
+    Raises:
+        CheckpointError: if the names are not exactly the table's, a shape does not fit, or a
+            value is not finite.
+    """
+    missing, unknown = sorted(table.keys() - tensors.keys()), sorted(tensors.keys() - table.keys())
+    if names := missing or unknown:
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        seen = f"it lacks {some}" if missing else f"it holds {some} beside them"
+        raise CheckpointError(f"{origin}: has not the layers that were wanted: {seen}", hint=_OTHER)
+    state = network.state_dict()
+    for name, (ours, layout) in table.items():
+        found, wanted = tensors[name], state[ours]
+        try:
+            laid_out = layout(found, wanted.shape)
+        except (RuntimeError, IndexError):  # torch's, for another number of axes or of values
+            laid_out = found
+        same_type = found.is_floating_point() == wanted.is_floating_point()
+        if laid_out.shape != wanted.shape or not same_type:
+            raise CheckpointError(
+                f"{origin}: {name} is {found.dtype} {tuple(found.shape)}; it cannot become {ours}, "
+                f"which is {wanted.dtype} {tuple(wanted.shape)}",
+                hint=_OTHER,
+            )
+        if found.numel() and not all(torch.isfinite(m) for m in torch.aminmax(found)):
+            raise CheckpointError(
+                f"{origin}: {name} holds values that are not finite", hint="download it again"
+            )
+        state[ours] = copy = torch.empty(laid_out.shape, dtype=wanted.dtype)
+        if copy.ndim < 2:
+            copy.copy_(laid_out)
+            continue
+        # a few input channels at a time: of fc6, that takes half the time
+        for target, part in zip(torch.split(copy, 8, 1), torch.split(laid_out, 8, 1), strict=True):
+            target.copy_(part)
+    network.load_state_dict(state, assign=True)
+    assert not any(tensor.is_meta for tensor in network.state_dict().values())
+
+
+def prove(
+    source: Path, judge: str, expected: Arrays, found: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Make sure that a converted network gives what a judge makes of the foreign file.
+
+    Args:
+        source: the file.
+        judge: its name, for messages.
+        expected: its taps, [b ...], channels last; those that are not in `found` do not count.
+        found: the network's, laid out in the same way.
+
+    Returns:
+        The largest error of each tap, relative to the tap's largest value. A tap that is zero
+        everywhere, or not finite, proves nothing: its error is infinite.
+
+    Raises:
+        CheckpointError: if one is over `TOLERANCE`.
+    """
+    errors = {}
+    for tap, tensor in found.items():
+        wanted, values = (x.reshape(len(x), -1) for x in (expected[tap], tensor.numpy()))
+        size = float(np.abs(wanted).max())
+        usable = size > 0 and wanted.shape == values.shape
+        error = float(np.abs(values - wanted).max()) / size if usable else math.inf
+        errors[tap] = error if math.isfinite(error) else math.inf
+    if max(errors.values()) > TOLERANCE:
+        seen = ", ".join(f"{tap} {error:.1e}" for tap, error in errors.items())
+        raise CheckpointError(
+            f"{source}: the converted network does not give what {judge} makes of the file: "
+            f"relative errors {seen}; wanted at most {TOLERANCE:g}",
+            hint="nothing was written; are its weights those of a trained network?",
+        )
+    return errors
+
+
+def reference(taps: Taps, arrays: Arrays, x: Array) -> dict[str, Array]:
+    """Run a published network on the arrays of its file, in NumPy.
+
+    Args:
+        taps: its description.
+        arrays: of the file, by its names.
+        x: the input, channels last: [b h w c], or [b d].
+
+    Returns:
+        The taps by name, channels last.
+    """
+    values = {"": x}
+    for tap, (start, layers) in taps.items():
+        x = values[start]
+        for layer in layers:
+            prefixes = (f"{layer.theirs}.", f"{layer.theirs}/")
+            weights = {
+                name[len(layer.theirs) + 1 :]: array
+                for name, array in arrays.items()
+                if layer.theirs and name.startswith(prefixes)
+            }
+            x = OPERATIONS[layer.operation](x, weights, **layer.options)
+        values[tap] = x
+    del values[""]
+    return values
+
+
+def _kernel(weights: Arrays) -> Array:
+    """The kernel, [h w i o] or [i o], of a file of either layout."""
+    if "kernel" in weights:
+        return weights["kernel"]
+    weight = weights["weight"]
+    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
+
+
+def _conv(x: Array, weights: Arrays, stride: int = 1, padding: int = 0) -> Array:
+    kernel, around = _kernel(weights), (padding, padding)
+    x = np.pad(x, ((0, 0), around, around, (0, 0)))
+    kh, kw = kernel.shape[:2]
+    h, w = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
+    out = np.zeros((len(x) * h * w, kernel.shape[3]), np.float32)
+    for i in range(kh):
+        rows = slice(i, i + stride * (h - 1) + 1, stride)
+        for j in range(kw):
+            seen = x[:, rows, j : j + stride * (w - 1) + 1 : stride]
+            out += seen.reshape(-1, x.shape[3]) @ kernel[i, j]
+    return out.reshape(len(x), h, w, -1) + weights["bias"]
+
+
+def _double(x: Array, weights: Arrays) -> Array:
+    """Apply a transposed 5x5 convolution: stride 2, padding 2, output padding 1."""
+    b, h, w, _ = x.shape
+    weight = weights["weight"]  # [i o 5 5]
+    canvas = np.zeros((b, 2 * h + 3, 2 * w + 3, weight.shape[1]), np.float32)
+    for i in range(5):
+        for j in range(5):
+            canvas[:, i : i + 2 * h : 2, j : j + 2 * w : 2] += x @ weight[:, :, i, j]
+    doubled: Array = canvas[:, 2 : 2 + 2 * h, 2 : 2 + 2 * w] + weights["bias"]
+    return doubled
+
+
+def _dense(x: Array, weights: Arrays) -> Array:
+    dense: Array = x.reshape(len(x), -1) @ _kernel(weights) + weights["bias"]
+    return dense
+
+
+def _batch_norm(x: Array, weights: Arrays) -> Array:
+    """Apply a BatchNorm, as in use, to the last axis; torch's epsilon."""
+    scale = weights["weight"] / np.sqrt(weights["running_var"] + np.float32(1e-5))
+    norm: Array = (x - weights["running_mean"]) * scale + weights["bias"]
+    return norm
+
+
+def _layer_norm(x: Array, weights: Arrays) -> Array:
+    centred: Array = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    scale = weights["weight"] / np.sqrt(variance + np.float32(LAYER_NORM_EPS))
+    norm: Array = centred * scale + weights["bias"]
+    return norm
+
+
+def _max_pool(x: Array, weights: Arrays, size: tuple[int, int]) -> Array:
+    height, width = size
+    b, h, w, c = x.shape
+    x = x[:, : h // height * height, : w // width * width]
+    pooled: Array = x.reshape(b, h // height, height, w // width, width, c).max(axis=(2, 4))
+    return pooled
+
+
+def _unflatten(x: Array, weights: Arrays, channels: int) -> Array:
+    side = math.isqrt(x.shape[1] // channels)
+    return x.reshape(len(x), channels, side, side).transpose(0, 2, 3, 1)  # torch's Flatten is C H W
+
+
+def _patches(x: Array, weights: Arrays, stride: int) -> Array:
+    """Turn a spectrogram [b f t 1] into tokens, the two of the summary first."""
+    x = _conv(x, _of(weights, "patch_embeddings.projection"), stride)
+    x = x.reshape(len(x), -1, x.shape[-1])
+    summary = [np.repeat(weights[f"{kind}_token"], len(x), 0) for kind in ("cls", "distillation")]
+    tokens: Array = np.concatenate([*summary, x], axis=1) + weights["position_embeddings"]
+    return tokens
+
+
+def _attention_block(x: Array, weights: Arrays, heads: int) -> Array:
+    from scipy.special import erf, softmax
+
+    def linear(x: Array, name: str) -> Array:
+        part = _of(weights, name)
+        out: Array = x @ part["weight"].T + part["bias"]
+        return out
+
+    y = _layer_norm(x, _of(weights, "layernorm_before"))
+    q, k, v = (
+        np.stack(np.split(linear(y, f"attention.attention.{part}"), heads, -1))
+        for part in ("query", "key", "value")
+    )  # [heads b n d]
+    scores = softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]), axis=-1)
+    x = x + linear(np.concatenate(list(scores @ v), axis=-1), "attention.output.dense")
+    y = linear(_layer_norm(x, _of(weights, "layernorm_after")), "intermediate.dense")
+    y = y * np.float32(0.5) * (1 + erf(y / np.float32(math.sqrt(2))))  # the exact GELU
+    return x + linear(y, "output.dense")
+
+
+def _of(weights: Arrays, layer: str) -> Arrays:
+    return {part: weights[f"{layer}.{part}"] for part in ("weight", "bias")}
+
+
+OPERATIONS: dict[str, Callable[..., Array]] = {
+    "conv": _conv,
+    "to_rgb": _conv,
+    "double": _double,
+    "dense": _dense,
+    "flat_conv": _dense,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "max_pool": _max_pool,
+    "unflatten": _unflatten,
+    "patches": _patches,
+    "attention_block": _attention_block,
+    "relu": lambda x, _: np.maximum(x, 0),
+    "sigmoid": lambda x, _: 1 / (1 + np.exp(-x)),
+    "mean_over_time": lambda x, _: x.mean(axis=2, keepdims=True),
+    "mean_of_two": lambda x, _: x[:, :2].mean(axis=1),
+    "flatten_channels_first": lambda x, _: x.transpose(0, 3, 1, 2).reshape(len(x), -1),
+}

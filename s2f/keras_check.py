@@ -1,41 +1,33 @@
-"""VGG-Face as Keras itself builds and loads it: the judge of a conversion.
+"""VGG-Face as Keras itself builds and loads it: the judge that `s2f convert --verify` asks.
 
-The only module that imports TensorFlow, and only inside functions: it runs in a process of its own
-(`workers`), for `s2f convert --verify` and nothing else.
+The only module that imports TensorFlow, and only in a process of its own. Knows nothing of torch,
+checkpoints or our names: a file and prepared images become three taps.
 
 Source: the layers of serengil/deepface and rcmalli/keras-vggface, built with Keras' own.
 """
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import importlib.util
+import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2f.errors import CheckpointError, DependencyError
 
+if TYPE_CHECKING:  # which imports torch
+    from s2f.face_encoder import VGGFaceConfig
+
 Origin = Literal["serengil", "rcmalli"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a VGG-Face network.
-
-    Attributes:
-        layers: channels of each 3x3 convolution, "M" for max pooling.
-        image_size: side of the input, pixels.
-        heads: channels of fc6, fc7 and fc8.
-    """
-
-    layers: tuple[int | str, ...]
-    image_size: int
-    heads: tuple[int, int, int]
+Array = NDArray[np.float32]
 
 
 def require_tensorflow() -> None:
@@ -52,29 +44,41 @@ def require_tensorflow() -> None:
         )
 
 
-def taps(
-    path: Path, origin: Origin, shape: Shape, images: NDArray[np.float32]
-) -> dict[str, NDArray[np.float32]]:
+def keras_taps(
+    path: Path, origin: Origin, config: "VGGFaceConfig", images: Array
+) -> dict[str, Array]:
     """Build a network in Keras, load a file with Keras' own loader, and run images.
 
     Args:
         path: Keras weights, legacy HDF5 or Keras 3's.
         origin: whose network it is.
-        shape: its sizes.
+        config: its sizes.
         images: [b h w 3], prepared.
 
     Returns:
         features [b 7 7 c], embedding [b d] (after its ReLU) and logits [b i].
 
     Raises:
-        CheckpointError: if Keras refuses the file.
+        CheckpointError: if Keras refuses the file, or its process dies.
     """
+    context = multiprocessing.get_context("spawn")
+    sizes = dataclasses.asdict(config)
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_run, path, origin, sizes, images).result()
+        except BrokenProcessPool as error:
+            raise CheckpointError(
+                f"{path}: the process in which Keras reads it died",
+                hint="is there memory for TensorFlow? Without --verify it is not needed",
+            ) from error
+
+
+def _run(path: Path, origin: Origin, sizes: Mapping[str, Any], images: Array) -> dict[str, Array]:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with _silence():
         from tensorflow import keras
 
-        build = _serengil if origin == "serengil" else _rcmalli
-        model, outputs = build(keras, shape)
+        model, outputs = build_keras(keras, origin, sizes)
         try:
             _load(model, path)
         except (ValueError, KeyError, OSError) as error:
@@ -82,10 +86,44 @@ def taps(
                 f"{path}: Keras does not load it into the network of {origin}: "
                 f"{' '.join(str(error).split())[:300]}",
                 hint="is it the file of another network? See s2f convert inspect",
-            ) from error
+            ) from None  # whose classes only Keras can unpickle
         run = keras.Model(model.inputs[0], outputs)
         found = [np.asarray(tensor) for tensor in run(images, training=False)]
     return dict(zip(("features", "embedding", "logits"), found, strict=True))
+
+
+def build_keras(keras: Any, origin: Origin, sizes: Mapping[str, Any]) -> tuple[Any, Sequence[Any]]:
+    """Build VGG-Face, fc6 to fc8 as convolutions (serengil) or Dense after a Flatten (rcmalli).
+
+    Keras finds the weights of both layouts by the order of the layers, whatever their names.
+
+    Args:
+        keras: the module.
+        origin: whose network.
+        sizes: the fields of a `VGGFaceConfig`.
+
+    Returns:
+        The model and its outputs: features, embedding and logits.
+    """
+    layers = keras.layers
+    x = inputs = keras.Input((sizes["image_size"], sizes["image_size"], 3))
+    for layer in sizes["layers"]:
+        if layer == "M":
+            x = layers.MaxPooling2D(2)(x)
+        else:
+            x = layers.Conv2D(layer, 3, padding="same", activation="relu")(x)
+    outputs = [x]
+    side = x.shape[1]
+    x = x if origin == "serengil" else layers.Flatten()(x)
+    for name, kernel in (("hidden", side), ("embedding", 1), ("identities", 1)):
+        kind = "linear" if name == "identities" else "relu"
+        if origin == "serengil":
+            x = layers.Conv2D(sizes[name], kernel, activation=kind)(x)
+        else:
+            x = layers.Dense(sizes[name], activation=kind)(x)
+        if name != "hidden":
+            outputs.append(layers.Flatten()(x))
+    return keras.Model(inputs, outputs[-1]), outputs
 
 
 @contextlib.contextmanager
@@ -112,49 +150,3 @@ def _load(model: Any, path: Path) -> None:
         link = Path(folder) / ("file.h5" if legacy else "file.weights.h5")
         link.symlink_to(path.resolve())
         model.load_weights(str(link))
-
-
-def _serengil(keras: Any, shape: Shape) -> tuple[Any, Sequence[Any]]:
-    """A Sequential of padded convolutions, fc6 to fc8 among them."""
-    layers = keras.layers
-    model = keras.Sequential([keras.Input((shape.image_size, shape.image_size, 3))])
-    for layer in shape.layers:
-        if isinstance(layer, str):
-            model.add(layers.MaxPooling2D((2, 2), strides=(2, 2)))
-            continue
-        model.add(layers.ZeroPadding2D((1, 1)))
-        model.add(layers.Conv2D(layer, (3, 3), activation="relu"))
-    outputs = [model.outputs[0]]
-    fc6, fc7, fc8 = shape.heads
-    side = model.output_shape[1]
-    model.add(layers.Conv2D(fc6, (side, side), activation="relu"))
-    model.add(layers.Dropout(0.5))
-    model.add(layers.Conv2D(fc7, (1, 1), activation="relu"))
-    outputs.append(layers.Flatten()(model.outputs[0]))
-    model.add(layers.Dropout(0.5))
-    model.add(layers.Conv2D(fc8, (1, 1)))
-    model.add(layers.Flatten())
-    return model, [*outputs, model.outputs[0]]
-
-
-def _rcmalli(keras: Any, shape: Shape) -> tuple[Any, Sequence[Any]]:
-    """A functional model with named layers, and Dense ones after a Flatten."""
-    layers = keras.layers
-    block, place = 1, 1
-    x = inputs = keras.Input((shape.image_size, shape.image_size, 3))
-    for layer in shape.layers:
-        if isinstance(layer, str):
-            x = layers.MaxPooling2D((2, 2), strides=(2, 2), name=f"pool{block}")(x)
-            block, place = block + 1, 1
-            continue
-        name = f"conv{block}_{place}"
-        x = layers.Conv2D(layer, (3, 3), padding="same", activation="relu", name=name)(x)
-        place += 1
-    outputs = [x]
-    fc6, fc7, fc8 = shape.heads
-    x = layers.Flatten(name="flatten")(x)
-    x = layers.Activation("relu", name="fc6_relu")(layers.Dense(fc6, name="fc6")(x))
-    x = layers.Activation("relu", name="fc7_relu")(layers.Dense(fc7, name="fc7")(x))
-    outputs.append(x)
-    outputs.append(layers.Dense(fc8, name="fc8")(x))
-    return keras.Model(inputs, outputs[-1]), outputs

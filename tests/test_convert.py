@@ -1,0 +1,436 @@
+"""Published weights become checkpoints.
+
+Oracles: torch's layers put together as the seed does (`published_files`), and transformers. Keras
+itself is asked in `test_keras_check`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conftest
+import numpy as np
+import published_files as files
+import pytest
+import torch
+from published_files import narrow, needs_transformers, published
+from torch import Tensor
+
+from s2f import checkpoint, convert, keras_check
+from s2f.ast_encoder import published_name
+from s2f.audio import clips, read_speech
+from s2f.checkpoint import KINDS, choose
+from s2f.convert import (
+    AST_FRONT_END,
+    PUBLISHED_SPACE,
+    VGG16_NAMES,
+    convert_pietkun,
+    convert_vgg_face,
+    fill,
+    prove,
+    reference,
+    weight_table,
+)
+from s2f.errors import CheckpointError, DependencyError, OutputError, S2FError, UsageError
+from s2f.images import PREPROCESSING
+from s2f.pipeline import SpeechToFace
+from s2f.spectrogram import FRONT_ENDS, spectrogram
+
+pytestmark = pytest.mark.usefixtures("narrow")
+__all__ = ["narrow", "published"]
+assert_close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
+ORIGINS: list[keras_check.Origin] = ["serengil", "rcmalli"]
+
+
+def network(folder: Path, kind: str) -> Any:
+    return checkpoint.load(folder / f"{kind}.safetensors", kind).network
+
+
+def vgg_face(origin: str) -> convert.Published:
+    return convert.published_vgg_face(origin, VGG16_NAMES, PREPROCESSING["seed"])
+
+
+def keras_tensors(origin: str) -> dict[str, Tensor]:
+    tensors = {}
+    for name, (kernel, bias) in zip(VGG16_NAMES, files.keras_arrays(origin), strict=True):
+        tensors |= {f"{name}/kernel": torch.tensor(kernel), f"{name}/bias": torch.tensor(bias)}
+    return tensors
+
+
+def run_reference(
+    made: convert.Published, tensors: dict[str, Tensor], x: Tensor
+) -> dict[str, Tensor]:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    x = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+    found = reference(made.layers, arrays, x.numpy())
+    return {tap: torch.from_numpy(values).flatten(1) for tap, values in found.items()}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+@pytest.mark.parametrize("kind", ["keras", "torch"])
+def test_the_reference_runs_vgg_face_as_torch_does(origin: str, kind: str) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    made, tensors = vgg_face(origin), keras_tensors(origin)
+    if kind == "torch":
+        module = files.randomise(files.SeedVGG())
+        tensors = module.state_dict() if origin == "serengil" else files.scrambled_rcmalli()
+        names = convert.seed_names(origin)
+        made = convert.published_vgg_face(origin, names, PREPROCESSING["seed"])
+    found = run_reference(made, tensors, images)
+    for tap, wanted in files.randomise(files.SeedVGG())(images).items():
+        assert wanted.abs().max() > 0
+        assert_close(found[tap], wanted.flatten(1))
+
+
+def test_the_reference_runs_the_decoder_as_torch_does() -> None:
+    module, embedding = files.randomise(files.SeedDecoder()), torch.rand(3, files.EMBEDDING)
+    landmarks, texture = module(embedding)
+    found = run_reference(convert.published_face_decoder(), module.state_dict(), embedding)
+    assert_close(found["landmarks"], landmarks)
+    assert_close(found["texture"], texture.permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize("frames", [259, 280])
+def test_the_reference_runs_ve_conv_as_torch_does(frames: int) -> None:
+    module, heard = files.randomise(files.SeedVoice()), torch.randn(1, 2, 257, frames)
+    found = run_reference(convert.published_voice_encoder(), module.state_dict(), heard)
+    assert_close(found["embedding"], module(heard))
+
+
+@needs_transformers
+def test_the_reference_runs_ast_as_transformers_does() -> None:
+    module, heard = files.seed_ast(), torch.randn(2, 1, 128, 1024)
+    state = {published_name(name): tensor for name, tensor in module.state_dict().items()}
+    found = run_reference(convert.published_ast(), state, heard)
+    assert_close(found["embedding"], module(heard[:, 0].transpose(1, 2)).logits)
+
+
+MODULES: dict[str, tuple[Callable[[], convert.Published], Callable[[], dict[str, Tensor]]]] = {
+    "face decoder": (
+        convert.published_face_decoder, lambda: files.SeedDecoder().state_dict(),
+    ),
+    "ve_conv": (convert.published_voice_encoder, lambda: files.SeedVoice().state_dict()),
+    "serengil": (lambda: vgg_face("serengil"), lambda: keras_tensors("serengil")),
+    "rcmalli": (lambda: vgg_face("rcmalli"), lambda: keras_tensors("rcmalli")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_table_names_every_tensor_of_file_and_network_once(name: str) -> None:
+    make, tensors = MODULES[name]
+    made = make()
+    table = weight_table(made, "keras" if name in ORIGINS else "torch")
+    assert table.keys() == tensors().keys()
+    ours = [ours for ours, _ in table.values()]
+    assert sorted(ours) == sorted(made.network.state_dict().keys() - {"mean_landmarks"})
+
+
+@pytest.mark.parametrize(
+    ("origin", "order", "expected"),
+    [
+        ("serengil", files.AUTOMATIC, files.AUTOMATIC),
+        ("rcmalli", VGG16_NAMES, VGG16_NAMES),
+        ("rcmalli", VGG16_NAMES[::-1], VGG16_NAMES),  # names decide, where there are any
+        ("rcmalli", files.AUTOMATIC, files.AUTOMATIC),
+        ("serengil", files.AUTOMATIC[:5], VGG16_NAMES),  # `fill` says what is missing
+    ],
+)
+def test_layers_go_by_name_or_by_order(
+    origin: str, order: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    assert convert.keras_names(origin, order) == expected
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "missing": (lambda t: t.pop("conv3_2/bias"), "it lacks conv3_2/bias"),
+    "extra": (lambda t: t.update({"fc9/bias": torch.ones(1)}), "holds fc9/bias beside them"),
+    "wider": (
+        lambda t: t.update({"fc7/kernel": torch.ones(1, 1, 24, 21)}),
+        r"fc7/kernel is torch.float32 \(1, 1, 24, 21\); it cannot become fc7.weight, which is "
+        r"torch.float32 \(20, 24, 1, 1\)",
+    ),
+    "flat": (lambda t: t.update({"fc7/kernel": torch.ones(480)}), r"fc7/kernel is .*\(480,\)"),
+    "of the other VGG-Face": (lambda t: t.update(keras_tensors("rcmalli")), "fc6/kernel is"),
+    "whole numbers": (
+        lambda t: t.update({"fc8/bias": torch.ones(13, dtype=torch.int64)}),
+        "fc8/bias is torch.int64",
+    ),
+    "nan": (lambda t: t["conv1_1/kernel"].view(-1)[7:8].fill_(np.nan), "conv1_1/kernel holds"),
+    "infinite": (lambda t: t["fc6/bias"][3:4].fill_(-np.inf), "fc6/bias holds values that"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_does_not_fit_is_refused_by_name(change: str) -> None:
+    tensors, made = keras_tensors("serengil"), vgg_face("serengil")
+    CHANGES[change][0](tensors)
+    with pytest.raises(CheckpointError, match=CHANGES[change][1]) as caught:
+        fill(made.network, weight_table(made, "keras"), tensors, "some.h5")
+    assert caught.value.message.startswith("some.h5: ")
+    assert caught.value.hint
+
+
+def test_the_layers_of_serengil_do_not_fill_rcmallis() -> None:
+    made = vgg_face("rcmalli")
+    with pytest.raises(CheckpointError, match="fc6/kernel is"):
+        fill(made.network, weight_table(made, "keras"), keras_tensors("serengil"), "some.h5")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "errors"),
+    [
+        ([[4.0, -8.0]], [[4.0, -8.0004]], 5e-5),  # relative to the largest value
+        ([[4.0, -8.0]], [[4.0, -8.8]], 0.1),
+        ([[0.0, 0.0]], [[0.0, 0.0]], math.inf),  # proves nothing
+        ([[1.0, math.nan]], [[1.0, 1.0]], math.inf),
+        ([[1.0]], [[math.nan]], math.inf),
+        ([[1.0]], [[1.0, 1.0]], math.inf),
+    ],
+)
+def test_a_proof_is_of_every_value(
+    expected: list[list[float]], found: list[list[float]], errors: float
+) -> None:
+    arguments = {"a": np.array(expected)}, {"a": torch.tensor(found, dtype=torch.float64)}
+    if errors > convert.TOLERANCE:
+        with pytest.raises(CheckpointError, match=f"w: .* NumPy .* errors a {errors:.1e}; wanted"):
+            prove(Path("w"), "NumPy", *arguments)
+    else:
+        assert prove(Path("w"), "NumPy", *arguments) == pytest.approx({"a": errors})
+
+
+def scrambled(kernel: Tensor, shape: torch.Size) -> Tensor:
+    return kernel.t().reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("file", "operation", "wrong"),
+    [  # of the right shape: height and width change places, or fc6 is read as C H W
+        ("serengil.h5", ("keras", "conv"), lambda kernel, _: kernel.permute(3, 2, 1, 0)),
+        ("rcmalli.h5", ("keras", "conv"), lambda kernel, _: kernel.permute(3, 2, 1, 0)),
+        ("rcmalli.h5", ("keras", "flat_conv"), scrambled),
+        ("rcmalli.pt", ("torch", "flat_conv"), lambda weight, shape: weight.reshape(shape)),
+    ],
+)
+def test_a_wrong_layout_is_caught_by_the_proof(
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    operation: tuple[str, str],
+    wrong: convert.Layout,
+) -> None:
+    monkeypatch.setitem(convert.LAYOUTS, operation, wrong)
+    origin: Any = file.split(".")[0]
+    source, out = published / file, tmp_path / "out"
+    with pytest.raises(CheckpointError, match="does not give what NumPy makes of the file"):
+        if operation[0] == "keras":
+            convert_vgg_face(source, out, origin=origin)
+        else:
+            decoder = published / "decoder.pt"
+            convert_pietkun(out, face_decoder=decoder, face_encoder=source, kind=origin)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+@pytest.mark.parametrize("preprocessing", [None, "seed"])
+def test_a_keras_file_becomes_a_checkpoint(
+    published: Path, tmp_path: Path, origin: keras_check.Origin, preprocessing: str | None
+) -> None:
+    source, out = published / f"{origin}.h5", tmp_path / "out"
+    made = convert_vgg_face(source, out, origin=origin, preprocessing=preprocessing)
+    assert max(made.proven.values()) < 1e-5
+    assert made.verified is None
+    back = checkpoint.load(out, "face_encoder")
+    assert back.embedding_space == made.embedding_space
+    assert back.network.preprocessing == PREPROCESSING[preprocessing or origin]  # type: ignore[union-attr]
+    assert f"github.com/{origin}/" in back.card.description
+    assert "academic origin" in back.card.licence
+    assert f"{origin}.h5, SHA-256 " in back.card.data
+    faces = torch.rand(2, 3, 64, 64)
+    prepared = back.network.preprocess(faces)  # type: ignore[union-attr, operator]
+    expected = files.randomise(files.SeedVGG())(prepared)["embedding"]
+    assert_close(back.network(faces), expected, atol=1e-4 * expected.max().item())
+
+
+def test_a_torch_file_is_refused(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds weights of torch \(\.pt\); wanted those of"):
+        convert_vgg_face(published / "serengil.pt", tmp_path / "out", origin="serengil")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_stays_unless_overwriting_is_asked_for(
+    published: Path, tmp_path: Path
+) -> None:
+    source, out = published / "serengil.h5", tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(OutputError, match="out: is there already"):
+        convert_vgg_face(source, out, origin="serengil")
+    assert out.read_text() == "mine"
+    convert_vgg_face(source, out, origin="serengil", overwrite=True)
+    checkpoint.load(out, "face_encoder")
+    with pytest.raises(OutputError, match="is a folder"):
+        convert_vgg_face(source, tmp_path, origin="serengil", overwrite=True)
+
+
+def test_to_verify_without_tensorflow_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras_check.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match="TensorFlow") as caught:
+        convert_vgg_face(tmp_path / "none", tmp_path / "out", origin="serengil", verify=True)
+    assert "pip install 's2f[convert]'" in (caught.value.hint or "")
+
+
+@pytest.fixture(scope="module")
+def model(narrow: None, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoder and VE_conv, converted. Not to be changed."""
+    out = tmp_path_factory.mktemp("converted") / "model"
+    made = convert_pietkun(out, face_decoder=published / "decoder.pt", ve_conv=published / "ve.pt")
+    assert all(max(converted.proven.values()) < 1e-5 for converted in made)
+    return out
+
+
+@pytest.fixture(scope="module")
+def ast_model(narrow: None, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoder and AST, converted. Not to be changed."""
+    out = tmp_path_factory.mktemp("converted") / "model"
+    convert_pietkun(out, face_decoder=published / "decoder.pt", ast=published / "ast.pt")
+    return out
+
+
+@pytest.fixture(scope="module", params=ORIGINS)
+def with_encoder(
+    narrow: None, published: Path, tmp_path_factory: pytest.TempPathFactory, request: Any
+) -> tuple[str, Path]:
+    """An origin, and decoder, VE_conv and that VGG-Face, converted. Not to be changed."""
+    out, origin = tmp_path_factory.mktemp("converted") / "model", request.param
+    networks = {"face_decoder": published / "decoder.pt", "ve_conv": published / "ve.pt"}
+    convert_pietkun(out, face_encoder=published / f"{origin}.pt", kind=origin, **networks)
+    return origin, out
+
+
+def test_the_decoder_draws_what_the_seeds_draws(model: Path) -> None:
+    embedding = torch.rand(3, files.EMBEDDING)
+    landmarks, texture = files.randomise(files.SeedDecoder())(embedding)
+    found_landmarks, found_texture = network(model, "face_decoder")(embedding)
+    assert_close(found_landmarks.flatten(1), landmarks)
+    assert_close(found_texture, texture)
+
+
+def test_the_decoders_landmarks_become_the_68(model: Path) -> None:
+    # The 72 are the 68 in the order of face_recognition's dictionary.
+    order = [*range(55), 64, 63, 62, 61, 60, *range(54, 60), 48, 60, 67, 66, 65, 64]
+    points = torch.randn(1, 68, 2)
+    assert_close(network(model, "face_decoder").landmarks_68(points[:, order]), points)
+
+
+@pytest.mark.parametrize("frames", [259, 601])
+def test_ve_conv_hears_what_the_seeds_hears(model: Path, frames: int) -> None:
+    back = checkpoint.load(model / "voice_encoder.safetensors", "voice_encoder")
+    assert back.front_end == FRONT_ENDS["seed"]
+    heard = torch.randn(2, 2, 257, frames)
+    expected = files.randomise(files.SeedVoice())(heard)
+    assert (expected > 0).any() and (expected == 0).any()  # of the final ReLU
+    assert_close(back.network(heard), expected)
+
+
+@needs_transformers
+def test_ast_hears_what_transformers_hears(ast_model: Path) -> None:
+    back = checkpoint.load(ast_model / "voice_encoder.safetensors", "voice_encoder")
+    assert back.front_end == AST_FRONT_END
+    assert (AST_FRONT_END.mean, AST_FRONT_END.std) == (-5.460994, 3.1129124)
+    heard = torch.randn(1, 1, 128, 1024)
+    with torch.inference_mode():
+        assert_close(back.network(heard), files.seed_ast()(heard[:, 0].transpose(1, 2)).logits)
+
+
+def test_the_seeds_encoders_are_put_right(with_encoder: tuple[str, Path]) -> None:
+    """rcmalli's was scrambled: it gives what its weights gave in Keras, and not what the seed's."""
+    encoder = network(with_encoder[1], "face_encoder")
+    assert encoder.preprocessing == PREPROCESSING["seed"]
+    faces = torch.rand(2, 3, 64, 64)
+    assert_close(encoder(faces), files.randomise(files.SeedVGG())(faces)["embedding"])
+
+
+def test_only_serengils_encoder_has_the_space_of_the_others(
+    with_encoder: tuple[str, Path],
+) -> None:
+    origin, folder = with_encoder
+    spaces = {
+        kind: checkpoint.load(folder / f"{kind}.safetensors", kind).embedding_space
+        for kind in KINDS
+    }
+    assert (PUBLISHED_SPACE in spaces.values()) == (origin == "rcmalli")
+    if origin == "serengil":
+        assert len(set(spaces.values())) == 1
+        checkpoint.load_model(choose(folder))
+    else:
+        with pytest.raises(CheckpointError, match="different embedding spaces"):
+            checkpoint.load_model(choose(folder, ("face_encoder", "face_decoder")))
+
+
+def test_cards_say_where_the_weights_come_from(model: Path) -> None:
+    for kind, name in (("face_decoder", "decoder.pt"), ("voice_encoder", "ve.pt")):
+        back = checkpoint.load(model / f"{kind}.safetensors", kind)
+        assert "Kacper-Pietkun/Speech-to-face" in back.card.description
+        assert f"{name}, SHA-256 " in back.card.data
+        assert back.card.licence
+        assert back.embedding_space == PUBLISHED_SPACE
+
+
+@pytest.mark.parametrize("name", ["model", pytest.param("ast_model", marks=needs_transformers)])
+def test_the_folder_is_a_model_that_generates(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str
+) -> None:
+    speech = conftest.write_speech(tmp_path / "speech.wav", seconds=2)
+    kinds = ("voice_encoder", "face_decoder")
+    loaded = SpeechToFace.load(request.getfixturevalue(name), kinds=kinds)
+    face = loaded.generate(speech)
+    heard = loaded.model.checkpoints["voice_encoder"]
+    assert heard.front_end is not None
+    clip = torch.from_numpy(clips(read_speech(speech), heard.front_end.clip_samples))
+    embedding = heard.network(spectrogram(clip, heard.front_end))[0]
+    landmarks, texture = files.randomise(files.SeedDecoder())(embedding[None])
+    pixels = np.asarray(face.image, np.float32) / 255
+    expected = texture[0].permute(1, 2, 0).detach().numpy()
+    np.testing.assert_allclose(pixels, expected, atol=0.6 / 255)  # unwarped, rounded
+    np.testing.assert_allclose(face.landmarks[:48].ravel(), landmarks[0, :96].detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"ast": Path("a"), "ve_conv": Path("b")}, "one voice encoder"),
+        ({"face_encoder": Path("a")}, "go together"),
+        ({"kind": "serengil"}, "go together"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(given: Any, part: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=part):
+        convert_pietkun(tmp_path / "model", face_decoder=Path("d"), **given)
+
+
+def test_a_model_folder_gives_way_only_if_asked_and_whole(published: Path, tmp_path: Path) -> None:
+    out, decoder = tmp_path / "model", published / "decoder.pt"
+    convert_pietkun(out, face_decoder=decoder, ve_conv=published / "ve.pt")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    options: Any
+    for options in ({}, {"overwrite": True, "ve_conv": decoder}):
+        with pytest.raises(S2FError, match=r"is there already|decoder\.pt: has not the layers"):
+            convert_pietkun(out, face_decoder=decoder, **options)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    convert_pietkun(out, face_decoder=decoder, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["face_decoder.safetensors"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_things_never_gives_way(
+    published: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is there and is no model folder"):
+        convert_pietkun(tmp_path, face_decoder=published / "decoder.pt", overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"

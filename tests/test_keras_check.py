@@ -1,0 +1,133 @@
+"""Keras as the judge of conversions: of files that it wrote, and of what it refuses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import published_files as files
+import pytest
+import torch
+from published_files import narrow, needs_tensorflow, published
+
+from s2f import checkpoint, convert, keras_check
+from s2f.convert import convert_vgg_face
+from s2f.errors import CheckpointError, DependencyError
+from s2f.images import PREPROCESSING
+
+pytestmark = pytest.mark.usefixtures("narrow")
+__all__ = ["narrow", "published"]
+ORIGINS: list[keras_check.Origin] = ["serengil", "rcmalli"]
+
+# Writes the weights of a narrow VGG-Face in three layouts (save_weights of Keras 1 and 2, a whole
+# model, `.weights.h5` of Keras 3) and images with what Keras makes of them.
+WRITE = """
+import dataclasses, sys
+from pathlib import Path
+import h5py, numpy as np
+import published_files
+from tensorflow import keras
+from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+from s2f.keras_check import build_keras
+for origin in ("serengil", "rcmalli"):
+    folder = Path(sys.argv[1], origin)
+    folder.mkdir()
+    model, taps = build_keras(keras, origin, dataclasses.asdict(published_files.VGG))
+    model.set_weights([w for pair in published_files.keras_arrays(origin) for w in pair])
+    with h5py.File(folder / "legacy.h5", "w") as file:
+        save_weights_to_hdf5_group(file, model)
+    model.save(folder / "model.h5")
+    model.save_weights(folder / "new.weights.h5")
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    found = keras.Model(model.inputs[0], taps)(images, training=False)
+    names = ("features", "embedding", "logits")
+    np.savez(folder / "taps.npz", images=images, **dict(zip(names, map(np.asarray, found))))
+"""
+
+
+@pytest.fixture(scope="session")
+def by_keras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a folder an origin, of files that Keras wrote."""
+    folder = tmp_path_factory.mktemp("keras")
+    places = [str(Path(__file__).parent), *filter(None, sys.path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    command = [sys.executable, "-c", WRITE, folder]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return folder
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("layout", ["legacy.h5", "model.h5", "new.weights.h5"])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_what_keras_wrote_gives_what_keras_gave(
+    by_keras: Path, origin: keras_check.Origin, layout: str, tmp_path: Path
+) -> None:
+    convert_vgg_face(by_keras / origin / layout, tmp_path / "out", origin=origin)
+    network: Any = checkpoint.load(tmp_path / "out", "face_encoder").network
+    network.preprocessing = PREPROCESSING["seed"]  # the images are prepared
+    network.mean.zero_()
+    wanted = np.load(by_keras / origin / "taps.npz")
+    features = network.features(torch.from_numpy(wanted["images"]).permute(0, 3, 1, 2))
+    embedding = network.embed(features)
+    found = {"features": features.permute(0, 2, 3, 1), "embedding": embedding}
+    found["logits"] = network.logits(embedding)
+    for tap, tensor in found.items():
+        size = np.abs(wanted[tap]).max()
+        assert size > 0
+        np.testing.assert_allclose(tensor.numpy(), wanted[tap], atol=1e-4 * size, rtol=0)
+
+
+@needs_tensorflow
+def test_keras_verifies_the_file_that_was_converted(
+    by_keras: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = by_keras / "rcmalli" / "new.weights.h5"
+    made = convert_vgg_face(source, tmp_path / "out", origin="rcmalli", verify=True)
+    assert made.verified is not None
+    assert set(made.verified) == {"features", "embedding", "logits"}
+    assert max(made.verified.values()) < 1e-4
+    assert capfd.readouterr() == ("", "")  # TensorFlow's own words among them
+    assert not {"tensorflow", "keras"} & set(sys.modules)
+
+
+@needs_tensorflow
+def test_keras_catches_what_tables_and_numpy_both_get_wrong(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = list(files.AUTOMATIC)
+    order[8], order[9] = order[9], order[8]  # of the same shape
+    monkeypatch.setattr(convert, "keras_names", lambda origin, names: tuple(order))
+    source = published / "serengil.h5"
+    with pytest.raises(CheckpointError, match="what Keras makes of the file"):
+        convert_vgg_face(source, tmp_path / "out", origin="serengil", verify=True)
+    assert not (tmp_path / "out").exists()
+
+
+@needs_tensorflow
+def test_keras_refuses_a_file_of_another_net(published: Path) -> None:
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    with pytest.raises(CheckpointError, match="does not load it into the network of") as caught:
+        keras_check.keras_taps(published / "rcmalli.h5", "serengil", files.VGG, images)
+    assert str(published / "rcmalli.h5") in caught.value.message
+
+
+def die(*_: object) -> None:
+    os._exit(3)
+
+
+def test_the_death_of_kerass_process_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras_check, "_run", die)
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    with pytest.raises(CheckpointError, match="the process in which Keras reads it died"):
+        keras_check.keras_taps(tmp_path / "w", "serengil", files.VGG, images)
+
+
+def test_without_tensorflow_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras_check.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match="TensorFlow") as caught:
+        keras_check.require_tensorflow()
+    assert "pip install 's2f[convert]'" in (caught.value.hint or "")
