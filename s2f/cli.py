@@ -25,7 +25,7 @@ from s2f import cli_convert, cli_prep, cli_train
 from s2f import generate as jobs
 from s2f.app_server import MAX_MB, MAX_SECONDS
 from s2f.console import Console, count, described, one_line, size
-from s2f.device import ended_by_sigterm
+from s2f.device import ended_by_sigterm, keep_memory
 from s2f.errors import CheckpointError, InputError, S2FError, UsageError
 from s2f.options import (
     GROUP,
@@ -372,7 +372,6 @@ def _app(
     from s2f.checkpoint import entries
     from s2f.face_detection import choose_detector
     from s2f.pipeline import SpeechToFace
-    from s2f.prep import keep_memory
 
     settings = check_settings(gather(ctx, Settings))
     if align and detector:

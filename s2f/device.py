@@ -1,9 +1,10 @@
-"""Where and how a program runs: the device, its precision, threads and signals.
+"""Where and how a program runs: the device, its precision, threads, memory and signals.
 
 Importing this does not import torch, which is slow, and which most that write files do without.
 """
 
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -108,6 +109,26 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def keep_memory(*, largest: int | None = 2**25, spare: int = 2**28) -> None:
+    """Let glibc keep what is freed: giving arrays back and getting them anew costs more than them.
+
+    It holds for the whole process from here on. Other C libraries are left as they are.
+
+    Args:
+        largest: arrays of up to so many bytes are kept; None for all of them.
+        spare: bytes that are kept at most; -1 for no limit.
+
+    Source: mallopt(3): M_TRIM_THRESHOLD (-1), M_MMAP_THRESHOLD (-3) and M_MMAP_MAX (-4).
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        if largest is None:
+            mallopt(-4, 0)
+        else:
+            mallopt(-3, largest)
+        mallopt(-1, spare)
 
 
 @contextlib.contextmanager

@@ -6,18 +6,13 @@ Each split of a pack is a folder of
 
 The clips are int16 [n clip_samples] at 16 kHz, the embeddings float16 [m d], plain .npy files. The
 rows of all files together are in the order of the identities in the index, which says how many
-clips and embeddings each has. `pack` makes packs, `verify` reads them through.
+clips and embeddings each has.
 
-The files of a pack: the small files of a tree, which go into which, and writing one.
-
-A shard depends on nothing but its sources, so that shards can be made in any order and by any
-process, and those that stand are kept.
-
-A voice tree becomes a pack. What a pack is, `packed` says; what goes into a file, `shards`.
-
-An utterance becomes consecutive clips of one length, as `audio.clips` cuts them: a short one is
+From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack`, which makes one. An
+utterance becomes consecutive clips of one length, as `audio.clips` cuts them: a short one is
 looped, and a rest of less than half a clip is dropped. Photos become the embeddings that stand
-beside them. Files are made in worker processes; a journal lets a run that was killed go on.
+beside them. The files go through the engine of `prep`, which lets a run that was killed go on; a
+file depends on nothing but its sources, so that those that stand are kept. Knows no network.
 """
 
 import bisect
@@ -29,9 +24,10 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -44,13 +40,15 @@ from s2f.embeddings import read_embedding
 from s2f.errors import DatasetError, S2FError, UsageError
 from s2f.files import File, map_waveform, read_array, unwritable, write_bytes
 from s2f.layout import SPLIT_FOLDERS
-from s2f.prep import Failure, Journal, not_in_journal
+from s2f.prep import Failure, Item, Journal
 from s2f.prep_faces import check_embeddings, read_space
 
 INDEX = "index.json"
 VERSION = 1
 HEADER = 128  # bytes before the rows of a file
-CLIPS, EMBEDDINGS = np.dtype("<i2"), np.dtype("<f2")
+DTYPES = {"clips": np.dtype("<i2"), "embeddings": np.dtype("<f2")}  # of the two kinds of files
+SHARD_BYTES = 1_000_000_000
+SHARD_SECONDS = 86_400.0  # that one may take: a slow disk is no crash
 REPAIR = "remove it and give the same s2f prep pack command again, or copy it again"
 
 
@@ -147,58 +145,6 @@ def read_index(folder: Path) -> Index:
     raise DatasetError(f"{path}: is damaged: its SHA-256 is another", hint=REPAIR)
 
 
-@dataclass(frozen=True)
-class VerifyReport:
-    """What became of a pack: how many files and bytes it has, and what is damaged."""
-
-    folder: Path
-    files: int
-    bytes: int
-    damaged: tuple[DatasetError, ...]
-
-
-def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
-    """Read all of a pack again and compare it with the hashes in its indices.
-
-    Args:
-        folder: the pack, of one split or of several.
-        progress: told of each file.
-
-    Raises:
-        DatasetError: if it is no pack.
-    """
-    splits = [folder / name for name in ("", *SPLIT_FOLDERS) if is_pack(folder / name)]
-    if not splits:
-        raise DatasetError(
-            f"{folder}: is no pack", hint=f"name a folder that s2f prep pack made, with {INDEX}"
-        )
-    damaged: list[DatasetError] = []
-    shards: list[tuple[Path, Shard]] = []
-    for split in splits:
-        try:
-            index = read_index(split)
-        except DatasetError as error:
-            damaged.append(error)
-        else:
-            shards += [(split / s.name, s) for s in (*index.clips, *index.embeddings)]
-    size = 0
-    for k, (path, shard) in enumerate(shards):
-        progress(k, len(shards), path.name)
-        try:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                size += file.tell()
-        except OSError as error:
-            message = f"{path}: cannot be read: {error.strerror or error}"
-            damaged.append(DatasetError(message, hint=REPAIR))
-            continue
-        if sha256 != shard.sha256:
-            message = f"{path}: is damaged: its SHA-256 is another"
-            damaged.append(DatasetError(message, hint=REPAIR))
-    progress(len(shards), len(shards), "done")
-    return VerifyReport(folder, len(shards) + len(splits), size, tuple(damaged))
-
-
 def is_pack(folder: Path) -> bool:
     """Tell whether a folder is a split of a pack, finished or not."""
     return (folder / INDEX).is_file() or any(folder.glob("embeddings-*.npy"))
@@ -218,8 +164,8 @@ class Pack:
             DatasetError: as `read_index`, or if a file is missing or has another size.
         """
         self.index = index = read_index(folder)
-        self._clips = _Table(folder, index.clips, index.clip_samples, CLIPS)
-        self._embeddings = _Table(folder, index.embeddings, index.embedding, EMBEDDINGS)
+        self._clips = _Table(folder, index.clips, index.clip_samples, DTYPES["clips"])
+        self._embeddings = _Table(folder, index.embeddings, index.embedding, DTYPES["embeddings"])
         self._first_clip = _starts([person.clips for person in index.identities])
         self._first_embedding = _starts([person.embeddings for person in index.identities])
 
@@ -277,202 +223,54 @@ def _starts(counts: Sequence[int]) -> list[int]:
     return list(itertools.accumulate(counts, initial=0))
 
 
-DTYPES = {"clips": CLIPS, "embeddings": EMBEDDINGS}
-
-
-class ShardSource(NamedTuple):
-    """A small file, and whose it is."""
-
-    identity: str
-    file: File
-
-
-def find_splits(tree: Path) -> list[tuple[str, Path]]:
-    """Find the splits of a tree, or take it for one split without a name.
-
-    Returns:
-        The name and the folder of each.
-
-    Raises:
-        DatasetError: if there is no such folder.
-    """
-    if not tree.is_dir():
-        raise DatasetError(f"{tree}: is no folder", hint="name the folder of a voice tree")
-    found = [(name, tree / name) for name in layout.SPLIT_FOLDERS if (tree / name).is_dir()]
-    return found or [("", tree)]
-
-
-class Split:
-    """The sources of a split: those of people who have audios and embeddings."""
-
-    def __init__(self, name: str, folder: Path, failed: list[Failure]) -> None:
-        """List the split; people who lack one of the two are added to `failed`.
-
-        Raises:
-            DatasetError: if nobody has both, or a folder cannot be read.
-        """
-        self.name, self.folder = name, folder
-        self.audios: list[ShardSource] = []
-        self.embeddings: list[ShardSource] = []
-        for person in layout.identities(folder):
-            audios = layout.files_of(person, "audios", layout.is_array)
-            embeddings = layout.files_of(person, "images", layout.is_embedding)
-            if audios and embeddings:
-                self.audios += _sources(person.name, audios)
-                self.embeddings += _sources(person.name, embeddings)
-                continue
-            error = DatasetError(
-                f"{person}: has {len(audios)} files in audios and {len(embeddings)} embeddings in "
-                "images",
-                hint="wanted at least one of each: audios/*.npy, images/*_embedding.npy, which "
-                "s2f prep embeddings makes",
-            )
-            failed.append(Failure(person, error))
-        if not self.audios:
-            raise DatasetError(
-                f"{folder}: holds nobody who has audios and embeddings",
-                hint="wanted IDENTITY/audios/*.npy and IDENTITY/images/*_embedding.npy",
-            )
-
-
-def _sources(identity: str, files: Sequence[File]) -> list[ShardSource]:
-    return [ShardSource(identity, f._replace(path=f"{identity}/{f.path}")) for f in files]
-
-
 @dataclass(frozen=True)
-class Plan:
-    """A shard to be: its file's name below the pack, and the small files that become its rows."""
+class VerifyReport:
+    """What became of a pack: how many files and bytes it has, and what is damaged."""
 
-    name: str
-    sources: tuple[ShardSource, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the names, sizes and times of the sources."""
-        digest = hashlib.sha256()
-        for identity, file in self.sources:
-            source = f"{identity}\0{file.path}\0{file.size}\0{file.mtime_ns}\n"
-            digest.update(os.fsencode(source))  # a name may be no text
-        return digest.hexdigest()
+    folder: Path
+    files: int
+    bytes: int
+    damaged: tuple[DatasetError, ...]
 
 
-class Made(NamedTuple):
-    """What a shard holds.
-
-    Attributes:
-        rows: how many each identity has, in their order.
-        sha256: of the file.
-        failed: the sources that could not be used: path, message and hint of each.
-    """
-
-    rows: dict[str, int]
-    sha256: str
-    failed: list[tuple[str, str, str | None]]
-
-
-def plan_shards(
-    name: str, table: str, sources: Sequence[ShardSource], width: int, shard_bytes: int
-) -> Iterator[Plan]:
-    """Divide sources, in their order, into shards NAME-00000.npy of about `shard_bytes`.
-
-    A source counts as its size, or as one row if that is more: exact for int16 waveforms but for
-    the rests of clips, and too much for floating-point ones.
-    """
-    row = width * DTYPES[table].itemsize
-    taken: list[ShardSource] = []
-    size = n = 0
-    for source in sources:
-        needed = max(row, source.file.size)
-        if taken and size + needed > shard_bytes:
-            yield Plan(f"{name}-{n:05}.npy", tuple(taken))
-            taken, size, n = [], 0, n + 1
-        taken.append(source)
-        size += needed
-    if taken:
-        yield Plan(f"{name}-{n:05}.npy", tuple(taken))
-
-
-def write_shard(
-    part: Path, table: str, folder: Path, sources: Sequence[ShardSource], width: int
-) -> Made:
-    """Write a shard, going on past sources that cannot be used.
+def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
+    """Read all of a pack again and compare it with the hashes in its indices.
 
     Args:
-        part: the file.
-        table: `clips` or `embeddings`.
-        folder: that the sources are below.
-        sources: .npy files of waveforms or of embeddings.
-        width: of a row.
+        folder: the pack, of one split or of several.
+        progress: told of each file.
 
     Raises:
-        OutputError: if it cannot be written.
+        DatasetError: if it is no pack.
     """
-    read = _read_clips if table == "clips" else _read_embedding
-    rows: dict[str, int] = {}
-    failed: list[tuple[str, str, str | None]] = []
-    try:
-        with part.open("wb+") as output:
-            output.write(bytes(HEADER))
-            for identity, file in sources:
-                try:
-                    values = read(folder / file.path, width)
-                except DatasetError as error:
-                    failed.append((file.path, error.message, error.hint))
-                    continue
-                output.write(np.ascontiguousarray(values, DTYPES[table]).data)
-                rows[identity] = rows.get(identity, 0) + len(values)
-            output.seek(0)
-            output.write(_header(DTYPES[table], sum(rows.values()), width))
-            output.flush()
-            os.fsync(output.fileno())
-            output.seek(0)
-            sha256 = hashlib.file_digest(output, "sha256").hexdigest()
-    except OSError as error:
-        raise unwritable(part, error) from error
-    return Made(rows, sha256, failed)
-
-
-def _header(dtype: np.dtype[Any], rows: int, width: int) -> bytes:
-    buffer = io.BytesIO()
-    fields = {"descr": dtype.str, "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(buffer, fields)
-    header = buffer.getvalue()
-    assert len(header) == HEADER
-    return header
-
-
-def _read_clips(path: Path, clip_samples: int) -> NDArray[np.int16]:
-    """Cut a stored waveform into clips [m clip_samples], as `audio.clips` does."""
-    _check_file(path)
-    waveform = map_waveform(path)
-    if waveform.dtype != np.int16:
-        if not np.isfinite(waveform).all():
-            raise DatasetError(f"{path}: holds NaN or infinite samples", hint="make it again")
-        waveform = to_int16(cast(FloatArray, waveform))
-    return cast(NDArray[np.int16], clips(cast(FloatArray, waveform), clip_samples))
-
-
-def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:
-    """Read an embedding as one row [1 d]."""
-    _check_file(path)
-    values = read_embedding(path, width)
-    with np.errstate(over="ignore"):  # found on the next line
-        row = values.astype(np.float16)[np.newaxis]
-    if not np.isfinite(row).all():
+    splits = [folder / name for name in ("", *SPLIT_FOLDERS) if is_pack(folder / name)]
+    if not splits:
         raise DatasetError(
-            f"{path}: holds values that are not finite in half precision",
-            hint="make it again with s2f prep embeddings",
+            f"{folder}: is no pack", hint=f"name a folder that s2f prep pack made, with {INDEX}"
         )
-    return row
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise DatasetError(f"{path}: is no regular file", hint="remove it")
-
-
-SHARD_BYTES = 1_000_000_000
-SHARD_SECONDS = 86_400.0  # that one may take: a slow disk is no crash
+    damaged: list[DatasetError] = []
+    shards: list[tuple[Path, Shard]] = []
+    for split in splits:
+        try:
+            index = read_index(split)
+        except DatasetError as error:
+            damaged.append(error)
+        else:
+            shards += [(split / s.name, s) for s in (*index.clips, *index.embeddings)]
+    size = 0
+    for k, (path, shard) in enumerate(shards):
+        progress(k, len(shards), path.name)
+        try:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                size += file.tell()
+            why = "" if sha256 == shard.sha256 else "is damaged: its SHA-256 is another"
+        except OSError as error:
+            why = f"cannot be read: {error.strerror or error}"
+        if why:
+            damaged.append(DatasetError(f"{path}: {why}", hint=REPAIR))
+    progress(len(shards), len(shards), "done")
+    return VerifyReport(folder, len(shards) + len(splits), size, tuple(damaged))
 
 
 @dataclass(frozen=True)
@@ -546,19 +344,21 @@ def pack(
         "shard_bytes": shard_bytes,
     }
     failed: list[Failure] = []
-    splits = [Split(*place, failed) for place in find_splits(tree)]
+    splits = _list_splits(tree, failed)
     files.refuse_overlap(tree, out)
     if not overwrite:
         for split in splits:
-            _refuse_others(out / split.name, settings)
+            _refuse_another(out / split.name, settings)
+    total = sum(len(split.embeddings) + len(split.audios) for split in splits)
     with Journal(out, "pack", settings) as journal:
-        run = _Run(out, settings, journal, overwrite, workers or prep.usable_cores(), progress)
-        run.total = sum(len(split.embeddings) + len(split.audios) for split in splits)
-        new = [split for split in splits if any(map(run.is_due, run.plan_embeddings(split)))]
-        paths = [split.folder / source.file.path for split in new for source in split.embeddings]
+        run = _Run(journal, settings, workers, overwrite, failed, progress, total)
+        changed = [one for one in splits if any(map(run.is_due, run.plan(one, "embeddings")))]
+        paths = [
+            split.folder / source.file.path for split in changed for source in split.embeddings
+        ]
         if paths:
             check_embeddings(paths, face_encoder)
-        indices = [run.make(split, failed) for split in splits]
+        indices = [run.make(split) for split in splits]
         journal.finish()
     if (tree / "card.json").is_file():
         write_bytes(out / "card.json", (tree / "card.json").read_bytes())
@@ -574,7 +374,55 @@ def pack(
     )
 
 
-def _refuse_others(folder: Path, settings: dict[str, Any]) -> None:
+class _Source(NamedTuple):
+    """A small file, by its path below its split, and whose it is."""
+
+    identity: str
+    file: File
+
+
+@dataclass
+class _Split:
+    """The sources of a split: those of people who have audios and embeddings."""
+
+    name: str
+    folder: Path
+    audios: list[_Source] = dataclasses.field(default_factory=list)
+    embeddings: list[_Source] = dataclasses.field(default_factory=list)
+
+
+def _list_splits(tree: Path, failed: list[Failure]) -> list[_Split]:
+    """List a tree of splits, or one split, which has no name; people who lack a kind failed."""
+    if not tree.is_dir():
+        raise DatasetError(f"{tree}: is no folder", hint="name the folder of a voice tree")
+    found = [_Split(name, tree / name) for name in SPLIT_FOLDERS if (tree / name).is_dir()]
+    splits = found or [_Split("", tree)]
+    for split in splits:
+        for person in layout.identities(split.folder):
+            audios = layout.files_of(person, "audios", layout.is_array)
+            embeddings = layout.files_of(person, "images", layout.is_embedding)
+            if audios and embeddings:
+                for sources, listed in ((split.audios, audios), (split.embeddings, embeddings)):
+                    for file in listed:
+                        below = file._replace(path=f"{person.name}/{file.path}")
+                        sources.append(_Source(person.name, below))
+                continue
+            error = DatasetError(
+                f"{person}: has {len(audios)} files in audios and {len(embeddings)} embeddings in "
+                "images",
+                hint="wanted at least one of each: audios/*.npy, images/*_embedding.npy, which "
+                "s2f prep embeddings makes",
+            )
+            failed.append(Failure(person, error))
+        if not split.audios:
+            raise DatasetError(
+                f"{split.folder}: holds nobody who has audios and embeddings",
+                hint="wanted IDENTITY/audios/*.npy and IDENTITY/images/*_embedding.npy",
+            )
+    return splits
+
+
+def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse to replace a pack that was made with other settings."""
     if not (folder / INDEX).is_file():
         return
@@ -587,142 +435,238 @@ def _refuse_others(folder: Path, settings: dict[str, Any]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class ShardPlan:
+    """A file to be: its name below the pack, and the small files that become its rows [width]."""
+
+    name: str
+    table: str
+    width: int
+    folder: Path
+    sources: tuple[_Source, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the names, sizes and times of the sources."""
+        digest = hashlib.sha256()
+        for identity, file in self.sources:
+            source = f"{identity}\0{file.path}\0{file.size}\0{file.mtime_ns}\n"
+            digest.update(os.fsencode(source))  # a name may be no text
+        return digest.hexdigest()
+
+
 class _Run:
-    """One run: what is due, and making it."""
+    """One run: what is due, making it, and what failed."""
 
     def __init__(
         self,
-        out: Path,
-        settings: dict[str, Any],
         journal: Journal,
+        settings: dict[str, Any],
+        workers: int | None,
         overwrite: bool,
-        workers: int,
+        failed: list[Failure],
         progress: Progress,
+        total: int,
     ) -> None:
-        self.out, self.settings, self.journal = out, settings, journal
-        self.overwrite, self.workers, self.progress = overwrite, workers, progress
-        self.made = self.skipped = self.done = self.total = 0
+        self.journal, self.settings, self.workers = journal, settings, workers
+        self.overwrite, self.failed = overwrite, failed
+        self.progress, self.total = progress, total
+        self.made = self.skipped = self.done = 0
 
-    def plan_embeddings(self, split: Split) -> list[Plan]:
-        """Plan the files of a split's embeddings."""
-        return self._plan(split, "embeddings", split.embeddings)
+    def plan(
+        self, split: _Split, table: str, sources: Sequence[_Source] | None = None
+    ) -> list[ShardPlan]:
+        """Divide the sources of a table, or some of them, in order into files of about one size.
 
-    def _plan(self, split: Split, table: str, sources: Sequence[ShardSource]) -> list[Plan]:
-        name = f"{split.name}/{table}" if split.name else table
-        width, size = self._width(table), self.settings["shard_bytes"]
-        return list(plan_shards(name, table, sources, width, size))
+        A source counts as its size, or as one row if that is more: exact for int16 waveforms but
+        for the rests of clips, and too much for floating-point ones.
+        """
+        width = self.settings["clip_samples" if table == "clips" else "embedding"]
+        shards: list[list[_Source]] = []
+        room = 0
+        for source in split.embeddings if sources is None else sources:
+            needed = max(width * DTYPES[table].itemsize, source.file.size)
+            if not shards or needed > room:
+                shards.append([])
+                room = self.settings["shard_bytes"]
+            shards[-1].append(source)
+            room -= needed
+        return [
+            ShardPlan(
+                str(PurePosixPath(split.name, f"{table}-{k:05}.npy")),
+                table,
+                width,
+                split.folder,
+                tuple(shard),
+            )
+            for k, shard in enumerate(shards)
+        ]
 
-    def _width(self, table: str) -> int:
-        return int(self.settings["clip_samples" if table == "clips" else "embedding"])
-
-    def is_due(self, plan: Plan) -> bool:
+    def is_due(self, plan: ShardPlan) -> bool:
         """Decide whether a file has to be made.
 
         Raises:
             UsageError: if it is there and not ours.
         """
-        path, entry = self.out / plan.name, self.journal.known(plan.name)
-        there = os.path.lexists(path)
-        if there and entry is None and not self.overwrite:
-            raise not_in_journal(path)
+        if not self.overwrite:
+            self.journal.refuse_foreign(plan.name)
+        entry = self.journal.known(plan.name)
         done = entry and entry.event == "done" and entry.note["sources"] == plan.fingerprint
-        return not (there and done)
+        return not (done and os.path.lexists(self.journal.folder / plan.name))
 
-    def make(self, split: Split, failed: list[Failure]) -> Index:
+    def make(self, split: _Split) -> Index:
         """Make the files of a split that are due, and its index."""
-        faces, embeddings = self._make_table(
-            split, "embeddings", self.plan_embeddings(split), failed
-        )
+        faces, embeddings = self._make_table(split, self.plan(split, "embeddings"))
         for person in sorted({source.identity for source in split.embeddings} - set(faces)):
             error = DatasetError(
                 f"{split.folder / person}: none of its embeddings can be used",
                 hint="make them again with s2f prep embeddings",
             )
-            failed.append(Failure(split.folder / person, error))
+            self.failed.append(Failure(split.folder / person, error))
         audios = [source for source in split.audios if source.identity in faces]
-        heard, clips = self._make_table(split, "clips", self._plan(split, "clips", audios), failed)
+        heard, clips = self._make_table(split, self.plan(split, "clips", audios))
         if not heard:
             raise DatasetError(
                 f"{split.folder}: none of its waveforms can be used with an embedding",
-                hint=failed[0].error.message,
+                hint=self.failed[0].error.message,
             )
-        people = tuple(Identity(name, heard.get(name, 0), n) for name, n in faces.items())
+        people = tuple(Identity(name, heard[name], n) for name, n in faces.items())
         index = Index(**self.settings, identities=people, clips=clips, embeddings=embeddings)
-        folder = self.out / split.name
+        folder = self.journal.folder / split.name
         if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index.encode():
             write_bytes(folder / INDEX, index.encode())
-        self._remove_others(folder, {shard.name for shard in (*clips, *embeddings)})
+        wanted = {shard.name for shard in (*clips, *embeddings)}
+        for path in sorted(folder.glob("*-*.npy")):  # of an earlier tree, which had more
+            ours = self.journal.known(path.relative_to(self.journal.folder).as_posix())
+            if path.name not in wanted and ours:
+                path.unlink()
         return index
 
     def _make_table(
-        self, split: Split, table: str, plans: Sequence[Plan], failed: list[Failure]
-    ) -> tuple[dict[str, int], tuple[Shard, ...]]:
+        self, split: _Split, plans: Sequence[ShardPlan]
+    ) -> tuple[Counter[str], tuple[Shard, ...]]:
+        """Make what is due; give the rows that each identity has, in order, and all files."""
         due = [plan for plan in plans if self.is_due(plan)]
         self.skipped += len(plans) - len(due)
         self._advance([plan for plan in plans if plan not in due], "up to date")
-        if due:  # from now on, the index is of other files
-            self._write(split, table, due)
-        rows: dict[str, int] = {}
-        files = []
+        if due:
+            self._make_shards(self.journal.folder / split.name, due)
+        rows: Counter[str] = Counter()
+        shards = []
         for plan in plans:
             entry = self.journal.known(plan.name)
             assert entry is not None
-            made = entry.note
-            for identity, n in made["rows"].items():
-                rows[identity] = rows.get(identity, 0) + n
-            files.append(Shard(Path(plan.name).name, sum(made["rows"].values()), made["sha256"]))
-            for path, message, hint in made["failed"]:
-                failed.append(Failure(split.folder / path, DatasetError(message, hint=hint)))
-        return rows, tuple(files)
+            rows.update(entry.note["rows"])
+            n_rows = sum(entry.note["rows"].values())
+            shards.append(Shard(Path(plan.name).name, n_rows, entry.note["sha256"]))
+            for path, message, hint in entry.note["failed"]:
+                error = DatasetError(message, hint=hint)
+                self.failed.append(Failure(split.folder / path, error))
+        return rows, tuple(shards)
 
-    def _write(self, split: Split, table: str, due: Sequence[Plan]) -> None:
-        folder = self.out / split.name
+    def _make_shards(self, folder: Path, due: Sequence[ShardPlan]) -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / INDEX).unlink(missing_ok=True)
+            (folder / INDEX).unlink(missing_ok=True)  # from now on, it is of other files
         except OSError as error:
             raise unwritable(folder, error) from error
-        items = (self._begin(split, table, plan) for plan in due)
-        made = prep.run_in_workers(
-            write_shard,
+        sizes = [sum(source.file.size for source in plan.sources) for plan in due]
+        items = [
+            Item(plan.name, File(plan.name, size, 0), plan)
+            for plan, size in zip(due, sizes, strict=True)
+        ]
+        made = prep.make_outputs(
+            self.journal,
             items,
-            workers=min(self.workers, len(due)),
+            write_shard,
+            workers=self.workers,
             preload=("s2f.pack",),
             seconds=SHARD_SECONDS,
         )
         with contextlib.closing(made) as results:
-            for place, value in results:
-                if isinstance(value, S2FError):
-                    raise value
-                self._end(due[place], value)
+            for item, part, note in results:
+                if isinstance(note, S2FError):
+                    raise note
+                try:
+                    self.journal.place(item, part, note)
+                except OSError as error:
+                    raise unwritable(self.journal.folder / item.output, error) from error
+                self.made += 1
+                self._advance([item.given], item.output)
 
-    def _begin(self, split: Split, table: str, plan: Plan) -> tuple[Any, ...]:
-        self.journal.start(plan.name, _file(plan))
-        part = self.journal.parts / Path(plan.name).name
-        return part, table, split.folder, plan.sources, self._width(table)
-
-    def _end(self, plan: Plan, made: Made) -> None:
-        path = self.out / plan.name
-        try:
-            (self.journal.parts / path.name).replace(path)
-        except OSError as error:
-            raise unwritable(path, error) from error
-        note = {"sources": plan.fingerprint, **made._asdict()}
-        self.journal.done(plan.name, _file(plan), note)
-        self.made += 1
-        self._advance([plan], plan.name)
-
-    def _advance(self, plans: Sequence[Plan], what: str) -> None:
+    def _advance(self, plans: Sequence[ShardPlan], what: str) -> None:
         self.done += sum(len(plan.sources) for plan in plans)
         self.progress(self.done, self.total, what)
 
-    def _remove_others(self, folder: Path, names: set[str]) -> None:
-        """Remove our files of an earlier tree, which had more."""
-        for path in sorted(folder.glob("*-*.npy")):
-            known = self.journal.known(str(path.relative_to(self.out).as_posix()))
-            if path.name not in names and known:
-                path.unlink()
+
+def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
+    """Write a file of a pack, going on past sources that cannot be used.
+
+    Returns:
+        For the journal: `sources`, the fingerprint of the plan; `rows`, how many each identity
+        has, in their order; `sha256` of the file; `failed`, path, message and hint of the sources
+        that could not be used.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    read = _read_clips if plan.table == "clips" else _read_embedding
+    dtype = DTYPES[plan.table]
+    rows: Counter[str] = Counter()
+    failed = []
+    with part.open("wb+") as output:
+        output.write(bytes(HEADER))
+        for identity, file in plan.sources:
+            try:
+                values = read(plan.folder / file.path, plan.width)
+            except DatasetError as error:
+                failed.append([file.path, error.message, error.hint])
+                continue
+            output.write(np.ascontiguousarray(values, dtype).data)
+            rows[identity] += len(values)
+        output.seek(0)
+        output.write(_header(dtype, rows.total(), plan.width))
+        output.seek(0)
+        sha256 = hashlib.file_digest(output, "sha256").hexdigest()
+    return {"sources": plan.fingerprint, "rows": {**rows}, "sha256": sha256, "failed": failed}
 
 
-def _file(plan: Plan) -> File:
-    return File(plan.name, sum(source.file.size for source in plan.sources), 0)
+def _header(dtype: np.dtype[Any], rows: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    fields = {"descr": dtype.str, "fortran_order": False, "shape": (rows, width)}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    header = buffer.getvalue()
+    assert len(header) == HEADER
+    return header
+
+
+def _read_clips(path: Path, clip_samples: int) -> NDArray[np.int16]:
+    """Cut a stored waveform into clips [m clip_samples], as `audio.clips` does."""
+    _check_file(path)
+    waveform = map_waveform(path)
+    if waveform.dtype != np.int16:
+        if not np.isfinite(waveform).all():
+            raise DatasetError(f"{path}: holds NaN or infinite samples", hint="make it again")
+        waveform = to_int16(cast(FloatArray, waveform))
+    return cast(NDArray[np.int16], clips(cast(FloatArray, waveform), clip_samples))
+
+
+def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:
+    """Read an embedding as one row [1 d]."""
+    _check_file(path)
+    values = read_embedding(path, width)
+    with np.errstate(over="ignore"):  # found on the next line
+        row = values.astype(np.float16)[np.newaxis]
+    if not np.isfinite(row).all():
+        raise DatasetError(
+            f"{path}: holds values that are not finite in half precision",
+            hint="make it again with s2f prep embeddings",
+        )
+    return row
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise DatasetError(f"{path}: is no regular file", hint="remove it")

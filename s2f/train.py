@@ -30,11 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 from s2f import console, losses, training_log
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key, load_batches, naming_dead_workers, plan_steps
-from s2f.device import interruptible
+from s2f.device import interruptible, keep_memory
 from s2f.distributed import ALONE, Ranks, synchronise_batch_norm
 from s2f.errors import DatasetError, DependencyError, S2FError, UsageError
 from s2f.files import alone_in
-from s2f.prep import keep_memory
 from s2f.run_dir import Run
 
 Note = Callable[[str], None]  # what takes a sentence for people

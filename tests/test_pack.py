@@ -1,8 +1,11 @@
 """Packs: what goes in comes out, and whatever happens to a run or a file is seen."""
 
+import hashlib
 import json
 import os
+import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import noise, write_photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trees import contents
 
 from s2f import checkpoint, files, layout
 from s2f.audio import clips
@@ -21,18 +27,19 @@ CLIP = 1600  # samples: 0.1 s
 SECONDS = {"id0": (0.05, 0.1, 0.34), "id1": (0.16,), "id2": (0.2, 0.14)}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def encoder(models: Path) -> Path:
     return models / "demo/face_encoder.safetensors"
 
 
-@pytest.fixture
-def tree(tmp_path: Path, encoder: Path) -> Path:
-    """A voice tree of two splits, waveforms int16 and float32, with embeddings."""
+@pytest.fixture(scope="module")
+def made_tree(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
+    """A voice tree of two splits, waveforms int16 and float32, with embeddings. Not to change."""
     step = embeddings_step(encoder, "cpu")
+    tree = tmp_path_factory.mktemp("voices") / "tree"
     for split in ("train", "val"):
         for k, (person, lengths) in enumerate(SECONDS.items()):
-            folder = tmp_path / "tree" / split / person
+            folder = tree / split / person
             for i, seconds in enumerate(lengths):
                 waveform = noise(seconds, seed=k + 3 * i)
                 if i % 2:
@@ -44,7 +51,10 @@ def tree(tmp_path: Path, encoder: Path) -> Path:
                 photo = write_photo(folder / "images" / f"{i}.jpg", seed=k + i)
                 (value,) = step.net([step.work(photo, photo)])
                 np.save(layout.beside(photo.with_suffix(""), layout.EMBEDDING), value)
-    return tmp_path / "tree"
+    for name in (".s2f/audios/a.npy", "id0/audios/.a.npy", "id0/audios/b.wav"):  # no sources
+        (tree / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "train" / name).touch()
+    return tree
 
 
 def make(tree: Path, out: Path, encoder: Path, **options: object) -> PackReport:
@@ -52,29 +62,41 @@ def make(tree: Path, out: Path, encoder: Path, **options: object) -> PackReport:
     return pack(tree, out, face_encoder=encoder, **options)
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+@pytest.fixture(scope="module")
+def made_pack(tmp_path_factory: pytest.TempPathFactory, made_tree: Path, encoder: Path) -> Path:
+    """The pack of that tree. Not to change."""
+    out = tmp_path_factory.mktemp("packs") / "pack"
+    report = make(made_tree, out, encoder)
+    assert not report.failed
+    assert (report.identities, report.embeddings) == (6, 12)
+    assert report.made == len(list(out.glob("*/*.npy")))
+    assert report.clips == sum(len(Pack(out / split)) for split in ("train", "val"))
+    return out
+
+
+@pytest.fixture
+def tree(made_tree: Path, tmp_path: Path) -> Path:
+    """A copy to change, the same to a journal."""
+    return Path(shutil.copytree(made_tree, tmp_path / "tree"))
+
+
+@pytest.fixture
+def out(made_pack: Path, tmp_path: Path) -> Path:
+    """A pack to change."""
+    return Path(shutil.copytree(made_pack, tmp_path / "out"))
 
 
 def test_a_pack_holds_every_clip_and_embedding_of_the_tree(
-    tree: Path, tmp_path: Path, encoder: Path
+    made_tree: Path, made_pack: Path
 ) -> None:
-    report = make(tree, tmp_path / "out", encoder)
-    assert not report.failed and report.made == len(list((tmp_path / "out").glob("*/*.npy")))
-    total = 0
     for split in ("train", "val"):
-        read = Pack(tmp_path / "out" / split)
+        read = Pack(made_pack / split)
         found = [
             (read.index.identities[read.identity(i)].name, read[i][0]) for i in range(len(read))
         ]
         expected = []
         for person in SECONDS:  # oracle: audio.clips on each file, in sorted order
-            folder = tree / split / person
-            for path in sorted((folder / "audios").rglob("*.npy")):
+            for path in sorted((made_tree / split / person / "audios").rglob("[0-9].npy")):
                 waveform = np.load(path)
                 if waveform.dtype != np.int16:
                     waveform = np.rint(waveform * 32768).clip(-32768, 32767)
@@ -83,75 +105,72 @@ def test_a_pack_holds_every_clip_and_embedding_of_the_tree(
         for (_, clip), (_, wanted) in zip(found, expected, strict=True):
             np.testing.assert_array_equal(clip, wanted)
         for i, (person, _) in enumerate(found):
-            files = sorted((tree / split / person).rglob("*" + layout.EMBEDDING))
+            paths = sorted((made_tree / split / person).rglob("*" + layout.EMBEDDING))
             known = [read.embedding(k) for k in read[i][1]]
-            np.testing.assert_array_equal(known, [np.load(f).astype(np.float16) for f in files])
-        total += len(read)
-    assert report.clips == total and report.identities == 6 and report.embeddings == 12
+            np.testing.assert_array_equal(known, [np.load(p).astype(np.float16) for p in paths])
 
 
-def test_anyone_can_open_the_files(tree: Path, tmp_path: Path, encoder: Path) -> None:
-    make(tree, tmp_path / "out", encoder)
-    for path in (tmp_path / "out/train").glob("*.npy"):
+def test_anyone_can_open_the_files(made_pack: Path) -> None:
+    for split in ("train", "val"):
+        names = sorted(path.name for path in (made_pack / split).glob("clips-*.npy"))
+        assert names == [f"clips-{k:05}.npy" for k in range(len(names))]
+    for path in made_pack.glob("*/*.npy"):
         array = np.load(path, mmap_mode="r")
         kind = np.int16 if path.name.startswith("clips") else np.float16
         assert array.dtype == kind and array.shape[1] == (CLIP if kind == np.int16 else 8)
-        offset = path.stat().st_size - array.nbytes
-        assert offset == 128  # row i is at 128 + i x 2 x width
+        size = path.stat().st_size
+        assert size - array.nbytes == 128 and size < 11_000  # row i is at 128 + i x 2 x width
 
 
-def test_a_single_split_is_packed_too(tree: Path, tmp_path: Path, encoder: Path) -> None:
-    make(tree, tmp_path / "both", encoder)
+def test_floats_become_the_nearest_integers_and_are_clipped(
+    tree: Path, tmp_path: Path, encoder: Path
+) -> None:
+    waveform = np.tile(np.array([0, 1 / 32768, -2, 2, 0.4 / 32768], np.float64), CLIP // 5)
+    np.save(tree / "val/id0/audios/v0/0.npy", waveform)
     make(tree / "val", tmp_path / "one", encoder)
-    names = [path.name for path in (tmp_path / "both/val").iterdir()]
-    assert "index.json" in names
-    for name in names:
-        one, both = tmp_path / "one" / name, tmp_path / "both/val" / name
-        assert one.read_bytes() == both.read_bytes()
+    assert Pack(tmp_path / "one")[0][0][:5].tolist() == [0, 1, -32768, 32767, 0]
+
+
+def test_a_single_split_is_packed_too_by_any_number_of_workers(
+    made_tree: Path, made_pack: Path, tmp_path: Path, encoder: Path
+) -> None:
+    make(made_tree / "val", tmp_path / "one", encoder, workers=3)
+    both = contents(made_pack / "val")
+    assert {name: (tmp_path / "one" / name).read_bytes() for name in both} == both
 
 
 def test_a_second_run_has_nothing_to_do(
-    tree: Path, tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+    made_tree: Path, made_pack: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = make(tree, tmp_path / "out", encoder)
-    before = content(tmp_path / "out")
+    before = contents(made_pack)
     monkeypatch.setattr("s2f.pack.check_embeddings", lambda *_: pytest.fail("loads the network"))
-    second = make(tree, tmp_path / "out", encoder)
-    assert (second.made, second.skipped) == (0, first.made)
-    assert second.clips == first.clips and content(tmp_path / "out") == before
-
-
-def test_the_number_of_workers_does_not_matter(tree: Path, tmp_path: Path, encoder: Path) -> None:
-    make(tree, tmp_path / "a", encoder)
-    make(tree, tmp_path / "b", encoder, workers=3)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+    report = make(made_tree, made_pack, encoder)
+    assert (report.made, report.skipped) == (0, len(list(made_pack.glob("*/*.npy"))))
+    assert contents(made_pack) == before
 
 
 def test_only_the_files_of_what_changed_are_made_again(
-    tree: Path, tmp_path: Path, encoder: Path
+    tree: Path, out: Path, tmp_path: Path, encoder: Path
 ) -> None:
-    first = make(tree, tmp_path / "out", encoder)
     path = tree / "train/id2/audios/v0/1.npy"
     np.save(path, noise(0.1, seed=7))
     os.utime(path, ns=(1, 1))
-    second = make(tree, tmp_path / "out", encoder)
-    assert 0 < second.made <= 2 and second.made + second.skipped == first.made
+    n_files = len(list(out.glob("*/*.npy")))
+    report = make(tree, out, encoder)
+    assert 0 < report.made <= 2 and report.made + report.skipped == n_files
     make(tree, tmp_path / "new", encoder)
-    assert content(tmp_path / "out") == content(tmp_path / "new")
+    assert contents(out) == contents(tmp_path / "new")
 
 
-def test_what_the_tree_no_longer_has_leaves_the_pack(
-    tree: Path, tmp_path: Path, encoder: Path
-) -> None:
-    make(tree, tmp_path / "out", encoder)
+def test_what_the_tree_no_longer_has_leaves_the_pack(tree: Path, out: Path, encoder: Path) -> None:
     for path in (tree / "train/id2").rglob("*.npy"):
         path.unlink()
-    report = make(tree, tmp_path / "out", encoder)
+    report = make(tree, out, encoder)
     assert [failure.source.name for failure in report.failed] == ["id2"]
-    make(tree, tmp_path / "new", encoder)
-    old, new = ({p.name for p in (tmp_path / n / "train").iterdir()} for n in ("out", "new"))
-    assert old == new
-    assert read_index(tmp_path / "out/train") == read_index(tmp_path / "new/train")
+    index = read_index(out / "train")
+    assert [person.name for person in index.identities] == ["id0", "id1"]
+    left = {path.name for path in (out / "train").glob("*.npy")}
+    assert left == {shard.name for shard in (*index.clips, *index.embeddings)}
 
 
 def test_what_cannot_be_used_is_named_and_costs_itself_only(
@@ -174,104 +193,92 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(
         path.unlink()
     os.mkfifo(tree / "val/id2/audios/pipe.npy")
     monkeypatch.setattr("s2f.pack.check_embeddings", lambda *_: None)
-    report = make(tree, tmp_path / "out", encoder)
-    again = make(tree, tmp_path / "out", encoder)
-    found = {str(f.source.relative_to(tree)): str(f.error) for f in report.failed}
+    reports = [make(tree, tmp_path / "out", encoder) for _ in range(2)]
+    found = {str(f.source.relative_to(tree)): str(f.error) for f in reports[0].failed}
     assert found.keys() == bad.keys()
     for path, message in bad.items():
         assert str(tree / path) in found[path]
         assert re.search(message, found[path])
-    assert [str(f.error) for f in again.failed] == [str(f.error) for f in report.failed]
+    assert [str(f.error) for f in reports[1].failed] == [str(f.error) for f in reports[0].failed]
     assert [p.name for p in read_index(tmp_path / "out/val").identities] == ["id2"]
     assert not verify_pack(tmp_path / "out").damaged
 
 
-def test_embeddings_of_another_face_encoder_are_refused(
-    tree: Path, tmp_path: Path, models: Path
+def test_nothing_that_can_be_used_is_an_error(
+    tree: Path, tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s2f.pack.check_embeddings", lambda *_: None)
+    for path in tree.glob("val/id*/audios/*/*.npy"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match="none of its waveforms can be used with an embedding"):
+        make(tree / "val", tmp_path / "out", encoder)
+    with pytest.raises(DatasetError, match="it was not finished"):
+        read_index(tmp_path / "out")
+
+
+def test_embeddings_are_checked_with_their_face_encoder(
+    tree: Path, tmp_path: Path, models: Path, encoder: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=r"is not what .* makes of its photo"):
         make(tree, tmp_path / "out", models / "other/face_encoder.safetensors")
-    assert not list(tmp_path.glob("out/**/*.npy"))
-
-
-def test_embeddings_without_photos_cannot_be_checked(
-    tree: Path, tmp_path: Path, encoder: Path
-) -> None:
     for path in tree.rglob("*.jpg"):
         path.unlink()
     with pytest.raises(DatasetError, match="no photo beside it"):
         make(tree, tmp_path / "out", encoder)
+    assert not list(tmp_path.glob("out/**/*.npy"))
 
 
 def test_a_pack_with_other_settings_is_refused_and_replaced_on_demand(
-    tree: Path, tmp_path: Path, encoder: Path
+    made_tree: Path, out: Path, encoder: Path
 ) -> None:
-    make(tree, tmp_path / "out", encoder)
     with pytest.raises(UsageError, match="is a pack with clip_samples 1600; this one has 800"):
-        make(tree, tmp_path / "out", encoder, clip_seconds=0.05)
-    make(tree, tmp_path / "out", encoder, clip_seconds=0.05, overwrite=True)
-    make(tree, tmp_path / "new", encoder, clip_seconds=0.05)
-    assert content(tmp_path / "out/train") == content(tmp_path / "new/train")
+        make(made_tree, out, encoder, clip_seconds=0.05)
+    make(made_tree, out, encoder, clip_seconds=0.05, overwrite=True)
+    assert Pack(out / "val")[0][0].shape == (800,)
+    assert not verify_pack(out).damaged
 
 
-def test_files_of_others_are_refused(tree: Path, tmp_path: Path, encoder: Path) -> None:
-    (tmp_path / "out/val").mkdir(parents=True)
-    (tmp_path / "out/val/clips-00000.npy").write_bytes(b"mine")
+def test_files_of_others_are_refused(made_tree: Path, tmp_path: Path, encoder: Path) -> None:
+    mine = tmp_path / "out/val/clips-00000.npy"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
     with pytest.raises(UsageError, match="exists already, and was not made by this command"):
-        make(tree, tmp_path / "out", encoder)
-    assert (tmp_path / "out/val/clips-00000.npy").read_bytes() == b"mine"
-    make(tree, tmp_path / "out", encoder, overwrite=True)
+        make(made_tree, tmp_path / "out", encoder)
+    assert mine.read_bytes() == b"mine"
+    make(made_tree, tmp_path / "out", encoder, overwrite=True)
     assert not verify_pack(tmp_path / "out").damaged
 
 
-@pytest.mark.parametrize("missing", ["audios", "images", "everything"])
-def test_a_tree_of_nobody_is_refused(tmp_path: Path, encoder: Path, missing: str) -> None:
-    folder = tmp_path / "tree/id0"
-    for kind in {"audios", "images"} - {missing}:
-        (folder / kind).mkdir(parents=True)
-    if missing == "everything":
-        folder = tmp_path / "nowhere"
-    with pytest.raises(DatasetError, match=r"holds nobody|is no folder"):
-        make(folder.parent if folder.exists() else folder, tmp_path / "out", encoder)
+@pytest.mark.parametrize(("place", "why"), [("empty", "holds nobody"), ("nowhere", "is no folder")])
+def test_a_tree_of_nobody_is_refused(tmp_path: Path, encoder: Path, place: str, why: str) -> None:
+    (tmp_path / "empty/id0/audios").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=why):
+        make(tmp_path / place, tmp_path / "out", encoder)
 
 
-@pytest.mark.parametrize("place", [".", "train", "train/id0/pack", ".."])
-def test_the_tree_itself_is_no_place_for_the_pack(tree: Path, encoder: Path, place: str) -> None:
-    before = content(tree)
+@pytest.mark.parametrize("place", [".", "train/id0/pack", ".."])
+def test_the_tree_itself_is_no_place_for_the_pack(
+    made_tree: Path, encoder: Path, place: str
+) -> None:
     with pytest.raises(UsageError, match="overlaps with"):
-        make(tree, tree / place, encoder)
-    assert content(tree) == before
+        make(made_tree, made_tree / place, encoder)
 
 
-def test_the_half_of_an_index_that_a_killed_run_left_is_removed(
-    tree: Path, tmp_path: Path, encoder: Path
+def test_the_card_of_the_data_goes_along_and_half_an_index_goes(
+    tree: Path, out: Path, encoder: Path
 ) -> None:
-    with files.part(tmp_path / "out/train" / INDEX) as left:
-        left.touch()
-    (tmp_path / "out/train" / INDEX).rename(left)
-    make(tree, tmp_path / "out", encoder)
-    assert not left.exists()
-
-
-def test_the_card_of_the_data_goes_along(tree: Path, tmp_path: Path, encoder: Path) -> None:
     (tree / "card.json").write_text(json.dumps({"licence": "CC BY"}))
-    make(tree, tmp_path / "out", encoder)
-    assert checkpoint.Card.of_data(tmp_path / "out", "m").licence == "CC BY"
-
-
-def test_the_name_and_size_of_a_file_are_what_was_asked_for(
-    tree: Path, tmp_path: Path, encoder: Path
-) -> None:
-    make(tree, tmp_path / "out", encoder, shard_bytes=20_000)
-    files = sorted((tmp_path / "out/train").glob("clips-*.npy"))
-    assert [path.name for path in files] == [f"clips-{k:05}.npy" for k in range(len(files))]
-    assert len(files) > 1 and all(path.stat().st_size < 20_000 for path in files)
+    with files.part(out / "train" / INDEX) as left:  # of a run that was killed
+        left.touch()
+    (out / "train" / INDEX).rename(left)
+    make(tree, out, encoder)
+    assert not left.exists()
+    assert checkpoint.Card.of_data(out, "m").licence == "CC BY"
 
 
 KILLED = """
 import sys, time
 from pathlib import Path
-from s2f import shards
 from s2f.pack import pack
 pack(Path(sys.argv[1]), Path(sys.argv[2]), face_encoder=Path(sys.argv[3]), clip_seconds=0.1,
      shard_bytes=4_000, workers=2, progress=lambda *_: (print(flush=True), time.sleep(0.02)))
@@ -280,18 +287,97 @@ pack(Path(sys.argv[1]), Path(sys.argv[2]), face_encoder=Path(sys.argv[3]), clip_
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
-    tree: Path, tmp_path: Path, encoder: Path
+    made_tree: Path, tmp_path: Path, encoder: Path
 ) -> None:
-    make(tree, tmp_path / "whole", encoder, shard_bytes=4_000)
-    for lines in (1, 3, 6, 10):
-        out = tmp_path / f"out{lines}"
-        command = [sys.executable, "-c", KILLED, str(tree), str(out), str(encoder)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        for _ in range(lines):
-            process.stdout.readline()
-        process.kill()
-        process.communicate()
-        report = make(tree, out, encoder, shard_bytes=4_000)
-        if lines == 10:
-            assert report.skipped > 0
-        assert content(out) == content(tmp_path / "whole")
+    make(made_tree, tmp_path / "whole", encoder, shard_bytes=4_000)
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(made_tree), str(out), str(encoder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    for _ in range(10):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    report = make(made_tree, out, encoder, shard_bytes=4_000)
+    assert report.skipped > 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_flipped_bit_is_found(made_pack: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(made_pack.glob("[tv]*/*.*"))))
+    original = path.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(original) - 1))
+    changed = bytearray(original)
+    changed[bit // 8] ^= 1 << bit % 8
+    before = path.stat()
+    path.write_bytes(changed)
+    try:
+        damaged = verify_pack(made_pack).damaged
+        assert len(damaged) == 1 and str(path) in damaged[0].message
+    finally:
+        path.write_bytes(original)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_file_that_is_missing_or_short_is_found_at_once(out: Path) -> None:
+    path = out / "train/clips-00000.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=r"clips-00000\.npy: has \d+ bytes; wanted \d+"):
+        Pack(out / "train")
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"clips-00000\.npy: is missing"):
+        Pack(out / "train")
+    assert "clips-00000.npy: cannot be read" in verify_pack(out).damaged[0].message
+
+
+def test_an_unfinished_pack_and_none_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="is no pack"):
+        verify_pack(tmp_path)
+    (tmp_path / "embeddings-00000.npy").touch()
+    assert "it was not finished" in verify_pack(tmp_path).damaged[0].message
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"version": 9}, "has format version 9; this program reads 1"),
+        ({"clip_samples": 5}, "its SHA-256 is another"),
+        ({"identities": 5}, "is damaged"),
+    ],
+)
+def test_an_index_that_is_not_ours_is_refused(
+    made_pack: Path, tmp_path: Path, change: dict[str, int], why: str
+) -> None:
+    fields = json.loads((made_pack / "val" / INDEX).read_text())
+    (tmp_path / INDEX).write_text(json.dumps(fields | change))
+    with pytest.raises(DatasetError, match=why):
+        read_index(tmp_path)
+    (tmp_path / INDEX).unlink()
+    (tmp_path / INDEX).mkdir()
+    with pytest.raises(DatasetError, match="cannot be read"):
+        read_index(tmp_path)
+
+
+def test_the_index_of_today_stays_readable(made_pack: Path) -> None:
+    """Version 1, by its definition: JSON whose hash is that of all else in it, in this order."""
+    fields = json.loads((made_pack / "val" / INDEX).read_text())
+    assert list(fields) == [
+        *("version", "clip_samples", "embedding", "embedding_space", "shard_bytes"),
+        *("identities", "clips", "embeddings", "sha256"),
+    ]
+    sha256 = fields.pop("sha256")
+    assert sha256 == hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    for shard in fields["clips"]:
+        data = (made_pack / "val" / shard["name"]).read_bytes()
+        assert shard["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_an_open_pack_is_pickled_without_its_data(made_pack: Path) -> None:
+    read = Pack(made_pack / "train")
+    before = [read[i][0].tolist() for i in range(len(read))]
+    assert len(pickle.dumps(read)) < 4000
+    copy = pickle.loads(pickle.dumps(read))
+    assert [copy[i][0].tolist() for i in range(len(copy))] == before
+    with pytest.raises(IndexError):
+        read[len(read)]

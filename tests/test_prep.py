@@ -1,13 +1,20 @@
-"""Trees made of trees: with a step that turns text to upper case in the place of a real one."""
+"""Trees made of trees: with a step that turns text to upper case in the place of a real one.
 
-import dataclasses
+Then the workers, in which every item is answered once, whatever happens to the process that holds
+it; and the journal: what it remembers over kills, settings and damage.
+"""
+
+import contextlib
 import functools
 import hashlib
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +23,8 @@ import pytest
 
 from s2f import prep
 from s2f.errors import DatasetError, DeviceError, InputError, OutputError, UsageError, WorkerError
-from s2f.prep import PrepReport, Step
+from s2f.files import File
+from s2f.prep import Journal, PrepReport, Step
 
 MADE = "made"  # what `work` adds to, so that tests see what was made again
 
@@ -103,33 +111,22 @@ def test_the_tree_is_mirrored(tree: Path) -> None:
     }
     assert (report.made, report.skipped, report.failed, report.notes) == (3, 0, (), {})
     assert seen[-1][:2] == (3, 3)
-
-
-def test_a_second_run_makes_nothing_and_changes_nothing(tree: Path) -> None:
-    prepare(tree)
     made(tree)
     before = digest(tree / "out")
-    report = prepare(tree)
-    assert (report.made, report.skipped) == (0, 3)
-    assert made(tree) == []
+    again = prepare(tree)
+    assert (again.made, again.skipped, made(tree)) == (0, 3, [])
     assert digest(tree / "out") == before
 
 
 def test_an_output_is_made_again_if_its_source_changed_or_it_is_gone(tree: Path) -> None:
     prepare(tree)
-    made(tree)
     (tree / "in/a/1.txt").write_text("new")
+    (tree / "in/a/2.txt").write_text("texT a/2")  # of the same size, and older
+    os.utime(tree / "in/a/2.txt", (1, 1))
     (tree / "out/b/1.out").unlink()
     report = prepare(tree)
-    assert (report.made, report.skipped) == (2, 1)
+    assert (report.made, report.skipped) == (3, 0)
     assert contents(tree / "out")["a/1.out"] == "NEW"
-
-
-def test_an_older_source_in_the_place_of_another_is_a_change_too(tree: Path) -> None:
-    prepare(tree)
-    (tree / "in/a/1.txt").write_text("texT a/1")  # of the same size
-    os.utime(tree / "in/a/1.txt", (1, 1))
-    assert prepare(tree).made == 1
 
 
 def test_other_settings_make_everything_again(tree: Path) -> None:
@@ -147,17 +144,12 @@ def test_a_bad_source_costs_itself_only_and_is_tried_again(tree: Path) -> None:
         assert isinstance(report.failed[1].error, WorkerError)
     assert contents(tree / "out") == {"b/1.out": "TEXT B/1"}
     (tree / "in/a/1.txt").write_text("good")
+    (tree / "in/b/1.txt").write_text("bad")
     report = prepare(tree)
-    assert (report.made, report.skipped, len(report.failed)) == (1, 1, 1)
-
-
-def test_a_source_that_went_bad_and_was_mended_is_made_without_overwrite(tree: Path) -> None:
-    prepare(tree)
-    (tree / "in/a/1.txt").write_text("bad")
-    assert len(prepare(tree).failed) == 1
-    (tree / "in/a/1.txt").write_text("mended")
-    assert prepare(tree).failed == ()
-    assert contents(tree / "out")["a/1.out"] == "MENDED"
+    assert (report.made, report.skipped, len(report.failed)) == (1, 0, 2)
+    (tree / "in/b/1.txt").write_text("mended")  # and over what was made before, no --overwrite
+    assert prepare(tree).made == 1
+    assert contents(tree / "out") == {"a/1.out": "GOOD", "b/1.out": "MENDED"}
 
 
 def test_what_is_no_regular_file_is_named(tree: Path) -> None:
@@ -254,12 +246,6 @@ def test_outputs_inside_the_sources_are_not_taken_for_sources(tree: Path) -> Non
         assert report.made + report.skipped == 3
 
 
-def test_outputs_may_stand_beside_their_sources(tree: Path) -> None:
-    assert prepare(tree, "in").made == 3
-    assert prepare(tree, "in").skipped == 3
-    assert (tree / "in/a/1.out").exists()
-
-
 def test_sources_are_replaced_only_if_told_and_only_once(tree: Path) -> None:
     same = {"rename": lambda path: path}
     with pytest.raises(UsageError, match="would be replaced"):
@@ -320,10 +306,6 @@ def test_a_step_may_make_notes_only(tree: Path) -> None:
     assert prepare(tree, step={"rename": None}).skipped == 3
 
 
-def test_notes_written_inside_the_tree_are_of_all_of_it(tree: Path) -> None:
-    assert prepare(tree, "in/a", step={"rename": None}).made == 3
-
-
 def test_a_net_gets_batches_and_may_refuse_one(tree: Path) -> None:
     (tree / "in/a/1.txt").write_text("")
     step = {
@@ -344,12 +326,7 @@ def test_an_error_of_the_net_ends_the_run(tree: Path) -> None:
     step = {"work": functools.partial(read, ""), "net": broken, "save": save}
     with pytest.raises(DeviceError):
         prepare(tree, step=step)
-    assert [path.name for path in (tree / "out/.s2f").iterdir()] == ["shout.journal"]
-
-
-def test_a_step_is_plain_data(tree: Path) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        make_step(tree).name = "x"  # type: ignore[misc]
+    assert not (tree / "out/.s2f/shout").exists()
 
 
 def digest(folder: Path) -> str:
@@ -374,8 +351,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_killed_at_random_moments_the_tree_is_the_same(tmp_path: Path) -> None:
-    """`kill -9` twenty times, every other time of the workers too; then a run to the end."""
-    for k in range(80):
+    """`kill -9` eight times, every other time of the workers too; then a run to the end."""
+    for k in range(60):
         path = tmp_path / f"in/{k % 7}/{k}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("bad" if k == 50 else f"text {k}" * k)
@@ -385,9 +362,9 @@ def test_killed_at_random_moments_the_tree_is_the_same(tmp_path: Path) -> None:
     started = time.perf_counter()
     subprocess.run([*command, "whole"], check=True)
     seconds = time.perf_counter() - started
-    assert sorted(made(tmp_path)) == sorted(f"{k}.txt" for k in range(80))
+    assert sorted(made(tmp_path)) == sorted(f"{k}.txt" for k in range(60))
     rng = np.random.default_rng(0)
-    for kill in range(20):
+    for kill in range(8):
         process = subprocess.Popen([*command, "out"], start_new_session=True)
         time.sleep(seconds * rng.uniform(0.2, 1))
         os.killpg(process.pid, signal.SIGKILL) if kill % 2 else process.kill()
@@ -395,5 +372,273 @@ def test_killed_at_random_moments_the_tree_is_the_same(tmp_path: Path) -> None:
     subprocess.run([*command, "out"], check=True)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
     # Each kill costs at most the item of each of the two workers; the bad one is tried each time.
-    again = len([name for name in made(tmp_path) if name != "50.txt"]) - 79
-    assert 0 <= again <= 2 * 20
+    again = len([name for name in made(tmp_path) if name != "50.txt"]) - 59
+    assert 0 <= again <= 2 * 8
+
+
+def act(name: str, what: str) -> Any:
+    """Do what the item says."""
+    if what == "refuse":
+        raise InputError(f"{name}: is wrong", hint="mend it")
+    if what == "bug":
+        raise ValueError("unforeseen")
+    if what == "memory":
+        raise MemoryError
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "exit":
+        os._exit(3)
+    if what == "no pickle":
+        return lambda: None
+    if what == "hang":
+        time.sleep(60)
+    return what.upper()
+
+
+def outcomes(*whats: str, n: int = 2, **options: float) -> list[Any]:
+    items = [(f"item{k}", what) for k, what in enumerate(whats)]
+    results = dict(prep.run_in_workers(act, items, workers=n, **options))
+    assert sorted(results) == list(range(len(whats)))
+    return [results[k] for k in range(len(whats))]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_every_item_is_answered_under_its_place(n: int) -> None:
+    assert outcomes(*"abcdefgh", n=n) == list("ABCDEFGH")
+    assert outcomes(n=n) == []
+
+
+def test_our_errors_come_back_whole() -> None:
+    (error,) = outcomes("refuse")
+    assert isinstance(error, InputError)
+    assert (error.message, error.hint) == ("item0: is wrong", "mend it")
+
+
+@pytest.mark.parametrize(
+    ("what", "message", "hint"),
+    [
+        ("kill", r"item1: the process that read it died \(signal 9\)", "fewer --workers"),
+        ("exit", r"item1: the process that read it died \(exit code 3\)", "check the file"),
+        ("bug", r"item1: ValueError in act:\d+: unforeseen", "report it"),
+        ("memory", "item1: needs more memory", "check the file"),
+        ("hang", "item1: took more than 3 s", "damaged"),
+        ("no pickle", "item1: the process that read it died", "check the file"),
+    ],
+)
+def test_what_goes_wrong_costs_its_own_item_only(what: str, message: str, hint: str) -> None:
+    a, error, b, c = outcomes("a", what, "b", "c", seconds=3)
+    assert (a, b, c) == ("A", "B", "C")
+    with pytest.raises(WorkerError, match=message) as raised:
+        raise error
+    assert hint in str(raised.value.hint)
+
+
+def test_all_workers_may_die() -> None:
+    results = outcomes("kill", "kill", "kill", "a")
+    assert [isinstance(result, WorkerError) for result in results] == [True, True, True, False]
+
+
+def test_a_worker_holds_one_item() -> None:
+    """Items are taken when a worker is free: what was taken and not answered is at most n.
+
+    Also where several have ended at once.
+    """
+    taken: list[int] = []
+
+    def items() -> Iterator[tuple[str, str]]:
+        for k in range(20):
+            taken.append(k)
+            yield f"item{k}", "a"
+
+    for answered, _ in enumerate(prep.run_in_workers(act, items(), workers=3), start=1):
+        assert len(taken) <= answered + 3
+        time.sleep(0.05)
+
+
+def note_and_wait(name: str, folder: str) -> None:
+    """Note the process; `b` never ends, and `a` when `b` is there."""
+    Path(folder, name).write_text(str(os.getpid()))
+    while name == "b" or not (Path(folder, "b").exists() and Path(folder, "b").read_text()):
+        time.sleep(0.01)
+
+
+def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
+    run = prep.run_in_workers(
+        note_and_wait, [("a", str(tmp_path)), ("b", str(tmp_path))], workers=2
+    )
+    assert next(run) == (0, None)
+    run.close()
+    for name in "ab":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / name).read_text()), 0)
+
+
+SLOW_START = """
+import time
+print(flush=True)
+time.sleep(3)
+"""
+INTERRUPTED = """
+from s2f import prep
+try:
+    list(prep.run_in_workers(print, [(1,)], workers=1, preload=["slow_start"]))
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_an_interruption_while_processes_start_is_for_the_parent_alone(tmp_path: Path) -> None:
+    (tmp_path / "slow_start.py").write_text(SLOW_START)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout
+    process.stdout.readline()  # the module is being imported
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, b"")
+
+
+A, B = File("a.wav", 10, 111), File("b.wav", 20, 222)
+SETTINGS = {"rate": 16000}
+
+
+def lines(folder: Path) -> list[object]:
+    return [json.loads(line) for line in (folder / ".s2f/audio.journal").read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """Let no file grow larger, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def events(folder: Path) -> list[object]:
+    return [line for line in lines(folder) if isinstance(line, list)]
+
+
+def test_what_was_done_is_known_to_the_next_run(tmp_path: Path) -> None:
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.known("a.npy") is None
+        journal.start("a.npy", A)
+        journal.done("a.npy", A, {"n": 3})
+        journal.finish()
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.known("a.npy") == ("done", 10, 111, {"n": 3})
+
+
+def test_a_killed_run_leaves_what_it_knew(tmp_path: Path) -> None:
+    with Journal(tmp_path, "audio", SETTINGS) as journal:  # ends without `finish`
+        journal.start("a.npy", A)
+        journal.done("a.npy", A)
+        journal.start("b.npy", B)
+        (journal.parts / "1.npy").touch()
+        parts = journal.parts
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.known("a.npy") == ("done", 10, 111, None)
+        assert journal.known("b.npy") == ("start", 20, 222, None)
+        # Another folder: a worker that outlives the killed run writes into the old one.
+        assert journal.parts != parts
+        assert list(journal.parts.iterdir()) == []
+    assert not journal.parts.parent.exists()
+
+
+def test_a_finished_journal_does_not_tell_how_it_came_about(tmp_path: Path) -> None:
+    for name, order in (("x", (A, B)), ("y", (B, A))):
+        with Journal(tmp_path / name, "audio", SETTINGS) as journal:
+            for file in order:
+                journal.start(file.path, file)
+            for file in reversed(order):
+                journal.due(file.path, file)
+                journal.start(file.path, file)
+                journal.done(file.path, file)
+            journal.finish()
+    journals = [(tmp_path / name / ".s2f/audio.journal").read_bytes() for name in "xy"]
+    assert journals[0] == journals[1]
+    assert [event[:2] for event in events(tmp_path / "x")] == [["done", "a.wav"], ["done", "b.wav"]]
+
+
+def test_with_other_settings_all_is_due(tmp_path: Path) -> None:
+    for settings in (SETTINGS, {"rate": 8000}):
+        with Journal(tmp_path, "audio", settings) as journal:
+            entry = journal.known("a.npy")
+            journal.start("a.npy", A)
+            journal.done("a.npy", A)
+    assert entry == ("due", 10, 111, None)
+
+
+@pytest.mark.parametrize("cut", [1, 8])
+def test_a_line_that_was_cut_off_is_forgotten(tmp_path: Path, cut: int) -> None:
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        journal.done("a.npy", A)
+        journal.done("b.npy", B)
+    path = tmp_path / ".s2f/audio.journal"
+    path.write_bytes(path.read_bytes()[:-cut])
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.known("a.npy")
+        assert journal.known("b.npy") is None
+        journal.done("b.npy", B)
+    assert len(events(tmp_path)) == 2
+
+
+def test_a_header_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / ".s2f/audio.journal"
+    path.parent.mkdir()
+    path.write_text('{"version')
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        journal.finish()
+    assert lines(tmp_path) == [{"version": 1, "step": "audio", "settings": SETTINGS}]
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / ".s2f/audio.journal"
+    path.parent.mkdir()
+    path.write_text('{"version": 1}\nnonsense\n["done", "a.npy", 1, 2]\n')
+    with pytest.raises(DatasetError, match=r"audio\.journal: is damaged: b'nonsense"):
+        Journal(tmp_path, "audio", SETTINGS)
+
+
+def test_two_runs_of_a_step_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        for _ in range(2):
+            with pytest.raises(UsageError, match="another s2f is at work"):
+                Journal(tmp_path, "audio", SETTINGS)
+            journal.finish()  # writes it anew
+        with Journal(tmp_path, "landmarks", SETTINGS):
+            pass
+    with Journal(tmp_path, "audio", SETTINGS):
+        pass
+
+
+def test_names_that_are_no_text_are_kept(tmp_path: Path) -> None:
+    name = b"\xff\n\xc3\xa9".decode(errors="surrogateescape")
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        journal.done(name, A)
+        journal.finish()
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.known(name)
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"audio\.journal: cannot be written"):
+        Journal(tmp_path / "file", "audio", SETTINGS)
+
+
+def test_a_line_that_cannot_be_written_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"audio\.journal"), limited_files(8192):
+        with Journal(tmp_path, "audio", SETTINGS) as journal:
+            for n in range(1000):
+                journal.start(f"{n}.npy", A)
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        assert journal.known("0.npy") == ("start", 10, 111, None)
