@@ -15,6 +15,7 @@ import pytest
 from conftest import noise, write_photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packs import write_pack
 from trees import contents
 
 from s2f import checkpoint, files, layout
@@ -381,3 +382,11 @@ def test_an_open_pack_is_pickled_without_its_data(made_pack: Path) -> None:
     assert [copy[i][0].tolist() for i in range(len(copy))] == before
     with pytest.raises(IndexError):
         read[len(read)]
+
+
+def test_people_without_clips_are_passed_over(tmp_path: Path) -> None:
+    arrays = np.zeros((3, 5), np.int16), np.zeros((4, 2), np.float16)
+    people = [("a", 0, 1), ("b", 2, 1), ("c", 0, 1), ("d", 1, 1)]
+    write_pack(tmp_path / "p", [arrays[0]], [arrays[1]], people)
+    read = Pack(tmp_path / "p")
+    assert [read[i][1] for i in range(3)] == [range(1, 2), range(1, 2), range(3, 4)]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packs import write_pack
 from PIL import Image
-from test_packed import write_pack
 from torch.utils.data import DataLoader
 
 from s2f import checkpoint, layout

@@ -1,0 +1,30 @@
+"""Packs written by hand."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from s2f import pack
+
+
+def write_pack(folder: Path, clip_files: list, embedding_files: list, people: list) -> None:
+    """Write a split of a pack of arrays; `people` are names and counts of clips and embeddings."""
+    folder.mkdir(parents=True)
+    shards: dict[str, list] = {"clips": [], "embeddings": []}
+    for table, arrays in (("clips", clip_files), ("embeddings", embedding_files)):
+        for k, array in enumerate(arrays):
+            path = folder / f"{table}-{k:05}.npy"
+            np.save(path, array)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            shards[table].append(pack.Shard(path.name, len(array), sha256))
+    index = pack.Index(
+        clip_samples=clip_files[0].shape[1],
+        embedding=embedding_files[0].shape[1],
+        embedding_space="space",
+        shard_bytes=1,
+        identities=tuple(pack.Identity(*person) for person in people),
+        clips=tuple(shards["clips"]),
+        embeddings=tuple(shards["embeddings"]),
+    )
+    (folder / "index.json").write_bytes(index.encode())
