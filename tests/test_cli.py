@@ -1,46 +1,63 @@
-"""The root of the command line: help, version, exit codes, and the program itself."""
+"""The commands at the root as users call them: what they print, their JSON, and exit codes."""
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import conftest
 import pytest
-from command_line import Done, assert_refused, assert_wrong_usage, commands
+from command_line import Done, assert_refused, assert_wrong_usage, commands, files
+from PIL import Image
 
 import s2f
-from s2f import cli, generate
+from s2f import checkpoint, cli, face_detection, generate
+from s2f.checkpoint import KINDS, Card, read_header
 
 pytestmark = pytest.mark.usefixtures("bundled")
+REPOSITORY = Path(__file__).parents[1]
 
 
-def test_no_arguments_show_the_help() -> None:
+def program(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "s2f", *(str(arg) for arg in args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def batch(folder: Path) -> Path:
+    """Two good recordings around a bad one."""
+    conftest.write_speech(folder / "a.wav")
+    (folder / "b.wav").write_text("not sound")
+    conftest.write_speech(folder / "c.wav")
+    return folder
+
+
+# The root: help, version, exit codes
+
+
+def test_no_arguments_show_the_help_in_panels_of_jobs() -> None:
     done = Done()
     assert done.code == 2
-    assert "generate" in done.out + done.err
+    assert all(word in done.out + done.err for word in ("Prepare data", "Train", "Use", "generate"))
 
 
-def test_the_version_is_the_packages() -> None:
-    done = Done("--version")
-    assert (done.code, done.out) == (0, f"s2f {s2f.__version__}\n")
-
-
-def test_the_panels_of_the_help_are_the_three_jobs() -> None:
-    out = Done("--help").out
-    assert all(panel in out for panel in ("Prepare data", "Train", "Use"))
-
-
-@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
-def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
-    done = Done(*path, "--help")
-    assert done.code == 0
-    assert f"s2f {' '.join(path)}" in done.out.split("Examples:")[1]
+def test_the_version_is_the_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["anything", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"s2f {s2f.__version__}\n")
 
 
 @pytest.mark.parametrize(("path", "command"), commands())
-def test_every_example_in_the_help_parses(path: tuple[str, ...], command: Any) -> None:
+def test_every_command_has_help_with_examples_that_parse(
+    path: tuple[str, ...], command: Any
+) -> None:
+    assert f"s2f {' '.join(path)}" in Done(*path, "--help").out.split("Examples:")[1]
     lines = [line.strip("`") for line in command.epilog.splitlines() if line.startswith("`s2f")]
     assert lines
     for line in lines:
@@ -49,52 +66,42 @@ def test_every_example_in_the_help_parses(path: tuple[str, ...], command: Any) -
         command.make_context("s2f", words[len(path) :])
 
 
-def test_an_unknown_command_exits_2() -> None:
-    assert_wrong_usage(Done("nonsense"))
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nonsense"],
+        ["generate", "--nonsense"],
+        ["generate", "a.wav", "--size", "0"],
+        ["generate", "a.wav", "--format", "gif"],
+        ["generate", "--morph", "a.wav"],
+        ["app", "--port", "70000"],
+        ["app", "--max-mb", "0"],
+        ["app", "--max-seconds", "0"],
+        ["evaluate", "data", "--detector", "nothing"],
+    ],
+)
+def test_wrong_usage_exits_2(args: list[str]) -> None:
+    assert_wrong_usage(Done(*args))
 
 
-def test_a_bug_keeps_its_traceback(speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError, 1), (KeyboardInterrupt, 130)])
+def test_a_bug_keeps_its_traceback_and_an_interruption_has_none(
+    error: type[BaseException], code: int, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: object, **options: object) -> NoReturn:
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(generate, "plan_outputs", broken)
     done = Done("generate", speech)
-    assert done.code == 1
-    assert isinstance(done.exception, ZeroDivisionError)
+    assert done.code == code
+    assert isinstance(done.exception, ZeroDivisionError) == (code == 1)
+    assert done.err.startswith("error: interrupted") == (code == 130)
 
 
 def test_a_path_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / ("x" * 300), tmp_path / ("y/" * 2500)):
         for arguments in ((path, tmp_path / "out"), (tmp_path, path)):
             assert_refused(Done("prep", "resize", *arguments), 3, path)
-
-
-def test_an_interruption_exits_130(speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object, **options: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(generate, "plan_outputs", interrupted)
-    done = Done("generate", speech)
-    assert done.code == 130
-    assert done.err.startswith("error: interrupted")
-
-
-def program(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "s2f", *(str(arg) for arg in args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
-def test_the_program_generates(speech: Path, tmp_path: Path, models: Path) -> None:
-    done = program("generate", speech, "-o", tmp_path / "f.png", "--model", models / "demo")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'f.png'}\n", "")
-
-
-def test_the_program_says_what_is_wrong_in_two_lines(tmp_path: Path, models: Path) -> None:
-    (tmp_path / "text.wav").write_text("no sound")
-    done = program("generate", "text.wav", "--model", models / "demo", cwd=tmp_path)
-    assert done.returncode == 3
-    assert done.stdout == ""
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "cure"]
 
 
 @pytest.mark.parametrize("command", ["audio", "faces --detector dlib", "pack --verify"])
@@ -108,8 +115,308 @@ def test_without_a_working_folder_nothing_begins(tmp_path: Path, command: str) -
     assert not (tmp_path / "out").exists()
 
 
-def test_the_program_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["anything", "--version"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
+# s2f generate and s2f reconstruct: what they draw is in test_generate
+
+
+def test_the_examples_of_use_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(REPOSITORY / "examples", "examples")
+    conftest.write_speech(Path("recordings/ann/hello.wav"))
+    for name in ("photo.jpg", "photos/me.jpg"):
+        conftest.write_photo(Path(name))
+    for path, command in commands():
+        if path[0] in ("generate", "reconstruct"):
+            for line in command.epilog.splitlines():
+                if line.startswith("`s2f"):
+                    done = Done(*shlex.split(line.strip("`"))[1:], "--overwrite")
+                    assert (done.code, done.err) == (0, "")
+                    assert all(Path(made).is_file() for made in done.out.splitlines())
+
+
+def test_the_program_generates_the_same_bytes_again(
+    speech: Path, tmp_path: Path, models: Path
+) -> None:
+    target = tmp_path / "a.png"
+    done = program("generate", speech, "-o", target, "--model", models / "demo")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{target}\n", "")
+    done = Done("generate", speech, "-o", tmp_path / "b.png", "--landmarks")
+    made = [tmp_path / "b.png", tmp_path / "b_landmarks.png"]
+    assert (done.code, done.out.splitlines()) == (0, [str(path) for path in made])
+    assert made[0].read_bytes() == target.read_bytes()
+    with Image.open(target) as picture:
+        assert picture.size == (224, 224)
+        assert picture.text["Source"] == "made from speech"
+
+
+def test_json_is_one_object_with_model_and_results(speech: Path, tmp_path: Path) -> None:
+    target = tmp_path / "face.png"
+    done = Done("generate", speech, "-o", target, "--landmarks", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.json["s2f"] == s2f.__version__ and done.json["seconds"] > 0
+    assert done.json["model"]["name"] == "demo" and done.json["model"]["precision"] == "fp32"
+    assert set(done.json["model"]["cards"]) == {"voice_encoder", "face_decoder"}
+    assert done.json["model"]["cards"]["face_decoder"]["licence"] == "none"
+    assert done.json["sheet"] is None
+    (result,) = done.json["results"]
+    assert result.pop("seconds") > 0
+    assert result == {
+        "source": str(speech),
+        "face": str(target),
+        "landmarks": str(tmp_path / "face_landmarks.png"),
+        "embedding": None,
+        "compare": None,
+        "status": "made",
+        "clips": 1,
+        "error": None,
+    }
+
+
+def test_a_batch_names_what_it_made_skipped_and_could_not_use(tmp_path: Path) -> None:
+    command = ("generate", batch(tmp_path / "in"), "-o", tmp_path / "out")
+    done = Done(*command)
+    assert done.code == 6
+    assert done.out == f"{tmp_path / 'out/a.png'}\n{tmp_path / 'out/c.png'}\n"
+    first, second, *_ = done.err.splitlines()
+    assert first == "error: 1 of 3 failed" and str(tmp_path / "in/b.wav") in second
+    (tmp_path / "out/c.png").unlink()
+    done = Done(*command, "--sheet", tmp_path / "sheet.png")
+    assert done.out == f"{tmp_path / 'out/c.png'}\n{tmp_path / 'sheet.png'}\n"
+    assert f"skipped {tmp_path / 'in/a.wav'}: {tmp_path / 'out/a.png'} is there" in done.err
+    done = Done(*command, "--quiet")
+    assert done.out == "" and "skipped" not in done.err and "b.wav" in done.err
+    done = Done(*command, "--json")
+    assert (done.code, done.err, done.json["model"]["name"]) == (6, "", "demo")
+    assert [result["status"] for result in done.json["results"]] == ["skipped", "failed", "skipped"]
+    assert done.json["results"][1]["error"]["error"] == "AudioError"
+    (tmp_path / "in/b.wav").unlink()
+    done = Done(*command, "--model", tmp_path / "none", "--json")
+    assert (done.code, done.json["model"]) == (0, None)
+
+
+def test_a_morph_is_told_of(tmp_path: Path) -> None:
+    ends = [conftest.write_speech(tmp_path / f"{k}.wav", seed=k) for k in (0, 1)]
+    command = ("generate", "--morph", *ends, "--frames", 3, "-o", tmp_path)
+    target = tmp_path / "morph.webp"
+    done = Done(*command)
+    assert (done.code, done.out, done.err) == (0, f"{target}\n", "")
+    assert_refused(Done(*command), 2, target)
+    told = Done(*command, "--overwrite", "--json").json
+    assert (told["morph"], told["frames"]) == (str(target), 3)
+    assert told["sources"] == [str(path) for path in ends]
+
+
+def test_a_recording_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(seconds: float, progress: Any) -> s2f.Waveform:
+        progress(0, 2, "recording from a test")
+        return s2f.Waveform(conftest.noise(seconds), 16_000)
+
+    monkeypatch.setattr("s2f.audio.record", record)
+    monkeypatch.chdir(tmp_path)
+    done = Done("generate", "--record", 2)
+    assert (done.code, done.out) == (0, "recording.png\n")
+    assert done.err == "recording from a test, 2 s: speak now\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "name"),
+    [
+        ("generate --quiet", 2, "there is nothing to generate a face from"),
+        ("generate speech.wav -o there.png", 2, "there.png: exists already"),
+        ("generate speech.wav -o file.txt/face.png", 2, "file.txt/face.png"),
+        ("generate none.wav --model nobody", 3, "none.wav: does not exist"),
+        ("generate text.wav", 3, "text.wav"),
+        ("reconstruct text.wav --no-align", 3, "text.wav: is not a picture"),
+        ("reconstruct photo.jpg", 5, "no detector of faces is installed"),
+        ("generate speech.wav --model nobody", 4, "nobody"),
+        ("generate speech.wav --voice-encoder other.safetensors", 4, "different embedding spaces"),
+        ("generate speech.wav --voice-encoder damaged.safetensors", 4, "is damaged"),
+        ("generate speech.wav --device abacus", 5, "abacus"),
+        ("generate speech.wav --device cpu --precision fp16", 5, "fp16"),
+        ("app --model nobody --port 0", 4, "nobody"),
+        ("evaluate --quiet", 2, "nothing to evaluate"),
+        ("evaluate . --compare a b", 2, "both DATA and --compare"),
+        ("evaluate nowhere", 3, "nowhere"),
+        ("evaluate . --model nobody", 4, "nobody"),
+        ("evaluate --compare a b", 3, "is no report"),
+        ("evaluate --compare a b --model demo", 2, "--model"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_costs_nothing(
+    args: str,
+    code: int,
+    name: str,
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(face_detection, "installed_detector", lambda: None)
+    conftest.write_speech(Path("speech.wav"))
+    conftest.write_photo(Path("photo.jpg"))
+    shutil.copy(models / "other/voice_encoder.safetensors", "other.safetensors")
+    damage(Path(shutil.copy(models / "demo/voice_encoder.safetensors", "damaged.safetensors")))
+    Path("text.wav").write_text("no sound, and no picture")
+    for path in ("there.png", "file.txt"):
+        Path(path).touch()
+    before = files(tmp_path)
+    assert_refused(Done(*args.split()), code, name)
+    assert files(tmp_path) == before
+    done = Done(*args.split(), "--json")
+    assert (done.code, done.err, set(done.json)) == (code, "", {"error", "message", "hint"})
+
+
+def test_closed_standard_streams_are_no_traceback(speech: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m s2f generate"
+    for line, code, why in (
+        (f"{command} {speech} -o b.png >/dev/full", 2, "cannot be written"),
+        (f"{command} {speech} -o c.png >&-", 0, ""),
+    ):
+        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert why in done.stderr
+
+
+def test_sigterm_ends_a_batch_with_nothing_half_written(tmp_path: Path) -> None:
+    for k in range(40):
+        conftest.write_speech(tmp_path / f"in/{k:02}.wav", 6, seed=k)
+    command = [sys.executable, "-m", "s2f", "generate", "in", "-o", "out", "--landmarks"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # the first is made
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err and "Traceback" not in err
+    made = files(tmp_path / "out")
+    assert 0 < len(made) < 80
+    for path in made:
+        with Image.open(path) as picture:
+            picture.load()
+
+
+# s2f models and s2f verify
+
+
+def copied(models: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(models / "demo", folder))
+
+
+def damage(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def test_the_names_are_the_result_and_the_table_is_for_people(models: Path) -> None:
+    done = Done("models")
+    assert (done.code, done.out) == (0, "demo\nother\n")
+    rows = [line.split() for line in done.err.splitlines() if "bundled" in line]
+    wanted = [[m, "bundled", k] for m in ("demo", "other") for k in KINDS]
+    assert [row[:3] for row in rows] == wanted
+    assert Done("models", "--quiet").err == ""
+    listed = Done("models", "--json").json
+    assert [model["name"] for model in listed["models"]] == ["demo", "other"]
+    network = listed["models"][0]["networks"]["voice_encoder"]
+    header = read_header(models / "demo/voice_encoder.safetensors")
+    for name in ("card", "sha256", "embedding_space", "kind"):
+        assert network[name] == header[name]
+    assert Path(listed["cache"]) == Path(os.environ["S2F_MODELS"])
+
+
+def test_a_name_or_a_folder_shows_the_whole_cards(models: Path, tmp_path: Path) -> None:
+    for model in ("demo", models / "demo"):
+        done = Done("models", model)
+        assert (done.code, done.err) == (0, "")
+        assert all(kind in done.out for kind in KINDS)
+        assert done.out.count("licence: none") == done.out.count("random weights") == 3
+    folder = copied(models, tmp_path / "mine")
+    assert Done("models", folder, "--json").json["models"][0]["evaluation"] is None
+    (folder / "evaluation.md").write_text("# Evaluation\n\n| a\x1b | 1 |\n")
+    lines = Done("models", folder).out.splitlines()
+    assert "# Evaluation" in lines and "| a\\x1b | 1 |" in lines
+    assert_refused(Done("models", "cat"), 4, "cat")
+
+
+def test_a_card_cannot_command_the_terminal(models: Path, tmp_path: Path) -> None:
+    network = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder").network
+    card = Card("a\x1b[2J", metrics={"x\ny": [1, {"deep": "\x07"}]}, licence="\x1b]0;t\x07")
+    checkpoint.save(tmp_path / "face_encoder.safetensors", network, card=card)
+    done = Done("models", tmp_path)
+    assert done.code == 0
+    assert "\x1b" not in done.out and "\x07" not in done.out
+    assert "  name: a\\x1b[2J\n" in done.out
+    assert "    x\\ny: [1, {'deep': '\\x07'}]\n" in done.out
+
+
+def test_a_damaged_network_is_listed_but_of_a_named_model_an_error(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S2F_MODELS", str(tmp_path))
+    path = copied(models, tmp_path / "mine") / "voice_encoder.safetensors"
+    path.write_bytes(b"broken")
+    done = Done("models")
+    assert (done.code, done.out) == (0, "demo\nother\nmine\n")
+    assert "damaged" in done.err and f"{path}: is not a checkpoint" in done.err
+    named = Done("models", "mine")
+    assert named.code == 6
+    assert "face_decoder: " in named.out and "error: 1 of 3 failed" in named.err
+    assert set(Done("models", "mine", "--json").json["models"][0]["errors"]) == {"voice_encoder"}
+    for kind in ("face_encoder", "face_decoder"):
+        (tmp_path / f"mine/{kind}.safetensors").unlink()
+    alone = Done("models", "mine", "--json")
+    assert (alone.code, alone.json["error"]) == (4, "CheckpointError")
+
+
+def test_whole_checkpoints_are_ok(models: Path) -> None:
+    path = models / "other/face_decoder.safetensors"
+    done = Done("verify", models / "demo", path)
+    assert (done.code, done.err) == (0, "")
+    sha256 = read_header(path)["sha256"]
+    assert len(done.out.splitlines()) == 4
+    assert done.out.splitlines()[-1] == f"{path}: ok: face_decoder, sha256 {sha256[:12]}"
+    results = Done("verify", models / "demo", "--json").json["results"]
+    assert [r["status"] for r in results] == ["ok"] * 3
+    assert {r["kind"] for r in results} == set(KINDS)
+
+
+def test_a_single_bad_file_is_its_own_error(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("hello")
+    for name in ("nowhere", "empty", "text"):
+        assert_refused(Done("verify", tmp_path / name), 4, tmp_path / name)
+    path = damage(copied(models, tmp_path / "m") / "face_encoder.safetensors")
+    assert_refused(Done("verify", path), 4, path)
+    done = Done("verify", path, "--json")
+    assert (done.code, done.json["error"]) == (4, "CheckpointError")
+    assert "is damaged" in done.json["message"]
+
+
+def test_of_several_the_bad_are_named_at_the_end(models: Path, tmp_path: Path) -> None:
+    bad = damage(copied(models, tmp_path / "m") / "face_encoder.safetensors")
+    (tmp_path / "empty").mkdir()
+    sources = (tmp_path / "m", tmp_path / "empty", tmp_path / "none", models / "demo")
+    done = Done("verify", *sources)
+    assert done.code == 6
+    assert len(done.out.splitlines()) == 5
+    assert done.err.startswith("error: 3 of 8 failed\n")
+    assert f"{bad}: is damaged" in done.err and f"{tmp_path / 'none'}: no such" in done.err
+    results = Done("verify", *sources, "--json").json["results"]
+    assert [r["status"] for r in results].count("failed") == 3
+    assert all((r["error"] is None) == (r["status"] == "ok") for r in results)
+
+
+def test_networks_of_two_spaces_in_one_folder_are_found(models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path / "m")
+    shutil.copy(models / "other/face_decoder.safetensors", folder)
+    done = Done("verify", folder)
+    assert (done.code, len(done.out.splitlines())) == (6, 3)
+    assert "different embedding spaces" in done.err
+    # In two folders they are two models; by other names they are no model.
+    assert Done("verify", models / "demo", models / "other").code == 0
+    (folder / "face_decoder.safetensors").rename(folder / "best.safetensors")
+    assert Done("verify", folder).code == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from s2f.console import Console, Mode, described
+from s2f.console import Console, Mode, count, described, duration, size
 from s2f.errors import AudioError, InputError
 
 MODES: list[Mode] = ["human", "quiet", "json"]
@@ -60,10 +60,7 @@ def test_an_error_is_a_line_and_a_cure_on_stderr(
 ) -> None:
     Console(mode).error(ERROR)
     assert capsys.readouterr() == ("", "error: a.wav holds only silence\ncure: Record again.\n")
-
-
-def test_an_error_without_a_cure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    Console().error(InputError("no"))
+    Console(mode).error(InputError("no"))
     assert capsys.readouterr().err == "error: no\n"
 
 
@@ -155,14 +152,12 @@ def test_a_path_in_a_table_is_not_broken_where_nobody_looks(
     assert path in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["quiet", "json"])
-def test_other_modes_have_no_tables(mode: Mode, capsys: pytest.CaptureFixture[str]) -> None:
-    Console(mode).table(ROWS)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_an_empty_table_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_table_is_nothing_and_other_modes_have_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Console().table([], ("loss",))
+    for mode in MODES[1:]:
+        Console(mode).table(ROWS)
     assert capsys.readouterr() == ("", "")
 
 
@@ -229,21 +224,18 @@ def test_progress_follows_a_job_whose_second_part_counts_anew(
     assert "1/20" in terminal.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["quiet", "json"])
-def test_progress_is_for_people(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with Console(mode).progress("drawing") as progress:
-        progress(1, 2, "a.wav")
-    assert terminal.getvalue() == ""
-
-
-def test_progress_vanishes_where_stderr_is_no_terminal(
-    capsys: pytest.CaptureFixture[str],
+def test_progress_is_for_people_at_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Console().progress("drawing") as progress:
         progress(1, 2, "a.wav")
     assert capsys.readouterr() == ("", "")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for mode in MODES[1:]:
+        with Console(mode).progress("drawing") as progress:
+            progress(1, 2, "a.wav")
+    assert terminal.getvalue() == ""
 
 
 def test_an_error_of_a_private_kind_goes_by_the_public_one() -> None:
@@ -251,3 +243,44 @@ def test_an_error_of_a_private_kind_goes_by_the_public_one() -> None:
         pass
 
     assert described(_MissingError("gone"))["error"] == "InputError"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.1234, "0.12 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 0 min"),
+        (18_200, "5 h 3 min"),
+        (187_300, "2 d 4 h"),
+    ],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (17_150, "17.1 k"),
+        (999_600, "1 M"),
+        (148_100_000, "148 M"),
+        (1_130_000_000, "1.13 G"),
+    ],
+)
+def test_numbers(n: int, text: str) -> None:
+    assert count(n) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "text"), [(12, "12 B"), (17_150, "17.1 kB"), (592_400_000, "592 MB")]
+)
+def test_bytes(n: int, text: str) -> None:
+    assert size(n) == text

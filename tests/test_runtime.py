@@ -1,28 +1,12 @@
-"""Device choice and files that are whole or absent."""
+"""Files that are whole or absent."""
 
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from s2f.device import choose_device
-from s2f.errors import DeviceError, OutputError, UsageError
+from s2f.errors import OutputError, UsageError
 from s2f.files import alone_in, atomic_folder, atomic_write, part, write_bytes
-
-
-def test_cpu_is_always_there() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-
-
-def test_auto_finds_a_device_that_works() -> None:
-    assert torch.zeros(1, device=choose_device()).item() == 0
-
-
-@pytest.mark.parametrize("name", ["banana", "cuda:99", "cpu:x"])
-def test_a_device_that_is_not_there_is_refused_by_name(name: str) -> None:
-    with pytest.raises(DeviceError, match=name):
-        choose_device(name)
 
 
 def test_a_written_file_appears_whole(tmp_path: Path) -> None:
