@@ -62,7 +62,7 @@ def finish(source: Path, out: Path) -> None:
     step = audio_step(store="waveform")
     assert step.rename
     with Journal(out, step.name, dict(step.settings)) as journal:
-        for file in files.files(source, step.wants):
+        for file in files.list_files(source, step.wants):
             target = out / step.rename(file.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()

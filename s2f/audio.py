@@ -111,7 +111,8 @@ class Speech:
 
     def waveform(self, start: int = 0, stop: int | None = None) -> FloatArray:
         """Return its samples from `start` to `stop` (default: the end): mono [n], -1..1."""
-        return np.clip(self.recorded[start:stop] * self.gain, -1.0, 1.0)
+        samples: FloatArray = np.clip(self.recorded[start:stop] * self.gain, -1.0, 1.0)
+        return samples
 
     def blocks(self) -> Iterator[FloatArray]:
         """Yield all of its samples, some at a time: mono [n], -1..1."""

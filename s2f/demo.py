@@ -634,7 +634,7 @@ def _prepare_voices(
     for k, row in enumerate(rows):
         progress(k, len(rows), f"voices: {row['speaker']}")
         files = audio.find_recordings([source / row["speaker"]])
-        speech = [(f.stem, audio.read_speech(f)) for f in files]
+        speech = [(f.stem, audio.read_speech(f).waveform()) for f in files]
         waveforms.append(speech)
         joined = np.concatenate([waveform for _, waveform in speech])
         pitches[k] = median_pitch(joined)

@@ -1,14 +1,9 @@
-"""Arrays in .npy files: written, read, or mapped into memory; others are refused by name.
-
-What files a tree holds: names, sizes and times, never contents.
+"""Files and folders: written whole or not at all, held against other runs, listed, linked; .npy.
 
 Every command that takes a folder lists it here, so that all of them agree on what is passed over
-(hidden files, `__MACOSX`), in which order files come, and where links lead.
-
-One tree of files made of another's without reading them: links or copies.
-
-Everything here may be repeated: a link or copy that is there and right is kept, so that a run
-that was killed is finished by running it again, and no partial file is ever seen under its name.
+(hidden files, `__MACOSX`), in which order files come, and where links lead. What is placed by
+`place_all` may be placed again: a link or copy that is there and right is kept, so that a run that
+was killed is finished by running it again. Knows nothing of what is in a file, but for arrays.
 """
 
 import contextlib
@@ -40,8 +35,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that takes its name only when all went well.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Name a temporary file beside `path` that takes its name only when all went well.
 
     Several processes may write `path` at once; a run that is killed leaves the temporary file.
 
@@ -51,13 +46,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".s2f-", dir=path.parent)
+        os.close(descriptor)
     except OSError as error:
         raise unwritable(path, error) from error
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's are private
         temporary.replace(path)
@@ -65,6 +60,27 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open the temporary file of `atomic_path` for writing.
+
+    Raises:
+        OutputError: if the folder or the file cannot be written.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
@@ -100,37 +116,20 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def part(target: Path) -> Iterator[Path]:
-    """Name a temporary file beside `target` that takes its place only when all went well.
-
-    Its name follows from the target's: a run that was killed leaves none behind when it is
-    repeated. Only where one process at a time writes the target.
-    """
-    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:20]
-    temporary = target.with_name(f".{digest}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _umask() -> int:
+    umask = os.umask(0)  # there is no other way to ask for it
+    os.umask(umask)
+    return umask
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file at once, by way of its `part`.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    try:
-        with part(path) as temporary, temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise unwritable(path, error) from error
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return the error of a file or folder that cannot be written, with the cure."""
+    hint = "choose another place"
+    if error.errno == errno.ENOSPC:
+        hint = "free some space, or choose another place"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        hint = "a folder is needed where a file is; choose another place"
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint)
 
 
 @contextlib.contextmanager
@@ -167,69 +166,6 @@ def _close(descriptors: list[int]) -> None:
         os.close(descriptors.pop())
 
 
-def _umask() -> int:
-    umask = os.umask(0)  # there is no other way to ask for it
-    os.umask(umask)
-    return umask
-
-
-def unwritable(path: Path, error: OSError) -> OutputError:
-    """Return the error of a file or folder that cannot be written, with the cure."""
-    hint = "choose another place"
-    if error.errno == errno.ENOSPC:
-        hint = "free some space, or choose another place"
-    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-        hint = "a folder is needed where a file is; choose another place"
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint)
-
-
-def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
-    """Read a .npy file.
-
-    Raises:
-        DatasetError: if it cannot be read.
-    """
-    import numpy as np
-
-    try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r" if mmap else None)
-    except (OSError, ValueError, EOFError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        if "pickle" in why:  # NumPy's guess at any file that is not its own
-            why = "it is no .npy file of numbers"
-        raise DatasetError(
-            f"{path}: cannot be read as an array: {why}",
-            hint="make the file again",
-        ) from error
-    return array
-
-
-def save_array(array: "NDArray[Any]", path: Path) -> None:
-    """Write a .npy file; `path` ends in that."""
-    import numpy as np
-
-    np.save(path, array)
-
-
-def map_waveform(path: Path) -> "NDArray[np.generic]":
-    """Map a stored waveform into memory: [n], n >= 1, int16 or floating point.
-
-    Raises:
-        DatasetError: if it cannot be read, or is no waveform.
-    """
-    import numpy as np
-
-    samples = read_array(path, mmap=True)
-    known = samples.dtype in (np.int16, np.float16, np.float32, np.float64)
-    if samples.ndim != 1 or len(samples) == 0 or not known:
-        raise DatasetError(
-            f"{path}: holds {samples.dtype} values {list(samples.shape)}; wanted a waveform "
-            "[n], int16 or floating point",
-            hint="save it as int16 or float32, one channel, 16 kHz",
-        )
-    return samples
-
-
 Wants = Callable[[str], bool]
 """Whether a file is wanted, by its name without folders."""
 
@@ -250,7 +186,7 @@ class File(NamedTuple):
     mtime_ns: int
 
 
-def files(folder: Path, wants: Wants, *, without: Path | None = None) -> list[File]:
+def list_files(folder: Path, wants: Wants, *, without: Path | None = None) -> list[File]:
     """List the wanted files of a folder at every depth, in the order of their names.
 
     Links to folders are followed, but not to a folder that they lie in. Hidden files and folders
@@ -265,11 +201,20 @@ def files(folder: Path, wants: Wants, *, without: Path | None = None) -> list[Fi
         DatasetError: if a folder cannot be read.
     """
     passed = [_identity(without)] if without else []
-    return [_file(entry, path) for entry, path in _below(str(folder), "", wants, passed)]
+    found = []
+    for entry, path in _below(str(folder), "", wants, passed):
+        try:
+            status = entry.stat()
+        except OSError:  # a link that leads nowhere
+            found.append(File(path, -1, 0))
+        else:
+            size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+            found.append(File(path, size, status.st_mtime_ns))
+    return found
 
 
 def names(folder: Path, wants: Wants = lambda name: True) -> Iterator[str]:
-    """List the paths that `files` gives, without a look at the files.
+    """List the paths that `list_files` gives, without a look at the files.
 
     Raises:
         DatasetError: if a folder cannot be read.
@@ -278,7 +223,7 @@ def names(folder: Path, wants: Wants = lambda name: True) -> Iterator[str]:
 
 
 def folders(folder: Path) -> list[str]:
-    """List the names of the folders in a folder, sorted, but for those that `files` passes over.
+    """List the names of the folders in a folder, sorted, without those `list_files` passes over.
 
     Raises:
         DatasetError: if it cannot be read.
@@ -315,7 +260,7 @@ def find_files(
         if not os.path.isdir(path):
             found[path] = None
             continue
-        inside = files(path, wants)
+        inside = list_files(path, wants)
         if not inside:
             raise error(f"{path}: holds no {sources}", hint=f"name the folder of the {sources}")
         found.update((path / file.path, None) for file in inside)
@@ -361,14 +306,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _file(entry: os.DirEntry[str], path: str) -> File:
-    try:
-        status = entry.stat()
-    except OSError:  # a link that leads nowhere
-        return File(path, -1, 0)
-    return File(path, status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)
 
 
 _EVERY = 256  # files between two reports of progress
@@ -478,13 +415,31 @@ def place_file(source: str, target: str, link: Link) -> bool:
     try:
         if there is None and link is not Link.COPY:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            _LINK[link](source, target)
+            _place(source, target, link)
         else:
-            with part(Path(target)) as temporary:
-                _LINK[link](source, str(temporary))
+            with _part(target) as temporary:
+                _place(source, temporary, link)
     except OSError as error:
         raise _refused(target, error) from error
     return True
+
+
+@contextlib.contextmanager
+def _part(target: str) -> Iterator[str]:
+    """Name a temporary file beside `target` that takes its place only when all went well.
+
+    Its name follows from the target's: a run that was killed leaves none behind when it is
+    repeated.
+    """
+    folder, name = os.path.split(target)
+    temporary = Path(folder, f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:20]}.part")
+    os.makedirs(folder, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    try:
+        yield str(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _is_right(
@@ -499,25 +454,22 @@ def _is_right(
     return stat.S_ISREG(there.st_mode) and figures and not same
 
 
-def _hard(source: str, target: str) -> None:
-    os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
-
-
-def _copy(source: str, target: str) -> None:
-    try:
-        file = open(source, "rb")
-    except OSError as error:
-        raise _unusable(source, f"cannot be read: {error.strerror}") from error
-    with file, open(target, "wb") as copy:
-        shutil.copyfileobj(file, copy, 1 << 20)
-        copy.flush()
-        os.fsync(copy.fileno())
-    times = os.stat(source)
-    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def _symlink(source: str, target: str) -> None:
-    os.symlink(_way(source, target), target)
+def _place(source: str, target: str, link: Link) -> None:
+    if link is Link.SYMLINK:
+        os.symlink(_way(source, target), target)
+    elif link is Link.HARD:
+        os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
+    else:
+        try:
+            file = open(source, "rb")
+        except OSError as error:
+            raise _unusable(source, f"cannot be read: {error.strerror}") from error
+        with file, open(target, "wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        times = os.stat(source)
+        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _way(source: str, target: str) -> str:
@@ -525,13 +477,6 @@ def _way(source: str, target: str) -> str:
     folder, name = os.path.split(source)
     start = os.path.realpath(os.path.dirname(target))
     return os.path.join(os.path.relpath(os.path.realpath(folder), start), name)
-
-
-_LINK: dict[Link, Callable[[str, str], None]] = {
-    Link.HARD: _hard,
-    Link.COPY: _copy,
-    Link.SYMLINK: _symlink,
-}
 
 
 def _unusable(source: str, why: str) -> InputError:
@@ -551,3 +496,50 @@ def _refused(target: str, error: OSError) -> InputError | OutputError:
     if error.errno in (errno.EPERM, errno.EMLINK, errno.ENOTSUP):
         return OutputError(message, hint="this file system refuses the link; give --link copy")
     return unwritable(Path(target), error)
+
+
+def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
+    """Read a .npy file.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    import numpy as np
+
+    try:
+        array: NDArray[np.generic] = np.load(path, mmap_mode="r" if mmap else None)
+    except (OSError, ValueError, EOFError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        if "pickle" in why:  # NumPy's guess at any file that is not its own
+            why = "it is no .npy file of numbers"
+        raise DatasetError(
+            f"{path}: cannot be read as an array: {why}",
+            hint="make the file again",
+        ) from error
+    return array
+
+
+def save_array(array: "NDArray[Any]", path: Path) -> None:
+    """Write a .npy file; `path` ends in that."""
+    import numpy as np
+
+    np.save(path, array)
+
+
+def map_waveform(path: Path) -> "NDArray[np.generic]":
+    """Map a stored waveform into memory: [n], n >= 1, int16 or floating point.
+
+    Raises:
+        DatasetError: if it cannot be read, or is no waveform.
+    """
+    import numpy as np
+
+    samples = read_array(path, mmap=True)
+    known = samples.dtype in (np.int16, np.float16, np.float32, np.float64)
+    if samples.ndim != 1 or len(samples) == 0 or not known:
+        raise DatasetError(
+            f"{path}: holds {samples.dtype} values {list(samples.shape)}; wanted a waveform "
+            "[n], int16 or floating point",
+            hint="save it as int16 or float32, one channel, 16 kHz",
+        )
+    return samples

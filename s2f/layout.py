@@ -179,7 +179,7 @@ def files_of(identity: Path, name: str, wants: files.Wants) -> list[File]:
         DatasetError: if it cannot be read.
     """
     folder = identity / name
-    found = files.files(folder, wants) if folder.is_dir() else []
+    found = files.list_files(folder, wants) if folder.is_dir() else []
     return [file._replace(path=f"{name}/{file.path}") for file in found]
 
 

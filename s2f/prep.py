@@ -194,7 +194,7 @@ def _plan(step: Step, source: Path, out: Path) -> list[Item]:
     folder = source
     if source.is_dir():
         inside = step.rename is not None and out.is_dir() and not source.samefile(out)
-        sources = files.files(source, step.wants, without=out if inside else None)
+        sources = files.list_files(source, step.wants, without=out if inside else None)
         if not sources:
             raise DatasetError(
                 f"{source}: holds no {step.sources}", hint=f"name the folder of the {step.sources}"

@@ -1,8 +1,14 @@
-"""Checkpoints: a round trip changes nothing, and whatever is not ours is refused by name."""
+"""Checkpoints: a round trip changes nothing, and whatever is not ours is refused by name.
+
+And which files a model's name stands for; and weight files of others, fetched from a folder in the
+place of a server.
+"""
 
 import dataclasses
+import hashlib
 import json
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +16,28 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import DECODER, ENCODER, FRONT_END, PARTS, VOICE, some_landmarks
+from conftest import DECODER, ENCODER, FRONT_END, PARTS, VOICE, save_model, some_landmarks
 from published_files import AST, needs_transformers
 
-from s2f import ast_encoder, face_decoder, face_encoder, voice_encoder
+from s2f import ast_encoder, checkpoint, face_decoder, face_encoder, voice_encoder
 from s2f.appearance_model import PartsEncoder
-from s2f.checkpoint import Card, choose, load, load_model, payload_sha256, save, verify
-from s2f.errors import CheckpointError
+from s2f.checkpoint import (
+    FIELDS,
+    KINDS,
+    Card,
+    WeightFile,
+    cache,
+    choose,
+    entries,
+    load,
+    load_model,
+    payload_sha256,
+    read_facts,
+    read_header,
+    save,
+    verify,
+)
+from s2f.errors import CheckpointError, DependencyError, OutputError, UsageError
 from s2f.images import PREPROCESSING
 from s2f.spectrogram import FRONT_ENDS
 
@@ -104,17 +125,6 @@ def test_an_encoder_of_parts_that_stays_half_runs_under_autocast(tmp_path: Path)
     torch.testing.assert_close(found, expected, atol=0.1 * float(expected.std()), rtol=0)
 
 
-@pytest.mark.parametrize("architecture", ["resnet", None, 3])
-def test_a_face_encoder_of_unknown_architecture_is_refused(
-    tmp_path: Path, architecture: object
-) -> None:
-    save(tmp_path / "e", parts_encoder(), card=CARD)
-    config = {**dataclasses.asdict(PARTS), "architecture": architecture}
-    rewrite(tmp_path / "e", config=config)
-    with pytest.raises(CheckpointError, match="wanted vgg or parts"):
-        load(tmp_path / "e", "face_encoder")
-
-
 @pytest.mark.parametrize(
     ("change", "part"),
     [
@@ -165,14 +175,34 @@ def test_an_ast_encoder_with_clips_of_other_length_is_refused(tmp_path: Path) ->
         load(tmp_path / "v", "voice_encoder")
 
 
-@pytest.mark.parametrize("architecture", ["rnn", None, 3])
-def test_an_unknown_architecture_is_refused(tmp_path: Path, architecture: object) -> None:
+@pytest.mark.parametrize(
+    ("kind", "part"), [("voice_encoder", "wanted conv or ast"), ("face_encoder", "vgg or parts")]
+)
+@pytest.mark.parametrize("architecture", ["resnet", None, 3])
+def test_an_unknown_architecture_is_refused(
+    models: Path, tmp_path: Path, kind: str, part: str, architecture: object
+) -> None:
+    path = tmp_path / "c"
+    path.write_bytes((models / f"demo/{kind}.safetensors").read_bytes())
+    rewrite(path, config={**read_header(path)["config"], "architecture": architecture})
+    with pytest.raises(CheckpointError, match=part):
+        load(path, kind)
+
+
+def test_what_was_called_ast_and_is_our_own_log_mel_is_called_so(tmp_path: Path) -> None:
+    """Files of before torchaudio's features: `ast` with clips of another length than AST's."""
     network = voice_encoder.VoiceEncoder(VOICE)
-    save(tmp_path / "v", network, card=CARD, embedding_space="space", front_end=FRONT_END)
-    config = {**dataclasses.asdict(VOICE), "architecture": architecture}
-    rewrite(tmp_path / "v", config=config)
-    with pytest.raises(CheckpointError, match="wanted conv or ast"):
-        load(tmp_path / "v", "voice_encoder")
+    for clip_samples, kind in ((16_000, "log_mel"), (164_160, "ast")):
+        front_end = dataclasses.replace(FRONT_ENDS["ast"], clip_samples=clip_samples)
+        save(tmp_path / "v", network, card=CARD, embedding_space="space", front_end=front_end)
+        found = load(tmp_path / "v", "voice_encoder").front_end
+        assert found == dataclasses.replace(front_end, kind=kind)
+
+
+def test_the_bundled_model_needs_no_torchaudio() -> None:
+    (path,) = choose("demo", ("voice_encoder",)).paths.values()
+    front_end = load(path, "voice_encoder").front_end
+    assert front_end is not None and front_end.kind == "log_mel"
 
 
 def test_a_decoder_comes_back_with_its_mean_shape(tmp_path: Path) -> None:
@@ -212,18 +242,6 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_the_hash_sees_names_values_shapes_and_types() -> None:
-    base = {"a": torch.arange(4.0)}
-    others = [
-        {"b": torch.arange(4.0)},
-        {"a": torch.arange(4.0) + 1},
-        {"a": torch.arange(4.0).view(2, 2)},
-        {"a": torch.arange(4.0).half()},
-    ]
-    hashes = {payload_sha256(tensors) for tensors in [base, *others]}
-    assert len(hashes) == 5
-
-
 def test_every_flipped_bit_of_the_payload_is_found(tmp_path: Path) -> None:
     path = tmp_path / "e"
     save(path, encoder(), card=CARD)
@@ -257,27 +275,6 @@ def test_no_flipped_bit_of_the_header_is_a_crash(tmp_path: Path) -> None:
                 assert error.message.startswith(str(path))
                 refused += 1
     assert refused > 400  # the words of a card are nobody's but its writer's
-
-
-def test_another_hash_than_the_headers_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "e", encoder(), card=CARD)
-    whole = load(tmp_path / "e", "face_encoder")
-    load(tmp_path / "e", "face_encoder", sha256=whole.sha256)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load(tmp_path / "e", "face_encoder", sha256="0" * 64)
-
-
-def test_a_file_that_takes_the_place_of_a_chosen_one_is_refused(
-    models: Path, tmp_path: Path
-) -> None:
-    name = "face_encoder.safetensors"
-    (tmp_path / name).write_bytes((models / "demo" / name).read_bytes())
-    choice = choose(tmp_path, ("face_encoder",))
-    choice.hashes["face_encoder"].result()
-    (tmp_path / "new").write_bytes((models / "other" / name).read_bytes())
-    (tmp_path / "new").replace(tmp_path / name)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load_model(choice)
 
 
 def test_half_precision_is_kept_if_that_is_asked_for(tmp_path: Path) -> None:
@@ -329,37 +326,15 @@ def test_a_full_size_network_takes_its_memory_once(tmp_path: Path) -> None:
         path.unlink()  # pytest keeps folders
 
 
-@pytest.mark.parametrize("content", [b"", b"not ours", bytes(1000), b"\xff" * 64])
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x").write_bytes(content)
-    with pytest.raises(CheckpointError, match="x: is not a checkpoint of s2f"):
-        load(tmp_path / "x", "face_encoder")
-
-
-def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "e", encoder(), card=CARD)
-    whole = (tmp_path / "e").read_bytes()
-    (tmp_path / "e").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="e: is not a checkpoint of s2f"):
-        load(tmp_path / "e", "face_encoder")
-
-
-def test_a_safetensors_file_of_someone_else_is_refused(tmp_path: Path) -> None:
-    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match="not one that s2f wrote"):
-        load(tmp_path / "x", "face_encoder")
-
-
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="none: no such checkpoint"):
-        load(tmp_path / "none", "face_encoder")
-
-
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ({"version": 99}, "has format version 99; this program reads 1"),
         ({"kind": "cat"}, "is a cat; wanted a face_encoder"),
+        ({"kind": 1}, "its header does not describe a checkpoint: kind is a int"),
+        ({"card": []}, "its header does not describe a checkpoint: card is a list"),
+        ({"embedding_space": []}, "its header does not describe a checkpoint"),
+        ({"preprocessing": "none"}, "its header does not describe a checkpoint"),
         ({"config": {"layers": [4]}}, "its config wants"),
         ({"config": {"cats": 9}}, "does not describe a face_encoder"),
         ({"card": {"cats": 9}}, "does not describe a face_encoder"),
@@ -404,3 +379,311 @@ def test_a_front_end_that_does_not_fit_its_encoder_is_refused(tmp_path: Path) ->
     save(tmp_path / "v", network, card=CARD, embedding_space="space", front_end=paper)
     with pytest.raises(CheckpointError, match="its front end gives 2 x 257"):
         load(tmp_path / "v", "voice_encoder")
+
+
+# Hashes and headers
+
+
+def test_the_hash_sees_names_values_shapes_and_types() -> None:
+    base = {"a": torch.arange(4.0)}
+    others = [
+        {"b": torch.arange(4.0)},
+        {"a": torch.arange(4.0) + 1},
+        {"a": torch.arange(4.0).view(2, 2)},
+        {"a": torch.arange(4.0).half()},
+    ]
+    hashes = {payload_sha256(tensors) for tensors in [base, *others]}
+    assert len(hashes) == 5
+
+
+def test_a_view_is_hashed_as_what_it_shows() -> None:
+    wide = torch.arange(12.0).reshape(3, 4)
+    assert payload_sha256({"a": wide.t()}) == payload_sha256({"a": wide.t().contiguous()})
+
+
+def test_the_hash_is_that_of_old_files_whatever_the_type() -> None:
+    """By hand: name, type and shape in a line, then the bytes, in the order of the names."""
+    tensors = {
+        "b": torch.arange(6).reshape(2, 3),
+        "a": torch.ones(5).half(),
+        "brain": torch.ones(2, dtype=torch.bfloat16),
+        "flag": torch.tensor([True, False]),
+    }
+    digest = hashlib.sha256(b"a torch.float16 (5,)\n" + 5 * b"\x00\x3c")
+    digest.update(b"b torch.int64 (2, 3)\n" + b"".join(k.to_bytes(8, "little") for k in range(6)))
+    digest.update(b"brain torch.bfloat16 (2,)\n" + 2 * b"\x80\x3f")
+    digest.update(b"flag torch.bool (2,)\n\x01\x00")
+    told: list[int] = []
+    assert payload_sha256(tensors, told.append) == digest.hexdigest()
+    assert told == [10, 58, 62, 64]
+
+
+def test_a_header_says_what_the_whole_checkpoint_says(models: Path) -> None:
+    path = models / "demo/voice_encoder.safetensors"
+    header, whole = read_header(path, "voice_encoder"), load(path, "voice_encoder")
+    assert header.keys() >= FIELDS.keys()
+    assert header["embedding_space"] == whole.embedding_space
+    assert header["sha256"] == whole.sha256
+    assert header["preprocessing"]["clip_samples"] == whole.front_end.clip_samples  # type: ignore[union-attr]
+
+
+def test_facts_are_those_of_the_network(models: Path) -> None:
+    path = models / "demo/face_encoder.safetensors"
+    facts, whole = verify(path), load(path, "face_encoder")
+    tensors = whole.network.state_dict().values()
+    assert facts.kind == whole.kind
+    assert facts.parameters == sum(t.numel() for t in tensors if t.is_floating_point())
+    assert (facts.n_bytes, facts.storage) == (path.stat().st_size, "float32")
+    assert facts.card == {**vars(whole.card)}
+    assert (facts.embedding_space, facts.sha256) == (whole.embedding_space, whole.sha256)
+    assert read_facts(path) == facts
+
+
+def test_another_kind_is_refused(models: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a face_decoder; wanted a face_encoder"):
+        read_header(models / "demo/face_decoder.safetensors", "face_encoder")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such checkpoint"),
+        (b"", "is not a checkpoint of s2f"),
+        (b"nothing of the kind", "is not a checkpoint of s2f"),
+        (b"\xff" * 64, "is not a checkpoint of s2f"),
+        ({}, "not one that s2f wrote"),
+        ({"s2f": "{"}, "is not a checkpoint of s2f"),
+        ({"s2f": "[]"}, "has format version"),
+        ({"s2f": "[" * 100_000}, "is not a checkpoint of s2f"),
+        ({"s2f": '{"version": 99}'}, "has format version 99; this program reads 1"),
+        ({"s2f": '{"version": 1, "kind": "face_encoder"}'}, "lacks card, config"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "e"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        header = json.dumps({"__metadata__": content}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for read in (read_header, load):
+        with pytest.raises(CheckpointError, match=message):
+            read(path, "face_encoder")
+
+
+def test_a_truncated_checkpoint_is_refused(models: Path, tmp_path: Path) -> None:
+    whole = (models / "demo/face_encoder.safetensors").read_bytes()
+    (tmp_path / "e").write_bytes(whole[: len(whole) // 2])
+    for read in (read_header, load):
+        with pytest.raises(CheckpointError, match="e: is not a checkpoint of s2f"):
+            read(tmp_path / "e", "face_encoder")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/e: cannot be written"):
+        save(tmp_path / "file/e", encoder(), card=CARD)
+
+
+# Models
+
+
+VOICE_FILE, ENCODER_FILE, DECODER_FILE = (f"{kind}.safetensors" for kind in KINDS)
+
+
+@pytest.fixture
+def cached(bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with a model `mine`, a `half` one, and what is none."""
+    folder = tmp_path / "cache"
+    save_model(folder / "mine", seed=2)
+    (folder / "half").mkdir()
+    (folder / "half" / DECODER_FILE).write_bytes((folder / "mine" / DECODER_FILE).read_bytes())
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").touch()
+    save_model(folder / ".s2f-unfinished", seed=2)
+    monkeypatch.setenv("S2F_MODELS", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"S2F_MODELS": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"S2F_MODELS": "", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/s2f/models"),
+        ({"HOME": "/c"}, "/c/.cache/s2f/models"),
+    ],
+)
+def test_where_the_cache_is(
+    variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("S2F_MODELS", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache() == Path(folder)
+
+
+def test_a_bundled_name_goes_before_the_cache_and_that_before_a_folder(
+    cached: Path, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(cached / "other", seed=3)
+    for name in ("demo", "mine", "here"):
+        save_model(tmp_path / name, seed=4)
+    monkeypatch.chdir(tmp_path)
+    places = {name: choose(name).paths["face_encoder"].parent for name in ("demo", "other")}
+    assert places == {"demo": bundled / "demo", "other": bundled / "other"}
+    assert choose("mine").paths["face_encoder"] == cached / "mine" / ENCODER_FILE
+    assert choose("here").paths["face_encoder"] == Path("here", ENCODER_FILE)
+    assert choose("./demo").paths["face_encoder"] == Path("demo", ENCODER_FILE)
+    assert choose(Path("demo")).paths["face_encoder"] == Path("demo", ENCODER_FILE)
+
+
+def test_this_folder_is_a_model_folder_too(
+    models: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models / "other")
+    assert choose(".", ("face_encoder",)).name == "other"
+
+
+@pytest.mark.parametrize("name", ["cat", "a" * 300, "", "../cache/mine", "notes.txt", "empty"])
+def test_an_unknown_model_is_refused_and_the_known_are_named(cached: Path, name: str) -> None:
+    with pytest.raises(
+        CheckpointError,
+        match=r": is neither a bundled model \(demo, other\), .* \(half, mine\), nor a folder",
+    ):
+        choose(name or "none")
+
+
+def test_what_a_model_lacks_is_named_at_once(cached: Path) -> None:
+    choose("half", ("face_decoder",))
+    with pytest.raises(CheckpointError, match=rf"{VOICE_FILE}: no such checkpoint"):
+        choose("half", ("voice_encoder", "face_decoder"))
+
+
+def test_single_files_take_the_place_of_the_models_own(bundled: Path) -> None:
+    voice = bundled / "other" / VOICE_FILE
+    choice = choose("demo", ("voice_encoder", "face_decoder"), files={"voice_encoder": voice})
+    assert choice.paths == {"voice_encoder": voice, "face_decoder": bundled / "demo" / DECODER_FILE}
+    assert choice.name == f"demo, but voice_encoder of other/{VOICE_FILE}"
+
+
+def test_where_every_network_is_a_file_the_model_is_not_looked_at(bundled: Path) -> None:
+    files = {kind: bundled / f"demo/{kind}.safetensors" for kind in KINDS}
+    choice = choose("no such model", files=files)
+    assert choice.paths == files
+    assert choice.name == " + ".join(f"{kind} of demo/{kind}.safetensors" for kind in KINDS)
+
+
+def test_a_file_that_would_not_be_used_is_refused(bundled: Path) -> None:
+    with pytest.raises(UsageError, match="is given as face_encoder; only voice_encoder and face"):
+        choose(
+            "demo",
+            ("voice_encoder", "face_decoder"),
+            files={"face_encoder": bundled / "demo" / ENCODER_FILE},
+        )
+
+
+def test_a_chosen_file_of_another_kind_is_refused_at_once(bundled: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a face_decoder; wanted a voice_encoder"):
+        choose("demo", files={"voice_encoder": bundled / "demo" / DECODER_FILE})
+
+
+def test_the_list_has_what_is_bundled_and_what_is_cached(cached: Path, bundled: Path) -> None:
+    listed = {entry.name: entry for entry in entries()}
+    assert list(listed) == ["demo", "other", "half", "mine"]
+    assert [entry.where for entry in listed.values()] == ["bundled"] * 2 + ["cache"] * 2
+    assert tuple(listed["demo"].networks) == KINDS
+    assert set(listed["half"].networks) == {"face_decoder"}
+    assert listed["mine"].folder == cached / "mine"
+    assert listed["demo"].networks["face_decoder"].card["name"] == "tiny"
+    (folder,) = entries(cached / "mine")
+    assert (folder.name, folder.where, folder.networks) == (
+        *("mine", "folder"),
+        listed["mine"].networks,
+    )
+
+
+def test_a_damaged_file_is_listed_with_its_error(cached: Path) -> None:
+    (cached / "half" / DECODER_FILE).write_bytes(b"nothing of the kind")
+    (cached / "mine" / ENCODER_FILE).write_bytes((cached / "mine" / DECODER_FILE).read_bytes())
+    listed = {entry.name: entry for entry in entries()}
+    assert "is not a checkpoint" in listed["half"].errors["face_decoder"].message
+    assert "is a face_decoder" in listed["mine"].errors["face_encoder"].message
+    assert set(listed["mine"].networks) == {"voice_encoder", "face_decoder"}
+
+
+def test_reading_headers_and_choosing_do_not_import_torch(models: Path) -> None:
+    code = "import sys; from pathlib import Path; from s2f.checkpoint import choose, entries\n"
+    code += f"choose(Path({str(models / 'demo')!r})); entries(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"False\n"
+
+
+# Weight files of others
+
+CONTENT = bytes(range(256)) * 10_000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch/hub/checkpoints"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+
+
+def served(tmp_path: Path, content: bytes, sha256: str = SHA256) -> WeightFile:
+    (tmp_path / "net.pth").write_bytes(content)
+    return WeightFile((tmp_path / "net.pth").as_uri(), sha256)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_file_that_is_there_is_used_without_a_network(hub: Path) -> None:
+    hub.mkdir(parents=True)
+    (hub / "net.pth").write_bytes(CONTENT)
+    assert checkpoint.locate(WeightFile("https://nowhere/net.pth", SHA256)) == hub / "net.pth"
+
+
+def test_a_file_that_is_not_there_is_fetched_once(hub: Path, tmp_path: Path) -> None:
+    wanted = served(tmp_path, CONTENT)
+    assert checkpoint.locate(wanted).read_bytes() == CONTENT
+    (tmp_path / "net.pth").unlink()
+    assert checkpoint.locate(wanted) == hub / "net.pth"
+    assert [path.name for path in hub.iterdir()] == ["net.pth"]
+
+
+@pytest.mark.usefixtures("offline")
+def test_offline_the_error_says_which_file_goes_where(hub: Path) -> None:
+    with pytest.raises(DependencyError) as caught:
+        checkpoint.locate(WeightFile("https://nowhere/net.pth", SHA256))
+    assert caught.value.hint == f"put https://nowhere/net.pth there, as {hub / 'net.pth'}"
+    assert str(hub / "net.pth") in caught.value.message and caught.value.exit_code == 5
+    assert not list(hub.iterdir())
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], b"", b"<html>moved</html>"])
+def test_another_file_is_not_kept(hub: Path, tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(DependencyError, match=f'of another SHA-256: .*expected "{SHA256}"'):
+        checkpoint.locate(served(tmp_path, content))
+    assert not list(hub.iterdir())
+
+
+def test_a_damaged_file_in_the_cache_is_refused(hub: Path, tmp_path: Path) -> None:
+    hub.mkdir(parents=True)
+    (hub / "net.pth").write_bytes(CONTENT[:-1])
+    with pytest.raises(DependencyError, match=r"net\.pth: its SHA-256 is"):
+        checkpoint.locate(served(tmp_path, CONTENT))
+    assert (hub / "net.pth").read_bytes() == CONTENT[:-1]
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(hub: Path, tmp_path: Path) -> None:
+    (hub / "net.pth").mkdir(parents=True)
+    with pytest.raises(DependencyError, match="cannot be read"):
+        checkpoint.locate(served(tmp_path, CONTENT))

@@ -1,0 +1,431 @@
+"""Files and folders: whole or absent, held, listed, linked, and arrays in them."""
+
+import errno
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trees import contents, grow
+
+from s2f import files
+from s2f.errors import AudioError, DatasetError, InputError, OutputError, UsageError
+from s2f.files import (
+    Folder,
+    Link,
+    alone_in,
+    atomic_folder,
+    atomic_write,
+    list_files,
+    map_waveform,
+    place_all,
+    place_file,
+    read_array,
+    write_bytes,
+)
+
+# Written whole, and held
+
+
+def test_a_written_file_appears_whole(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "new" / "file") as file:
+        file.write(b"half")
+        assert not (tmp_path / "new" / "file").exists()
+        file.write(b" and half")
+    assert (tmp_path / "new" / "file").read_bytes() == b"half and half"
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="midway"), atomic_write(path) as file:
+        file.write(b"new")
+        raise RuntimeError("midway")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_can_be_read_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_write(tmp_path / "ours"):
+        pass
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(OutputError, match="file/below: cannot be written"),
+        atomic_write(tmp_path / "file" / "below"),
+    ):
+        pass
+
+
+def test_a_folder_in_the_way_is_named_and_no_temporary_is_left(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with (
+        pytest.raises(OutputError, match="folder: cannot be written"),
+        atomic_write(tmp_path / "folder"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_name_as_long_as_may_be_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "語" * 85):
+        write_bytes(tmp_path / name, b"1")
+        with atomic_write(tmp_path / name) as file:
+            file.write(b"2")
+        assert (tmp_path / name).read_bytes() == b"2"
+
+
+def test_a_folder_is_held_against_other_runs_and_nothing_is_left_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    for _ in range(2):
+        with alone_in(folder):
+            assert list(folder.iterdir()) == []
+            with pytest.raises(UsageError, match="another s2f is at work there"), alone_in(folder):
+                pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/folder: cannot be written"):
+        with alone_in(tmp_path / "file/folder"):
+            pass
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_appears_whole(tmp_path: Path, replace: bool) -> None:
+    with atomic_folder(tmp_path / "new", replace=replace) as folder:
+        (folder / "file").write_text("a")
+        assert not (tmp_path / "new").exists()
+    assert (tmp_path / "new" / "file").read_text() == "a"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_folder_gives_way_whole_and_only_if_asked(tmp_path: Path) -> None:
+    old = tmp_path / "model"
+    old.mkdir()
+    (old / "old").write_text("mine")
+    with pytest.raises(OutputError, match="model: cannot be written"):
+        with atomic_folder(old) as folder:
+            (folder / "new").write_text("a")
+    with pytest.raises(KeyError):
+        with atomic_folder(old, replace=True):
+            raise KeyError
+    assert [path.name for path in old.iterdir()] == ["old"]
+    with atomic_folder(old, replace=True) as folder:
+        (folder / "new").write_text("a")
+    assert [path.name for path in old.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, move = tmp_path / "model", Path.replace
+    old.mkdir()
+    (old / "old").write_text("mine")
+
+    def fail_to_arrive(path: Path, target: Path) -> Path:
+        if target == old and not path.name.endswith(".old"):
+            raise OSError("full")
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_to_arrive)
+    with pytest.raises(OutputError, match="full"), atomic_folder(old, replace=True):
+        pass
+    assert (old / "old").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_that_was_forked_does_not_hold_a_folder(tmp_path: Path) -> None:
+    """What reads for a run outlives its kill by seconds, and the run is to go on at once."""
+    (hold, held), (ready, told) = os.pipe(), os.pipe()
+    with alone_in(tmp_path):
+        child = os.fork()
+        if child == 0:
+            os.write(told, b"x")
+            os.read(hold, 1)
+            os._exit(0)
+        os.read(ready, 1)
+    try:
+        with alone_in(tmp_path):
+            pass
+    finally:
+        os.write(held, b"x")
+        os.waitpid(child, 0)
+        for descriptor in (hold, held, ready, told):
+            os.close(descriptor)
+
+
+# Listed
+
+
+def write(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"123")
+
+
+def wants(name: str) -> bool:
+    return name.endswith(".a")
+
+
+def paths(folder: Path, **options: Path) -> list[str]:
+    return [file.path for file in list_files(folder, wants, **options)]
+
+
+def test_files_come_sorted_with_size_and_time(tmp_path: Path) -> None:
+    write(tmp_path / "b/2.a", tmp_path / "b/10.a", tmp_path / "a.a", tmp_path / "b.a")
+    found = list_files(tmp_path, wants)
+    assert list(files.names(tmp_path, wants)) == [file.path for file in found]
+    assert [file.path for file in found] == ["a.a", "b/10.a", "b/2.a", "b.a"]
+    assert {file.size for file in found} == {3}
+    assert found[0].mtime_ns == (tmp_path / "a.a").stat().st_mtime_ns
+
+
+def test_hidden_files_and_what_macs_add_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / ".x.a", tmp_path / ".y/x.a", tmp_path / "__MACOSX/x.a", tmp_path / "x.b")
+    (tmp_path / "z").mkdir()
+    (tmp_path / "y").symlink_to(tmp_path / "z")
+    assert paths(tmp_path) == []
+    assert files.folders(tmp_path) == ["y", "z"]
+
+
+def test_a_folder_can_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "in.a", tmp_path / "out/in.a")
+    assert paths(tmp_path, without=tmp_path / "out") == ["in.a"]
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    write(tmp_path / "x/1.a", tmp_path / "y/2.a")
+    (tmp_path / "x/back").symlink_to(tmp_path)
+    (tmp_path / "x/y").symlink_to(tmp_path / "y")
+    (tmp_path / "y/x").symlink_to(tmp_path / "x")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    assert paths(tmp_path) == ["x/1.a", "x/y/2.a", "y/2.a", "y/x/1.a"]
+
+
+def test_what_is_no_regular_file_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "gone.a").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.a")
+    assert [(file.path, file.size) for file in list_files(tmp_path, wants)] == [
+        ("gone.a", -1),
+        ("pipe.a", -1),
+    ]
+
+
+def test_names_that_are_no_text_are_listed(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\n.a")
+    write(tmp_path / name)
+    assert paths(tmp_path) == [name]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "x.a")
+    with pytest.raises(DatasetError, match=r"x\.a: cannot be listed"):
+        list_files(tmp_path / "x.a", wants)
+
+
+def test_finding_keeps_files_as_given_and_searches_folders(tmp_path: Path) -> None:
+    write(tmp_path / "x/1.a", tmp_path / "x/2.a", tmp_path / "odd.txt")
+    given = [tmp_path / "odd.txt", tmp_path / "x/2.a", tmp_path / "x"]
+    found = files.find_files(given, wants, "recordings", AudioError)
+    assert found == [tmp_path / "odd.txt", tmp_path / "x/2.a", tmp_path / "x/1.a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nothing", "does not exist"), ("empty", "holds no recordings")]
+)
+def test_finding_nothing_is_an_error(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AudioError, match=f"{name}: {message}"):
+        files.find_files([tmp_path / name], wants, "recordings", AudioError)
+
+
+# Linked
+
+HOSTILE = (
+    "a\nb",
+    "-rf",
+    "é",
+    "e\u0301",
+    "\u202eabc",
+    "👩‍🎤",
+    "x" * 255,
+    "\udcff\udcfe",
+    "concat:a",
+    "%s",
+)
+
+
+@pytest.mark.parametrize("link", Link)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_placed_file_has_the_bytes_and_is_kept(link: Link, name: str, tmp_path: Path) -> None:
+    grow(tmp_path, [f"in/{name}"])
+    plan = [Folder(str(tmp_path / "in"), str(tmp_path / "out/x"), (name,))]
+    first = place_all(plan, link)
+    before = os.lstat(tmp_path / "out/x" / name)
+    second = place_all(plan, link)
+    assert (first.made, first.kept, second.made, second.kept) == (1, 0, 0, 1)
+    assert os.lstat(tmp_path / "out/x" / name) == before
+    assert contents(tmp_path / "out/x") == contents(tmp_path / "in")
+
+
+@pytest.mark.parametrize("link", Link)
+def test_a_file_behind_a_link_is_placed_itself(link: Link, tmp_path: Path) -> None:
+    grow(tmp_path, ["a"])
+    (tmp_path / "link").symlink_to("a")
+    place_file(str(tmp_path / "link"), str(tmp_path / "out/a"), link)
+    assert (tmp_path / "out/a").read_bytes() == b"a"
+    assert (tmp_path / "out/a").is_symlink() == (link is Link.SYMLINK)
+    assert not place_file(str(tmp_path / "link"), str(tmp_path / "out/a"), link)
+
+
+def test_a_hard_link_is_the_same_file_and_a_copy_is_not(tmp_path: Path) -> None:
+    grow(tmp_path, ["a"])
+    for link in (Link.HARD, Link.COPY):
+        place_file(str(tmp_path / "a"), str(tmp_path / link), link)
+    assert (tmp_path / "a").samefile(tmp_path / "hard")
+    assert not (tmp_path / "a").samefile(tmp_path / "copy")
+
+
+def test_symlinks_survive_moving_both_trees(tmp_path: Path) -> None:
+    grow(tmp_path, ["here/in/a"])
+    place_file(str(tmp_path / "here/in/a"), str(tmp_path / "here/out/b/a"), Link.SYMLINK)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert (tmp_path / "there/out/b/a").read_bytes() == b"here/in/a"
+
+
+@pytest.mark.parametrize("link", [Link.HARD, Link.COPY])
+def test_what_is_older_than_its_source_is_replaced(link: Link, tmp_path: Path) -> None:
+    grow(tmp_path, ["a", "out/a"], b"old")
+    os.utime(tmp_path / "out/a", (1, 1))
+    (tmp_path / "a").write_bytes(b"new")
+    assert place_file(str(tmp_path / "a"), str(tmp_path / "out/a"), link)
+    assert contents(tmp_path / "out") == {"a": b"new"}
+
+
+@pytest.mark.parametrize("link", Link)
+def test_another_file_in_the_place_is_kept_and_named(link: Link, tmp_path: Path) -> None:
+    grow(tmp_path, ["a", "b", "out/a"])
+    os.utime(tmp_path / "a", (1, 1))
+    plan = [Folder(str(tmp_path), str(tmp_path / "out"), ("a", "b"))]
+    placed = place_all(plan, link)
+    assert (placed.made, len(placed.failed)) == (1, 1)
+    assert str(tmp_path / "out/a") in placed.failed[0].message
+    assert contents(tmp_path / "out") == {"a": b"out/a", "b": b"b"}
+
+
+def test_what_is_no_file_costs_itself_only(tmp_path: Path) -> None:
+    grow(tmp_path, ["in/a"])
+    os.mkfifo(tmp_path / "in/fifo")
+    (tmp_path / "in/dangling").symlink_to("nowhere")
+    names = ("a", "dangling", "fifo")
+    placed = place_all([Folder(str(tmp_path / "in"), str(tmp_path / "out"), names)])
+    assert placed.made == 1
+    assert sorted(Path(error.message.split(":")[0]).name for error in placed.failed) == [
+        "dangling",
+        "fifo",
+    ]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_a_file_system_that_refuses_hard_links_is_named_with_the_cure(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    grow(tmp_path, ["a"])
+    with pytest.raises(OutputError) as caught:
+        place_file(str(tmp_path / "a"), str(tmp_path / "out/a"), Link.HARD)
+    assert "--link copy" in (caught.value.hint or "")
+
+
+def test_a_copy_that_breaks_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    grow(tmp_path, ["a"])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space"):
+        place_file(str(tmp_path / "a"), str(tmp_path / "out/a"), Link.COPY)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_an_output_inside_its_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    for tree, out in [("", ""), ("", "out"), ("tree", ""), ("link", "out")]:
+        with pytest.raises(UsageError, match="overlaps"):
+            files.refuse_overlap(tmp_path / tree, tmp_path / out)
+    files.refuse_overlap(tmp_path / "a", tmp_path / "ab")
+
+
+def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gone"):
+        place_file(str(tmp_path / "gone"), str(tmp_path / "out"), Link.HARD)
+
+
+@given(st.integers(0, 1000))
+def test_progress_ends_at_the_total(n: int) -> None:
+    seen = []
+    names = tuple(map(str, range(n)))
+    place_all([Folder("no/where", "no/out", names)], progress=lambda *a: seen.append(a[:2]))
+    assert seen[-1] == (n, n)
+    assert len(seen) <= n // 100 + 2
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_an_array_comes_back(tmp_path: Path, mmap: bool) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.save(tmp_path / "a.npy", values)
+    np.testing.assert_array_equal(read_array(tmp_path / "a.npy", mmap=mmap), values)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nothing of the kind", b"\x93NUMPY"])
+def test_what_is_no_array_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.npy").write_bytes(content)
+    for mmap in (False, True):
+        with pytest.raises(DatasetError, match=r"a\.npy: cannot be read as an array"):
+            read_array(tmp_path / "a.npy", mmap=mmap)
+
+
+def test_a_file_that_is_no_array_is_not_called_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"garbage")
+    with pytest.raises(DatasetError, match=r"it is no \.npy file of numbers"):
+        read_array(tmp_path / "a.npy")
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(DatasetError, match="cannot be read as an array"):
+        read_array(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float16, np.float32, np.float64])
+def test_a_waveform_is_mapped_as_it_is_stored(tmp_path: Path, dtype: type) -> None:
+    np.save(tmp_path / "a.npy", np.arange(9).astype(dtype))
+    waveform = map_waveform(tmp_path / "a.npy")
+    assert waveform.dtype == dtype and isinstance(waveform, np.memmap)
+
+
+@pytest.mark.parametrize("values", [np.zeros(0), np.zeros((2, 5)), np.zeros(3, np.int32)])
+def test_what_is_no_waveform_is_named(tmp_path: Path, values: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(DatasetError, match=r"a\.npy: (holds|cannot)"):
+        map_waveform(tmp_path / "a.npy")
