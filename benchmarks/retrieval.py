@@ -18,7 +18,7 @@ PLACE = """
 import json, resource, sys, time
 import numpy as np
 import torch
-from s2f.retrieval import place, recall
+from s2f.retrieval import place_queries, recall
 torch.set_num_threads(2)
 q, g, d = map(int, sys.argv[2:])
 rng = np.random.default_rng(0)
@@ -29,7 +29,7 @@ truth = rng.choice(g, q, replace=False)
 noise = rng.standard_normal((q, d), np.float32)
 queries = 0.06 * gallery[truth] + noise
 started = time.perf_counter()
-placed = place(queries, truth, gallery, np.arange(g), metric=sys.argv[1])
+placed = place_queries(queries, truth, gallery, np.arange(g), metric=sys.argv[1])
 seconds = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 peak /= 1024 if sys.platform == "linux" else 1024**2

@@ -1,12 +1,9 @@
-"""What embeddings and faces tell about people: linear probes of any label, and confusion.
+"""What embeddings and faces tell about people, as linear judges of labels see them.
 
-A probe is fitted to examples whose label is known and then says what others look like to it. One
+A judge is fitted to examples whose label is known and then says what others look like to it. One
 reads embeddings; the other reads pixels of real photos and knows nothing of any network, so that
 it can judge the networks' faces. Labels are strings: sex, decade of age, or any other groups.
-
-Labels of faces, as linear judges see them: a section of a report.
-
-One judge reads embeddings; another, independent one reads pixels, and was fitted on photos only.
+Last stands the section of a report that both fill. Knows nothing of trees and networks.
 """
 
 from collections import Counter
@@ -19,79 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2f.errors import UsageError
-from s2f.evaluation_data import WHOLE, Case, Samples
+from s2f.evaluation_data import WHOLE, Case, Examples, Samples
 from s2f.image_quality import INNER
 from s2f.images import FRAME
-from s2f.report import Matrix, Row, Section, Table
+from s2f.report import Cell, Matrix, Row, Section, Table
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-
 Vector = NDArray[np.float64]
 
-_ROWS = 2048  # embeddings that are read at once
-_SMALL = (32, 40)  # width and height in which the inner face is judged, pixels
-_COMPONENTS, _FOLDS = 40, 12  # that it is judged on, and that the judge is measured by
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """What was taken for what.
-
-    Attributes:
-        classes: the labels, in the order of the counts.
-        counts: [c c]: row true, column predicted.
-    """
-
-    classes: tuple[str, ...]
-    counts: NDArray[np.int64]
-
-    @property
-    def shares(self) -> Vector:
-        """Shares of each row [c c]; a class without examples has zeros."""
-        return np.asarray(self.counts / np.maximum(self.counts.sum(1, keepdims=True), 1))
-
-    @property
-    def agreement(self) -> float:
-        """Share of all examples that were taken for what they are."""
-        return float(np.trace(self.counts) / self.counts.sum())
-
-    @property
-    def balanced(self) -> float:
-        """Mean over the classes that have examples of the share that was taken for it.
-
-        Guessing gives one over their number, however unequal they are.
-        """
-        return float(self.shares.diagonal()[self.counts.sum(1) > 0].mean())
-
-
-def confusion(
-    true: Sequence[str], predicted: Sequence[str], classes: Sequence[str] | None = None
-) -> Confusion:
-    """Count what was taken for what.
-
-    Args:
-        true: labels.
-        predicted: what the same examples were taken for.
-        classes: the labels there are, in the order that is wanted; None for those that occur.
-
-    Raises:
-        UsageError: if there are no examples, or a label is none of the classes.
-    """
-    if not len(true):
-        raise UsageError("there are no labels to compare", hint="give at least one example")
-    named = tuple(dict.fromkeys(classes) if classes else sorted({*true, *predicted}))
-    at = {name: k for k, name in enumerate(named)}
-    if strangers := sorted({*true, *predicted} - set(named)):
-        raise UsageError(
-            f"the label {strangers[0]!r} is none of the classes {', '.join(named)}",
-            hint="name all classes that occur",
-        )
-    counts = np.zeros((len(named), len(named)), np.int64)
-    for a, b in zip(true, predicted, strict=True):
-        counts[at[a], at[b]] += 1
-    return Confusion(named, counts)
+RIDGE = 1e-4  # of the mean variance: features that hang together may hide how little they vary
+SMALL = (32, 40)  # width and height in which the inner face is judged, pixels
+COMPONENTS, FOLDS = 40, 12  # that it is judged on, and that the judge is measured by
 
 
 @dataclass(frozen=True)
@@ -110,68 +47,44 @@ class EmbeddingProbe:
 
     @classmethod
     def fit(cls, embeddings: NDArray[np.floating], labels: Sequence[str]) -> "EmbeddingProbe":
-        """Fit a linear discriminant: for any size of embedding, few examples or a hundred thousand.
+        """Fit a linear discriminant, for any size of embedding and few examples.
 
         Features keep their scale: the small ones of a space of embeddings are mostly noise, and
         in standardised ones it counts as much as the rest. The covariance within classes is shrunk
         towards a multiple of the identity by as much as Ledoit and Wolf 2004 find best for so
         many examples. All classes are taken to be as frequent, so that a rare one is not lost,
         and what the mean of few examples owes to chance is taken off (Moran and Murphy 1979).
-        Memory: some matrices [d d], whatever the number of examples.
+        scikit-learn's own discriminant does not, and takes a minute for 4096 values.
 
         Args:
-            embeddings: [n d], which may be mapped from a file.
+            embeddings: [n d].
             labels: [n].
 
         Raises:
             UsageError: if there is one class only, or one has a single example.
         """
         from scipy.linalg import cho_factor, cho_solve
+        from sklearn.covariance import ledoit_wolf
 
         names = _classes(labels, "examples")
         at = np.array([names.index(label) for label in labels])
-        n, d = embeddings.shape
-        parts = [slice(start, start + _ROWS) for start in range(0, n, _ROWS)]
-        sums = np.zeros((len(names), d))
-        for part in parts:
-            sums += np.eye(len(names))[at[part]].T @ np.asarray(embeddings[part], np.float64)
-        counts = np.bincount(at)
-        centre = sums.sum(0) / n
-        means = sums / counts[:, None]  # [c d]
-        within, fourth = np.zeros((d, d)), 0.0
-        for part in parts:
-            z = (np.asarray(embeddings[part], np.float64) - means[at[part]]).astype(np.float32)
-            within += z.T @ z
-            fourth += float((np.square(z, dtype=np.float64).sum(1) ** 2).sum())
-        within /= n
-        factor = cho_factor(_shrunk(within, fourth, n))
+        x, counts = np.asarray(embeddings, np.float64), np.bincount(at)
+        centre, means = x.mean(0), np.stack([x[at == k].mean(0) for k in range(len(names))])
+        apart = x - means[at]
+        within = ledoit_wolf(apart, assume_centered=True)[0]
+        within.flat[:: len(within) + 1] += RIDGE * (np.square(apart).mean() or 1.0)
+        factor = cho_factor(within)
         means -= centre
         weight = cho_solve(factor, means.T)  # [d c]
-        chance = float(np.trace(cho_solve(factor, within))) / counts
+        # trace(S^-1 A'A / n) without S^-1 A'A, which is [d d].
+        chance = float((cho_solve(factor, apart.T) * apart.T).sum()) / len(x) / counts
         bias = -((weight * means.T).sum(0) - chance) / 2
         return cls(names, weight, bias - centre @ weight)
 
     def predict(self, embeddings: NDArray[np.floating]) -> list[str]:
         """Tell the class of embeddings [n d]."""
-        found: list[str] = []
-        for start in range(0, len(embeddings), _ROWS):
-            x = np.asarray(embeddings[start : start + _ROWS], np.float64)
-            found += [self.classes[k] for k in (x @ self.weight + self.bias).argmax(1)]
-        return found
-
-
-def _shrunk(covariance: Vector, fourth: float, n: int) -> Vector:
-    """Shrink a covariance [d d] of n examples; `fourth` sums the fourth powers of their norms."""
-    d = len(covariance)
-    level = np.trace(covariance) / d
-    size = float(np.square(covariance).sum())
-    spread = size - level**2 * d  # from a multiple of the identity, squared
-    noise = (fourth / n - size) / n
-    share = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
-    shrunk = (1 - share) * covariance
-    # Never singular, though features that hang together may hide how little they vary.
-    shrunk.flat[:: d + 1] += share * level + 1e-4 * (level or 1.0)
-    return shrunk
+        best = (embeddings @ self.weight + self.bias).argmax(1)
+        return [self.classes[k] for k in best]
 
 
 @dataclass(frozen=True)
@@ -180,13 +93,14 @@ class PixelProbe:
 
     Attributes:
         classes: the labels, sorted.
-        held_out: what the photos it was fitted to are taken for by probes that were not fitted
-            to the same people.
+        accuracy: share of photos it is right on, of people that it was not fitted to.
+        balanced: the same as a mean over classes.
         model: the probe fitted to all photos.
     """
 
     classes: tuple[str, ...]
-    held_out: Confusion
+    accuracy: float
+    balanced: float
     model: "Pipeline"
 
     @classmethod
@@ -211,24 +125,18 @@ class PixelProbe:
         seen = dict.fromkeys(zip(labels, groups, strict=True))
         names = _classes([label for label, _ in seen], "people")
         order = {who: k for k, who in enumerate(dict.fromkeys(groups))}
-        of, y = np.array([order[who] for who in groups]), np.asarray(labels)
-        x = _stack(photos)
-        folds = GroupKFold(min(_FOLDS, len(order)))
-        predicted = np.empty_like(y)
-        for train, test in folds.split(x, y, of):
-            predicted[test] = _predict(x[train], y[train], x[test])
-        held_out = confusion(y.tolist(), predicted.tolist(), names)
-        return cls(names, held_out, _judge(len(x)).fit(x, y))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of photos it is right on, of people that it was not fitted to."""
-        return self.held_out.agreement
-
-    @property
-    def balanced(self) -> float:
-        """The same as a mean over classes."""
-        return self.held_out.balanced
+        x, y = _stack(photos), np.asarray(labels)
+        said = np.empty_like(y)
+        folds = GroupKFold(min(FOLDS, len(order)))
+        for train, test in folds.split(x, y, [order[who] for who in groups]):
+            counts = Counter(y[train].tolist())
+            train = train[[counts[label] > 1 for label in y[train]]]
+            if len({*y[train]}) < 2:
+                said[test] = counts.most_common(1)[0][0]
+            else:
+                said[test] = _fit_pixels(x[train], y[train]).predict(x[test])
+        tried = [*labels], said.tolist()
+        return cls(names, _agreement(*tried), _balanced(*tried), _fit_pixels(x, y))
 
     def predict(self, images: Sequence[Image.Image]) -> list[str]:
         """Tell the class of faces."""
@@ -249,25 +157,14 @@ class PixelProbe:
         return scores
 
 
-def _judge(n: int) -> "Pipeline":
+def _fit_pixels(x: Vector, y: NDArray[np.str_]) -> "Pipeline":
     from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.pipeline import make_pipeline
 
-    return make_pipeline(
-        PCA(min(_COMPONENTS, n - 1), random_state=0),
-        LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1),
-    )
-
-
-def _predict(x: Vector, y: NDArray[np.str_], others: Vector) -> NDArray[np.str_]:
-    """Fit a probe to some photos and tell the class of others."""
-    counts = Counter(y.tolist())
-    keep = np.array([counts[label] > 1 for label in y])
-    if len(set(y[keep].tolist())) < 2:
-        return np.full(len(others), counts.most_common(1)[0][0])
-    found: NDArray[np.str_] = _judge(int(keep.sum())).fit(x[keep], y[keep]).predict(others)
-    return found
+    components = PCA(min(COMPONENTS, len(x) - 1), random_state=0)
+    judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1)
+    return make_pipeline(components, judge).fit(x, y)
 
 
 def _stack(faces: Iterable[Image.Image]) -> Vector:
@@ -275,7 +172,7 @@ def _stack(faces: Iterable[Image.Image]) -> Vector:
     rows = []
     for face in faces:
         small = face.convert("RGB").resize((FRAME, FRAME), Image.Resampling.LANCZOS)
-        small = small.resize(_SMALL, Image.Resampling.BOX, INNER)
+        small = small.resize(SMALL, Image.Resampling.BOX, INNER)
         pixels = np.asarray(small, np.float64).ravel()
         rows.append((pixels - pixels.mean()) / (pixels.std() or 1.0))
     return np.stack(rows)
@@ -298,163 +195,162 @@ def _classes(labels: Sequence[str], what: str) -> tuple[str, ...]:
     return tuple(sorted(counts))
 
 
-LabelsOf = Mapping[str, Mapping[str, str]]
+def _agreement(true: Sequence[str], said: Sequence[str]) -> float:
+    return float(np.mean([a == b for a, b in zip(true, said, strict=True)]))
+
+
+def _balanced(true: Sequence[str], said: Sequence[str]) -> float:
+    """Mean over the classes that have examples of the share that was taken for it.
+
+    Guessing gives one over their number, however unequal they are.
+    """
+    from sklearn.metrics import recall_score
+
+    return float(recall_score(true, said, labels=sorted({*true}), average="macro"))
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What probes are fitted on: people of the training split, and photos.
+class Judged:
+    """What a judge said of faces.
 
     Attributes:
-        names: whose each embedding is.
-        embeddings: of faces, [m d].
-        labels: of these people.
-        photos: real ones, to judge pixels by.
-        shown: who is on each photo.
-        photo_labels: of those people.
-        own: photos of the people that are evaluated, and whose they are.
-        fresh: photos of the evaluated split's faces, and whose they are; with a face tree those
-            are other people than `own`.
-        notes: sentences on what is missing.
+        source: what the faces are: `face` for true ones, `photo` or `voice` for drawn ones.
+        people: whose each is.
+        said: what the judge took each for.
     """
 
-    names: Sequence[str]
-    embeddings: NDArray[np.float32]
-    labels: LabelsOf
-    photos: Sequence[Image.Image]
-    shown: Sequence[str]
-    photo_labels: LabelsOf
-    own: tuple[Sequence[Image.Image], Sequence[str]]
-    fresh: tuple[Sequence[Image.Image], Sequence[str]]
-    notes: tuple[str, ...] = ()
+    source: str
+    people: Sequence[str]
+    said: Sequence[str]
 
 
-def attributes(case: Case, learnt: Learnt) -> tuple[Section, Samples]:
-    """Judge labels of true faces, of the faces from photos and of those from voices."""
+def attributes_section(
+    case: Case, examples: Examples, notes: Sequence[str] = ()
+) -> tuple[Section, Samples]:
+    """Judge labels of true faces, of the faces from photos and of those from voices.
+
+    Args:
+        case: whose faces.
+        examples: that judges are fitted on.
+        notes: sentences on labels that are missing.
+    """
     rows: list[Row] = []
     matrices: list[Matrix] = []
-    samples: dict[str, dict[str, float]] = {}
-    notes: list[str] = []
-    for label in case.labels:
-        for judge, judged in _judges(case, learnt, label, notes):
-            cells: list[float | None] = []
-            fair: list[float | None] = [None, None]
-            for source, (people, values, found) in judged.items():
-                there = [k for k, who in enumerate(people) if who in values]
-                if not there:
-                    cells.append(None)
+    samples: Samples = {}
+    text = [
+        "Linear judges, fitted on people of the training split, name a label of each face.",
+        *notes,
+        *examples.notes,
+    ]
+    for label, values in case.labels.items():
+        for judge, fit in (("embeddings", _judge_embeddings), ("pixels", _judge_pixels)):
+            try:
+                judged = fit(case, examples, label, text)
+            except UsageError as error:
+                text.append(f"Judge of {judge} left out: {error.message}.")
+                continue
+            cells: dict[str, Cell] = {}
+            for faces in judged:
+                pairs = [
+                    (who, values[who], said)
+                    for who, said in zip(faces.people, faces.said, strict=True)
+                    if who in values
+                ]
+                if not pairs:
                     continue
-                true = [values[people[k]] for k in there]
-                result = confusion(true, [found[k] for k in there])
-                cells.append(result.agreement)
-                if source == "voice":
-                    commonest = max(Counter(true).values()) / len(true)
-                    fair = [result.balanced, commonest]
-                matrices.append(_matrix(label, judge, source, result))
-                if judge == "pixels" and source == "voice":
-                    right: dict[str, list[float]] = {}
-                    for k in there:
-                        right.setdefault(people[k], []).append(
-                            100 * (found[k] == values[people[k]])
-                        )
-                    samples[f"{label} agrees, %"] = {k: float(np.mean(v)) for k, v in right.items()}
-            rows.append((label, judge, *cells, *fair))
-    heads: tuple[str, ...] = ("label", "judge of", "true face %", "from photo %", "from voice %")
-    heads += ("balanced, from voice %", "commonest label %")
+                owners, true, said = zip(*pairs, strict=True)
+                cells[faces.source] = _agreement(true, said)
+                title = f"{label}, judge of {judge}: true and from {faces.source}"
+                matrices.append(_matrix(title, true, said))
+                if faces.source == "voice":
+                    cells["balanced"] = _balanced(true, said)
+                    cells["commonest"] = max(Counter(true).values()) / len(true)
+                    if judge == "pixels":
+                        samples[f"{label} agrees, %"] = {
+                            who: 100 * float(np.mean([t == s for o, t, s in pairs if o == who]))
+                            for who in owners
+                        }
+            named = ("face", "photo", "voice", "balanced", "commonest")
+            rows.append((label, judge, *(cells.get(name) for name in named)))
+    heads = ("label", "judge of", "true face %", "from photo %", "from voice %")
     table = Table(
         "Agreement with the true label",
-        heads,
+        (*heads, "balanced, from voice %", "commonest label %"),
         tuple(rows),
         "From photo is the ceiling: what the decoder keeps of a true embedding. A judge of "
         "embeddings sees those; a judge of pixels was fitted on photos only, and sees faces. "
         "Balanced is the mean over the labels; whoever always says the commonest is right as often "
         "as the last column says.",
     )
-    text = (
-        "Linear judges, fitted on people of the training split, name a label of each face.",
-        *learnt.notes,
-        *notes,
-    )
     if not case.labels:
-        text = ("No label of these people is known; --labels gives a csv file of them.",)
-    return Section("Attributes", text, (table, *matrices) if rows else ()), samples
+        text = ["No label of these people is known; --labels gives a csv file of them."]
+    return Section("Attributes", tuple(text), (table, *matrices) if rows else ()), samples
 
 
-def _matrix(label: str, judge: str, source: str, result: Confusion) -> Matrix:
-    title = f"{label}, judge of {judge}: true and from {source}"
-    counts = tuple(tuple(int(n) for n in row) for row in result.counts)
-    return Matrix(title, result.classes, counts)
-
-
-Judged = Mapping[str, tuple[Sequence[str], Mapping[str, str], Sequence[str]]]
-"""By what was judged: whose it was, the true labels of people, and what the judge said."""
-
-
-def _judges(case: Case, learnt: Learnt, label: str, notes: list[str]) -> list[tuple[str, Judged]]:
-    names = case.people.names
-    speakers = [names[k] for k in case.people.speakers]
-    judges: list[tuple[str, Judged]] = []
-    true = case.labels[label]
-    known = _shared(label, learnt.labels.get(label, {}), notes)
-    there = [k for k, who in enumerate(learnt.names) if who in known]
-    try:
-        if not there:
-            raise UsageError(f"{label}: nobody of the training split has this label")
-        probe = EmbeddingProbe.fit(
-            learnt.embeddings[there], [known[learnt.names[k]] for k in there]
-        )
-        judges.append(
-            (
-                "embeddings",
-                {
-                    "face": (names, true, probe.predict(case.people.means())),
-                    "photo": (names, true, probe.predict(case.photos_again)),
-                    "voice": (speakers, true, probe.predict(case.heard[WHOLE])),
-                },
-            )
-        )
-    except UsageError as error:
-        notes.append(f"Judge of embeddings left out: {error.message}.")
-    known = _shared(label, learnt.photo_labels.get(label, {}), [], of=learnt.shown)
-    there = [k for k, who in enumerate(learnt.shown) if who in known]
-    try:
-        if not there:
-            raise UsageError(f"{label}: no photo of the training split has this label")
-        who = [learnt.shown[k] for k in there]
-        pixels = PixelProbe.fit([learnt.photos[k] for k in there], [known[w] for w in who], who)
-        judges.append(
-            (
-                "pixels",
-                {
-                    "face": (learnt.own[1], true, pixels.predict(learnt.own[0])),
-                    "photo": (names, true, pixels.predict([f.image for f in case.from_photos])),
-                    "voice": (speakers, true, pixels.predict([f.image for f in case.from_voices])),
-                },
-            )
-        )
-        note = (
-            f"The judge of pixels, {label}: fitted on {len(there)} photos, right on "
-            f"{100 * pixels.accuracy:.1f} % of those of people left out of the fit"
-        )
-        labels = learnt.photo_labels[label]
-        fresh = [k for k, who in enumerate(learnt.fresh[1]) if who in labels]
-        if fresh:
-            said = pixels.predict([learnt.fresh[0][k] for k in fresh])
-            result = confusion([labels[learnt.fresh[1][k]] for k in fresh], said)
-            note += f", and on {100 * result.agreement:.1f} % of {len(fresh)} photos of new people"
-        notes.append(f"{note}.")
-    except UsageError as error:
-        notes.append(f"Judge of pixels left out: {error.message}.")
-    return judges
-
-
-def _shared(
-    label: str, values: Mapping[str, str], notes: list[str], of: Sequence[str] | None = None
-) -> dict[str, str]:
-    """Leave out values that a single person has: of them nothing can be learnt."""
-    people = values.keys() if of is None else values.keys() & set(of)
-    counts = Counter(values[who] for who in people)
-    rare = sorted(value for value, n in counts.items() if n < 2)
+def _judge_embeddings(
+    case: Case, examples: Examples, label: str, notes: list[str]
+) -> tuple[Judged, ...]:
+    """Fit a judge of embeddings, and ask it."""
+    known, rare = _shared(examples.labels.get(label, {}), examples.names)
     if rare:
         notes.append(f"Left out of {label}, as one person has it: {', '.join(rare)}.")
-    return {who: values[who] for who in people if values[who] not in rare}
+    there = [k for k, who in enumerate(examples.names) if who in known]
+    if not there:
+        raise UsageError(f"{label}: nobody of the training split has this label")
+    probe = EmbeddingProbe.fit(
+        examples.embeddings[there], [known[examples.names[k]] for k in there]
+    )
+    names = case.people.names
+    return (
+        Judged("face", names, probe.predict(case.people.means())),
+        Judged("photo", names, probe.predict(case.photos_again)),
+        Judged("voice", [names[k] for k in case.people.speakers], probe.predict(case.heard[WHOLE])),
+    )
+
+
+def _judge_pixels(
+    case: Case, examples: Examples, label: str, notes: list[str]
+) -> tuple[Judged, ...]:
+    """Fit a judge of pixels, note how good it is, and ask it."""
+    photos, labels = examples.photos, examples.photo_labels.get(label, {})
+    known, _ = _shared(labels, photos.names)
+    there = [k for k, who in enumerate(photos.names) if who in known]
+    if not there:
+        raise UsageError(f"{label}: no photo of the training split has this label")
+    who = [photos.names[k] for k in there]
+    probe = PixelProbe.fit([photos.images[k] for k in there], [known[w] for w in who], who)
+    note = (
+        f"The judge of pixels, {label}: fitted on {len(there)} photos, right on "
+        f"{100 * probe.accuracy:.1f} % of those of people left out of the fit"
+    )
+    fresh = [k for k, who in enumerate(examples.fresh.names) if who in labels]
+    if fresh:
+        said = probe.predict([examples.fresh.images[k] for k in fresh])
+        share = _agreement([labels[examples.fresh.names[k]] for k in fresh], said)
+        note += f", and on {100 * share:.1f} % of {len(fresh)} photos of new people"
+    notes.append(f"{note}.")
+    names = case.people.names
+    return (
+        Judged("face", examples.own.names, probe.predict(examples.own.images)),
+        Judged("photo", names, probe.predict([face.image for face in case.from_photos])),
+        Judged(
+            "voice",
+            [names[k] for k in case.people.speakers],
+            probe.predict([face.image for face in case.from_voices]),
+        ),
+    )
+
+
+def _shared(values: Mapping[str, str], people: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Leave out values that a single person has, of which nothing can be learnt, and name them."""
+    counts = Counter(values[who] for who in {*people} if who in values)
+    known = {who: value for who, value in values.items() if counts[value] > 1}
+    return known, sorted(value for value, n in counts.items() if n == 1)
+
+
+def _matrix(title: str, true: Sequence[str], said: Sequence[str]) -> Matrix:
+    classes = sorted({*true, *said})
+    pairs = Counter(zip(true, said, strict=True))
+    return Matrix(
+        title, tuple(classes), tuple(tuple(pairs[a, b] for b in classes) for a in classes)
+    )

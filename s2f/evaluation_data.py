@@ -1,9 +1,12 @@
-"""What a model is evaluated on: people with voices and faces, photos to judge by, labels.
+"""What a model is evaluated on, and what it makes of that.
 
 DATA is a voice tree (`SPLIT/IDENTITY/audios/*.npy`, `images/*`), or a folder with such a tree
 `voices` and a face tree `faces`, as `s2f prep demo` makes.
 
-What an evaluation measures: embeddings and faces of the people of a split, made once.
+DATA -> people of a split with voices and faces, labels -> examples that judges learn from
+     -> the case: embeddings of all voices, faces drawn from voices and photos, made once
+
+Knows nothing of figures and reports.
 """
 
 import dataclasses
@@ -18,28 +21,45 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from s2f import files, labels, layout, split
+from s2f import files, layout, split
 from s2f.audio import SAMPLE_RATE, Waveform
 from s2f.console import Progress, silent
 from s2f.device import computing
 from s2f.embeddings import BATCH, Gallery, Maker
-from s2f.errors import DatasetError, UsageError
+from s2f.errors import DatasetError, ImageError, UsageError
 from s2f.face_encoder import FaceEncoder, batch_embedder
-from s2f.files import map_waveform
+from s2f.images import FRAME, open_photo
 from s2f.labels import canonical, read_table
-from s2f.layout import is_photo
 from s2f.pipeline import Embedded, Face, SpeechToFace
 
 T = TypeVar("T")
 LABELS = ("labels.csv", "people.csv", "speakers.csv")  # in DATA, or in its trees
-COLUMNS = (
-    "sex",
-    "gender",
-    "age",
-    "ethnicity",
-    "nationality",
-)  # labels, unless others are asked for
+COLUMNS = ("sex", "gender", "age", "ethnicity", "nationality")  # unless others are asked for
 SEX = ("sex", "gender")
+SECONDS = (3, 6)  # of speech, in the papers' tables
+WHOLE = "whole recordings"
+TRAINING_PEOPLE, TRAINING_PHOTOS = 1000, 3  # that a judge is fitted on; photos of each
+MOST = 1000  # faces of a kind that are compared with each other, judged or searched for points
+
+Labels = Mapping[str, Mapping[str, str]]
+"""By the label's name, the value of each person who has one."""
+Samples = dict[str, dict[str, float]]
+"""By the name of a measure: each person's mean. It is what two models are compared by."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of DATA are.
+
+    Attributes:
+        voices: the voice tree.
+        faces: the tree of photos that faces are judged by: the face tree, or the voice tree.
+        labels: csv files.
+    """
+
+    voices: Path
+    faces: Path
+    labels: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -73,18 +93,78 @@ class People:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where the parts of DATA are.
+class Photos:
+    """Photos in the frame, and who is on each."""
+
+    images: Sequence[Image.Image]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What judges of labels are fitted on, and real photos that they are tried on.
 
     Attributes:
-        voices: the voice tree.
-        faces: the tree of photos that faces are judged by: the face tree, or the voice tree.
-        labels: csv files.
+        names: of people of the training split, whose each embedding is.
+        embeddings: of their photos, [m d].
+        labels: of these people.
+        photos: labelled ones, to judge pixels by.
+        photo_labels: of those people.
+        own: photos of the people that are evaluated.
+        fresh: photos of the evaluated split's faces; with a face tree those are other people.
+        notes: sentences on what is missing.
     """
 
-    voices: Path
-    faces: Path
-    labels: tuple[Path, ...]
+    names: Sequence[str]
+    embeddings: NDArray[np.float32]
+    labels: Labels
+    photos: Photos
+    photo_labels: Labels
+    own: Photos
+    fresh: Photos
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """The people of a split, and what a model makes of them.
+
+    Attributes:
+        people: n people, with q recordings and g photos.
+        labels: of the people.
+        heard: embeddings of the recordings [q d], by how much of them was heard; `WHOLE` last.
+        from_voices: faces of the whole recordings, [q].
+        from_photos: faces of the people's mean embeddings, [n]: the best the decoder could do.
+        voices_again: embeddings of `from_voices`, [q d].
+        photos_again: embeddings of `from_photos`, [n d].
+    """
+
+    people: People
+    labels: Labels
+    heard: Mapping[str, NDArray[np.float32]]
+    from_voices: Sequence[Face]
+    from_photos: Sequence[Face]
+    voices_again: NDArray[np.float32]
+    photos_again: NDArray[np.float32]
+
+    @property
+    def sexes(self) -> NDArray[np.int64] | None:
+        """A number for the sex of each person, [n], -1 where it is not known; None without any."""
+        for name in self.labels:
+            if canonical(name) in SEX:
+                values = [self.labels[name].get(who, "") for who in self.people.names]
+                kinds = {value: k for k, value in enumerate(sorted({*values} - {""}))}
+                return np.array([kinds.get(value, -1) for value in values], np.int64)
+        return None
+
+    def by_person(self, values: NDArray[np.floating]) -> dict[str, float]:
+        """Mean of what was measured on each recording [q], by person; NaN was not measured."""
+        found = {}
+        for k, name in enumerate(self.people.names):
+            mine = np.isfinite(values) & (self.people.speakers == k)
+            if mine.any():
+                found[name] = float(values[mine].mean())
+        return found
 
 
 def find_sources(data: Path, labels: Sequence[Path] = ()) -> Sources:
@@ -172,32 +252,6 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[k * len(items) // most] for k in range(most)]
 
 
-def split_names(tree: Path, split: str) -> set[str]:
-    """Name the identities of a split; none if the tree has no such split."""
-    try:
-        folder = layout.split(tree, split)
-    except DatasetError:
-        return set()
-    return {identity.name for identity in layout.identities(folder)}
-
-
-def photos_of(tree: Path, split: str, names: Collection[str], most: int) -> list[tuple[Path, str]]:
-    """List photos of people of a split: paths, and whose they are.
-
-    Args:
-        tree: a face tree or a voice tree.
-        split: `train`, `val` or `test`.
-        names: of the people.
-        most: photos of one person.
-    """
-    found = []
-    for name in sorted(split_names(tree, split) & set(names)):
-        identity = layout.split(tree, split) / name
-        inside = list(files.names(identity, is_photo))
-        found += [(identity / path, name) for path in spread(inside, most)]
-    return found
-
-
 def read_labels(
     paths: Sequence[Path],
     names: Sequence[str],
@@ -226,7 +280,7 @@ def read_labels(
         if not any(cell in known for row in table.rows for cell in row):
             continue  # it is of others
         for name in table.columns:
-            if not (name in columns or (not columns and _is_label(name))):
+            if name not in columns if columns else canonical(name) not in COLUMNS:
                 continue
             try:
                 labels = split.labels_of(path, names, [name])
@@ -247,61 +301,115 @@ def read_labels(
     return {name: values for name, values in found.items() if values}
 
 
-def _is_label(column: str) -> bool:
-    return labels.canonical(column) in COLUMNS
+def read_examples(
+    sources: Sources,
+    columns: Sequence[str],
+    maker: Maker,
+    split: str,
+    people: People,
+    progress: Progress = silent,
+) -> Examples:
+    """Read what judges are fitted on: people of the training split, and labelled photos.
 
+    Nobody who is evaluated is among them. What is missing is noted.
 
-SECONDS = (3, 6)  # of speech, in the papers' tables
-WHOLE = "whole recordings"
+    Args:
+        sources: where all is.
+        columns: which labels, as for `read_labels`.
+        maker: the model's face encoder.
+        split: that is evaluated.
+        people: of that split.
+        progress: told of photos.
 
-Samples = Mapping[str, Mapping[str, float]]
-"""By the name of a measure: each person's mean. It is what two models are compared by."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """The people of a split, and what a model makes of them.
-
-    Attributes:
-        people: n people, with q recordings and g photos.
-        labels: by the label's name: the value of each person who has one.
-        heard: embeddings of the recordings [q d], by how much of them was heard; `WHOLE` last.
-        from_voices: faces of the whole recordings, [q].
-        from_photos: faces of the people's mean embeddings, [n]: the best the decoder could do.
-        voices_again: embeddings of `from_voices`, [q d].
-        photos_again: embeddings of `from_photos`, [n d].
+    Raises:
+        DatasetError: if a file of labels cannot be read.
+        CheckpointError: as `read_people`.
     """
+    notes: list[str] = []
+    names: list[str] = []
+    embeddings = np.empty((0, maker.width), np.float32)
+    labels: Labels = {}
+    photo_labels: Labels = {}
+    labelled: list[tuple[Path, str]] = []
+    evaluated = identities(sources.faces, split)
+    if split == "train":
+        notes.append("No judges: they would be fitted on the very people that they judge.")
+    else:
+        try:
+            training = read_people(
+                sources.voices,
+                "train",
+                maker,
+                most=TRAINING_PHOTOS,
+                people=TRAINING_PEOPLE,
+                progress=progress,
+            )
+        except DatasetError as error:
+            notes.append(f"Nobody to fit a judge of embeddings on: {error.message}.")
+        else:
+            owners = [training.names[owner] for owner in training.owners]
+            new = [k for k, who in enumerate(owners) if who not in people.names]
+            names, embeddings = [owners[k] for k in new], training.embeddings[new]
+            labels = read_labels(sources.labels, training.names, columns, notes=[])
+        seen = evaluated | set(people.names)
+        everyone = identities(sources.faces, "train") | seen
+        photo_labels = read_labels(sources.labels, sorted(everyone), columns, notes=[])
+        known = {who for values in photo_labels.values() for who in values} - seen
+        labelled = photos_of(sources.faces, "train", known, TRAINING_PHOTOS)
+    own = [
+        (path, people.names[owner])
+        for path, owner in zip(people.photos, people.owners, strict=True)
+        if path is not None
+    ]
+    real = photos_of(sources.faces, split, evaluated, TRAINING_PHOTOS)
+    photos = _open_photos(spread(labelled, TRAINING_PEOPLE * TRAINING_PHOTOS), notes)
+    mine, fresh = (_open_photos(spread(some, MOST), notes) for some in (own, real))
+    return Examples(names, embeddings, labels, photos, photo_labels, mine, fresh, tuple(notes))
 
-    people: People
-    labels: Mapping[str, Mapping[str, str]]
-    heard: Mapping[str, NDArray[np.float32]]
-    from_voices: Sequence[Face]
-    from_photos: Sequence[Face]
-    voices_again: NDArray[np.float32]
-    photos_again: NDArray[np.float32]
 
-    @property
-    def sexes(self) -> NDArray[np.int64] | None:
-        """A number for the sex of each person, [n], -1 where it is not known; None without any."""
-        for name in self.labels:
-            if canonical(name) in SEX:
-                values = [self.labels[name].get(who, "") for who in self.people.names]
-                kinds = {value: k for k, value in enumerate(sorted({*values} - {""}))}
-                return np.array([kinds.get(value, -1) for value in values], np.int64)
-        return None
-
-    def by_person(self, values: NDArray[np.floating]) -> dict[str, float]:
-        """Mean of what was measured on each recording [q], by person; NaN was not measured."""
-        there = np.isfinite(values)
-        found = {}
-        for k, name in enumerate(self.people.names):
-            mine = there & (self.people.speakers == k)
-            if mine.any():
-                found[name] = float(values[mine].mean())
-        return found
+def identities(tree: Path, split: str) -> set[str]:
+    """Name the identities of a split; none if the tree has no such split."""
+    try:
+        folder = layout.split(tree, split)
+    except DatasetError:
+        return set()
+    return {identity.name for identity in layout.identities(folder)}
 
 
-def maker_of(model: SpeechToFace) -> Maker:
+def photos_of(tree: Path, split: str, names: Collection[str], most: int) -> list[tuple[Path, str]]:
+    """List photos of people of a split: paths, and whose they are.
+
+    Args:
+        tree: a face tree or a voice tree.
+        split: `train`, `val` or `test`.
+        names: of the people.
+        most: photos of one person.
+    """
+    found = []
+    for name in sorted(identities(tree, split) & set(names)):
+        identity = layout.split(tree, split) / name
+        inside = list(files.names(identity, layout.is_photo))
+        found += [(identity / path, name) for path in spread(inside, most)]
+    return found
+
+
+def _open_photos(photos: Sequence[tuple[Path, str]], notes: list[str]) -> Photos:
+    """Open photos in the frame; those that cannot be read are noted."""
+    frame = (FRAME, FRAME)
+    opened: list[tuple[Image.Image, str]] = []
+    for path, name in photos:
+        try:
+            photo = open_photo(path)
+        except ImageError as error:
+            notes.append(f"Left out: {error.message}.")
+            continue
+        resized = photo.size != frame
+        photo = photo.resize(frame, Image.Resampling.LANCZOS) if resized else photo
+        opened.append((photo, name))
+    return Photos([photo for photo, _ in opened], [name for _, name in opened])
+
+
+def face_encoder_of(model: SpeechToFace) -> Maker:
     """Make a model's face encoder ready to embed many photos."""
     encoder = model.model.checkpoints["face_encoder"].network
     assert isinstance(encoder, FaceEncoder)
@@ -326,7 +434,7 @@ def embed_images(maker: Maker, images: Sequence[Image.Image]) -> NDArray[np.floa
 def build_case(
     model: SpeechToFace,
     people: People,
-    labels: Mapping[str, Mapping[str, str]],
+    labels: Labels,
     maker: Maker,
     progress: Progress = silent,
 ) -> Case:
@@ -337,11 +445,17 @@ def build_case(
     Raises:
         DatasetError: if a recording cannot be read, or none holds speech.
     """
+
+    def waveforms(seconds: int | None) -> Iterator[Waveform]:
+        stop = None if seconds is None else seconds * SAMPLE_RATE
+        for path in people.recordings:
+            yield Waveform(np.asarray(files.map_waveform(path)[:stop]), SAMPLE_RATE)
+
     found: dict[str, list[Embedded]] = {}
     for seconds in (*SECONDS, None):
         name = WHOLE if seconds is None else f"{seconds} s"
         found[name] = []
-        for item in _hear(model, people, seconds):
+        for item in model.embed_voices(waveforms(seconds)):
             progress(len(found[name]), len(people.recordings), f"listening, {name}")
             found[name].append(item)
     kept, notes = [], []
@@ -359,36 +473,11 @@ def build_case(
         notes=(*people.notes, *notes),
     )
     heard = {name: np.stack([items[k].embedding for k in kept]) for name, items in found.items()}
-    from_voices, from_photos = (
-        _draw(model, rows, what, progress)
-        for rows, what in ((heard[WHOLE], "voices"), (people.means(), "photos"))
-    )
-    return Case(
-        people,
-        labels,
-        heard,
-        from_voices,
-        from_photos,
-        embed_images(maker, [face.image for face in from_voices]),
-        embed_images(maker, [face.image for face in from_photos]),
-    )
-
-
-def _hear(model: SpeechToFace, people: People, seconds: float | None) -> Iterator[Embedded]:
-    def recordings() -> Iterator[Waveform]:
-        for path in people.recordings:
-            samples = map_waveform(path)
-            stop = None if seconds is None else round(seconds * SAMPLE_RATE)
-            yield Waveform(np.asarray(samples[:stop]), SAMPLE_RATE)
-
-    return model.embed_voices(recordings())
-
-
-def _draw(
-    model: SpeechToFace, rows: NDArray[np.float32], what: str, progress: Progress
-) -> list[Face]:
-    faces = []
-    for k, row in enumerate(rows):
-        progress(k, len(rows), f"drawing faces from {what}")
-        faces.append(model.decode(row))
-    return faces
+    drawn: list[list[Face]] = []
+    for rows, what in ((heard[WHOLE], "voices"), (people.means(), "photos")):
+        drawn.append([])
+        for row in rows:
+            progress(len(drawn[-1]), len(rows), f"drawing faces from {what}")
+            drawn[-1].append(model.decode(row))
+    again = [embed_images(maker, [face.image for face in faces]) for faces in drawn]
+    return Case(people, labels, heard, drawn[0], drawn[1], again[0], again[1])

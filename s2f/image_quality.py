@@ -1,8 +1,7 @@
 """How good pictures of faces are, whoever they show: sharp, different, faces at all.
 
-Pictures in, numbers out; nothing here knows how a picture was made.
-
-What the faces are like: geometry, quality and pictures, as sections of a report.
+Pictures in, numbers out; nothing of that knows how a picture was made. Last stand the sections of
+a report on what the faces of an evaluation are like: geometry, quality and pictures.
 
 Source: Oh et al. 2019, Figure 5; SF2F for the VGGFace score.
 """
@@ -16,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from s2f import metrics
 from s2f.errors import ImageError, UsageError
-from s2f.evaluation_data import WHOLE, Case, Samples, spread
-from s2f.face_detection import Detector, FoundFace
+from s2f.evaluation_data import MOST, WHOLE, Case, Samples, spread
+from s2f.face_detection import Detector
 from s2f.images import FRAME, open_photo
-from s2f.metrics import compare_embeddings, correlation
+from s2f.metrics import compare_embeddings, correlation, craniofacial
 from s2f.report import Picture, Row, Section, Table
 
 INNER = (62, 78, 162, 203)
 """Left, top, right, bottom of the inner face in the 224 frame: brows to chin, no hair."""
-_AT_ONCE = 2**23  # values of pictures that are compared at once
-_PHOTOS = 32  # that a detector is given at once
+AT_ONCE = 2**23  # values of pictures that are compared at once
+PHOTOS = 32  # that a detector is given at once
+SHOWN = 8  # faces in a row of a picture
+SIDE = 112  # pixels of a face there
+SHUFFLES = 100
 
 Vector = NDArray[np.float64]
 
@@ -64,7 +65,7 @@ def diversity(images: Sequence[Image.Image]) -> Vector:
         return np.zeros(n)
     width, height = sizes.pop()
     total = np.zeros(n, np.int64)
-    band = max(1, _AT_ONCE // (3 * width * max(n, 256)))
+    band = max(1, AT_ONCE // (3 * width * max(n, 256)))
     for top in range(0, height, band):
         box = (0, top, width, min(top + band, height))
         rows = [np.asarray(image.crop(box).convert("RGB")).reshape(-1) for image in images]
@@ -102,17 +103,14 @@ def all_points_found(images: Sequence[Image.Image], detector: Detector) -> NDArr
         detector: of `face_detection.load_detector`.
     """
     found: list[bool] = []
-    for start in range(0, len(images), _PHOTOS):
-        part = [np.asarray(image.convert("RGB")) for image in images[start : start + _PHOTOS]]
+    for start in range(0, len(images), PHOTOS):
+        part = [np.asarray(image.convert("RGB")) for image in images[start : start + PHOTOS]]
         for picture, faces in zip(part, detector(part), strict=True):
-            found.append(any(_inside(face, *picture.shape[:2]) for face in faces))
+            size = picture.shape[1::-1]
+            # (0, 0) is the centre of the first pixel: the picture begins half a pixel before it.
+            places = [face.points + 0.5 for face in faces]
+            found.append(any(((p >= 0) & (p <= size)).all() for p in places))
     return np.array(found, bool)
-
-
-def _inside(face: FoundFace, height: int, width: int) -> bool:
-    # (0, 0) is the centre of the first pixel: the picture begins half a pixel before it.
-    places = face.points + 0.5
-    return bool(((places >= 0) & (places <= (width, height))).all())
 
 
 def vgg_face_score(
@@ -156,25 +154,19 @@ def vgg_face_score(
     return float(np.mean(scores)), float(np.std(scores))
 
 
-SHOWN = 8  # faces in a row of a picture
-SHUFFLES = 100
-MOST = 1000  # faces of a kind that are compared with each other, and searched for points
-SIDE = 112  # pixels of a face there
-
-
-def geometry(case: Case) -> tuple[Section, Samples]:
+def geometry_section(case: Case) -> tuple[Section, Samples]:
     """Correlate measures of the faces from voices with those of the faces from photos."""
     there, at = np.unique(case.people.speakers, return_inverse=True)  # people, not recordings
-    heard = metrics.measure(np.stack([face.landmarks for face in case.from_voices]))
-    seen = metrics.measure(np.stack([face.landmarks for face in case.from_photos]))
+    heard = craniofacial(np.stack([face.landmarks for face in case.from_voices]))
+    seen = craniofacial(np.stack([face.landmarks for face in case.from_photos]))
     rng = np.random.default_rng(0)
     shuffled = [rng.permutation(there) for _ in range(SHUFFLES)]
     rows: list[Row] = []
     for name, values in heard.items():
         values = np.bincount(at, values) / np.bincount(at)
-        got = correlation(seen[name][there], values)
-        by_chance = np.mean([correlation(seen[name][other], values).r for other in shuffled])
-        rows.append((name, got.r, got.p, float(by_chance), got.n))
+        r, p, n = correlation(seen[name][there], values)
+        by_chance = np.mean([correlation(seen[name][other], values)[0] for other in shuffled])
+        rows.append((name, r, p, float(by_chance), n))
     means = np.array([[row[1], row[3]] for row in rows], float).mean(0)
     rows.append(("mean", float(means[0]), None, float(means[1]), len(there)))
     table = Table(
@@ -184,11 +176,11 @@ def geometry(case: Case) -> tuple[Section, Samples]:
         "Lengths are relative to the distance of the outer eye corners. The landmarks are those "
         "that the decoder drew; each person's voices are averaged, and N counts people.",
     )
-    text = ("Whether a voice gives away the proportions of the face, as far as the decoder goes.",)
-    return Section("Geometry", text, (table,)), {}
+    text = "Whether a voice gives away the proportions of the face, as far as the decoder goes."
+    return Section("Geometry", (text,), (table,)), {}
 
 
-def quality(
+def quality_section(
     case: Case,
     photos: Sequence[Image.Image],
     detector: Detector | None,
@@ -205,37 +197,35 @@ def quality(
     kinds = [photos, *([f.image for f in faces] for faces in (case.from_photos, case.from_voices))]
     some = [spread(images, MOST) for images in kinds]  # of which pairs are compared, or searched
     rows: list[Row] = []
-    samples: dict[str, dict[str, float]] = {}
+    samples: Samples = {}
+
+    def means(values: Sequence[NDArray[Any]]) -> list[float | None]:
+        return [float(one.mean()) if len(one) else None for one in values]
+
     if photos:
         sharp = [np.array([sharpness(image) for image in images]) for images in kinds]
         relative = [values / sharp[0].mean() for values in sharp]
-        rows.append(("sharpness, that of real photos being 1", *_means(relative)))
+        rows.append(("sharpness, that of real photos being 1", *means(relative)))
         samples["sharpness"] = case.by_person(relative[2])
-    apart = [diversity(images) if images else np.empty(0) for images in some]
-    rows.append(("mean distance of two faces, of 255", *_means(apart)))
+    rows.append(("mean distance of two faces, of 255", *means([diversity(s) for s in some])))
     if detector is not None:
         found = [all_points_found(images, detector) for images in some]
-        rows.append(("share with all 68 points found", *_means(found)))
+        rows.append(("share with all 68 points found", *means(found)))
     if logits is not None:
         score, deviation = vgg_face_score(logits)
         rows.append(("VGGFace score", None, None, score))
         rows.append(("its deviation over five parts", None, None, deviation))
     rows.append(("faces", *map(len, kinds)))
     heads = ("measure", "real photos", "faces from photos", "faces from voices")
-    table = Table("Faces as pictures", heads, tuple(rows))
     text = (
         "Sharpness is the deviation of the Laplacian of the inner face's brightness. "
         + ("" if detector else "No detector of landmarks is installed. ")
-        + ("" if logits is not None else "The VGGFace score needs a face encoder with logits."),
+        + ("" if logits is not None else "The VGGFace score needs a face encoder with logits.")
     )
-    return Section("Quality", text, (table,)), samples
+    return Section("Quality", (text,), (Table("Faces as pictures", heads, tuple(rows)),)), samples
 
 
-def _means(values: Sequence[NDArray[Any]]) -> list[float | None]:
-    return [float(one.mean()) if len(one) else None for one in values]
-
-
-def sheets(case: Case) -> Section:
+def faces_section(case: Case) -> tuple[Section, Samples]:
     """Show the best, middling and worst voices by angle."""
     people = case.people
     true = people.means()[people.speakers]
@@ -244,19 +234,24 @@ def sheets(case: Case) -> Section:
     middle = (len(order) - n) // 2
     parts = {"best": order[:n], "middle": order[middle : middle + n], "worst": order[-n:]}
     pictures = []
-    for name, which in parts.items():
-        rows: list[list[Image.Image | None]] = [
-            [_photo(case, int(people.speakers[q])) for q in which],
-            [case.from_photos[int(people.speakers[q])].image for q in which],
-            [case.from_voices[int(q)].image for q in which],
-        ]
+    for name, voices in parts.items():
+        page = Image.new("RGB", (SIDE * n, SIDE * 3), "white")
+        for x, voice in enumerate(voices):
+            who = int(people.speakers[voice])
+            column = (_photo(case, who), case.from_photos[who].image, case.from_voices[voice].image)
+            for y, picture in enumerate(column):
+                if picture is not None:
+                    small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+                    page.paste(small, (SIDE * x, SIDE * y))
+        buffer = io.BytesIO()
+        page.save(buffer, format="PNG")
         alt = f"photo, face from the photo, face from the voice of the {n} {name} voices"
-        pictures.append(Picture(f"The {name} {n}", _grid(rows), alt))
+        pictures.append(Picture(f"The {name} {n}", buffer.getvalue(), alt))
     text = (
         "Rows: a photo, the face drawn from the photos' embedding, and the face drawn from the "
-        "voice; voices are ordered by the angle between the two embeddings.",
+        "voice; voices are ordered by the angle between the two embeddings."
     )
-    return Section("Faces", text, tuple(pictures))
+    return Section("Faces", (text,), tuple(pictures)), {}
 
 
 def _photo(case: Case, person: int) -> Image.Image | None:
@@ -265,16 +260,3 @@ def _photo(case: Case, person: int) -> Image.Image | None:
             with contextlib.suppress(ImageError):  # it has a stored embedding, and is not needed
                 return open_photo(photo)
     return None
-
-
-def _grid(rows: Sequence[Sequence[Image.Image | None]]) -> bytes:
-    """Lay pictures out in rows, as a PNG."""
-    page = Image.new("RGB", (SIDE * len(rows[0]), SIDE * len(rows)), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            if picture is not None:
-                small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-                page.paste(small, (SIDE * x, SIDE * y))
-    buffer = io.BytesIO()
-    page.save(buffer, format="PNG")
-    return buffer.getvalue()

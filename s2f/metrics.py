@@ -2,38 +2,12 @@
 
 Samples of one person are alike, so chance is drawn over people: a bootstrap over identities, in
 which all samples of a drawn one come along. A sample that is NaN says nothing and is left out.
+Knows nothing of models, files and reports.
 
-Craniofacial measures of faces from their 68 landmarks: what the shape of a face is compared by.
-
-Points in iBUG order, left and right as in the picture. The anthropometrist's points, and where
-the 68 hold them:
-
-| point | where | is it? |
-|---|---|---|
-| n nasion | 27 | about: the first point of the bridge, level with the eyes |
-| sn subnasale | 33 | yes |
-| al alare | 31, 35 | no: the ends of the nostrils' base, inside the wings' widest place |
-| sbal subalare | 31, 35 | about |
-| ls, li middle of the lips' borders | 51, 57 | yes |
-| ls' border of the upper lip under sbal | 49, 53 | about: between corner and peak |
-| cph crista philtri | 50, 52 | yes: the peaks of the upper lip |
-| sto stomion | 62, 66 | two points where the lips part: the edge of the lip that is measured |
-| ch cheilion | 48, 54 | yes |
-| gn gnathion | 8 | yes, if the chin's outline is its lower edge |
-| go gonion | 4, 12 | about: the outline at the mouth's height |
-| zy zygion | 1, 15 | about: the outline just below the eyes |
-| en, ex endo-, exocanthion | 39, 42; 36, 45 | yes |
-
-All are distances in the picture, so a face that is turned has other ones.
-
-Source: the measures are those of Oh et al. 2019, fig. 5, with the philtrum's width, which they
-measured and did not print. They give names only; the definitions are those of Farkas 1994,
-"Anthropometry of the Head and Face". The labio-oral region, which is a region there, is taken
-for the one width measured in it that is not there under another name, the mouth's; the nose's
-area, for the outline of the nose from nasion over the nostrils' base.
+Last, what the shape of a face is compared by: craniofacial measures of its 68 landmarks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +18,7 @@ from s2f.errors import UsageError
 
 CELLS = 2**22  # identities drawn at a time, in all rounds together
 ROWS = 1024  # embeddings compared at a time
-ALIKE = 1e-13  # deviation over size, below which values differ by rounding alone
+ALIKE = 2e-13  # deviation over size, below which values differ by rounding alone
 
 Floats = NDArray[np.float64]
 Identities = Sequence[str] | Sequence[int] | NDArray[Any]
@@ -59,6 +33,8 @@ class Estimate:
         low: lower end of the 95 % interval.
         high: upper end.
         deviation: of the samples, divided by their number.
+        p: two-sided, of a mean of 0: twice the share of resampled means that are 0 or on the
+            other side of it, and at least 1 / rounds; 1 where it cannot be told.
         n: samples.
     """
 
@@ -66,37 +42,6 @@ class Estimate:
     low: float
     high: float
     deviation: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much larger a mean is than another of the same samples.
-
-    Attributes:
-        value: the mean difference; NaN without samples.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        p: two-sided; 1 where it cannot be told.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """A Pearson correlation.
-
-    Attributes:
-        r: -1..1; 0 where either side is constant.
-        p: two-sided, of no correlation; 1 where it cannot be told.
-        n: pairs.
-    """
-
-    r: float
     p: float
     n: int
 
@@ -107,7 +52,8 @@ def estimate(
     """Average samples, with a 95 % interval over identities.
 
     The percentiles of a bootstrap, which are too narrow for few identities: where all samples are
-    equal, and with less than two identities, the interval is the value itself.
+    equal, and with less than two identities, the interval is the value itself. Whether one model
+    is better than another, the differences of their samples tell.
 
     Args:
         values: [n]; the order of the samples does not matter, to the bit.
@@ -118,53 +64,35 @@ def estimate(
     Raises:
         UsageError: if there are not as many identities as values, or a value is infinite.
     """
-    samples, people = _sorted(np.asarray(values, np.float64), identities)
-    if not len(samples):
-        return Estimate(np.nan, np.nan, np.nan, np.nan, 0)
-    means = _resample(samples, people, rounds, seed)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Estimate(
-        float(samples.mean()), float(low), float(high), float(samples.std()), len(samples)
+    from scipy.stats import bootstrap
+
+    samples, people = np.asarray(values, np.float64), np.asarray(identities)
+    _check_equal_length(samples, people)
+    kept = ~np.isnan(samples)
+    samples, n = _finite(samples[kept]), int(kept.sum())
+    if n == 0:
+        return Estimate(np.nan, np.nan, np.nan, np.nan, 1.0, 0)
+    people = np.unique(people[kept], return_inverse=True)[1].reshape(-1)
+    order = np.lexsort((samples, people))  # sums do not depend on how the samples came
+    samples, people = samples[order], people[order]
+    mean, deviation = float(samples.mean()), float(samples.std())
+    counts, sums = np.bincount(people), np.bincount(people, samples)
+    if len(counts) < 2:
+        return Estimate(mean, mean, mean, deviation, 1.0, n)
+    drawn = bootstrap(
+        (sums, counts),  # of each person, drawn together
+        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=rounds,
+        batch=max(1, CELLS // len(counts)),
+        method="percentile",
+        random_state=np.random.default_rng(seed),
     )
-
-
-def compare_means(
-    a: NDArray[Any],
-    b: NDArray[Any],
-    identities: Identities,
-    *,
-    rounds: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Tell by how much the mean of b is larger than that of a, sample by sample.
-
-    Args:
-        a: [n].
-        b: [n], of the same samples; a pair of which one is NaN is left out.
-        identities: whose each is, [n].
-        rounds: bootstrap resamples of the identities.
-        seed: of the resamples.
-
-    Returns:
-        The difference; its p is twice the share of resampled differences that are 0 or on the
-        other side of 0, and at least 1 / rounds.
-
-    Raises:
-        UsageError: as `estimate`, or if there are not as many a as b.
-    """
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    _check_equal_length(first, second)
-    samples, people = _sorted(second - first, identities)
-    if not len(samples):
-        return Difference(np.nan, np.nan, np.nan, 1.0)
-    means = _resample(samples, people, rounds, seed)
-    low, high = np.percentile(means, (2.5, 97.5))
-    p = 1.0
-    if people[-1] > 0:
-        p = 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0)))
-    return Difference(
-        float(samples.mean()), float(low), float(high), float(np.clip(p, 1 / rounds, 1))
-    )
+    low, high = map(float, drawn.confidence_interval)
+    means = drawn.bootstrap_distribution
+    p = 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0)))
+    return Estimate(mean, low, high, deviation, min(1.0, max(1 / rounds, p)), n)
 
 
 def compare_embeddings(true: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Floats]:
@@ -202,72 +130,31 @@ def compare_embeddings(true: NDArray[Any], predicted: NDArray[Any]) -> dict[str,
     return found
 
 
-def correlation(a: NDArray[Any], b: NDArray[Any]) -> Correlation:
-    """Correlate pairs [n] and [n]: Pearson's r, and its p by Student's t.
+def correlation(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, int]:
+    """Correlate pairs [n] and [n]; one of which either side is NaN is left out.
 
-    A pair of which one is NaN is left out.
+    Returns:
+        Pearson's r, -1..1, 0 where either side is constant; its two-sided p by Student's t, 1
+        where it cannot be told; and the pairs.
 
     Raises:
         UsageError: if there are not as many of both, or a value is infinite.
     """
-    from scipy.special import stdtr
+    from scipy.stats import pearsonr
 
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    _check_equal_length(first, second)
-    kept = ~(np.isnan(first) | np.isnan(second))
-    first, second, n = first[kept], second[kept], int(kept.sum())
-    _check_finite(first)
-    _check_finite(second)
-    if n < 2 or _is_constant(first) or _is_constant(second):
-        return Correlation(0.0, 1.0, n)
-    x, y = (side - side.mean() for side in (first, second))
-    r = float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
-    if n < 3:
-        return Correlation(r, 1.0, n)
-    if abs(r) == 1:
-        return Correlation(r, 0.0, n)
-    t = abs(r) * ((n - 2) / ((1 - r) * (1 + r))) ** 0.5
-    return Correlation(r, float(2 * stdtr(n - 2, -t)), n)
-
-
-def _sorted(values: Floats, identities: Identities) -> tuple[Floats, NDArray[np.intp]]:
-    """Order samples by identity and value, so that sums do not depend on how they came."""
-    people = np.asarray(identities)
-    _check_equal_length(values, people)
-    kept = ~np.isnan(values)
-    values = values[kept]
-    _check_finite(values)
-    codes = np.unique(people[kept], return_inverse=True)[1].reshape(-1)
-    order = np.lexsort((values, codes))
-    return values[order], codes[order]
-
-
-def _resample(values: Floats, people: NDArray[np.intp], rounds: int, seed: int) -> Floats:
-    """Average the samples of people drawn with replacement, `rounds` times: [rounds]."""
-    counts, sums = np.bincount(people), np.bincount(people, values)
-    if len(counts) < 2:
-        return np.full(rounds, values.mean())
-    drawn = _draws(len(counts), rounds, seed)
-    return np.concatenate([sums[who].sum(1) / counts[who].sum(1) for who in drawn])
-
-
-def _draws(n: int, rounds: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Draw n out of n with replacement, some rounds [r n] at a time."""
-    rng = np.random.default_rng(seed)
-    step = max(1, CELLS // n)
-    for start in range(0, rounds, step):
-        yield rng.integers(0, n, (min(step, rounds - start), n))
+    _check_equal_length(a, b)
+    kept = ~(np.isnan(a) | np.isnan(b))
+    sides, n = [_finite(np.asarray(side[kept], np.float64)) for side in (a, b)], int(kept.sum())
+    if n < 2 or any(np.ptp(side) <= ALIKE * np.abs(side).max() for side in sides):
+        return 0.0, 1.0, n
+    found = pearsonr(*sides)
+    return float(found.statistic), float(found.pvalue), n
 
 
 def _unit(rows: NDArray[Any]) -> Floats:
-    exact = np.asarray(rows, np.float64)
-    _check_finite(exact)
+    exact = _finite(np.asarray(rows, np.float64))
     norms = np.linalg.norm(exact, axis=1, keepdims=True)
     return exact / np.where(norms > 0, norms, 1)
-
-
-def _is_constant(values: Floats) -> bool:
-    return bool(np.ptp(values) <= ALIKE * np.abs(values).max())
 
 
 def _check_equal_length(a: NDArray[Any], b: NDArray[Any]) -> None:
@@ -277,20 +164,19 @@ def _check_equal_length(a: NDArray[Any], b: NDArray[Any]) -> None:
         )
 
 
-def _check_finite(values: Floats) -> None:
+def _finite(values: Floats) -> Floats:
     if not np.isfinite(values).all():
         raise UsageError("values are not finite", hint="look for what made them so")
+    return values
 
 
-Measures = dict[str, NDArray[np.float64]]
-_NOSE = (27, 31, 32, 33, 34, 35)
+def craniofacial(points: NDArray[np.floating]) -> dict[str, Floats]:
+    """Measure the proportions of faces, whatever their size, place and turn in the picture.
 
-
-def measure(points: NDArray[np.floating]) -> Measures:
-    """Measure faces, whatever their size, place and turn in the picture.
+    All are distances in the picture, so a face that is turned to the side has other ones.
 
     Args:
-        points: [n 68 2].
+        points: landmarks [n 68 2] in iBUG order, left and right as in the picture.
 
     Returns:
         By the measure's name, [n]. NaN where the points that it is divided by coincide.
@@ -310,40 +196,57 @@ def measure(points: NDArray[np.floating]) -> Measures:
         | mouth-face width index | ch - ch | zy - zy |
         | nose area | of n, al, sn, al | (ex - ex) squared |
         | philtrum width | cph - cph | ex - ex |
+
+        The anthropometrist's points, and where the 68 hold them:
+
+        | point | where | is it? |
+        |---|---|---|
+        | n nasion | 27 | about: the first point of the bridge, level with the eyes |
+        | sn subnasale | 33 | yes |
+        | al alare | 31, 35 | no: the ends of the nostrils' base, inside the wings' widest place |
+        | sbal subalare | 31, 35 | about |
+        | ls, li middle of the lips' borders | 51, 57 | yes |
+        | ls' border of the upper lip under sbal | 49, 53 | about: between corner and peak |
+        | cph crista philtri | 50, 52 | yes: the peaks of the upper lip |
+        | sto stomion | 62, 66 | two points where the lips part: the edge that is measured |
+        | ch cheilion | 48, 54 | yes |
+        | gn gnathion | 8 | yes, if the chin's outline is its lower edge |
+        | go gonion | 4, 12 | about: the outline at the mouth's height |
+        | zy zygion | 1, 15 | about: the outline just below the eyes |
+        | en, ex endo-, exocanthion | 39, 42; 36, 45 | yes |
+
+    Source: the measures are those of Oh et al. 2019, fig. 5, with the philtrum's width, which they
+    measured and did not print. They give names only; the definitions are those of Farkas 1994,
+    "Anthropometry of the Head and Face". The labio-oral region, which is a region there, is taken
+    for the one width measured in it that is not there under another name, the mouth's; the nose's
+    area, for the outline of the nose from nasion over the nostrils' base.
     """
     p = np.asarray(points, np.float64)
 
-    def length(i: int, j: int) -> NDArray[np.float64]:
-        apart: NDArray[np.float64] = np.linalg.norm(p[:, i] - p[:, j], axis=-1)
+    def length(i: int, j: int) -> Floats:
+        apart: Floats = np.linalg.norm(p[:, i] - p[:, j], axis=-1)
         return apart
 
-    eyes, mouth, jaw, nose = length(36, 45), length(48, 54), length(4, 12), length(31, 35)
-    height = length(27, 33)
-    return {
-        "upper lip height": _over(length(33, 62), eyes),
-        "lateral upper lip heights": _over((length(31, 49) + length(35, 53)) / 2, eyes),
-        "jaw width": _over(jaw, eyes),
-        "nose height": _over(height, eyes),
-        "nose width": _over(nose, eyes),
-        "labio-oral region": _over(mouth, eyes),
-        "mandibular index": _over(length(66, 8), jaw),
-        "intercanthal index": _over(length(39, 42), eyes),
-        "nasal index": _over(nose, height),
-        "vermilion height index": _over(length(51, 62), length(66, 57)),
-        "mouth-face width index": _over(mouth, length(1, 15)),
-        "nose area": _over(_area(p[:, list(_NOSE)]), eyes**2),
-        "philtrum width": _over(length(50, 52), eyes),
+    eyes, mouth, jaw = length(36, 45), length(48, 54), length(4, 12)
+    nose, height = length(31, 35), length(27, 33)
+    x, y = np.moveaxis(p[:, [27, 31, 32, 33, 34, 35]], -1, 0)  # the nose's outline
+    area = np.abs((x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)).sum(1)) / 2
+    shares = {
+        "upper lip height": (length(33, 62), eyes),
+        "lateral upper lip heights": ((length(31, 49) + length(35, 53)) / 2, eyes),
+        "jaw width": (jaw, eyes),
+        "nose height": (height, eyes),
+        "nose width": (nose, eyes),
+        "labio-oral region": (mouth, eyes),
+        "mandibular index": (length(66, 8), jaw),
+        "intercanthal index": (length(39, 42), eyes),
+        "nasal index": (nose, height),
+        "vermilion height index": (length(51, 62), length(66, 57)),
+        "mouth-face width index": (mouth, length(1, 15)),
+        "nose area": (area, eyes**2),
+        "philtrum width": (length(50, 52), eyes),
     }
-
-
-def _over(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    share: NDArray[np.float64] = np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0)
-    return share
-
-
-def _area(outlines: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area [n] inside closed outlines [n k 2]."""
-    x, y = outlines[..., 0], outlines[..., 1]
-    crossed = x * np.roll(y, -1, axis=-1) - y * np.roll(x, -1, axis=-1)
-    area: NDArray[np.float64] = np.abs(crossed.sum(-1)) / 2
-    return area
+    return {
+        name: np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+        for name, (part, whole) in shares.items()
+    }

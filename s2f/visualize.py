@@ -1,18 +1,12 @@
-"""The history of a run as a picture: for each loss a panel, over the steps.
+"""Pictures that are looked at: faces on sheets, in animations, a run's losses, a spectrogram.
 
-A history in, PNG out. Uses matplotlib's objects alone: no pyplot, no window, and nothing that
-stays changed.
-
-A spectrogram as a picture: what a voice encoder hears, with its times and pitches.
-
-Several faces in one picture: side by side, as a contact sheet, and one becoming another.
+Faces, histories and spectrograms in, pictures out. matplotlib is used by its objects alone: no
+pyplot, no window, and nothing that stays changed. Knows nothing of models and files.
 """
 
 import io
-import itertools
 import logging
 import math
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,200 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from s2f.audio import SAMPLE_RATE
-from s2f.errors import DependencyError, UsageError
+from s2f.errors import UsageError
 from s2f.images import FRAME, exif
 from s2f.spectrogram import HOP_LENGTH, FrontEnd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-Record = Mapping[str, Any]
-POINTS = 1000  # of a curve; more would not be seen
-FEW = 40  # points that are marked each
-PARTS = {"train": ("training", "#8fb8de"), "val": ("validation", "#1f3f77")}
-BEST, STAGE = "#d9480f", "#868e96"
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": STAGE,
-    "axes.titlesize": 9,
-    "lines.linewidth": 1.3,
-    "grid.color": "#e9ecef",
-    "xtick.color": "#495057",
-    "ytick.color": "#495057",
-}
-
-
-def draw_losses(
-    history: Sequence[Record], *, best: int | None = None, stages: Mapping[int, str] | None = None
-) -> bytes:
-    """Draw the losses of a run, in training and in validation, as PNG.
-
-    A loss whose values span more than a power of ten has a logarithmic scale. The same input gives
-    the same bytes.
-
-    Args:
-        history: at least one record, in order of the steps: `step`, and the losses by name as
-            `train` and `val`; with `solved` if they are of what was solved for at the end.
-        best: step of the best score, which is marked.
-        stages: by step, what began there.
-
-    Raises:
-        DependencyError: if matplotlib is not installed.
-    """
-    try:
-        from matplotlib import style
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            "loss.png needs matplotlib", hint="pip install 's2f[train]'"
-        ) from error
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its caches nobody wants to hear
-    names = list(dict.fromkeys(name for record in history for p in PARTS for name in record[p]))
-    columns = 2 if len(names) in (2, 4) else min(3, len(names))
-    rows = -(-len(names) // columns)
-    with style.context(["default", STYLE]):
-        width, height = max(5.0, 3.9 * columns), 0.4 + 2.8 * rows  # inches
-        figure = Figure(figsize=(width, height), dpi=100)
-        FigureCanvasAgg(figure)
-        figure.subplots_adjust(
-            left=0.5 / width,
-            right=1 - 0.2 / width,
-            bottom=0.5 / height,
-            top=1 - 0.6 / height,
-            wspace=0.22,
-            hspace=0.4,
-        )
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for ax, name in zip(axes[: len(names)], names, strict=True):
-            _draw_loss(ax, name, history, best)
-            _draw_stages(ax, stages or {}, last=history[-1]["step"])
-        for ax in axes[len(names) :]:
-            ax.remove()
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper center", ncols=5, frameon=False)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
-
-
-def _draw_loss(ax: "Axes", name: str, history: Sequence[Record], best: int | None) -> None:
-    """Draw one loss in training and validation."""
-    seen: list[float] = []
-    for part, (label, colour) in PARTS.items():
-        records = [r for r in history if name in r[part] and not r.get("solved")]
-        records = [*records[:: -(-len(records) // POINTS) or 1], *records[-1:]]
-        values = [record[part][name] for record in records]
-        seen += values
-        marker = "." if len(records) <= FEW else ""
-        ax.plot([r["step"] for r in records], values, color=colour, label=label, marker=marker)
-    ax.set_title(name, loc="left", fontweight="bold")
-    # The last of a step is of what was solved for, if anything was.
-    found = [r for r in history if r["step"] == best and name in r["val"]]
-    if found:
-        step, value = found[-1]["step"], found[-1]["val"][name]
-        label = f"best, step {step:,}" + (" (solved for)" if found[-1].get("solved") else "")
-        ax.plot([step], [value], "o", color=BEST, label=label, zorder=3, clip_on=False)
-        ax.set_title(f"{value:.4g}", loc="right", color=BEST)
-        seen.append(value)
-    if min(seen) > 0 and max(seen) > 10 * min(seen):
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
-    ax.grid(True, which="both")
-    ax.locator_params(axis="x", nbins=5, integer=True)
-    thousands = history[-1]["step"] >= 10_000
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if thousands and x else f"{x:g}")
-    ax.set_xlabel("step")
-
-
-def _draw_stages(ax: "Axes", stages: Mapping[int, str], last: int) -> None:
-    """Draw a thin line where something began, and say what."""
-    for step, what in stages.items():
-        if step <= last:
-            ax.axvline(step, color=STAGE, linewidth=0.8, linestyle=":")
-            ax.annotate(
-                what,
-                (step, 1),
-                xycoords=ax.get_xaxis_transform(),
-                xytext=(2, -2),
-                textcoords="offset points",
-                rotation=90,
-                va="top",
-                fontsize=7,
-                color=STAGE,
-                zorder=1,  # under the curves
-            )
-
-
-PLOT = (448, 200)  # pixels: width and height of the spectrogram itself
-LEFT, TOP, RIGHT, BOTTOM = 68, 10, 14, 48  # pixels around it
-LETTERS = 17  # legible still where a phone shows it at half its size
-AXIS_INK = (40, 40, 40)
-PITCHES = (100, 300, 1000, 3000, 8000)  # Hz
-_GAP = 20  # pixels that two numbers at an axis need
-# From silence to the loudest: each lighter than the one before, also for those who see no colours.
-_COLOURS = (
-    *((13, 8, 50), (72, 20, 110), (160, 42, 100)),
-    *((225, 90, 60), (250, 170, 50), (252, 253, 190)),
-)
-
-
-def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> Image.Image:
-    """Draw a spectrogram: time to the right, pitch upwards, light where it is loud.
-
-    Args:
-        spectrogram: [c f t], as `spectrogram.spectrogram` gives it.
-        front_end: that made it.
-
-    Returns:
-        RGB, 530 x 258.
-    """
-    width, height = PLOT
-    loudness = _loudness(spectrogram, front_end)[::-1]
-    grey = Image.fromarray(np.round(255 * loudness).astype(np.uint8))
-    grey = grey.resize(PLOT, Image.Resampling.BOX if grey.width > width else None)
-    picture = Image.new("RGB", (LEFT + width + RIGHT, TOP + height + BOTTOM), "white")
-    picture.paste(Image.fromarray(_palette()[np.asarray(grey)]), (LEFT, TOP))
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(LETTERS)
-    bottom, last = TOP + height, float("inf")
-    for hertz in PITCHES:
-        y = bottom - (front_end.row(hertz) + 0.5) / front_end.n_freqs * height
-        if last - y >= _GAP:
-            last = y
-            label = f"{hertz / 1000:g} kHz" if hertz >= 1000 else f"{hertz} Hz"
-            pen.line((LEFT - 5, y, LEFT - 1, y), fill=AXIS_INK)
-            pen.text((LEFT - 8, max(y, TOP + 8)), label, fill=AXIS_INK, font=font, anchor="rm")
-    seconds = spectrogram.shape[2] * HOP_LENGTH / SAMPLE_RATE
-    step = next(s for s in (0.5, 1, 2, 5, 10, 20, 50, 100, 1e9) if seconds / s <= 10)
-    for k in itertools.takewhile(lambda k: k * step <= seconds, itertools.count()):
-        x = LEFT + k * step / seconds * width
-        pen.line((x, bottom, x, bottom + 4), fill=AXIS_INK)
-        pen.text((x, bottom + 6), f"{k * step:g}", fill=AXIS_INK, font=font, anchor="ma")
-    pen.text((LEFT + width / 2, bottom + 26), "seconds", fill=AXIS_INK, font=font, anchor="ma")
-    return picture
-
-
-def _loudness(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> NDArray[np.float64]:
-    """Return how loud each pitch is at each time, [f t]: 0 for the softest, 1 for the loudest."""
-    if front_end.kind == "paper":  # the compressed real and imaginary parts
-        loud = np.hypot(spectrogram[0], spectrogram[1]).astype(np.float64)
-    else:
-        loud = spectrogram[0].astype(np.float64)
-    low, high = np.percentile(loud, 5), loud.max()  # digital silence would darken all the rest
-    scaled: NDArray[np.float64] = np.clip((loud - low) / max(high - low, 1e-9), 0.0, 1.0)
-    return scaled
-
-
-def _palette() -> NDArray[np.uint8]:
-    """The colours of 256 loudnesses, [256 3]."""
-    stops = np.linspace(0, 255, len(_COLOURS))
-    mixed = [np.interp(np.arange(256), stops, channel) for channel in zip(*_COLOURS, strict=True)]
-    return np.stack(mixed, axis=1).round().astype(np.uint8)
-
+    from matplotlib.figure import Figure
 
 SHEET = 4096  # pixels a side of a contact sheet, at most, where its faces stay large enough
 SMALLEST = 48  # pixels a side of a face on it
@@ -222,7 +29,6 @@ MOST = 20_000  # faces on it
 CAPTIONED = 96  # pixels: width of a face from which on it has a caption
 INK = (60, 60, 60)
 HOLD = 500  # milliseconds that the first and the last picture of an animation stay longer
-ANIMATION: dict[str, Any] = {"format": "WEBP", "quality": 90, "method": 4}
 
 
 def side_by_side(columns: Sequence[tuple[str, Image.Image]]) -> Image.Image:
@@ -308,43 +114,30 @@ class ContactSheet:
 def animate(frames: Iterable[Image.Image], *, seconds: float, text: Mapping[str, str]) -> bytes:
     """Encode pictures as an animated WebP that starts again for ever.
 
-    All frames are kept, and take the same time: an encoder of animations would drop those that
-    hardly differ from the one before.
+    All frames take the same time; one that is the same as the one before prolongs it.
 
     Args:
         frames: two or more RGB pictures of one size.
         seconds: that they take, without the half second more that the first and the last stay.
         text: facts that travel along, as for `images.encode`.
     """
-    pictures: list[bytes] = []
-    for frame in frames:
-        width, height = frame.size
-        buffer = io.BytesIO()
-        frame.save(buffer, **ANIMATION)
-        pictures.append(buffer.getvalue()[12:])  # after RIFF, size and WEBP
-    n = len(pictures)
-    times = [round(1000 * seconds * k / n) for k in range(n + 1)]
-    milliseconds = [end - start for start, end in itertools.pairwise(times)]
-    milliseconds[0] += HOLD
-    milliseconds[-1] += HOLD
-    facts = exif(text).removeprefix(b"Exif\0\0")
-    flags = 0x02 | (0x08 if facts else 0)  # it is animated, and has EXIF
-    chunks = [_chunk(b"VP8X", struct.pack("<I", flags) + _24(width - 1) + _24(height - 1))]
-    chunks.append(_chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, 0)))  # on white, without an end
-    for picture, stay in zip(pictures, milliseconds, strict=True):
-        place = _24(0) + _24(0) + _24(width - 1) + _24(height - 1)
-        chunks.append(_chunk(b"ANMF", place + _24(stay) + b"\x02" + picture))  # 2: not blended
-    if facts:
-        chunks.append(_chunk(b"EXIF", facts))
-    return _chunk(b"RIFF", b"WEBP" + b"".join(chunks))
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
-
-
-def _24(number: int) -> bytes:
-    return number.to_bytes(3, "little")
+    first, *others = frames
+    ends = [round(1000 * seconds * k / (1 + len(others))) for k in range(2 + len(others))]
+    milliseconds = np.diff(ends)
+    milliseconds[[0, -1]] += HOLD
+    file = io.BytesIO()
+    first.save(
+        file,
+        format="WEBP",
+        save_all=True,
+        append_images=others,
+        duration=milliseconds.tolist(),
+        loop=0,
+        quality=90,
+        method=4,
+        exif=exif(text),
+    )
+    return file.getvalue()
 
 
 def _gap(width: int) -> int:
@@ -371,3 +164,170 @@ def _write(ground: Image.Image, caption: str, x: int, y: int, width: int) -> Non
         shown = f"{caption[: (keep + 1) // 2]}…{caption[len(caption) - keep // 2 :]}"
     middle = (x + width / 2, y + _letters(width) // 4)
     ImageDraw.Draw(ground).text(middle, shown, fill=INK, font=font, anchor="ma")
+
+
+Record = Mapping[str, Any]
+POINTS = 1000  # of a curve; more would not be seen
+FEW = 40  # points that are marked each
+PARTS = {"train": ("training", "#8fb8de"), "val": ("validation", "#1f3f77")}
+BEST, STAGE = "#d9480f", "#868e96"
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": STAGE,
+    "axes.titlesize": 9,
+    "lines.linewidth": 1.3,
+    "grid.color": "#e9ecef",
+    "xtick.color": "#495057",
+    "ytick.color": "#495057",
+}
+
+
+def draw_losses(
+    history: Sequence[Record], *, best: int | None = None, stages: Mapping[int, str] | None = None
+) -> bytes:
+    """Draw the losses of a run, in training and in validation, as PNG.
+
+    A loss whose values span more than a power of ten has a logarithmic scale. The same input gives
+    the same bytes.
+
+    Args:
+        history: at least one record, in order of the steps: `step`, and the losses by name as
+            `train` and `val`; with `solved` if they are of what was solved for at the end.
+        best: step of the best score, which is marked.
+        stages: by step, what began there.
+    """
+    from matplotlib import style
+
+    names = list(dict.fromkeys(name for record in history for p in PARTS for name in record[p]))
+    columns = 2 if len(names) in (2, 4) else min(3, len(names))
+    rows = -(-len(names) // columns)
+    with style.context(["default", STYLE]):
+        width, height = max(5.0, 3.9 * columns), 0.4 + 2.8 * rows  # inches
+        figure = _figure(width, height, 0.5, 0.2, 0.5, 0.6)
+        figure.subplots_adjust(wspace=0.22, hspace=0.4)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax, name in zip(axes[: len(names)], names, strict=True):
+            _draw_loss(ax, name, history, best)
+            _draw_stages(ax, stages or {}, last=history[-1]["step"])
+        for ax in axes[len(names) :]:
+            ax.remove()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="upper center", ncols=5, frameon=False)
+        return _png(figure)
+
+
+def _draw_loss(ax: "Axes", name: str, history: Sequence[Record], best: int | None) -> None:
+    """Draw one loss in training and validation."""
+    seen: list[float] = []
+    for part, (label, colour) in PARTS.items():
+        records = [r for r in history if name in r[part] and not r.get("solved")]
+        records = [*records[:: -(-len(records) // POINTS) or 1], *records[-1:]]
+        values = [record[part][name] for record in records]
+        seen += values
+        marker = "." if len(records) <= FEW else ""
+        ax.plot([r["step"] for r in records], values, color=colour, label=label, marker=marker)
+    ax.set_title(name, loc="left", fontweight="bold")
+    # The last of a step is of what was solved for, if anything was.
+    found = [r for r in history if r["step"] == best and name in r["val"]]
+    if found:
+        step, value = found[-1]["step"], found[-1]["val"][name]
+        label = f"best, step {step:,}" + (" (solved for)" if found[-1].get("solved") else "")
+        ax.plot([step], [value], "o", color=BEST, label=label, zorder=3, clip_on=False)
+        ax.set_title(f"{value:.4g}", loc="right", color=BEST)
+        seen.append(value)
+    if min(seen) > 0 and max(seen) > 10 * min(seen):
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
+    ax.grid(True, which="both")
+    ax.locator_params(axis="x", nbins=5, integer=True)
+    thousands = history[-1]["step"] >= 10_000
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if thousands and x else f"{x:g}")
+    ax.set_xlabel("step")
+
+
+def _draw_stages(ax: "Axes", stages: Mapping[int, str], last: int) -> None:
+    """Draw a thin line where something began, and say what."""
+    for step, what in stages.items():
+        if step <= last:
+            ax.axvline(step, color=STAGE, linewidth=0.8, linestyle=":")
+            ax.annotate(
+                what,
+                (step, 1),
+                xycoords=ax.get_xaxis_transform(),
+                xytext=(2, -2),
+                textcoords="offset points",
+                rotation=90,
+                va="top",
+                fontsize=7,
+                color=STAGE,
+                zorder=1,  # under the curves
+            )
+
+
+PITCHES = (100, 300, 1000, 3000, 8000)  # Hz
+GAP = 0.1  # of the height, that two numbers at an axis need
+
+
+def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> Image.Image:
+    """Draw a spectrogram: time to the right, pitch upwards, light where it is loud.
+
+    Args:
+        spectrogram: [c f t], as `spectrogram.spectrogram` gives it.
+        front_end: that made it.
+
+    Returns:
+        RGB, 530 x 258.
+    """
+    from matplotlib import style
+
+    if front_end.kind == "paper":  # the compressed real and imaginary parts
+        loud = np.hypot(spectrogram[0], spectrogram[1])
+    else:
+        loud = spectrogram[0]
+    softest = np.percentile(loud, 5)  # digital silence would darken all the rest
+    seconds = spectrogram.shape[2] * HOP_LENGTH / SAMPLE_RATE
+    places: dict[float, str] = {}
+    for hertz in PITCHES:
+        place = (front_end.row(hertz) + 0.5) / front_end.n_freqs
+        if not places or place - max(places) >= GAP:
+            places[place] = f"{hertz / 1000:g} kHz" if hertz >= 1000 else f"{hertz} Hz"
+    with style.context(["default", {"font.size": 12, "text.color": "#282828"}]):
+        figure = _figure(5.3, 2.58, 0.68, 0.14, 0.48, 0.1)
+        axes = figure.subplots()
+        axes.imshow(
+            loud,
+            cmap="inferno",
+            vmin=softest,
+            vmax=max(loud.max(), softest + 1e-9),
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, 1),
+        )
+        axes.set_yticks(list(places), list(places.values()))
+        axes.set_xlabel("seconds")
+        axes.locator_params(axis="x", nbins=10)
+        axes.spines[:].set_visible(False)
+        return Image.open(io.BytesIO(_png(figure))).convert("RGB")
+
+
+def _figure(
+    width: float, height: float, left: float, right: float, bottom: float, top: float
+) -> "Figure":
+    """Start a figure of 100 dots an inch, with margins; all in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its caches nobody wants to hear
+    figure = Figure(figsize=(width, height), dpi=100)
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+    return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()

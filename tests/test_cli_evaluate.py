@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 from command_line import Done, assert_refused, files
-from test_evaluate import write_tree
+from evaluation_cases import write_people
 
 pytestmark = pytest.mark.usefixtures("bundled")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tree(tmp_path_factory.mktemp("tree"))
+    return write_people(tmp_path_factory.mktemp("tree"))
 
 
 def test_a_report_is_a_page_markdown_and_json(tree: Path, tmp_path: Path) -> None:

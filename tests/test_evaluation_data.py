@@ -10,10 +10,10 @@ from s2f.embeddings import Maker
 from s2f.errors import DatasetError, UsageError
 from s2f.evaluation_data import (
     find_sources,
+    identities,
     photos_of,
     read_labels,
     read_people,
-    split_names,
     spread,
 )
 
@@ -107,4 +107,4 @@ def test_photos_of_labelled_people_are_listed(tree: Path) -> None:
     found = photos_of(tree, "test", {"ann", "cleo", "zoe"}, 2)
     assert [who for _, who in found] == ["ann", "ann", "cleo"]
     assert all(path.is_file() for path, _ in found)
-    assert photos_of(tree, "val", {"ann"}, 2) == [] and split_names(tree, "val") == set()
+    assert photos_of(tree, "val", {"ann"}, 2) == [] and identities(tree, "val") == set()

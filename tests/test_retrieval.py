@@ -1,4 +1,7 @@
-"""Retrieval: planted answers, chance, and a comparison of all with all by sorting."""
+"""Retrieval: planted answers, chance, and a comparison of all with all by sorting.
+
+The oracle of the distances is SciPy, in float64.
+"""
 
 import itertools
 import math
@@ -7,34 +10,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_cases import case_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 
 from s2f import retrieval
 from s2f.errors import UsageError
+from s2f.evaluation_data import WHOLE
 from s2f.metrics import estimate
+from s2f.report import Curves, Table
 from s2f.retrieval import (
+    ANGLE,
     METRICS,
     Metric,
     Placement,
-    chance,
+    exact_distances,
     matching,
+    matching_section,
     place_queries,
+    quick_distances,
     recall,
     recall_of_candidates,
+    retrieval_section,
+    similarity_section,
 )
 
 SEEDS = range(5)
 
 
-def plain_distance(a: np.ndarray, b: np.ndarray, metric: Metric) -> float:
-    x, y = a.astype(np.float32).astype(float), b.astype(np.float32).astype(float)
-    if metric == "l1":
-        return float(np.abs(x - y).sum())
-    if metric == "l2":
-        return float(((x - y) ** 2).sum())
-    norm = float(((x @ x) * (y @ y)) ** 0.5)
-    return -float(x @ y) / norm if norm else 0.0
+SCIPY = {"cosine": "cosine", "l1": "cityblock", "l2": "sqeuclidean"}
+
+
+def oracle(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
+    """Distances of all pairs [p q]."""
+    found = cdist(a.astype(np.float64), b.astype(np.float64), SCIPY[metric])
+    return found - 1 if metric == "cosine" else found
 
 
 def sort_all(
@@ -47,20 +58,12 @@ def sort_all(
 ) -> tuple[list[int], list[int]]:
     """Count by sorting the identities of each query by distance, the own one last of its equals."""
     better, within = [], []
-    for query, own in zip(queries, truth, strict=True):
-        nearest = {
-            who: min(
-                plain_distance(query, photo, metric)
-                for photo, owner in zip(gallery, owners, strict=True)
-                if owner == who
-            )
-            for who in set(owners.tolist())
-        }
+    for distances, own in zip(oracle(queries, gallery, metric), truth, strict=True):
+        nearest = {who: distances[owners == who].min() for who in set(owners.tolist())}
         ranked = sorted(nearest, key=lambda who: (nearest[who], who == own))
         before = ranked[: ranked.index(own)]
         better.append(len(before))
-        same = [who for who in before if groups[who] == groups[own] >= 0]
-        within.append(len(same))
+        within.append(len([who for who in before if groups[who] == groups[own] >= 0]))
     return better, within
 
 
@@ -161,21 +164,13 @@ def test_neither_order_nor_batches_matter(
         monkeypatch.setattr(retrieval, "QUERIES", rows)
         monkeypatch.setattr(retrieval, "PHOTOS", photos)
         monkeypatch.setattr(retrieval, "PAIRS", pairs)
+        monkeypatch.setattr(retrieval, "CELLS", 100 * rows)
         again.append(place_queries(queries, truth, gallery, owners, metric=metric, groups=groups))
     assert whole.better_within is not None
     for other in again:
         assert other.better_within is not None
         np.testing.assert_array_equal(other.better, whole.better)
         np.testing.assert_array_equal(other.better_within, whole.better_within)
-
-
-def test_many_identities_are_marked_for_few_queries_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    case = random_case()
-    whole = place_queries(*case)
-    monkeypatch.setattr(retrieval, "CELLS", 100)
-    np.testing.assert_array_equal(place_queries(*case).better, whole.better)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -207,8 +202,8 @@ def test_a_random_encoder_is_at_chance(metric: Metric) -> None:
         )
         candidates, n = recall_of_candidates(placed, 5)
         for values, expected in [
-            (recall(placed, 10), chance(placed, 10)),
-            (candidates, chance(placed, 5, n)),
+            (recall(placed, 10), 10 / 200),
+            (candidates, 5 / n),
             (matching(placed, 2), 1 / 2),
             (matching(placed, 10), 1 / 10),
             (matching(placed, 2, within=True), 1 / 2),
@@ -217,13 +212,6 @@ def test_a_random_encoder_is_at_chance(metric: Metric) -> None:
             assert abs(found.value - expected) < 0.1
             inside.append(found.low <= expected <= found.high)
     assert np.mean(inside) > 0.7  # 95 % of them if they were independent
-
-
-def test_chance_is_the_share_that_is_looked_at() -> None:
-    placed = place_queries(*random_case(60))
-    assert chance(placed, 1) == 1 / 60 and chance(placed, 60) == chance(placed, 70) == 1
-    assert chance(placed, 2, 10) == 2 / 10
-    assert chance(placed, 2, 100) == 2 / 60
 
 
 @pytest.mark.parametrize(("others", "drawn", "k"), [(5, 2, 1), (6, 3, 2), (7, 7, 3), (6, 1, 1)])
@@ -251,6 +239,8 @@ def test_fewer_identities_than_candidates_are_all_taken() -> None:
     values, n = recall_of_candidates(placed, 5, 100)
     assert n == 60
     np.testing.assert_array_equal(values, recall(placed, 5))
+    queries, truth, gallery, owners = random_case()
+    assert place_queries(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
 
 
 def test_a_group_that_is_too_small_says_nothing() -> None:
@@ -273,11 +263,6 @@ def test_progress_ends_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
     place_queries(*random_case(), progress=lambda done, total, what: told.append((done, total)))
     assert told == [(done, 450) for done in (100, 150, 250, 300, 400, 450)]
-
-
-def test_nobody_asked_for_is_no_error() -> None:
-    queries, truth, gallery, owners = random_case()
-    assert place_queries(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
 
 
 def test_an_identity_without_a_photo_is_named() -> None:
@@ -313,3 +298,112 @@ def test_what_does_not_fit_is_refused() -> None:
             place_queries(*wrong)
     with pytest.raises(UsageError, match="no metric 'l3'"):
         place_queries(queries, truth, gallery, owners, metric="l3")  # type: ignore[arg-type]
+
+
+def random_rows(n: int, d: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, d), np.float32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_exact_distances_are_those_of_scipy_and_of_each_pair_alone(metric: Metric) -> None:
+    a, b = random_rows(33, 1000), random_rows(33, 1000, 1)
+    found = exact_distances(a, b, metric)
+    np.testing.assert_allclose(found, oracle(a, b, metric).diagonal(), rtol=1e-12, atol=1e-14)
+    alone = [exact_distances(a[k : k + 1], b[k : k + 1], metric)[0] for k in range(33)]
+    assert found.tolist() == alone
+
+
+@pytest.mark.parametrize("large", [0, 2**30])  # from which on L1 is compiled
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shift", [0, 30])  # far from the origin, differences of squares cancel
+@pytest.mark.parametrize("d", [1, 3, retrieval.WIDTH, 2 * retrieval.WIDTH + 7])
+def test_a_quick_distance_is_off_by_less_than_it_says(
+    metric: Metric, d: int, shift: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "LARGE", large)
+    p, q = 2 * retrieval.TASK + 3, retrieval.TILE + 6
+    a, b = (rows + np.float32(shift) for rows in (random_rows(p, d), random_rows(q, d, 1)))
+    wanted = oracle(a, b, metric)
+    limits = wanted[0]
+    found, slack = quick_distances(a, b, metric, limits)
+    assert found.shape == (p, q) and slack.shape == (q,)
+    sure = np.abs(found - limits) > slack
+    assert (np.sign(found - limits)[sure] == np.sign(wanted - limits)[sure]).all()
+    assert (np.abs(found - limits) <= slack)[0].all()  # the limits are distances of row 0
+    if metric == "cosine":
+        assert np.abs(found - wanted).max() <= slack.min()
+
+
+def test_the_cosine_of_zeros_is_0_and_of_small_embeddings_that_of_large_ones() -> None:
+    a, b = np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)
+    assert (
+        exact_distances(a, b, "cosine").tolist() == exact_distances(b, a, "cosine").tolist() == [0]
+    )
+    assert quick_distances(a, b, "cosine", np.zeros(1))[0].tolist() == [[0]]
+    a, b = random_rows(3, 50), random_rows(2, 50, 1)
+    limits, scale = np.zeros(2), np.float32(2.0**-80)  # its square is 0 in float32
+    found = quick_distances(a * scale, b, "cosine", limits)[0]
+    np.testing.assert_array_equal(found, quick_distances(a, b, "cosine", limits)[0])
+
+
+PEOPLE, D, EACH = 150, 16, 2
+FACES = random_rows(PEOPLE, D)
+PERFECT = case_of(FACES, np.repeat(2 * FACES, EACH, axis=0))
+GUESSING = case_of(FACES, random_rows(PEOPLE * EACH, D, 1))
+
+
+def rows_of(parts: tuple[object, ...], title: str = "") -> dict[tuple[object, ...], tuple]:
+    """The rows of the one table whose title starts so, by their first two cells."""
+    (found,) = [part for part in parts if isinstance(part, Table) and part.title.startswith(title)]
+    return {row[:2]: row for row in found.rows}
+
+
+def test_a_perfect_encoder_is_at_no_angle() -> None:
+    section, samples = similarity_section(PERFECT)
+    by_name = {row[0]: row for row in rows_of(section.parts).values()}
+    assert by_name[WHOLE][1] == pytest.approx(0, abs=1e-3)
+    assert by_name["another person's voice"][1] == pytest.approx(90, abs=3)
+    assert set(samples[ANGLE]) == set(PERFECT.people.names)
+    by_name = {row[0]: row for row in rows_of(similarity_section(GUESSING)[0].parts).values()}
+    assert by_name[WHOLE][3] < 90 < by_name[WHOLE][4]  # within the interval
+
+
+def test_the_section_of_a_perfect_encoder_says_so() -> None:
+    section, samples = retrieval_section(PERFECT)
+    for title in ("Recall among all", "Recall among 100 candidates"):
+        row = rows_of(section.parts, title)[f"voice, {WHOLE}", "cosine"]
+        assert row[2:14:3] == (1, 1, 1, 1)
+    assert set(samples["R@1, %"].values()) == {100.0}
+
+
+def test_guessing_finds_as_many_as_chance_says() -> None:
+    held = []
+    for seed in range(8):
+        section, _ = retrieval_section(case_of(FACES, random_rows(PEOPLE * EACH, D, 10 + seed)))
+        for title, n in (("Recall among all", PEOPLE), ("Recall among 100 candidates", 100)):
+            rows = rows_of(section.parts, title)
+            chance = rows["chance", ""]
+            assert chance[2:14:3] == pytest.approx([1 / n, 2 / n, 5 / n, 10 / n])
+            assert chance[-1] == n
+            row = rows[f"voice, {WHOLE}", "cosine"]
+            held.append(row[12] <= chance[11] <= row[13])  # R@10, in its interval of 95 %
+    assert np.mean(held) > 0.75
+    (curves,) = [part for part in section.parts if isinstance(part, Curves)]
+    assert curves.lines["chance"][-1][0] == 100
+
+
+def test_matching_is_right_if_perfect_and_at_chance_if_guessing() -> None:
+    rows = rows_of(matching_section(PERFECT)[0].parts)
+    assert {row[2] for row in rows.values()} == {1}
+    assert {others for others, _ in rows} == {"anyone", "of the same sex"}
+    for row in rows_of(matching_section(GUESSING)[0].parts).values():
+        assert row[3] <= row[5] <= row[4]
+
+
+def test_within_a_sex_knowing_the_sex_is_of_no_help() -> None:
+    faces, voices = FACES.copy(), random_rows(PEOPLE * EACH, D, 2)
+    faces[:, 0] = np.where(np.arange(PEOPLE) % 2, 30, -30)
+    voices[:, 0] = np.repeat(faces[:, 0], EACH)
+    rows = rows_of(matching_section(case_of(faces, voices))[0].parts)
+    assert rows["anyone", 2][2] == pytest.approx(0.75, abs=0.03)  # half of the others are ruled out
+    assert rows["of the same sex", 2][3] <= 0.5 <= rows["of the same sex", 2][4]

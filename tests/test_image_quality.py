@@ -1,11 +1,14 @@
 """How good faces are: known answers, and brute force on small pictures."""
 
+import dataclasses
 import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_cases import D, N, case_of, drawn_face
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -13,8 +16,18 @@ from PIL import Image, ImageFilter
 
 from s2f import image_quality
 from s2f.errors import UsageError
+from s2f.evaluation_data import Case
 from s2f.face_detection import FoundFace, load_detector
-from s2f.image_quality import all_points_found, diversity, sharpness, vgg_face_score
+from s2f.image_quality import (
+    all_points_found,
+    diversity,
+    faces_section,
+    geometry_section,
+    quality_section,
+    sharpness,
+    vgg_face_score,
+)
+from s2f.report import Picture, Table
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 
@@ -62,7 +75,7 @@ class TestDiversity:
         flat = values.reshape(len(values), -1).astype(float)
         apart = np.abs(flat[:, None] - flat[None]).mean(2)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(image_quality, "_AT_ONCE", at_once)
+            patch.setattr(image_quality, "AT_ONCE", at_once)
             found = diversity([Image.fromarray(picture) for picture in values])
         np.testing.assert_allclose(found, apart.sum(1) / (len(values) - 1), rtol=1e-12, atol=1e-12)
         pairs = apart[np.triu_indices(len(values), 1)]
@@ -177,3 +190,38 @@ class TestVGGFaceScore:
     def test_of_no_faces_there_is_no_score(self) -> None:
         with pytest.raises(UsageError, match="no faces"):
             vgg_face_score(np.empty((0, 5)))
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """Voices that give away all but a little of the face."""
+    rows = np.random.default_rng(1).standard_normal((N, D)).astype(np.float32)
+    faces, again = [drawn_face(k) for k in range(N)], [drawn_face(k, 0.5) for k in range(N)]
+    return dataclasses.replace(case_of(rows, rows), from_voices=again, from_photos=faces)
+
+
+def test_proportions_that_voices_give_away_correlate(case: Case) -> None:
+    (table,) = geometry_section(case)[0].parts
+    assert isinstance(table, Table)
+    for name, r, p, shuffled, n in table.rows[:-1]:
+        assert r > 0.6 and p < 1e-3 and abs(shuffled) < 0.1 and n == N, name
+
+
+def test_faces_are_measured_as_pictures(case: Case) -> None:
+    photos = [face.image for face in case.from_photos]
+    (table,) = quality_section(case, photos, None, np.eye(N, dtype=np.float32) * 50)[0].parts
+    assert isinstance(table, Table)
+    found = {row[0]: row[1:] for row in table.rows}
+    assert found["sharpness, that of real photos being 1"] == pytest.approx((1, 1, 1))
+    assert found["VGGFace score"][2] > 7  # of 8 in each of five parts
+    assert found["faces"] == (N, N, N)
+    assert not any("68 points" in name for name in found)
+
+
+def test_pictures_show_the_best_and_the_worst(case: Case) -> None:
+    pictures = faces_section(case)[0].parts
+    assert [part.title for part in pictures] == ["The best 8", "The middle 8", "The worst 8"]
+    for part in pictures:
+        assert isinstance(part, Picture)
+        with Image.open(io.BytesIO(part.png)) as image:
+            assert image.size == (8 * 112, 3 * 112)

@@ -1,16 +1,20 @@
-"""Several faces in one picture: layouts, captions, and an animation as Pillow reads it back."""
+"""Pictures: sheets and captions, an animation as Pillow reads it, losses, spectrograms."""
 
 import io
 
 import numpy as np
 import pytest
+import torch
+from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
 from s2f import visualize
+from s2f.audio import SAMPLE_RATE
 from s2f.errors import UsageError
-from s2f.visualize import ContactSheet, animate, side_by_side
+from s2f.spectrogram import FRONT_ENDS, FrontEnd, spectrogram
+from s2f.visualize import ContactSheet, animate, draw_losses, draw_spectrogram, side_by_side
 
 
 def plain(colour: tuple[int, int, int], side: int = 224) -> Image.Image:
@@ -58,7 +62,7 @@ def test_a_caption_never_reaches_beyond_its_picture(caption: str) -> None:
     assert (len(xs) > 0) == bool(caption)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, visualize.MOST))
 def test_a_contact_sheet_has_room_for_all_and_bounded_sides(n: int) -> None:
     sheet = ContactSheet(n)
@@ -121,12 +125,109 @@ def test_an_animation_shows_every_frame_for_its_time(n: int, seconds: float) -> 
     assert max(stays) - min(stays) <= 1
 
 
-def test_frames_that_are_alike_are_all_kept() -> None:
-    data = animate(5 * [plain((9, 99, 199))], seconds=1, text={})
-    with Image.open(io.BytesIO(data)) as seen:
-        assert seen.n_frames == 5 and not seen.getexif()
+def record(step: int, *, scale: float = 1.0, **more: object) -> dict[str, object]:
+    losses = {"landmarks/mse": scale * 300 / step, "texture/mae": 0.1 + scale / (step + 9)}
+    return {"step": step, "train": losses | {"infonce": 1.0}, "val": losses, **more}
 
 
-def test_the_same_frames_give_the_same_bytes() -> None:
-    first, second = (animate(iter(blends(4)), seconds=1, text={"Model": "demo"}) for _ in "ab")
-    assert first == second
+HISTORY = [record(step) for step in range(1, 31)]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=int)
+
+
+def count(png: bytes, colour: str) -> int:
+    """Pixels of a colour, as #rrggbb."""
+    wanted = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
+    return int((abs(pixels(png) - wanted).sum(2) < 12).sum())
+
+
+def test_the_picture_is_a_small_png_and_the_same_for_the_same_history() -> None:
+    png = draw_losses(HISTORY, best=30)
+    assert Image.open(io.BytesIO(png)).format == "PNG"
+    assert min(pixels(png).shape[:2]) >= 300
+    assert len(png) < 200_000
+    assert draw_losses(HISTORY, best=30) == png
+    assert draw_losses([*HISTORY[:-1], record(30, scale=0.5)], best=30) != png
+
+
+def test_training_validation_best_and_stages_are_there() -> None:
+    train, val = (colour for _, colour in visualize.PARTS.values())
+    plain, marked = draw_losses(HISTORY), draw_losses(HISTORY, best=7)
+    assert count(plain, train) > 100 and count(plain, val) > 100
+    assert count(plain, visualize.BEST) == 0 and count(marked, visualize.BEST) > 30
+    later = draw_losses(HISTORY, stages={40: "after the end"})
+    assert later == plain  # what has not begun is not drawn
+    assert draw_losses(HISTORY, stages={10: "more layers"}) != plain
+
+
+def test_what_was_solved_for_is_the_best_and_no_part_of_the_curve() -> None:
+    solved = [*HISTORY, record(30, scale=0.5, solved=True)]
+    assert count(draw_losses(solved, best=30), visualize.BEST) > 30
+    # With the best elsewhere the solved losses are not seen.
+    assert draw_losses(solved, best=7) == draw_losses(HISTORY, best=7)
+
+
+def test_one_record_and_losses_of_zero_or_below_can_be_drawn() -> None:
+    one = {"step": 5, "train": {"a": 0.0, "b": -3.0}, "val": {"a": 100.0}}
+    assert pixels(draw_losses([one], best=5)).std() > 1
+
+
+def test_ten_thousand_records_are_drawn_by_a_few_of_them() -> None:
+    png = draw_losses([record(step) for step in range(1, 10_001)], best=3)
+    assert min(pixels(png).shape[:2]) >= 300
+
+
+def test_nothing_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    png = draw_losses(HISTORY)
+    assert dict(mpl.rcParams) == before
+    monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "black")  # as in one's own matplotlibrc
+    assert draw_losses(HISTORY) == png
+
+
+KINDS = sorted(FRONT_ENDS)
+PLOT = (68, 10, 516, 210)  # of the picture: left, top, right, bottom
+
+
+def tone(hertz: float, seconds: float = 2) -> torch.Tensor:
+    times = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    return 0.3 * torch.sin(2 * torch.pi * hertz * times)
+
+
+def drawn(waveform: torch.Tensor, front_end: FrontEnd) -> np.ndarray:
+    """The lightness of the plot, [h w]."""
+    picture = draw_spectrogram(spectrogram(waveform[None], front_end)[0].numpy(), front_end)
+    return np.asarray(picture.crop(PLOT).convert("L"), np.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hertz", [300, 1000, 3000, 6000])
+def test_a_tone_is_lightest_where_its_pitch_is_written(kind: str, hertz: int) -> None:
+    front_end = FRONT_ENDS[kind]
+    height = PLOT[3] - PLOT[1]
+    lightest = height - 0.5 - drawn(tone(hertz), front_end).mean(axis=1).argmax()
+    wanted = (front_end.row(hertz) + 0.5) / front_end.n_freqs * height
+    assert lightest == pytest.approx(wanted, abs=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_time_goes_to_the_right(kind: str) -> None:
+    quiet = 1e-3 * torch.from_numpy(noise(1))
+    light = drawn(torch.cat([quiet, torch.from_numpy(noise(1))]), FRONT_ENDS[kind]).mean(axis=0)
+    half = len(light) // 2
+    assert light[half + 10 :].min() > light[: half - 10].max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seconds", [0.5, 60])
+def test_every_length_gives_a_picture_of_one_size(kind: str, seconds: float) -> None:
+    columns = spectrogram(torch.from_numpy(noise(seconds))[None], FRONT_ENDS[kind])[0].numpy()
+    assert draw_spectrogram(columns, FRONT_ENDS[kind]).size == (530, 258)
+
+
+def test_what_does_not_sound_is_drawn_all_the_same() -> None:
+    assert draw_spectrogram(np.zeros((1, 128, 100), np.float32), FRONT_ENDS["ast"]).mode == "RGB"
