@@ -135,6 +135,7 @@ def animate(frames: Iterable[Image.Image], *, seconds: float, text: Mapping[str,
         loop=0,
         quality=90,
         method=4,
+        kmax=1,  # each frame whole: of what has changed alone, the error would add up
         exif=exif(text),
     )
     return file.getvalue()
@@ -294,7 +295,7 @@ def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> I
         place = (front_end.row(hertz) + 0.5) / front_end.n_freqs
         if not places or place - max(places) >= GAP:
             places[place] = f"{hertz / 1000:g} kHz" if hertz >= 1000 else f"{hertz} Hz"
-    with style.context(["default", {"font.size": 12, "text.color": "#282828"}]):
+    with style.context(["default", {"font.size": 11, "ytick.major.pad": 2}]):
         figure = _figure(5.3, 2.58, 0.68, 0.14, 0.48, 0.1)
         axes = figure.subplots()
         axes.imshow(
