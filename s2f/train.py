@@ -42,8 +42,8 @@ SCHEDULES = ("cosine", "paper", "constant")
 TRAINED_IN = ("fp32", "bf16")
 SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
 MEASURED = 64  # samples of a batch in validation
-LOOK = 20  # steps of a GPU between two looks at its losses: a look waits for it
-OFTEN = 20  # steps between two that TensorBoard is told of
+LOOK = 20  # steps between two looks at losses, at most: a look waits for a GPU
+PAUSE = 0.5  # seconds after which a CPU that is alone looks earlier
 
 
 @dataclass(frozen=True)
@@ -410,22 +410,25 @@ def _loop(
     task, config, state = training.task, training.config, training.state
     stages = {group.start: "more layers" for group in task.groups if group.start}
     stages |= {config.calibrate_at: "weights calibrated"} if config.calibrate_at else {}
-    look = LOOK if training.device.type == "cuda" else 1
-    first, began, redraw = state.step, time.perf_counter(), 0.0
+    patient = training.device.type == "cuda"
+    alone = training.ranks.size == 1
+    first, began, look_again, redraw = state.step, time.perf_counter(), 0.0, 0.0
     training.network.train()
     # Closed, or its processes would hold the directory for a while.
     with contextlib.closing(training.batches(range(first, config.steps))) as batches:
         while not state.ended:
             training.step(batches)
             due = state.step % config.every == 0 or state.step == config.steps
-            if not due and state.step % look:
+            rests = patient or (alone and time.monotonic() < look_again)
+            if rests and state.step % LOOK and not due:
                 continue
             stop = training.look(stopped())
+            look_again = time.monotonic() + PAUSE
 
             rate = (state.step - first) * config.batch_size / (time.perf_counter() - began)
             running = "  ".join(f"{name} {value:#.4g}" for name, value in state.running.items())
             progress(state.step, config.steps, f"{rate:.1f} samples/s  {running}")
-            if board and (due or state.step % OFTEN == 0):
+            if board and (due or state.step % LOOK == 0):
                 values = {f"train/{name}": value for name, value in state.running.items()}
                 groups = enumerate(training.optimizer.param_groups)
                 values |= {f"lr/group{k}": group["lr"] for k, group in groups}

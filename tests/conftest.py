@@ -10,7 +10,15 @@ import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
-from s2f import appearance_model, checkpoint, face_decoder, face_encoder, train_voice, voice_encoder
+from s2f import (
+    appearance_model,
+    checkpoint,
+    face_decoder,
+    face_encoder,
+    train,
+    train_voice,
+    voice_encoder,
+)
 from s2f.audio import SAMPLE_RATE
 from s2f.checkpoint import Card
 from s2f.images import PREPROCESSING
@@ -115,6 +123,12 @@ def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(checkpoint, "MODELS", models)
     monkeypatch.setenv("S2F_MODELS", str(models / "none"))  # not the user's
     return models
+
+
+@pytest.fixture(autouse=True)
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have trainings tell of every step, not only of some in half a second."""
+    monkeypatch.setattr(train, "PAUSE", 0)
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ def test_the_card_of_the_data_goes_into_the_checkpoint(
 def test_an_unknown_loss_is_refused_with_the_known_ones(
     networks: dict[str, list[object]], tmp_path: Path
 ) -> None:
-    options = ["--loss-weight", "texture/mse=1", "-o", tmp_path / "run"]
+    options = ["--loss-weight", "texture/mse=1", "-q", "-o", tmp_path / "run"]
     done = Done("train", *networks["encoder"], *TRAINING, *options)
     assert_refused(done, 2, "texture/mse")
     assert "wanted one of landmarks/huber" in done.err
