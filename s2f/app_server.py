@@ -1,24 +1,35 @@
-"""What a visit may cost and leave behind: limits of size, and files that live in one folder.
+"""Serves a page of Gradio's: its address, what a visit may cost, and that nothing of it stays.
 
-Gradio writes what a visitor sends to a folder. Here that folder is private, is the program's own
-and ends with it; a file leaves it as soon as it is read, at the latest after ten minutes.
+What a visitor sends lies in a folder that is private, is the program's own and ends with it; a
+file leaves it as soon as it is read, at the latest after ten minutes. Knows nothing of what is on
+the page: it is given a function that lays it out.
+
+Some of this reaches into parts of Gradio that it does not promise to keep: see `GRADIO`.
 """
 
 import contextlib
+import dataclasses
+import errno
 import io
 import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from s2f.errors import InputError, OutputError
+from s2f.errors import DependencyError, DeviceError, InputError, OutputError, UsageError
 
+if TYPE_CHECKING:
+    import gradio as gr
+
+GRADIO = "6.31"  # whose own parts `_patch` and `hand_over` change; pyproject asks for no other
 MAX_MB, MAX_SECONDS = 25.0, 60.0  # of a file; that are heard of a recording
 SESSIONS = 100  # whose layout Gradio remembers
 FORGOTTEN = 600.0  # seconds after which a file goes that nobody asked about
@@ -37,6 +48,138 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Where the page is served, and what a visitor may send.
+
+    Attributes:
+        host: address that is listened at.
+        port: there; 0 for one that is free.
+        share: whether Gradio's servers give it a public address too.
+        max_mb: of a file.
+        max_seconds: that are heard of a recording.
+        align: whether faces are found in photos, and framed.
+        detector: that finds them; by default the one that is installed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False
+    max_mb: float = MAX_MB
+    max_seconds: float = MAX_SECONDS
+    align: bool = True
+    detector: str | None = None
+
+
+def check_settings(settings: Settings) -> Settings:
+    """Make sure that the page can be served, before anything slow is done; choose a port for 0.
+
+    Raises:
+        DependencyError: if Gradio is not installed, or another version of it.
+        UsageError: if nothing can listen there.
+    """
+    try:
+        version = metadata.version("gradio")
+    except metadata.PackageNotFoundError as error:
+        raise DependencyError(
+            "the page needs the package gradio, which is not installed",
+            hint="pip install 's2f[app]'",
+        ) from error
+    if not f"{version}.".startswith(f"{GRADIO}."):
+        raise DependencyError(
+            f"the page needs gradio {GRADIO}, of which it changes what would keep visitors' files; "
+            f"installed is {version}",
+            hint="pip install 's2f[app]'",
+        )
+    host, port = settings.host, settings.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+            trial.listen(1)
+            found = int(trial.getsockname()[1])
+    except OSError as error:
+        place, hint = f"port {port} of {host}", "choose another with --port, or --port 0"
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(f"{place} is taken by another program", hint=hint) from error
+        if error.errno == errno.EACCES:
+            raise UsageError(f"{place} may not be used", hint=f"{hint}, 1024 or more") from error
+        raise UsageError(
+            f"{host} is no address of this machine ({error.strerror or error})",
+            hint="--host 127.0.0.1 is for this machine alone, --host 0.0.0.0 for the whole network",
+        ) from error
+    return dataclasses.replace(settings, port=found)
+
+
+@contextlib.contextmanager
+def serve(
+    lay_out: Callable[[], tuple["gr.Blocks", Mapping[str, Any]]], settings: Settings
+) -> Iterator[tuple[str, str | None]]:
+    """Serve a page for as long as the context lasts.
+
+    Args:
+        lay_out: gives the page, and its `css`, `head` and `theme`. Gradio is imported by it.
+        settings: that `check_settings` gave back.
+
+    Yields:
+        The address of the page, and its public one if it is shared.
+
+    Raises:
+        OutputError: as `private_folder`.
+        DeviceError: if the page cannot be shared.
+    """
+    with private_folder() as folder:
+        # Gradio reads these when it is imported.
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        for name in ("NO_PROXY", "no_proxy"):  # it asks its own address whether all is well
+            hosts = [os.environ.get(name, ""), "127.0.0.1", "localhost", settings.host]
+            os.environ[name] = ",".join(filter(None, hosts))
+        from starlette.middleware import Middleware
+
+        _patch()
+        page, look = lay_out()
+        max_bytes = round(settings.max_mb * 2**20)  # as Gradio counts
+        guard = Middleware(
+            Guard,
+            max_bytes=2 * max_bytes,
+            room=lambda: has_room(folder, TOGETHER * max_bytes),
+        )
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
+                page.launch(
+                    server_name=settings.host,
+                    server_port=settings.port,
+                    share=settings.share,
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    footer_links=[],
+                    run_history=False,
+                    enable_monitoring=False,
+                    mcp_server=False,
+                    ssr_mode=False,
+                    pwa=False,
+                    state_session_capacity=SESSIONS,
+                    max_file_size=max_bytes,
+                    app_kwargs={"middleware": [guard]},
+                    **look,
+                )
+            if settings.share and not page.share_url:
+                raise DeviceError(
+                    "no public link could be made: the servers of Gradio's cannot be reached",
+                    hint="look at the network, or leave --share out",
+                )
+            yield str(page.local_url), page.share_url
+        finally:
+            if page.is_running:
+                # Pages that are open would hold it for seconds; that they are cut off is no news.
+                page.server.force_exit = True
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            page.close(verbose=False)
+
+
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """Make the folder that Gradio keeps files in, for nobody else to read; it goes at the end.
@@ -52,9 +195,17 @@ def private_folder() -> Iterator[Path]:
             hint="free some space, or set TMPDIR to a folder that can be written",
         ) from error
     done = threading.Event()
+
+    def tidy() -> None:
+        while not done.wait(60):
+            try:
+                sweep(folder, FORGOTTEN)
+            except OSError:  # too many open files, say: later there is room again
+                logging.getLogger(__name__).exception("old files could not be looked for")
+
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    threading.Thread(target=_tidy, args=(folder, done), daemon=True).start()
+    threading.Thread(target=tidy, daemon=True).start()
     try:
         yield folder
     finally:
@@ -63,6 +214,27 @@ def private_folder() -> Iterator[Path]:
         if before is not None:
             os.environ["GRADIO_TEMP_DIR"] = before
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path, age: float) -> None:
+    """Delete the files in a folder that are older than some seconds, and such empty folders.
+
+    Gradio's own `delete_cache` would leave what was sent in part before a visitor broke off.
+    """
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folders
+        with contextlib.suppress(OSError):  # it is gone, or a folder that holds something
+            # A folder that is new may just be about to get its file.
+            if time.time() - path.stat().st_mtime > age:
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+def has_room(folder: Path, max_bytes: int) -> bool:
+    """Tell whether a folder holds less than some bytes."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it is gone
+            total += path.stat().st_size
+    return total < max_bytes
 
 
 def take(*paths: str | Path) -> list[BinaryIO]:
@@ -105,40 +277,15 @@ def hand_over(component: Any) -> None:
     component.preprocess = lambda sent: sent and sent.path
 
 
-def sweep(folder: Path, age: float) -> None:
-    """Delete the files in a folder that are older than some seconds, and such empty folders."""
-    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folders
-        with contextlib.suppress(OSError):  # it is gone, or a folder that holds something
-            # A folder that is new may just be about to get its file.
-            if time.time() - path.stat().st_mtime > age:
-                path.rmdir() if path.is_dir() else path.unlink()
+def _patch() -> None:
+    """Have Gradio name each file that is sent apart, and forget what it answered.
 
-
-def _tidy(folder: Path, done: threading.Event) -> None:
-    while not done.wait(60):
-        try:
-            sweep(folder, FORGOTTEN)
-        except OSError:  # too many open files, say: later there is room again
-            logging.getLogger(__name__).exception("old files could not be looked for")
-
-
-def has_room(folder: Path, max_bytes: int) -> bool:
-    """Tell whether a folder holds less than some bytes."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # it is gone
-            total += path.stat().st_size
-    return total < max_bytes
-
-
-def name_uploads_apart() -> None:
-    """Have Gradio give each file that is sent a name of its own.
-
-    It names them by their content: two visitors who send the same recording would share one file,
+    It names files by their content: two visitors who send the same recording would share one file,
     and the answer of the first would delete it from under the second. What a visitor's file was
-    called is not kept either.
+    called is not kept either. And it would hold an answer for an hour after the visit, to show it
+    again by a link: another's faces, in the memory of the server.
     """
-    from gradio import route_utils
+    from gradio import route_utils, state_holder
 
     sent = route_utils.GradioUploadFile
 
@@ -147,20 +294,12 @@ def name_uploads_apart() -> None:
             suffix = Path(filename or "").suffix[:8]
             super().__init__(file, filename=f"{secrets.token_hex(16)}{suffix}", **others)
 
-    route_utils.GradioUploadFile = Upload  # type: ignore[misc]
-
-
-def forget_answers() -> None:
-    """Have Gradio forget what it answered to a visitor, whom it could show it again by a link.
-
-    It would hold it for an hour after the visit: another's faces, in the memory of the server.
-    """
-    from gradio.state_holder import SessionState
-
-    def forget(session: SessionState, component: int, value: object) -> None:
+    def forget(session: object, component: int, value: object) -> None:
         """Take the place of what keeps the value of a component."""
 
-    SessionState._update_value_in_config = forget  # type: ignore[method-assign, assignment]
+    route_utils.GradioUploadFile = Upload  # type: ignore[misc]
+    assert hasattr(state_holder.SessionState, "_update_value_in_config")
+    state_holder.SessionState._update_value_in_config = forget  # type: ignore[method-assign, assignment]
 
 
 class Guard:

@@ -368,7 +368,8 @@ def _app(
 ) -> None:
     """Serve a web page: record a voice or give a photo, and see the faces. Ctrl-C ends it."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.app import Settings, check_settings, serving, warm
+    from s2f.app import serving, warm
+    from s2f.app_server import Settings, check_settings
     from s2f.checkpoint import entries
     from s2f.face_detection import choose_detector
     from s2f.pipeline import SpeechToFace

@@ -1,10 +1,6 @@
-"""Where a face stands in a photo, and cutting it out: turned, scaled and moved, never squashed.
+"""Faces in photos: found with their 68 points, cut out level, and framed as training's faces are.
 
-Points are xy pixels with (0, 0) at the centre of the first pixel. Within this module a place is
-a complex number, measured from the upper left corner; a similarity is then one product and one
-sum. Knows nothing of files and of how a face is found.
-
-Faces in photos, each with its 68 points, by two detectors of others behind one call.
+`cut_face` does all of it. A detector is one of two packages behind one call:
 
 `dlib`: a histogram-of-gradients detector and an ensemble of regression trees, on the CPU. Needs
 no download: the trees come with the package face_recognition_models. They were trained on
@@ -12,12 +8,15 @@ iBUG 300-W, whose terms exclude commercial use.
 `face-alignment`: two convolutional networks, S3FD and 2DFAN-4, on any device.
 
 Both look at a copy of bounded size, so that a photo may have any, and then at each face enlarged
-or shrunk to one size, so that the points are as exact on small faces as they can be.
+or shrunk to one size, so that the points are as exact on small faces as they can be. A face is cut
+out by a similarity (`Cut`): turned, scaled and moved, never squashed.
+
+Points are xy pixels with (0, 0) at the centre of the first pixel. Within this module a place is
+a complex number, measured from the upper left corner; a similarity is then one product and one
+sum. Knows nothing of what becomes of a face.
 
 Source: King 2009, "Dlib-ml"; Bulat and Tzimiropoulos 2017, "How far are we from solving the 2D &
 3D face alignment problem?"; the packages' own code for how they are called.
-
-The largest face of a photo: found, cut out level and framed, as `s2f prep faces` does it.
 """
 
 import functools
@@ -31,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from s2f.checkpoint import WeightFile, locate
 from s2f.device import choose_device
 from s2f.errors import DependencyError, DeviceError, ImageError, UsageError
 from s2f.images import FRAME, Source, called, open_photo
@@ -41,131 +39,14 @@ from s2f.images import FRAME, Source, called, open_photo
 # was trained on them, whose *pupils* lie at 27 % of the width apart, at 46 % of the height.
 EYES_AT = 0.5023 + 0.4703j
 EYE_DISTANCE = 0.2677
+SIDE = 2048  # pixels: longest side of a photo that is handed to a network, which bounds a batch
+DETECTORS = {  # the packages that each needs, and the extra that installs them
+    "dlib": (("dlib", "face_recognition_models"), "dlib"),
+    "face-alignment": (("face_alignment",), "landmarks"),
+}
 
+PhotoSource = str | Source
 Points = NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A square that lies in a photo in any place, size and turn.
-
-    Attributes:
-        size: side of the picture that is cut out, pixels.
-        zoom: photo pixels a pixel of the cut, times e^(i turn).
-        origin: where in the photo the cut's upper left corner lies.
-    """
-
-    size: int
-    zoom: complex
-    origin: complex
-
-    def to_photo(self, points: Points) -> NDArray[np.float64]:
-        """Find points of the cut [k 2] in the photo."""
-        return _points(self.origin + self.zoom * _plane(points))
-
-    def to_cut(self, points: Points) -> NDArray[np.float64]:
-        """Find points of the photo [k 2] in the cut."""
-        return _points((_plane(points) - self.origin) / self.zoom)
-
-    def take(self, photo: Image.Image, *, oversample: int = 1) -> Image.Image:
-        """Cut the square out of an RGB photo. What lies outside of it repeats its edge.
-
-        Args:
-            photo: RGB.
-            oversample: pixels a side that are sampled for one of the cut: 2 blurs less.
-        """
-        step = self.zoom / oversample
-        side = self.size * oversample
-        corners = self.origin + self.zoom * self.size * np.array([0, 1, 1j, 1 + 1j])
-        width, height = photo.size
-        # Sampling alone would skip pixels of a photo that shrinks: it is averaged down first.
-        shrink = min(1.0, 1 / abs(step))
-        left, right = _within(corners.real, 4 / shrink, width)
-        top, bottom = _within(corners.imag, 4 / shrink, height)
-        part = photo.resize(
-            (max(1, round((right - left) * shrink)), max(1, round((bottom - top) * shrink))),
-            Image.Resampling.LANCZOS,
-            box=(left, top, right, bottom),
-            reducing_gap=3.0,
-        )
-        fx, fy = part.width / (right - left), part.height / (bottom - top)
-        x, y = (corners.real - left) * fx, (corners.imag - top) * fy
-        before = [max(0, int(np.ceil(2 - v.min()))) for v in (x, y)]
-        after = [
-            max(0, int(np.ceil(v.max() + 2 - n))) for v, n in ((x, part.width), (y, part.height))
-        ]
-        margins = ((before[1], after[1]), (before[0], after[0]), (0, 0))
-        padded = Image.fromarray(np.pad(np.asarray(part), margins, mode="edge"))
-        start = self.origin - complex(left, top)
-        sampled = padded.transform(
-            (side, side),
-            Image.Transform.AFFINE,
-            (
-                *(fx * step.real, -fx * step.imag, fx * start.real + before[0]),
-                *(fy * step.imag, fy * step.real, fy * start.imag + before[1]),
-            ),
-            Image.Resampling.BICUBIC,
-        )
-        if oversample == 1:
-            return sampled
-        return sampled.resize((self.size, self.size), Image.Resampling.LANCZOS)
-
-
-def eyes(points: Points) -> tuple[complex, complex]:
-    """Find the centres of the eyes of 68 points [68 2], the picture's left one first."""
-    places = _plane(points)
-    return complex(places[36:42].mean()), complex(places[42:48].mean())
-
-
-def framed(points: Points, size: int) -> Cut:
-    """Frame the face of 68 points [68 2]: eyes level, of their distance and in their place.
-
-    Raises:
-        ValueError: if the eyes lie less than a pixel apart.
-    """
-    left, right = eyes(points)
-    if not abs(right - left) >= 1:
-        raise ValueError(f"the eyes lie {abs(right - left):.2f} pixels apart")
-    zoom = (right - left) / (EYE_DISTANCE * size)
-    return Cut(size, zoom, (left + right) / 2 - zoom * size * EYES_AT)
-
-
-def around(box: Points, size: int, share: float, turn: complex = 1) -> Cut:
-    """Cut a square around a box [4] (left, top, right, bottom), in its middle.
-
-    Args:
-        box: in photo pixels, from the photo's corner.
-        size: of the cut.
-        share: of the cut's side that the box's longer side takes.
-        turn: e^(i angle) of the square in the photo.
-    """
-    left, top, right, bottom = (float(v) for v in box)
-    zoom = turn * max(right - left, bottom - top) / (share * size)
-    middle = complex(left + right, top + bottom) / 2
-    return Cut(size, zoom, middle - zoom * size * (0.5 + 0.5j))
-
-
-def squashed(points: Points, photo: tuple[int, int], size: int) -> NDArray[np.float32]:
-    """Find points [k 2] of a photo (width, height) in the photo squashed to a square."""
-    scale = size / np.array(photo)
-    return np.asarray((points + 0.5) * scale - 0.5, np.float32)
-
-
-def _plane(points: Points) -> NDArray[np.complex128]:
-    places: NDArray[np.complex128] = points[..., 0] + 0.5 + 1j * (points[..., 1] + 0.5)
-    return places
-
-
-def _points(places: NDArray[np.complex128]) -> NDArray[np.float64]:
-    return np.stack([places.real, places.imag], axis=-1) - 0.5
-
-
-def _within(values: NDArray[np.float64], margin: float, size: int) -> tuple[int, int]:
-    """Whole pixels that hold all values and a margin, as far as a photo goes; at least one."""
-    first = int(np.clip(np.floor(values.min() - margin), 0, size - 1))
-    return first, int(np.clip(np.ceil(values.max() + margin), first + 1, size))
-
-
 Pixels = NDArray[np.uint8]
 
 
@@ -194,215 +75,6 @@ class Detector(Protocol):
         """Find the faces in each picture, uint8 [h w 3] RGB, the largest face first."""
 
 
-@dataclass(frozen=True)
-class _Requirement:
-    packages: tuple[str, ...]
-    extra: str
-
-
-DETECTORS = {
-    "dlib": _Requirement(("dlib", "face_recognition_models"), "dlib"),
-    "face-alignment": _Requirement(("face_alignment",), "landmarks"),
-}
-
-
-def check_detector(name: str, device: str) -> None:
-    """See, without importing it, that a detector can be had.
-
-    Raises:
-        UsageError: if there is no such detector.
-        DependencyError: if its packages are not installed.
-        DeviceError: if it cannot run on the device.
-    """
-    if name not in DETECTORS:
-        raise UsageError(
-            f"there is no detector {name!r}", hint=f"choose one of {', '.join(DETECTORS)}"
-        )
-    for package in DETECTORS[name].packages:
-        if importlib.util.find_spec(package) is None:
-            raise DependencyError(
-                f"the detector {name} needs the package {package}, which is not installed",
-                hint=f"pip install 's2f[{DETECTORS[name].extra}]'",
-            )
-    if name == "dlib" and device not in ("auto", "cpu"):
-        raise DeviceError(
-            f"the detector dlib runs on the CPU, not on {device!r}",
-            hint="use --device cpu, or --detector face-alignment",
-        )
-
-
-@functools.cache
-def load_detector(name: str, device: str = "cpu") -> Detector:
-    """Load a detector, once a process.
-
-    Args:
-        name: a key of `DETECTORS`.
-        device: as for `device.choose_device`.
-
-    Raises:
-        UsageError, DependencyError, DeviceError: as `check_detector`, and if the model files are
-            missing, damaged or cannot be fetched.
-    """
-    check_detector(name, device)
-    return _Dlib() if name == "dlib" else _FaceAlignment(str(choose_device(device)))
-
-
-class _Dlib:
-    # Copies that are searched: longest side, and how much larger than the photo, at most.
-    COPIES = ((1024, 1.0), (2048, 4.0))
-    # Box, in pixels: smaller ones are of the finest scale, which also holds faces that are smaller
-    # than the box, with points beside them. The next copy is searched too.
-    CLEAR = 80
-    TILE, FACE = 360, 256  # sides of a cut, and of the face in it, whose points are predicted
-
-    def __init__(self) -> None:
-        import dlib
-
-        # The package itself imports pkg_resources, which setuptools no longer has.
-        spec = importlib.util.find_spec("face_recognition_models")
-        folders = (spec and spec.submodule_search_locations) or [""]
-        path = Path(folders[0]) / "models/shape_predictor_68_face_landmarks.dat"
-        try:
-            self.predictor = dlib.shape_predictor(str(path))
-        except RuntimeError as error:
-            raise DependencyError(
-                f"{path}: cannot be read: {error}",
-                hint="pip install --force-reinstall face_recognition_models==0.3.0",
-            ) from error
-        self.detector = dlib.get_frontal_face_detector()
-        self.rectangle = dlib.rectangle
-
-    def __call__(self, pictures: Sequence[Pixels], /) -> list[list[FoundFace]]:
-        found = []
-        for picture in pictures:
-            photo = Image.fromarray(picture)
-            faces = [FoundFace(box, self._points(photo, box)) for box in self._boxes(photo)]
-            found.append(sorted(faces, key=lambda face: -face.size))
-        return found
-
-    def _boxes(self, photo: Image.Image) -> list[NDArray[np.float32]]:
-        boxes: list[NDArray[np.float32]] = []
-        for side, enlarge in self.COPIES:
-            copy, scale = _scaled(photo, min(enlarge, side / max(photo.size)))
-            if found := self.detector(np.asarray(copy), 0):
-                edges = [(b.left(), b.top(), b.right() + 1, b.bottom() + 1) for b in found]
-                boxes = [np.asarray(np.array(e) / scale, np.float32) for e in edges]
-                if max(b.width() for b in found) >= self.CLEAR:
-                    break
-        return boxes
-
-    def _points(self, photo: Image.Image, box: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Predict the points of a face twice: as it is, then turned so that its eyes are level."""
-        first = (self.TILE - self.FACE) // 2
-        last = first + self.FACE - 1
-        turn = 1 + 0j
-        for _ in range(2):
-            cut = around(box, self.TILE, self.FACE / self.TILE, turn)
-            tile = np.asarray(cut.take(photo))
-            shape = self.predictor(tile, self.rectangle(first, first, last, last))
-            points = cut.to_photo(np.array([(p.x, p.y) for p in shape.parts()], np.float64))
-            left, right = eyes(points)
-            turn = (right - left) / abs(right - left) if right != left else turn
-        return points.astype(np.float32)
-
-
-FAN = WeightFile(
-    "https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",
-    "11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa",
-)
-S3FD = WeightFile(
-    "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
-    "619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543",
-)
-
-
-class _FaceAlignment:
-    SIDE = 640  # of the copy that is searched, pixels, at most
-    STRIDE = 128  # of the detector's coarsest map: sides are filled up to a multiple
-    PIXELS = 2**20  # that are searched at once
-    TILE, SHARE = 640, 0.4  # of a face whose points are predicted; the network sees 2.3 boxes
-    FACES = 8  # that are predicted at once
-
-    def __init__(self, device: str) -> None:
-        import face_alignment
-
-        locate(FAN)  # the package looks for it where this does
-        s3fd = locate(S3FD)
-        self.network = face_alignment.FaceAlignment(
-            face_alignment.LandmarksType.TWO_D,
-            device=device,
-            flip_input=False,
-            compile=False,
-            face_detector="sfd",
-            face_detector_kwargs={"path_to_detector": str(s3fd)},
-            max_batch_size=self.FACES,
-        )
-
-    def __call__(self, pictures: Sequence[Pixels], /) -> list[list[FoundFace]]:
-        photos = [Image.fromarray(picture) for picture in pictures]
-        boxes = self._boxes(photos)
-        owners = [k for k, found in enumerate(boxes) for _ in found]
-        flat = [box for found in boxes for box in found]
-        found: list[list[FoundFace]] = [[] for _ in photos]
-        for start in range(0, len(flat), self.FACES):
-            part = slice(start, start + self.FACES)
-            points = self._points([photos[k] for k in owners[part]], flat[part])
-            for k, box, marks in zip(owners[part], flat[part], points, strict=True):
-                found[k].append(FoundFace(box, marks))
-        return [sorted(faces, key=lambda face: -face.size) for faces in found]
-
-    def _boxes(self, photos: list[Image.Image]) -> list[list[NDArray[np.float32]]]:
-        """Search pictures, those of one size together."""
-        import torch
-
-        copies = [_scaled(photo, min(1.0, self.SIDE / max(photo.size))) for photo in photos]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        arrays = []
-        for k, (copy, _) in enumerate(copies):
-            h, w = (-side % self.STRIDE for side in reversed(copy.size))
-            arrays.append(np.pad(np.asarray(copy), ((0, h), (0, w), (0, 0))))
-            groups.setdefault(arrays[k].shape, []).append(k)
-        boxes: list[list[NDArray[np.float32]]] = [[] for _ in photos]
-        for (h, w, _), members in groups.items():
-            n = max(1, self.PIXELS // (h * w))
-            for part in (members[i : i + n] for i in range(0, len(members), n)):
-                batch = torch.from_numpy(np.stack([arrays[k] for k in part])).permute(0, 3, 1, 2)
-                found = self.network.face_detector.detect_from_batch(batch)
-                for k, edges in zip(part, found, strict=True):
-                    boxes[k] = [np.asarray(e[:4] / copies[k][1], np.float32) for e in edges]
-        return boxes
-
-    def _points(
-        self, photos: list[Image.Image], boxes: list[NDArray[np.float32]]
-    ) -> list[NDArray[np.float32]]:
-        """Predict the points of faces: one picture of all of them, one below the other."""
-        cuts = [around(box, self.TILE, self.SHARE) for box in boxes]
-        tiles = [np.asarray(c.take(photo)) for c, photo in zip(cuts, photos, strict=True)]
-        places = []
-        for k, (cut, (left, top, right, bottom)) in enumerate(zip(cuts, boxes, strict=True)):
-            w, h = (right - left) / abs(cut.zoom) / 2, (bottom - top) / abs(cut.zoom) / 2
-            x, y = self.TILE / 2, (k + 0.5) * self.TILE
-            places.append(np.array([x - w, y - h, x + w, y + h], np.float64))
-        marks = self.network.get_landmarks_from_image(np.concatenate(tiles), places)
-        return [
-            cut.to_photo(points - (0, k * self.TILE)).astype(np.float32)
-            for k, (cut, points) in enumerate(zip(cuts, marks, strict=True))
-        ]
-
-
-def _scaled(photo: Image.Image, scale: float) -> tuple[Image.Image, NDArray[np.float64]]:
-    """Resize a photo: (copy, [4] by how much the edges of a box in it have grown)."""
-    if scale == 1:
-        return photo, np.ones(4)
-    width, height = (max(1, round(side * scale)) for side in photo.size)
-    copy = photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return copy, np.array(2 * [width / photo.width, height / photo.height])
-
-
-PhotoSource = str | Source
-SIDE = 2048  # pixels: longest side of a photo that is handed to a network, which bounds a batch
-
-
 def open_face(
     photo: PhotoSource, *, align: bool = True, detector: str | None = None, device: str = "cpu"
 ) -> Image.Image:
@@ -429,7 +101,7 @@ def open_face(
 def cut_face(
     source: Source, *, detector: str, device: str = "cpu", name: str | None = None
 ) -> Image.Image:
-    """Cut out the largest face of a photo: level, 224 x 224, framed as in `framing`.
+    """Cut out the largest face of a photo: level, 224 x 224, framed.
 
     Args:
         source: as for `images.open_photo`. Of a file, as much is decoded as the detector wants.
@@ -446,8 +118,8 @@ def cut_face(
     """
     name = name or called(source)
     photo = open_to_search(source, detector, name=name)
-    found = load_detector(detector, "cpu" if detector == "dlib" else device)
-    return frame(name, photo, found([np.asarray(photo)])[0])
+    find = load_detector(detector, "cpu" if detector == "dlib" else device)
+    return frame(name, photo, find([np.asarray(photo)])[0])
 
 
 def open_to_search(source: Source, detector: str, *, name: str | None = None) -> Image.Image:
@@ -499,8 +171,8 @@ def frame(name: str, photo: Image.Image, faces: list[FoundFace]) -> Image.Image:
 
 def installed_detector() -> str | None:
     """Name the detector that can be used without asking: the first one that is installed."""
-    for name, needs in DETECTORS.items():
-        if all(importlib.util.find_spec(package) for package in needs.packages):
+    for name, (packages, _) in DETECTORS.items():
+        if all(importlib.util.find_spec(package) for package in packages):
             return name
     return None
 
@@ -516,10 +188,313 @@ def choose_detector(name: str | None) -> str:
     """
     chosen = name or installed_detector()
     if chosen is None:
-        extras = " or ".join(f"pip install 's2f[{needs.extra}]'" for needs in DETECTORS.values())
+        extras = " or ".join(f"pip install 's2f[{extra}]'" for _, extra in DETECTORS.values())
         raise DependencyError(
             "no detector of faces is installed",
             hint=f"{extras}; or give --no-align for photos that are framed already",
         )
     check_detector(chosen, "cpu")
     return chosen
+
+
+def check_detector(name: str, device: str) -> None:
+    """See, without importing it, that a detector can be had.
+
+    Raises:
+        UsageError: if there is no such detector.
+        DependencyError: if its packages are not installed.
+        DeviceError: if it cannot run on the device.
+    """
+    if name not in DETECTORS:
+        raise UsageError(
+            f"there is no detector {name!r}", hint=f"choose one of {', '.join(DETECTORS)}"
+        )
+    packages, extra = DETECTORS[name]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise DependencyError(
+                f"the detector {name} needs the package {package}, which is not installed",
+                hint=f"pip install 's2f[{extra}]'",
+            )
+    if name == "dlib" and device not in ("auto", "cpu"):
+        raise DeviceError(
+            f"the detector dlib runs on the CPU, not on {device!r}",
+            hint="use --device cpu, or --detector face-alignment",
+        )
+
+
+@functools.cache
+def load_detector(name: str, device: str = "cpu") -> Detector:
+    """Load a detector, once a process.
+
+    Args:
+        name: a key of `DETECTORS`.
+        device: as for `device.choose_device`.
+
+    Raises:
+        UsageError, DependencyError, DeviceError: as `check_detector`, and if the model files are
+            missing, damaged or cannot be fetched.
+    """
+    check_detector(name, device)
+    return _Dlib() if name == "dlib" else _FaceAlignment(str(choose_device(device)))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A square that lies in a photo in any place, size and turn.
+
+    Attributes:
+        size: side of the picture that is cut out, pixels.
+        zoom: photo pixels a pixel of the cut, times e^(i turn).
+        origin: where in the photo the cut's upper left corner lies.
+    """
+
+    size: int
+    zoom: complex
+    origin: complex
+
+    def to_photo(self, points: Points) -> NDArray[np.float64]:
+        """Find points of the cut [k 2] in the photo."""
+        places = self.origin + self.zoom * _plane(points)
+        return np.stack([places.real, places.imag], axis=-1) - 0.5
+
+    def take(self, photo: Image.Image, *, oversample: int = 1) -> Image.Image:
+        """Cut the square out of an RGB photo. What lies outside of it repeats its edge.
+
+        Args:
+            photo: RGB.
+            oversample: pixels a side that are sampled for one of the cut: 2 blurs less.
+        """
+        step = self.zoom / oversample
+        side = self.size * oversample
+        corners = self.origin + self.zoom * self.size * np.array([0, 1, 1j, 1 + 1j])
+        # Sampling alone would skip pixels of a photo that shrinks: it is averaged down first.
+        shrink = min(1.0, 1 / abs(step))
+        left, right = _within(corners.real, 4 / shrink, photo.width)
+        top, bottom = _within(corners.imag, 4 / shrink, photo.height)
+        part = photo.resize(
+            (max(1, round((right - left) * shrink)), max(1, round((bottom - top) * shrink))),
+            Image.Resampling.LANCZOS,
+            box=(left, top, right, bottom),
+            reducing_gap=3.0,
+        )
+        fx, fy = part.width / (right - left), part.height / (bottom - top)
+        x, y = (corners.real - left) * fx, (corners.imag - top) * fy
+        margins = [
+            (max(0, int(np.ceil(2 - v.min()))), max(0, int(np.ceil(v.max() + 2 - n))))
+            for v, n in ((y, part.height), (x, part.width))
+        ]
+        padded = Image.fromarray(np.pad(np.asarray(part), [*margins, (0, 0)], mode="edge"))
+        (above, _), (before, _) = margins
+        start = self.origin - complex(left, top)
+        matrix = (
+            *(fx * step.real, -fx * step.imag, fx * start.real + before),
+            *(fy * step.imag, fy * step.real, fy * start.imag + above),
+        )
+        sampled = padded.transform(
+            (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+        )
+        if oversample == 1:
+            return sampled
+        return sampled.resize((self.size, self.size), Image.Resampling.LANCZOS)
+
+
+def eyes(points: Points) -> tuple[complex, complex]:
+    """Find the centres of the eyes of 68 points [68 2], the picture's left one first."""
+    places = _plane(points)
+    return complex(places[36:42].mean()), complex(places[42:48].mean())
+
+
+def framed(points: Points, size: int) -> Cut:
+    """Frame the face of 68 points [68 2]: eyes level, of their distance and in their place.
+
+    Raises:
+        ValueError: if the eyes lie less than a pixel apart.
+    """
+    left, right = eyes(points)
+    if not abs(right - left) >= 1:
+        raise ValueError(f"the eyes lie {abs(right - left):.2f} pixels apart")
+    zoom = (right - left) / (EYE_DISTANCE * size)
+    return Cut(size, zoom, (left + right) / 2 - zoom * size * EYES_AT)
+
+
+def around(box: Points, size: int, share: float, turn: complex = 1) -> Cut:
+    """Cut a square around a box [4] (left, top, right, bottom), in its middle.
+
+    Args:
+        box: in photo pixels, from the photo's corner.
+        size: of the cut.
+        share: of the cut's side that the box's longer side takes.
+        turn: e^(i angle) of the square in the photo.
+    """
+    left, top, right, bottom = (float(v) for v in box)
+    zoom = turn * max(right - left, bottom - top) / (share * size)
+    middle = complex(left + right, top + bottom) / 2
+    return Cut(size, zoom, middle - zoom * size * (0.5 + 0.5j))
+
+
+def squashed(points: Points, photo: tuple[int, int], size: int) -> NDArray[np.float32]:
+    """Find points [k 2] of a photo (width, height) in the photo squashed to a square."""
+    scale = size / np.array(photo)
+    return np.asarray((points + 0.5) * scale - 0.5, np.float32)
+
+
+def _plane(points: Points) -> NDArray[np.complex128]:
+    places: NDArray[np.complex128] = points[..., 0] + 0.5 + 1j * (points[..., 1] + 0.5)
+    return places
+
+
+def _within(values: NDArray[np.float64], margin: float, size: int) -> tuple[int, int]:
+    """Whole pixels that hold all values and a margin, as far as a photo goes; at least one."""
+    first = int(np.clip(np.floor(values.min() - margin), 0, size - 1))
+    return first, int(np.clip(np.ceil(values.max() + margin), first + 1, size))
+
+
+class _Dlib:
+    # Copies that are searched: longest side, and how much larger than the photo, at most.
+    COPIES = ((1024, 1.0), (2048, 4.0))
+    # Box, in pixels: smaller ones are of the finest scale, which also holds faces that are smaller
+    # than the box, with points beside them. The next copy is searched too.
+    CLEAR = 80
+    TILE, FACE = 360, 256  # sides of a cut, and of the face in it, whose points are predicted
+
+    def __init__(self) -> None:
+        import dlib
+
+        # The package itself imports pkg_resources, which setuptools no longer has.
+        spec = importlib.util.find_spec("face_recognition_models")
+        folders = (spec and spec.submodule_search_locations) or [""]
+        path = Path(folders[0]) / "models/shape_predictor_68_face_landmarks.dat"
+        try:
+            self.predictor = dlib.shape_predictor(str(path))
+        except RuntimeError as error:
+            raise DependencyError(
+                f"{path}: cannot be read: {error}",
+                hint="pip install --force-reinstall face_recognition_models==0.3.0",
+            ) from error
+        self.detector = dlib.get_frontal_face_detector()
+        self.rectangle = dlib.rectangle
+
+    def __call__(self, pictures: Sequence[Pixels], /) -> list[list[FoundFace]]:
+        photos = [Image.fromarray(picture) for picture in pictures]
+        found = [[FoundFace(box, self._points(p, box)) for box in self._boxes(p)] for p in photos]
+        return [sorted(faces, key=lambda face: -face.size) for faces in found]
+
+    def _boxes(self, photo: Image.Image) -> list[NDArray[np.float32]]:
+        boxes: list[NDArray[np.float32]] = []
+        for side, enlarge in self.COPIES:
+            copy, scale = _scaled(photo, min(enlarge, side / max(photo.size)))
+            if found := self.detector(np.asarray(copy), 0):
+                edges = [(b.left(), b.top(), b.right() + 1, b.bottom() + 1) for b in found]
+                boxes = [np.asarray(np.array(e) / scale, np.float32) for e in edges]
+                if max(b.width() for b in found) >= self.CLEAR:
+                    break
+        return boxes
+
+    def _points(self, photo: Image.Image, box: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Predict the points of a face twice: as it is, then turned so that its eyes are level."""
+        first = (self.TILE - self.FACE) // 2
+        last = first + self.FACE - 1
+        turn = 1 + 0j
+        for _ in range(2):
+            cut = around(box, self.TILE, self.FACE / self.TILE, turn)
+            tile = np.asarray(cut.take(photo))
+            shape = self.predictor(tile, self.rectangle(first, first, last, last))
+            points = cut.to_photo(np.array([(p.x, p.y) for p in shape.parts()], np.float64))
+            left, right = eyes(points)
+            turn = (right - left) / abs(right - left) if right != left else turn
+        return points.astype(np.float32)
+
+
+# Addresses of the networks' weights, and their SHA-256.
+FAN = (
+    "https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",
+    "11f355bf0693120222f5955ce3f9dc8fb5763ebb30a47d7906e509490d32e4aa",
+)
+S3FD = (
+    "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
+    "619a31681264d3f7f7fc7a16a42cbbe8b23f31a256f75a366e5a1bcd59b33543",
+)
+
+
+class _FaceAlignment:
+    SIDE = 640  # of the copy that is searched, pixels, at most
+    STRIDE = 128  # of the detector's coarsest map: sides are filled up to a multiple
+    PIXELS = 2**20  # that are searched at once
+    TILE, SHARE = 640, 0.4  # of a face whose points are predicted; the network sees 2.3 boxes
+    FACES = 8  # that are predicted at once
+
+    def __init__(self, device: str) -> None:
+        import face_alignment
+
+        from s2f.checkpoint import WeightFile, locate
+
+        locate(WeightFile(*FAN))  # the package looks for it where this does
+        s3fd = locate(WeightFile(*S3FD))
+        self.network = face_alignment.FaceAlignment(
+            face_alignment.LandmarksType.TWO_D,
+            device=device,
+            flip_input=False,
+            compile=False,
+            face_detector="sfd",
+            face_detector_kwargs={"path_to_detector": str(s3fd)},
+            max_batch_size=self.FACES,
+        )
+
+    def __call__(self, pictures: Sequence[Pixels], /) -> list[list[FoundFace]]:
+        photos = [Image.fromarray(picture) for picture in pictures]
+        boxes = [(k, box) for k, found in enumerate(self._boxes(photos)) for box in found]
+        found: list[list[FoundFace]] = [[] for _ in photos]
+        for start in range(0, len(boxes), self.FACES):
+            owners, part = zip(*boxes[start : start + self.FACES], strict=True)
+            points = self._points([photos[k] for k in owners], part)
+            for k, box, marks in zip(owners, part, points, strict=True):
+                found[k].append(FoundFace(box, marks))
+        return [sorted(faces, key=lambda face: -face.size) for faces in found]
+
+    def _boxes(self, photos: list[Image.Image]) -> list[list[NDArray[np.float32]]]:
+        """Search pictures, those of one size together."""
+        import torch
+
+        copies = [_scaled(photo, min(1.0, self.SIDE / max(photo.size))) for photo in photos]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        arrays = []
+        for k, (copy, _) in enumerate(copies):
+            h, w = (-side % self.STRIDE for side in reversed(copy.size))
+            arrays.append(np.pad(np.asarray(copy), ((0, h), (0, w), (0, 0))))
+            groups.setdefault(arrays[k].shape, []).append(k)
+        boxes: list[list[NDArray[np.float32]]] = [[] for _ in photos]
+        for (h, w, _), members in groups.items():
+            n = max(1, self.PIXELS // (h * w))
+            for part in (members[i : i + n] for i in range(0, len(members), n)):
+                batch = torch.from_numpy(np.stack([arrays[k] for k in part])).permute(0, 3, 1, 2)
+                found = self.network.face_detector.detect_from_batch(batch)
+                for k, edges in zip(part, found, strict=True):
+                    boxes[k] = [np.asarray(e[:4] / copies[k][1], np.float32) for e in edges]
+        return boxes
+
+    def _points(
+        self, photos: Sequence[Image.Image], boxes: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        """Predict the points of faces: one picture of all of them, one below the other."""
+        cuts = [around(box, self.TILE, self.SHARE) for box in boxes]
+        tiles = [np.asarray(c.take(photo)) for c, photo in zip(cuts, photos, strict=True)]
+        places = []
+        for k, (cut, (left, top, right, bottom)) in enumerate(zip(cuts, boxes, strict=True)):
+            w, h = (right - left) / abs(cut.zoom) / 2, (bottom - top) / abs(cut.zoom) / 2
+            x, y = self.TILE / 2, (k + 0.5) * self.TILE
+            places.append(np.array([x - w, y - h, x + w, y + h], np.float64))
+        marks = self.network.get_landmarks_from_image(np.concatenate(tiles), places)
+        return [
+            cut.to_photo(points - (0, k * self.TILE)).astype(np.float32)
+            for k, (cut, points) in enumerate(zip(cuts, marks, strict=True))
+        ]
+
+
+def _scaled(photo: Image.Image, scale: float) -> tuple[Image.Image, NDArray[np.float64]]:
+    """Resize a photo: (copy, [4] by how much the edges of a box in it have grown)."""
+    if scale == 1:
+        return photo, np.ones(4)
+    width, height = (max(1, round(side * scale)) for side in photo.size)
+    copy = photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return copy, np.array(2 * [width / photo.width, height / photo.height])

@@ -23,7 +23,7 @@ from app import Server, Visitor, ask_many
 from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import noise, write_photo
 
-from s2f import app, app_server
+from s2f import app_server
 from s2f.audio import SAMPLE_RATE
 
 needs_gradio = pytest.mark.skipif(
@@ -70,7 +70,7 @@ def left(folder: Path) -> list[Path]:
 
 
 def test_a_port_that_is_taken_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(app_server.metadata, "version", lambda name: app_server.GRADIO)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen(1)
@@ -79,7 +79,10 @@ def test_a_port_that_is_taken_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_the_extra_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
+    def missing(name: str) -> str:
+        raise app_server.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(app_server.metadata, "version", missing)
     done = Done("app")
     assert_refused(done, 5, "gradio")
     assert "pip install 's2f[app]'" in done.err

@@ -111,7 +111,7 @@ def test_faces_and_landmarks_of_a_real_photo(tmp_path: Path) -> None:
     """The dlib detector finds a real face; a drawing has none."""
     if not (REAL / "faces").is_dir():
         pytest.skip("needs the real faces beside the repository")
-    for package in face_detection.DETECTORS["dlib"].packages:
+    for package in face_detection.DETECTORS["dlib"][0]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the package {package}")
     person = min((REAL / "faces").glob("*/neutral.jpg"))

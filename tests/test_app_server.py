@@ -1,15 +1,103 @@
-"""What a visit may cost, and that nothing of it stays."""
+"""Serving the page: what is refused before it begins, what a visit may cost, and what stays of it.
+
+Nothing stays. The tests ask no Gradio but for the version that `app_server` is written for.
+"""
 
 import asyncio
 import os
+import socket
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from s2f import app_server
-from s2f.errors import InputError, OutputError
+from s2f.app_server import Settings, check_settings
+from s2f.errors import DependencyError, InputError, OutputError, UsageError
+
+
+@pytest.fixture
+def gradio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Gradio were installed."""
+    monkeypatch.setattr(app_server.metadata, "version", lambda name: f"{app_server.GRADIO}.0")
+
+
+@pytest.mark.usefixtures("gradio")
+def test_any_port_becomes_one_that_is_free() -> None:
+    port = check_settings(Settings(port=0)).port
+    assert port > 0
+    assert check_settings(Settings(port=port)) == Settings(port=port)
+
+
+@pytest.mark.usefixtures("gradio")
+def test_a_port_that_is_taken_is_refused_with_the_cure() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        taken = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {taken} of 127.0.0.1 is taken") as told:
+            check_settings(Settings(port=taken))
+    assert told.value.hint and "--port" in told.value.hint
+
+
+@pytest.mark.usefixtures("gradio")
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+def test_what_is_no_address_of_this_machine_is_refused(host: str) -> None:
+    with pytest.raises(UsageError, match=host):
+        check_settings(Settings(host=host, port=0))
+
+
+@pytest.mark.usefixtures("gradio")
+def test_a_port_that_may_not_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(UsageError, match=r"port 80 of 127\.0\.0\.1 may not be used"):
+        check_settings(Settings(port=80))
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise app_server.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(app_server.metadata, "version", missing)
+    with pytest.raises(DependencyError, match="not installed") as told:
+        check_settings(Settings())
+    assert told.value.hint == "pip install 's2f[app]'"
+
+
+@pytest.mark.parametrize("version", ["6.30.9", "6.32.0", "6.310", "7.31"])
+def test_another_version_of_gradio_is_refused(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may keep what visitors send and are answered: parts of it that are its own are changed."""
+    monkeypatch.setattr(app_server.metadata, "version", lambda name: version)
+    with pytest.raises(DependencyError, match=f"gradio 6.31, .*installed is {version}"):
+        check_settings(Settings())
+
+
+def test_the_extra_installs_the_version_that_is_served_with() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    (wanted,) = map(Requirement, project["optional-dependencies"]["app"])
+    major, minor = map(int, app_server.GRADIO.split("."))
+    assert wanted.name == "gradio"
+    for version, is_wanted in ((minor - 1, False), (minor, True), (minor + 1, False)):
+        assert wanted.specifier.contains(f"{major}.{version}.0") == is_wanted
+
+
+def test_what_is_changed_of_gradio_is_there() -> None:
+    pytest.importorskip("gradio")
+    from gradio import Audio, Image, route_utils, state_holder
+
+    assert isinstance(route_utils.GradioUploadFile, type)
+    assert callable(state_holder.SessionState._update_value_in_config)
+    for component in (Audio, Image):
+        assert callable(component.async_move_resource_to_block_cache)
+        assert callable(component.preprocess)
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +126,6 @@ def test_a_full_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b").write_bytes(bytes(1000))
     assert app_server.has_room(tmp_path, 10**6) and not app_server.has_room(tmp_path, 1000)
-
-
-def test_what_is_taken_is_gone(tmp_path: Path) -> None:
-    paths = [tmp_path / "a", tmp_path / "b"]
-    for path in paths:
-        path.write_bytes(path.name.encode())
-    assert [stream.read() for stream in app_server.take(*paths)] == [b"a", b"b"]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_gone_is_told_and_the_others_go_too(tmp_path: Path) -> None:
