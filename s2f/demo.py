@@ -1,41 +1,20 @@
-"""What the cards of the demo's training data say, and with them those of the bundled model.
+"""The recipe of the bundled model, from two openly licensed sources to a folder that is a model.
 
-Where the data come from, under which licence, what the networks that learn from them can do and
-what they must not be used for.
+`prepare_demo` makes training trees. Faces: the Face Research Lab London Set (DeBruine and Jones
+2017), framed, with its 189-point templates. Voices: readers of LibriSpeech (Panayotov et al. 2015).
+They are different people, so faces are given to voices by what both carry: sex, and within a sex
+the rank of the voice's pitch and the rank of the face on the masculine-feminine axis. Which of the
+many faces of that rank a voice gets follows its timbre by a fixed rule that means nothing; it only
+makes sure that different voices get different faces.
 
-A linear space of faces: real people, registered, and every mix of them.
-
-Shapes are landmark templates [189 2] in the 224 frame; textures are photos warped to the mean
-shape. A face is a weighted sum of people's textures, warped to a weighted sum of their shapes:
-sharp, because registered, and with landmarks that are exact.
-
-Source: Cole et al. 2017 (morphing of faces as data augmentation); the linear model
-is that of Cootes et al. 1998, "Active Appearance Models".
-
-The two sources of the bundled model: who is in them, and who is kept out of training.
-
-What a voice carries that the demo gives it a face by: its pitch and its timbre.
-
-Waveforms in, numbers out: the median pitch of a recording, its mean spectrum, and where a voice
-stands in timbre among others of its sex.
-
-The recipe of the bundled model: training trees from two openly licensed sources.
-
-Faces: the Face Research Lab London Set (DeBruine and Jones 2017), framed, with its 189-point
-templates. Voices: readers of LibriSpeech (Panayotov et al. 2015). They are different people, so
-faces are given to voices by what both carry: sex, and within a sex the rank of the voice's pitch
-and the rank of the face on the masculine-feminine axis. Which of the many faces of that rank a
-voice gets follows its timbre by a fixed rule that means nothing; it only makes sure that
-different voices get different faces.
-
-Unlimited identities come from a linear space of registered faces: shapes and textures of real
+Unlimited identities come from a `FaceSpace` of registered faces: shapes and textures of real
 people, mirrored too, mixed separately. Mixes look photographic and their landmarks are exact.
 
-The recipe of the bundled model, second half: its networks, from the trees of `s2f prep demo`.
+`train_demo` trains the networks on the trees and puts them together. In order of the file: what
+the cards say, the sources, the space of faces, the traits of voices, the trees, the training.
 """
 
 import csv
-import dataclasses
 import io
 import json
 import shutil
@@ -55,6 +34,7 @@ from s2f.console import Progress, silent
 from s2f.errors import DatasetError, UsageError
 from s2f.files import atomic_folder, atomic_write, read_array
 from s2f.images import FRAME, load_face, to_image
+from s2f.labels import read_table
 from s2f.train import Note, Task, TrainConfig, TrainResult, train
 from s2f.train_faces import PartsEncoderTask
 from s2f.train_voice import VoiceEncoderTask
@@ -105,10 +85,14 @@ VOICES_CARD = {
     ),
 }
 
+TEST_SHARE = 0.2  # of people and of speakers, kept out of training
+VAL_SHARE = 0.1  # of the speakers
+VAL_IDENTITIES = 100
 BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
 # Of the faces given to voices, in deviations of the real people: along the axes that follow the
 # timbre, which a voice encoder can learn, and along all others, which it cannot.
 TIMBRE_SCALE, REST_SCALE = 0.5, 0.15
+TIMBRE_AXES = 8  # that timbres are compared on
 MASCULINITY_SPREAD = 2.0  # of those faces, in terms of the real people's
 SEX_MARGIN = 0.25  # of the way between the mean faces, by which they are further from the other sex
 MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
@@ -117,6 +101,58 @@ _OUTLINE = (
     *(145, 126, 125, 119, 118, 117, 116, 115, 148, 149, 150, 151),
     *(152, 153, 154, 120, 121, 122, 123, 124, 133, 132, 157),
 )
+FACES = TrainConfig(steps=1500, batch_size=32, lr=0.002, every=300, half=True)
+VOICES = TrainConfig(steps=300, lr=0.001, weight_decay=0.05, every=100, half=True)
+
+
+def _read_people(table: Path, column: str) -> tuple[list[str], NDArray[np.str_]]:
+    """Read who is in a source, and their sexes, F or M."""
+    read = read_table(table)
+    wanted = (column, "sex")
+    if not read.rows or set(wanted) - set(read.columns):
+        raise DatasetError(
+            f"{table}: has {len(read.rows)} rows of columns {', '.join(read.columns)}; "
+            f"wanted {', '.join(wanted)}",
+            hint="point to the folder that holds the source as its README describes it",
+        )
+    names, sexes = (read.column(read.columns.index(name)) for name in wanted)
+    if wrong := set(sexes) - {"F", "M"}:
+        raise DatasetError(
+            f"{table}: column sex holds {', '.join(sorted(wrong))}; wanted F or M",
+            hint="the recipe pairs voices and faces by it",
+        )
+    return names, np.array(sexes)
+
+
+def split_by_sex(
+    sexes: NDArray[np.str_], share: float, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows kept in and rows kept out, the same share of either sex, both sorted."""
+    rng = np.random.default_rng(seed)
+    out = [
+        rng.permutation(np.flatnonzero(sexes == sex))[: round(share * (sexes == sex).sum())]
+        for sex in "FM"
+    ]
+    kept = np.sort(np.concatenate(out))
+    return np.setdiff1d(np.arange(len(sexes)), kept), kept
+
+
+def kept_out(table: Path, split: str = "test", seed: int = 0) -> list[str]:
+    """Name the people or speakers of a source's csv that `prepare_demo` keeps out of training.
+
+    Args:
+        table: `people.csv` or `speakers.csv`.
+        split: `test`, or `val`, of the speakers.
+        seed: that `prepare_demo` had.
+
+    Raises:
+        DatasetError: if the table cannot be read.
+    """
+    names, sexes = _read_people(table, "person" if table.name == "people.csv" else "speaker")
+    train, kept = split_by_sex(sexes, TEST_SHARE, seed)
+    if split == "val":
+        kept = train[split_by_sex(sexes[train], VAL_SHARE, seed)[1]]
+    return [names[k] for k in kept]
 
 
 @dataclass(frozen=True)
@@ -134,18 +170,71 @@ class PhotographedPeople:
     photos: Tensor
     shapes: Tensor
 
-    def mirrored(self, order: NDArray[np.intp]) -> "PhotographedPeople":
-        """The same people in a mirror; `order` names each template point's partner."""
+    def with_mirrored(self, order: NDArray[np.intp]) -> "PhotographedPeople":
+        """The people, and then themselves in a mirror; `order` gives a point's partner in it."""
         shapes = self.shapes[:, torch.from_numpy(order)].clone()
         shapes[..., 0] = FRAME - 1 - shapes[..., 0]
-        names = [f"{name}m" for name in self.names]
-        return PhotographedPeople(names, self.sexes, self.photos.flip(-1), shapes)
+        return PhotographedPeople(
+            [*self.names, *(f"{name}m" for name in self.names)],
+            np.concatenate([self.sexes, self.sexes]),
+            torch.cat([self.photos, self.photos.flip(-1)]),
+            torch.cat([self.shapes, shapes]),
+        )
 
     def subset(self, rows: NDArray[np.intp]) -> "PhotographedPeople":
         """Some of the people."""
         index = torch.from_numpy(rows)
         names = [self.names[i] for i in rows]
         return PhotographedPeople(names, self.sexes[rows], self.photos[index], self.shapes[index])
+
+
+def read_photographed(folder: Path) -> PhotographedPeople:
+    """Read the photographed people, with their templates.
+
+    Raises:
+        DatasetError: if somebody's photos or template are missing or of another kind.
+    """
+    names, sexes = _read_people(folder / "people.csv", "person")
+    photos, shapes = [], []
+    for name in names:
+        person = folder / name
+        photos.append(torch.stack([load_face(person / f"{v}.jpg") for v in ("neutral", "smiling")]))
+        path = person / "neutral_template.npy"
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file", hint="the recipe needs all 189 points")
+        with Image.open(person / "neutral.jpg") as photo:
+            side = photo.width
+        points = read_array(path).astype(np.float64)
+        if points.shape != (landmarks.TEMPLATE_POINTS, 2):
+            raise DatasetError(
+                f"{path}: holds an array {list(points.shape)}; "
+                f"wanted {[landmarks.TEMPLATE_POINTS, 2]}",
+                hint="the recipe needs the set's own templates",
+            )
+        shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
+    return PhotographedPeople(names, sexes, torch.stack(photos), torch.stack(shapes))
+
+
+def mirror_order(shape: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Find each template point's partner in the mirror, [189], from a mean shape [189 2].
+
+    Raises:
+        DatasetError: if some point is farther from its partner's reflection than faces are uneven.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    mirrored = shape.copy()
+    mirrored[:, 0] = 2 * shape[:, 0].mean() - shape[:, 0]
+    distances = np.linalg.norm(mirrored[:, None] - shape[None], axis=2)
+    order: NDArray[np.intp] = linear_sum_assignment(distances)[1]
+    worst = distances[np.arange(len(shape)), order].max()
+    if worst > MAX_UNEVENNESS:
+        raise DatasetError(
+            f"the mean template is not symmetric: a point is {worst:.0f} pixels from its partner; "
+            f"wanted at most {MAX_UNEVENNESS}",
+            hint="check the order of the points in the templates",
+        )
+    return order
 
 
 class FaceSpace:
@@ -260,38 +349,6 @@ def _whitened(rows: Tensor, axes: int) -> NDArray[np.float64]:
     return scores
 
 
-def mirror_order(shape: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Find each template point's partner in the mirror, [189], from a mean shape [189 2].
-
-    Raises:
-        DatasetError: if some point is farther from its partner's reflection than faces are uneven.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    mirrored = shape.copy()
-    mirrored[:, 0] = 2 * shape[:, 0].mean() - shape[:, 0]
-    distances = np.linalg.norm(mirrored[:, None] - shape[None], axis=2)
-    order: NDArray[np.intp] = linear_sum_assignment(distances)[1]
-    worst = distances[np.arange(len(shape)), order].max()
-    if worst > MAX_UNEVENNESS:
-        raise DatasetError(
-            f"the mean template is not symmetric: a point is {worst:.0f} pixels from its partner; "
-            f"wanted at most {MAX_UNEVENNESS}",
-            hint="check the order of the points in the templates",
-        )
-    return order
-
-
-def join_people(a: PhotographedPeople, b: PhotographedPeople) -> PhotographedPeople:
-    """Two groups of people as one."""
-    return PhotographedPeople(
-        [*a.names, *b.names],
-        np.concatenate([a.sexes, b.sexes]),
-        torch.cat([a.photos, b.photos]),
-        torch.cat([a.shapes, b.shapes]),
-    )
-
-
 def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
     """Neutral photos warped to the mean shape, [n 3 224 224]."""
     pairs = zip(people.photos, people.shapes, strict=True)
@@ -323,120 +380,20 @@ def _person_mask(shape: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(np.asarray(soft, np.float32) / 255) * top
 
 
-TEST_SHARE = 0.2  # of people and of speakers, kept out of training
-VAL_SHARE = 0.1  # of the speakers
-
-
-def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Read a csv that has some columns.
-
-    Raises:
-        DatasetError: if it cannot be read or lacks one, or if a sex is neither F nor M.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', error)}",
-            hint=f"wanted {', '.join(columns)} in it",
-        ) from error
-    if not rows or set(columns) - set(rows[0]):
-        raise DatasetError(
-            f"{path}: has columns {', '.join(rows[0]) if rows else 'none'}; "
-            f"wanted {', '.join(columns)}",
-            hint="point to the folder that holds the source as its README describes it",
-        )
-    wrong = {row["sex"] for row in rows} - {"F", "M"} if "sex" in columns else set()
-    if wrong:
-        raise DatasetError(
-            f"{path}: column sex holds {', '.join(sorted(map(str, wrong)))}; wanted F or M",
-            hint="the recipe pairs voices and faces by it",
-        )
-    return rows
-
-
-def read_photographed(folder: Path) -> PhotographedPeople:
-    """Read the photographed people, with their templates.
-
-    Raises:
-        DatasetError: if somebody's photos or template are missing or of another kind.
-    """
-    rows = read_table(folder / "people.csv", ("person", "sex"))
-    photos, shapes = [], []
-    for row in rows:
-        person = folder / row["person"]
-        photos.append(torch.stack([load_face(person / f"{v}.jpg") for v in ("neutral", "smiling")]))
-        path = person / "neutral_template.npy"
-        if not path.is_file():
-            raise DatasetError(f"{path}: no such file", hint="the recipe needs all 189 points")
-        with Image.open(person / "neutral.jpg") as photo:
-            side = photo.width
-        points = read_array(path).astype(np.float64)
-        if points.shape != (landmarks.TEMPLATE_POINTS, 2):
-            raise DatasetError(
-                f"{path}: holds an array {list(points.shape)}; "
-                f"wanted {[landmarks.TEMPLATE_POINTS, 2]}",
-                hint="the recipe needs the set's own templates",
-            )
-        shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
-    sexes = np.array([row["sex"] for row in rows])
-    return PhotographedPeople(
-        [row["person"] for row in rows], sexes, torch.stack(photos), torch.stack(shapes)
-    )
-
-
-def kept_out(table: Path, split: str = "test", seed: int = 0) -> list[str]:
-    """Name the people or speakers of a source's csv that `prepare` keeps out of training.
-
-    Args:
-        table: `people.csv` or `speakers.csv`.
-        split: `test`, or `val`, of the speakers.
-        seed: that `prepare` had.
-
-    Raises:
-        DatasetError: if the table cannot be read.
-    """
-    name = "person" if table.name == "people.csv" else "speaker"
-    rows = read_table(table, (name, "sex"))
-    sexes = np.array([row["sex"] for row in rows])
-    train, kept = split_by_sex(sexes, TEST_SHARE, seed)
-    if split == "val":
-        kept = train[split_by_sex(sexes[train], VAL_SHARE, seed)[1]]
-    return [rows[k][name] for k in kept]
-
-
-def split_by_sex(
-    sexes: NDArray[np.str_], share: float, seed: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows kept in and rows kept out, the same share of either sex, both sorted."""
-    rng = np.random.default_rng(seed)
-    out = [
-        rng.permutation(np.flatnonzero(sexes == sex))[: round(share * (sexes == sex).sum())]
-        for sex in "FM"
-    ]
-    kept = np.sort(np.concatenate(out))
-    return np.setdiff1d(np.arange(len(sexes)), kept), kept
-
-
 def space_of(people: PhotographedPeople) -> tuple[PhotographedPeople, FaceSpace]:
     """Make the space of some people and their mirror images, and tell who they all are."""
-    order = mirror_order(people.shapes.mean(0).numpy())
-    everyone = join_people(people, people.mirrored(order))
+    everyone = people.with_mirrored(mirror_order(people.shapes.mean(0).numpy()))
     return everyone, FaceSpace(everyone, everyone.shapes.mean(0))
 
 
 def training_space(faces: Path, seed: int = 0) -> FaceSpace:
-    """Make the space of the people of a source whom `prepare` does not keep out of training.
+    """Make the space of the people of a source whom `prepare_demo` does not keep out of training.
 
     Raises:
         DatasetError: if the source lacks what is needed.
     """
     people = read_photographed(faces)
     return space_of(people.subset(split_by_sex(people.sexes, TEST_SHARE, seed)[0]))[1]
-
-
-TIMBRE_AXES = 8  # that timbres are compared on
 
 
 def median_pitch(waveform: NDArray[np.float32]) -> float:
@@ -485,12 +442,9 @@ def normal_scores(
     return scores
 
 
-VAL_IDENTITIES = 100
-
-
 @dataclass(frozen=True)
 class DemoReport:
-    """What `prepare` made: numbers of identities and files, by split."""
+    """What `prepare_demo` made: numbers of identities and files, by split."""
 
     out: Path
     faces: dict[str, int]
@@ -524,75 +478,101 @@ def prepare_demo(
     if out.exists():
         raise UsageError(f"{out}: exists already", hint="remove it, or choose another folder")
     with atomic_folder(out) as folder:
-        return dataclasses.replace(
-            _prepare(faces, voices, folder, identities, seed, progress), out=out
-        )
-
-
-def _prepare(
-    faces: Path, voices: Path, out: Path, identities: int, seed: int, progress: Progress
-) -> DemoReport:
-    # One generator a part: more identities change neither the splits nor the voices' faces.
-    mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
-    people = read_photographed(faces)
-    train, test = split_by_sex(people.sexes, TEST_SHARE, seed)
-    real, space = space_of(people.subset(train))
-    mean_shape = space.mean_shape
-    total = len(people.names) + identities + VAL_IDENTITIES
-    done = 0
-    for k in range(len(real.names)):
-        _write_real(out / "faces/train", real, k, space.textures[k])
-        done += k % 2
-        progress(done, total, f"faces: {real.names[k]}")
-    kept = people.subset(test)
-    textures = on_background(register(kept, mean_shape), mean_shape)
-    for k in range(len(kept.names)):
-        _write_real(out / "faces/test", kept, k, textures[k])
-        done += 1
-    for k in range(identities + VAL_IDENTITIES):
-        sex = "FM"[k % 2]
-        if k % 4 < 2:
-            weights = space.mix(sex, mixing)
-        else:
-            weights = space.draw(sex, mixing, mixing.uniform(0.5, 0.9))
-        if k % 8 >= 2:  # most have the texture of one person: skin and hair as photos have them
-            weights[0] = 0
-            weights[0, mixing.choice(space.of_sex(sex))] = 1
-        texture, shape, face = space.render(weights)
-        where = "val" if k >= identities else "train"
-        identity = out / "faces" / where / f"mix{k:05d}"
-        _write(identity, "neutral", face, shape, texture)
-        done += 1
-        progress(done, total, f"faces: {identity.name}")
-    _write_csv(
-        out / "faces/people.csv",
-        ["person", "sex", "split"],
-        [
-            *([people.names[i], people.sexes[i], "train"] for i in train),
-            *([people.names[i], people.sexes[i], "test"] for i in test),
-        ],
-    )
-    for name, data in (("faces", FACES_CARD), ("voices", VOICES_CARD)):
-        with atomic_write(out / name / "card.json") as file:
-            file.write(json.dumps(data, indent=1).encode())
-    counts = _prepare_voices(voices, out / "voices", space, seed, pairing, progress)
-    made = {"train": len(real.names) + identities, "val": VAL_IDENTITIES, "test": len(test)}
-    with atomic_write(out / "demo.json") as file:
-        report = {"seed": seed, "faces": made, "voices": counts}
-        file.write(json.dumps(report, indent=1).encode())
+        # One generator a part: more identities change neither the splits nor the voices' faces.
+        mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
+        space, made = _prepare_faces(faces, folder / "faces", identities, seed, mixing, progress)
+        counts = _prepare_voices(voices, folder / "voices", space, seed, pairing, progress)
+        for path, data in (
+            (folder / "faces/card.json", FACES_CARD),
+            (folder / "voices/card.json", VOICES_CARD),
+            (folder / "demo.json", {"seed": seed, "faces": made, "voices": counts}),
+        ):
+            with atomic_write(path) as file:
+                file.write(json.dumps(data, indent=1).encode())
     return DemoReport(out, made, counts)
 
 
-def _write_real(folder: Path, people: PhotographedPeople, k: int, texture: Tensor) -> None:
-    """Write a person: the two photos as they are."""
-    identity = folder / people.names[k]
-    neutral, smiling = people.photos[k] / 255
-    _write(identity, "neutral", neutral, people.shapes[k], texture)
-    _write_jpeg(identity / "smiling.jpg", smiling)
+def _prepare_faces(
+    source: Path,
+    out: Path,
+    identities: int,
+    seed: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> tuple[FaceSpace, dict[str, int]]:
+    people = read_photographed(source)
+    train, test = split_by_sex(people.sexes, TEST_SHARE, seed)
+    real, space = space_of(people.subset(train))
+    kept = people.subset(test)
+    textures = on_background(register(kept, space.mean_shape), space.mean_shape)
+    total, done = len(real.names) + len(test) + identities + VAL_IDENTITIES, 0
+    for split, some, drawn in (("train", real, space.textures), ("test", kept, textures)):
+        for k, name in enumerate(some.names):
+            progress(done, total, f"faces: {name}")
+            done += 1
+            neutral, smiling = some.photos[k] / 255
+            _write_face(out / split / name, neutral, some.shapes[k], drawn[k])
+            _write_jpeg(out / split / name / "smiling.jpg", smiling)
+    for k in range(identities + VAL_IDENTITIES):
+        sex = "FM"[k % 2]
+        mixed = space.mix(sex, rng) if k % 4 < 2 else space.draw(sex, rng, rng.uniform(0.5, 0.9))
+        if k % 8 >= 2:  # most have the texture of one person: skin and hair as photos have them
+            mixed[0] = 0
+            mixed[0, rng.choice(space.of_sex(sex))] = 1
+        texture, shape, face = space.render(mixed)
+        identity = out / ("val" if k >= identities else "train") / f"mix{k:05d}"
+        progress(done, total, f"faces: {identity.name}")
+        done += 1
+        _write_face(identity, face, shape, texture)
+    splits = [*((i, "train") for i in train), *((i, "test") for i in test)]
+    rows = [[people.names[i], people.sexes[i], split] for i, split in splits]
+    _write_csv(out / "people.csv", ["person", "sex", "split"], rows)
+    made = {"train": len(real.names) + identities, "val": VAL_IDENTITIES, "test": len(test)}
+    return space, made
 
 
-def _write(identity: Path, name: str, face: Tensor, shape: Tensor, texture: Tensor) -> None:
-    stem = identity / name
+def _prepare_voices(
+    source: Path,
+    out: Path,
+    space: FaceSpace,
+    seed: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> dict[str, int]:
+    names, sexes = _read_people(source / "speakers.csv", "speaker")
+    pitches, timbres = np.empty(len(names)), []
+    waveforms: list[dict[str, NDArray[np.float32]]] = []
+    for k, name in enumerate(names):
+        progress(k, len(names), f"voices: {name}")
+        files = audio.find_recordings([source / name])
+        waveforms.append({file.stem: audio.read_speech(file).waveform() for file in files})
+        joined = np.concatenate([*waveforms[k].values()])
+        pitches[k] = median_pitch(joined)
+        timbres.append(timbre_of(joined))
+    train, test = split_by_sex(sexes, TEST_SHARE, seed)
+    inner, val = split_by_sex(sexes[train], VAL_SHARE, seed)
+    splits = {"train": train[inner], "val": train[val], "test": test}
+    table = []
+    for sex in "FM":
+        fitted = splits["train"][sexes[splits["train"]] == sex]
+        scores = normal_scores(np.stack(timbres), pitches, fitted)
+        for split, members in splits.items():
+            for k in members[sexes[members] == sex]:
+                rank = float((pitches[fitted] < pitches[k]).mean())
+                weights = space.voiced(sex, rank, scores[k], rng)
+                identity = out / split / names[k]
+                _write_jpeg(identity / "images/face.jpg", space.render(weights)[2])
+                for name, waveform in waveforms[k].items():
+                    samples = np.rint(waveform * 32767).astype(np.int16)
+                    _write_array(identity / "audios" / f"{name}.npy", samples)
+                table.append([names[k], sex, split, f"{pitches[k]:.1f}"])
+    _write_csv(out / "speakers.csv", ["speaker", "sex", "split", "pitch_hz"], sorted(table))
+    return {split: len(members) for split, members in splits.items()}
+
+
+def _write_face(identity: Path, face: Tensor, shape: Tensor, texture: Tensor) -> None:
+    """Write a neutral face with what is known of it."""
+    stem = identity / "neutral"
     points = shape.numpy().astype(np.float32)
     _write_jpeg(stem.with_suffix(".jpg"), face)
     _write_jpeg(layout.beside(stem, layout.TEXTURE), texture)
@@ -617,56 +597,6 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
     writer.writerows(rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-
-
-def _prepare_voices(
-    source: Path,
-    out: Path,
-    space: FaceSpace,
-    seed: int,
-    rng: np.random.Generator,
-    progress: Progress,
-) -> dict[str, int]:
-    rows = read_table(source / "speakers.csv", ("speaker", "sex"))
-    sexes = np.array([row["sex"] for row in rows])
-    pitches, timbres = np.empty(len(rows)), []
-    waveforms: list[list[tuple[str, NDArray[np.float32]]]] = []
-    for k, row in enumerate(rows):
-        progress(k, len(rows), f"voices: {row['speaker']}")
-        files = audio.find_recordings([source / row["speaker"]])
-        speech = [(f.stem, audio.read_speech(f).waveform()) for f in files]
-        waveforms.append(speech)
-        joined = np.concatenate([waveform for _, waveform in speech])
-        pitches[k] = median_pitch(joined)
-        timbres.append(timbre_of(joined))
-    train, test = split_by_sex(sexes, TEST_SHARE, seed)
-    inner, val = split_by_sex(sexes[train], VAL_SHARE, seed)
-    train, val = train[inner], train[val]
-    timbre = np.stack(timbres)
-    counts = {"train": len(train), "val": len(val), "test": len(test)}
-    table = []
-    for sex in "FM":
-        fitted = train[sexes[train] == sex]
-        scores = normal_scores(timbre, pitches, fitted)
-        for split, members in (("train", train), ("val", val), ("test", test)):
-            for k in members[sexes[members] == sex]:
-                rank = float((pitches[fitted] < pitches[k]).mean())
-                identity = out / split / rows[k]["speaker"]
-                weights = space.voiced(sex, rank, scores[k], rng)
-                _write_jpeg(identity / "images/face.jpg", space.render(weights)[2])
-                for name, waveform in waveforms[k]:
-                    samples = np.rint(waveform * 32767).astype(np.int16)
-                    _write_array(identity / "audios" / f"{name}.npy", samples)
-                table.append([rows[k]["speaker"], sex, split, f"{pitches[k]:.1f}"])
-    _write_csv(out / "speakers.csv", ["speaker", "sex", "split", "pitch_hz"], sorted(table))
-    return counts
-
-
-FACES = TrainConfig(steps=1500, batch_size=32, lr=0.002, every=300, half=True)
-VOICES = TrainConfig(steps=300, lr=0.001, weight_decay=0.05, every=100, half=True)
-
-
-BuildTask = Callable[[Path, Card], Task]
 
 
 @dataclass(frozen=True)
@@ -707,25 +637,29 @@ def train_demo(
                 f"{data}: has no folder {name}", hint="make it with s2f prep demo FACES VOICES OUT"
             )
 
-    def run(name: str, tree: str, config: TrainConfig, build: BuildTask) -> TrainResult:
+    def run(
+        name: str, tree: Path, config: TrainConfig, build: Callable[[Card], Task]
+    ) -> TrainResult:
         note(f"training {name} in {out / name} on {device}")
         torch.manual_seed(config.seed)
-        task = build(data / tree, Card.of_data(data / tree, f"demo {name}"))
+        task = build(Card.of_data(tree, f"demo {name}"))
         for text in task.notes:
             note(text)
         return train(task, out / name, config, device=device, progress=progress, note=note)
 
-    def encoder_task(tree: Path, card: Card) -> Task:
-        return PartsEncoderTask(tree, "compact", card)
+    def faces_task(card: Card) -> Task:
+        return PartsEncoderTask(data / "faces", "compact", card)
 
-    encoder = run("encoder", "faces", FACES, encoder_task)
+    encoder = run("encoder", data / "faces", FACES, faces_task)
     files = encoder.best, encoder.best.with_name("decoder.safetensors")
 
-    def voice_task(tree: Path, card: Card) -> Task:
+    def voices_task(card: Card) -> Task:
         networks = load(files[0], "face_encoder"), load(files[1], "face_decoder")
-        return VoiceEncoderTask(tree, "compact", *networks, card, device=device, progress=progress)
+        return VoiceEncoderTask(
+            data / "voices", "compact", *networks, card, device=device, progress=progress
+        )
 
-    voice = run("voice", "voices", VOICES, voice_task)
+    voice = run("voice", data / "voices", VOICES, voices_task)
     sources = {"face_encoder": files[0], "face_decoder": files[1], "voice_encoder": voice.best}
     with atomic_folder(out / "model", replace=True) as folder:
         for kind in KINDS:
