@@ -1,8 +1,9 @@
-"""Batches of faces and voices, disturbed the way cameras, rooms and telephones disturb them.
+"""Faces and voices, disturbed the way cameras, rooms and telephones disturb them.
 
-What is learned from them must not change with the disturbance: identity and landmarks for faces,
-sex and pitch rank for voices, so every range here is mild. Tensors in, tensors out; randomness
-comes from torch's global generator, which the training loop seeds anew for every step.
+First pictures, then waveforms, then spectrograms (SpecAugment). What is learned from them must not
+change with the disturbance: identity and landmarks for faces, sex and pitch rank for voices, so
+every range here is mild. Tensors in, tensors out; randomness comes from torch's global generator,
+which the training loop seeds anew for every step.
 """
 
 from dataclasses import dataclass, fields
@@ -24,14 +25,18 @@ def _uniform(like: Tensor, low: float, high: float, *shape: int) -> Tensor:
     return low + (high - low) * torch.rand(size, dtype=like.dtype, device=like.device)
 
 
+def _turn(like: Tensor, radians: float, zoom: float) -> Tensor:
+    """Matrices [b 2 2] that turn either way and scale around 1, by at most so much."""
+    angle = _uniform(like, -radians, radians)
+    scale = _uniform(like, 1 - zoom, 1 + zoom)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    return turn * scale[:, None, None]
+
+
 def faces(pictures: Tensor) -> Tensor:
     """Change framing, light, colour and sharpness of [b 3 h w] RGB 0..1."""
-    b = len(pictures)
-    angle = _uniform(pictures, -0.05, 0.05)  # radians
-    scale = _uniform(pictures, 0.95, 1.05)
-    shift = _uniform(pictures, -0.03, 0.03, 2)
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(b, 2, 2)
-    matrix = torch.cat([turn * scale.view(b, 1, 1), shift.view(b, 2, 1)], dim=2)
+    turn, shift = _turn(pictures, 0.05, 0.05), _uniform(pictures, -0.03, 0.03, 2)
+    matrix = torch.cat([turn, shift[:, :, None]], dim=2)
     grid = functional.affine_grid(matrix, list(pictures.shape), align_corners=False)
     x = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
     return lit(x)
@@ -55,18 +60,14 @@ def bent(pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
 
     So that there are more shapes than people: what is learned of a point is what is around it.
     """
-    with torch.autocast(
-        pictures.device.type, enabled=False
-    ):  # half precision has no parts of pixels
+    with torch.autocast(pictures.device.type, enabled=False):  # bfloat16 has no parts of pixels
         return _bent(pictures, points)
 
 
 def _bent(pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     b, _, size, _ = pictures.shape
-    angle, scale = _uniform(pictures, -0.08, 0.08), _uniform(pictures, 0.92, 1.08)
+    turn = _turn(pictures, 0.08, 0.08)
     shift = _uniform(pictures, -0.04, 0.04, 2)[:, None] * size
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(b, 2, 2)
-    turn = turn * scale[:, None, None]
     knots = torch.randn(b, 2, KNOTS, KNOTS, dtype=pictures.dtype, device=pictures.device)
     bend = functional.interpolate(
         knots * _uniform(pictures, 0, BEND * size, 1, 1, 1),
@@ -145,26 +146,6 @@ def voices(waveforms: Tensor, how: VoiceAugment) -> Tensor:
     return x
 
 
-def masked(spectrograms: Tensor) -> Tensor:
-    """Hide bands and spells of spectrograms [b c f t] behind their channel's mean.
-
-    `MASKS` of each, of any width up to `MASKED_FREQS` and `MASKED_FRAMES` of the whole, so that
-    most of it is always seen.
-
-    Source: Park et al. 2019, "SpecAugment", without its warp of time; the widths are ours.
-    """
-    shown = torch.ones_like(spectrograms[:, :1], dtype=torch.bool)
-    for _ in range(MASKS):
-        for axis, share in ((2, MASKED_FREQS), (3, MASKED_FRAMES)):
-            size = spectrograms.shape[axis]
-            width = _uniform(spectrograms, 0, share * size, 1)
-            start = _uniform(spectrograms, 0, 1, 1) * (size - width)
-            place = torch.arange(size, device=spectrograms.device)
-            hidden = (place >= start) & (place + 1 <= start + width)  # [b size]
-            shown = shown & ~hidden[:, None].unsqueeze(5 - axis)
-    return torch.where(shown, spectrograms, spectrograms.mean((2, 3), keepdim=True))
-
-
 def _resampled(x: Tensor, rate: Tensor) -> Tensor:
     """Play [b n] at `rate` [b] times its speed (pitch and formants follow), looped to length."""
     n = x.shape[1]
@@ -192,3 +173,23 @@ def _noisy(x: Tensor, quiet: float = 0.3) -> Tensor:
     level = x.square().mean(1, keepdim=True).sqrt()
     noise = noise * level * below / noise.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
     return x + torch.where(_uniform(x, 0, 1, 1) < quiet, 0.0, noise)
+
+
+def masked(spectrograms: Tensor) -> Tensor:
+    """Hide bands and spells of spectrograms [b c f t] behind their channel's mean.
+
+    `MASKS` of each, of any width up to `MASKED_FREQS` and `MASKED_FRAMES` of the whole, so that
+    most of it is always seen.
+
+    Source: Park et al. 2019, "SpecAugment", without its warp of time; the widths are ours.
+    """
+    shown = torch.ones_like(spectrograms[:, :1], dtype=torch.bool)
+    for _ in range(MASKS):
+        for axis, share in ((2, MASKED_FREQS), (3, MASKED_FRAMES)):
+            size = spectrograms.shape[axis]
+            width = _uniform(spectrograms, 0, share * size, 1)
+            start = _uniform(spectrograms, 0, 1, 1) * (size - width)
+            place = torch.arange(size, device=spectrograms.device)
+            hidden = (place >= start) & (place + 1 <= start + width)  # [b size]
+            shown = shown & ~hidden[:, None].unsqueeze(5 - axis)
+    return torch.where(shown, spectrograms, spectrograms.mean((2, 3), keepdim=True))

@@ -1,13 +1,10 @@
-"""Photos of a face tree as a torch Dataset.
+"""Photos of a face tree: as a torch Dataset, as faces that look alike, and registered.
 
-Faces that look alike: the photos nearest to a photo, by the embeddings of a face encoder.
-
-`directions` embeds the photos, `nearest` compares all with all, some rows at a time.
-
-What the two tasks on faces share: photos registered to a mean shape, and decoders of that shape.
-
-Both learn from the same photos and start from the same linear model of them, so that the embedding
-of the one is what the other draws.
+`FaceDataset` reads a photo with its landmarks and what a decoder is to draw of it. Of photos that
+look alike (`find_neighbours`) it gives pairs to be mixed. `FaceData` holds the photos of both
+splits, registers them to the mean shape, mixes morphs, and makes decoders that start at their
+linear model: all tasks on faces start from the same one, so that the embedding of the face encoder
+is what the decoder draws.
 """
 
 import dataclasses
@@ -28,12 +25,18 @@ from s2f import face_decoder, layout
 from s2f.appearance_model import PartsCode
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
+from s2f.embeddings import Gallery, Maker
 from s2f.errors import DatasetError, ImageError
-from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.files import read_array
 from s2f.images import Fit, load_face
 from s2f.landmarks import OF_72, TEMPLATE_POINTS, map_68
+from s2f.layout import FaceFiles, PhotoFiles
 from s2f.warp import warp
+
+NEIGHBOURS = 10  # that a face is mixed with one of
+CELLS = 2**24  # cosines held at a time
+START = 700  # photos that a linear start is fitted to
+NAMED = 5  # files that a note names
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Morphs:
 
     Attributes:
         probability: that an item is a morph, 0..1.
-        neighbours: [m q]: rows of `Faces.targets` that each of these is mixed with.
+        neighbours: [m q]: rows of `FaceDataset.targets` that each of these is mixed with.
     """
 
     probability: float
@@ -76,7 +79,7 @@ class FaceDataset(Dataset[Item]):
         Raises:
             DatasetError: as `layout.photos`, or if some photos have textures and some have none.
         """
-        self.photos = layout.photos(folder)
+        self.folder, self.photos = folder, layout.photos(folder)
         self.landmarks, self.fit = landmarks, fit
         self.suffix = layout.LANDMARKS if landmarks in (68, 72) else layout.TEMPLATE
         stems = list(dict.fromkeys(photo.target for photo in self.photos))
@@ -167,64 +170,47 @@ class FaceDataset(Dataset[Item]):
         return torch.from_numpy(np.mean([self.points(row) for row in rows], axis=0))
 
 
-BATCH = 32  # photos embedded at a time
-CELLS = 2**24  # cosines held at a time
-
-
-def directions(
-    photos: Sequence[Path],
-    network: FaceEncoder,
-    *,
-    device: torch.device,
-    progress: Progress = silent,
-) -> tuple[Tensor, list[ImageError]]:
-    """Embed photos, or read the `NAME_embedding.npy` beside them where there is one.
+def find_neighbours(
+    faces: FaceDataset, maker: Maker, *, device: torch.device, progress: Progress = silent
+) -> tuple[NDArray[np.int64], list[ImageError]]:
+    """Find the photos that look like each photo of a tree, by the embeddings of a face encoder.
 
     Args:
-        photos: one a row.
-        network: the face encoder, as `batch_embedder` takes it.
-        device: to embed on.
-        progress: told of each photo.
+        faces: whose targets are compared, each with those of all other people.
+        maker: the face encoder, of which the embeddings beside the photos have to be.
+        device: to compare on.
+        progress: told of photos.
 
     Returns:
-        Embeddings [n d] of length 1, on the CPU; zeros for photos that cannot be read, and the
-        errors of these.
+        Rows of the targets [m q], the nearest first, and why photos that cannot be read are
+        nobody's neighbours.
 
     Raises:
-        DatasetError: if a stored embedding is not one of this encoder's length.
+        DatasetError: if those that can be read are of one person, or as `Gallery.add`.
+        CheckpointError, ImageError: as `Gallery.add`.
     """
-    embed = batch_embedder(network, device=device, batch_size=BATCH)
-    found = torch.zeros(len(photos), network.config.embedding)
-    rows: list[int] = []
-    faces: list[Tensor] = []
-    bad: list[ImageError] = []
-    for row, photo in enumerate(photos):
-        stored = layout.beside(photo.with_suffix(""), layout.EMBEDDING)
-        if stored.is_file():
-            found[row] = _stored(stored, found.shape[1])
-        else:
-            try:
-                faces.append(load_face(photo, fit=network.preprocessing.fit))
-                rows.append(row)
-            except ImageError as error:
-                bad.append(error)
-        if len(rows) == BATCH or (rows and row == len(photos) - 1):
-            found[rows] = embed(torch.stack(faces).to(device).float() / 255).cpu()
-            rows, faces = [], []
-        progress(row + 1, len(photos), f"embedding {photo.name}")
-    return functional.normalize(found, dim=1, out=found), bad
-
-
-def _stored(path: Path, d: int) -> Tensor:
-    found = read_array(path)
-    numbers = found.dtype.kind == "f" and np.isfinite(found).all()
-    if found.size != d or not numbers:
+    gallery = Gallery(faces.folder, maker, progress)
+    targets = [_face_files(photo, faces.folder) for photo in faces.targets]
+    failed = gallery.add(targets)
+    table, rows = gallery.table(targets)
+    directions = functional.normalize(torch.from_numpy(table[rows]), dim=1)
+    groups = torch.tensor([faces.identities[photo.identity] for photo in faces.targets])
+    unreadable = torch.from_numpy(rows < 0)
+    directions[unreadable], groups[unreadable] = 0.0, -1
+    if len(torch.unique(groups[~unreadable])) < 2:
         raise DatasetError(
-            f"{path}: holds an array {list(found.shape)} of {found.dtype}; wanted {[d]} finite "
-            "values, as the face encoder gives them",
-            hint="give the face encoder that made the embeddings, or make them again",
+            f"{faces.folder}: its photos that can be read are of one identity: there are no "
+            "neighbours to mix faces with",
+            hint="add people, or leave --morph out",
         )
-    return torch.from_numpy(found.astype(np.float32).reshape(d))
+    near = nearest(directions.to(device), groups.to(device), NEIGHBOURS)
+    return near.cpu().numpy(), list(failed.values())
+
+
+def _face_files(photo: PhotoFiles, folder: Path) -> FaceFiles:
+    path = photo.path.relative_to(folder).as_posix()
+    embedding = layout.renamed(path, layout.EMBEDDING)
+    return FaceFiles(path, path, embedding if (folder / embedding).is_file() else None)
 
 
 @torch.no_grad()
@@ -249,10 +235,6 @@ def nearest(directions: Tensor, groups: Tensor, k: int, *, cells: int = CELLS) -
         cosines.masked_fill_((own[:, None] == groups) | (groups < 0), -torch.inf)
         found.append(cosines.topk(k, dim=1).indices)
     return torch.cat(found)
-
-
-START = 700  # photos that a linear start is fitted to
-NAMED = 5  # files that a note names
 
 
 class Example(NamedTuple):
@@ -366,24 +348,22 @@ class FaceData:
             ImageError: if none of the photos that it starts from can be read.
             DatasetError: if landmarks cannot be read.
         """
-        if config.windows:
-            return self.linear_decoder(config).decoder
-        decoder = face_decoder.FaceDecoder(self._fitted(config))
-        decoder.mean_landmarks.copy_(self.train.mean_landmarks())
-        return decoder
+        return self.linear_decoder(config).decoder if config.windows else self._decoder(config)
 
-    def linear_decoder(self, config: face_decoder.FaceDecoderConfig) -> "Linear":
+    def linear_decoder(self, config: face_decoder.FaceDecoderConfig) -> Linear:
         """Make a decoder that is the training data's linear model, as `new_decoder`."""
-        decoder = face_decoder.FaceDecoder(self._fitted(config))
-        textures, landmarks = self._some(self.train.mean_landmarks())
+        decoder = self._decoder(config)
+        textures, landmarks = self._some(decoder.mean_landmarks)
         return Linear(decoder, decoder.start_linear(textures, landmarks), textures)
 
-    def _fitted(self, config: face_decoder.FaceDecoderConfig) -> face_decoder.FaceDecoderConfig:
+    def _decoder(self, config: face_decoder.FaceDecoderConfig) -> face_decoder.FaceDecoder:
+        mean = self.train.mean_landmarks()
         config = dataclasses.replace(config, landmarks=self.landmarks)
-        if config.landmarks == TEMPLATE_POINTS:
-            mean = self.train.mean_landmarks().numpy()
-            config = dataclasses.replace(config, landmarks_68=map_68(mean))
-        return config
+        if self.landmarks == TEMPLATE_POINTS:
+            config = dataclasses.replace(config, landmarks_68=map_68(mean.numpy()))
+        decoder = face_decoder.FaceDecoder(config)
+        decoder.mean_landmarks.copy_(mean)
+        return decoder
 
     def _some(self, mean_landmarks: Tensor) -> tuple[Tensor, Tensor]:
         """Registered textures [n 3 224 224] and landmarks [n k 2] of up to `START` photos."""

@@ -1,12 +1,9 @@
-"""The losses, each one value a sample [b], and their weighted sum.
+"""The losses, what they weigh, and the paper's rule that finds their weights.
 
-A value never depends on what else is in the batch; InfoNCE, which contrasts the samples of a batch
-with each other, is the one exception. Tensors in, tensors out.
-
-The weights of the voice encoder's losses: named sets, explicit ones, and the paper's rule.
-
-The rule: at some step the weights become those that make the gradients of all terms, with respect
-to the predicted embedding, equally long. Knows losses by name and nothing of networks.
+Each loss is one value a sample [b]; a value never depends on what else is in the batch, but for
+InfoNCE, which contrasts the samples of a batch with each other. What is learned is one flat dict
+of losses, by names like `decoder/l1`, times one dict of weights. Tensors in, tensors out; knows
+losses by name and nothing of networks.
 """
 
 import math
@@ -22,6 +19,17 @@ from s2f.errors import UsageError
 
 TEMPERATURE = 2.0  # of the distillation's softmax
 CONTRAST_TEMPERATURE = 0.07  # of InfoNCE's softmax over cosines; CLIP's initial one, kept
+CONTRASTIVE = "contrastive/infonce"
+AUTO = "auto"
+CALIBRATE_AT = 1000  # steps done before the weights are found. Source: Oh et al. 2019
+# The paper sums the decoder's term over its layer, the seed takes the mean. That the seed sums the
+# distillation over the batch, so that its weight grows with it, is not repeated.
+# Source: Oh et al. 2019; Kacper-Pietkun/Speech-to-face, the calls of `S2FLoss`.
+SETS = {
+    "paper": {"decoder/l1": 1.0, "embedding/l2": 0.025, "encoder/distill": 200.0},
+    "seed": {"decoder/l1": 1.0, "embedding/l2": 0.025, "encoder/distill": 200.0},
+    "seed-ast": {"decoder/l1": 50.0, "embedding/l2": 30.0, "encoder/distill": 2.0},
+}
 
 
 def decoder_l1(predicted: Tensor, target: Tensor) -> Tensor:
@@ -145,47 +153,7 @@ def total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     Raises:
         KeyError: if a loss has no weight.
     """
-    return torch.stack([weights[name] * value.mean() for name, value in losses.items()]).sum()
-
-
-CONTRASTIVE = "contrastive/infonce"
-AUTO = "auto"
-CALIBRATE_AT = 1000  # steps done before the weights are found. Source: Oh et al. 2019
-SETS = ("paper", "seed", "seed-ast")
-
-
-@runtime_checkable
-class Predicts(Protocol):
-    """A task whose losses all compare one predicted embedding.
-
-    Attributes:
-        predicted: that of the last batch, [b d].
-    """
-
-    predicted: Tensor
-
-
-def named_set(name: str, width: int) -> dict[str, float]:
-    """Give one of `SETS`, for losses of which the decoder's is summed over a layer.
-
-    The seed takes the mean over the layer, so its weight is divided by the layer's width. That it
-    sums the distillation over the batch, so that its weight grows with it, is not repeated.
-
-    Args:
-        name: `paper`, `seed` or `seed-ast`.
-        width: of the decoder's first layer.
-
-    Raises:
-        KeyError: if there is no set of that name.
-
-    Source: Oh et al. 2019; Kacper-Pietkun/Speech-to-face, the calls of `S2FLoss`.
-    """
-    l1, l2, distill = {
-        "paper": (1.0, 0.025, 200.0),
-        "seed": (1.0 / width, 0.025, 200.0),
-        "seed-ast": (50.0 / width, 30.0, 2.0),
-    }[name]
-    return {"decoder/l1": l1, "embedding/l2": l2, "encoder/distill": distill}
+    return per_sample(losses, weights).mean()
 
 
 def choose_weights(
@@ -211,7 +179,9 @@ def choose_weights(
         first = next(iter(default.values()))
         return {name: weight / first for name, weight in default.items()}
     if choice in SETS:
-        chosen = named_set(choice, width)
+        chosen = dict(SETS[choice])
+        if choice != "paper":  # the seed takes the mean over the layer, and this the sum
+            chosen["decoder/l1"] /= width
         return {name: weight for name, weight in chosen.items() if name in known}
     if "=" not in choice:
         raise UsageError(
@@ -227,7 +197,10 @@ def choose_weights(
                 f"wanted some of {', '.join(sorted(known))}",
                 hint="--contrastive adds InfoNCE" if name == CONTRASTIVE else "correct the name",
             )
-        value = _number(text)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
         if name in weights or not 0 < value < math.inf:
             raise UsageError(
                 f"--loss-weights {assignment}: is not NAME=VALUE with a value above 0, "
@@ -236,6 +209,11 @@ def choose_weights(
             )
         weights[name] = value
     return weights
+
+
+def weights_text(weights: Mapping[str, float]) -> str:
+    """Write weights as `choose_weights` reads them, in 6 digits."""
+    return ",".join(f"{name}={weight:.6g}" for name, weight in weights.items())
 
 
 def calibration_step(choice: str | None, step: int | None, single: Sequence[str]) -> int | None:
@@ -262,11 +240,15 @@ def calibration_step(choice: str | None, step: int | None, single: Sequence[str]
     return CALIBRATE_AT if choice == AUTO and step is None else step
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+@runtime_checkable
+class Predicts(Protocol):
+    """A task whose losses all compare one predicted embedding.
+
+    Attributes:
+        predicted: that of the last batch, [b d].
+    """
+
+    predicted: Tensor
 
 
 def check_weights(
@@ -290,28 +272,33 @@ def check_weights(
         )
 
 
-def gradient_norms(values: Mapping[str, Tensor], predicted: Tensor) -> dict[str, float]:
-    """Measure how long the gradient of each loss's mean is with respect to the prediction.
+def calibrate(task: object, values: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Find the weights that make the gradients of a task's losses equally long; the first is 1.
+
+    The gradients are those of the losses' means with respect to the predicted embedding, at the
+    batch that was just compared. InfoNCE is left out: its weight is one that was given.
 
     Args:
-        values: losses, each [b]; their graph is kept.
-        predicted: [b d], which they follow from.
-    """
-    norms = {}
-    for name, value in values.items():
-        (gradient,) = torch.autograd.grad(
-            value.mean(), predicted, retain_graph=True, materialize_grads=True
-        )
-        norms[name] = float(gradient.double().norm())
-    return norms
-
-
-def equal_weights(norms: Mapping[str, float]) -> dict[str, float]:
-    """Give the weights that make gradients equally long; the first is 1.
+        task: one that `Predicts`, as `check_weights` makes sure.
+        values: what its `losses` returned last, each [b]; their graph is kept.
+        ranks: the processes, each with a part of the batch.
 
     Raises:
         UsageError: if a gradient is 0 or not finite, so that no weight does.
+
+    Source: Oh et al. 2019, the choice of lambda 1 and lambda 2.
     """
+    assert isinstance(task, Predicts)
+    mine = {}
+    for name, value in values.items():
+        if name != CONTRASTIVE:
+            (gradient,) = torch.autograd.grad(
+                value.mean(), task.predicted, retain_graph=True, materialize_grads=True
+            )
+            mine[name] = float(gradient.double().norm())
+    told = ranks.gather(mine)
+    # The batch's gradient is those of its parts in a row, each times the same number.
+    norms = {name: math.hypot(*(part[name] for part in told)) for name in mine}
     for name, norm in norms.items():
         if not 0 < norm < math.inf:
             raise UsageError(
@@ -321,30 +308,3 @@ def equal_weights(norms: Mapping[str, float]) -> dict[str, float]:
             )
     first = next(iter(norms.values()))
     return {name: first / norm for name, norm in norms.items()}
-
-
-def calibrate(task: object, values: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
-    """Find by the paper's rule the weights of a task's losses, at the batch it has just compared.
-
-    InfoNCE is left out: its weight is one that was given.
-
-    Args:
-        task: one that `Predicts`, as `check_weights` makes sure.
-        values: what its `losses` returned last.
-        ranks: the processes, each with a part of the batch.
-
-    Raises:
-        UsageError: as `equal_weights`.
-
-    Source: Oh et al. 2019, the choice of lambda 1 and lambda 2.
-    """
-    assert isinstance(task, Predicts)
-    terms = {name: value for name, value in values.items() if name != CONTRASTIVE}
-    told = ranks.gather(gradient_norms(terms, task.predicted))
-    # The batch's gradient is those of its parts in a row, each times the same number.
-    return equal_weights({name: math.hypot(*(norms[name] for norms in told)) for name in terms})
-
-
-def weights_text(weights: Mapping[str, float]) -> str:
-    """Write weights as `choose_weights` reads them, in 6 digits."""
-    return ",".join(f"{name}={weight:.6g}" for name, weight in weights.items())

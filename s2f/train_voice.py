@@ -1,20 +1,15 @@
-"""The presets of voice encoders to train, and what can be said besides.
-
-A voice encoder to train: from a preset and options to a network, what it hears, and a recipe.
-
-Knows nothing of data or losses.
-
-What is learned from voices: the voice encoder, as a training task.
+"""The voice encoder: its presets, what can be said besides, and the task that trains it.
 
 Speech is to reach the embedding that a face encoder, which is not trained here, gives the
-speaker's face; `train` runs the task as it runs those of the faces.
+speaker's face. A preset and options become a plan: a network, what it hears, and a recipe. The
+task adds the data and the losses; the loop that takes its steps is `train`'s.
 """
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +17,7 @@ import torch
 from torch import Tensor
 
 from s2f import ast_encoder, augment, face_decoder, face_encoder, layout, losses, voice_encoder
-from s2f.ast_encoder import PretrainedAST, read_ast
+from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig, PretrainedAST, read_ast
 from s2f.audio import SAMPLE_RATE
 from s2f.augment import VoiceAugment
 from s2f.checkpoint import AnyVoiceEncoder, Card, Checkpoint, check_space, payload_sha256, save
@@ -37,51 +32,96 @@ from s2f.pack import is_pack
 from s2f.ridge import RidgeSums, solve_last_layers
 from s2f.spectrogram import FRONT_ENDS, HOP_LENGTH, WIN_LENGTH, FrontEnd, read_stats, spectrogram
 from s2f.train import Group
-from s2f.voice_data import PackedVoices, Pairing, Voices
-from s2f.voice_encoder import VoiceEncoder
+from s2f.voice_data import PackedVoices, Pairing, Sampling, Voices
+from s2f.voice_encoder import VoiceEncoder, VoiceEncoderConfig
 
-# Presets whose last layers are solved, and how often that goes through the training data, each
-# recording disturbed anew. The others are learned by gradient steps alone.
-PASSES = {"compact": 25}
-FRONT_END_OF = {  # of each preset of the convolutional encoder
-    "paper": FRONT_ENDS["paper"],
-    "seed": FRONT_ENDS["seed"],
-    "compact": dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel", clip_samples=96_000),
-}
-# Fields of TrainConfig. Source: Oh et al. 2019, of which beta 2 is not known; the seed's training
-# differs in a constant rate and batches of 4.
-_PAPER: Mapping[str, object] = {
-    "optimizer": "adam",
-    "betas": (0.5, 0.999),
-    "eps": 1e-4,
-    "lr": 1e-3,
-    "schedule": "paper",
-    "weight_decay": 0.0,
-    "batch_size": 8,
-}
-# A body that learns at 1e-4 by AdamW. Source: Vox2Face, stage I.
-_AST: Mapping[str, object] = {
-    "optimizer": "adamw",
-    "betas": (0.9, 0.999),
-    "lr": 1e-3,
-    "schedule": "cosine",
-    "weight_decay": 1e-4,
-}
 EXAMPLE = "MIT/ast-finetuned-audioset-10-10-0.4593"  # an id of Hugging Face's hub
 HEAD_STEPS = 1000  # that train the head of a pretrained AST alone; ours
 BODY_LR = 0.1  # of AST's body: its share of the learning rate, which is the head's
-DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
+UNDISTURBED = VoiceAugment()
+
+
+@dataclass(frozen=True)
+class VoicePreset:
+    """A voice encoder, what it hears, and how it is trained.
+
+    Attributes:
+        network: its shape. The front end decides how many channels and frequencies it has, the
+            face encoder how many values its embedding has, and a pretrained AST all but its ReLU.
+        front_end: what it hears; an AST clips of the length that its positions have.
+        losses: with their weights; `encoder/distill` only where the face encoder knows identities.
+        training: fields of TrainConfig, where they are not the general ones.
+        augment: how recordings are disturbed.
+        shortest: samples of the shortest clips; None where all have the front end's length.
+        passes: through the training data, each recording disturbed anew, from which the last
+            layers are solved in the end; 0 where all is learned by gradient steps.
+    """
+
+    network: VoiceEncoderConfig | ASTEncoderConfig
+    front_end: FrontEnd
+    losses: Mapping[str, float]
+    training: Mapping[str, object] = field(default_factory=dict)
+    augment: VoiceAugment = UNDISTURBED
+    shortest: int | None = None
+    passes: int = 0
+
+
+# Source: Oh et al. 2019, of which beta 2 is not known.
+_PAPER = VoicePreset(
+    network=voice_encoder.CONFIGS["paper"],
+    front_end=FRONT_ENDS["paper"],
+    losses={"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0},
+    training={
+        "optimizer": "adam",
+        "betas": (0.5, 0.999),
+        "eps": 1e-4,
+        "lr": 1e-3,
+        "schedule": "paper",
+        "weight_decay": 0.0,
+        "batch_size": 8,
+    },
+)
+# Source: Kacper-Pietkun/Speech-to-face: the paper's, at a constant rate and in batches of 4.
+_SEED = dataclasses.replace(
+    _PAPER,
+    network=voice_encoder.CONFIGS["seed"],
+    front_end=FRONT_ENDS["seed"],
+    training={**_PAPER.training, "schedule": "constant", "batch_size": 4},
+)
+# Ours, for a laptop: squares, of the code of a linear decoder; its last layers are solved.
+_COMPACT = VoicePreset(
+    network=voice_encoder.CONFIGS["compact"],
+    front_end=dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel", clip_samples=96_000),
+    losses={"embedding/mse": 1.0, "embedding/l2": 0.1},
+    augment=VoiceAugment(noise=True, gain=True, speed=True, band=True),
+    shortest=32_000,
+    passes=25,
+)
+# The paper's losses; a body that learns at 1e-4 by AdamW. Source: Vox2Face, stage I.
+_AST_PAPER = VoicePreset(
+    network=ast_encoder.CONFIGS["paper"],
+    front_end=FRONT_ENDS["ast"],
+    losses=_PAPER.losses,
+    training={
+        "optimizer": "adamw",
+        "betas": (0.9, 0.999),
+        "lr": 1e-3,
+        "schedule": "cosine",
+        "weight_decay": 1e-4,
+    },
+)
+PRESETS = {
     ("conv", "paper"): _PAPER,
-    ("conv", "seed"): {**_PAPER, "schedule": "constant", "batch_size": 4},
-    ("conv", "compact"): {},
-    ("ast", "paper"): _AST,
-    ("ast", "seed"): _AST,
-    ("ast", "compact"): {},
-}
-AUGMENT = {
-    "paper": VoiceAugment(),
-    "seed": VoiceAugment(),
-    "compact": VoiceAugment(noise=True, gain=True, speed=True, band=True),
+    ("conv", "seed"): _SEED,
+    ("conv", "compact"): _COMPACT,
+    ("ast", "paper"): _AST_PAPER,
+    ("ast", "seed"): dataclasses.replace(_AST_PAPER, network=ast_encoder.CONFIGS["seed"]),
+    ("ast", "compact"): VoicePreset(
+        network=ast_encoder.CONFIGS["compact"],
+        front_end=FRONT_ENDS["ast"],
+        losses=_COMPACT.losses,
+        augment=_COMPACT.augment,
+    ),
 }
 
 
@@ -132,7 +172,7 @@ def check_options(preset: str, options: VoiceOptions) -> None:
                     f"{name}: a convolutional encoder is trained from the beginning, all at once",
                     hint=f"leave it out, or give --arch ast; that is where {name} belongs",
                 )
-        if options.stats is not None and not FRONT_END_OF[preset].is_log_mel:
+        if options.stats is not None and not PRESETS["conv", preset].front_end.is_log_mel:
             raise UsageError(
                 f"--stats {options.stats}: the preset {preset} hears no log-mel",
                 hint="leave it out, or give --preset compact or --arch ast",
@@ -163,24 +203,16 @@ class VoicePlan:
     """A voice encoder to train, and how.
 
     Attributes:
+        recipe: the preset, as the options have it.
         network: with gradients where training begins with them.
-        front_end: what it hears.
         groups: which of its parameters are trained.
-        augment: how its recordings are disturbed.
-        shortest: samples of the shortest clips; None where all have the front end's length.
-        passes: through the data, to solve the last layers in the end; 0 where they are not.
-        defaults: fields of TrainConfig.
         settings: of the options that are not at their defaults.
         notes: for people.
     """
 
+    recipe: VoicePreset
     network: AnyVoiceEncoder
-    front_end: FrontEnd
     groups: Sequence[Group]
-    augment: VoiceAugment
-    shortest: int | None
-    passes: int
-    defaults: Mapping[str, object]
     settings: Mapping[str, object]
     notes: Sequence[str]
 
@@ -201,28 +233,37 @@ def plan_voice(preset: str, options: VoiceOptions, *, embedding: int) -> VoicePl
         DatasetError: as `spectrogram.read_stats`.
     """
     check_options(preset, options)
+    recipe = PRESETS[options.arch, preset]
+    front_end, augment, shortest = recipe.front_end, recipe.augment, recipe.shortest
+    network: AnyVoiceEncoder
     settings: dict[str, object] = {}
     notes: list[str] = []
-    if options.arch == "conv":
-        front_end = usual = FRONT_END_OF[preset]
-        network, groups = _conv(preset, front_end, embedding)
-    else:
-        ast_encoder.require_transformers()
-        start = None if options.pretrained is None else read_ast(options.pretrained)
-        network, groups = _ast(preset, options, start, embedding)
-        usual = FRONT_ENDS["ast"]
-        # 10.26 s of 1024 frames, 6 s of 598
-        front_end = dataclasses.replace(
-            usual, clip_samples=HOP_LENGTH * (network.config.n_frames + 2)
+    if isinstance(recipe.network, VoiceEncoderConfig):
+        config = dataclasses.replace(
+            recipe.network,
+            in_channels=front_end.n_channels,
+            n_freqs=front_end.n_freqs,
+            hidden=embedding if recipe.passes else recipe.network.hidden,  # one regression
+            embedding=embedding,
         )
+        network = VoiceEncoder(config)
+        groups = [Group(list(network.parameters()))]
+        if options.min_seconds is not None:
+            shortest = _shortest(options.min_seconds, config, front_end)
+            settings["min_seconds"] = options.min_seconds
+    else:
+        start = None if options.pretrained is None else read_ast(options.pretrained)
+        network, groups = _make_ast(recipe.network, options, start, embedding)
         settings["arch"] = "ast"
+        # 10.26 s of 1024 frames, 6 s of 598
+        clip_samples = HOP_LENGTH * (network.config.n_frames + 2)
+        front_end = dataclasses.replace(front_end, clip_samples=clip_samples)
         if start is not None:
             settings["pretrained"] = payload_sha256(start.body)
             settings["head_steps"], settings["unfreeze"] = options.head_steps, options.unfreeze
             if start.features is not None:
-                front_end = dataclasses.replace(
-                    front_end, mean=start.features[0], std=start.features[1]
-                )
+                mean, std = start.features
+                front_end = dataclasses.replace(front_end, mean=mean, std=std)
             elif options.stats is None:
                 notes.append(
                     f"{options.pretrained} has no preprocessor_config.json: its features are "
@@ -231,46 +272,27 @@ def plan_voice(preset: str, options: VoiceOptions, *, embedding: int) -> VoicePl
     if options.stats is not None:
         stats = read_stats(options.stats)
         front_end = dataclasses.replace(front_end, mean=stats.mean, std=stats.std)
-    if (front_end.mean, front_end.std) != (usual.mean, usual.std):
+    if (front_end.mean, front_end.std) != (recipe.front_end.mean, recipe.front_end.std):
         settings["log_mel"] = [front_end.mean, front_end.std]
-    augment = AUGMENT[preset]
     if options.augment is not None:
         augment = VoiceAugment.of(options.augment)
-    if augment != AUGMENT[preset]:
-        settings["augment"] = str(augment)
-    if options.min_seconds is not None:
-        settings["min_seconds"] = options.min_seconds
-    defaults = dict(DEFAULTS[options.arch, preset])
-    if augment == VoiceAugment():
-        defaults["augment"] = False
-    return VoicePlan(
-        *(network, front_end, groups, augment),
-        shortest=_shortest(preset, options.min_seconds, network, front_end),
-        passes=PASSES.get(preset, 0) if options.arch == "conv" else 0,
-        defaults=defaults,
-        settings=settings,
-        notes=notes,
+        if augment != recipe.augment:
+            settings["augment"] = str(augment)
+    recipe = dataclasses.replace(
+        recipe,
+        network=network.config,
+        front_end=front_end,
+        training={**recipe.training, **({"augment": False} if augment == UNDISTURBED else {})},
+        augment=augment,
+        shortest=shortest,
     )
+    return VoicePlan(recipe, network, groups, settings, notes)
 
 
-def _conv(preset: str, front_end: FrontEnd, embedding: int) -> tuple[AnyVoiceEncoder, list[Group]]:
-    config = dataclasses.replace(
-        voice_encoder.CONFIGS[preset],
-        in_channels=front_end.n_channels,
-        n_freqs=front_end.n_freqs,
-        embedding=embedding,
-    )
-    if preset in PASSES:  # two linear layers that are to be one regression
-        config = dataclasses.replace(config, hidden=embedding)
-    network = voice_encoder.VoiceEncoder(config)
-    return network, [Group(list(network.parameters()))]
-
-
-def _ast(
-    preset: str, options: VoiceOptions, start: PretrainedAST | None, embedding: int
-) -> tuple[ast_encoder.ASTEncoder, list[Group]]:
+def _make_ast(
+    config: ASTEncoderConfig, options: VoiceOptions, start: PretrainedAST | None, embedding: int
+) -> tuple[ASTEncoder, list[Group]]:
     """Make an AST with its head, and its body as far as it is trained, as groups."""
-    config = ast_encoder.CONFIGS[preset]
     if start is not None:
         config = dataclasses.replace(start.config, final_relu=config.final_relu)
     layers = config.layers
@@ -280,7 +302,7 @@ def _ast(
             f"--unfreeze {last}: {options.pretrained} has {layers} transformer layers",
             hint=f"give 0 to {layers}, or leave it out to train all",
         )
-    network = ast_encoder.ASTEncoder(dataclasses.replace(config, embedding=embedding))
+    network = ASTEncoder(dataclasses.replace(config, embedding=embedding))
     if start is not None:
         start.begin(network)
     network.requires_grad_(False)
@@ -293,18 +315,12 @@ def _ast(
     return network, groups
 
 
-def _shortest(
-    preset: str, seconds: float | None, network: AnyVoiceEncoder, front_end: FrontEnd
-) -> int | None:
-    """Decide how many samples the shortest clips have."""
-    if isinstance(network, ast_encoder.ASTEncoder):
-        return None
+def _shortest(seconds: float, config: VoiceEncoderConfig, front_end: FrontEnd) -> int:
+    """Check the length of the shortest clips, and give it in samples."""
     whole = front_end.clip_samples
-    least = HOP_LENGTH * (network.config.min_frames - 1)
+    least = HOP_LENGTH * (config.min_frames - 1)
     if front_end.kind != "seed":  # whose frames reach beyond the ends
         least += WIN_LENGTH
-    if seconds is None:
-        return max(least, whole // 3) if preset == "compact" else None
     shortest = round(seconds * SAMPLE_RATE) if math.isfinite(seconds) else -1
     if not least <= shortest <= whole:
         bounds = f"{least / SAMPLE_RATE:g} to {whole / SAMPLE_RATE:g}"
@@ -352,16 +368,16 @@ class VoiceEncoderTask:
             options: what else is said of the voice encoder.
             loss_weights: which losses, and their weights, as `losses.choose_weights` reads them.
             contrastive: weight of InfoNCE, which is not there without.
-            pairing: of recordings with faces, as `Voices` has it.
+            pairing: of recordings with faces, as `voice_data.Sampling` has it.
             per_identity: most recordings of a person; None for all.
             progress: told of faces that are embedded.
 
         Raises:
-            UsageError: if the weights are no weights of this task's losses, or as `plan`.
+            UsageError: if the weights are no weights of this task's losses, or as `plan_voice`.
             DatasetError: as `Voices` and `PackedVoices`, or if `train` has one identity.
             CheckpointError: if the networks or the pack are of different spaces or sizes, or as
-                `plan`.
-            DependencyError: as `plan`.
+                `plan_voice`.
+            DependencyError: as `plan_voice`.
         """
         assert isinstance(encoder.network, face_encoder.FaceEncoder)
         assert isinstance(decoder.network, face_decoder.FaceDecoder)
@@ -376,26 +392,30 @@ class VoiceEncoderTask:
                 f"{encoder.path} gives {embedding}",
                 hint="use networks that were trained with the same face encoder",
             )
-        self.plan = plan_voice(preset, options, embedding=embedding)
-        self.network, self.front_end = self.plan.network, self.plan.front_end
-        self.groups, self.defaults = self.plan.groups, self.plan.defaults
-        self.loss_weights = self._weights(preset, loss_weights, contrastive)
+        plan = plan_voice(preset, options, embedding=embedding)
+        self.network, self.groups, self.recipe = plan.network, plan.groups, plan.recipe
+        self.front_end, self.defaults = plan.recipe.front_end, plan.recipe.training
+        self.loss_weights = self._weights(loss_weights, contrastive)
+        sampling = Sampling(
+            self.front_end.clip_samples, plan.recipe.shortest, pairing, per_identity
+        )
         self.train_data, self.val_data = (
-            self._voices(
-                *(folder, device),
-                pairing=pairing,
-                per_identity=per_identity,
-                shortest=self.plan.shortest,
-                progress=progress,
-            )
+            PackedVoices(folder, self.space, sampling)
+            if is_pack(folder)
+            else Voices(folder, self._maker(device), sampling, progress)
             for folder in folders
         )
+        if self.train_data.n_identities < 2:
+            raise DatasetError(
+                f"{folders[0]}: has one identity with a voice and a face: nothing to tell apart",
+                hint="add people; s2f prep split makes train, val and test of a tree",
+            )
         self.settings: dict[str, object] = {
             "preset": preset,
             "recordings": len(self.train_data),
             "face_encoder": encoder.sha256,
             "face_decoder": decoder.sha256,
-            **self.plan.settings,
+            **plan.settings,
         }
         if pairing != "all-to-all":
             self.settings["pairing"] = pairing
@@ -404,78 +424,37 @@ class VoiceEncoderTask:
         for split, voices in (("train", self.train_data), ("val", self.val_data)):
             if isinstance(voices, PackedVoices):
                 self.settings[f"{split}_pack"] = voices.sha256
-        self.notes = [*self.plan.notes, *self.train_data.notes, *self.val_data.notes]
+        self.notes = [*plan.notes, *self.train_data.notes, *self.val_data.notes]
         self.predicted = torch.empty(0)
 
-    def _weights(
-        self, preset: str, choice: str | None, contrastive: float | None
-    ) -> dict[str, float]:
-        if not 0 < (1.0 if contrastive is None else contrastive) < math.inf:
+    def _weights(self, choice: str | None, contrastive: float | None) -> dict[str, float]:
+        if contrastive is not None and not 0 < contrastive < math.inf:
             raise UsageError(
                 f"--contrastive {contrastive}: is no weight above 0",
                 hint="leave it out to train without InfoNCE",
             )
-        usual = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
-        if not self.encoder.config.identities:
-            del usual["encoder/distill"]
-        known = [*usual, "embedding/mse"]
-        if preset == "compact":  # squares, of the code of a linear decoder
-            usual = {"embedding/mse": 1.0, "embedding/l2": 0.1}
+        known = ["decoder/l1", "embedding/l2", "embedding/mse"]
+        if self.encoder.config.identities:
+            known.append("encoder/distill")
+        usual = {name: weight for name, weight in self.recipe.losses.items() if name in known}
         weights = losses.choose_weights(choice, usual, known, self.decoder.config.first_width)
         if contrastive is not None:
             weights[losses.CONTRASTIVE] = contrastive
         return weights
 
-    def _voices(
-        self,
-        folder: Path,
-        device: torch.device,
-        *,
-        pairing: Pairing = "all-to-all",
-        per_identity: int | None = None,
-        shortest: int | None = None,
-        progress: Progress = silent,
-    ) -> Voices | PackedVoices:
-        clip_samples = self.front_end.clip_samples
-        voices: Voices | PackedVoices
-        if is_pack(folder):
-            voices = PackedVoices(
-                folder,
-                clip_samples=clip_samples,
-                embedding_space=self.space,
-                shortest=shortest,
-                pairing=pairing,
-                per_identity=per_identity,
-            )
-        else:
-            voices = Voices(
-                folder,
-                Maker(
-                    "the face encoder",
-                    self.encoder.config.embedding,
-                    self.encoder.preprocessing.fit,
-                    batch_embedder(self.encoder, device=device, batch_size=BATCH),
-                ),
-                clip_samples=clip_samples,
-                shortest=shortest,
-                pairing=pairing,
-                per_identity=per_identity,
-                progress=progress,
-            )
-        if voices.n_identities < 2 and folder.name in layout.SPLITS["train"]:
-            raise DatasetError(
-                f"{folder}: has one identity with a voice and a face: nothing to tell apart",
-                hint="add people; s2f prep split makes train, val and test of a tree",
-            )
-        return voices
+    def _maker(self, device: torch.device) -> Maker:
+        """The face encoder, as what makes embeddings of photos."""
+        embed = batch_embedder(self.encoder, device=device, batch_size=BATCH)
+        fit = self.encoder.preprocessing.fit
+        return Maker("the face encoder", self.encoder.config.embedding, fit, embed)
 
     def _hear(self, waveforms: Tensor, *, augmented: bool) -> Tensor:
         """Turn waveforms [b n] into spectrograms; always in single precision."""
         with torch.autocast(waveforms.device.type, enabled=False):
             if augmented:
-                waveforms = augment.voices(waveforms, self.plan.augment)
+                waveforms = augment.voices(waveforms, self.recipe.augment)
             heard = spectrogram(waveforms, self.front_end)
-            return augment.masked(heard) if augmented and self.plan.augment.spec else heard
+            return augment.masked(heard) if augmented and self.recipe.augment.spec else heard
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Losses of a batch, one value a sample; single precision, whatever the network's is.
@@ -509,26 +488,27 @@ class VoiceEncoderTask:
     @torch.no_grad()
     def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
         """Solve the last two layers by ridge regression, for presets that are made for it."""
-        if not self.plan.passes:
+        if not self.recipe.passes:
             return False
-        assert isinstance(self.network, VoiceEncoder)
-        self.network.eval()
-        moments = RidgeSums()
-        for batch in batches(self.plan.passes):
+        network = self.network
+        assert isinstance(network, VoiceEncoder)
+        network.eval()
+        sums = RidgeSums()
+        for batch in batches(self.recipe.passes):
             heard = self._hear(batch["waveform"], augmented=True)
-            moments.add(self.network.features(heard), batch["embedding"])
+            sums.add(network.features(heard), batch["embedding"])
         features, targets = [], []
         n = len(self.val_data)
         keys = [[Key(i, seed)] for i in range(n) for seed in range(4)]
-        for loaded in load_batches(self.val_data, keys, moments.device, workers=0, max_bad=n):
+        for loaded in load_batches(self.val_data, keys, sums.device, workers=0, max_bad=n):
             if loaded.items is None:
                 raise loaded.bad[-1]
             heard = self._hear(loaded.items["waveform"], augmented=False)
-            features.append(self.network.features(heard))
+            features.append(network.features(heard))
             targets.append(loaded.items["embedding"])
         x, y = torch.cat(features), torch.cat(targets)
-        solve_last_layers(moments, x, y, self.network.hidden, self.network.embedding)
-        self.network.train()
+        solve_last_layers(sums, x, y, network.hidden, network.embedding)
+        network.train()
         return True
 
     @torch.no_grad()
@@ -554,11 +534,10 @@ class VoiceEncoderTask:
 
     def save(self, path: Path, storage: torch.dtype, metrics: Mapping[str, float]) -> None:
         """Write the network as a checkpoint."""
-        card = dataclasses.replace(self.card, metrics=dict(metrics))
         save(
             path,
             self.network,
-            card=card,
+            card=dataclasses.replace(self.card, metrics=dict(metrics)),
             embedding_space=self.space,
             front_end=self.front_end,
             storage=storage,

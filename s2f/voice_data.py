@@ -1,13 +1,15 @@
-"""Which recording goes with which faces of its person: numbers, and names at most, no files.
+"""Recordings of a voice tree, or clips of a pack, each with the embedding of a face of its person.
 
-Recordings and faces are numbered through, person by person, in the order of their names.
-
-Recordings of a voice tree, or clips of a pack, as torch Datasets, with their faces.
+Recordings and faces are numbered through, person by person, in the order of their names. `pair`
+decides by these numbers which goes with which; the two torch Datasets read what was paired. What
+is heard in a clip, and who made an embedding, is not known here.
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +34,46 @@ SHOWN = 5  # names in a note
 _Numbers = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Which recordings are items, and how long a clip of them is.
+
+    Attributes:
+        clip_samples: length of the clips.
+        shortest: length of the shortest clips, where that is random; 1 to `clip_samples`.
+        pairing: `all-to-all`: each recording with any face of the person. `one-to-one`: the first
+            recording with the first face and so on; what is over of either is left out.
+            `all-to-one`: each recording with the person's first face. `same-clip`: those whose
+            names match: `audios/VIDEO/1.npy` goes with `images/VIDEO/1.jpg`, and so does
+            `images/VIDEO_1.jpg`.
+        per_identity: items that a person has at most, spread evenly over all of them.
+
+    Raises:
+        UsageError: if `per_identity` is below 1.
+    """
+
+    clip_samples: int
+    shortest: int | None = None
+    pairing: Pairing = "all-to-all"
+    per_identity: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.per_identity is not None and self.per_identity < 1:
+            raise UsageError(
+                f"at most {self.per_identity} recordings of a person leaves none",
+                hint="give --per-identity 1 or more, or leave it out",
+            )
+
+    def length(self, share: float) -> int:
+        """Choose the length of the clips of a step: even in its logarithm, whole at a share of 1.
+
+        Without `shortest` it is always `clip_samples`.
+        """
+        if self.shortest is None:
+            return self.clip_samples
+        return round(self.shortest * math.pow(self.clip_samples / self.shortest, share))
+
+
 class Pairs(NamedTuple):
     """The items [n] of a data set.
 
@@ -51,17 +93,14 @@ class Pairs(NamedTuple):
 
     def all_faces(self) -> list[int]:
         """List the faces that any recording may come with, sorted."""
-        firsts, items = np.unique(self.faces, return_index=True)
-        ranges = zip(firsts.tolist(), self.choices[items].tolist(), strict=True)
-        return [face for first, n in ranges for face in range(first, first + n)]
+        ranges = set(zip(self.faces.tolist(), self.choices.tolist(), strict=True))
+        return sorted({face for first, n in ranges for face in range(first, first + n)})
 
 
 def pair(
     recordings: Sequence[int],
     faces: Sequence[int],
-    pairing: Pairing = "all-to-all",
-    *,
-    per_identity: int | None = None,
+    sampling: Sampling,
     same_clip: _Numbers | None = None,
 ) -> Pairs:
     """Pair recordings with faces of the same people.
@@ -69,46 +108,41 @@ def pair(
     Args:
         recordings: how many each person has.
         faces: how many each person has.
-        pairing: `all-to-all`: each recording with any face of the person. `one-to-one`: the first
-            recording with the first face and so on; what is over of either is left out.
-            `all-to-one`: each recording with the person's first face. `same-clip`: as given.
-        per_identity: items that a person has at most, spread evenly over all of them.
-        same_clip: for `same-clip`, the face of each recording [m]; -1 where there is none.
-
-    Raises:
-        UsageError: if `per_identity` is below 1.
+        sampling: says how.
+        same_clip: for that pairing, the face of each recording [m]; -1 where there is none.
     """
-    if per_identity is not None and per_identity < 1:
-        raise UsageError(
-            f"at most {per_identity} recordings of a person leaves none",
-            hint="give --per-identity 1 or more, or leave it out",
-        )
     n_recordings, n_faces = np.asarray(recordings, np.int64), np.asarray(faces, np.int64)
     people = np.repeat(np.arange(len(n_recordings)), n_recordings)
     place = _places(people, n_recordings)
     first = (np.cumsum(n_faces) - n_faces)[people]
     choices = np.ones_like(people)
-    if pairing == "same-clip":
+    if sampling.pairing == "same-clip":
         assert same_clip is not None
         first, kept = same_clip, same_clip >= 0
-    elif pairing == "one-to-one":
+    elif sampling.pairing == "one-to-one":
         first, kept = first + place, place < n_faces[people]
     else:
         kept = n_faces[people] > 0
-        if pairing == "all-to-all":
+        if sampling.pairing == "all-to-all":
             choices = n_faces[people]
     items = np.flatnonzero(kept)
     notes = []
-    if pairing != "all-to-all":
-        unpaired = int(n_faces.sum()) - len(np.unique(first[items]))
-        notes = _unpaired(pairing, len(people) - len(items), unpaired)
-    if per_identity is not None:
+    if sampling.pairing != "all-to-all":
+        over = {
+            "recording": len(people) - len(items),
+            "face": int(n_faces.sum()) - len(np.unique(first[items])),
+        }
+        told = " and ".join(_count(n, what, f"{what}s") for what, n in over.items() if n)
+        notes = [f"{told} left out: the pairing is {sampling.pairing}"] if told else []
+    if (most := sampling.per_identity) is not None:
         before = len(items)
         counts = np.bincount(people[items], minlength=len(n_recordings))
-        items = items[_spread(_places(people[items], counts), counts[people[items]], per_identity)]
+        k, n = _places(people[items], counts), counts[people[items]]
+        # Of n recordings those numbered floor(j * n / most) for some j: `most` of them, or all.
+        items = items[-((k + 1) * -most // n) > -(k * -most // n)]
         if len(items) < before:
             few = _count(before - len(items), "recording", "recordings")
-            notes.append(f"{few} left out: at most {per_identity} of a person")
+            notes.append(f"{few} left out: at most {most} of a person")
     return Pairs(items, people[items], first[items], choices[items], notes)
 
 
@@ -118,62 +152,12 @@ def _places(people: _Numbers, counts: _Numbers) -> _Numbers:
     return places
 
 
-def _spread(place: _Numbers, count: _Numbers, most: int) -> NDArray[np.bool_]:
-    """Tell which of `count` places are floor(j * count / most) for some j: at most `most`."""
-    spread: NDArray[np.bool_] = -((place + 1) * -most // count) > -(place * -most // count)
-    return spread
-
-
-def _unpaired(pairing: Pairing, recordings: int, faces: int) -> list[str]:
-    over = [_count(recordings, "recording", "recordings")] if recordings else []
-    over += [_count(faces, "face", "faces")] if faces else []
-    return [f"{' and '.join(over)} left out: the pairing is {pairing}"] if over else []
-
-
-def pair_speakers(
-    speakers: Sequence[Speaker], pairing: Pairing, per_identity: int | None = None
-) -> Pairs:
-    """Pair the recordings and faces of a voice tree, as `pair`.
-
-    For `same-clip` those whose names match: `audios/VIDEO/1.npy` goes with `images/VIDEO/1.jpg`,
-    and so does `images/VIDEO_1.jpg`.
-
-    Raises:
-        UsageError: if `per_identity` is below 1.
-    """
-    same_clip = None
-    if pairing == "same-clip":
-        faces = [(s.identity, layout.clip(face.name)) for s in speakers for face in s.faces]
-        known = {clip: number for number, clip in reversed(list(enumerate(faces)))}
-        heard = ((s.identity, layout.clip(path)) for s in speakers for path in s.audios)
-        same_clip = np.array([known.get(clip, -1) for clip in heard], np.int64)
-    return pair(
-        [len(speaker.audios) for speaker in speakers],
-        [len(speaker.faces) for speaker in speakers],
-        pairing,
-        per_identity=per_identity,
-        same_clip=same_clip,
-    )
-
-
-def left_out(why: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say who is left out: names by reason, such as `without a voice`; no sentence for nobody."""
-    reasons = {reason: names for reason, names in why.items() if names}
-    if not reasons:
-        return []
-    people = _count(sum(map(len, reasons.values())), "identity", "identities")
-    parts = (f"{len(names)} {reason} ({some(names)})" for reason, names in reasons.items())
-    return [f"{people} left out: {', '.join(parts)}"]
-
-
-def some(names: Sequence[str], between: str = ", ") -> str:
-    """Name the first few of many."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return between.join(names[:SHOWN]) + more
-
-
-def _count(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"
+def _same_clip(speakers: Sequence[Speaker]) -> _Numbers:
+    """Find the face of each recording's clip, the first of several; -1 where there is none."""
+    faces = [(s.identity, layout.clip(face.name)) for s in speakers for face in s.faces]
+    known = {clip: number for number, clip in reversed(list(enumerate(faces)))}
+    heard = ((s.identity, layout.clip(path)) for s in speakers for path in s.audios)
+    return np.array([known.get(clip, -1) for clip in heard], np.int64)
 
 
 class _Paired(Dataset[Item], ABC):
@@ -188,15 +172,13 @@ class _Paired(Dataset[Item], ABC):
     def __init__(
         self,
         folder: Path,
+        sampling: Sampling,
         pairs: Pairs,
         people: Sequence[str],
-        *,
-        absent: str,
-        others: Mapping[str, list[str]],
-        clip_samples: int,
-        shortest: int | None,
+        absent: Mapping[str, list[str]],
+        unpaired: str,
     ) -> None:
-        """Hold pairs. `absent` is why people are in none; `others` were left out before, by reason.
+        """Hold pairs of some of the people; `absent` is who is none of them, by reason.
 
         Raises:
             DatasetError: if there is no pair.
@@ -208,12 +190,16 @@ class _Paired(Dataset[Item], ABC):
                 hint="choose another --pairing; same-clip wants audios/VIDEO/1.npy with "
                 "images/VIDEO/1.jpg",
             )
-        unpaired = [name for k, name in enumerate(people) if k not in there]
-        notes = [*left_out({**others, absent: unpaired}), *pairs.notes]
+        absent = {**absent, unpaired: [name for k, name in enumerate(people) if k not in there]}
+        reasons = [f"{len(who)} {why} ({_some(who)})" for why, who in absent.items() if who]
+        notes = pairs.notes
+        if reasons:
+            many = _count(sum(map(len, absent.values())), "identity", "identities")
+            notes = [f"{many} left out: {', '.join(reasons)}", *notes]
         self.notes = [f"{folder.name}: {note}" for note in notes]
         self.n_identities = len(there)
         self.counts = {"identities": len(there), "pairs": int(pairs.choices.sum())}
-        self.pairs, self.clip_samples, self.shortest = pairs, clip_samples, shortest
+        self.sampling, self.pairs = sampling, pairs
 
     def __len__(self) -> int:
         return len(self.pairs.recordings)
@@ -221,14 +207,14 @@ class _Paired(Dataset[Item], ABC):
     def __getitem__(self, key: Key) -> Item:
         """Give `waveform` [n], a clip from anywhere, `embedding` [d], `identity` [] and `index` [].
 
-        With `shortest`, n is between it and `clip_samples`, even in its logarithm, by the key's
-        share, and `clip_samples` at a share of 1. A recording that is shorter is looped.
+        n is as `Sampling.length` has it for the key's share. A recording that is shorter is
+        looped.
 
         Raises:
             DatasetError: if the recording cannot be read, or holds NaN or infinite samples.
         """
         face, generator = self._draw_face(key.item, key.seed)
-        n = clip_length(self.clip_samples, self.shortest, key.share)
+        n = self.sampling.length(key.share)
         samples = self._samples(int(self.pairs.recordings[key.item]))
         start = int(torch.randint(max(1, len(samples) - n + 1), (), generator=generator))
         clip = np.resize(samples[start : start + n], n)
@@ -271,25 +257,14 @@ class Voices(_Paired):
     """Recordings of a voice tree, each with the embedding of a face of the same identity."""
 
     def __init__(
-        self,
-        folder: Path,
-        maker: Maker,
-        *,
-        clip_samples: int,
-        shortest: int | None = None,
-        pairing: Pairing = "all-to-all",
-        per_identity: int | None = None,
-        progress: Progress = silent,
+        self, folder: Path, maker: Maker, sampling: Sampling, progress: Progress = silent
     ) -> None:
         """List the tree, and read or make the embeddings of the faces that are paired.
 
         Args:
             folder: of one split.
             maker: the face encoder that embeddings are, or have to be, made by.
-            clip_samples: length of the clips.
-            shortest: length of the shortest clips, where that is random; 1 to `clip_samples`.
-            pairing: as `voice_data.pair`.
-            per_identity: recordings of a person, at most.
+            sampling: says which recordings are items, and how long their clips are.
             progress: told of faces.
 
         Raises:
@@ -297,28 +272,28 @@ class Voices(_Paired):
                 person are broken, or nothing can be paired.
             ImageError: if the photos that would tell who made the stored embeddings are broken.
             CheckpointError: if another face encoder made these.
-            UsageError: if `per_identity` is below 1.
         """
-        speakers, others = layout.speakers(folder)
+        speakers, absent = layout.speakers(folder)
         gallery = Gallery(folder, maker, progress)
         broken: dict[FaceFiles, ImageError] = {}
         while True:  # a face that is broken gives way to the next one
             faces = [face for speaker in speakers for face in speaker.faces]
-            pairs = pair_speakers(speakers, pairing, per_identity)
+            pairs = pair(
+                [len(speaker.audios) for speaker in speakers],
+                [len(speaker.faces) for speaker in speakers],
+                sampling,
+                _same_clip(speakers) if sampling.pairing == "same-clip" else None,
+            )
             failed = gallery.add([faces[k] for k in pairs.all_faces()])
             if not failed:
                 break
             broken |= failed
             speakers = [_without(failed, speaker, folder) for speaker in speakers]
-        super().__init__(
-            *(folder, pairs, [speaker.identity for speaker in speakers]),
-            absent="without a voice and a face of one clip",
-            others=others,
-            clip_samples=clip_samples,
-            shortest=shortest,
-        )
+        people = [speaker.identity for speaker in speakers]
+        unpaired = "without a voice and a face of one clip"
+        super().__init__(folder, sampling, pairs, people, absent, unpaired)
         if broken:
-            told = some([error.message for error in broken.values()], "; ")
+            told = _some([error.message for error in broken.values()], "; ")
             self.notes.append(f"{folder.name}: photos left out, {len(broken)}: {told}")
         if gallery.n_unchecked:
             self.notes.append(
@@ -351,26 +326,6 @@ class Voices(_Paired):
         return row
 
 
-def clip_length(longest: int, shortest: int | None, share: float) -> int:
-    """Choose the length of the clips of a step: even in its logarithm, `longest` at a share of 1.
-
-    Without `shortest` it is always `longest`.
-    """
-    return longest if shortest is None else round(shortest * (longest / shortest) ** share)
-
-
-def _without(failed: dict[FaceFiles, ImageError], speaker: Speaker, folder: Path) -> Speaker:
-    """Take broken faces from a speaker, who must keep another."""
-    faces = tuple(face for face in speaker.faces if face not in failed)
-    if not faces:
-        error = failed[speaker.faces[0]]
-        raise DatasetError(
-            f"{folder / speaker.identity}: none of its photos can be read: {error.message}",
-            hint="put a photo there that can be read, or remove the person",
-        ) from error
-    return Speaker(speaker.identity, speaker.audios, faces)
-
-
 class PackedVoices(_Paired):
     """Clips of a pack, each with the embedding of a face of the same identity.
 
@@ -378,31 +333,18 @@ class PackedVoices(_Paired):
         sha256: of the pack's index, which knows the hashes of all its files.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        clip_samples: int,
-        embedding_space: str,
-        shortest: int | None = None,
-        pairing: Pairing = "all-to-all",
-        per_identity: int | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, embedding_space: str, sampling: Sampling) -> None:
         """Open the pack of one split.
 
         Args:
             folder: of the split.
-            clip_samples: length of the clips, at most that of the pack's.
             embedding_space: that the embeddings have to be of.
-            shortest: length of the shortest clips, where that is random; 1 to `clip_samples`.
-            pairing: as `voice_data.pair`, but for `same-clip`: a pack has no names.
-            per_identity: clips of a person, at most.
+            sampling: as for `Voices`, but for `same-clip`: a pack has no names.
 
         Raises:
             DatasetError: as `pack.Pack`, if the pack's clips are shorter, or it is to be paired
                 by names.
             CheckpointError: if its embeddings are of another space.
-            UsageError: if `per_identity` is below 1.
         """
         self.pack = Pack(folder)
         index = self.pack.index
@@ -412,12 +354,13 @@ class PackedVoices(_Paired):
                 f"the face encoder's is {embedding_space[:8]}",
                 hint="give the face encoder that it was packed with, or pack the tree again",
             )
-        if index.clip_samples < clip_samples:
+        wanted = sampling.clip_samples
+        if index.clip_samples < wanted:
             raise DatasetError(
-                f"{folder}: its clips have {index.clip_samples} samples; wanted {clip_samples}",
-                hint=f"pack the tree again, with clips of {clip_samples / SAMPLE_RATE:g} s",
+                f"{folder}: its clips have {index.clip_samples} samples; wanted {wanted}",
+                hint=f"pack the tree again, with clips of {wanted / SAMPLE_RATE:g} s",
             )
-        if pairing == "same-clip":
+        if sampling.pairing == "same-clip":
             raise DatasetError(
                 f"{folder}: is a pack, which does not keep the names that same-clip goes by",
                 hint="train from the tree that was packed, or choose another --pairing",
@@ -426,16 +369,10 @@ class PackedVoices(_Paired):
         pairs = pair(
             [person.clips for person in people],
             [person.embeddings for person in people],
-            pairing,
-            per_identity=per_identity,
+            sampling,
         )
-        super().__init__(
-            *(folder, pairs, [person.name for person in people]),
-            absent="without a voice",
-            others={},
-            clip_samples=clip_samples,
-            shortest=shortest,
-        )
+        names = [person.name for person in people]
+        super().__init__(folder, sampling, pairs, names, {}, "without a voice")
         self.sha256 = index.sha256
 
     def name(self, index: int) -> str:
@@ -451,3 +388,25 @@ class PackedVoices(_Paired):
 
     def _embedding(self, face: int) -> NDArray[np.float32]:
         return self.pack.embedding(face)
+
+
+def _without(failed: dict[FaceFiles, ImageError], speaker: Speaker, folder: Path) -> Speaker:
+    """Take broken faces from a speaker, who must keep another."""
+    faces = tuple(face for face in speaker.faces if face not in failed)
+    if not faces:
+        error = failed[speaker.faces[0]]
+        raise DatasetError(
+            f"{folder / speaker.identity}: none of its photos can be read: {error.message}",
+            hint="put a photo there that can be read, or remove the person",
+        ) from error
+    return Speaker(speaker.identity, speaker.audios, faces)
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    """Name the first few of many."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return between.join(names[:SHOWN]) + more
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"

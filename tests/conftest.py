@@ -138,9 +138,14 @@ def presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(appearance_model.CONFIGS, "compact", PARTS)
     monkeypatch.setitem(face_decoder.CONFIGS, "compact", DECODER)
     monkeypatch.setitem(face_decoder.CONFIGS, "paper", STAGED)
-    for preset in ("compact", "paper"):
-        monkeypatch.setitem(voice_encoder.CONFIGS, preset, VOICE)
-        monkeypatch.setitem(train_voice.FRONT_END_OF, preset, FRONT_END)
+    for preset, shortest in (("compact", SAMPLE_RATE // 3), ("paper", None)):
+        tiny = dataclasses.replace(
+            train_voice.PRESETS["conv", preset],
+            network=VOICE,
+            front_end=FRONT_END,
+            shortest=shortest,
+        )
+        monkeypatch.setitem(train_voice.PRESETS, ("conv", preset), tiny)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The losses: hand numbers, what must not change them, and where gradients go."""
+"""The losses and their weights: hand numbers, what must not change them, where gradients go."""
 
 import math
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from s2f import losses
+from s2f.distributed import ALONE
+from s2f.errors import UsageError
 
 PAIRS = {
     "decoder_l1": (6,),
@@ -20,47 +22,26 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_sample_counts_the_same_alone_and_in_a_batch(name: str) -> None:
+def test_a_loss_is_one_value_a_sample_that_teaches_the_prediction(name: str) -> None:
     loss = getattr(losses, name)
-    a, b = torch.rand(3, *PAIRS[name]), torch.rand(3, *PAIRS[name])
+    a, b = torch.rand(3, *PAIRS[name], requires_grad=True), torch.rand(3, *PAIRS[name])
+    found = loss(a, b)
     alone = torch.cat([loss(a[i : i + 1], b[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(loss(a, b), alone)
-    assert loss(a, b).shape == (3,)
+    torch.testing.assert_close(found, alone)
+    assert found.shape == (3,)
+    found.sum().backward()
+    assert a.grad is not None and (a.grad.flatten(1).abs().sum(1) > 0).all()
+    if name != "encoder_distill":
+        torch.testing.assert_close(loss(b + 0.1, b + 0.1), torch.zeros(3), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_duplicating_the_batch_changes_no_total(name: str) -> None:
-    loss = getattr(losses, name)
-    a, b = torch.rand(3, *PAIRS[name]), torch.rand(3, *PAIRS[name])
-    once = losses.total({name: loss(a, b)}, {name: 2.0})
-    twice = losses.total({name: loss(torch.cat([a, a]), torch.cat([b, b]))}, {name: 2.0})
-    torch.testing.assert_close(once, twice)
-
-
-@pytest.mark.parametrize("name", sorted(set(PAIRS) - {"encoder_distill"}))
-def test_equal_tensors_lose_nothing(name: str) -> None:
-    a = torch.rand(2, *PAIRS[name]) + 0.1
-    value = getattr(losses, name)(a, a)
-    torch.testing.assert_close(value, torch.zeros(2), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_the_prediction_gets_a_gradient(name: str) -> None:
-    a = torch.rand(2, *PAIRS[name], requires_grad=True)
-    getattr(losses, name)(a, torch.rand(2, *PAIRS[name])).sum().backward()
-    assert a.grad is not None and a.grad.abs().sum() > 0
-
-
-def test_the_l1_is_summed_over_the_layer() -> None:
-    value = losses.decoder_l1(torch.tensor([[1.0, -2.0, 3.0]]), torch.zeros(1, 3))
-    assert float(value) == 6.0
-
-
-def test_the_l2_looks_at_directions_only() -> None:
+def test_hand_numbers() -> None:
+    assert float(losses.decoder_l1(torch.tensor([[1.0, -2.0, 3.0]]), torch.zeros(1, 3))) == 6.0
     a = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     b = torch.tensor([[7.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
-    expected = torch.tensor([0.0, 2.0, 4.0])  # 2 - 2 cos
-    torch.testing.assert_close(losses.embedding_l2(a, b), expected)
+    torch.testing.assert_close(losses.embedding_l2(a, b), torch.tensor([0.0, 2.0, 4.0]))  # 2-2 cos
+    points = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
+    assert float(losses.landmarks_mse(points, torch.zeros(1, 2, 2))) == 12.5  # squared pixels
 
 
 def test_the_distillation_is_least_at_the_target_where_it_is_its_entropy() -> None:
@@ -71,23 +52,15 @@ def test_the_distillation_is_least_at_the_target_where_it_is_its_entropy() -> No
     assert losses.encoder_distill(target + torch.tensor([[0.0, 0.5]]), target) > at
 
 
-def test_landmarks_are_measured_in_squared_pixels() -> None:
-    a = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
-    assert float(losses.landmarks_mse(a, torch.zeros(1, 2, 2))) == 12.5
-
-
 def test_landmarks_are_squared_below_a_pixel_and_absolute_above() -> None:
-    a = torch.tensor([[[0.5, 0.0], [-3.0, 1.0]], [[-0.5, 0.0], [11.0, 0.0]]])
+    a = torch.tensor([[[0.5, 0.0], [-3.0, 1.0]], [[-0.5, 0.0], [11.0, 0.0]]], requires_grad=True)
+    value = losses.landmarks_huber(a, torch.zeros(2, 2, 2))
     # d² / 2 below a pixel, |d| - 1/2 above, averaged over the coordinates
     expected = torch.tensor([(0.125 + 0 + 2.5 + 0.5) / 4, (0.125 + 0 + 10.5 + 0) / 4])
-    torch.testing.assert_close(losses.landmarks_huber(a, torch.zeros(2, 2, 2)), expected)
-
-
-def test_a_point_that_is_far_off_pulls_no_harder_than_one_a_pixel_away() -> None:
-    a = torch.tensor([[[100.0, 0.0], [-2.0, 0.25]]], requires_grad=True)
-    losses.landmarks_huber(a, torch.zeros(1, 2, 2)).sum().backward()
-    expected = torch.tensor([[[1.0, 0.0], [-1.0, 0.25]]]) / 4
+    torch.testing.assert_close(value, expected)
+    value.sum().backward()  # a point that is far off pulls no harder than one a pixel away
     assert a.grad is not None
+    expected = torch.tensor([[[0.5, 0], [-1, 1]], [[-0.5, 0], [1, 0]]]) / 4
     torch.testing.assert_close(a.grad, expected)
 
 
@@ -119,20 +92,16 @@ def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch: pytest.Monk
 def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient() -> None:
     torch.manual_seed(0)
     a, b, identity = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([0, 1, 2, 2, 3])
+    b.requires_grad_()
     once, twice = a.clone().requires_grad_(), a.repeat(2, 1).requires_grad_()
     one = losses.infonce(once, b, identity)
     two = losses.infonce(twice, b.repeat(2, 1), identity.repeat(2))
     torch.testing.assert_close(two, one.repeat(2))
     one.mean().backward()
     two.mean().backward()
-    assert once.grad is not None and twice.grad is not None
+    assert once.grad is not None and twice.grad is not None and b.grad is None
+    assert (once.grad.abs().sum(1) > 0).all()
     torch.testing.assert_close(twice.grad[:5] + twice.grad[5:], once.grad)
-
-
-def test_infonce_teaches_the_prediction_and_never_the_target() -> None:
-    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    losses.infonce(a, b, torch.arange(3)).sum().backward()
-    assert a.grad is not None and (a.grad.abs().sum(1) > 0).all() and b.grad is None
 
 
 def test_one_identity_has_nothing_to_contrast() -> None:
@@ -146,8 +115,98 @@ def test_one_identity_has_nothing_to_contrast() -> None:
 def test_the_total_is_the_weighted_sum_of_means() -> None:
     values = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 20.0])}
     assert float(losses.total(values, {"a": 1.0, "b": 0.1})) == 3.5
-
-
-def test_a_loss_without_weight_is_an_error() -> None:
     with pytest.raises(KeyError, match="b"):
         losses.total({"b": torch.ones(1)}, {"a": 1.0})
+
+
+DEFAULT = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
+KNOWN = ["decoder/l1", "embedding/l2", "embedding/mse", "encoder/distill"]
+
+
+def choose(choice: str | None, known: list[str] = KNOWN) -> dict[str, float]:
+    return losses.choose_weights(choice, DEFAULT, known, 1000)
+
+
+@pytest.mark.parametrize(
+    ("choice", "weights"),  # FACTS: Oh et al. 2019; the seed's L1 is a mean, ours a sum of 1000
+    [
+        (None, (0.01, 1.0, 1.0)),
+        ("paper", (1.0, 0.025, 200.0)),
+        ("seed", (0.001, 0.025, 200.0)),
+        ("seed-ast", (0.05, 30.0, 2.0)),
+        ("auto", (1.0, 100.0, 100.0)),  # the default's proportions
+        (losses.weights_text(DEFAULT), (0.01, 1.0, 1.0)),
+    ],
+)
+def test_a_set_has_its_published_numbers(choice: str | None, weights: tuple[float, ...]) -> None:
+    assert choose(choice) == pytest.approx(dict(zip(DEFAULT, weights, strict=True)))
+
+
+def test_losses_that_are_not_there_or_not_named_are_left_out() -> None:
+    assert set(choose("paper", KNOWN[:3])) == {"decoder/l1", "embedding/l2"}
+    assert choose("embedding/l2=0.5,decoder/l1=2") == {"embedding/l2": 0.5, "decoder/l1": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        ("papers", "is none of auto, paper, seed, seed-ast"),
+        ("texture/mae=1", "wanted some of decoder/l1, embedding/l2, embedding/mse, encoder/dis"),
+        ("contrastive/infonce=1", "is no loss of this task"),
+        ("decoder/l1=1,", "is no loss of this task"),
+        ("decoder/l1=0", "value above 0"),
+        ("decoder/l1=nan", "value above 0"),
+        ("decoder/l1=inf", "value above 0"),
+        ("decoder/l1=much", "value above 0"),
+        ("decoder/l1=1,decoder/l1=2", "each name once"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(choice: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        choose(choice)
+
+
+def test_auto_calibrates_at_the_papers_step_unless_told_another() -> None:
+    assert losses.calibration_step("auto", None, ()) == 1000
+    assert losses.calibration_step("auto", 0, ()) == 0
+    assert losses.calibration_step("paper", None, ["decoder/l1=1"]) is None
+    for choice in ("paper", None):
+        with pytest.raises(UsageError, match="there is nothing to calibrate"):
+            losses.calibration_step(choice, 5, ())
+    with pytest.raises(UsageError, match="finds the weights itself"):
+        losses.calibration_step("auto", 5, ["a=1"])
+
+
+class Task:
+    """Predicts a tensor, so many times."""
+
+    def __init__(self, times: int = 1) -> None:
+        self.predicted = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(times, 1).requires_grad_()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(times: int) -> None:
+    task = Task(times)
+    x = task.predicted
+    # Gradients of means over 2 samples: "a" is 1/2 four times, of length 1, "b" 4/2 twice.
+    values = {"a": x.sum(1), "b": 4 * x[:, 0], losses.CONTRASTIVE: 9 * x[:, 1]}
+    assert losses.calibrate(task, values, ALONE) == pytest.approx({"a": 1.0, "b": 8**-0.5})
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, None])
+def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float | None) -> None:
+    task = Task()
+    b = torch.ones(2, requires_grad=True) if value is None else value * task.predicted.sum(1)
+    with pytest.raises(UsageError, match="the gradient of b is"):
+        losses.calibrate(task, {"a": task.predicted.sum(1), "b": b}, ALONE)
+
+
+def test_losses_must_have_what_they_need() -> None:
+    weights = {"a": 1.0, losses.CONTRASTIVE: 1.0}
+    losses.check_weights(Task(), weights, batch_size=2, calibrated=True)
+    losses.check_weights(Task(), {"a": 1.0}, batch_size=1, calibrated=True)
+    losses.check_weights(object(), {}, batch_size=1, calibrated=False)
+    with pytest.raises(UsageError, match="a batch of 1 has nothing to contrast"):
+        losses.check_weights(Task(), weights, batch_size=1, calibrated=False)
+    with pytest.raises(UsageError, match="share no predicted embedding"):
+        losses.check_weights(object(), {}, batch_size=1, calibrated=True)

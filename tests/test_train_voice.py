@@ -1,4 +1,7 @@
-"""The task on voices: what it learns, and where its gradients go. Tiny networks and trees."""
+"""The voice encoder: presets and options, plans, and the task that learns. Tiny networks and trees.
+
+The recipes are those of FACTS.md, sections 1 and 2. Full-size networks have no values here.
+"""
 
 import dataclasses
 import json
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import DECODER, FRONT_END, STAGED, VOICE
+from conftest import DECODER, STAGED, VOICE
 from PIL import Image
 from published_files import needs_transformers
 from task_checks import CPU, check_duplicates, check_gradients, check_learning, sample_batch
@@ -18,40 +21,295 @@ from test_pretrained import hugging_face
 from torch import Tensor
 from torch.nn import functional
 
-from s2f import ast_encoder, checkpoint, embeddings, layout, losses, train_voice, voice_encoder
-from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig
+from s2f import checkpoint, embeddings, layout, losses, train_voice
+from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig, published_name
 from s2f.checkpoint import Card
 from s2f.dataloader import Key
 from s2f.distributed import ALONE
-from s2f.errors import CheckpointError, DatasetError, UsageError
+from s2f.errors import CheckpointError, DatasetError, DependencyError, UsageError
 from s2f.face_decoder import FaceDecoder, draw_faces
 from s2f.face_encoder import VGGFace
 from s2f.images import Preprocessing, load_face
 from s2f.pack import pack, read_index
 from s2f.prep_faces import embeddings_step
-from s2f.spectrogram import spectrogram
+from s2f.spectrogram import FRONT_ENDS, RunningMoments, spectrogram, write_stats
 from s2f.train import TrainConfig, TrainResult, train
-from s2f.train_voice import NOTHING_ELSE, VoiceOptions
+from s2f.train_voice import (
+    NOTHING_ELSE,
+    PRESETS,
+    VoiceOptions,
+    VoicePlan,
+    check_options,
+    plan_voice,
+)
+from s2f.voice_encoder import VoiceEncoder
 
-pytestmark = pytest.mark.usefixtures("presets")
+CONV = ("paper", "seed", "compact")
+
+
+TINY = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)  # the folders' too
+RANDOM = VoiceOptions("ast", random_init=True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options"),
+    [
+        *((preset, NOTHING_ELSE) for preset in ("paper", "seed", "compact")),
+        ("compact", VoiceOptions("ast")),
+        ("compact", VoiceOptions("ast", random_init=True)),
+        ("compact", VoiceOptions("ast", pretrained="a/b", head_steps=3, unfreeze=0)),
+        ("paper", VoiceOptions("ast", random_init=True, stats=Path("stats.json"))),
+        ("seed", VoiceOptions("ast", pretrained="a/b")),
+        ("compact", VoiceOptions(stats=Path("stats.json"), min_seconds=3)),
+    ],
+)
+def test_what_fits_together_is_allowed(preset: str, options: VoiceOptions) -> None:
+    check_options(preset, options)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "part"),
+    [
+        ("paper", VoiceOptions("ast"), "either from pretrained weights or at random, and nothing"),
+        ("seed", VoiceOptions("ast", pretrained="a", random_init=True), "and both"),
+        ("paper", VoiceOptions(pretrained="a"), "--pretrained: a convolutional encoder"),
+        ("compact", VoiceOptions(random_init=True), "--random-init: a convolutional encoder"),
+        ("paper", VoiceOptions(head_steps=3), "--head-steps: a convolutional encoder"),
+        ("paper", VoiceOptions(unfreeze=0), "--unfreeze: a convolutional encoder"),
+        ("compact", VoiceOptions("ast", head_steps=3), "--head-steps: weights that start at"),
+        ("seed", VoiceOptions("ast", random_init=True, unfreeze=0), "--unfreeze: weights that"),
+        ("compact", VoiceOptions("ast", min_seconds=3), "--min-seconds: AST's table"),
+        ("paper", VoiceOptions(stats=Path("s.json")), "the preset paper hears no log-mel"),
+        ("seed", VoiceOptions(stats=Path("s.json")), "the preset seed hears no log-mel"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_with_a_cure(
+    preset: str, options: VoiceOptions, part: str
+) -> None:
+    with pytest.raises(UsageError, match=part) as caught:
+        check_options(preset, options)
+    assert caught.value.hint
+
+
+def test_the_presets_are_the_published_recipes() -> None:
+    paper = PRESETS["conv", "paper"].training
+    assert paper == {
+        "optimizer": "adam",
+        "betas": (0.5, 0.999),
+        "eps": 1e-4,
+        "lr": 1e-3,
+        "schedule": "paper",
+        "weight_decay": 0.0,
+        "batch_size": 8,
+    }
+    seed = PRESETS["conv", "seed"].training
+    assert seed == {**paper, "schedule": "constant", "batch_size": 4}
+    assert set(PRESETS) == {(arch, preset) for arch in ("conv", "ast") for preset in CONV}
+
+
+def made(preset: str, options: VoiceOptions = NOTHING_ELSE) -> VoicePlan:
+    """Plan without giving the network values."""
+    with torch.device("meta"):
+        return plan_voice(preset, options, embedding=8)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make ASTs that start at random tiny."""
+    small = dataclasses.replace(PRESETS["ast", "paper"], network=TINY)
+    monkeypatch.setitem(PRESETS, ("ast", "paper"), small)
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    """The folder of a pretrained AST, tiny, of two layers."""
+    hugging_face(tmp_path / "ast", classifier=True)
+    return str(tmp_path / "ast")
+
+
+@pytest.mark.parametrize("preset", CONV)
+def test_a_convolutional_encoder_fits_its_front_end_and_embedding(preset: str) -> None:
+    found = made(preset)
+    config = found.network.config
+    assert isinstance(found.network, VoiceEncoder)
+    assert (config.in_channels, config.n_freqs) == (
+        found.recipe.front_end.n_channels,
+        found.recipe.front_end.n_freqs,
+    )
+    config.check_frames(found.recipe.front_end.n_frames(found.recipe.front_end.clip_samples))
+    assert config.embedding == 8 and config.final_relu == (preset == "seed")
+    assert found.recipe.front_end.kind == ("log_mel" if preset == "compact" else preset)
+    assert found.recipe.passes == (25 if preset == "compact" else 0)
+    (group,) = found.groups
+    assert group.start == 0 and group.lr == 1.0
+    assert {id(p) for p in group.parameters} == {id(p) for p in found.network.parameters()}
+
+
+@needs_transformers
+@pytest.mark.parametrize("preset", CONV)
+def test_an_ast_hears_as_many_frames_as_it_has_positions_for(preset: str) -> None:
+    found = made(preset, RANDOM)
+    config = found.network.config
+    assert isinstance(found.network, ASTEncoder)
+    config.check_frames(found.recipe.front_end.n_frames(found.recipe.front_end.clip_samples))
+    seconds = {"compact": 6.0}.get(preset, 10.26)
+    assert found.recipe.front_end == dataclasses.replace(
+        FRONT_ENDS["ast"], clip_samples=round(16_000 * seconds)
+    )
+    assert config.embedding == 8 and config.final_relu == (preset == "seed")
+    assert found.recipe.shortest is None and found.recipe.passes == 0
+    assert found.settings == {"arch": "ast"}
+
+
+@needs_transformers
+@pytest.mark.usefixtures("tiny")
+def test_an_ast_that_starts_at_random_learns_all_at_once() -> None:
+    found = plan_voice("paper", RANDOM, embedding=8)
+    head, body = found.groups
+    assert head.start == body.start == 0 and (head.lr, body.lr) == (1.0, 0.1)
+    parameters = list(found.network.parameters())
+    assert len(head.parameters) + len(body.parameters) == len(parameters)
+    assert all(p.requires_grad for p in parameters)
+
+
+@needs_transformers
+@pytest.mark.parametrize("preset", CONV)
+def test_a_pretrained_ast_has_its_own_shape_and_weights(preset: str, pretrained: str) -> None:
+    found = plan_voice(preset, VoiceOptions("ast", pretrained), embedding=8)
+    assert found.network.config == dataclasses.replace(
+        TINY, embedding=8, final_relu=preset == "seed"
+    )
+    assert found.recipe.front_end.clip_samples == 16_000
+    other = plan_voice(preset, VoiceOptions("ast", pretrained), embedding=8)
+    mine, theirs = found.network.state_dict(), other.network.state_dict()
+    same = {name for name in mine if torch.equal(mine[name], theirs[name])}
+    assert {name for name in mine if name.startswith("ast.")} <= same
+    assert "embedding.weight" not in same
+    assert found.settings["pretrained"] == other.settings["pretrained"]
+
+
+LAYERS = {  # that are trained, of embeddings, two layers, and the LayerNorm after them
+    None: {"embeddings", "0", "1", "layernorm"},
+    2: {"embeddings", "0", "1", "layernorm"},
+    1: {"1", "layernorm"},
+    0: set(),
+}
+
+
+@needs_transformers
+@pytest.mark.parametrize("unfreeze", LAYERS)
+def test_the_last_layers_follow_the_head(pretrained: str, unfreeze: int | None) -> None:
+    options = VoiceOptions("ast", pretrained, head_steps=7, unfreeze=unfreeze)
+    found = plan_voice("paper", options, embedding=8)
+    named = {id(p): published_name(n) for n, p in found.network.named_parameters()}
+    head, *body = found.groups
+    assert {named[id(p)] for p in head.parameters} == {
+        f"{part}.{kind}" for part in ("norm", "embedding") for kind in ("weight", "bias")
+    }
+    assert (head.start, head.lr) == (0, 1.0) and all(p.requires_grad for p in head.parameters)
+    assert [(group.start, group.lr) for group in body] == ([] if unfreeze == 0 else [(7, 0.1)])
+    parts = {
+        name.split(".")[3 if ".layer." in name else 1]
+        for name in (named[id(p)] for group in body for p in group.parameters)
+    }
+    assert parts == LAYERS[unfreeze]
+    trained = {name for name, p in found.network.named_parameters() if p.requires_grad}
+    assert len(trained) == 4  # the head's, until the loop unfreezes others
+    assert found.settings["head_steps"] == 7 and found.settings["unfreeze"] == unfreeze
+
+
+@needs_transformers
+@pytest.mark.parametrize("unfreeze", [-1, 3])
+def test_layers_that_are_not_there_cannot_be_unfrozen(pretrained: str, unfreeze: int) -> None:
+    with pytest.raises(UsageError, match=f"--unfreeze {unfreeze}: .* has 2 transformer layers"):
+        plan_voice("paper", VoiceOptions("ast", pretrained, unfreeze=unfreeze), embedding=8)
+
+
+@pytest.fixture
+def stats(tmp_path: Path) -> Path:
+    """Statistics of a log-mel: mean -7, standard deviation 3."""
+    write_stats(tmp_path / "stats.json", RunningMoments(1280, -7.0, 9.0 * 1280), files=1)
+    return tmp_path / "stats.json"
+
+
+@needs_transformers
+def test_statistics_go_before_those_of_a_pretrained_ast(pretrained: str, stats: Path) -> None:
+    (Path(pretrained) / "preprocessor_config.json").write_text('{"mean": -1.0, "std": 2.0}')
+    theirs = plan_voice("paper", VoiceOptions("ast", pretrained), embedding=8)
+    assert (theirs.recipe.front_end.mean, theirs.recipe.front_end.std) == (-1.0, 2.0)
+    assert theirs.settings["log_mel"] == [-1.0, 2.0] and theirs.notes == []
+    ours = plan_voice("paper", VoiceOptions("ast", pretrained, stats=stats), embedding=8)
+    assert (ours.recipe.front_end.mean, ours.recipe.front_end.std) == (-7.0, 3.0)
+
+
+def test_only_the_small_preset_is_disturbed_unless_told_otherwise() -> None:
+    for preset, usual in (
+        ("paper", "none"),
+        ("seed", "none"),
+        ("compact", "noise,gain,speed,band"),
+    ):
+        for options in (NOTHING_ELSE, VoiceOptions(augment=usual)):
+            found = made(preset, options)
+            assert str(found.recipe.augment) == usual
+            assert found.recipe.training.get("augment", True) == (preset == "compact")
+            assert found.settings == {} and found.notes == []
+    chosen = made("paper", VoiceOptions(augment="spec,noise"))
+    assert str(chosen.recipe.augment) == chosen.settings["augment"] == "noise,spec"
+    assert "augment" not in chosen.recipe.training
+    nothing = made("compact", VoiceOptions(augment="none"))
+    assert nothing.recipe.training == {"augment": False} and nothing.settings == {"augment": "none"}
+
+
+@pytest.mark.parametrize("preset", CONV)
+def test_clips_are_no_shorter_than_the_network_needs(preset: str) -> None:
+    found = made(preset)
+    assert found.recipe.shortest == (32_000 if preset == "compact" else None)  # 2 s of 6
+    assert isinstance(found.network, VoiceEncoder)
+    frames, front_end = found.network.config.min_frames, found.recipe.front_end
+    least = next(n for n in range(400, 96_000, 80) if front_end.n_frames(n) >= frames)
+    chosen = made(preset, VoiceOptions(min_seconds=least / 16_000))
+    assert chosen.recipe.shortest == least and chosen.settings == {"min_seconds": least / 16_000}
+    for seconds in (least / 16_000 - 0.001, 6.001, 0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match=f"clips of {least / 16_000:g} to 6 s"):
+            made(preset, VoiceOptions(min_seconds=seconds))
+
+
+def test_settings_are_plain(stats: Path) -> None:
+    options = VoiceOptions(stats=stats, augment="spec", min_seconds=3)
+    assert json.loads(json.dumps(made("compact", options).settings)) == {
+        "log_mel": [-7.0, 3.0],
+        "augment": "spec",
+        "min_seconds": 3,
+    }
+
+
+def test_an_ast_without_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match="need transformers"):
+        made("compact", VoiceOptions("ast"))
+
+
+@pytest.fixture
+def models(models: Path, presets: None) -> Path:
+    """The models, and presets as tiny as they are."""
+    return models
+
+
+def networks(models: Path, other: str = "demo") -> tuple[checkpoint.Checkpoint, ...]:
+    kinds = (("demo", "face_encoder"), (other, "face_decoder"))
+    return tuple(checkpoint.load(models / of / f"{kind}.safetensors", kind) for of, kind in kinds)
 
 
 def make(
     voices: Path, models: Path, preset: str = "compact", **options: object
 ) -> train_voice.VoiceEncoderTask:
-    encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
-    decoder = checkpoint.load(models / "demo/face_decoder.safetensors", "face_decoder")
+    encoder, decoder = networks(models)
     torch.manual_seed(0)
     return train_voice.VoiceEncoderTask(
         *(voices, preset, encoder, decoder, Card("tiny")),
         device=CPU,
         **options,  # type: ignore[arg-type]
     )
-
-
-def test_every_loss_reaches_the_network_and_no_frozen_one(voices: Path, models: Path) -> None:
-    task = make(voices, models)
-    check_gradients(task, [task.encoder, task.decoder])
 
 
 @pytest.fixture
@@ -89,24 +347,22 @@ class Killed(Exception):
     pass
 
 
-def test_the_papers_losses_reach_the_network(voices: Path, models: Path) -> None:
-    task = make(voices, models, "paper")
-    assert set(task.losses(sample_batch(task), augmented=False)) == {
-        "decoder/l1",
-        "embedding/l2",
-    }
-    check_gradients(task, [task.encoder, task.decoder])
-
-
 def test_the_paper_learns_by_gradient_steps_alone(voices: Path, models: Path) -> None:
     task = make(voices, models, "paper")
-    before = {k: v.clone() for k, v in task.network.state_dict().items()}
-    task.finish(lambda k: iter([]))
-    assert all(torch.equal(v, before[k]) for k, v in task.network.state_dict().items())
+    batch = sample_batch(task)
+    assert list(task.losses(batch, augmented=False)) == ["decoder/l1", "embedding/l2"]
+    check_gradients(task, [task.encoder, task.decoder])
+    assert not task.finish(lambda k: iter([batch]))
 
 
-def test_duplicating_a_batch_does_not_change_its_loss(voices: Path, models: Path) -> None:
-    check_duplicates(make(voices, models))
+@pytest.mark.parametrize("data", ["voices", "pack_of"])
+def test_the_task_learns_its_few_examples(
+    data: str, models: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    task = make(request.getfixturevalue(data), models)
+    check_gradients(task, [task.encoder, task.decoder])
+    check_duplicates(task)
+    check_learning(task, tmp_path / "run")
 
 
 def test_duplicating_a_batch_does_not_change_its_contrastive_loss(
@@ -159,15 +415,6 @@ def test_who_is_left_out_is_told(voices: Path, models: Path) -> None:
     ]
 
 
-def test_the_data_can_be_paired_in_other_ways(voices: Path, models: Path, pack_of: Path) -> None:
-    for tree in (voices, pack_of):
-        data = make(tree, models)._voices(
-            tree / "train", CPU, pairing="one-to-one", per_identity=1, shortest=4000
-        )
-        assert len(data) == 3 and data[Key(0, 0, 0.0)]["waveform"].shape == (4000,)
-        assert data[Key(0, 0)]["waveform"].shape == (FRONT_END.clip_samples,)
-
-
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_a_contrastive_weight_is_above_0(voices: Path, models: Path, weight: float) -> None:
     with pytest.raises(UsageError, match=r"--contrastive .*: is no weight above 0"):
@@ -189,14 +436,15 @@ def test_the_sets_are_sets_of_this_tasks_losses(voices: Path, staged: Path) -> N
 def test_calibrated_terms_have_equally_long_gradients(voices: Path, models: Path) -> None:
     task = make(voices, models, loss_weights="paper", contrastive=1.0)
     values = task.losses(sample_batch(task), augmented=True)
-    before = losses.gradient_norms(values, task.predicted)
-    assert max(before.values()) > 2 * min(before.values())
     weights = losses.calibrate(task, values, ALONE)
     assert list(weights) == ["decoder/l1", "embedding/l2", "encoder/distill"]
     assert weights["decoder/l1"] == 1.0
-    weighted = {name: weight * values[name] for name, weight in weights.items()}
-    norms = losses.gradient_norms(weighted, task.predicted)
-    assert list(norms.values()) == pytest.approx(3 * [before["decoder/l1"]], rel=1e-4)
+    norms = []
+    for name, weight in weights.items():
+        mean = weight * values[name].mean()
+        (gradient,) = torch.autograd.grad(mean, task.predicted, retain_graph=True)
+        norms.append(float(gradient.norm()))
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
     losses.total(values, weights | {"contrastive/infonce": 1.0}).backward()  # the graph is there
 
 
@@ -232,24 +480,20 @@ def test_a_run_killed_around_its_calibration_ends_with_the_same_bytes(
     assert whole.loss_weights["contrastive/infonce"] == 0.5
 
 
-def test_the_task_learns_its_few_examples(voices: Path, models: Path, tmp_path: Path) -> None:
-    check_learning(make(voices, models), tmp_path / "run")
-
-
 def test_faces_are_fitted_as_the_face_encoder_wants_them(
     voices: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fits = []
+    fits = set()
 
-    def load(path: Path, *, fit: str) -> torch.Tensor:
-        fits.append(fit)
-        return load_face(path, fit=fit)
+    def loaded(path: Path, *, fit: str) -> torch.Tensor:
+        fits.add(fit)
+        return load_face(path, fit=fit)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(embeddings, "load_face", load)
-    task = make(voices, models)
-    task.encoder.preprocessing = Preprocessing(fit="letterbox")
-    task._voices(voices / "train", CPU)
-    assert set(fits[:-3]) == {"squash"} and fits[-3:] == 3 * ["letterbox"]
+    monkeypatch.setattr(embeddings, "load_face", loaded)
+    encoder, decoder = networks(models)
+    encoder.network.preprocessing = Preprocessing(fit="letterbox")
+    train_voice.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("tiny"), device=CPU)
+    assert fits == {"letterbox"}
 
 
 def test_a_voice_is_given_the_embedding_of_its_own_face(voices: Path, models: Path) -> None:
@@ -282,10 +526,6 @@ def test_a_pack_gives_what_its_tree_gives(voices: Path, pack_of: Path, models: P
         torch.testing.assert_close(mine["embedding"], theirs["embedding"], rtol=2**-10, atol=1e-5)
 
 
-def test_the_task_learns_from_a_pack(pack_of: Path, models: Path, tmp_path: Path) -> None:
-    check_learning(make(pack_of, models), tmp_path / "run")
-
-
 def test_a_run_knows_its_pack_by_the_hash_of_its_index(
     voices: Path, pack_of: Path, models: Path
 ) -> None:
@@ -293,21 +533,6 @@ def test_a_run_knows_its_pack_by_the_hash_of_its_index(
     assert settings["train_pack"] == read_index(pack_of / "train").sha256
     assert settings["val_pack"] == read_index(pack_of / "val").sha256
     assert not any("pack" in name for name in make(voices, models).settings)
-
-
-def test_a_pack_of_another_face_encoder_is_refused(pack_of: Path, models: Path) -> None:
-    encoder, decoder = (
-        checkpoint.load(models / f"other/{kind}.safetensors", kind)
-        for kind in ("face_encoder", "face_decoder")
-    )
-    with pytest.raises(CheckpointError, match="its embeddings are of the space"):
-        train_voice.VoiceEncoderTask(pack_of, "compact", encoder, decoder, Card("tiny"), device=CPU)
-
-
-def test_a_split_that_was_not_finished_is_no_tree(pack_of: Path, models: Path) -> None:
-    (pack_of / "val/index.json").unlink()
-    with pytest.raises(DatasetError, match="it was not finished"):
-        make(pack_of, models)
 
 
 def test_an_option_that_is_not_used_is_no_setting(voices: Path, models: Path) -> None:
@@ -332,27 +557,13 @@ def test_clips_are_as_short_as_the_step_says(voices: Path, models: Path) -> None
         make(voices, models, options=VoiceOptions(min_seconds=0.1))
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_is_missing_is_named(voices: Path, models: Path, split: str) -> None:
-    shutil.rmtree(voices / split)
-    with pytest.raises(DatasetError, match=f"has no folder {split}"):
-        make(voices, models)
-
-
-def test_networks_of_different_spaces_are_refused(voices: Path, models: Path) -> None:
-    encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
-    decoder = checkpoint.load(models / "other/face_decoder.safetensors", "face_decoder")
+def test_networks_that_do_not_fit_are_refused(voices: Path, models: Path) -> None:
+    encoder, decoder = networks(models, "other")
     with pytest.raises(CheckpointError, match="different embedding spaces"):
         train_voice.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
-
-
-def test_a_decoder_of_other_embeddings_is_refused(voices: Path, models: Path) -> None:
-    encoder = checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
+    encoder, decoder = networks(models)
     config = dataclasses.replace(DECODER, embedding=9, trunk=(18,))
-    decoder = dataclasses.replace(
-        checkpoint.load(models / "demo/face_decoder.safetensors", "face_decoder"),
-        network=FaceDecoder(config),
-    )
+    decoder = dataclasses.replace(decoder, network=FaceDecoder(config))
     with pytest.raises(CheckpointError, match=r"draws from embeddings of 9 values; .* gives 8"):
         train_voice.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
 
@@ -377,17 +588,6 @@ def test_a_sample_shows_photo_embedding_and_voice(voices: Path, models: Path) ->
 def test_a_sample_of_a_pack_has_no_photos(pack_of: Path, models: Path) -> None:
     task = make(pack_of, models)
     assert task.sample(sample_batch(task)).shape == (3, 2 * 224, 3 * 224)
-
-
-def test_a_photo_that_is_missing_is_grey(
-    voices: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = make(voices, models)
-    photo = task.val_data.photo
-    monkeypatch.setattr(task.val_data, "photo", lambda i: photo(i) if i != 1 else None)
-    picture = task.sample(sample_batch(task))
-    assert (picture[:, :224, 224:448] == 0.5).all()
-    assert not (picture[:, :224, :224] == 0.5).all()
 
 
 def test_a_photo_that_cannot_be_read_any_more_is_grey(voices: Path, models: Path) -> None:
@@ -457,10 +657,13 @@ def tree(folder: Path, people: int) -> Path:
 @pytest.fixture
 def small(presets: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the preset `paper` small, but wide enough for eight people."""
-    conv = dataclasses.replace(VOICE, channels=(8, 16), hidden=64)
-    ast = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40, final_relu=False)
-    monkeypatch.setitem(voice_encoder.CONFIGS, "paper", conv)
-    monkeypatch.setitem(ast_encoder.CONFIGS, "paper", ast)
+    shapes = {
+        "conv": dataclasses.replace(VOICE, channels=(8, 16), hidden=64),
+        "ast": dataclasses.replace(TINY, final_relu=False),
+    }
+    for arch, network in shapes.items():
+        preset = dataclasses.replace(PRESETS[arch, "paper"], network=network)
+        monkeypatch.setitem(PRESETS, (arch, "paper"), preset)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,355 @@
+"""Photos as items, faces that look alike, and drawings that are registered; on small made trees."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DECODER, STAGED, some_landmarks
+from face_trees import write_face, write_tree
+from PIL import Image
+from torch.nn import functional
+
+from s2f.dataloader import Item, Key
+from s2f.embeddings import Maker
+from s2f.errors import CheckpointError, DatasetError, ImageError, S2FError
+from s2f.face_data import FaceData, FaceDataset, Morphs, find_neighbours, nearest
+from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
+from s2f.images import load_face
+from s2f.landmarks import MAP_72
+from s2f.warp import warp
+
+CPU = torch.device("cpu")
+MAKER = Maker("the face encoder", 3, "squash", lambda photos: photos.mean((2, 3)) - 0.45)
+
+
+def one(folder: Path, landmarks: int = 68, **options: object) -> Item:
+    """The first photo of a tree."""
+    return FaceDataset(folder, landmarks=landmarks, **options)[Key(0, 0)]  # type: ignore[arg-type]
+
+
+def test_a_face_comes_with_landmarks_and_drawing(tmp_path: Path) -> None:
+    write_face(tmp_path / "a/0", seed=0)
+    item = one(tmp_path)
+    assert set(item) == {"face", "drawing", "landmarks", "identity", "own"}
+    assert item["face"].shape == (3, 224, 224) and item["face"].dtype == torch.uint8
+    assert torch.equal(item["drawing"], item["face"])  # nothing else is to be drawn
+    np.testing.assert_array_equal(item["landmarks"], some_landmarks(0))
+    write_face(tmp_path / "a/0", seed=1, texture=True)
+    Image.new("RGB", (224, 224)).save(tmp_path / "a/0_texture.jpg")
+    item = one(tmp_path)
+    assert item["drawing"].max() == 0 and item["face"].float().mean() > 50
+    item = one(tmp_path, whole=True)
+    assert torch.equal(item["drawing"], item["face"])
+
+
+def test_only_the_encoders_photo_is_put_in_a_letterbox(tmp_path: Path) -> None:
+    write_face(tmp_path / "a/0", seed=0)
+    Image.new("RGB", (224, 112), (200, 100, 50)).save(tmp_path / "a/0.jpg")
+    item = one(tmp_path, fit="letterbox")
+    assert item["face"][:, :50].max() < 10 and item["face"][0, 60:160].min() > 190
+    assert item["drawing"][0].min() > 190
+
+
+def test_other_numbers_of_landmarks_are_read_where_they_are_wanted(tmp_path: Path) -> None:
+    write_face(tmp_path / "a/0", seed=3)
+    np.save(tmp_path / "a/0_template.npy", np.full((189, 2), 7, np.float32))
+    mean = FaceDataset(tmp_path, landmarks=189).mean_landmarks()
+    torch.testing.assert_close(mean, torch.full((189, 2), 7.0))
+    points = one(tmp_path, 72)["landmarks"]  # the seed's, which follow from the 68
+    with torch.device("meta"):
+        decoder = FaceDecoder(FaceDecoderConfig(landmarks=72, landmarks_68=MAP_72))
+    assert points.shape == (72, 2)
+    np.testing.assert_array_equal(decoder.landmarks_68(points[None])[0], some_landmarks(3))
+
+
+@pytest.mark.parametrize(
+    ("points", "why"),
+    [
+        (np.zeros((5, 2)), r"holds an array \[5, 2\] of float64; wanted \[68, 2\]"),
+        (np.full((68, 2), "x"), r"holds an array \[68, 2\] of <U1"),
+        (np.full((68, 2), np.nan), r"holds an array .* finite"),
+        (None, "cannot be read"),
+    ],
+)
+def test_landmarks_that_are_none_are_named(
+    tmp_path: Path, points: np.ndarray | None, why: str
+) -> None:
+    write_face(tmp_path / "a/0", seed=0)
+    (tmp_path / "a/0_landmarks.npy").write_bytes(b"broken")
+    if points is not None:
+        np.save(tmp_path / "a/0_landmarks.npy", points)
+    with pytest.raises(DatasetError, match=rf"0_landmarks\.npy: {why}"):
+        one(tmp_path)
+
+
+def test_a_broken_photo_is_named_where_it_is_read(tmp_path: Path) -> None:
+    for name in "ab":
+        write_face(tmp_path / name / "0", seed=0)
+    (tmp_path / "b/0.jpg").write_bytes(b"broken")
+    faces = FaceDataset(tmp_path, landmarks=68)
+    assert faces[Key(0, 0)]["face"].shape == (3, 224, 224)
+    with pytest.raises(ImageError, match=r"b/0\.jpg: is not a picture"):
+        faces[Key(1, 0)]
+    assert faces.name(1) == str(tmp_path / "b/0.jpg")
+
+
+def test_a_texture_that_is_missing_beside_some_photos_is_named(tmp_path: Path) -> None:
+    for name in "ab":
+        write_face(tmp_path / name / name, seed=0, texture=name == "a")
+    with pytest.raises(DatasetError, match=r"b has no NAME_texture\.jpg and a has one"):
+        FaceDataset(tmp_path, landmarks=68)
+    assert not FaceDataset(tmp_path, landmarks=68, whole=True).registered
+
+
+def test_a_photo_knows_whether_the_landmarks_are_its_own(tmp_path: Path) -> None:
+    for k, name in enumerate(("neutral", "smiling", "turned")):
+        write_face(tmp_path / "a" / name, seed=k)
+    (tmp_path / "a/smiling_landmarks.npy").unlink()
+    faces = FaceDataset(tmp_path, landmarks=68)
+    items = [faces[Key(k, 0)] for k in range(3)]
+    assert [bool(item["own"]) for item in items] == [True, False, True]
+    assert torch.equal(items[1]["landmarks"], items[0]["landmarks"])
+    assert torch.equal(items[1]["drawing"], items[0]["drawing"])
+    assert not torch.equal(items[1]["face"], items[0]["face"])
+
+
+def some_people(folder: Path, probability: float) -> FaceDataset:
+    """Four people, of two photos each; everybody's neighbour is the next."""
+    for k in range(8):
+        write_face(folder / f"id{k // 2}" / str(k), seed=k)
+    faces = FaceDataset(folder, landmarks=68)
+    faces.morphs = Morphs(probability, np.array([[(k + 2) % 8, (k + 3) % 8] for k in range(8)]))
+    return faces
+
+
+def test_a_morph_brings_a_neighbour_and_two_weights(tmp_path: Path) -> None:
+    faces = some_people(tmp_path, 1.0)
+    seen = set()
+    for seed in range(30):
+        item = faces[Key(5, seed)]
+        (k,) = (k for k in range(8) if np.array_equal(item["other_landmarks"], some_landmarks(k)))
+        assert torch.equal(item["other_drawing"], load_face(tmp_path / f"id{k // 2}/{k}.jpg"))
+        assert item["mix"].shape == (2,) and ((item["mix"] > 0) & (item["mix"] < 1)).all()
+        seen.add((k, *item["mix"].tolist()))
+    assert {k for k, *_ in seen} == {7, 0} and len(seen) == 30
+
+
+def test_as_many_items_are_morphs_as_was_asked_for_and_only_these_read_another(
+    tmp_path: Path,
+) -> None:
+    faces = some_people(tmp_path, 0.3)
+    plain = [key for seed in range(200) if not faces[key := Key(0, seed)]["mix"].any()]
+    assert 120 < len(plain) < 160
+    for k in (2, 3):
+        (tmp_path / f"id1/{k}.jpg").unlink()
+    for key in plain[:10]:
+        item = faces[key]
+        assert torch.equal(item["other_drawing"], item["drawing"])
+        assert torch.equal(item["other_landmarks"], item["landmarks"])
+        again = faces[key._replace(share=0.1)]
+        assert all(torch.equal(again[name], value) for name, value in item.items())
+
+
+@pytest.mark.parametrize("cells", [1, 400, 10**6])
+def test_the_nearest_are_those_of_a_plain_comparison(cells: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = functional.normalize(torch.randn(60, 16, generator=generator))
+    found = nearest(rows, torch.arange(60) // 3, 10, cells=cells).numpy()
+    for i in range(60):
+        cosines = rows.numpy() @ rows[i].numpy()
+        order = [j for j in np.argsort(-cosines) if j // 3 != i // 3]
+        assert list(found[i]) == order[:10]
+
+
+@pytest.mark.parametrize(
+    ("groups", "k"), [([0, 1, -1, 2, -1, 3], 3), ([0, 0, 0, 1, 2], 2)], ids=["nobody", "few"]
+)
+def test_neighbours_are_readable_and_no_more_than_everyone_has(groups: list[int], k: int) -> None:
+    found = nearest(torch.eye(len(groups)), torch.tensor(groups), 10)
+    assert found.shape == (len(groups), k)
+    assert not {row for row, group in enumerate(groups) if group < 0} & set(
+        found.flatten().tolist()
+    )
+
+
+def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path: Path) -> None:
+    faces = FaceDataset(write_tree(tmp_path, 40, photos=2) / "train", landmarks=68)
+    photos = torch.stack([load_face(photo.path) for photo in faces.targets]) / 255
+    groups = torch.tensor([faces.identities[photo.identity] for photo in faces.targets])
+    expected = nearest(functional.normalize(MAKER.embed(photos)), groups, 10).numpy()
+    stored = [photo.path for photo in faces.targets].index(tmp_path / "train/id3/0.jpg")
+    np.save(tmp_path / "train/id3/0_embedding.npy", MAKER.embed(photos)[stored])
+    told: set[tuple[str, int]] = set()
+    found, bad = find_neighbours(
+        faces, MAKER, device=CPU, progress=lambda done, total, what: told.add((what, total))
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert bad == [] and ("embedding photos", 79) in told  # one embedding is there
+
+
+def test_photos_that_cannot_be_read_are_told_and_nobodys_neighbours(tmp_path: Path) -> None:
+    faces = FaceDataset(write_tree(tmp_path, 4) / "train", landmarks=68)
+    (tmp_path / "train/id2/0.jpg").write_bytes(b"broken")
+    found, (error,) = find_neighbours(faces, MAKER, device=CPU)
+    assert "id2/0.jpg" in error.message
+    assert found.shape == (4, 2) and 2 not in found
+    shutil.copy(tmp_path / "train/id2/0.jpg", tmp_path / "train/id1/0.jpg")
+    shutil.copy(tmp_path / "train/id2/0.jpg", tmp_path / "train/id0/0.jpg")
+    with pytest.raises(DatasetError, match="photos that can be read are of one identity"):
+        find_neighbours(faces, MAKER, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("stored", "error"),
+    [
+        (np.ones(4, np.float32), DatasetError),
+        (np.full(3, np.nan), DatasetError),
+        (np.ones(3, int), DatasetError),
+        (np.ones(3, np.float32), CheckpointError),  # not what the encoder makes of the photo
+    ],
+)
+def test_an_embedding_of_another_kind_is_named(
+    tmp_path: Path, stored: np.ndarray, error: type[S2FError]
+) -> None:
+    faces = FaceDataset(write_tree(tmp_path, 2) / "train", landmarks=68)
+    np.save(tmp_path / "train/id0/0_embedding.npy", stored)
+    with pytest.raises(error, match=r"0_embedding\.npy: "):
+        find_neighbours(faces, MAKER, device=CPU)
+
+
+TEXTURES = pytest.mark.parametrize("texture", [False, True], ids=["photos", "textures"])
+
+
+def batch_of(data: FaceData, keys: list[Key]) -> Item:
+    items = [data.train[key] for key in keys]
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    return {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in batch.items()}
+
+
+def open_tree(tree: Path, *, texture: bool, whole: bool = False) -> tuple[FaceData, Item]:
+    """A tree of two, who are each other's neighbours, and a batch of both as morphs."""
+    data = FaceData(write_tree(tree, 2, texture=texture), 68, "squash", whole=whole)
+    data.train.morphs = Morphs(1.0, np.array([[1], [0]]))
+    return data, batch_of(data, [Key(0, 0), Key(1, 1)])
+
+
+def staged(data: FaceData, *, is_face: bool = False) -> FaceDecoder:
+    return data.new_decoder(dataclasses.replace(STAGED, is_face=is_face))
+
+
+def plain(batch: Item) -> Item:
+    return {k: v for k, v in batch.items() if not k.startswith(("other", "mix"))}
+
+
+@TEXTURES
+@pytest.mark.parametrize("is_face", [False, True])
+def test_a_morph_with_none_of_the_other_is_no_morph(
+    tmp_path: Path, texture: bool, is_face: bool
+) -> None:
+    data, batch = open_tree(tmp_path, texture=texture, whole=is_face)
+    network = staged(data, is_face=is_face)
+    batch["mix"] = torch.zeros(2, 2)
+    found, expected = data.example(batch, network), data.example(plain(batch), network)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@TEXTURES
+def test_a_morph_with_all_of_the_other_is_the_other(tmp_path: Path, texture: bool) -> None:
+    data, batch = open_tree(tmp_path, texture=texture)
+    network = staged(data)
+    batch["mix"] = torch.ones(2, 2)
+    found, other = data.example(batch, network), data.example(plain(batch), network)
+    assert torch.equal(found.landmarks, other.landmarks.flip(0))
+    assert torch.equal(found.drawing, other.drawing.flip(0))
+    if not texture:  # warped there and back, the photo hardly changes inside the frame
+        inner = (slice(None), slice(None), slice(30, 194), slice(30, 194))
+        assert (found.face - other.face.flip(0))[inner].abs().mean() < 0.01
+
+
+def test_shape_and_texture_are_mixed_each_with_its_weight(tmp_path: Path) -> None:
+    data, batch = open_tree(tmp_path, texture=True)
+    network = staged(data)
+    batch["mix"] = torch.tensor([[0.25, 0.5], [0.0, 1.0]])
+    face, drawing, landmarks = data.example(batch, network)
+    points, drawn = batch["landmarks"], batch["drawing"]
+    torch.testing.assert_close(landmarks[0], 0.75 * points[0] + 0.25 * points[1])
+    torch.testing.assert_close(drawing[0], (drawn[0] + drawn[1]) / 2)
+    torch.testing.assert_close(landmarks[1], points[1])
+    torch.testing.assert_close(drawing[1], drawn[0])
+    expected = warp(drawing, network.mean_landmarks[None], landmarks).clamp(0, 1)
+    torch.testing.assert_close(face, expected)
+
+
+def test_a_morph_that_is_drawn_without_warp_is_the_morphed_face(tmp_path: Path) -> None:
+    data, batch = open_tree(tmp_path, texture=True, whole=True)
+    batch["mix"] = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
+    assert not data.train.registered
+    face, drawing, _ = data.example(batch, staged(data, is_face=True))
+    assert torch.equal(face[0], drawing[0]) and not torch.equal(drawing[0], batch["drawing"][0])
+    assert torch.equal(drawing[1], batch["drawing"][1])
+
+
+def test_a_decoder_starts_at_the_mean_shape(tmp_path: Path) -> None:
+    data = FaceData(write_tree(tmp_path, 3), 68, "squash")
+    mean = torch.from_numpy(np.mean([some_landmarks(k) for k in range(3)], axis=0))
+    torch.testing.assert_close(staged(data).mean_landmarks, mean)
+
+
+def test_a_linear_start_is_that_of_the_textures_even_where_photos_are_drawn(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, 4, texture=True)
+    starts = [FaceData(tree, 68, "squash", whole=w).new_decoder(DECODER) for w in (False, True)]
+    for name, value in starts[0].state_dict().items():
+        assert torch.equal(value, starts[1].state_dict()[name])
+
+
+def test_a_linear_model_draws_the_textures_that_it_was_found_from(tmp_path: Path) -> None:
+    data = FaceData(write_tree(tmp_path, 6, texture=True), 68, "squash")
+    config = dataclasses.replace(DECODER, embedding=25, axes=5, detail=False)
+    decoder, code, textures = data.linear_decoder(config)
+    batch = batch_of(data, [Key(k, 0) for k in range(6)])
+    assert torch.equal(textures, batch["drawing"])
+    torch.testing.assert_close(decoder.mean_landmarks, data.train.mean_landmarks())
+    with torch.no_grad():
+        landmarks, drawn = decoder(code(textures, batch["landmarks"]))
+    torch.testing.assert_close(landmarks, batch["landmarks"], atol=1e-2, rtol=0)
+    assert (drawn - textures).abs().mean() < 0.01  # what the blocks' patterns cannot show
+
+
+def test_photos_without_textures_are_registered_for_the_linear_model(tmp_path: Path) -> None:
+    data = FaceData(write_tree(tmp_path, 3), 68, "squash")
+    batch = batch_of(data, [Key(k, 0) for k in range(3)])
+    expected = warp(batch["drawing"], batch["landmarks"], data.train.mean_landmarks()[None])
+    torch.testing.assert_close(data.linear_decoder(DECODER).textures, expected, atol=1e-3, rtol=0)
+
+
+def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, 7)
+    broken = [tree / f"train/id{k}/0.jpg" for k in range(6)]
+    for path in broken:
+        path.write_bytes(b"broken")
+    data = FaceData(tree, 68, "squash")
+    data.linear_decoder(DECODER)
+    (note,) = data.notes
+    assert note.startswith("the linear start leaves out 6 photos: ")
+    assert all(str(path) in note for path in broken[:5]) and note.endswith(", and 1 more")
+    (tree / "train/id6/0.jpg").write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"id0/0\.jpg"):
+        FaceData(tree, 68, "squash").new_decoder(DECODER)
+
+
+def test_data_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, 2, texture=True)
+    shutil.rmtree(tree / "val/id1")
+    assert len(FaceData(tree, 68, "squash").val) == 1  # enough for validation
+    (tree / "val/id0/0_texture.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"some photos have a _texture\.jpg beside"):
+        FaceData(tree, 68, "squash")
+    shutil.rmtree(tree / "train/id1")
+    with pytest.raises(DatasetError, match="train: has one identity: there is nothing to tell"):
+        FaceData(tree, 68, "squash")
+    shutil.rmtree(tree / "train/id0")
+    with pytest.raises(DatasetError, match="train: holds no photo"):
+        FaceData(tree, 68, "squash")

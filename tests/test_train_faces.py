@@ -1,0 +1,514 @@
+"""The tasks on faces: what they learn, where their gradients go, what they save. Tiny networks."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DECODER, EMBEDDING, ENCODER, PARTS, STAGED, some_landmarks
+from face_trees import write_tree
+from PIL import Image
+from task_checks import CPU, check_duplicates, check_gradients, check_learning, sample_batch
+from torch import nn
+from torch.nn import functional
+
+from s2f import appearance_model, checkpoint, face_decoder, face_encoder, losses
+from s2f.checkpoint import Card, Checkpoint
+from s2f.dataloader import Item, Key, load_batches
+from s2f.errors import CheckpointError, DatasetError, S2FError, UsageError
+from s2f.face_decoder import FaceDecoder, draw_faces
+from s2f.images import PREPROCESSING
+from s2f.landmarks import MAP_72
+from s2f.pipeline import SpeechToFace
+from s2f.train import Task, TrainConfig, train
+from s2f.train_faces import FaceDecoderTask, FaceEncoderTask, PartsEncoderTask
+from s2f.warp import warp
+
+CARD = Card("tiny")
+FULL = dict(face_decoder.CONFIGS)
+SEED = dataclasses.replace(
+    STAGED, batch_norm=True, landmarks=72, landmarks_68=MAP_72, is_face=True, trunk=(48, 64)
+)
+SHAPE = np.rint(some_landmarks())  # whole pixels: what is done with them is exact
+
+
+@pytest.fixture(autouse=True)
+def tiny(presets: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all networks tiny; the paper's knows identities."""
+    monkeypatch.setitem(face_decoder.CONFIGS, "seed", SEED)
+    monkeypatch.setitem(
+        face_encoder.CONFIGS, "paper", dataclasses.replace(ENCODER, hidden=32, identities=8)
+    )
+
+
+def encoder_of(models: Path) -> Checkpoint:
+    return checkpoint.load(models / "demo/face_encoder.safetensors", "face_encoder")
+
+
+def start_of(models: Path) -> Checkpoint:
+    return checkpoint.load(models / "demo/face_decoder.safetensors", "face_decoder")
+
+
+def decoder_task(
+    faces: Path,
+    models: Path,
+    preset: str = "paper",
+    start: Checkpoint | None = None,
+    **options: Any,
+) -> FaceDecoderTask:
+    torch.manual_seed(0)
+    encoder = encoder_of(models)
+    return FaceDecoderTask(faces, preset, encoder, start, CARD, device=CPU, **options)
+
+
+def encoder_task(faces: Path) -> FaceEncoderTask:
+    torch.manual_seed(0)
+    return FaceEncoderTask(faces, "paper", CARD)
+
+
+def parts_task(faces: Path) -> PartsEncoderTask:
+    torch.manual_seed(0)
+    return PartsEncoderTask(faces, "compact", CARD)
+
+
+def batch_of(task: Task, seed: int = 0) -> Item:
+    """All training photos."""
+    keys = [[Key(i, seed + i) for i in range(len(task.train_data))]]
+    items = next(load_batches(task.train_data, keys, CPU, workers=0, max_bad=0)).items
+    assert items is not None
+    return items
+
+
+TASKS = {
+    "encoder": lambda faces, models: encoder_task(faces),
+    "parts": lambda faces, models: parts_task(faces),
+    "decoder": decoder_task,
+    "start": lambda faces, models: decoder_task(faces, models, start=start_of(models)),
+    "no_warp": lambda faces, models: decoder_task(faces, models, no_warp=True),
+}
+EACH = pytest.mark.parametrize("kind", TASKS)
+
+
+@EACH
+def test_every_loss_reaches_the_network_and_none_what_is_frozen(
+    kind: str, faces: Path, models: Path
+) -> None:
+    task = TASKS[kind](faces, models)
+    check_gradients(task, [task.encoder] if task.name == "decoder" else [])
+    check_duplicates(task)
+
+
+@EACH
+def test_a_task_learns_its_few_examples(
+    kind: str, faces: Path, models: Path, tmp_path: Path
+) -> None:
+    check_learning(TASKS[kind](faces, models), tmp_path / "run")
+
+
+@EACH
+def test_half_precision_does_not_change_where_losses_are_computed(
+    kind: str, faces: Path, models: Path
+) -> None:
+    task = TASKS[kind](faces, models)
+    batch = sample_batch(task)
+    with torch.no_grad():
+        whole = task.losses(batch, augmented=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = task.losses(batch, augmented=False)
+    losses.total(half, task.loss_weights).backward()
+    for name, value in half.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, whole[name], rtol=0.05, atol=0.05)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in task.network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["encoder", "parts"])
+def test_a_trained_encoder_starts_a_decoder_of_the_same_space(
+    kind: str, faces: Path, models: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(steps=2, batch_size=2, every=1)
+    task = TASKS[kind](faces, models)
+    best = train(task, tmp_path / "run", config, device=CPU).best
+    encoder = checkpoint.load(best, "face_encoder")
+    start = checkpoint.load(best.with_name("decoder.safetensors"), "face_decoder")
+    checkpoint.check_space([encoder, start])
+    assert encoder.network.config == task.encoder.config and encoder.card.metrics
+    with torch.no_grad():
+        face = sample_batch(task)["face"]
+        drawn = draw_faces(start.network, encoder.network(face))[1]  # type: ignore[arg-type]
+        torch.testing.assert_close(task.sample({"face": face})[:, 224:], torch.cat([*drawn], 2))
+    decoder = FaceDecoderTask(faces, "compact", encoder, start, CARD, device=CPU)
+    assert all(p.requires_grad for p in decoder.network.parameters())
+    check_gradients(decoder, [decoder.encoder])  # through what registers the faces
+
+
+@pytest.mark.parametrize("kind", ["encoder", "parts"])
+def test_half_precision_is_stored_of_both_networks(
+    kind: str, faces: Path, models: Path, tmp_path: Path
+) -> None:
+    task = TASKS[kind](faces, models)
+    task.save(tmp_path / "best.safetensors", torch.float16, {"landmarks/huber": 0.5})
+    encoder = checkpoint.load(tmp_path / "best.safetensors", "face_encoder").network
+    decoder = checkpoint.load(tmp_path / "decoder.safetensors", "face_decoder").network
+    task.network.eval()
+    with torch.no_grad():
+        face = sample_batch(task)["face"]
+        found, expected = encoder(face), task.encoder(face)
+        torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
+        for a, b in zip(decoder(expected), task.decoder(expected), strict=True):
+            torch.testing.assert_close(a, b, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "parts"])
+def test_data_without_the_dense_template_train_networks_of_the_68(
+    kind: str, faces: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for preset, config in (("paper", STAGED), ("compact", DECODER)):
+        dense = dataclasses.replace(config, landmarks=189)
+        monkeypatch.setitem(face_decoder.CONFIGS, preset, dense)
+    task = TASKS[kind](faces, models)
+    assert task.decoder.config.landmarks == 68
+    assert task.decoder.landmarks_68(torch.zeros(1, 68, 2)).shape == (1, 68, 2)
+
+
+# The face encoder
+
+
+def test_eight_photos_are_learned_to_near_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = dataclasses.replace(ENCODER, embedding=32, hidden=32, identities=8)
+    monkeypatch.setitem(face_encoder.CONFIGS, "paper", encoder)
+    task = encoder_task(write_tree(tmp_path / "faces", 8, texture=True))
+    config = TrainConfig(steps=60, batch_size=8, lr=0.02, every=60, augment=False)
+    train(task, tmp_path / "run", config, device=CPU)
+    task.network.train()
+    with torch.no_grad():
+        values = task.losses(batch_of(task), augmented=False)
+    after = {name: float(value.mean()) for name, value in values.items()}
+    assert after["landmarks/mse"] < 0.5  # squared pixels
+    assert after["texture/mae"] < 0.02
+    assert after["identity/cross_entropy"] < 0.03  # ln 8 to begin with
+
+
+# The encoder of parts
+
+
+class Told(nn.Module):
+    """In the place of a finder: it tells the same landmarks of every face."""
+
+    def __init__(self, points: torch.Tensor) -> None:
+        super().__init__()
+        self.points = (points[None] + 0.5) / 2 - 0.5
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        return self.points.expand(len(faces), -1, -1)
+
+
+def batches_of(task: Task) -> Callable[[int], Iterator[Item]]:
+    """Go k times through all training photos, one batch a time."""
+    return lambda k: (batch_of(task) for _ in range(k))
+
+
+def test_steps_teach_the_finder_and_nothing_else(faces: Path) -> None:
+    task = parts_task(faces)
+    (group,) = task.groups
+    finder = {id(p) for p in task.encoder.finder.parameters()}
+    assert {id(p) for p in group.parameters} == finder
+    values = task.losses(sample_batch(task), augmented=True)
+    losses.total(values, task.loss_weights).backward()
+    for name, p in task.encoder.named_parameters():
+        assert (p.grad is not None) == name.startswith("finder."), name
+    assert all(p.grad is None for p in task.decoder.parameters())
+
+
+def test_only_a_photo_with_landmarks_of_its_own_is_learned_from(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, 3, photos=2)
+    for path in tree.glob("*/*/1_landmarks.npy"):
+        path.unlink()
+    task = parts_task(tree)
+    batch = batch_of(task)
+    own = torch.tensor([True, False] * 3)
+    assert torch.equal(batch["own"], own)
+    value = task.losses(batch, augmented=False)["landmarks/huber"]
+    assert (value[own] > 0).all() and not value[~own].any()
+    task.losses(batch, augmented=True)["landmarks/huber"][~own].sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in task.encoder.finder.parameters())
+
+
+def test_landmarks_that_are_found_lose_nothing(faces: Path) -> None:
+    task = parts_task(faces)
+    batch = sample_batch(task)
+    task.encoder.finder = Told(batch["landmarks"][0])
+    told = batch["landmarks"][:1].expand(3, -1, -1)
+    for points, expected in ((told, 0.0), (told + 3.0, 2.5)):  # |d| - 1/2
+        value = task.losses(batch | {"landmarks": points}, augmented=False)["landmarks/huber"]
+        torch.testing.assert_close(value, torch.full((3,), expected), atol=1e-4, rtol=0)
+
+
+def write_people(tree: Path, people: int, smiles: float) -> Path:
+    """Write people of one shape who differ in two large ways and one small one.
+
+    Everybody's second photo, which has no landmarks, goes far along the small one: a smile.
+    """
+    rng = np.random.default_rng(0)
+    ways = [Image.fromarray(rng.normal(size=(5, 5)).astype(np.float32)) for _ in range(3)]
+    large = [np.asarray(way.resize((224, 224), Image.Resampling.BICUBIC)) for way in ways]
+    for k in range(people):
+        stem = tree / ("val" if k % 4 == 3 else "train") / f"id{k}" / "0"
+        stem.parent.mkdir(parents=True)
+        who = rng.normal(size=3) * (25, 20, 3)
+        for photo in range(2):
+            face = 128 + sum(w * way for w, way in zip(who, large, strict=True))
+            pixels = np.repeat(face.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
+            Image.fromarray(pixels).save(stem.with_name(f"{photo}.jpg"), quality=95)
+            who[2] += smiles
+        np.save(stem.with_name("0_landmarks.npy"), SHAPE)
+    return tree
+
+
+@pytest.mark.parametrize("smiles", [0.0, 12.0])
+def test_a_smile_is_taken_off_and_nothing_where_photos_are_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smiles: float
+) -> None:
+    wide = {"embedding": 16, "axes": 3}
+    for configs, config in ((appearance_model.CONFIGS, PARTS), (face_decoder.CONFIGS, DECODER)):
+        monkeypatch.setitem(configs, "compact", dataclasses.replace(config, **wide))  # type: ignore
+    task = parts_task(write_people(tmp_path, 16, smiles))
+    task.encoder.finder = Told(torch.from_numpy(SHAPE))
+
+    def codes() -> torch.Tensor:
+        """Embeddings [n 2 d] of the two photos of everybody whom was learned from."""
+        task.encoder.eval()
+        with torch.no_grad():
+            return task.encoder(batch_of(task)["face"]).unflatten(0, (-1, 2))
+
+    before = codes()
+    assert task.finish(batches_of(task)) and task.encoder.training
+    after = codes()
+    if not smiles:
+        torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
+        return
+    smile, rest = ((both[:, 1] - both[:, 0]).norm(dim=1).mean() for both in (before, after))
+    assert rest < 0.6 * smile
+    # who they are stays: what people differ by is much as it was
+    people, kept = (both[:, 0] - both[:, 0].mean(0) for both in (before, after))
+    assert (people - kept).norm() < 0.3 * people.norm()
+
+
+def test_the_decoder_draws_the_code_that_is_read(tmp_path: Path) -> None:
+    task = parts_task(write_tree(tmp_path, 6, texture=True))
+    _, textures, points = task.data.example(sample_batch(task), task.decoder)
+    code = task.data.linear_decoder(task.decoder.config).code(textures, points)
+    with torch.no_grad():
+        drawn, _ = task.decoder(code)
+    again = task.encoder.mean_landmarks + (code[:, 4:] @ task.encoder.shape_axes).view_as(drawn)
+    torch.testing.assert_close(drawn, again, atol=1e-3, rtol=0)
+
+
+# The face decoder
+
+
+def test_identity_reaches_landmarks_and_texture_through_the_warp(faces: Path, models: Path) -> None:
+    task = decoder_task(faces, models)
+    task.losses(batch_of(task), augmented=False)["identity/cosine"].sum().backward()
+    for head in (task.network.landmarks, task.network.stages):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+def test_photos_are_fitted_as_the_face_encoder_wants_them(faces: Path, models: Path) -> None:
+    encoder = encoder_of(models)
+    for fit in ("squash", "letterbox"):
+        network = encoder.network
+        network.preprocessing = dataclasses.replace(network.preprocessing, fit=fit)  # type: ignore
+        task = FaceDecoderTask(faces, "compact", encoder, None, CARD, device=CPU)
+        assert (task.train_data.fit, task.val_data.fit) == (fit, fit)
+
+
+def test_duplicating_a_batch_of_morphs_does_not_change_its_loss(faces: Path, models: Path) -> None:
+    task = decoder_task(faces, models, morph=0.5)
+    batch = next(b for seed in range(9) if (b := batch_of(task, seed))["mix"].any(1).sum() == 2)
+    twice = {k: torch.cat([v, v]) for k, v in batch.items()}
+    once, both = (task.losses(b, augmented=False) for b in (batch, twice))
+    for name, value in once.items():
+        torch.testing.assert_close(both[name], torch.cat([value, value]))
+
+
+@pytest.mark.parametrize("no_warp", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_eight_photos_are_drawn_to_near_zero(tmp_path: Path, models: Path, no_warp: bool) -> None:
+    tree, encoder = write_tree(tmp_path / "faces", 8), encoder_of(models)
+    # A random encoder hardly tells photos apart: let this one give each an axis of its own.
+    network = face_encoder.VGGFace(dataclasses.replace(ENCODER, hidden=64), PREPROCESSING["paper"])
+    network.requires_grad_(False).eval()
+    encoder = dataclasses.replace(encoder, network=network)
+    task = FaceDecoderTask(tree, "paper", encoder, None, CARD, device=CPU, no_warp=no_warp)
+    features = network.features(batch_of(task)["face"])
+    hidden = functional.pad(network.fc6(features).relu().flatten(1), (0, 1), value=1.0)
+    solved = torch.linalg.lstsq(hidden, 3 * torch.eye(8), driver="gelsd").solution
+    network.fc7.weight.copy_(solved[:-1].T[:, :, None, None])
+    network.fc7.bias.copy_(solved[-1])
+    config = TrainConfig(steps=60, batch_size=8, lr=0.02, every=60, augment=False)
+    result = train(task, tmp_path / "run", config, device=CPU)
+    assert result.losses["landmarks/mse"] < 0.1  # squared pixels
+    assert result.losses["texture/mae"] < 0.02
+    assert result.losses["identity/cosine"] < 0.001
+
+
+def test_a_step_is_the_one_written_by_hand(tmp_path: Path, models: Path) -> None:
+    """Adam's first step is lr g / |g|, whatever its betas: only g is to be found."""
+    task = decoder_task(write_tree(tmp_path / "faces", 4), models)
+    batch, mean = batch_of(task), task.network.mean_landmarks
+    p = {k: v.detach().clone().requires_grad_() for k, v in task.network.named_parameters()}
+    with torch.no_grad():
+        embedding = task.encoder(batch["face"])
+        target = warp(batch["drawing"], batch["landmarks"], mean[None])
+        aim = task.encoder(warp(target, mean[None], batch["landmarks"]))
+    x = (embedding @ p["trunk.0.0.weight"].T + p["trunk.0.0.bias"]).relu()
+    hidden = (x @ p["landmarks.0.0.weight"].T + p["landmarks.0.0.bias"]).relu()
+    offsets = hidden @ p["landmarks.1.weight"].T + p["landmarks.1.bias"]
+    points = mean + offsets.view(4, 68, 2)
+    maps = (x @ p["seed.0.weight"].T + p["seed.0.bias"]).view(4, 24, 28, 28)
+    texture = functional.conv_transpose2d(
+        maps, p["stages.0.weight"], p["stages.0.bias"], stride=8, padding=4
+    ).sigmoid()
+    drawn = task.encoder(warp(texture, mean[None], points))
+    cosine = (drawn * aim).sum(1) / drawn.norm(dim=1) / aim.norm(dim=1)
+    loss = 0.02 * ((points - batch["landmarks"]) ** 2).sum(2).mean()
+    loss = loss + 10 * (texture - target).abs().mean() + 2 * (1 - cosine).mean()
+    loss.backward()
+    values = task.losses(batch, augmented=False)
+    losses.total(values, task.loss_weights).backward()
+    for name, found in task.network.named_parameters():
+        gradient = p[name].grad
+        assert gradient is not None and found.grad is not None
+        near = 1e-3 * float(gradient.abs().max())
+        torch.testing.assert_close(found.grad, gradient, rtol=1e-3, atol=near)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["paper", "seed"])
+def test_the_full_size_networks_take_a_step(
+    preset: str, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(face_decoder.CONFIGS, preset, FULL[preset])
+    config = face_encoder.VGGFaceConfig()
+    network = face_encoder.VGGFace(config, PREPROCESSING["serengil"]).requires_grad_(False).eval()
+    encoder = dataclasses.replace(encoder_of(models), network=network)
+    task = FaceDecoderTask(
+        *(write_tree(tmp_path, 2), preset, encoder, None, CARD), device=CPU, morph=1.0
+    )
+    optimizer = torch.optim.Adam(task.network.parameters(), lr=1e-4)
+    batch, totals = batch_of(task), []
+    for _ in range(3):
+        loss = losses.total(task.losses(batch, augmented=False), task.loss_weights)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals.append(float(loss.detach()))
+    assert totals[-1] < totals[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.network.parameters())
+
+
+def test_morphs_are_of_near_people_in_training_only(tmp_path: Path, models: Path) -> None:
+    tree = write_tree(tmp_path, 12, photos=3)
+    (tree / "train/id2/0.jpg").write_bytes(b"broken")
+    task = decoder_task(tree, models, morph=1.0)
+    morphs = task.train_data.morphs
+    assert morphs is not None and morphs.probability == 1.0
+    people = [photo.identity for photo in task.train_data.targets]
+    assert morphs.neighbours.shape == (36, 10)
+    for row, near in enumerate(morphs.neighbours):
+        assert people[row] not in {people[k] for k in near}
+    assert any("faces are not mixed with 1 photos:" in note for note in task.notes)
+    assert "mix" in task.train_data[Key(0, 0)]
+    assert "mix" not in task.val_data[Key(0, 0)]
+
+
+def test_options_that_are_not_used_do_not_change_the_settings(faces: Path, models: Path) -> None:
+    plain = decoder_task(faces, models).settings
+    assert plain == decoder_task(faces, models, morph=0.0, no_warp=False).settings
+    assert set(plain) == {"preset", "photos", "face_encoder", "start"}
+    used = decoder_task(faces, models, morph=0.5, no_warp=True).settings
+    assert used == {**plain, "morph": 0.5, "no_warp": True}
+    assert decoder_task(faces, models, "seed").settings == {**plain, "preset": "seed"}
+
+
+@pytest.mark.parametrize("preset", ["paper", "compact", "seed", "start"])
+def test_what_is_drawn_without_warp_is_so_wherever_it_is_used(
+    preset: str, tmp_path: Path, models: Path
+) -> None:
+    tree = write_tree(tmp_path / "faces", 3, texture=True)
+    start = start_of(models) if preset == "start" else None
+    name = preset.replace("start", "compact")
+    task = decoder_task(tree, models, name, start, no_warp=preset != "seed")
+    train(task, tmp_path / "run", TrainConfig(steps=2, batch_size=3, every=2), device=CPU)
+    model = tmp_path / "model"
+    model.mkdir()
+    (tmp_path / "run/best.safetensors").rename(model / "face_decoder.safetensors")
+    encoder = models / "demo/face_encoder.safetensors"
+    (model / "face_encoder.safetensors").write_bytes(encoder.read_bytes())
+    loaded = SpeechToFace.load(model, device="cpu", kinds=("face_encoder", "face_decoder"))
+    decoder = loaded.model.checkpoints["face_decoder"].network
+    assert isinstance(decoder, FaceDecoder) and decoder.config.is_face
+    embedding = torch.randn(1, EMBEDDING)
+    torch.testing.assert_close(draw_faces(decoder, embedding), decoder(embedding))
+    assert loaded.reconstruct(tree / "val/id0/0.jpg", align=False).landmarks.shape == (68, 2)
+
+
+def test_without_warp_the_photo_is_the_target_even_where_there_are_textures(
+    tmp_path: Path, models: Path
+) -> None:
+    task = decoder_task(write_tree(tmp_path, 3, texture=True), models, "seed")
+    batch = batch_of(task)
+    found = task.losses(batch, augmented=False)["texture/mae"]
+    with torch.no_grad():
+        points, texture = task.network(task.encoder(batch["face"]))
+    assert points.shape == (3, 72, 2)
+    expected = (texture - batch["face"]).abs().mean((1, 2, 3))
+    torch.testing.assert_close(found, expected)
+
+
+def test_networks_that_do_not_fit_are_refused(
+    faces: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = checkpoint.load(models / "other/face_decoder.safetensors", "face_decoder")
+    with pytest.raises(CheckpointError, match="different embedding spaces"):
+        decoder_task(faces, models, start=other)
+    start = start_of(models)
+    start.network.config = dataclasses.replace(DECODER, landmarks=189)  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match=r"draws 189 landmarks; the photos in .* have 68"):
+        decoder_task(faces, models, start=start)
+    encoder = encoder_of(models)
+    rectified = dataclasses.replace(encoder.network.config, final_relu=True)
+    encoder.network.config = rectified  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match="is no code that the compact decoder draws from"):
+        FaceDecoderTask(faces, "compact", encoder, None, CARD, device=CPU)
+    wider = dataclasses.replace(DECODER, embedding=2 * EMBEDDING)
+    monkeypatch.setitem(face_decoder.CONFIGS, "compact", wider)
+    with pytest.raises(CheckpointError, match=r"8 values, is no code .* of 16"):
+        decoder_task(faces, models, "compact")
+
+
+@pytest.mark.parametrize("morph", [-0.1, 1.1, float("nan")])
+def test_a_share_of_morphs_is_a_probability(faces: Path, models: Path, morph: float) -> None:
+    with pytest.raises(UsageError, match=r"--morph .* is no probability"):
+        decoder_task(faces, models, morph=morph)
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "why"),
+    [
+        ("id0/0.jpg", DatasetError, "readable? are of one identity|are of one identity"),
+        ("id0/0_landmarks.npy", DatasetError, r"0_landmarks\.npy: cannot be read"),
+    ],
+)
+def test_a_tree_that_cannot_be_learned_from_is_refused(
+    broken: str, error: type[S2FError], why: str, tmp_path: Path, models: Path
+) -> None:
+    tree = write_tree(tmp_path, 2)
+    (tree / "train" / broken).write_bytes(b"broken")
+    with pytest.raises(error, match=why):
+        decoder_task(tree, models, morph=0.5)
