@@ -687,7 +687,6 @@ def _record(entry: "Entry") -> dict[str, object]:
     }
 
 
-cli_prep.app.add_typer(cli_prep.trees_app)
 app.add_typer(cli_prep.app, name="prep", rich_help_panel="Prepare data")
 app.add_typer(cli_convert.app, name="convert", rich_help_panel="Prepare data")
 app.add_typer(cli_train.app, name="train", rich_help_panel="Train")

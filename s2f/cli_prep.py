@@ -1,13 +1,14 @@
-"""The commands that make training data file by file: `s2f prep audio` and the like.
+"""The commands `s2f prep ...`: data made file by file, then trees made of trees.
 
-The commands that make whole trees: `s2f prep names`, `split`, `pair`, `pack`, `demo`.
+Each parses its options, calls one function, and reports what became of the files. What the
+functions do not get has their own defaults.
 """
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,7 +31,7 @@ from s2f.options import (
 if TYPE_CHECKING:
     from s2f.names import NamesReport
     from s2f.pair import PairReport
-    from s2f.prep import PrepReport, Step
+    from s2f.prep import Failure, PrepReport, Step
     from s2f.split import SplitReport
 
 
@@ -41,7 +42,7 @@ app = typer.Typer(
 
 OutArg = Annotated[Path, typer.Argument(help="Folder for the same tree, prepared.", metavar="OUT")]
 PhotosArg = Annotated[Path, typer.Argument(help="A folder of photos, or one.", metavar="SRC")]
-OverwriteOpt = Annotated[
+ReplaceOpt = Annotated[
     bool,
     option(
         "Output", "Replace what this command did not make, even SRC's own files.", "--overwrite"
@@ -50,6 +51,11 @@ OverwriteOpt = Annotated[
 DetectorOpt = Annotated[
     Literal["face-alignment", "dlib"],
     option("Model", "face-alignment (default) or dlib.", "--detector"),
+]
+DryRunOpt = Annotated[bool, option("Run", "Change nothing; show what would be done.", "--dry-run")]
+LinkOpt = Annotated[
+    Literal["hard", "copy", "symlink"] | None,
+    option("Output", "How files get there (hard).", "--link"),
 ]
 
 
@@ -82,7 +88,7 @@ def _audio(
         option("Input", "Cut ends this many dB below the loudest.", "--trim-silence", min=1),
     ] = None,
     workers: WorkersOpt = None,
-    overwrite: OverwriteOpt = False,
+    overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -121,7 +127,7 @@ def _stats(
     if stats:
         console.line(output)
         result = {"output": output, **dataclasses.asdict(stats)}
-    _report(console, report, result, single=not tree.is_dir())
+    _report(console, report, result, tree)
 
 
 @app.command(
@@ -138,7 +144,7 @@ def _faces(
     detector: DetectorOpt = "face-alignment",
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
-    overwrite: OverwriteOpt = False,
+    overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -158,7 +164,7 @@ def _resize(
         int | None, option("Output", "Side, pixels (default 224).", "--size", min=16, max=4096)
     ] = None,
     workers: WorkersOpt = None,
-    overwrite: OverwriteOpt = False,
+    overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -177,7 +183,7 @@ def _landmarks(
     detector: DetectorOpt = "face-alignment",
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
-    overwrite: OverwriteOpt = False,
+    overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -204,7 +210,7 @@ def _embeddings(
     ] = None,
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
-    overwrite: OverwriteOpt = False,
+    overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -219,54 +225,42 @@ def _embeddings(
 def _run(
     console: Console, step: "Step", src: Path, out: Path, workers: int | None, overwrite: bool
 ) -> None:
-    """Prepare a tree, report what became of it, and exit with that."""
+    """Prepare a tree, and report what became of it."""
     from s2f.prep import prepare
 
     with console.progress(step.name, step.sources) as progress:
         report = prepare(step, src, out, workers=workers, overwrite=overwrite, progress=progress)
     if report.made or report.skipped:
         console.line(report.out)
-    _report(console, report, {"out": report.out}, single=not src.is_dir())
+    _report(console, report, {"out": report.out}, src)
 
 
-def _report(
-    console: Console, report: "PrepReport", result: dict[str, object], *, single: bool
-) -> None:
-    failed = report.failed
-    if single and failed:
-        raise failed[0].error
+def _report(console: Console, report: "PrepReport", result: dict[str, object], src: Path) -> None:
+    """Report what became of sources; a single one that failed exits with its own error."""
+    errors = [failure.error for failure in report.failed]
+    if errors and not src.is_dir():
+        raise errors[0]
     console.note(
-        f"made {report.made}, up to date {report.skipped}, failed {len(failed)} "
+        f"made {report.made}, up to date {report.skipped}, failed {len(errors)} "
         f"in {report.seconds:.1f} s"
     )
-    console.summary(
-        {
-            **result,
-            "made": report.made,
-            "skipped": report.skipped,
-            "failed": [{"source": f.source, **described(f.error)} for f in failed],
-            "seconds": round(report.seconds, 3),
-        }
-    )
-    if failed:
-        console.failures(
-            [failure.error for failure in failed], report.made + report.skipped + len(failed)
-        )
+    counts = {"made": report.made, "skipped": report.skipped, "failed": _sources(report.failed)}
+    console.summary({**result, **counts, "seconds": round(report.seconds, 3)})
+    _exit(console, errors, report.made + report.skipped)
+
+
+def _sources(failed: Sequence["Failure"]) -> list[dict[str, Any]]:
+    return [{"source": failure.source, **described(failure.error)} for failure in failed]
+
+
+def _exit(console: Console, errors: Sequence[S2FError], done: int) -> None:
+    """Name what failed beside what was done, if anything did, and exit with that."""
+    if errors:
+        console.failures(errors, done + len(errors))
         raise typer.Exit(PARTLY_FAILED)
 
 
-trees_app = typer.Typer(**GROUP)
-
-DryRunOpt = Annotated[bool, option("Run", "Change nothing; show what would be done.", "--dry-run")]
-LinkOpt = Annotated[
-    Literal["hard", "copy", "symlink"] | None,
-    option("Output", "How files get there (hard).", "--link"),
-]
-_MERGE = "Make one folder of those that get one name; look at --dry-run first: they may be several."
-_BY = "csv file of labels; one of its columns names the identities. Ages become decades."
-
-
-@trees_app.command(
+@app.command(
     "names",
     no_args_is_help=True,
     epilog=examples("s2f prep names data/faces --dry-run", "s2f prep names data/faces --merge"),
@@ -274,7 +268,15 @@ _BY = "csv file of labels; one of its columns names the identities. Ages become 
 def _names(
     ctx: typer.Context,
     tree: Annotated[Path, typer.Argument(help="A folder an identity, or train, val and test.")],
-    merge: Annotated[bool, option("Run", _MERGE, "--merge")] = False,
+    merge: Annotated[
+        bool,
+        option(
+            "Run",
+            "Make one folder of those that get one name; look at --dry-run first: they may be"
+            " several.",
+            "--merge",
+        ),
+    ] = False,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -297,7 +299,7 @@ def _names(
     _end(console, report, len(report.renamed) + len(report.merged) + report.unchanged)
 
 
-@trees_app.command(
+@app.command(
     "split",
     no_args_is_help=True,
     epilog=examples(
@@ -315,7 +317,14 @@ def _split(
     val: Annotated[
         float | None, option("Run", "Share (half of the rest).", "--val", min=0, max=1)
     ] = None,
-    by: Annotated[Path | None, option("Input", _BY, "--by")] = None,
+    by: Annotated[
+        Path | None,
+        option(
+            "Input",
+            "csv file of labels; one of its columns names the identities. Ages become decades.",
+            "--by",
+        ),
+    ] = None,
     columns: Annotated[
         str | None, option("Input", "Labels of --by, with commas between (all).", "--columns")
     ] = None,
@@ -345,7 +354,7 @@ def _split(
     _end(console, report, report.made + report.kept)
 
 
-@trees_app.command(
+@app.command(
     "pair",
     no_args_is_help=True,
     epilog=examples(
@@ -421,12 +430,10 @@ def _end(console: Console, report: "NamesReport | SplitReport | PairReport", don
     """Give the whole report, and exit with what became of the files."""
     failed = [described(error) for error in report.failed]
     console.summary({**dataclasses.asdict(report), "failed": failed})
-    if report.failed:
-        console.failures(report.failed, done + len(report.failed))
-        raise typer.Exit(PARTLY_FAILED)
+    _exit(console, report.failed, done)
 
 
-@trees_app.command(
+@app.command(
     "pack",
     epilog=examples(
         "s2f prep pack data/split data/pack --face-encoder encoder.safetensors",
@@ -484,8 +491,7 @@ def _pack(
         )
         errors += [failure.error for failure in report.failed]
         done += report.identities
-        failed = [{"source": f.source, **described(f.error)} for f in report.failed]
-        result = {**dataclasses.asdict(report), "failed": failed}
+        result = {**dataclasses.asdict(report), "failed": _sources(report.failed)}
     if verify:
         with console.progress("checking", "files") as progress:
             checked = pack.verify_pack(out or tree, progress=progress)
@@ -494,12 +500,10 @@ def _pack(
         done += checked.files - len(checked.damaged)
         result["damaged"] = [described(error) for error in checked.damaged]
     console.summary(result)
-    if errors:
-        console.failures(errors, done + len(errors))
-        raise typer.Exit(PARTLY_FAILED)
+    _exit(console, errors, done)
 
 
-@trees_app.command("demo", epilog=examples("s2f prep demo sources/faces sources/voices data/demo"))
+@app.command("demo", epilog=examples("s2f prep demo sources/faces sources/voices data/demo"))
 def _demo(
     ctx: typer.Context,
     faces: Annotated[Path, typer.Argument(help="people.csv and a folder a person.")],

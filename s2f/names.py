@@ -1,12 +1,9 @@
-"""Spellings of names: plain ASCII by transliteration, and when two spellings are one name.
+"""Names of identities: plain ASCII by transliteration, and folders renamed to it.
 
-`plain` is what an identity's folder is called, `key` what a folder and a row of a meta file are
-compared by. Knows nothing of files.
-
-Identity folders to plain ASCII names, by transliteration, without losing a file.
-
-`plan` decides and reads only names; `rename_identities` does it. Plain names stay as they are, so
-that a new name is either free or taken by an identity that keeps it: a collision, never a chain.
+In order: how a name is spelled (`plain`, what an identity's folder is called; `key`, what a folder
+and a row of a meta file are compared by), and `rename_identities`, which renames the folders of a
+tree without losing a file. Plain names stay as they are, so that a new name is either free or
+taken by an identity that keeps it: a collision, never a chain. Knows nothing of what is in a file.
 """
 
 import filecmp
@@ -134,49 +131,6 @@ class NamesReport:
     dry_run: bool
 
 
-def plan_names(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
-    """Decide what each identity is called; names that differ in case only collide too.
-
-    A tree whose folders are all splits (train, val, validation, test) has its identities in
-    these, and each split is renamed by itself.
-
-    Returns:
-        The renamings, the names that have no plain form, and how many stay as they are.
-
-    Raises:
-        DatasetError: if a folder cannot be listed.
-    """
-    renamings, failed, unchanged = [], [], 0
-    for parent in _parents(tree):
-        groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for old in folders(parent):
-            try:
-                new = plain(old)
-            except DatasetError as error:
-                failed.append(DatasetError(f"{parent}{os.sep}{error.message}", hint=error.hint))
-            else:
-                groups[new.casefold()].append((old, new))
-        for members in groups.values():
-            item = Renaming(
-                parent, tuple(old for old, _ in members), min(new for _, new in members)
-            )
-            if item.old == (item.new,):
-                unchanged += 1
-            elif item.new not in item.old and os.path.lexists(parent / item.new):
-                failed.append(
-                    _collision(item, "would be what is there and no folder,", "remove that")
-                )
-            else:
-                renamings.append(item)
-    return renamings, failed, unchanged
-
-
-def _parents(tree: Path) -> list[Path]:
-    inside = folders(tree)
-    is_split = inside and set(inside) <= set(SPLIT_FOLDERS)
-    return [tree / name for name in inside] if is_split else [tree]
-
-
 def rename_identities(
     tree: Path, *, merge: bool = False, dry_run: bool = False, progress: Progress = silent
 ) -> NamesReport:
@@ -196,27 +150,56 @@ def rename_identities(
         DatasetError: if a folder cannot be listed.
         OutputError: if a folder cannot be renamed.
     """
-    planned, failed, unchanged = plan_names(tree)
-    renamed, merged = [], []
+    planned, failed, unchanged = _plan(tree)
+    renamed: list[Renaming] = []
+    merged: list[Renaming] = []
     for k, item in enumerate(planned):
         progress(k, len(planned), item.new)
-        if len(item.old) == 1:
-            if not dry_run:
-                _move(item.parent / item.old[0], item.parent / item.new)
-            renamed.append(item)
-            continue
+        files: dict[str, list[str]] = {}
         try:
-            if not merge:
-                raise _collision(item, "would all be", "look at them, then give --merge")
-            files = _files(item)
+            if len(item.old) > 1:
+                if not merge:
+                    raise _collision(item, "would all be", "look at them, then give --merge")
+                files = _files(item)
         except DatasetError as error:
             failed.append(error)
             continue
         if not dry_run:
-            _merge(item, files)
-        merged.append(item)
+            _apply(item, files)
+        (merged if len(item.old) > 1 else renamed).append(item)
     progress(len(planned), len(planned), "done")
     return NamesReport(tree, tuple(renamed), tuple(merged), tuple(failed), unchanged, dry_run)
+
+
+def _plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
+    """Decide what each identity is called: what is renamed, what cannot be, how many stay.
+
+    Names that differ in case only collide too. A tree whose folders are all splits (train, val,
+    validation, test) has its identities in these, and each split is renamed by itself.
+    """
+    inside = folders(tree)
+    is_split = inside and set(inside) <= set(SPLIT_FOLDERS)
+    renamings, failed, unchanged = [], [], 0
+    for parent in [tree / name for name in inside] if is_split else [tree]:
+        groups: dict[str, dict[str, str]] = defaultdict(dict)
+        for old in folders(parent):
+            try:
+                new = plain(old)
+            except DatasetError as error:
+                failed.append(DatasetError(f"{parent}{os.sep}{error.message}", hint=error.hint))
+            else:
+                groups[new.casefold()][old] = new
+        for members in groups.values():
+            item = Renaming(parent, tuple(members), min(members.values()))
+            if item.old == (item.new,):
+                unchanged += 1
+            elif item.new not in item.old and os.path.lexists(parent / item.new):
+                failed.append(
+                    _collision(item, "would be what is there and no folder,", "remove that")
+                )
+            else:
+                renamings.append(item)
+    return renamings, failed, unchanged
 
 
 def _collision(item: Renaming, what: str, hint: str) -> DatasetError:
@@ -224,18 +207,18 @@ def _collision(item: Renaming, what: str, hint: str) -> DatasetError:
     return DatasetError(f"{item.parent}: {old} {what} {item.new!r}", hint=hint)
 
 
-def _contents(folder: str) -> Iterator[str]:
+def _contents(folder: Path) -> Iterator[str]:
     """List all that is no folder, hidden files too; links to folders are not followed."""
-    for here, names, files in os.walk(folder, onerror=_raise):
+
+    def refuse(error: OSError) -> None:
+        raise DatasetError(
+            f"{error.filename}: cannot be listed: {error.strerror}", hint="check its permissions"
+        ) from error
+
+    for here, names, files in os.walk(folder, onerror=refuse):
         for path in (Path(here, name) for name in (*files, *names)):
             if not _is_real_folder(path):
                 yield str(path.relative_to(folder))
-
-
-def _raise(error: OSError) -> None:
-    raise DatasetError(
-        f"{error.filename}: cannot be listed: {error.strerror}", hint="check its permissions"
-    ) from error
 
 
 def _files(item: Renaming) -> dict[str, list[str]]:
@@ -244,7 +227,7 @@ def _files(item: Renaming) -> dict[str, list[str]]:
     if any((item.parent / old).is_symlink() for old in item.old):
         raise _collision(item, "are links, and cannot be merged to", "rename or remove the link")
     for old in item.old:
-        for name in sorted(_contents(str(item.parent / old))):
+        for name in sorted(_contents(item.parent / old)):
             files[name].append(old)
     for name, owners in files.items():
         first, *others = (item.parent / old / name for old in owners)
@@ -275,10 +258,12 @@ def _same(one: Path, other: Path) -> bool:
         ) from error
 
 
-def _merge(item: Renaming, files: dict[str, list[str]]) -> None:
+def _apply(item: Renaming, files: dict[str, list[str]]) -> None:
+    """Rename the first folder, where none has the name, and move the others' files there."""
     final = item.parent / item.new
-    if item.new not in item.old:
-        _move(item.parent / item.old[0], final)
+    first = item.new if item.new in item.old else item.old[0]
+    if first != item.new:
+        _move(item.parent / first, final)
     for name, owners in files.items():
         for source in (item.parent / old / name for old in owners if old != item.new):
             if os.path.lexists(final / name):
@@ -286,7 +271,7 @@ def _merge(item: Renaming, files: dict[str, list[str]]) -> None:
             else:
                 _move(source, final / name)
     for old in item.old:
-        if old != item.new and os.path.lexists(item.parent / old):
+        if old not in (first, item.new):
             _remove_empty(item.parent / old)
 
 

@@ -1,45 +1,52 @@
-"""Who is who in VoxCeleb1/2 and VGGFace(2): the meta files, and people by id, class or name.
+"""Faces and voices of the same people, found in trees and brought together in one.
+
+In order: `pair_identities`, which gives the files their places, `OUT/IDENTITY/audios/**` and
+`OUT/IDENTITY/images/**`; `find_people`, which groups a tree's files by the part of their path that
+names somebody; `match_people`, which decides who that is, or why it cannot be told; and
+`read_meta`, which reads who is who.
 
 Read are vox1_meta.csv (`VoxCeleb1 ID`, `VGGFace1 ID`, which is the person's name), both
 vox2_meta.csv (`VoxCeleb2 ID`, `VGGFace2 ID`, with `Name` or without), full_vox2_meta.csv and
 VGGFace2's identity_meta.csv (`Class_ID`, `Name`). The digits of a voice id (id00012) and of a
 class (n000012) have nothing to do with each other: only rows join them.
 
-Whose each folder of a tree is: by ids, classes and names, with the meta files or without.
-
-`find` groups a tree's files by the part of their path that names somebody, and `join` decides who
-that is, or why it cannot be told. Reads names only.
-
-Faces and voices of the same people, found in two trees and brought together in one.
-
-Who is who is for `meta` and `matching`; here the files get their places:
-`OUT/IDENTITY/audios/**` and `OUT/IDENTITY/images/**`. Knows nothing of sound or pictures.
+Knows nothing of sound or pictures: only names are read.
 """
 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from s2f import files, labels
+from s2f import files
 from s2f.audio import is_voice
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, UsageError
-from s2f.files import Folder, Link, alone_in
-from s2f.labels import CsvTable, canonical
+from s2f.files import Folder, Link
+from s2f.labels import canonical, read_table
 from s2f.layout import BESIDE_PHOTOS, PHOTO_SUFFIXES, SPLIT_FOLDERS
 from s2f.names import bare, composed, key
 
 VOICE = re.compile(r"id\d{5}")  # a speaker of VoxCeleb1 (id1....) or VoxCeleb2 (id0....)
 CLASS = re.compile(r"n\d{6}")  # a person of VGGFace2
+OWN = "own"  # the set of people who are in no meta file
+TreeKind = Literal["voice", "face"]
 
-_COLUMNS = {  # what a column is, by its letters and digits
+_BEGINS = re.compile(rf"{VOICE.pattern}(?!\d)")
+_HOW = ("id", "name", "transliterated")  # from strong to weak
+_COLUMNS = {  # what a column of a meta file is, by its letters and digits
     "voice": ("voxceleb1id", "voxceleb2id", "voxcelebid"),
     "class": ("vggface2id", "classid"),
     "name": ("name", "vggface1id"),
+}
+_LEVELS = {  # folders above the identities, in small letters: they name nobody
+    *SPLIT_FOLDERS,
+    *("dev", "wav", "aac", "mp4", "audios", "images", "faces", "voices", "raw_wav"),
+    *("vox1", "vox2", "voxceleb1", "voxceleb2", "hq-voxceleb", "vggface", "vggface2"),
+    *("masked_faces", "origin_faces"),
 }
 
 
@@ -67,17 +74,14 @@ class MetaPeople:
 
     Attributes:
         people: sorted by identity.
-        by_id: by the id of a voice, and by class.
-        by_name: by all names, composed (NFC).
-        by_key: by what all spellings of a name have in common.
+        index: by how they are known and as what: `id` and a voice or class, `name` and a name,
+            composed (NFC), `transliterated` and what all spellings of a name have in common.
         names: of classes: VGGFace2's own.
         collisions: identities that would have had one name, and are kept apart by their ids.
     """
 
     people: tuple[Person, ...] = ()
-    by_id: Mapping[str, tuple[Person, ...]] = field(default_factory=dict)
-    by_name: Mapping[str, tuple[Person, ...]] = field(default_factory=dict)
-    by_key: Mapping[str, tuple[Person, ...]] = field(default_factory=dict)
+    index: Mapping[tuple[str, str], tuple[Person, ...]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     collisions: tuple[str, ...] = ()
 
@@ -88,141 +92,11 @@ class MetaPeople:
             The people (none: not known; several: it cannot be told), and how they were found:
             `id`, `name` or `transliterated`.
         """
-        if label in self.by_id:
-            return self.by_id[label], "id"
         name = self.names.get(label, label)
-        if composed(name) in self.by_name:
-            return self.by_name[composed(name)], "name"
-        return self.by_key.get(key(name), ()), "transliterated"
-
-
-def dataset_of(voice: str) -> str:
-    """Tell the set of a voice id: VoxCeleb1 begins at id10001, VoxCeleb2 ends at id09272."""
-    return "vox1" if voice.startswith("id1") else "vox2"
-
-
-@dataclass
-class _Row:
-    """What all files say of one voice."""
-
-    names: list[str] = field(default_factory=list)
-    classes: set[str] = field(default_factory=set)
-
-
-def read_meta(paths: Sequence[Path]) -> MetaPeople:
-    """Read meta files together.
-
-    Voices of one name, one in VoxCeleb1 and one in VoxCeleb2, are one person: kept apart, a split
-    might train on one and test on the other. Voices of one name in the same set are different
-    people, whose names mean nobody.
-
-    Raises:
-        DatasetError: if a file cannot be read, has neither voice ids nor classes, a cell is no
-            id, or rows disagree about a voice.
-    """
-    rows: dict[str, _Row] = defaultdict(_Row)
-    names: dict[str, str] = {}
-    for path in paths:
-        for voice, class_, name, where in _cells(labels.read_table(path)):
-            if not voice:
-                if class_ and name:
-                    names[class_] = name
-                continue
-            row = rows[voice]
-            if class_ and row.classes - {class_}:
-                raise _disagree(where, voice, class_, min(row.classes))
-            if name and row.names and key(name) != key(row.names[0]):
-                raise _disagree(where, voice, name, row.names[0])
-            row.classes |= {class_} - {""}
-            row.names += [name] if name else []
-    for row in rows.values():
-        if not row.names:
-            row.names += [names[class_] for class_ in row.classes if class_ in names]
-    return _people(rows, names)
-
-
-def _cells(table: CsvTable) -> list[tuple[str, str, str, str]]:
-    """Give voice, class and name of each row, where it has them, and where it is."""
-    places = {
-        what: [k for k, column in enumerate(table.columns) if canonical(column) in known]
-        for what, known in _COLUMNS.items()
-    }
-    if not places["voice"] and not places["class"]:
-        raise DatasetError(
-            f"{table.path}: has no ids, but {', '.join(table.columns)}",
-            hint="wanted a column such as VoxCeleb1 ID, VoxCeleb2 ID or Class_ID",
-        )
-    found = []
-    for cells, line in zip(table.rows, table.lines, strict=True):
-        row = {what: next((cells[k] for k in ks if cells[k]), "") for what, ks in places.items()}
-        for what, pattern in (("voice", VOICE), ("class", CLASS)):
-            if row[what] and not pattern.fullmatch(row[what]):
-                raise DatasetError(
-                    f"{table.path}: line {line}: {row[what]!r} is no id",
-                    hint="wanted ids such as id00012 for voices and n000012 for faces",
-                )
-        found.append((row["voice"], row["class"], row["name"], f"{table.path}: line {line}"))
-    return found
-
-
-def _disagree(where: str, voice: str, seen: str, before: str) -> DatasetError:
-    return DatasetError(
-        f"{where}: {voice} is {seen!r}, and {before!r} in another row",
-        hint="give meta files of one version",
-    )
-
-
-def _people(rows: Mapping[str, _Row], names: Mapping[str, str]) -> MetaPeople:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for voice in sorted(rows):
-        said = rows[voice].names
-        groups[key(said[0]) if said else voice].append(voice)
-    people, collisions = [], []
-    by_id, by_name, by_key = (defaultdict[str, list[Person]](list) for _ in range(3))
-    for group in groups.values():
-        is_one = max(Counter(map(dataset_of, group)).values()) == 1
-        for voices in [tuple(group)] if is_one else [(voice,) for voice in group]:
-            person = Person(_identity(rows[voices[0]].names, voices[0], apart=not is_one), voices)
-            people.append(person)
-            collisions += [] if is_one else [person.identity]
-            said = [name for voice in voices for name in rows[voice].names]
-            classes = {class_ for voice in voices for class_ in rows[voice].classes}
-            for index, entries in (
-                (by_id, {*voices, *classes}),
-                (by_name, {composed(name) for name in said}),
-                (by_key, {key(name) for name in said}),
-            ):
-                for entry in entries:
-                    index[entry].append(person)
-    return MetaPeople(
-        tuple(sorted(people, key=lambda person: person.identity)),
-        by_id={entry: tuple(who) for entry, who in by_id.items()},
-        by_name={entry: tuple(who) for entry, who in by_name.items()},
-        by_key={entry: tuple(who) for entry, who in by_key.items()},
-        names=names,
-        collisions=tuple(sorted(collisions)),
-    )
-
-
-def _identity(names: Sequence[str], voice: str, *, apart: bool) -> str:
-    if not names:
-        return voice
-    try:
-        name = bare(names[0])
-    except DatasetError:
-        return voice
-    return f"{name}_{voice}" if apart else name
-
-
-OWN = "own"  # the set of people who are in no meta file
-_BEGINS = re.compile(rf"{VOICE.pattern}(?!\d)")
-_LEVELS = {  # folders above the identities, in small letters: they name nobody
-    *SPLIT_FOLDERS,
-    *("dev", "wav", "aac", "mp4", "audios", "images", "faces", "voices", "raw_wav"),
-    *("vox1", "vox2", "voxceleb1", "voxceleb2", "hq-voxceleb", "vggface", "vggface2"),
-    *("masked_faces", "origin_faces"),
-}
-TreeKind = Literal["voice", "face"]
+        for how, entry in (("id", label), ("name", composed(name))):
+            if (how, entry) in self.index:
+                return self.index[how, entry], how
+        return self.index.get(("transliterated", key(name)), ()), "transliterated"
 
 
 @dataclass(frozen=True)
@@ -277,6 +151,184 @@ class Unmatched:
     name: str
     folder: str
     why: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A person with faces and voices.
+
+    Attributes:
+        identity: the folder in the new tree: plain ASCII.
+        datasets: of the voices: `vox1`, `vox2`; `own` without a meta row.
+        how: the weakest step that joined a folder to the person: `id`, `name` or `transliterated`.
+        voices: folders of the person's voices.
+        faces: folders of the person's faces.
+        n_voices: files in these.
+        n_faces: likewise.
+    """
+
+    identity: str
+    datasets: tuple[str, ...]
+    how: str
+    voices: tuple[str, ...]
+    faces: tuple[str, ...]
+    n_voices: int
+    n_faces: int
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Who was paired, and what became of the files.
+
+    Attributes:
+        out: the new tree.
+        pairs: sorted by identity.
+        unmatched: sorted by kind and folder.
+        datasets: for each set, how many people are in the meta files, and have voices, faces, both.
+        shared: identities in both VoxCelebs, each one folder.
+        collisions: people of one name in one set, kept apart by their ids.
+        made: files that were placed.
+        kept: files that were there.
+        failed: files that could not be placed.
+        dry_run: whether this only says what would be done.
+    """
+
+    out: Path
+    pairs: tuple[Pair, ...]
+    unmatched: tuple[Unmatched, ...]
+    datasets: Mapping[str, Mapping[str, int]]
+    shared: tuple[str, ...]
+    collisions: tuple[str, ...]
+    made: int
+    kept: int
+    failed: tuple[InputError, ...]
+    dry_run: bool
+
+
+def pair_identities(
+    faces: Sequence[Path],
+    voices: Sequence[Path],
+    out: Path,
+    *,
+    metas: Sequence[Path] = (),
+    link: Link = Link.HARD,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> PairReport:
+    """Bring faces and voices of the same people together.
+
+    A folder is a person's by the first of its path's names that is an id (`id00012`, `n000012`), a
+    name in the meta files, or neither a split nor another level that datasets have. Names are
+    compared composed (NFC), then in plain ASCII without commas. Folders of people in no meta file
+    are joined by equal names. A person of both VoxCelebs becomes one identity, so that a split
+    cannot put them on both sides. Where a person has several folders of a kind, each keeps its
+    path. What cannot be told apart is left out and reported. A second run changes nothing.
+
+    Args:
+        faces: folders of photos, with `_landmarks.npy`, `_template.npy` and `_embedding.npy`
+            beside them.
+        voices: folders of recordings, or of `.npy` files made of them.
+        out: new folder, or one of the same pairs.
+        metas: meta files of VoxCeleb and VGGFace.
+        link: how files get their places.
+        dry_run: whether to change nothing and only report.
+        progress: told of files.
+
+    Raises:
+        DatasetError: if a folder holds no photo or no recording, a meta file cannot be used, or
+            nobody has both.
+        UsageError: if folders overlap, two files would get one place, or `out` holds others or
+            another run is at work there.
+        OutputError: if `out` cannot be written.
+    """
+    for root in (*faces, *voices):
+        files.refuse_overlap(root, out)
+    people = read_meta(metas)
+    roots: dict[TreeKind, Sequence[Path]] = {"voice": voices, "face": faces}
+    found = [
+        one for kind in roots for root in roots[kind] for one in find_people(root, kind, people)
+    ]
+    sides, unmatched = match_people(found, people)
+    both = {who: side for who, side in sorted(sides.items()) if all(side.found.values())}
+    plan = [folder for who, side in both.items() for folder in _folders(out / who, side, roots)]
+    _refuse_collisions(plan)
+    others = set(files.folders(out)) - set(both) if out.is_dir() else set()
+    if others:
+        raise UsageError(
+            f"{out / min(others)}: is in no pair of this run",
+            hint="choose another folder, or remove what other options made there",
+        )
+    placed = files.PlaceReport(0, 0, ())
+    if not dry_run:
+        if not both:
+            raise DatasetError(
+                f"nobody of {len(sides)} people has both faces and voices",
+                hint="see why with --dry-run; ids and names are joined by --meta",
+            )
+        with files.alone_in(out):
+            placed = files.place_all(plan, link, progress=progress)
+    return PairReport(
+        out=out,
+        pairs=tuple(_pair(who, side) for who, side in both.items()),
+        unmatched=tuple(sorted(unmatched, key=lambda one: (one.kind, one.folder, one.name))),
+        datasets=_count(sides, people),
+        shared=tuple(who for who, side in both.items() if len(side.datasets) > 1),
+        collisions=people.collisions,
+        made=placed.made,
+        kept=placed.kept,
+        failed=placed.failed,
+        dry_run=dry_run,
+    )
+
+
+def _pair(identity: str, side: Side) -> Pair:
+    voices, faces = side.found["voice"], side.found["face"]
+    return Pair(
+        identity=identity,
+        datasets=side.datasets,
+        how=max(side.hows, key=_HOW.index),
+        voices=tuple(one.folder for one in voices),
+        faces=tuple(one.folder for one in faces),
+        n_voices=sum(len(one.names) for one in voices),
+        n_faces=sum(len(one.names) for one in faces),
+    )
+
+
+def _folders(
+    identity: Path, side: Side, roots: Mapping[TreeKind, Sequence[Path]]
+) -> Iterator[Folder]:
+    """Give a person's folders their places; several of a kind keep their paths."""
+    for kind, found in side.found.items():
+        place = identity / ("audios" if kind == "voice" else "images")
+        for one in found:
+            above = one.root.name if len(roots[kind]) > 1 else ""
+            inside = Path(above, one.inside) if len(found) > 1 else Path()
+            yield Folder(one.folder, str(place / inside), one.names)
+
+
+def _refuse_collisions(plan: Sequence[Folder]) -> None:
+    """Refuse two folders in one place; the files of one folder have different names anyway."""
+    sources: dict[str, str] = {}
+    for folder in plan:
+        other = sources.setdefault(folder.target.casefold(), folder.source)
+        if other != folder.source:
+            raise UsageError(
+                f"{other} and {folder.source} would both be {folder.target}",
+                hint="rename one of the folders",
+            )
+
+
+def _count(sides: Mapping[str, Side], people: MetaPeople) -> dict[str, dict[str, int]]:
+    counts = {}
+    for name in ("vox1", "vox2", OWN):
+        here = [side.found for side in sides.values() if name in side.datasets]
+        counts[name] = {
+            "people": sum(name in person.datasets for person in people.people),
+            "voices": sum(bool(found["voice"]) for found in here),
+            "faces": sum(bool(found["face"]) for found in here),
+            "pairs": sum(all(found.values()) for found in here),
+        }
+    return counts
 
 
 def is_face_file(name: str) -> bool:
@@ -388,192 +440,115 @@ def _left(one: Found, why: str) -> Unmatched:
     return Unmatched(one.kind, one.label or one.names[0], one.folder, why)
 
 
-_HOW = ("id", "name", "transliterated")  # from strong to weak
+@dataclass
+class _Row:
+    """What all files say of one voice."""
+
+    names: list[str] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A person with faces and voices.
+def read_meta(paths: Sequence[Path]) -> MetaPeople:
+    """Read meta files together.
 
-    Attributes:
-        identity: the folder in the new tree: plain ASCII.
-        datasets: of the voices: `vox1`, `vox2`; `own` without a meta row.
-        how: the weakest step that joined a folder to the person: `id`, `name` or `transliterated`.
-        voices: folders of the person's voices.
-        faces: folders of the person's faces.
-        n_voices: files in these.
-        n_faces: likewise.
-    """
-
-    identity: str
-    datasets: tuple[str, ...]
-    how: str
-    voices: tuple[str, ...]
-    faces: tuple[str, ...]
-    n_voices: int
-    n_faces: int
-
-
-@dataclass(frozen=True)
-class PairReport:
-    """Who was paired, and what became of the files.
-
-    Attributes:
-        out: the new tree.
-        pairs: sorted by identity.
-        unmatched: sorted by kind and folder.
-        datasets: for each set, how many people are in the meta files, and have voices, faces, both.
-        shared: identities in both VoxCelebs, each one folder.
-        collisions: people of one name in one set, kept apart by their ids.
-        made: files that were placed.
-        kept: files that were there.
-        failed: files that could not be placed.
-        dry_run: whether this only says what would be done.
-    """
-
-    out: Path
-    pairs: tuple[Pair, ...]
-    unmatched: tuple[Unmatched, ...]
-    datasets: Mapping[str, Mapping[str, int]]
-    shared: tuple[str, ...]
-    collisions: tuple[str, ...]
-    made: int
-    kept: int
-    failed: tuple[InputError, ...]
-    dry_run: bool
-
-
-def pair_identities(
-    faces: Sequence[Path],
-    voices: Sequence[Path],
-    out: Path,
-    *,
-    metas: Sequence[Path] = (),
-    link: Link = Link.HARD,
-    dry_run: bool = False,
-    progress: Progress = silent,
-) -> PairReport:
-    """Bring faces and voices of the same people together.
-
-    A folder is a person's by the first of its path's names that is an id (`id00012`, `n000012`), a
-    name in the meta files, or neither a split nor another level that datasets have. Names are
-    compared composed (NFC), then in plain ASCII without commas. Folders of people in no meta file
-    are joined by equal names. A person of both VoxCelebs becomes one identity, so that a split
-    cannot put them on both sides. Where a person has several folders of a kind, each keeps its
-    path. What cannot be told apart is left out and reported. A second run changes nothing.
-
-    Args:
-        faces: folders of photos, with `_landmarks.npy`, `_template.npy` and `_embedding.npy`
-            beside them.
-        voices: folders of recordings, or of `.npy` files made of them.
-        out: new folder, or one of the same pairs.
-        metas: meta files of VoxCeleb and VGGFace.
-        link: how files get their places.
-        dry_run: whether to change nothing and only report.
-        progress: told of files.
+    Voices of one name, one in VoxCeleb1 and one in VoxCeleb2, are one person: kept apart, a split
+    might train on one and test on the other. Voices of one name in the same set are different
+    people, whose names mean nobody.
 
     Raises:
-        DatasetError: if a folder holds no photo or no recording, a meta file cannot be used, or
-            nobody has both.
-        UsageError: if folders overlap, two files would get one place, or `out` holds others or
-            another run is at work there.
-        OutputError: if `out` cannot be written.
+        DatasetError: if a file cannot be read, has neither voice ids nor classes, a cell is no
+            id, or rows disagree about a voice.
     """
-    for root in (*faces, *voices):
-        files.refuse_overlap(root, out)
-    people = read_meta(metas)
-    roots: dict[TreeKind, Sequence[Path]] = {"voice": voices, "face": faces}
-    found = [
-        one for kind in roots for root in roots[kind] for one in find_people(root, kind, people)
-    ]
-    sides, unmatched = match_people(found, people)
-    both = {who: side for who, side in sorted(sides.items()) if all(side.found.values())}
-    plan = [
-        folder for who, side in both.items() for folder in _folders(out / who, side, faces, voices)
-    ]
-    _refuse_collisions(plan)
-    _refuse_others(out, set(both))
-    placed = files.PlaceReport(0, 0, ())
-    if not dry_run:
-        if not both:
-            raise DatasetError(
-                f"nobody of {len(sides)} people has both faces and voices",
-                hint="see why with --dry-run; ids and names are joined by --meta",
-            )
-        with alone_in(out):
-            placed = files.place_all(plan, link, progress=progress)
-    return PairReport(
-        out=out,
-        pairs=tuple(_pair(who, side) for who, side in both.items()),
-        unmatched=tuple(sorted(unmatched, key=lambda one: (one.kind, one.folder, one.name))),
-        datasets=_count(sides, people),
-        shared=tuple(who for who, side in both.items() if len(side.datasets) > 1),
-        collisions=people.collisions,
-        made=placed.made,
-        kept=placed.kept,
-        failed=placed.failed,
-        dry_run=dry_run,
-    )
+    rows: dict[str, _Row] = defaultdict(_Row)
+    names: dict[str, str] = {}
+    for path in paths:
+        for voice, class_, name, where in _cells(path):
+            if not voice:
+                if class_ and name:
+                    names[class_] = name
+                continue
+            row = rows[voice]
+            if class_ and row.classes - {class_}:
+                raise _disagree(where, voice, class_, min(row.classes))
+            if name and row.names and key(name) != key(row.names[0]):
+                raise _disagree(where, voice, name, row.names[0])
+            row.classes |= {class_} - {""}
+            row.names += [name] if name else []
+    for row in rows.values():
+        if not row.names:
+            row.names += [names[class_] for class_ in row.classes if class_ in names]
+    return _people(rows, names)
 
 
-def _pair(identity: str, side: Side) -> Pair:
-    voices, faces = side.found["voice"], side.found["face"]
-    return Pair(
-        identity=identity,
-        datasets=side.datasets,
-        how=max(side.hows, key=_HOW.index),
-        voices=tuple(one.folder for one in voices),
-        faces=tuple(one.folder for one in faces),
-        n_voices=sum(len(one.names) for one in voices),
-        n_faces=sum(len(one.names) for one in faces),
-    )
-
-
-def _folders(
-    identity: Path, side: Side, faces: Sequence[Path], voices: Sequence[Path]
-) -> Iterator[Folder]:
-    """Give a person's folders their places; several of a kind keep their paths."""
-    places: list[tuple[TreeKind, str, Sequence[Path]]] = [
-        ("voice", "audios", voices),
-        ("face", "images", faces),
-    ]
-    for kind, place, roots in places:
-        found = side.found[kind]
-        for one in found:
-            above = one.root.name if len(roots) > 1 else ""
-            inside = Path(above, one.inside) if len(found) > 1 else Path()
-            yield Folder(one.folder, str(identity / place / inside), one.names)
-
-
-def _refuse_collisions(plan: Sequence[Folder]) -> None:
-    """Refuse two folders in one place; the files of one folder have different names anyway."""
-    sources: dict[str, str] = {}
-    for folder in plan:
-        other = sources.setdefault(folder.target.casefold(), folder.source)
-        if other != folder.source:
-            raise UsageError(
-                f"{other} and {folder.source} would both be {folder.target}",
-                hint="rename one of the folders",
-            )
-
-
-def _refuse_others(out: Path, identities: Collection[str]) -> None:
-    others = set(files.folders(out)) - set(identities) if out.is_dir() else set()
-    if others:
-        raise UsageError(
-            f"{out / min(others)}: is in no pair of this run",
-            hint="choose another folder, or remove what other options made there",
+def _cells(path: Path) -> list[tuple[str, str, str, str]]:
+    """Give voice, class and name of each row, where it has them, and where it is."""
+    table = read_table(path)
+    places = {
+        what: [k for k, column in enumerate(table.columns) if canonical(column) in known]
+        for what, known in _COLUMNS.items()
+    }
+    if not places["voice"] and not places["class"]:
+        raise DatasetError(
+            f"{path}: has no ids, but {', '.join(table.columns)}",
+            hint="wanted a column such as VoxCeleb1 ID, VoxCeleb2 ID or Class_ID",
         )
+    found = []
+    for cells, line in zip(table.rows, table.lines, strict=True):
+        row = {what: next((cells[k] for k in ks if cells[k]), "") for what, ks in places.items()}
+        for what, pattern in (("voice", VOICE), ("class", CLASS)):
+            if row[what] and not pattern.fullmatch(row[what]):
+                raise DatasetError(
+                    f"{path}: line {line}: {row[what]!r} is no id",
+                    hint="wanted ids such as id00012 for voices and n000012 for faces",
+                )
+        found.append((row["voice"], row["class"], row["name"], f"{path}: line {line}"))
+    return found
 
 
-def _count(sides: Mapping[str, Side], people: MetaPeople) -> dict[str, dict[str, int]]:
-    counts = {}
-    for name in ("vox1", "vox2", OWN):
-        here = [side.found for side in sides.values() if name in side.datasets]
-        counts[name] = {
-            "people": sum(name in person.datasets for person in people.people),
-            "voices": sum(bool(found["voice"]) for found in here),
-            "faces": sum(bool(found["face"]) for found in here),
-            "pairs": sum(all(found.values()) for found in here),
-        }
-    return counts
+def _disagree(where: str, voice: str, seen: str, before: str) -> DatasetError:
+    return DatasetError(
+        f"{where}: {voice} is {seen!r}, and {before!r} in another row",
+        hint="give meta files of one version",
+    )
+
+
+def _people(rows: Mapping[str, _Row], names: Mapping[str, str]) -> MetaPeople:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for voice in sorted(rows):
+        said = rows[voice].names
+        groups[key(said[0]) if said else voice].append(voice)
+    people, collisions = [], []
+    index: dict[tuple[str, str], list[Person]] = defaultdict(list)
+    for group in groups.values():
+        is_one = max(Counter(map(dataset_of, group)).values()) == 1
+        for voices in [tuple(group)] if is_one else [(voice,) for voice in group]:
+            person = Person(_identity(rows[voices[0]].names, voices[0], apart=not is_one), voices)
+            people.append(person)
+            collisions += [] if is_one else [person.identity]
+            said = [name for voice in voices for name in rows[voice].names]
+            entries = {("id", one) for voice in voices for one in (voice, *rows[voice].classes)}
+            entries |= {("name", composed(name)) for name in said}
+            entries |= {("transliterated", key(name)) for name in said}
+            for entry in entries:
+                index[entry].append(person)
+    return MetaPeople(
+        tuple(sorted(people, key=lambda person: person.identity)),
+        {entry: tuple(who) for entry, who in index.items()},
+        names,
+        tuple(sorted(collisions)),
+    )
+
+
+def _identity(names: Sequence[str], voice: str, *, apart: bool) -> str:
+    if not names:
+        return voice
+    try:
+        name = bare(names[0])
+    except DatasetError:
+        return voice
+    return f"{name}_{voice}" if apart else name
+
+
+def dataset_of(voice: str) -> str:
+    """Tell the set of a voice id: VoxCeleb1 begins at id10001, VoxCeleb2 ends at id09272."""
+    return "vox1" if voice.startswith("id1") else "vox2"

@@ -1,11 +1,8 @@
-"""What `s2f prep` makes of photos: resized ones, framed faces, landmarks.
+"""What `s2f prep` makes of photos: resized ones, framed faces, landmarks, embeddings.
 
-Imports no network: a tree is planned before anything is loaded.
-
-The step of `s2f prep embeddings`: a photo becomes its embedding, NAME_embedding.npy.
-
-Photos are read in the workers, as the checkpoint's preprocessing wants them, and embedded here in
-batches. Planning reads the checkpoint's header; its network is loaded when the first batch comes.
+In that order. Photos are read in the workers; networks run in this process, on batches, and are
+loaded when the first one comes: a tree is planned before anything is loaded. Last, the embeddings
+that stand beside photos are checked with the face encoder that is said to have made them.
 """
 
 import functools
@@ -23,7 +20,6 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from s2f import checkpoint, embeddings, face_detection, layout
-from s2f.checkpoint import read_header
 from s2f.device import choose_device
 from s2f.errors import CheckpointError, DatasetError, ImageError
 from s2f.face_detection import (
@@ -191,7 +187,7 @@ def read_space(checkpoint_path: Path) -> Space:
     Raises:
         CheckpointError: if it is not the checkpoint of a face encoder.
     """
-    header = read_header(checkpoint_path, "face_encoder")
+    header = checkpoint.read_header(checkpoint_path, "face_encoder")
     config, preprocessing = header["config"], header["preprocessing"]
     try:
         values, fit = int(config["embedding"]), preprocessing["fit"]
@@ -223,41 +219,30 @@ def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int
         DeviceError: if the device is not there.
     """
     space = read_space(checkpoint_path)
-    net = Embedder(checkpoint_path, choose_device(device), batch_size)
+    chosen = choose_device(device)
+    load = functools.cache(functools.partial(_embedder, checkpoint_path, chosen, batch_size))
     return Step(
         name="embeddings",
-        wants=layout.is_photo,
+        wants=is_photo,
         sources="photos",
-        rename=functools.partial(layout.renamed, ending=layout.EMBEDDING),
+        rename=functools.partial(renamed, ending=layout.EMBEDDING),
         settings={"embedding_space": space.sha256, "preprocessing": space.preprocessing},
         work=functools.partial(read_photo, fit=space.fit),
-        net=net,
+        net=functools.partial(_embed, load, chosen),
         save=save_array,
         batch_size=batch_size,
         preload=(__name__,),
     )
 
 
-class Embedder:
-    """Embeds photos; reads its checkpoint when it gets the first ones."""
-
-    def __init__(self, path: Path, device: torch.device, batch_size: int) -> None:
-        self.path, self.device, self.batch_size = path, device, batch_size
-        self._embed: Callable[[Tensor], Tensor] | None = None
-
-    def __call__(self, photos: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Embed up to `batch_size` photos [3 h w], RGB, as `read_photo` gives them.
-
-        Returns:
-            An embedding [d] for each.
-
-        Raises:
-            CheckpointError: if the checkpoint is damaged.
-        """
-        if self._embed is None:
-            self._embed = _embedder(self.path, self.device, self.batch_size)
-        faces = torch.from_numpy(np.stack(photos)).to(self.device).float() / 255
-        return list(self._embed(faces).cpu().numpy())
+def _embed(
+    load: Callable[[], Callable[[Tensor], Tensor]],
+    device: torch.device,
+    photos: list[NDArray[np.uint8]],
+) -> list[NDArray[np.float32]]:
+    """Embed photos [3 h w], as `read_photo` gives them: [d] each."""
+    faces = torch.from_numpy(np.stack(photos)).to(device).float() / 255
+    return list(load()(faces).cpu().numpy())
 
 
 def _embedder(path: Path, device: torch.device, batch_size: int) -> Callable[[Tensor], Tensor]:
@@ -297,7 +282,7 @@ def _photo(embedding: Path) -> Path:
     stem = embedding.name.removesuffix(layout.EMBEDDING)
     beside = sorted(path for path in embedding.parent.iterdir() if path.stem == stem)
     for path in beside:
-        if layout.is_photo(path.name):
+        if is_photo(path.name):
             return path
     raise DatasetError(
         f"{embedding}: has no photo beside it to check it with",

@@ -1,11 +1,9 @@
-"""Who goes to which split: strata of equal labels, exact shares, and chance from a seed.
+"""A tree of identities dealt out to train, val and test: no identity in two of them.
 
-In order: `labels` reads each identity's from a csv file, `draw` deals the identities out, with
-`apportion` to say how many of each stratum. Pure data: knows nothing of trees.
-
-A tree of identities dealt out to train, val and test: no identity in two of them.
-
-Who goes where is for `strata`; here are the trees, and the record that guards them.
+In order: `split_tree`, which places the files and leaves the record that guards them; the shares;
+`labels_of`, which reads each identity's labels from a csv file; `deal_out`, which says who goes
+where by equal labels (a stratum), exact shares and chance from a seed; and `apportion`, which says
+how many of each stratum. Knows nothing of what is in a file.
 """
 
 import hashlib
@@ -14,21 +12,212 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from s2f import files, labels
+from s2f import files
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, UsageError
-from s2f.files import Folder, Link, alone_in, folders, names, place_all, refuse_overlap, write_bytes
+from s2f.files import Folder, Link
+from s2f.labels import read_table
 from s2f.layout import SPLIT_FOLDERS
 from s2f.names import composed, key
 
+RECORD = "split.json"
 MANY = 10  # values of a column; with more it must be shown that they are groups
+_ELSEWHERE = "choose another folder, or remove this one"
 
 Values = tuple[str | None, ...]
 """An identity's labels, one a column, None where it has none. Equal ones are a stratum."""
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """People of equal labels (None: unlabelled), and how many of them are in each split."""
+
+    labels: Mapping[str, str | None]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What became of the identities.
+
+    Attributes:
+        out: the folder of the splits.
+        splits: the identities of each, sorted.
+        strata: sorted by their labels.
+        unlabelled: identities without any label.
+        strangers: names in the labels that are no identity's.
+        empty: identities without a file: in no split.
+        loose: files beside the identities: in no split.
+        made: files that were placed.
+        kept: files that were there.
+        failed: files that could not be placed.
+    """
+
+    out: Path
+    splits: Mapping[str, tuple[str, ...]]
+    strata: tuple[Stratum, ...]
+    unlabelled: tuple[str, ...]
+    strangers: tuple[str, ...]
+    empty: tuple[str, ...]
+    loose: tuple[str, ...]
+    made: int
+    kept: int
+    failed: tuple[InputError, ...]
+
+
+def split_tree(
+    tree: Path,
+    out: Path,
+    *,
+    train: float = 0.8,
+    val: float | None = None,
+    by: Path | None = None,
+    columns: Sequence[str] | None = None,
+    seed: int = 0,
+    link: Link = Link.HARD,
+    progress: Progress = silent,
+) -> SplitReport:
+    """Deal the identities of a tree out to `out/train`, `out/val` and `out/test`.
+
+    All files of an identity go along. The sizes are exact (largest remainder), every stratum is
+    within one of its share, and people without labels are a stratum of their own. The same
+    arguments give the same splits anywhere, and a second run changes nothing; `out` of other
+    arguments is refused, by the record `split.json` that is written last, and by who is there.
+
+    Args:
+        tree: a folder an identity.
+        out: new folder, or one of the same split.
+        train: share of the identities, 0 to 1.
+        val: share; None for half of what training leaves.
+        by: csv file of labels to stratify by; None for one stratum.
+        columns: which labels; None for all.
+        seed: of who goes where.
+        link: how files get their places.
+        progress: told of files.
+
+    Raises:
+        DatasetError: if the tree has no identity, one in two spellings, or the labels cannot
+            be used.
+        UsageError: if the shares cannot be, the folders overlap, the tree is split already, or
+            `out` holds another split.
+        OutputError: if `out` cannot be written.
+    """
+    share = shares(train, val)
+    files.refuse_overlap(tree, out)
+    identities, loose = _identities(tree)
+    found = labels_of(by, identities, columns) if by else LabelColumns()
+    values = {identity: found.of(identity) for identity in identities}
+    splits, counts = deal_out(values, share, seed)
+    record = {
+        "seed": seed,
+        "shares": {name: float(part) for name, part in share.items()},
+        "labels": list(found.columns),
+        "link": str(link),
+        "counts": {name: len(people) for name, people in splits.items()},
+        "members": {name: list(people) for name, people in splits.items()},
+    }
+    with files.alone_in(out):
+        is_done = _refuse_another(out, record)
+        plan = [
+            Folder(str(tree / who), str(out / name / who), tuple(identities[who]))
+            for name, people in splits.items()
+            for who in people
+        ]
+        placed = files.place_all(plan, link, progress=progress)
+        if not is_done:
+            files.write_bytes(out / RECORD, json.dumps(record, indent=1).encode())
+    return SplitReport(
+        out=out,
+        splits=splits,
+        strata=tuple(
+            Stratum(dict(zip(found.columns, labels, strict=True)), row)
+            for labels, row in counts.items()
+        ),
+        unlabelled=tuple(sorted(who for who, labels in values.items() if not any(labels))),
+        strangers=found.strangers,
+        empty=tuple(name for name in files.folders(tree) if name not in identities),
+        loose=loose,
+        made=placed.made,
+        kept=placed.kept,
+        failed=placed.failed,
+    )
+
+
+def _refuse_another(out: Path, record: Mapping[str, object]) -> bool:
+    """Tell whether `out` has this record already; refuse one that has another, or other people."""
+    path = out / RECORD
+    try:
+        there = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        there = None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: is no record of a split: {error}", hint=_ELSEWHERE) from error
+    if there is not None and there != json.loads(json.dumps(record)):
+        raise UsageError(
+            f"{out}: holds a split of other people or with other options", hint=_ELSEWHERE
+        )
+    members = record["members"]
+    assert isinstance(members, dict)
+    for name, people in members.items():
+        if (out / name).is_dir():
+            strangers = set(files.folders(out / name)) - set(people)
+            if strangers:
+                raise UsageError(
+                    f"{out / name / min(strangers)}: is not in this split", hint=_ELSEWHERE
+                )
+    return there is not None
+
+
+def _identities(tree: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """List the files of each identity, below its folder, and those of none."""
+    identities: dict[str, list[str]] = defaultdict(list)
+    loose = []
+    for path in files.names(tree):
+        identity, slash, name = path.partition("/")
+        if slash:
+            identities[identity].append(name)
+        else:
+            loose.append(path)
+    if not identities:
+        raise DatasetError(f"{tree}: holds no identity", hint="wanted a folder of files a person")
+    if set(identities) <= set(SPLIT_FOLDERS):
+        raise UsageError(f"{tree}: is split already", hint="give the tree it was made of")
+    spellings: dict[str, str] = {}
+    for identity in identities:
+        other = spellings.setdefault(composed(identity).casefold(), identity)
+        if other != identity:
+            raise DatasetError(
+                f"{tree}: {other!r} and {identity!r} are one name in two spellings",
+                hint="join them with s2f prep names --merge, or rename one",
+            )
+    return dict(identities), tuple(loose)
+
+
+def shares(train: float, val: float | None = None) -> dict[str, Fraction]:
+    """Give each split its share, exact in the decimals as they are written.
+
+    Args:
+        train: 0 to 1.
+        val: 0 to 1 - train; None for half of what training leaves.
+
+    Raises:
+        UsageError: if a share is out of range.
+    """
+    given = [share for share in (train, val) if share is not None]
+    if all(math.isfinite(share) and share >= 0 for share in given):
+        first, *second = (Fraction(str(share)) for share in given)
+        rest = 1 - first
+        half = second[0] if second else rest / 2
+        if 0 <= half <= rest:
+            return {"train": first, "val": half, "test": rest - half}
+    raise UsageError(
+        f"shares of {' and '.join(map(str, given))} cannot be",
+        hint="give --train and --val from 0 to 1, together at most 1; what is left is for test",
+    )
 
 
 @dataclass(frozen=True)
@@ -42,12 +231,12 @@ class LabelColumns:
     """
 
     columns: tuple[str, ...] = ()
-    values: Mapping[str, Values] | None = None
+    values: Mapping[str, Values] = field(default_factory=dict)
     strangers: tuple[str, ...] = ()
 
     def of(self, identity: str) -> Values:
         """Give an identity's labels; without a row it has none of them."""
-        return (self.values or {}).get(identity, (None,) * len(self.columns))
+        return self.values.get(identity, (None,) * len(self.columns))
 
 
 def labels_of(
@@ -56,7 +245,7 @@ def labels_of(
     """Read the labels of identities.
 
     The column that names the most identities is taken for their names, which are compared as
-    folders and meta files are (see `spelling`). A column whose last word is age, of numbers only,
+    folders and meta files are (see `names`). A column whose last word is age, of numbers only,
     becomes decades. Others must be groups already: more than 10 different values that are numbers,
     or that less than two people share on average, are refused.
 
@@ -70,7 +259,7 @@ def labels_of(
             labels, or a column is no label.
         UsageError: if a column is not there.
     """
-    table = labels.read_table(path)
+    table = read_table(path)
     match = _matcher(identities)
     found = [[match(cell) for cell in table.column(k)] for k in range(len(table.columns))]
     names = max(range(len(found)), key=lambda k: len(set(found[k]) - {None}))
@@ -133,6 +322,50 @@ def _groups(path: Path, name: str, cells: Sequence[str]) -> list[str]:
     return list(cells)
 
 
+def deal_out(
+    values: Mapping[str, Values], shares: Mapping[str, Fraction], seed: int
+) -> tuple[dict[str, tuple[str, ...]], dict[Values, dict[str, int]]]:
+    """Deal identities out to splits.
+
+    Chance is a hash of the seed and the name, so that neither the order of a listing nor the
+    machine matters; one identity more or less may move a few others.
+
+    Args:
+        values: the labels of each identity.
+        shares: of at most three splits; their sum is 1.
+        seed: of the hash.
+
+    Returns:
+        The identities of each split, sorted, and the counts of each stratum, sorted.
+    """
+    strata: dict[Values, list[str]] = defaultdict(list)
+    for identity, labelled in values.items():
+        strata[labelled].append(identity)
+    order = sorted(strata, key=lambda stratum: _chance(seed, *stratum))
+    counts = apportion([len(strata[stratum]) for stratum in order], list(shares.values()))
+    splits: dict[str, list[str]] = {name: [] for name in shares}
+    for stratum, row in zip(order, counts, strict=True):
+        people = sorted(strata[stratum], key=lambda name: _chance(seed, composed(name)))
+        for name, count in zip(shares, row, strict=True):
+            splits[name] += people[:count]
+            people = people[count:]
+    table = {
+        stratum: dict(zip(shares, row, strict=True))
+        for stratum, row in zip(order, counts, strict=True)
+    }
+    by_labels = sorted(
+        table, key=lambda stratum: [(label is None, label or "") for label in stratum]
+    )
+    return (
+        {name: tuple(sorted(people)) for name, people in splits.items()},
+        {stratum: table[stratum] for stratum in by_labels},
+    )
+
+
+def _chance(seed: int, *what: str | None) -> bytes:
+    return hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
+
+
 def apportion(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[list[int]]:
     """Share out strata, exactly over all of them and to within one in each.
 
@@ -191,242 +424,3 @@ def _raise_one(
                 return
             pending += [(other, split) for other, up in enumerate(raised) if split in up]
     raise AssertionError("three splits can always be filled")
-
-
-def deal_out(
-    values: Mapping[str, Values], shares: Mapping[str, Fraction], seed: int
-) -> tuple[dict[str, tuple[str, ...]], dict[Values, dict[str, int]]]:
-    """Deal identities out to splits.
-
-    Chance is a hash of the seed and the name, so that neither the order of a listing nor the
-    machine matters; one identity more or less may move a few others.
-
-    Args:
-        values: the labels of each identity.
-        shares: of at most three splits; their sum is 1.
-        seed: of the hash.
-
-    Returns:
-        The identities of each split, sorted, and the counts of each stratum, sorted.
-    """
-    strata: dict[Values, list[str]] = defaultdict(list)
-    for identity, labelled in values.items():
-        strata[labelled].append(identity)
-    order = sorted(strata, key=lambda stratum: _chance(seed, *stratum))
-    counts = apportion([len(strata[stratum]) for stratum in order], list(shares.values()))
-    splits: dict[str, list[str]] = {name: [] for name in shares}
-    for stratum, row in zip(order, counts, strict=True):
-        people = sorted(strata[stratum], key=lambda name: _chance(seed, composed(name)))
-        for name, count in zip(shares, row, strict=True):
-            splits[name] += people[:count]
-            people = people[count:]
-    table = {
-        stratum: dict(zip(shares, row, strict=True))
-        for stratum, row in zip(order, counts, strict=True)
-    }
-    by_labels = sorted(
-        table, key=lambda stratum: [(label is None, label or "") for label in stratum]
-    )
-    return (
-        {name: tuple(sorted(people)) for name, people in splits.items()},
-        {stratum: table[stratum] for stratum in by_labels},
-    )
-
-
-def _chance(seed: int, *what: str | None) -> bytes:
-    return hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
-
-
-RECORD = "split.json"
-_ELSEWHERE = "choose another folder, or remove this one"
-
-
-@dataclass(frozen=True)
-class Stratum:
-    """People of equal labels (None: unlabelled), and how many of them are in each split."""
-
-    labels: Mapping[str, str | None]
-    counts: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What became of the identities.
-
-    Attributes:
-        out: the folder of the splits.
-        splits: the identities of each, sorted.
-        strata: sorted by their labels.
-        unlabelled: identities without any label.
-        strangers: names in the labels that are no identity's.
-        empty: identities without a file: in no split.
-        loose: files beside the identities: in no split.
-        made: files that were placed.
-        kept: files that were there.
-        failed: files that could not be placed.
-    """
-
-    out: Path
-    splits: Mapping[str, tuple[str, ...]]
-    strata: tuple[Stratum, ...]
-    unlabelled: tuple[str, ...]
-    strangers: tuple[str, ...]
-    empty: tuple[str, ...]
-    loose: tuple[str, ...]
-    made: int
-    kept: int
-    failed: tuple[InputError, ...]
-
-
-def shares(train: float, val: float | None = None) -> dict[str, Fraction]:
-    """Give each split its share, exact in the decimals as they are written.
-
-    Args:
-        train: 0 to 1.
-        val: 0 to 1 - train; None for half of what training leaves.
-
-    Raises:
-        UsageError: if a share is out of range.
-    """
-    given = [share for share in (train, val) if share is not None]
-    if all(math.isfinite(share) and share >= 0 for share in given):
-        first, *second = (Fraction(str(share)) for share in given)
-        rest = 1 - first
-        half = second[0] if second else rest / 2
-        if 0 <= half <= rest:
-            return {"train": first, "val": half, "test": rest - half}
-    raise UsageError(
-        f"shares of {' and '.join(map(str, given))} cannot be",
-        hint="give --train and --val from 0 to 1, together at most 1; what is left is for test",
-    )
-
-
-def split_tree(
-    tree: Path,
-    out: Path,
-    *,
-    train: float = 0.8,
-    val: float | None = None,
-    by: Path | None = None,
-    columns: Sequence[str] | None = None,
-    seed: int = 0,
-    link: Link = Link.HARD,
-    progress: Progress = silent,
-) -> SplitReport:
-    """Deal the identities of a tree out to `out/train`, `out/val` and `out/test`.
-
-    All files of an identity go along. The sizes are exact (largest remainder), every stratum is
-    within one of its share, and people without labels are a stratum of their own. The same
-    arguments give the same splits anywhere, and a second run changes nothing; `out` of other
-    arguments is refused, by the record `split.json` that is written last, and by who is there.
-
-    Args:
-        tree: a folder an identity.
-        out: new folder, or one of the same split.
-        train: share of the identities, 0 to 1.
-        val: share; None for half of what training leaves.
-        by: csv file of labels to stratify by; None for one stratum.
-        columns: which labels; None for all.
-        seed: of who goes where.
-        link: how files get their places.
-        progress: told of files.
-
-    Raises:
-        DatasetError: if the tree has no identity, one in two spellings, or the labels cannot
-            be used.
-        UsageError: if the shares cannot be, the folders overlap, the tree is split already, or
-            `out` holds another split.
-        OutputError: if `out` cannot be written.
-    """
-    share = shares(train, val)
-    refuse_overlap(tree, out)
-    files, loose = _identities(tree)
-    found = labels_of(by, files, columns) if by else LabelColumns()
-    values = {identity: found.of(identity) for identity in files}
-    splits, counts = deal_out(values, share, seed)
-    record = {
-        "seed": seed,
-        "shares": {name: float(part) for name, part in share.items()},
-        "labels": list(found.columns),
-        "link": str(link),
-        "counts": {name: len(people) for name, people in splits.items()},
-        "members": {name: list(people) for name, people in splits.items()},
-    }
-    with alone_in(out):
-        is_done = _refuse_another(out, record)
-        placed = place_all(
-            [
-                Folder(str(tree / identity), str(out / name / identity), tuple(files[identity]))
-                for name, people in splits.items()
-                for identity in people
-            ],
-            link,
-            progress=progress,
-        )
-        if not is_done:
-            write_bytes(out / RECORD, json.dumps(record, indent=1).encode())
-    return SplitReport(
-        out=out,
-        splits=splits,
-        strata=tuple(
-            Stratum(dict(zip(found.columns, labels, strict=True)), row)
-            for labels, row in counts.items()
-        ),
-        unlabelled=tuple(sorted(who for who, labels in values.items() if not any(labels))),
-        strangers=found.strangers,
-        empty=tuple(name for name in folders(tree) if name not in files),
-        loose=loose,
-        made=placed.made,
-        kept=placed.kept,
-        failed=placed.failed,
-    )
-
-
-def _identities(tree: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """List the files of each identity, below its folder, and those of none."""
-    files: dict[str, list[str]] = defaultdict(list)
-    loose = []
-    for path in names(tree):
-        identity, slash, name = path.partition("/")
-        if slash:
-            files[identity].append(name)
-        else:
-            loose.append(path)
-    if not files:
-        raise DatasetError(f"{tree}: holds no identity", hint="wanted a folder of files a person")
-    if set(files) <= set(SPLIT_FOLDERS):
-        raise UsageError(f"{tree}: is split already", hint="give the tree it was made of")
-    spellings: dict[str, str] = {}
-    for identity in files:
-        other = spellings.setdefault(composed(identity).casefold(), identity)
-        if other != identity:
-            raise DatasetError(
-                f"{tree}: {other!r} and {identity!r} are one name in two spellings",
-                hint="join them with s2f prep names --merge, or rename one",
-            )
-    return dict(files), tuple(loose)
-
-
-def _refuse_another(out: Path, record: Mapping[str, object]) -> bool:
-    """Tell whether `out` has this record already; refuse one that has another, or other people."""
-    path = out / RECORD
-    try:
-        there = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        there = None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: is no record of a split: {error}", hint=_ELSEWHERE) from error
-    if there is not None and there != json.loads(json.dumps(record)):
-        raise UsageError(
-            f"{out}: holds a split of other people or with other options", hint=_ELSEWHERE
-        )
-    members = record["members"]
-    assert isinstance(members, dict)
-    for name, people in members.items():
-        if (out / name).is_dir():
-            strangers = set(files.folders(out / name)) - set(people)
-            if strangers:
-                raise UsageError(
-                    f"{out / name / min(strangers)}: is not in this split", hint=_ELSEWHERE
-                )
-    return there is not None

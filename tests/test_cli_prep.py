@@ -1,6 +1,7 @@
-"""`s2f prep audio` and the like: what users type, see, and get wrong."""
+"""`s2f prep ...`: what users type, see, and get wrong."""
 
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -8,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import write_photo, write_speech
+from trees import contents, grow
 
-from s2f import face_detection
-from s2f.cli_prep import app
+from s2f import cli_prep, demo, face_detection
+from s2f.files import Link
 from s2f.images import open_photo
 
 REAL = Path(__file__).parents[2] / "shared/data"
@@ -76,15 +79,6 @@ def test_stats_go_into_the_ast_front_end(recordings: Path, tmp_path: Path) -> No
     assert stored.shape == (3, 1, 128, 1024)
     assert abs(stored.mean()) < 0.1
     assert stored.std() == pytest.approx(0.5, abs=0.05)  # AST's: (x - mean) / (2 std)
-
-
-def test_statistics_that_are_none_are_refused(recordings: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.json").write_text("{}")
-    done = Done(
-        *("prep", "audio", recordings, tmp_path / "out", "--preset", "ast"),
-        *("--stats", tmp_path / "notes.json"),
-    )
-    assert_refused(done, 3, "notes.json")
 
 
 def test_a_bad_file_costs_itself_and_the_command_exits_6(recordings: Path, tmp_path: Path) -> None:
@@ -155,32 +149,20 @@ def test_embeddings_lie_beside_their_photos(photos: Path, models: Path) -> None:
     assert Done(*arguments[:-1], other, "--workers", 1, "--json").json["made"] == 3
 
 
-def test_embeddings_of_a_checkpoint_of_another_kind_exit_4(photos: Path, models: Path) -> None:
-    decoder = models / "demo/face_decoder.safetensors"
-    done = Done("prep", "embeddings", photos, photos, "--face-encoder", decoder)
-    assert_refused(done, 4, "face_decoder.safetensors")
-
-
-def test_an_absent_device_exits_5(photos: Path, models: Path, tmp_path: Path) -> None:
-    encoder = models / "demo/face_encoder.safetensors"
-    done = Done(
-        *("prep", "embeddings", photos, tmp_path / "out", "--face-encoder", encoder),
-        *("--device", "cuda:99"),
-    )
-    assert_refused(done, 5, "cuda:99")
-
-
-@pytest.mark.parametrize("command", [info.name for info in app.registered_commands])
-def test_a_missing_source_exits_3(tmp_path: Path, models: Path, command: str) -> None:
-    out = ("-o", tmp_path / "o.json") if command == "stats" else (tmp_path / "out",)
-    encoder = models / "demo/face_encoder.safetensors"
-    more = ("--face-encoder", encoder) if command == "embeddings" else ()
-    if command in ("faces", "landmarks"):
-        more = ("--detector", "dlib")
-        if importlib.util.find_spec("dlib") is None:
-            pytest.skip("needs the package dlib")
-    done = Done("prep", command, tmp_path / "nowhere", *out, *more)
-    assert_refused(done, 3, "nowhere: does not exist")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audio", "no/where", "out"),
+        ("stats", "no/where"),
+        ("resize", "no/where", "out"),
+        ("names", "no/where"),
+        ("split", "no/where", "out"),
+        ("pair", "--faces", "no/where", "--voices", "no/where", "out"),
+        ("demo", "no/where", "no/where", "out"),
+    ],
+)
+def test_a_source_that_is_not_there_exits_3(words: tuple[str, ...]) -> None:
+    assert_refused(Done("prep", *words), 3, "no/where")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +174,10 @@ def test_a_missing_source_exits_3(tmp_path: Path, models: Path, command: str) ->
         ("resize", "a", "b", "--size", "3"),
         ("landmarks", "a", "b", "--detector", "mine"),
         ("embeddings", "a", "b"),
+        ("split", "tree", "out", "--train", "1.5"),
+        ("split", "tree", "out", "--link", "soft"),
+        ("pair", "out"),
+        ("pack", "tree", "out", "--face-encoder", "e", "--clip-seconds", "nan"),
     ],
 )
 def test_wrong_usage_exits_2(words: tuple[str, ...]) -> None:
@@ -199,7 +185,7 @@ def test_wrong_usage_exits_2(words: tuple[str, ...]) -> None:
 
 
 def test_an_interrupt_exits_130_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    for k in range(400):
+    for k in range(200):
         write_speech(tmp_path / f"in/{k}.wav", seed=k % 3)
     words = ["prep", "audio", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "2"]
     process = subprocess.Popen(
@@ -218,4 +204,137 @@ def test_an_interrupt_exits_130_and_the_next_run_goes_on(tmp_path: Path) -> None
     assert "interrupted" in said
     done = Done(*words, "--json").json
     assert done["skipped"] > 0
-    assert done["made"] + done["skipped"] == 400
+    assert done["made"] + done["skipped"] == 200
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    return grow(tmp_path / "tree", [f"p{k}/1.jpg" for k in range(10)])
+
+
+def test_names_prints_each_renaming(tmp_path: Path) -> None:
+    grow(tmp_path, ["é/1", "Ann/1", "train\n/1"])
+    done = Done("prep", "names", tmp_path)
+    assert (done.code, done.out) == (0, "'train\\n' -> 'train_'\n'é' -> 'e'\n")
+    assert "2 were renamed" in done.err
+
+
+def test_names_exits_6_where_something_keeps_its_name(tmp_path: Path) -> None:
+    grow(tmp_path, ["é/1", "e\u0301/2"])
+    done = Done("prep", "names", tmp_path)
+    assert (done.code, done.out) == (6, "")
+    assert "cure: look at them, then give --merge" in done.err
+    assert Done("prep", "names", tmp_path, "--merge", "--quiet").code == 0
+    assert set(contents(tmp_path)) == {"e/1", "e/2"}
+
+
+def test_names_dry_run_as_json_has_all_of_the_plan(tmp_path: Path) -> None:
+    grow(tmp_path, ["é/1", "o/1", "ö/1"])
+    done = Done("prep", "names", tmp_path, "--dry-run", "--json")
+    assert (done.code, done.err) == (6, "")
+    assert done.json["renamed"] == [{"parent": str(tmp_path), "old": ["é"], "new": "e"}]
+    assert done.json["failed"][0]["error"] == "DatasetError"
+    assert set(contents(tmp_path)) == {"é/1", "o/1", "ö/1"}
+
+
+def test_split_prints_folders_and_counts(people: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = Done("prep", "split", people, out, "--train", 0.6)
+    assert done.code == 0
+    assert done.out.splitlines() == [f"{out}/train 6", f"{out}/val 2", f"{out}/test 2"]
+
+
+def test_split_takes_all_its_options(people: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "l.csv"
+    labels.write_text("id,sex,note\n" + "".join(f"p{k},F,x{k}\n" for k in range(8)))
+    options = ("--by", labels, "--columns", "sex, note", "--seed", 3, "--val", 0.2)
+    done = Done("prep", "split", people, tmp_path / "o", *options, "--link", "symlink", "--json")
+    assert done.code == 0
+    assert {name: len(who) for name, who in done.json["splits"].items()} == {
+        "train": 8,
+        "val": 2,
+        "test": 0,
+    }
+    assert done.json["unlabelled"] == ["p8", "p9"]
+    assert all(path.is_symlink() for path in (tmp_path / "o").rglob("*.jpg"))
+
+
+def test_split_exits_6_where_a_file_cannot_be_used(people: Path, tmp_path: Path) -> None:
+    (people / "p0/2.jpg").symlink_to("nowhere")
+    done = Done("prep", "split", people, tmp_path / "out")
+    assert done.code == 6
+    assert "1 of 11 failed" in done.err
+    assert str(people / "p0/2.jpg") in done.err
+
+
+def test_pair_prints_where_the_tree_is(tmp_path: Path) -> None:
+    grow(tmp_path, ["f/ann/1.jpg", "v/ann/1.wav", "v/bob/1.wav"])
+    arguments = ("prep", "pair", "--faces", tmp_path / "f", "--voices", tmp_path / "v")
+    planned = Done(*arguments, tmp_path / "out", "--dry-run")
+    assert (planned.code, planned.out) == (0, "ann: 1 voices, 1 files of faces, by name\n")
+    done = Done(*arguments, tmp_path / "out")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
+    assert "1 voice folders left out, no face: bob" in done.err
+    report = Done(*arguments, tmp_path / "out", "--json").json
+    assert [pair["identity"] for pair in report["pairs"]] == ["ann"]
+    assert [one["why"] for one in report["unmatched"]] == ["no face"]
+
+
+def test_the_links_to_choose_from_are_the_librarys() -> None:
+    choices = str(inspect.signature(cli_prep._split).parameters["link"].annotation)
+    assert all(f"'{link}'" in choices for link in Link)
+
+
+def test_prep_demo_prints_where_the_trees_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(faces: Path, voices: Path, out: Path, **options: Any) -> demo.DemoReport:
+        options.pop("progress")(1, 2, "a")
+        assert options == {"identities": 3, "seed": 1}
+        return demo.DemoReport(out, {"train": 3}, {"train": 1})
+
+    monkeypatch.setattr(demo, "prepare_demo", prepare)
+    done = Done("prep", "demo", "f", "v", tmp_path / "out", "--identities", 3, "--seed", 1)
+    assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
+
+
+@pytest.fixture
+def embedded(voices: Path, models: Path) -> tuple[Path, Path]:
+    """A voice tree with embeddings, and the face encoder that made them."""
+    encoder = models / "demo/face_encoder.safetensors"
+    done = Done("prep", "embeddings", voices, voices, "--face-encoder", encoder, "--workers", 1)
+    assert done.code == 0
+    return voices, encoder
+
+
+def test_pack_packs_and_checks(embedded: tuple[Path, Path], tmp_path: Path) -> None:
+    tree, encoder = embedded
+    arguments = ("prep", "pack", tree, tmp_path / "p", "--face-encoder", encoder)
+    done = Done(*arguments, "--clip-seconds", 1, "--workers", 1, "--verify")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'p'}\n")
+    assert "6 identities, 6 clips, 6 embeddings" in done.err
+    assert "0 damaged" in done.err
+    again = Done(*arguments, "--clip-seconds", 1, "--json").json
+    assert (again["made"], again["clips"], again["failed"]) == (0, 6, [])
+
+
+def test_pack_names_what_is_damaged(embedded: tuple[Path, Path], tmp_path: Path) -> None:
+    tree, encoder = embedded
+    pack = tmp_path / "pack"
+    made = Done("prep", "pack", tree, pack, "--face-encoder", encoder, "--workers", 1)
+    assert made.code == 0
+    shard = sorted((pack / "train").glob("clips*.npy"))[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    done = Done("prep", "pack", pack, "--verify")
+    assert done.code == 6
+    assert str(shard) in done.err
+    assert len(Done("prep", "pack", pack, "--verify", "--json").json["damaged"]) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("a",), ("a", "b"), ("a", "--face-encoder", "c"), ("a", "b", "--verify")]
+)
+def test_pack_refuses_half_a_request(words: tuple[str, ...]) -> None:
+    assert_refused(Done("prep", "pack", *words), 2, "packing takes TREE")

@@ -1,16 +1,231 @@
-"""Pairing trees: every trap of the datasets at once, and every file in its place."""
+"""Pairing trees: nobody is taken for somebody else, and every file gets its place.
+
+The meta files in all their dialects; whose a folder is; and every trap of the datasets at once.
+"""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
-from test_meta import FULL_VOX2, VGGFACE2, VOX1, VOX2_OFFICIAL
 from trees import contents, grow
 
 from s2f.errors import DatasetError, UsageError
 from s2f.files import Link
-from s2f.pair import pair_identities
-from s2f.split import split_tree
+from s2f.pair import Found, MetaPeople, find_people, match_people, pair_identities, read_meta
+
+# The dialects, as FACTS and the datasets' own files have them; digits of ids and classes differ.
+VOX1 = (
+    "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\n"
+    "id10001\tA.J._Buckley\tm\tIreland\tdev\n"
+    "id10270\tHarry_Connick_Jr.\tm\tUSA\ttest\n"
+)
+VOX2_OFFICIAL = (
+    "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \n"
+    "id00012 ,n009999 ,m ,dev \nid00017 ,n000012 ,f ,dev \nid00019 ,n003333 ,m ,test \n"
+)
+VOX2_OLD = (
+    "Name \tVoxCeleb2 ID \tVGGFace2 ID \tGender \tSet\n"
+    "Žydrūnas_Savickas \tid00012 \tn009999 \tm \tdev\n"
+    "Carlos_Sainz_Jr. \tid00017 \tn000012 \tf \tdev\n"
+    "Harry_Connick_Jr. \tid00019 \tn003333 \tm \ttest\n"
+)
+FULL_VOX2 = (
+    "Class_ID,Name,Sample_Num,Flag,Gender_x,VoxCeleb2ID,VGGFace2ID,Gender_y,Set\n"
+    "n009999,Žydrūnas_Savickas,100,1,m,id00012,n009999,m,dev\n"
+    'n000012,"Carlos_Sainz,_Jr.",100,1,m,id00017,n000012,f,dev\n'
+    "n003333,Harry_Connick_Jr.,100,1,m,id00019,n003333,m,test\n"
+)
+VGGFACE2 = (
+    "Class_ID, Name, Sample_Num, Flag, Gender\n"
+    'n009999, "Žydrūnas_Savickas", 424, 0, m\n'
+    'n000012, "Carlos_Sainz,_Jr.", 1, 1, m\n'
+    'n003333, "Harry_Connick_Jr.", 1, 1, m\n'
+    'n000001, "14th_Dalai_Lama", 424, 0, m\n'
+)
+
+
+def read(folder: Path, *texts: str) -> MetaPeople:
+    paths = [folder / f"{k}.csv" for k in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, encoding="utf-8")
+    return read_meta(paths)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        (VOX2_OLD,),
+        (FULL_VOX2,),
+        (VOX2_OFFICIAL, VGGFACE2),
+        (VGGFACE2, VOX2_OFFICIAL),
+        (VOX2_OFFICIAL, FULL_VOX2),
+        (VOX2_OLD, FULL_VOX2),
+        (unicodedata.normalize("NFD", VOX2_OLD),),
+        ("\ufeff" + FULL_VOX2.replace("\n", "\r\n"),),
+    ],
+    ids=["old", "full", "official+vggface2", "vggface2+official", "both", "commas", "NFD", "BOM"],
+)
+def test_all_dialects_of_voxceleb2_know_the_same_people(
+    texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    people = read(tmp_path, *texts)
+    assert [(person.identity, person.voices) for person in people.people] == [
+        ("Carlos_Sainz_Jr.", ("id00017",)),
+        ("Harry_Connick_Jr.", ("id00019",)),
+        ("Zydrunas_Savickas", ("id00012",)),
+    ]
+    zydrunas = people.people[2]
+    for label, how in [
+        ("id00012", "id"),
+        ("n009999", "id"),
+        ("Žydrūnas_Savickas", "name"),
+        ("Z\u030cydru\u0304nas_Savickas", "name"),
+        ("Zydrunas_Savickas", "transliterated"),
+    ]:
+        assert people.find(label) == ((zydrunas,), how)
+    for label in ("Carlos_Sainz,_Jr.", "Carlos_Sainz_Jr."):
+        assert people.find(label)[0] == (people.people[0],)
+
+
+def test_digits_of_an_id_do_not_make_a_class(tmp_path: Path) -> None:
+    """And without names people are their ids."""
+    people = read(tmp_path, VOX2_OFFICIAL)
+    assert [person.identity for person in people.people] == ["id00012", "id00017", "id00019"]
+    assert people.find("n000012")[0][0].identity == "id00017"
+    assert people.find("n000019") == ((), "transliterated")
+
+
+def test_the_person_in_both_voxcelebs_is_one(tmp_path: Path) -> None:
+    people = read(tmp_path, VOX1, VOX2_OLD)
+    harry = next(person for person in people.people if person.identity.startswith("Harry"))
+    assert harry.voices == ("id00019", "id10270")
+    assert harry.datasets == ("vox1", "vox2")
+    for label in (*harry.voices, "n003333", "Harry_Connick_Jr."):
+        assert people.find(label)[0] == (harry,)
+    assert people.collisions == ()
+
+
+def test_people_of_one_name_in_one_set_are_kept_apart(tmp_path: Path) -> None:
+    people = read(
+        tmp_path, VOX2_OLD + "José_X\tid00100\tn000100\tm\tdev\nJose_X\tid00101\tn000101\tm\tdev\n"
+    )
+    assert people.collisions == ("Jose_X_id00100", "Jose_X_id00101")
+    assert [person.voices for person in people.find("José_X")[0]] == [("id00100",)]
+    assert [person.voices for person in people.find("n000101")[0]] == [("id00101",)]
+    assert len(people.find("JOSÉ_X")[0]) == 2
+
+
+def test_a_class_without_a_voice_has_only_a_name(tmp_path: Path) -> None:
+    people = read(tmp_path, VOX2_OFFICIAL, VGGFACE2)
+    assert people.find("n000001")[0] == ()
+    assert people.names["n000001"] == "14th_Dalai_Lama"
+    people = read(tmp_path, VOX1, 'Class_ID, Name\nn000777, "A.J._Buckley"\n')
+    assert people.find("n000777")[0][0].voices == ("id10001",)
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (("Name,Gender\nAnn,f\n",), "no ids"),
+        (("VoxCeleb1 ID,Name\n10001,Ann\n",), "line 2.*'10001'"),
+        ((VOX2_OFFICIAL, VOX2_OFFICIAL.replace("n009999", "n008888")), "id00012"),
+        ((VOX2_OLD, FULL_VOX2.replace("Harry_Connick_Jr.", "Harry")), "id00019"),
+        ((VOX2_OFFICIAL + "id00020,n1,m,dev\n",), "line 5.*'n1'"),
+    ],
+)
+def test_meta_files_that_cannot_be_right_are_refused(
+    texts: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError, match=why):
+        read(tmp_path, *texts)
+
+
+def labels(found: list[Found]) -> dict[str | None, set[str]]:
+    return {one.label: {f"{one.inside}|{name}" for name in one.names} for one in found}
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "inside", "name"),
+    [
+        ("id10001/vid/00001.wav", "id10001", "id10001", "vid/00001.wav"),
+        ("wav/id10001/vid/00001.wav", "id10001", "wav/id10001", "vid/00001.wav"),
+        ("dev/aac/id00012/vid/1.m4a", "id00012", "dev/aac/id00012", "vid/1.m4a"),
+        ("vox2/test/id00012/vid/1.npy", "id00012", "vox2/test/id00012", "vid/1.npy"),
+        ("A.J._Buckley/id10001_v_1.npy", "A.J._Buckley", "A.J._Buckley", "id10001_v_1.npy"),
+        ("unheard_of/id00012/1.npy", "id00012", "unheard_of/id00012", "1.npy"),
+        ("flat/id00012_vid_1.npy", "id00012", "flat", "id00012_vid_1.npy"),
+        ("id00012.wav", "id00012", "", "id00012.wav"),
+        ("id000123.wav", None, "", "id000123.wav"),
+        ("wav/1.wav", None, "wav", "1.wav"),
+        ("train/ann/vid/1.wav", "ann", "train/ann", "vid/1.wav"),
+    ],
+)  # fmt: skip
+def test_a_path_names_the_person(
+    path: str, label: str | None, inside: str, name: str, tmp_path: Path
+) -> None:
+    grow(tmp_path / "tree", [path])
+    people = read(tmp_path, VOX1, FULL_VOX2)
+    assert labels(find_people(tmp_path / "tree", "voice", people)) == {label: {f"{inside}|{name}"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/A.J._Buckley/1.jpg", "A.J._Buckley"),
+        ("train/n000012/0001_01.jpg", "n000012"),
+        ("Somebody/1.jpg", "Somebody"),
+    ],
+)
+def test_faces_are_found_below_any_levels(path: str, label: str, tmp_path: Path) -> None:
+    grow(tmp_path, [path])
+    assert set(labels(find_people(tmp_path, "face", MetaPeople()))) == {label}
+
+
+def why(tmp_path: Path, faces: list[str], voices: list[str], people: MetaPeople) -> dict[str, str]:
+    grow(tmp_path / "faces", [f"{name}/1.jpg" for name in faces])
+    grow(tmp_path / "voices", [f"{name}/1.wav" for name in voices])
+    found = [
+        *find_people(tmp_path / "faces", "face", people),
+        *find_people(tmp_path / "voices", "voice", people),
+    ]
+    return {f"{one.kind} {one.name}": one.why for one in match_people(found, people)[1]}
+
+
+def test_every_folder_that_is_left_out_has_its_reason(tmp_path: Path) -> None:
+    people = read(tmp_path, VOX1, FULL_VOX2)
+    assert why(
+        tmp_path,
+        ["Harry_Connick_Jr.", "n000012", "Nobody"],
+        ["id00012", "id00017", "id09999"],
+        people,
+    ) == {
+        "face Harry_Connick_Jr.": "no voice",
+        "face Nobody": "no meta row",
+        "voice id00012": "no face",
+        "voice id09999": "no meta row",
+    }
+
+
+def test_a_name_of_several_people_is_nobodys(tmp_path: Path) -> None:
+    twins = "José_X,id00100\nJose_X,id00101\n"
+    people = read(tmp_path, f"Name,VoxCeleb2 ID\n{twins}")
+    reasons = why(tmp_path, ["JOSE_X"], ["id00100"], people)
+    assert reasons["face JOSE_X"] == "ambiguous: may be Jose_X_id00100, Jose_X_id00101"
+
+
+def test_spellings_without_a_meta_file_are_joined_only_across_the_trees(tmp_path: Path) -> None:
+    assert why(tmp_path / "a", ["José"], ["Jose"], MetaPeople()) == {}
+    reasons = why(tmp_path / "b", ["José", "Ann"], ["Jose", "José", "Ann"], MetaPeople())
+    assert set(reasons) == {"face José", "voice Jose", "voice José"}
+    assert all("ambiguous" in reason for reason in reasons.values())
+
+
+def test_a_name_that_is_not_text_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    reasons = why(tmp_path, ["\udce9", "ann"], ["\udce9", "ann"], MetaPeople())
+    assert set(reasons) == {"face \udce9", "voice \udce9"}
+    assert all("not text" in reason for reason in reasons.values())
+
 
 FACES = [
     "HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/A.J._Buckley/1.jpg",
@@ -82,29 +297,12 @@ def test_everybody_gets_their_own_voices_and_faces(
     }
 
 
-def test_the_person_in_both_sets_is_never_in_two_splits(
-    sources: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    pair_identities(**sources, out=tmp_path / "out")
-    for seed in range(5):
-        split_tree(tmp_path / "out", tmp_path / f"split{seed}", train=0.5, seed=seed)
-        paths = [path for path in contents(tmp_path / f"split{seed}") if "Harry" in path]
-        assert len(paths) == 4
-        assert len({path.split("/")[0] for path in paths}) == 1
-
-
-def test_a_dry_run_reports_the_same_and_makes_nothing(
-    sources: dict[str, list[Path]], tmp_path: Path
-) -> None:
+def test_a_second_run_changes_nothing(sources: dict[str, list[Path]], tmp_path: Path) -> None:
     planned = pair_identities(**sources, out=tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()
     done = pair_identities(**sources, out=tmp_path / "out")
     assert (planned.pairs, planned.unmatched) == (done.pairs, done.unmatched)
     assert (planned.made, done.made) == (0, len(WANTED))
-
-
-def test_a_second_run_changes_nothing(sources: dict[str, list[Path]], tmp_path: Path) -> None:
-    pair_identities(**sources, out=tmp_path / "out")
     before = {path: path.lstat() for path in (tmp_path / "out").rglob("*")}
     again = pair_identities(**sources, out=tmp_path / "out")
     assert {path: path.lstat() for path in (tmp_path / "out").rglob("*")} == before
@@ -122,20 +320,6 @@ def test_other_people_in_the_output_are_refused(
     sources |= {"metas": [meta], "faces": [tmp_path / "vggface2"]}
     with pytest.raises(UsageError, match="in no pair"):
         pair_identities(**sources, out=tmp_path / "out")
-
-
-def test_classes_of_vggface2_are_joined_through_the_meta_files(tmp_path: Path) -> None:
-    for name, text in (("a", VOX2_OFFICIAL), ("b", VGGFACE2)):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    grow(tmp_path / "faces", ["train/n000012/1_01.jpg", "train/n000019/1_01.jpg"])
-    grow(tmp_path / "voices", ["id00012/v/1.npy", "id00017/v/1.npy", "id00019/v/1.npy"])
-    report = pair_identities(
-        [tmp_path / "faces"],
-        [tmp_path / "voices"],
-        tmp_path / "out",
-        metas=[tmp_path / "a", tmp_path / "b"],
-    )
-    assert [(pair.identity, pair.how) for pair in report.pairs] == [("Carlos_Sainz_Jr.", "id")]
 
 
 def test_a_name_in_a_meta_file_leads_out_of_nothing(tmp_path: Path) -> None:
@@ -201,6 +385,8 @@ def test_no_pair_at_all_is_an_error_but_not_in_a_dry_run(tmp_path: Path) -> None
     grow(tmp_path / "faces", ["ann/1.jpg"])
     grow(tmp_path / "voices", ["bob/1.wav"])
     arguments = ([tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out")
+    with pytest.raises(DatasetError, match="no voice"):
+        pair_identities(arguments[0], arguments[0], arguments[2])
     with pytest.raises(DatasetError, match="nobody of 2 people"):
         pair_identities(*arguments)
     assert len(pair_identities(*arguments, dry_run=True).unmatched) == 2

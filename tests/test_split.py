@@ -1,20 +1,27 @@
-"""Splitting a tree: every file in one split, the same again, and never a mixture of two splits."""
+"""Splitting a tree: every file in one split, the same again, and never a mixture of two splits.
 
+And dealing people out: exact, within one in each stratum, and by nothing but seed and names.
+"""
+
+import hashlib
 import json
+import math
 import os
+import random
 import shutil
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from trees import contents, grow
 
 from s2f import files
 from s2f.errors import DatasetError, OutputError, S2FError, UsageError
 from s2f.files import Link
-from s2f.split import RECORD, shares, split_tree
-
-DATA = Path(__file__).parents[2] / "shared/data"
+from s2f.split import RECORD, Values, apportion, deal_out, labels_of, shares, split_tree
 
 
 @pytest.fixture
@@ -64,12 +71,18 @@ def test_a_second_run_changes_nothing(tree: Path, tmp_path: Path) -> None:
 
 
 def test_strata_and_strangers_are_reported(tree: Path, tmp_path: Path) -> None:
+    (tree / "nobody").mkdir()
     report = split_tree(tree, tmp_path / "out", by=tree / "people.csv", train=0.6)
     sizes = {stratum.labels["sex"]: sum(stratum.counts.values()) for stratum in report.strata}
     assert sizes == {"F": 10, "M": 5, None: 5}
     assert {s.labels["sex"]: s.counts["train"] for s in report.strata} == {"F": 6, "M": 3, None: 3}
     assert report.unlabelled == tuple(f"p{k}" for k in range(15, 20))
     assert report.strangers == ("eve",)
+    assert report.empty == ("nobody",)
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert (record["seed"], record["labels"]) == (0, ["sex"])
+    assert record["shares"] == {"train": 0.6, "val": 0.2, "test": 0.2}
+    assert record["members"] == {name: list(people) for name, people in report.splits.items()}
 
 
 @pytest.mark.parametrize(
@@ -123,25 +136,10 @@ def test_a_killed_run_is_finished_by_the_same_run(
         shutil.rmtree(tmp_path / "killed")
 
 
-def test_the_record_says_who_is_where(tree: Path, tmp_path: Path) -> None:
-    report = split_tree(tree, tmp_path / "out", seed=7)
-    record = json.loads((tmp_path / "out" / RECORD).read_text())
-    assert record["seed"] == 7
-    assert record["shares"] == {"train": 0.8, "val": 0.1, "test": 0.1}
-    assert record["members"] == {name: list(people) for name, people in report.splits.items()}
-
-
 def test_a_record_that_is_none_is_refused(tree: Path, tmp_path: Path) -> None:
     grow(tmp_path, [f"out/{RECORD}"], b"{")
     with pytest.raises(OutputError, match=RECORD):
         split_tree(tree, tmp_path / "out")
-
-
-def test_people_without_files_are_reported_and_in_no_split(tree: Path, tmp_path: Path) -> None:
-    (tree / "nobody").mkdir()
-    report = split_tree(tree, tmp_path / "out")
-    assert report.empty == ("nobody",)
-    assert "nobody" not in {name for people in report.splits.values() for name in people}
 
 
 @pytest.mark.parametrize(
@@ -160,11 +158,6 @@ def test_a_tree_that_cannot_be_split_is_refused(
     with pytest.raises(error, match=why):
         split_tree(tmp_path / "tree", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_an_output_in_the_tree_is_refused(tree: Path) -> None:
-    with pytest.raises(UsageError, match="overlaps"):
-        split_tree(tree, tree / "out")
 
 
 @pytest.mark.parametrize(
@@ -186,19 +179,151 @@ def test_shares_that_cannot_be_are_refused(given: tuple[float, float | None]) ->
         shares(*given)
 
 
-@pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real faces are not beside the repository")
-def test_the_84_real_people_are_stratified_by_sex_and_decade(tmp_path: Path) -> None:
-    report = split_tree(
-        DATA / "faces", tmp_path / "out", by=DATA / "faces/people.csv", link=Link.SYMLINK
-    )
-    assert {name: len(people) for name, people in report.splits.items()} == {
-        "train": 67,
-        "val": 9,
-        "test": 8,
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=25)
+PARTS = st.tuples(*3 * [st.integers(0, 20)]).filter(any)
+
+
+def as_shares(parts: tuple[int, ...]) -> list[Fraction]:
+    return [Fraction(part, sum(parts)) for part in parts]
+
+
+@given(SIZES, PARTS)
+@example([2, 3], (5, 3, 4))  # one stratum must give way to another
+def test_strata_are_whole_and_within_one_of_their_share(
+    sizes: list[int], parts: tuple[int, ...]
+) -> None:
+    wanted = as_shares(parts)
+    counts = apportion(sizes, wanted)
+    for size, row in zip(sizes, counts, strict=True):
+        assert sum(row) == size
+        for count, share in zip(row, wanted, strict=True):
+            assert math.floor(size * share) <= count <= math.ceil(size * share)
+
+
+@given(SIZES, PARTS)
+def test_splits_have_the_size_that_largest_remainder_gives_the_whole(
+    sizes: list[int], parts: tuple[int, ...]
+) -> None:
+    wanted, total = as_shares(parts), sum(sizes)
+    counts = [sum(column) for column in zip(*apportion(sizes, wanted), strict=True)]
+    assert sum(counts) == total
+    rests = [total * share - count for share, count in zip(wanted, counts, strict=True)]
+    assert all(abs(rest) < 1 for rest in rests)
+    raised = [rest + 1 for rest in rests if rest < 0]  # remainders of those rounded up
+    lowered = [rest for rest in rests if rest >= 0]
+    assert min(raised, default=1) >= max(lowered, default=0)
+
+
+LABELS = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4).map(
+        lambda name: unicodedata.normalize("NFC", name)
+    ),
+    st.tuples(st.sampled_from(["F", "M", None])),
+    min_size=1,
+    max_size=60,
+)
+SHARES = {"train": Fraction(4, 5), "val": Fraction(1, 10), "test": Fraction(1, 10)}
+
+
+@given(LABELS, st.integers(0, 5))
+def test_everybody_is_in_exactly_one_split(values: dict[str, Values], seed: int) -> None:
+    splits, counts = deal_out(values, SHARES, seed)
+    assert sorted(name for people in splits.values() for name in people) == sorted(values)
+    for labels, row in counts.items():
+        members = {name for name, own in values.items() if own == labels}
+        assert row == {name: len(members & set(people)) for name, people in splits.items()}
+
+
+@given(LABELS, st.randoms(use_true_random=False))
+def test_the_order_of_a_listing_does_not_matter(
+    values: dict[str, Values], chance: random.Random
+) -> None:
+    items = list(values.items())
+    chance.shuffle(items)
+    shuffled = {unicodedata.normalize("NFD", name): labels for name, labels in items}
+    composed = {
+        split: sorted(unicodedata.normalize("NFC", name) for name in people)
+        for split, people in deal_out(shuffled, SHARES, 3)[0].items()
     }
-    assert (report.unlabelled, report.strangers, report.failed) == ((), (), ())
-    for stratum in report.strata:
-        size = sum(stratum.counts.values())
-        for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
-            assert abs(stratum.counts[name] - size * share) < 1
+    drawn = deal_out(values, SHARES, 3)[0]
+    assert composed == {split: sorted(people) for split, people in drawn.items()}
+
+
+def test_the_seed_decides_and_machines_agree() -> None:
+    """Sorted by the SHA-256 of `[seed, "name"]`, the first people train and the last test."""
+    values: dict[str, Values] = {f"p{k:02}": () for k in range(40)}
+    drawn = [deal_out(values, SHARES, seed)[0] for seed in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    order = sorted(values, key=lambda name: hashlib.sha256(f'[0, "{name}"]'.encode()).digest())
+    assert drawn[0]["test"] == tuple(sorted(order[36:])) == ("p02", "p11", "p24", "p34")
+
+
+def test_no_stratum_is_preferred_by_its_label() -> None:
+    """With one person a stratum, the labels' order must not decide who is tested on."""
+    values: dict[str, Values] = {f"p{k}": (f"{k:03}",) for k in range(200)}
+    tested = [
+        int(values[name][0] or 0)
+        for seed in range(20)
+        for name in deal_out(values, SHARES, seed)[0]["test"]
+    ]
+    assert len(tested) == 400
+    mean, error = sum(tested) / len(tested), 57.7 / 20  # of a uniform draw from 0..199
+    assert abs(mean - 99.5) < 4 * error
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+PEOPLE = ("ann", "bob", "Zydrunas_S", "dan")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "person,sex\nann,F\nbob,M\nŽydrūnas S,M\neve,F\n",
+        "sex\tspeaker\nF\tann\nM\tbob\nM\tZ\u030cydru\u0304nas_S\nF\teve\n",
+    ],
+)
+def test_labels_are_found_in_any_dialect_and_spelling(text: str, tmp_path: Path) -> None:
+    found = labels_of(write(tmp_path / "l.csv", text), PEOPLE)
+    assert found.columns == ("sex",)
+    assert [found.of(name) for name in PEOPLE] == [("F",), ("M",), ("M",), (None,)]
+    assert found.strangers == ("eve",)
+
+
+def test_ages_become_decades_and_blanks_stay_unknown(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.csv", "id,speaker_age,sex\nann,29,F\nbob,30.5,\ndan,,M\n")
+    found = labels_of(path, PEOPLE)
+    assert [found.of(name) for name in PEOPLE] == [
+        ("20-29", "F"),
+        ("30-39", None),
+        (None, None),
+        (None, "M"),
+    ]
+    assert labels_of(path, PEOPLE, ["sex"]).columns == ("sex",)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "error", "why"),
+    [
+        ("id,sex\nx,F\n", None, DatasetError, "no column names a folder"),
+        ("id,sex\nann,F\nann,M\n", None, DatasetError, "line 3.*'ann'"),
+        ("id,sex\nann,F\n", ["age"], UsageError, "'age'"),
+        ("id,hz\n" + "".join(f"p{k},{k / 7}\n" for k in range(20)), None, DatasetError, "'hz'"),
+        ("id,word\n" + "".join(f"p{k},w{k}\n" for k in range(20)), None, DatasetError, "'word'"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(
+    text: str, columns: list[str] | None, error: type[Exception], why: str, tmp_path: Path
+) -> None:
+    people = [*PEOPLE, *(f"p{k}" for k in range(20))]
+    with pytest.raises(error, match=why):
+        labels_of(write(tmp_path / "l.csv", text), people, columns)
+
+
+def test_a_row_that_may_mean_two_folders_means_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.csv", "id,sex\nJosè,F\nJosé,M\nJosé,M\n")
+    found = labels_of(path, ["José", "Jose"])
+    assert (found.of("José"), found.of("Jose"), found.strangers) == (("M",), (None,), ("Josè",))

@@ -1,5 +1,6 @@
-"""The steps on photos: resized, framed, marked. Faces in the wild are made of the real ones."""
+"""The steps on photos: resized, framed, marked, embedded. Real faces are put into the wild."""
 
+import dataclasses
 import importlib.util
 import pickle
 from collections.abc import Callable
@@ -7,13 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import ENCODER, write_photo
 from PIL import Image
 
-from s2f import prep_faces
-from s2f.errors import DependencyError, ImageError, UsageError
+from s2f import checkpoint, face_encoder, prep_faces
+from s2f.embeddings import CHECKED
+from s2f.errors import (
+    CheckpointError,
+    DatasetError,
+    DependencyError,
+    DeviceError,
+    ImageError,
+    UsageError,
+)
 from s2f.face_detection import FoundFace
+from s2f.images import PREPROCESSING, load_face
 from s2f.prep import Step
-from s2f.prep_faces import faces_step, landmarks_step, resize_step
+from s2f.prep_faces import (
+    check_embeddings,
+    embeddings_step,
+    faces_step,
+    landmarks_step,
+    read_space,
+    resize_step,
+)
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
 SIDE = 224
@@ -145,73 +164,6 @@ class TestFaces:
         assert distance.mean() < 1.5 and distance.max() <= 2.3
         assert likeness.min() > 0.85
 
-    def test_the_larger_of_two_faces_is_kept(self, tmp_path: Path) -> None:
-        for a, b in zip(people(14), people(14)[::-1], strict=True):
-            if a == b:
-                continue
-            canvas = scene(photo_of(a), similarity(0, 0.7, 200, 200), (900, 500))
-            canvas.paste(photo_of(b), (500, 120))
-            canvas.save(tmp_path / "a.png")
-            with Image.open(make(faces_step("dlib"), tmp_path / "a.png", tmp_path)) as face:
-                distance, likeness = eyes_off(np.asarray(face, float), reference(b))
-            assert distance <= 2.3 and likeness > 0.85
-
-    @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_a_photo_taken_sideways_is_framed_upright(
-        self, tmp_path: Path, orientation: int
-    ) -> None:
-        person = people()[0]
-        undo = {
-            2: Image.Transpose.FLIP_LEFT_RIGHT,
-            3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE,
-            6: Image.Transpose.ROTATE_90,
-            7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270,
-        }
-        photo, exif = photo_of(person), Image.Exif()
-        exif[0x0112] = orientation
-        stored = photo.transpose(undo[orientation]) if orientation > 1 else photo
-        stored.save(tmp_path / "a.png", exif=exif)
-        with Image.open(make(faces_step("dlib"), tmp_path / "a.png", tmp_path)) as face:
-            assert not face.getexif()
-            distance, likeness = eyes_off(np.asarray(face, float), reference(person))
-        assert distance <= 2.3 and likeness > 0.85
-
-    @pytest.mark.parametrize(
-        ("mode", "name"),
-        [
-            *(("L", f"a.{suffix}") for suffix in ("jpg", "png", "webp", "bmp")),
-            *(("P", "a.png"), ("P", "a.bmp"), ("RGBA", "a.png"), ("RGBA", "a.webp")),
-            *(("LA", "a.png"), ("CMYK", "a.jpg"), ("I;16", "a.png")),
-        ],
-    )
-    def test_every_kind_of_photo_is_framed(self, tmp_path: Path, mode: str, name: str) -> None:
-        person = people()[3]
-        photo = photo_of(person)
-        if mode == "I;16":
-            grey = np.asarray(photo.convert("L"), np.uint16) * 257
-            photo = Image.fromarray(grey)
-        else:
-            photo = photo.convert(mode)
-        photo.save(tmp_path / name)
-        with Image.open(make(faces_step("dlib"), tmp_path / name, tmp_path)) as face:
-            assert face.mode == "RGB" and face.size == (SIDE, SIDE)
-            seen = np.asarray(face.convert("L"), float)[..., None]
-        grey = np.asarray(Image.fromarray(reference(person).astype("u1")).convert("L"), float)
-        distance, likeness = eyes_off(seen, grey[..., None])
-        assert distance <= 2.3 and likeness > 0.85
-
-    def test_beyond_the_photo_its_edge_goes_on(self, tmp_path: Path) -> None:
-        person = people()[0]
-        photo_of(person).crop((40, 50, 216, 240)).save(tmp_path / "a.png")
-        with Image.open(make(faces_step("dlib"), tmp_path / "a.png", tmp_path)) as face:
-            seen = np.asarray(face, float)
-        distance, likeness = eyes_off(seen, reference(person))
-        assert distance <= 2.3 and likeness > 0.85
-        assert (seen.max(axis=(1, 2)) > 100).all()  # no black bar
-
 
 class TestLandmarks:
     pytestmark = real_faces
@@ -248,8 +200,8 @@ def test_a_photo_without_a_face_is_refused_by_name(
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-@pytest.mark.parametrize("size", [(300, 200), (500, 500), (30, 90), (224, 225)])
-@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp"])
+@pytest.mark.parametrize("size", [(300, 200), (30, 90)])
+@pytest.mark.parametrize("suffix", ["JPEG", "png", "webp", "bmp"])
 def test_a_photo_is_squashed_to_the_size(
     tmp_path: Path, size: tuple[int, int], suffix: str
 ) -> None:
@@ -305,22 +257,6 @@ def test_a_damaged_photo_of_the_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match=r"a\.png: cannot be read"):
         make(resize_step(64), tmp_path / "a.png", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("a.jpg", True),
-        ("a.b.JPEG", True),
-        ("a.webp", True),
-        ("a_texture.jpg", False),
-        ("a_landmarks.npy", False),
-        ("a.gif", False),
-        ("jpg", False),
-    ],
-)
-def test_photos_are_wanted_and_textures_are_not(name: str, wanted: bool) -> None:
-    assert resize_step().wants(name) is wanted
 
 
 class Found:
@@ -392,3 +328,129 @@ def test_a_detector_that_cannot_be_had_is_refused_before_any_work(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="needs the package dlib"):
         landmarks_step("dlib")
+
+
+@pytest.fixture
+def encoder(models: Path) -> Path:
+    return models / "demo/face_encoder.safetensors"
+
+
+def save_encoder(path: Path, **changes: object) -> Path:
+    preprocessing = dataclasses.replace(PREPROCESSING["paper"], **changes)
+    checkpoint.save(path, face_encoder.VGGFace(ENCODER, preprocessing), card=checkpoint.Card("t"))
+    return path
+
+
+def test_photos_get_what_the_encoder_makes_of_them(encoder: Path, tmp_path: Path) -> None:
+    photos = [write_photo(tmp_path / f"{k}.jpg", seed=k) for k in range(3)]
+    step = embeddings_step(encoder, "cpu", batch_size=2)
+    work = pickle.loads(pickle.dumps(step.work))  # as workers get it
+    network = checkpoint.load(encoder, "face_encoder").network
+    for some in (photos[:2], photos[2:]):
+        values = step.net([work(path, tmp_path / "part") for path in some])
+        for path, value in zip(some, values, strict=True):
+            step.save(value, tmp_path / "part.npy")
+            saved = np.load(tmp_path / "part.npy")
+            expected = network(load_face(path)[None] / 255)[0]
+            assert saved.dtype == np.float32 and saved.shape == (8,)
+            torch.testing.assert_close(torch.from_numpy(saved), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_fit_is_the_checkpoints(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 50), (255, 255, 255)).save(tmp_path / "wide.png")
+    for fit, dark in (("squash", False), ("letterbox", True)):
+        step = embeddings_step(save_encoder(tmp_path / fit, fit=fit), "cpu")
+        pixels = step.work(tmp_path / "wide.png", tmp_path / "part")
+        assert pixels.shape == (3, 224, 224) and pixels.dtype == np.uint8
+        assert (pixels.min() == 0) == dark
+
+
+def test_an_embedding_is_named_after_its_photo(encoder: Path) -> None:
+    step = embeddings_step(encoder, "cpu")
+    assert step.rename("id1/images/a.b.jpg") == "id1/images/a.b_embedding.npy"
+    wanted = {"a.jpg": True, "a.PNG": True, "a_texture.jpg": False, "a_landmarks.npy": False}
+    assert {name: step.wants(name) for name in wanted} == wanted
+
+
+def test_other_weights_or_preprocessing_are_other_settings(models: Path, tmp_path: Path) -> None:
+    paths = [models / f"{m}/face_encoder.safetensors" for m in ("demo", "other")]
+    torch.manual_seed(5)
+    paths += [save_encoder(tmp_path / "a")]
+    torch.manual_seed(5)
+    paths += [save_encoder(tmp_path / "b", channels="BGR")]
+    settings = [embeddings_step(path, "cpu").settings for path in paths]
+    assert all(a != b for i, a in enumerate(settings) for b in settings[:i])
+    assert embeddings_step(paths[0], "cpu", batch_size=5).settings == settings[0]
+
+
+def test_planning_reads_no_weights(encoder: Path, tmp_path: Path) -> None:
+    content = bytearray(encoder.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "damaged").write_bytes(content)
+    step = embeddings_step(tmp_path / "damaged", "cpu")
+    photo = step.work(write_photo(tmp_path / "a.jpg"), tmp_path / "part")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        step.net([photo])
+
+
+def test_a_file_that_is_no_photo_is_named(encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no photo")
+    with pytest.raises(ImageError, match=r"a\.jpg"):
+        embeddings_step(encoder, "cpu").work(tmp_path / "a.jpg", tmp_path / "part")
+
+
+def test_what_cannot_work_is_refused_before_anything_is_planned(
+    models: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="wanted a face_encoder"):
+        embeddings_step(models / "demo/face_decoder.safetensors", "cpu")
+    with pytest.raises(DeviceError):
+        embeddings_step(models / "demo/face_encoder.safetensors", "nowhere")
+    with pytest.raises(CheckpointError, match="does not describe a face encoder: fit"):
+        embeddings_step(save_encoder(tmp_path / "e", fit="stretch"), "cpu")
+
+
+@pytest.fixture
+def embeddings(encoder: Path, tmp_path: Path) -> list[Path]:
+    """Embeddings beside their photos, twice as many as are checked."""
+    step, paths = embeddings_step(encoder, "cpu"), []
+    for k in range(2 * CHECKED):
+        photo = write_photo(tmp_path / f"{k:02}.jpg", seed=k)
+        paths.append(tmp_path / f"{k:02}_embedding.npy")
+        (value,) = step.net([step.work(photo, photo)])
+        np.save(paths[-1], value.astype(np.float16))
+    return paths
+
+
+@pytest.mark.parametrize("change", [1.1, np.nan, None])
+def test_an_embedding_that_is_not_the_encoders_is_named(
+    embeddings: list[Path], encoder: Path, change: float | None
+) -> None:
+    path = embeddings[CHECKED]
+    np.save(path, np.zeros(3, np.float32) if change is None else change * np.load(path))
+    with pytest.raises(CheckpointError, match=f"{path.name}: is not what .* makes of its photo"):
+        check_embeddings(embeddings, encoder)
+
+
+def test_embeddings_of_their_encoder_pass_some_of_all_are_checked(
+    embeddings: list[Path], encoder: Path
+) -> None:
+    check_embeddings(embeddings[:1], encoder)
+    check_embeddings(embeddings, encoder)
+    for path in embeddings[1::2]:
+        path.unlink()
+    check_embeddings(embeddings, encoder)  # every other one
+
+
+def test_an_embedding_without_its_photo_cannot_be_checked(
+    embeddings: list[Path], encoder: Path
+) -> None:
+    embeddings[0].with_name("00.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"00_embedding\.npy: has no photo beside it"):
+        check_embeddings(embeddings, encoder)
+
+
+def test_a_space_is_what_the_checkpoint_says(encoder: Path) -> None:
+    whole, space = checkpoint.load(encoder, "face_encoder"), read_space(encoder)
+    assert (space.sha256, space.embedding) == (whole.embedding_space, ENCODER.embedding)
+    assert space.fit == whole.network.preprocessing.fit
