@@ -1,19 +1,21 @@
-"""The AST voice encoder. Oracles: transformers' classifier, and the names of published weights."""
+"""The AST voice encoder. Oracles: transformers, its folders, and the names of published weights."""
 
 import dataclasses
-import re
+import json
+import logging
+import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-import published_files
 import pytest
+import safetensors.torch
 import torch
-from published_files import needs_transformers
+from published_files import AST, hugging_face_ast, needs_transformers, seed_ast
 
-from s2f.ast_encoder import CONFIGS, ASTEncoder, ASTEncoderConfig, published_name
-from s2f.errors import DependencyError
+from s2f.ast_encoder import CONFIGS, ASTEncoder, ASTEncoderConfig, published_name, read_ast
+from s2f.errors import CheckpointError, DependencyError
 from s2f.spectrogram import FRONT_ENDS
-
-TINY = published_files.AST
 
 # Of one layer of MIT/ast-finetuned-audioset-10-10-0.4593, as transformers 4 names it.
 LAYER = {
@@ -30,55 +32,53 @@ OUTSIDE = {
     *(f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")),
     *("layernorm.weight", "layernorm.bias"),
 }
+SHORT = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)
 
 
 @needs_transformers
 def test_the_embedding_is_that_of_transformers_classifier_with_a_relu() -> None:
-    model = published_files.randomise(published_files.seed_ast())
-    encoder = ASTEncoder(TINY).eval()
+    model, encoder = seed_ast(), ASTEncoder(AST).eval()
     encoder.ast.load_state_dict(model.audio_spectrogram_transformer.state_dict())
     encoder.norm.load_state_dict(model.classifier[0].layernorm.state_dict())
     encoder.embedding.load_state_dict(model.classifier[0].dense.state_dict())
-    spectrogram = torch.randn(2, 1, 128, 1024)
+    heard = torch.randn(1, 1, 128, 1024)
     with torch.inference_mode():
-        expected = model(spectrogram[:, 0].transpose(1, 2)).logits
-        torch.testing.assert_close(encoder(spectrogram), expected, atol=1e-5, rtol=1e-5)
+        expected = model(heard[:, 0].transpose(1, 2)).logits
+        torch.testing.assert_close(encoder(heard), expected, atol=1e-5, rtol=1e-5)
     assert (expected > 0).any()
 
 
 @needs_transformers
-def test_the_state_has_published_names_whatever_version_is_installed() -> None:
-    state = ASTEncoder(dataclasses.replace(TINY, layers=1)).state_dict()
+def test_a_state_has_published_names_and_comes_back_as_it_was() -> None:
+    one, other = (ASTEncoder(dataclasses.replace(AST, layers=1)) for _ in range(2))
+    state = one.state_dict()
     ours = {"norm.weight", "norm.bias", "embedding.weight", "embedding.bias"}
     assert set(state) == {f"ast.{name}" for name in LAYER | OUTSIDE} | ours
-
-
-@needs_transformers
-def test_a_state_comes_back_as_it_was() -> None:
-    one, other = ASTEncoder(TINY).eval(), ASTEncoder(TINY).eval()
-    other.load_state_dict(one.state_dict())
-    spectrogram = torch.randn(1, 1, 128, 1024)
-    with torch.inference_mode():
-        torch.testing.assert_close(one(spectrogram), other(spectrogram))
-
-
-@needs_transformers
-def test_a_state_that_lacks_a_layer_is_refused() -> None:
-    encoder = ASTEncoder(TINY)
-    state = encoder.state_dict()
-    del state["ast.encoder.layer.1.attention.attention.key.weight"]
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    del state["ast.encoder.layer.0.attention.attention.key.weight"]
     with pytest.raises(RuntimeError, match="Missing key"):
-        encoder.load_state_dict(state)
+        other.load_state_dict(state)
 
 
 @needs_transformers
 def test_the_seeds_ast_is_the_published_one() -> None:
-    # 86.2 M of the body (AST-base), and the head of 4096.
+    # AST-base, and the head of 4096
     with torch.device("meta"):
         state = ASTEncoder(CONFIGS["seed"]).state_dict()
     assert len(state) == len(OUTSIDE) + 12 * len(LAYER) + 4
     assert state["ast.embeddings.position_embeddings"].shape == (1, 1214, 768)
     assert state["embedding.weight"].shape == (4096, 768)
+
+
+@needs_transformers
+@pytest.mark.parametrize(("last", "layers"), [(0, 0), (1, 1), (2, 2)])
+def test_the_body_is_given_from_its_end(last: int, layers: int) -> None:
+    encoder = ASTEncoder(dataclasses.replace(SHORT, embedding=4))
+    found = {id(parameter) for parameter in encoder.body(last)}
+    names = {name for name, p in encoder.ast.named_parameters() if id(p) in found}
+    assert len(names) == layers * len(LAYER) + (2 if last else 0) + (5 if last == 2 else 0)
+    assert not found & {id(parameter) for parameter in encoder.head()}
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_new_names_become_the_published_and_those_stay(installed: str, published
 
 @needs_transformers
 def test_a_clip_of_other_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="598 frames do not fit: this encoder needs 1024"):
-        ASTEncoder(TINY)(torch.randn(1, 1, 128, 598))
+    with pytest.raises(ValueError, match="598 frames do not fit: this encoder needs 98"):
+        ASTEncoder(SHORT)(torch.randn(1, 1, 128, 598))
 
 
 def test_the_front_end_gives_the_frames_that_the_encoder_wants() -> None:
@@ -119,6 +119,152 @@ def test_a_shape_that_cannot_be_is_refused(change: dict[str, int], part: str) ->
 
 def test_without_transformers_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(DependencyError, match="need transformers") as caught:
-        ASTEncoder(TINY)
-    assert re.search(r"s2f\[ast\]", caught.value.hint or "")
+    for start in (lambda: ASTEncoder(AST), lambda: read_ast("someone/some-ast")):
+        with pytest.raises(DependencyError, match="need transformers") as caught:
+            start()
+        assert "s2f[ast]" in (caught.value.hint or "")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an AST that classifies, as transformers writes it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("classifier")
+    hugging_face_ast(SHORT, classifier=True).save_pretrained(folder)
+    return folder
+
+
+@needs_transformers
+@pytest.mark.parametrize("kind", ["classifier", "body", "half precision"])
+def test_the_body_computes_what_transformers_computes(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = hugging_face_ast(SHORT, classifier=kind != "body")
+    model = model.half() if kind == "half precision" else model
+    model.save_pretrained(tmp_path)
+    capfd.readouterr()
+    start = read_ast(str(tmp_path))
+    assert capfd.readouterr() == ("", "")
+    assert start.config == SHORT and start.features is None
+    assert {tensor.dtype for tensor in start.body.values()} == {torch.float32}
+    encoder = ASTEncoder(start.config).eval()
+    head = [p.clone() for p in encoder.head()]
+    start.begin(encoder)
+    body = model if kind == "body" else model.audio_spectrogram_transformer
+    heard = torch.randn(2, 98, 128)
+    with torch.inference_mode():
+        expected = body.float().eval()(heard).pooler_output
+        torch.testing.assert_close(encoder.ast(heard).pooler_output, expected)
+    assert all(torch.equal(a, b) for a, b in zip(head, encoder.head(), strict=True))
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("content", "features"),
+    [
+        ({"mean": -5.5, "std": 3.1, "sampling_rate": 16000}, (-5.5, 3.1)),
+        ({"mean": -5.5, "std": 3.1, "do_normalize": False}, (0.0, 0.5)),  # (x - 0) / (2 * 0.5)
+    ],
+)
+def test_the_features_are_normalised_as_the_model_says(
+    classifier: Path, tmp_path: Path, content: dict[str, object], features: tuple[float, float]
+) -> None:
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    assert read_ast(str(folder)).features == features
+
+
+def unpickling(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+
+
+def lacking(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    del tensors["audio_spectrogram_transformer.embeddings.cls_token"]
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+
+
+def config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def features(**content: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps(content))
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (lambda folder: (folder / "config.json").unlink(), "cannot be read as an AST"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
+        (lambda folder: (folder / "config.json").write_text("3"), "cannot be read as an AST"),
+        (config(model_type="vit"), "its model_type is 'vit'"),
+        (config(hidden_act="relu"), "its hidden_act is 'relu'; wanted 'gelu'"),
+        (config(time_stride=16), "its time_stride is 16; wanted 10"),
+        (config(hidden_size="wide"), "cannot be read as an AST: .*hidden_size"),
+        (config(hidden_size=-24), "cannot be read as an AST"),
+        (config(num_attention_heads=0), "cannot be read as an AST"),
+        (config(num_hidden_layers=10**9), "it has 1000000000 layers; wanted 1 to 1000"),
+        (config(num_hidden_layers=3), "it has not 'encoder.layer.2.*' of its config"),
+        (config(num_hidden_layers=1), "has no place for '.*encoder.layer.1.*' of its config"),
+        (config(max_length=198), "another shape of 'embeddings.position_embeddings'"),
+        (config(num_mel_bins=64), "it has 64 mel bands; the front end has 128"),
+        (lacking, "it has not 'embeddings.cls_token'"),
+        (unpickling, "no file named model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "SafetensorError"),
+        (features(sampling_rate=8000, mean=0.0, std=1.0), "its sampling_rate is 8000"),
+        (features(mean=0.0, std=0.0), "features have mean 0.0 and std 0.0"),
+        (features(), "features have mean None"),
+        (features(mean=float("nan"), std=1.0), "features have mean nan"),
+    ],
+)
+def test_what_is_no_ast_is_refused_with_a_cure(
+    classifier: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], object],
+    part: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=part) as caught:
+        read_ast(str(folder))
+    assert str(folder) in caught.value.message and caught.value.hint
+    assert "\n" not in caught.value.message
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_transformers
+def test_a_model_of_the_hub_is_read_where_their_library_keeps_it(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="couldn't connect") as caught:
+        read_ast("someone/some-ast")
+    assert "where there is no network, a folder" in (caught.value.hint or "")
+    kept = tmp_path / "models--someone--some-ast"
+    shutil.copytree(classifier, kept / "snapshots" / "abc")
+    (kept / "snapshots/abc/preprocessor_config.json").write_text('{"mean": -1.5, "std": 2.5}')
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    start = read_ast("someone/some-ast")
+    assert start.config == SHORT and start.features == (-1.5, 2.5)
+
+
+@needs_transformers
+def test_their_library_speaks_again_afterwards(classifier: Path) -> None:
+    before = logging.root.manager.disable, sys.stderr
+    read_ast(str(classifier))
+    with pytest.raises(CheckpointError):
+        read_ast(str(classifier / "config.json"))
+    assert (logging.root.manager.disable, sys.stderr) == before
