@@ -53,6 +53,7 @@ DECODER = FaceDecoderConfig(
     landmarks_68=MAP_72,
 )
 AST = ASTEncoderConfig(width=24, layers=2, heads=3, mlp=40, embedding=EMBEDDING)
+SHORT_AST = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)
 AUTOMATIC = ("conv2d", *(f"conv2d_{n}" for n in range(1, 16)))
 KerasArrays = list[tuple[np.ndarray, np.ndarray]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from published_files import AST, hugging_face_ast, needs_transformers, seed_ast
+from published_files import AST, SHORT_AST, hugging_face_ast, needs_transformers, seed_ast
 
 from s2f.ast_encoder import CONFIGS, ASTEncoder, ASTEncoderConfig, published_name, read_ast
 from s2f.errors import CheckpointError, DependencyError
@@ -32,7 +32,6 @@ OUTSIDE = {
     *(f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")),
     *("layernorm.weight", "layernorm.bias"),
 }
-SHORT = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)
 
 
 @needs_transformers
@@ -74,7 +73,7 @@ def test_the_seeds_ast_is_the_published_one() -> None:
 @needs_transformers
 @pytest.mark.parametrize(("last", "layers"), [(0, 0), (1, 1), (2, 2)])
 def test_the_body_is_given_from_its_end(last: int, layers: int) -> None:
-    encoder = ASTEncoder(dataclasses.replace(SHORT, embedding=4))
+    encoder = ASTEncoder(dataclasses.replace(SHORT_AST, embedding=4))
     found = {id(parameter) for parameter in encoder.body(last)}
     names = {name for name, p in encoder.ast.named_parameters() if id(p) in found}
     assert len(names) == layers * len(LAYER) + (2 if last else 0) + (5 if last == 2 else 0)
@@ -99,7 +98,7 @@ def test_new_names_become_the_published_and_those_stay(installed: str, published
 @needs_transformers
 def test_a_clip_of_other_length_is_refused() -> None:
     with pytest.raises(ValueError, match="598 frames do not fit: this encoder needs 98"):
-        ASTEncoder(SHORT)(torch.randn(1, 1, 128, 598))
+        ASTEncoder(SHORT_AST)(torch.randn(1, 1, 128, 598))
 
 
 def test_the_front_end_gives_the_frames_that_the_encoder_wants() -> None:
@@ -129,7 +128,7 @@ def test_without_transformers_the_cure_is_named(monkeypatch: pytest.MonkeyPatch)
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of an AST that classifies, as transformers writes it. Not to be changed."""
     folder = tmp_path_factory.mktemp("classifier")
-    hugging_face_ast(SHORT, classifier=True).save_pretrained(folder)
+    hugging_face_ast(SHORT_AST, classifier=True).save_pretrained(folder)
     return folder
 
 
@@ -138,13 +137,13 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_body_computes_what_transformers_computes(
     tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = hugging_face_ast(SHORT, classifier=kind != "body")
+    model = hugging_face_ast(SHORT_AST, classifier=kind != "body")
     model = model.half() if kind == "half precision" else model
     model.save_pretrained(tmp_path)
     capfd.readouterr()
     start = read_ast(str(tmp_path))
     assert capfd.readouterr() == ("", "")
-    assert start.config == SHORT and start.features is None
+    assert start.config == SHORT_AST and start.features is None
     assert {tensor.dtype for tensor in start.body.values()} == {torch.float32}
     encoder = ASTEncoder(start.config).eval()
     head = [p.clone() for p in encoder.head()]
@@ -258,7 +257,7 @@ def test_a_model_of_the_hub_is_read_where_their_library_keeps_it(
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("abc")
     start = read_ast("someone/some-ast")
-    assert start.config == SHORT and start.features == (-1.5, 2.5)
+    assert start.config == SHORT_AST and start.features == (-1.5, 2.5)
 
 
 @needs_transformers

@@ -15,9 +15,8 @@ import safetensors.torch
 import torch
 from conftest import DECODER, STAGED, VOICE
 from PIL import Image
-from published_files import needs_transformers
+from published_files import SHORT_AST, hugging_face_ast, needs_transformers
 from task_checks import CPU, check_duplicates, check_gradients, check_learning, sample_batch
-from test_pretrained import hugging_face
 from torch import Tensor
 from torch.nn import functional
 
@@ -123,7 +122,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pretrained(tmp_path: Path) -> str:
     """The folder of a pretrained AST, tiny, of two layers."""
-    hugging_face(tmp_path / "ast", classifier=True)
+    hugging_face_ast(SHORT_AST, classifier=True).save_pretrained(tmp_path / "ast")
     return str(tmp_path / "ast")
 
 
@@ -738,7 +737,7 @@ def test_a_step_is_one_that_is_written_by_hand(voices: Path, staged: Path, tmp_p
 @pytest.fixture
 def two_stages(tmp_path: Path) -> VoiceOptions:
     """A tiny pretrained AST, whose head learns alone for 3 steps, then with the last layer."""
-    hugging_face(tmp_path / "ast", classifier=True)
+    hugging_face_ast(SHORT_AST, classifier=True).save_pretrained(tmp_path / "ast")
     return VoiceOptions("ast", str(tmp_path / "ast"), head_steps=3, unfreeze=1)
 
 
@@ -837,7 +836,7 @@ def test_another_pretrained_body_is_another_run(
 ) -> None:
     config = TrainConfig(steps=4, batch_size=3)
     train(make(voices, models, "paper", options=two_stages), tmp_path / "r", config, device=CPU)
-    hugging_face(tmp_path / "other", classifier=True)
+    hugging_face_ast(SHORT_AST, classifier=True).save_pretrained(tmp_path / "other")
     weights = safetensors.torch.load_file(tmp_path / "other/model.safetensors")
     safetensors.torch.save_file(
         {name: tensor + 1 for name, tensor in weights.items()},
