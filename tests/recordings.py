@@ -43,20 +43,6 @@ def write_av(
     return path
 
 
-def repeat_av(path: Path, times: int, to: Path) -> Path:
-    """Write the sound of a file many times in a row, without encoding it again."""
-    with av.open(str(path)) as source, av.open(str(to), "w") as container:
-        sound = container.add_stream_from_template(source.streams.audio[0])
-        packets = [packet for packet in source.demux(audio=0) if packet.size]
-        step = packets[1].dts - packets[0].dts
-        for k in range(times * len(packets)):
-            packet = packets[k % len(packets)]
-            packet.stream, packet.dts, packet.pts = sound, k * step, k * step
-            packet.time_base = source.streams.audio[0].time_base
-            container.mux(packet)
-    return to
-
-
 def filtered(samples: np.ndarray, *filters: tuple[str, str]) -> list[av.AudioFrame]:
     """Send mono samples [n] through filters of FFmpeg itself."""
     graph, time_base = av.filter.Graph(), Fraction(1, SAMPLE_RATE)

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -32,7 +31,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from recordings import ffmpeg_normalize, repeat_av, write_av
+from recordings import ffmpeg_normalize, write_av
 
 from s2f import audio
 from s2f.audio import SAMPLE_RATE, Waveform, load_audio, read_speech, record
@@ -159,95 +158,57 @@ def tagged(content: bytes) -> bytes:
     return b"ID3\3\0\0" + size + frame + content
 
 
-def covered_m4a(folder: Path, voice: np.ndarray) -> Path:
-    """As music shops sell them: the cover is a video stream of one picture."""
-    path, rate = folder / "cover.m4a", 44_100
-    samples = at(rate, voice)
-    with av.open(str(path), "w", format="mp4") as container:
-        sound = container.add_stream("aac", rate=rate, layout="mono")
-        cover = container.add_stream("mjpeg", rate=1, width=64, height=64, pix_fmt="yuvj420p")
-        cover.disposition = av.stream.Disposition.attached_pic
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
-        container.mux(cover.encode())
-        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout="mono")
-        frame.sample_rate = rate
-        container.mux(sound.encode(frame))
-        container.mux(sound.encode())
-    return path
-
-
 HEARD: dict[str, tuple[Make, float]] = {
     "8 bit": (written("a.wav", "WAV", "PCM_U8"), LOSSY),
     "16 bit": (wav, EXACT),
     "24 bit": (written("a.wav", "WAV", "PCM_24"), EXACT),
     "32 bit": (written("a.wav", "WAV", "PCM_32"), EXACT),
-    "float": (written("a.wav", "WAV", "FLOAT"), EXACT),
     "double": (written("a.wav", "WAV", "DOUBLE"), EXACT),
     "mu-law": (written("a.wav", "WAV", "ULAW", 8_000), NARROW),
-    "A-law": (written("a.wav", "WAV", "ALAW", 8_000), NARROW),
     "GSM": (written("a.wav", "WAV", "GSM610", 8_000), PHONE),
     "ADPCM": (written("a.wav", "WAV", "IMA_ADPCM"), LOSSY),
-    "Microsoft ADPCM": (written("a.wav", "WAV", "MS_ADPCM"), LOSSY),
     "8 kHz": (written("a.wav", "WAV", "PCM_16", 8_000), NARROW),
-    "11 kHz": (written("a.wav", "WAV", "PCM_16", 11_025), NARROW),
-    "22 kHz": (written("a.wav", "WAV", "PCM_16", 22_050), LOSSY),
     "44.1 kHz stereo": (written("a.wav", "WAV", "PCM_16", 44_100, 2), LOSSY),
-    "48 kHz": (written("a.wav", "WAV", "PCM_16", 48_000), LOSSY),
     "96 kHz": (written("a.wav", "WAV", "PCM_24", 96_000, 2), LOSSY),
     "192 kHz": (written("a.wav", "WAV", "PCM_32", 192_000), LOSSY),
-    "3 channels": (written("a.wav", "WAV", "PCM_16", n_channels=3), EXACT),
     "8 channels": (written("a.wav", "WAV", "FLOAT", 48_000, 8), LOSSY),
-    "WAVEX": (written("a.wav", "WAVEX", "PCM_24", n_channels=2), EXACT),
-    "RF64": (written("a.wav", "RF64", "PCM_16"), EXACT),
     "Wave64": (written("a.w64", "W64", "PCM_16"), EXACT),
     "AIFF": (written("a.aiff", "AIFF", "PCM_16"), EXACT),
-    "AIFF 8 bit": (written("a.aif", "AIFF", "PCM_S8"), LOSSY),
     "AIFF-C float": (written("a.aifc", "AIFF", "FLOAT"), EXACT),
-    "CAF": (written("a.caf", "CAF", "PCM_24"), EXACT),
     "CAF ALAC": (written("a.caf", "CAF", "ALAC_16"), EXACT),
     "Sun": (written("a.au", "AU", "ULAW", 8_000), NARROW),
-    "NIST": (written("a.sph", "NIST", "PCM_16"), EXACT),
     "FLAC": (written("a.flac", "FLAC", "PCM_16"), EXACT),
-    "FLAC 24 bit": (written("a.flac", "FLAC", "PCM_24", 48_000, 2), LOSSY),
     "Vorbis": (written("a.ogg", "OGG", "VORBIS", 44_100, 2), LOSSY),
     "Opus": (written("a.opus", "OGG", "OPUS", 48_000), LOSSY),
     "MP3": (written("a.mp3", "MP3", "MPEG_LAYER_III", 44_100), LOSSY),
     "MP3 of FFmpeg": (encoded("a.mp3", "libmp3lame", 44_100, 2), LOSSY),
     "M4A": (m4a, LOSSY),
-    "M4A, index first": (encoded("a.m4a", "aac", movflags="faststart"), LOSSY),
     "M4A in fragments": (encoded("a.m4a", "aac", movflags="frag_keyframe+empty_moov"), LOSSY),
     "M4A 5.1": (encoded("a.m4a", "aac", 48_000, 6), NARROW),
     "M4A 7.1": (encoded("a.m4a", "aac", 48_000, 8), NARROW),
     "ALAC": (encoded("a.m4a", "alac", 44_100), LOSSY),
-    "ADTS": (encoded("a.aac", "aac", 48_000), LOSSY),
     "WebM": (encoded("a.webm", "libopus", 48_000), LOSSY),
     "Windows Media": (encoded("a.wma", "wmav2"), LOSSY),
     "AMR": (encoded("a.amr", "libopencore_amrnb", 8_000), PHONE),
     "3GP": (encoded("a.3gp", "aac", 22_050), LOSSY),
     "MP4 video": (encoded("a.mp4", "aac", video=True), LOSSY),
     "Matroska video": (encoded("a.mkv", "libopus", 48_000, 2, video=True), LOSSY),
-    "QuickTime video": (encoded("a.mov", "pcm_s16le", 44_100, 2, video=True), LOSSY),
     "AVI video": (encoded("a.avi", "libmp3lame", 44_100, 2, video=True), LOSSY),
     "MPEG transport stream": (encoded("a.ts", "aac", video=True), LOSSY),
-    "Flash video": (encoded("a.flv", "aac"), LOSSY),
-    "wrong suffix": (edited("a.mp3", wav, bytes), EXACT),
     "wrong suffix of video": (edited("a.wav", m4a, bytes), LOSSY),
     "no suffix": (edited("recording", m4a, bytes), LOSSY),
     "odd name": (edited("-Grüße 'x' $HOME %s.WAV", wav, bytes), EXACT),
-    "cover in M4A": (covered_m4a, LOSSY),
     "cover in MP3": (
         edited("cover.mp3", written("b.mp3", "MP3", "MPEG_LAYER_III"), tagged),
         LOSSY,
     ),
     "lengths of 0": (edited("a.wav", wav, false_lengths(0, 0)), EXACT),
-    "lengths of -1": (edited("a.wav", wav, false_lengths(2**32 - 1, 2**32 - 1)), EXACT),
     "length too long": (edited("a.wav", wav, false_lengths(10**9, 10**9)), EXACT),
     "chunk of odd length": (edited("a.wav", wav, with_chunk), EXACT),
     "trailing garbage": (edited("a.flac", wav, lambda content: content + b"garbage" * 99), EXACT),
     "truncated WAV": (edited("a.wav", wav, first_half), EXACT),
     "truncated MP3": (edited("a.mp3", encoded("b.mp3", "libmp3lame"), first_half), LOSSY),
     "quiet": (lambda folder, voice: wav_of(folder, voice / 300), LOSSY),
-    "offset": (lambda folder, voice: wav_of(folder, voice + 1e-3), LOSSY),
     "clipped": (lambda folder, voice: wav_of(folder, np.clip(20 * voice, -1, 1)), 0.7),
 }
 
@@ -287,12 +248,6 @@ def bytes_of(name: str, content: bytes) -> Make:
     return make
 
 
-def unknown_codec(folder: Path, voice: np.ndarray) -> Path:
-    path = write_av(folder / "a.mkv", tone(44_100))
-    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_ZZZ"))
-    return path
-
-
 def rubble(folder: Path, voice: np.ndarray) -> Path:
     path = write_av(folder / "a.m4a", tone(44_100), options={"movflags": "faststart"})
     content = path.read_bytes()
@@ -319,16 +274,6 @@ def fifo(folder: Path, voice: np.ndarray) -> Path:
     return folder / "a.wav"
 
 
-def loop(folder: Path, voice: np.ndarray) -> Path:
-    (folder / "a.wav").symlink_to(folder / "a.wav")
-    return folder / "a.wav"
-
-
-def named_folder(folder: Path, voice: np.ndarray) -> Path:
-    (folder / "a.wav").mkdir()
-    return folder / "a.wav"
-
-
 def playlist(name: str, content: str) -> Make:
     """One that names a recording, which would be opened."""
 
@@ -345,30 +290,22 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "missing": (lambda folder, voice: folder / "a.wav", "cannot be read (No such file"),
     "empty": (bytes_of("a.wav", b""), "is empty (0 bytes)"),
     "text": (bytes_of("a.wav", b"Dear diary, today I spoke to nobody.\n" * 50), NOT_SOUND),
-    "a byte": (bytes_of("a.mp3", b"R"), NOT_SOUND),
     "picture": (bytes_of("a.jpg", picture()), NOT_SOUND),
-    "archive": (bytes_of("a.wav", b"PK\3\4" + bytes(500)), NOT_SOUND),
-    "web page": (bytes_of("a.mp3", b"<!DOCTYPE html><title>404</title>" * 20), NOT_SOUND),
-    "zeros": (bytes_of("a.m4a", bytes(100_000)), NOT_SOUND),
     "header only": (edited("a.wav", wav, lambda content: content[:44]), "holds no samples"),
     "start of M4A": (edited("a.m4a", m4a, lambda content: content[:9_000]), "holds no sound"),
     "silence": (lambda folder, voice: wav_of(folder, 0 * voice), "holds only silence"),
-    "nearly silence": (lambda folder, voice: wav_of(folder, 1e-5 * voice), "holds only silence"),
     "not a number": (not_a_number, "holds samples that are NaN or infinite"),
     "too short": (lambda folder, voice: wav_of(folder, voice[:7_000]), "lasts 0.44 s; wanted 0.5"),
     "video without sound": (without_sound, "has no sound track that can be decoded, only video"),
-    "unknown codec": (unknown_codec, "has no sound track that can be decoded"),
     "rubble": (rubble, "is damaged: none of its sound can be decoded"),
     "playlist": (playlist("a.m3u", "#EXTM3U\nprivate.wav\n"), NOT_SOUND),
-    "segments": (playlist("a.m3u8", "#EXTM3U\n#EXTINF:3,\nprivate.wav\n"), NOT_SOUND),
     "concat": (playlist("a.mp3", "ffconcat version 1.0\nfile 'private.wav'\n"), NOT_SOUND),
     "false rate": (
         edited("a.wav", wav, lambda c: c[:24] + struct.pack("<I", 3) + c[28:]),
         "claims 3 samples a second",
     ),
-    "folder": (named_folder, "is a folder"),
+    "folder": (lambda folder, voice: folder, "is a folder"),
     "named pipe": (fifo, "is not a regular file"),
-    "link to itself": (loop, "cannot be read ("),
 }
 
 
@@ -383,24 +320,6 @@ def test_what_cannot_be_heard_is_refused_by_name(tmp_path, voice, kind):
 
 
 # Decoding
-
-
-@pytest.mark.parametrize("layout", ["5.1", "6.1", "7.1", "hexadecagonal"])
-def test_sound_of_many_channels_is_read(tmp_path, layout):
-    """In planes, from 8 channels on, PyAV crashes; the file has only one that is not silent."""
-    path, n_channels = tmp_path / "a.mkv", av.AudioLayout(layout).nb_channels
-    codec = "aac" if n_channels <= 8 else "wavpack"
-    samples = np.zeros((66_150, n_channels), np.float32)
-    samples[:, -1] = tone(44_100)[:, 0]
-    with av.open(str(path), "w") as container:
-        sound = container.add_stream(codec, rate=44_100, layout=layout)
-        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
-        frame.sample_rate, frame.pts, frame.time_base = 44_100, 0, Fraction(1, 44_100)
-        container.mux(sound.encode(frame))
-        container.mux(sound.encode())
-    heard = n_channels * load_audio(path)
-    middle = heard[SAMPLE_RATE // 4 :][: SAMPLE_RATE // 2]
-    assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.3 / np.sqrt(2), rel=0.05)
 
 
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s32le", "pcm_f64le", "pcm_s64le"])
@@ -418,14 +337,6 @@ def test_a_recording_may_change_its_sample_rate(tmp_path):
     assert waveform.size / SAMPLE_RATE == pytest.approx(3.0, abs=0.2)
     for second in (waveform[:SAMPLE_RATE], waveform[-SAMPLE_RATE:]):
         assert abs(np.argmax(np.abs(np.fft.rfft(second))) - 440) <= 1  # bins of 1 Hz
-
-
-def test_a_tag_that_is_not_utf8_is_no_obstacle(tmp_path):
-    path = write_av(tmp_path / "a.m4a", tone(44_100), title="BJORK")
-    content = path.read_bytes()
-    assert b"BJORK" in content
-    path.write_bytes(content.replace(b"BJORK", b"BJ\xd6RK"))  # Latin-1
-    assert load_audio(path).size >= 1.4 * SAMPLE_RATE
 
 
 def test_broken_packets_are_passed_over(tmp_path):
@@ -495,12 +406,6 @@ def test_channels_are_averaged(tmp_path, name):
     np.testing.assert_array_equal(load_audio(tmp_path / name), samples[:, 0] / 2)
 
 
-def test_speech_at_16_khz_keeps_its_samples(tmp_path):
-    samples = np.round(noise(SAMPLE_RATE) * 32768) / 32768
-    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE)
-    np.testing.assert_array_equal(load_audio(tmp_path / "a.wav"), samples)
-
-
 def test_blocks_resample_as_the_whole_does(tmp_path):
     samples = noise(200_000)
     soundfile.write(tmp_path / "a.wav", samples, 44_100, subtype="FLOAT")
@@ -533,21 +438,6 @@ def test_a_folder_is_searched_at_every_depth_in_order(tmp_path):
     assert audio.find_recordings([tmp_path]) == expected
 
 
-def test_a_named_file_is_kept_whatever_its_suffix_and_only_once(tmp_path):
-    odd, wav = tmp_path / "x.dat", tmp_path / "a.wav"
-    odd.touch()
-    wav.touch()
-    assert audio.find_recordings([odd, wav, tmp_path]) == [odd, wav]
-
-
-def test_a_folder_without_speech_and_a_missing_path_are_refused(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(AudioError, match="holds no recordings"):
-        audio.find_recordings([tmp_path])
-    with pytest.raises(AudioError, match="nowhere: does not exist"):
-        audio.find_recordings([tmp_path / "nowhere"])
-
-
 # Loudness
 
 
@@ -577,16 +467,6 @@ def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, subtype):
         np.testing.assert_array_equal(stored(path), ffmpeg_normalize(samples))
 
 
-@pytest.mark.parametrize("peak", [0.4, 0.999])
-def test_clipped_peaks_are_those_of_ffmpeg_normalize(tmp_path, peak):
-    samples = np.zeros(SAMPLE_RATE, np.float32)
-    samples[::2000], samples[1000::2000] = peak, -peak
-    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
-    ours = stored(tmp_path / "a.wav")
-    np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
-    assert (ours.min(), ours.max()) == (-32768, 32767)
-
-
 @pytest.mark.parametrize(("subtype", "full_scale"), [("PCM_16", 32767), ("PCM_24", 32768)])
 def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, subtype, full_scale):
     """What FFmpeg's astats divides by."""
@@ -601,22 +481,6 @@ def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, subtype, f
 def test_loudness_becomes_minus_23_dbfs(tmp_path, gain, rate):
     soundfile.write(tmp_path / "a.wav", tone(rate) * gain, rate, subtype="FLOAT")
     assert rms_db(read_speech(tmp_path / "a.wav").waveform()) == pytest.approx(-23, abs=1e-5)
-
-
-def test_loudness_is_idempotent(tmp_path):
-    soundfile.write(tmp_path / "a.wav", noise(SAMPLE_RATE), SAMPLE_RATE, subtype="FLOAT")
-    once = read_speech(tmp_path / "a.wav").waveform()
-    soundfile.write(tmp_path / "b.wav", once, SAMPLE_RATE, subtype="FLOAT")
-    np.testing.assert_allclose(read_speech(tmp_path / "b.wav").waveform(), once, atol=1e-6)
-
-
-def test_peaks_beyond_full_scale_are_clipped(tmp_path):
-    samples = np.zeros(SAMPLE_RATE, np.float32)
-    samples[::2000] = 0.5
-    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
-    loud = read_speech(tmp_path / "a.wav").waveform()
-    assert loud.max() == 1.0
-    assert loud.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -657,22 +521,10 @@ def test_a_pause_within_speech_is_kept(tmp_path):
     assert trimmed(tmp_path / "a.wav", samples, 40).size == 3 * SAMPLE_RATE
 
 
-def test_the_loudness_is_measured_after_trimming(tmp_path):
-    soundfile.write(tmp_path / "a.wav", pauses(3, 3), SAMPLE_RATE, subtype="FLOAT")
-    speech = read_speech(tmp_path / "a.wav", trim_silence=40)
-    assert rms_db(speech.waveform()) == pytest.approx(-23, abs=1e-5)
-
-
 def test_what_is_left_after_trimming_may_be_too_short(tmp_path):
     soundfile.write(tmp_path / "a.wav", pauses(2, 2)[: round(2.2 * SAMPLE_RATE)], SAMPLE_RATE)
     match = r"a\.wav lasts 0\.20 s without its silence; wanted 0\.5 s"
     with pytest.raises(AudioError, match=match):
-        read_speech(tmp_path / "a.wav", trim_silence=40)
-
-
-def test_silence_cannot_be_trimmed_away(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE)
-    with pytest.raises(AudioError, match="only silence"):
         read_speech(tmp_path / "a.wav", trim_silence=40)
 
 
@@ -697,15 +549,6 @@ lengths = st.integers(1, 300)
 
 
 @given(n=lengths, clip_samples=lengths)
-def test_every_clip_has_the_length(n, clip_samples):
-    cut = audio.clips(np.arange(n, dtype=np.float32), clip_samples)
-    assert cut.ndim == 2
-    assert len(cut) >= 1
-    assert cut.shape[1] == clip_samples
-    assert cut.dtype == np.float32
-
-
-@given(n=lengths, clip_samples=lengths)
 def test_shorter_speech_is_looped(n, clip_samples):
     n = min(n, clip_samples)
     cut = audio.clips(np.arange(n, dtype=np.float32), clip_samples)
@@ -720,11 +563,6 @@ def test_longer_speech_is_cut_in_a_row_and_its_rest_kept_from_half_a_clip_on(n, 
     if n % clip_samples >= clip_samples / 2:
         starts.append(n - clip_samples)
     np.testing.assert_array_equal(cut, [np.arange(s, s + clip_samples) for s in starts])
-
-
-@pytest.mark.parametrize(("n", "m"), [(149, 1), (150, 2), (200, 2), (249, 2), (250, 3)])
-def test_exactly_half_a_clip_is_kept(n, m):
-    assert len(audio.clips(noise(n), 100)) == m
 
 
 def test_an_empty_waveform_cannot_be_cut():
@@ -876,13 +714,6 @@ def test_integers_have_the_scale_of_their_type(dtype, values, expected):
     assert samples[:3].tolist() == values
 
 
-@pytest.mark.parametrize("step", [2, -1])
-def test_an_array_may_be_a_view(step):
-    samples = noise(20_000)
-    view = Waveform(samples[::step], SAMPLE_RATE)
-    np.testing.assert_array_equal(as_recorded(view), samples[::step])
-
-
 @pytest.mark.parametrize(
     ("samples", "rate", "part"),
     [
@@ -937,13 +768,6 @@ def test_a_stream_is_read_as_its_file_is(tmp_path, kind, name):
     assert not stream.closed
 
 
-def test_a_stream_that_can_seek_is_read_from_its_start():
-    file = io.BytesIO()
-    soundfile.write(file, noise(50_000), SAMPLE_RATE, format="WAV", subtype="FLOAT")
-    file.seek(1_000)
-    np.testing.assert_array_equal(as_recorded(file), noise(50_000))
-
-
 @pytest.mark.parametrize("kind", [io.BytesIO, Pipe])
 @pytest.mark.parametrize(("data", "part"), [(b"", "is empty"), (b"hello", "holds no sound")])
 def test_a_stream_that_is_no_recording_is_refused_by_name(kind, data, part):
@@ -995,57 +819,27 @@ def test_no_folder_for_temporary_files_is_named(monkeypatch):
         read_speech(Pipe(b"hello"))
 
 
-def test_standard_input_is_read_from_a_pipe(tmp_path):
-    """`cat a.flac | python`: the very samples of the file."""
-    soundfile.write(tmp_path / "a.flac", noise(SAMPLE_RATE), SAMPLE_RATE)
-    code = (
-        "import sys; from s2f.audio import read_speech\n"
-        "sys.stdout.buffer.write(read_speech(sys.stdin.buffer).waveform())"
-    )
-    data = (tmp_path / "a.flac").read_bytes()
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, input=data, capture_output=True, check=True, cwd=REPOSITORY)
-    expected = read_speech(tmp_path / "a.flac").waveform()
-    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32), expected)
-
-
 # Memory and imports
-
-_PEAK = """
-import resource, sys
-from pathlib import Path
-from s2f.audio import read_speech
-print(sum(len(clip) for clip in read_speech(Path(sys.argv[1])).clips(96_000)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def peak(path: Path) -> tuple[int, int]:
-    """How many samples all clips of a recording have, and the most MB that reading them took."""
-    run = [sys.executable, "-c", _PEAK, str(path)]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    n_samples, kilobytes = map(int, done.stdout.split())
-    return n_samples, kilobytes // 1024
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
-@pytest.mark.parametrize("name", ["a.flac", "a.m4a"])
-def test_three_hours_take_the_memory_of_their_samples(tmp_path, name):
+def test_three_hours_take_the_memory_of_their_samples(tmp_path):
     """691 MB of float32, 659 MiB, and the powers of 1,080,000 frames: 9."""
+    code = (
+        "import resource, sys; from pathlib import Path; from s2f.audio import read_speech\n"
+        "print(sum(len(clip) for clip in read_speech(Path(sys.argv[1])).clips(96_000)))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
     peaks = {}
-    minute = noise(60 * SAMPLE_RATE)
     for minutes in (1, 180):
-        path = tmp_path / f"{minutes}{name}"
-        if name == "a.flac":
-            with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1) as file:
-                for _ in range(minutes):
-                    file.write(minute)
-        else:
-            write_av(tmp_path / name, minute[:, np.newaxis], rate=SAMPLE_RATE)
-            repeat_av(tmp_path / name, minutes, path)
-        n_samples, peaks[minutes] = peak(path)
-        assert n_samples == pytest.approx(minutes * 60 * SAMPLE_RATE, rel=0.01)
+        with soundfile.SoundFile(tmp_path / "a.flac", "w", SAMPLE_RATE, 1) as file:
+            for _ in range(minutes):
+                file.write(noise(60 * SAMPLE_RATE))
+        run = [sys.executable, "-c", code, str(tmp_path / "a.flac")]
+        done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+        n_samples, peaks[minutes] = map(int, done.stdout.split())
+        assert n_samples == minutes * 60 * SAMPLE_RATE
     assert peaks[180] - peaks[1] <= 700, peaks
 
 
@@ -1126,11 +920,6 @@ def test_the_samples_of_the_device_are_recorded_in_a_row(monkeypatch, rate, seco
     expected = np.arange(round(seconds * rate)) / 2**24
     np.testing.assert_array_equal(waveform.samples, expected.astype(np.float32))
     assert calls[:2] == ["open", "start"] and calls[-1] == "close"
-
-
-def test_what_is_recorded_is_speech(monkeypatch):
-    pretend(monkeypatch)
-    assert read_speech(record(2)).n_samples == 32_000
 
 
 def test_progress_is_told_in_seconds(monkeypatch):
