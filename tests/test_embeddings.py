@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2f.embeddings import BATCH, Gallery, Maker, check_embeddings, read_embedding
+from s2f.embeddings import BATCH, Gallery, Maker, read_embedding
 from s2f.errors import CheckpointError, DatasetError, ImageError
 from s2f.layout import FaceFiles
 
@@ -94,12 +94,6 @@ def test_more_faces_may_come_later(tmp_path: Path, maker: Maker) -> None:
         np.testing.assert_allclose(table[rows[k]], expected(k), atol=1e-6)
 
 
-def test_a_batch_of_broken_photos_alone_is_no_batch(tmp_path: Path, maker: Maker) -> None:
-    face = make_face(tmp_path, 1, photo=True)
-    (tmp_path / "1.png").write_bytes(b"no picture")
-    assert list(Gallery(tmp_path, maker).add([face])) == [face]
-
-
 def test_embeddings_of_another_face_encoder_are_refused(tmp_path: Path, maker: Maker) -> None:
     faces = [make_face(tmp_path, k, photo=True, embedding=expected(k)) for k in range(8)]
     Gallery(tmp_path, maker).add(faces)
@@ -125,11 +119,6 @@ def test_a_broken_photo_beside_its_embedding_tells_nothing_of_it(
         Gallery(tmp_path, maker).add(faces)
 
 
-def test_nothing_is_checked_where_nothing_is(maker: Maker) -> None:
-    check_embeddings(maker, [], Path)
-    assert maker.embed.batches == []  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("shape", [(4,), (1, 4)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_an_embedding_is_a_row_of_any_precision(tmp_path: Path, shape, dtype) -> None:
@@ -152,10 +141,4 @@ def test_an_embedding_is_a_row_of_any_precision(tmp_path: Path, shape, dtype) ->
 def test_what_is_no_embedding_is_named(tmp_path: Path, values: np.ndarray, message: str) -> None:
     np.save(tmp_path / "e.npy", values)
     with pytest.raises(DatasetError, match=rf"e\.npy: {message}"):
-        read_embedding(tmp_path / "e.npy", 4)
-
-
-def test_a_file_that_is_no_array_is_named(tmp_path: Path) -> None:
-    (tmp_path / "e.npy").write_bytes(b"x")
-    with pytest.raises(DatasetError, match=r"e\.npy: cannot be read as an array"):
         read_embedding(tmp_path / "e.npy", 4)

@@ -28,19 +28,11 @@ def test_a_view_without_landmarks_shares_those_of_its_identity(tmp_path: Path) -
     assert {photo.target for photo in layout.photos(tmp_path)} == {tmp_path / "a/neutral"}
 
 
-def test_textures_are_not_photos(tmp_path: Path) -> None:
-    touch(tmp_path / "a/0.jpg", tmp_path / "a/0_landmarks.npy", tmp_path / "a/0_texture.jpg")
-    assert [photo.path.name for photo in layout.photos(tmp_path)] == ["0.jpg"]
-
-
-def test_photos_without_landmarks_are_named(tmp_path: Path) -> None:
-    touch(tmp_path / "ann/0.jpg")
-    with pytest.raises(DatasetError, match="ann: has 1 photos and no"):
-        layout.photos(tmp_path)
-
-
-def test_a_tree_without_photos_is_named(tmp_path: Path) -> None:
+def test_a_tree_without_photos_or_their_landmarks_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds no photo"):
+        layout.photos(tmp_path)
+    touch(tmp_path / "ann/0.jpg", tmp_path / "ann/0_texture.jpg")
+    with pytest.raises(DatasetError, match="ann: has 1 photos and no"):
         layout.photos(tmp_path)
 
 
@@ -97,11 +89,6 @@ def test_faces_come_in_the_order_of_recordings_of_their_names(tmp_path: Path) ->
     assert heard == seen and sorted(heard) == sorted(names)
 
 
-def test_the_parts_of_a_clips_name_are_joined_alike(tmp_path: Path) -> None:
-    names = ("s/audios/v/1.npy", "s/audios/v_1.npy", "s/images/v/1", "s/images/v_1")
-    assert {layout.clip(name) for name in names} == {"v_1"}
-
-
 def test_identities_without_a_voice_or_a_face_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "bob/audios/0.npy", tmp_path / "eve/images/0.jpg")
     touch(tmp_path / "ann/audios/0.npy", tmp_path / "ann/images/0.jpg")
@@ -133,13 +120,5 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
 def test_photos_are_found_below_a_folder_and_hidden_ones_are_not(tmp_path: Path) -> None:
     touch(tmp_path / "x/b.PNG", tmp_path / "a.jpg", tmp_path / ".c.jpg", tmp_path / "d.txt")
     assert layout.find_photos([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "x/b.PNG"]
-
-
-def test_a_folder_without_photos_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="holds no photo"):
-        layout.find_photos([tmp_path])
-
-
-def test_a_missing_photo_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.jpg: does not exist"):
         layout.find_photos([tmp_path / "none.jpg"])

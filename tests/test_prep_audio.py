@@ -45,21 +45,6 @@ def write(path: Path, seconds: float, seed: int = 0, subtype: str = "PCM_16") ->
 
 
 @pytest.mark.parametrize(
-    ("name", "is_source", "output"),
-    [
-        ("id1/a.WAV", True, "id1/a.npy"),
-        ("id1/b.c.m4a", True, "id1/b.c.npy"),
-        ("notes.txt", False, None),
-        ("a.npy", False, None),
-    ],
-)
-def test_recordings_become_arrays_of_the_same_name(name, is_source, output):
-    step = audio_step(store="waveform")
-    assert step.wants(Path(name).name) is is_source
-    assert output is None or step.rename(name) == output
-
-
-@pytest.mark.parametrize(
     ("name", "is_source"),
     [
         ("a.npy", True),
@@ -83,13 +68,6 @@ def test_a_waveform_is_the_whole_recording_as_ffmpeg_normalize_stores_it(tmp_pat
     stored = made(audio_step(store="waveform"), source)
     assert stored.dtype == np.int16
     np.testing.assert_array_equal(stored, ffmpeg_normalize(samples))
-
-
-def test_silence_is_trimmed_from_waveforms(tmp_path):
-    samples = np.concatenate([np.zeros(8000, np.float32), noise(1), np.zeros(1600, np.float32)])
-    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
-    trimmed = made(audio_step(store="waveform", trim_silence=40), tmp_path / "a.wav")
-    np.testing.assert_array_equal(trimmed, ffmpeg_normalize(noise(1)))
 
 
 def test_a_bad_recording_is_refused_by_name_and_nothing_is_written(tmp_path):
@@ -158,11 +136,6 @@ def test_what_changes_the_output_changes_the_settings(tmp_path):
     ]
     settings = [json.dumps(step.settings, sort_keys=True) for step in steps]
     assert len(set(settings)) == len(steps)
-
-
-def test_a_waveform_does_not_depend_on_a_preset():
-    one, other = (audio_step(store="waveform", preset=preset) for preset in ("paper", "ast"))
-    assert one.settings == other.settings
 
 
 @pytest.mark.parametrize(
