@@ -38,7 +38,6 @@ SUFFIXES = frozenset(
 
 # FFmpeg would also open playlists (ffconcat, m3u8), which make it read other files of this machine.
 _AV_FORMATS = "aac,aiff,amr,asf,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,wav"
-_BLOCK_FRAMES = 64  # that FFmpeg decodes, about 1,000 samples each, before they are joined
 _BLOCK_VALUES = 1 << 16  # that are treated at once, all channels together
 _CHANNELS = 64  # of an array; more is one whose channels come first
 _16_BIT = frozenset({"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"})  # what FFmpeg decodes to that
@@ -397,30 +396,13 @@ def _av_blocks(data: BinaryIO, name: str) -> Iterator[_Block]:
     def kind(frame: Any) -> tuple[int, int, str]:
         return frame.sample_rate, frame.layout.nb_channels, frame.format.name
 
-    for (rate, n_channels, _), frames in itertools.groupby(_av_frames(data, name), key=kind):
-        while batch := list(itertools.islice(frames, _BLOCK_FRAMES)):
-            queue = av.AudioFifo()  # for speed: arrays are made of all frames at once
-            for frame in batch:
-                frame.pts = None  # which the queue would want without gaps
-                queue.write(frame)
-            if (joined := queue.read()) is not None:
-                yield _as_block(rate, _av_array(joined, n_channels))
-
-
-def _av_array(frame: Any, n_channels: int) -> npt.NDArray[Any]:
-    """Return an `av.AudioFrame` as [n c].
-
-    PyAV 18.1 knows no integers of 64 bits. Of 8 planes and more it reads one too many and crashes:
-    FFmpeg ends their list with a zero only up to 7, and PyAV counts up to that zero.
-    """
-    import av
-
-    form = frame.format
-    if form.name.startswith("s64") or (form.is_planar and n_channels >= 8):
-        packed = "dbl" if form.name.startswith("s64") else form.packed
-        (frame,) = av.AudioResampler(format=packed).resample(frame)
-    samples: npt.NDArray[Any] = frame.to_ndarray()  # planar [c n], packed [1 n*c]
-    return samples.T if frame.format.is_planar else samples.reshape(-1, n_channels)
+    for (rate, n_channels, form), frames in itertools.groupby(_av_frames(data, name), key=kind):
+        is_16_bit = form in ("u8", "u8p", "s16", "s16p")
+        # Arrays of many frames at once are quicker; of 8 planes and more PyAV 18.1 makes none.
+        resampler = av.AudioResampler("flt", frame_size=max(1, _BLOCK_VALUES // n_channels))
+        for frame in itertools.chain(frames, [None]):
+            for joined in resampler.resample(frame):
+                yield _Block(rate, is_16_bit, joined.to_ndarray().reshape(-1, n_channels))
 
 
 def _av_frames(data: BinaryIO, name: str) -> Iterator[Any]:
@@ -451,7 +433,7 @@ def _av_frames(data: BinaryIO, name: str) -> Iterator[Any]:
                 damage = error
                 continue
             for frame in frames:
-                decoded = True
+                decoded, frame.pts = True, None  # joined as they come, gaps or not
                 yield frame
         if damage and not decoded:
             raise _unusable(name, "is damaged: none of its sound can be decoded") from damage
@@ -472,19 +454,14 @@ def _array_blocks(waveform: Waveform, name: str) -> Iterator[_Block]:
         return
     samples = samples.reshape(len(samples), -1)
     n = max(1, _BLOCK_VALUES // samples.shape[1])
-    for start in range(0, len(samples), n):
-        yield _as_block(rate, samples[start : start + n])
-
-
-def _as_block(rate: int, samples: npt.NDArray[Any]) -> _Block:
-    """Make a block of samples [n c] of any type: integers are brought to -1..1."""
     is_integer = samples.dtype.kind in "iu"
-    is_16_bit = is_integer and samples.itemsize <= 2
-    if is_integer:
-        full_scale = 2.0 ** (8 * samples.itemsize - 1)
-        samples = samples / full_scale - (samples.dtype.kind == "u")
-    with np.errstate(over="ignore"):  # it becomes infinite, which is refused later
-        return _Block(rate, is_16_bit, samples.astype(np.float32))
+    for start in range(0, len(samples), n):
+        block = samples[start : start + n]
+        if is_integer:
+            full_scale = 2.0 ** (8 * samples.itemsize - 1)
+            block = block / full_scale - (samples.dtype.kind == "u")
+        with np.errstate(over="ignore"):  # it becomes infinite, which is refused later
+            yield _Block(rate, is_integer and samples.itemsize <= 2, block.astype(np.float32))
 
 
 def _unusable(
