@@ -161,17 +161,12 @@ def _header(path: Path, file: Any, kind: str | None) -> dict[str, Any]:
             f"{path}: has format version {seen}; this program reads {VERSION}",
             hint="install the version of s2f that made it",
         )
-    missing = FIELDS.keys() - header.keys()
-    if missing:
-        raise CheckpointError(
-            f"{path}: its header lacks {', '.join(sorted(missing))}",
-            hint="it was not written by s2f as it stands",
-        )
     for name, types in FIELDS.items():
-        if not isinstance(header[name], types):
+        value = header.get(name, ...)
+        if not isinstance(value, types):
+            found = "missing" if value is ... else f"a {type(value).__name__}"
             raise CheckpointError(
-                f"{path}: its header does not describe a checkpoint: {name} is a "
-                f"{type(header[name]).__name__}",
+                f"{path}: its header does not describe a checkpoint: {name} is {found}",
                 hint="it was not written by s2f as it stands",
             )
     if header["kind"] not in ((kind,) if kind else KINDS):

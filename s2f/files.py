@@ -308,9 +308,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-_EVERY = 256  # files between two reports of progress
-
-
 class Link(StrEnum):
     """How a file gets a second place."""
 
@@ -337,11 +334,6 @@ class PlaceReport:
     failed: tuple[InputError, ...]
 
 
-def _holds(folder: str, places: Sequence[str]) -> bool:
-    """Tell whether any of some places is a folder or in it."""
-    return any(os.path.commonpath([folder, place]) == folder for place in places)
-
-
 def refuse_overlap(tree: Path, out: Path) -> None:
     """Refuse an output that lies in its own source, or the other way round.
 
@@ -349,7 +341,7 @@ def refuse_overlap(tree: Path, out: Path) -> None:
         UsageError: if one of the folders is or holds the other.
     """
     one, other = os.path.realpath(tree), os.path.realpath(out)
-    if _holds(one, [other]) or _holds(other, [one]):
+    if os.path.commonpath([one, other]) in (one, other):
         raise UsageError(f"{out}: overlaps with {tree}", hint="choose a folder outside of it")
 
 
@@ -366,7 +358,7 @@ def place_all(
     failed: list[InputError] = []
     for folder in plan:
         for name in folder.names:
-            if not (made + kept + len(failed)) % _EVERY:
+            if not (made + kept + len(failed)) % 256:
                 progress(made + kept + len(failed), total, folder.source)
             try:
                 if place_file(

@@ -408,7 +408,10 @@ def test_another_kind_is_refused(models: Path) -> None:
         ({"s2f": "[]"}, "has format version"),
         ({"s2f": "[" * 100_000}, "is not a checkpoint of s2f"),
         ({"s2f": '{"version": 99}'}, "has format version 99; this program reads 1"),
-        ({"s2f": '{"version": 1, "kind": "face_encoder"}'}, "lacks card, config"),
+        (
+            {"s2f": '{"version": 1, "kind": "face_encoder"}'},
+            "does not describe a checkpoint: config is missing",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: object, message: str) -> None:
