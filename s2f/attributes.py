@@ -209,19 +209,8 @@ def _balanced(true: Sequence[str], said: Sequence[str]) -> float:
     return float(recall_score(true, said, labels=sorted({*true}), average="macro"))
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What a judge said of faces.
-
-    Attributes:
-        source: what the faces are: `face` for true ones, `photo` or `voice` for drawn ones.
-        people: whose each is.
-        said: what the judge took each for.
-    """
-
-    source: str
-    people: Sequence[str]
-    said: Sequence[str]
+Judged = list[tuple[str, Sequence[str], Sequence[str]]]
+"""Of true faces (`face`), and those drawn of photos and voices: whose each is, what is said."""
 
 
 def attributes_section(
@@ -250,28 +239,24 @@ def attributes_section(
                 text.append(f"Judge of {judge} left out: {error.message}.")
                 continue
             cells: dict[str, Cell] = {}
-            for faces in judged:
-                pairs = [
-                    (who, values[who], said)
-                    for who, said in zip(faces.people, faces.said, strict=True)
-                    if who in values
-                ]
-                if not pairs:
+            for source, people, found in judged:
+                known = [k for k, who in enumerate(people) if who in values]
+                if not known:
                     continue
-                owners, true, said = zip(*pairs, strict=True)
-                cells[faces.source] = _agreement(true, said)
-                title = f"{label}, judge of {judge}: true and from {faces.source}"
-                matrices.append(_matrix(title, true, said))
-                if faces.source == "voice":
+                true, said = [values[people[k]] for k in known], [found[k] for k in known]
+                matrices.append(
+                    _matrix(f"{label}, judge of {judge}: true and from {source}", true, said)
+                )
+                cells[source] = _agreement(true, said)
+                if source == "voice":
                     cells["balanced"] = _balanced(true, said)
                     cells["commonest"] = max(Counter(true).values()) / len(true)
-                    if judge == "pixels":
-                        samples[f"{label} agrees, %"] = {
-                            who: 100 * float(np.mean([t == s for o, t, s in pairs if o == who]))
-                            for who in owners
-                        }
-            named = ("face", "photo", "voice", "balanced", "commonest")
-            rows.append((label, judge, *(cells.get(name) for name in named)))
+                if source == "voice" and judge == "pixels":
+                    right = np.full(len(people), np.nan)
+                    right[known] = [100 * (a == b) for a, b in zip(true, said, strict=True)]
+                    samples[f"{label} agrees, %"] = case.by_person(right)
+            shown = ("face", "photo", "voice", "balanced", "commonest")
+            rows.append((label, judge, *map(cells.get, shown)))
     heads = ("label", "judge of", "true face %", "from photo %", "from voice %")
     table = Table(
         "Agreement with the true label",
@@ -287,65 +272,58 @@ def attributes_section(
     return Section("Attributes", tuple(text), (table, *matrices) if rows else ()), samples
 
 
-def _judge_embeddings(
-    case: Case, examples: Examples, label: str, notes: list[str]
-) -> tuple[Judged, ...]:
+def _judge_embeddings(case: Case, examples: Examples, label: str, notes: list[str]) -> Judged:
     """Fit a judge of embeddings, and ask it."""
-    known, rare = _shared(examples.labels.get(label, {}), examples.names)
+    values = examples.labels.get(label, {})
+    there, rare = _shared(values, examples.names)
     if rare:
         notes.append(f"Left out of {label}, as one person has it: {', '.join(rare)}.")
-    there = [k for k, who in enumerate(examples.names) if who in known]
     if not there:
         raise UsageError(f"{label}: nobody of the training split has this label")
-    probe = EmbeddingProbe.fit(
-        examples.embeddings[there], [known[examples.names[k]] for k in there]
-    )
+    known = [values[examples.names[k]] for k in there]
+    ask = EmbeddingProbe.fit(examples.embeddings[there], known).predict
     names = case.people.names
-    return (
-        Judged("face", names, probe.predict(case.people.means())),
-        Judged("photo", names, probe.predict(case.photos_again)),
-        Judged("voice", [names[k] for k in case.people.speakers], probe.predict(case.heard[WHOLE])),
-    )
+    return [
+        ("face", names, ask(case.people.means())),
+        ("photo", names, ask(case.photos_again)),
+        ("voice", [names[k] for k in case.people.speakers], ask(case.heard[WHOLE])),
+    ]
 
 
-def _judge_pixels(
-    case: Case, examples: Examples, label: str, notes: list[str]
-) -> tuple[Judged, ...]:
+def _judge_pixels(case: Case, examples: Examples, label: str, notes: list[str]) -> Judged:
     """Fit a judge of pixels, note how good it is, and ask it."""
-    photos, labels = examples.photos, examples.photo_labels.get(label, {})
-    known, _ = _shared(labels, photos.names)
-    there = [k for k, who in enumerate(photos.names) if who in known]
+    values = examples.photo_labels.get(label, {})
+    there, _ = _shared(values, [who for _, who in examples.photos])
     if not there:
         raise UsageError(f"{label}: no photo of the training split has this label")
-    who = [photos.names[k] for k in there]
-    probe = PixelProbe.fit([photos.images[k] for k in there], [known[w] for w in who], who)
+    photos, who = zip(*(examples.photos[k] for k in there), strict=True)
+    probe = PixelProbe.fit(photos, [values[one] for one in who], who)
     note = (
         f"The judge of pixels, {label}: fitted on {len(there)} photos, right on "
         f"{100 * probe.accuracy:.1f} % of those of people left out of the fit"
     )
-    fresh = [k for k, who in enumerate(examples.fresh.names) if who in labels]
+    fresh = [(photo, values[who]) for photo, who in examples.fresh if who in values]
     if fresh:
-        said = probe.predict([examples.fresh.images[k] for k in fresh])
-        share = _agreement([labels[examples.fresh.names[k]] for k in fresh], said)
+        share = _agreement([value for _, value in fresh], probe.predict([p for p, _ in fresh]))
         note += f", and on {100 * share:.1f} % of {len(fresh)} photos of new people"
     notes.append(f"{note}.")
     names = case.people.names
-    return (
-        Judged("face", examples.own.names, probe.predict(examples.own.images)),
-        Judged("photo", names, probe.predict([face.image for face in case.from_photos])),
-        Judged(
+    return [
+        ("face", [who for _, who in examples.own], probe.predict([p for p, _ in examples.own])),
+        ("photo", names, probe.predict([face.image for face in case.from_photos])),
+        (
             "voice",
             [names[k] for k in case.people.speakers],
             probe.predict([face.image for face in case.from_voices]),
         ),
-    )
+    ]
 
 
-def _shared(values: Mapping[str, str], people: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Leave out values that a single person has, of which nothing can be learnt, and name them."""
+def _shared(values: Mapping[str, str], people: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Find those whose value another person has, too, and the values that one alone has."""
     counts = Counter(values[who] for who in {*people} if who in values)
-    known = {who: value for who, value in values.items() if counts[value] > 1}
-    return known, sorted(value for value, n in counts.items() if n == 1)
+    there = [k for k, who in enumerate(people) if who in values and counts[values[who]] > 1]
+    return there, sorted(value for value, n in counts.items() if n == 1)
 
 
 def _matrix(title: str, true: Sequence[str], said: Sequence[str]) -> Matrix:

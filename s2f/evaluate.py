@@ -71,11 +71,11 @@ def evaluate(
         CheckpointError: if stored embeddings are of another face encoder.
     """
     judge = None if classifier is None else _identities_of(classifier)
-    sources = find_sources(data, labels)
+    sources = voices, _, tables = find_sources(data, labels)
     maker = face_encoder_of(model)
-    people = read_people(sources.voices, split, maker, most=per_identity, progress=progress)
+    people = read_people(voices, split, maker, most=per_identity, progress=progress)
     notes: list[str] = []
-    known = read_labels(sources.labels, people.names, columns, notes=notes)
+    known = read_labels(tables, people.names, columns, notes=notes)
     examples = read_examples(sources, columns, maker, split, people, progress)
     case = build_case(model, people, known, maker, progress)  # takes long: all else is known by now
     logits = None if judge is None else _logits(judge, case, model.device)
@@ -85,7 +85,7 @@ def evaluate(
         matching_section(case),
         geometry_section(case),
         attributes_section(case, examples, notes),
-        quality_section(case, examples.fresh.images, detector, logits),
+        quality_section(case, [photo for photo, _ in examples.fresh], detector, logits),
         faces_section(case),
     ]
     return Report(

@@ -45,21 +45,8 @@ Labels = Mapping[str, Mapping[str, str]]
 """By the label's name, the value of each person who has one."""
 Samples = dict[str, dict[str, float]]
 """By the name of a measure: each person's mean. It is what two models are compared by."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the parts of DATA are.
-
-    Attributes:
-        voices: the voice tree.
-        faces: the tree of photos that faces are judged by: the face tree, or the voice tree.
-        labels: csv files.
-    """
-
-    voices: Path
-    faces: Path
-    labels: tuple[Path, ...]
+Photos = list[tuple[Image.Image, str]]
+"""Photos in the frame, and who is on each."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +77,6 @@ class People:
         np.add.at(total, self.owners, self.embeddings)
         counts = np.bincount(self.owners, minlength=len(self.names))
         return np.asarray(total / counts[:, None], np.float32)
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Photos in the frame, and who is on each."""
-
-    images: Sequence[Image.Image]
-    names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -167,12 +146,16 @@ class Case:
         return found
 
 
-def find_sources(data: Path, labels: Sequence[Path] = ()) -> Sources:
+def find_sources(data: Path, labels: Sequence[Path] = ()) -> tuple[Path, Path, list[Path]]:
     """Find the parts of DATA.
 
     Args:
         data: a voice tree, or a folder of `voices` and `faces`.
         labels: csv files; by default those of the names in `LABELS` that are there.
+
+    Returns:
+        The voice tree; the tree of photos that faces are judged by: the face tree, or the voice
+        tree; and csv files of labels.
 
     Raises:
         DatasetError: if there is no such folder.
@@ -185,7 +168,7 @@ def find_sources(data: Path, labels: Sequence[Path] = ()) -> Sources:
     faces = data / "faces" if (data / "faces").is_dir() else voices
     places = dict.fromkeys([data, voices, faces])
     found = [place / name for place in places for name in LABELS if (place / name).is_file()]
-    return Sources(voices, faces, tuple(labels) or tuple(found))
+    return voices, faces, list(labels) or found
 
 
 def read_people(
@@ -302,7 +285,7 @@ def read_labels(
 
 
 def read_examples(
-    sources: Sources,
+    sources: tuple[Path, Path, Sequence[Path]],
     columns: Sequence[str],
     maker: Maker,
     split: str,
@@ -314,7 +297,7 @@ def read_examples(
     Nobody who is evaluated is among them. What is missing is noted.
 
     Args:
-        sources: where all is.
+        sources: where all is, as `find_sources` gives it.
         columns: which labels, as for `read_labels`.
         maker: the model's face encoder.
         split: that is evaluated.
@@ -325,19 +308,20 @@ def read_examples(
         DatasetError: if a file of labels cannot be read.
         CheckpointError: as `read_people`.
     """
+    voices, faces, tables = sources
     notes: list[str] = []
     names: list[str] = []
     embeddings = np.empty((0, maker.width), np.float32)
     labels: Labels = {}
     photo_labels: Labels = {}
     labelled: list[tuple[Path, str]] = []
-    evaluated = identities(sources.faces, split)
+    evaluated = identities(faces, split)
     if split == "train":
         notes.append("No judges: they would be fitted on the very people that they judge.")
     else:
         try:
             training = read_people(
-                sources.voices,
+                voices,
                 "train",
                 maker,
                 most=TRAINING_PHOTOS,
@@ -350,18 +334,18 @@ def read_examples(
             owners = [training.names[owner] for owner in training.owners]
             new = [k for k, who in enumerate(owners) if who not in people.names]
             names, embeddings = [owners[k] for k in new], training.embeddings[new]
-            labels = read_labels(sources.labels, training.names, columns, notes=[])
+            labels = read_labels(tables, training.names, columns, notes=[])
         seen = evaluated | set(people.names)
-        everyone = identities(sources.faces, "train") | seen
-        photo_labels = read_labels(sources.labels, sorted(everyone), columns, notes=[])
+        everyone = identities(faces, "train") | seen
+        photo_labels = read_labels(tables, sorted(everyone), columns, notes=[])
         known = {who for values in photo_labels.values() for who in values} - seen
-        labelled = photos_of(sources.faces, "train", known, TRAINING_PHOTOS)
+        labelled = photos_of(faces, "train", known, TRAINING_PHOTOS)
     own = [
         (path, people.names[owner])
         for path, owner in zip(people.photos, people.owners, strict=True)
         if path is not None
     ]
-    real = photos_of(sources.faces, split, evaluated, TRAINING_PHOTOS)
+    real = photos_of(faces, split, evaluated, TRAINING_PHOTOS)
     photos = _open_photos(spread(labelled, TRAINING_PEOPLE * TRAINING_PHOTOS), notes)
     mine, fresh = (_open_photos(spread(some, MOST), notes) for some in (own, real))
     return Examples(names, embeddings, labels, photos, photo_labels, mine, fresh, tuple(notes))
@@ -395,18 +379,17 @@ def photos_of(tree: Path, split: str, names: Collection[str], most: int) -> list
 
 def _open_photos(photos: Sequence[tuple[Path, str]], notes: list[str]) -> Photos:
     """Open photos in the frame; those that cannot be read are noted."""
-    frame = (FRAME, FRAME)
-    opened: list[tuple[Image.Image, str]] = []
+    opened: Photos = []
     for path, name in photos:
         try:
             photo = open_photo(path)
         except ImageError as error:
             notes.append(f"Left out: {error.message}.")
             continue
-        resized = photo.size != frame
-        photo = photo.resize(frame, Image.Resampling.LANCZOS) if resized else photo
+        if photo.size != (FRAME, FRAME):
+            photo = photo.resize((FRAME, FRAME), Image.Resampling.LANCZOS)
         opened.append((photo, name))
-    return Photos([photo for photo, _ in opened], [name for _, name in opened])
+    return opened
 
 
 def face_encoder_of(model: SpeechToFace) -> Maker:

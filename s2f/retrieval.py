@@ -165,10 +165,11 @@ def matching(placed: Placement, ways: int, *, within: bool = False) -> Floats:
 
     Source: Wen et al. 2019, voice-to-face matching.
     """
-    better = placed.better_within if within else placed.better
-    others = placed.others_within if within else placed.others
-    if better is None or others is None:
-        raise UsageError("there are no groups to match within", hint="place with groups")
+    better, others = placed.better, placed.others
+    if within:
+        if placed.better_within is None or placed.others_within is None:
+            raise UsageError("there are no groups to match within", hint="place with groups")
+        better, others = placed.better_within, placed.others_within
     if ways < 2:
         raise UsageError(f"a face is matched among 2 or more, not {ways}")
     found = np.full(len(better), np.nan)

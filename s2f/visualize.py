@@ -126,18 +126,9 @@ def animate(frames: Iterable[Image.Image], *, seconds: float, text: Mapping[str,
     milliseconds = np.diff(ends)
     milliseconds[[0, -1]] += HOLD
     file = io.BytesIO()
-    first.save(
-        file,
-        format="WEBP",
-        save_all=True,
-        append_images=others,
-        duration=milliseconds.tolist(),
-        loop=0,
-        quality=90,
-        method=4,
-        kmax=1,  # each frame whole: of what has changed alone, the error would add up
-        exif=exif(text),
-    )
+    # Each frame is whole (kmax): of what has changed alone, errors would add up.
+    look = {"quality": 90, "method": 4, "kmax": 1, "duration": milliseconds.tolist(), "loop": 0}
+    first.save(file, "WEBP", save_all=True, append_images=others, exif=exif(text), **look)
     return file.getvalue()
 
 
@@ -211,7 +202,11 @@ def draw_losses(
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax, name in zip(axes[: len(names)], names, strict=True):
             _draw_loss(ax, name, history, best)
-            _draw_stages(ax, stages or {}, last=history[-1]["step"])
+            for step, what in (stages or {}).items():
+                if step <= history[-1]["step"]:
+                    ax.axvline(step, color=STAGE, linewidth=0.8, linestyle=":")
+                    look = {"rotation": 90, "va": "top", "fontsize": 7, "color": STAGE}
+                    ax.text(step, 0.98, what, transform=ax.get_xaxis_transform(), **look)
         for ax in axes[len(names) :]:
             ax.remove()
         handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -249,26 +244,7 @@ def _draw_loss(ax: "Axes", name: str, history: Sequence[Record], best: int | Non
     ax.set_xlabel("step")
 
 
-def _draw_stages(ax: "Axes", stages: Mapping[int, str], last: int) -> None:
-    """Draw a thin line where something began, and say what."""
-    for step, what in stages.items():
-        if step <= last:
-            ax.axvline(step, color=STAGE, linewidth=0.8, linestyle=":")
-            ax.annotate(
-                what,
-                (step, 1),
-                xycoords=ax.get_xaxis_transform(),
-                xytext=(2, -2),
-                textcoords="offset points",
-                rotation=90,
-                va="top",
-                fontsize=7,
-                color=STAGE,
-                zorder=1,  # under the curves
-            )
-
-
-PITCHES = (100, 300, 1000, 3000, 8000)  # Hz
+PITCHES = {100: "100 Hz", 300: "300 Hz", 1000: "1 kHz", 3000: "3 kHz", 8000: "8 kHz"}
 GAP = 0.1  # of the height, that two numbers at an axis need
 
 
@@ -291,22 +267,16 @@ def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> I
     softest = np.percentile(loud, 5)  # digital silence would darken all the rest
     seconds = spectrogram.shape[2] * HOP_LENGTH / SAMPLE_RATE
     places: dict[float, str] = {}
-    for hertz in PITCHES:
+    for hertz, label in PITCHES.items():
         place = (front_end.row(hertz) + 0.5) / front_end.n_freqs
         if not places or place - max(places) >= GAP:
-            places[place] = f"{hertz / 1000:g} kHz" if hertz >= 1000 else f"{hertz} Hz"
+            places[place] = label
     with style.context(["default", {"font.size": 11, "ytick.major.pad": 2}]):
         figure = _figure(5.3, 2.58, 0.68, 0.14, 0.48, 0.1)
         axes = figure.subplots()
-        axes.imshow(
-            loud,
-            cmap="inferno",
-            vmin=softest,
-            vmax=max(loud.max(), softest + 1e-9),
-            origin="lower",
-            aspect="auto",
-            extent=(0, seconds, 0, 1),
-        )
+        lies: dict[str, Any] = {"origin": "lower", "extent": (0, seconds, 0, 1)}
+        loudest = max(loud.max(), softest + 1e-9)
+        axes.imshow(loud, cmap="inferno", vmin=softest, vmax=loudest, aspect="auto", **lies)
         axes.set_yticks(list(places), list(places.values()))
         axes.set_xlabel("seconds")
         axes.locator_params(axis="x", nbins=10)
@@ -314,16 +284,13 @@ def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> I
         return Image.open(io.BytesIO(_png(figure))).convert("RGB")
 
 
-def _figure(
-    width: float, height: float, left: float, right: float, bottom: float, top: float
-) -> "Figure":
-    """Start a figure of 100 dots an inch, with margins; all in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _figure(width: float, height: float, *margins: float) -> "Figure":
+    """Start a figure of 100 dots an inch; its margins are left, right, bottom, top; in inches."""
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its caches nobody wants to hear
     figure = Figure(figsize=(width, height), dpi=100)
-    FigureCanvasAgg(figure)
+    left, right, bottom, top = margins
     figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     return figure
 

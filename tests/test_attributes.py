@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from s2f.attributes import EmbeddingProbe, PixelProbe, attributes_section
 from s2f.errors import UsageError
-from s2f.evaluation_data import Case, Examples, Photos
+from s2f.evaluation_data import Case, Examples
 from s2f.report import Matrix, Table
 
 
@@ -180,10 +180,10 @@ def examples(labels: dict[str, str]) -> Examples:
         people,
         embeddings,
         {"sex": labels},
-        Photos([drawn_face(100 + k).image for k in range(60)], people),
+        [(drawn_face(100 + k).image, who) for k, who in enumerate(people)],
         {"sex": labels | fresh if labels else {}},
-        Photos([drawn_face(k).image for k in range(N)], list(SEXES)),
-        Photos([drawn_face(200 + k).image for k in range(6)], list(fresh)),
+        [(drawn_face(k).image, who) for k, who in enumerate(SEXES)],
+        [(drawn_face(200 + k).image, who) for k, who in enumerate(fresh)],
     )
 
 

@@ -48,13 +48,11 @@ def test_people_have_voices_and_faces(tree: Path) -> None:
     np.testing.assert_allclose(people.means(), wanted, rtol=1e-6)
 
 
-def test_of_each_person_so_many_are_taken(tree: Path) -> None:
+def test_so_many_people_and_of_each_so_many_are_taken(tree: Path) -> None:
     people = read_people(tree, "test", MAKER, most=1)
     assert people.speakers.tolist() == people.owners.tolist() == [0, 1, 2]
-
-
-def test_so_many_people_are_taken(tree: Path) -> None:
     assert read_people(tree, "test", MAKER, most=5, people=2).names == ("ann", "ben")
+    assert spread(range(10), 4) == [0, 2, 5, 7] and spread([1, 2], 5) == [1, 2]
 
 
 def test_nobody_to_tell_apart_is_refused(tree: Path) -> None:
@@ -62,19 +60,13 @@ def test_nobody_to_tell_apart_is_refused(tree: Path) -> None:
         read_people(tree, "train", MAKER, most=5)
 
 
-def test_the_rest_is_spread_evenly() -> None:
-    assert spread(range(10), 4) == [0, 2, 5, 7]
-    assert spread([1, 2], 5) == [1, 2]
-
-
 def test_a_folder_of_voices_and_faces_is_known(tmp_path: Path, tree: Path) -> None:
-    (tmp_path / "both/voices").mkdir(parents=True)
-    (tmp_path / "both/faces").mkdir()
-    (tmp_path / "both/faces/people.csv").touch()
-    sources = find_sources(tmp_path / "both")
-    assert (sources.voices.name, sources.faces.name) == ("voices", "faces")
-    assert sources.labels == (tmp_path / "both/faces/people.csv",)
-    assert find_sources(tree).voices == find_sources(tree).faces == tree
+    both = tmp_path / "both"
+    (both / "voices").mkdir(parents=True)
+    (both / "faces").mkdir()
+    (both / "faces/people.csv").touch()
+    assert find_sources(both) == (both / "voices", both / "faces", [both / "faces/people.csv"])
+    assert find_sources(tree, [both]) == (tree, tree, [both])
     with pytest.raises(DatasetError, match="no folder"):
         find_sources(tmp_path / "nowhere")
 
