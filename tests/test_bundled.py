@@ -1,6 +1,7 @@
 """The bundled model: what it is, and what it does on people and speakers it has never met."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from bundled import CONDITIONS, distance, measure
 from PIL import Image
 from recordings import write_av
 
@@ -46,8 +46,9 @@ def test_the_example_gives_a_face_and_the_same_one_again(tmp_path: Path) -> None
     made = []
     for name in ("a", "b"):
         command = [sys.executable, "-m", "s2f", "generate", SPEECH, "-o", tmp_path / f"{name}.png"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == str(tmp_path / f"{name}.png")
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+        cards = json.loads(done.stdout)["model"]["cards"]
+        assert set(cards) == {"voice_encoder", "face_decoder"}
         made.append((tmp_path / f"{name}.png").read_bytes())
     assert made[0] == made[1]
     with Image.open(tmp_path / "a.png") as face:
@@ -74,87 +75,57 @@ def test_the_landmarks_lie_on_the_face(model: SpeechToFace) -> None:
     assert left_eye[1] < mouth[1] < jaw[1] < 224
 
 
-@pytest.fixture(scope="module")
-def figures(model: SpeechToFace) -> dict[str, float]:
-    pytest.importorskip("dlib", reason="the judge of identity is dlib's face descriptor")
-    return measure(model, DATA)
+# Measured on people and speakers that were kept out of training, by the benchmark: at least so
+# much. Its judge of sex knows real photographs alone, that of identity is dlib's face descriptor.
+AT_LEAST = {
+    "judge accuracy on real people": 0.9,
+    "sex agreement": 0.95,
+    "sex agreement by telephone": 0.93,
+    "sex agreement in white noise of 10 dB": 0.93,
+    "sex agreement in pink noise of 10 dB": 0.93,
+    "sex agreement from 3 s": 0.93,
+    "pitch and femininity, women (rank correlation)": 0.5,
+    "pitch and femininity, men (rank correlation)": 0.5,
+    "distance of voices' faces / of morphs": 0.5,
+    "smiling photo finds its person first": 0.9,
+    "reconstruction of a neutral photo: right person of 84 in the first 1": 0.7,
+    "reconstruction of a neutral photo: right person of 84 in the first 5": 0.9,
+    "reconstruction of a smiling photo: right person of 84 in the first 1": 0.7,
+    "reconstruction of a smiling photo: right person of 84 in the first 5": 0.9,
+    "sharpness of reconstructions / photos": 0.6,
+    "sharpness of faces from voices / photos": 0.6,
+    "voices' faces with all 68 points": 1,
+    "reconstructions in which a face is found": 1,
+}
 
 
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the real faces and voices")
-class TestOnPeopleKeptOut:
-    def test_the_judge_knows_real_people(self, figures: dict[str, float]) -> None:
-        assert figures["judge accuracy on real people"] > 0.9
-
-    def test_the_sex_shown_is_the_speakers(self, figures: dict[str, float]) -> None:
-        assert figures["sex agreement"] >= 0.95
-
-    @pytest.mark.parametrize("condition", CONDITIONS)
-    def test_it_stays_so_in_worse_recordings(
-        self, figures: dict[str, float], condition: str
-    ) -> None:
-        assert figures[f"sex agreement {condition}"] >= 0.93
-
-    @pytest.mark.parametrize("sex", ["women", "men"])
-    def test_higher_voices_give_more_feminine_faces(
-        self, figures: dict[str, float], sex: str
-    ) -> None:
-        assert figures[f"pitch and femininity, {sex} (rank correlation)"] > 0.5
-
-    def test_different_voices_give_different_faces(self, figures: dict[str, float]) -> None:
-        assert figures["distance of voices' faces / of morphs"] >= 0.5
-
-    def test_two_photos_of_one_person_land_close(self, figures: dict[str, float]) -> None:
-        same = figures["cosine of neutral and smiling, same person"]
-        assert same > figures["cosine of different people"] + 0.5
-        assert figures["smiling photo finds its person first"] >= 0.9
-
-    @pytest.mark.parametrize("view", ["neutral", "smiling"])
-    def test_a_reconstruction_looks_like_the_person(
-        self, figures: dict[str, float], view: str
-    ) -> None:
-        first = f"reconstruction of a {view} photo: right person of 84 in the first"
-        assert figures[f"{first} 1"] >= 0.7
-        assert figures[f"{first} 5"] >= 0.9
-
-    def test_faces_are_sharp(self, figures: dict[str, float]) -> None:
-        assert figures["sharpness of reconstructions / photos"] >= 0.6
-        assert figures["sharpness of faces from voices / photos"] >= 0.6
-
-    def test_all_their_landmarks_are_found(self, figures: dict[str, float]) -> None:
-        assert figures["voices' faces with all 68 points"] == 1
-        assert figures["reconstructions in which a face is found"] == 1
-
-
-def test_distance_of_black_and_white_is_255() -> None:
-    assert distance([Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "white")]) == 255
-
-
-def test_the_json_of_a_face_carries_the_card(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "s2f", "generate", SPEECH, "--json", "-o", tmp_path / "a.png"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    cards = json.loads(done.stdout)["model"]["cards"]
-    assert set(cards) == {"voice_encoder", "face_decoder"}
+def test_on_people_and_speakers_kept_out_it_is_as_good_as_it_says() -> None:
+    pytest.importorskip("dlib", reason="the judge of identity is dlib's face descriptor")
+    command = [sys.executable, ROOT / "benchmarks/bundled.py", DATA]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    figures = json.loads(done.stdout)
+    assert not {name: figures[name] for name, least in AT_LEAST.items() if figures[name] < least}
+    same = figures["cosine of neutral and smiling, same person"]
+    assert same > figures["cosine of different people"] + 0.5
 
 
 def test_a_recording_gives_nearly_the_same_face_in_another_format(
     model: SpeechToFace, tmp_path: Path
 ) -> None:
-    voices = [
-        path for reader in ("103", "1034", "1040") for path in DATA.glob(f"voices/{reader}/*")
-    ]
-    for k, speech in enumerate([SPEECH, *voices]):
-        samples, rate = soundfile.read(speech, dtype="float32")
-        soundfile.write(tmp_path / f"{k}.wav", samples, rate)
-        soundfile.write(tmp_path / f"{k}.flac", samples, rate)
-        write_av(tmp_path / f"{k}.m4a", samples[:, np.newaxis], rate=rate)
-        wav, flac, m4a = (
-            np.asarray(model.generate(tmp_path / f"{k}.{suffix}").image, np.int16)
-            for suffix in ("wav", "flac", "m4a")
-        )
-        assert (wav == flac).all()
-        assert np.abs(wav - m4a).mean() < 6  # of 255
+    samples, rate = soundfile.read(SPEECH, dtype="float32")
+    soundfile.write(tmp_path / "a.wav", samples, rate)
+    soundfile.write(tmp_path / "a.flac", samples, rate)
+    write_av(tmp_path / "a.m4a", samples[:, np.newaxis], rate=rate)
+    wav, flac, m4a = (
+        np.asarray(model.generate(tmp_path / f"a.{suffix}").image, np.int16)
+        for suffix in ("wav", "flac", "m4a")
+    )
+    assert (wav == flac).all()
+    assert np.abs(wav - m4a).mean() < 6  # of 255
 
 
 def test_it_comes_with_what_its_evaluation_found() -> None:
