@@ -39,59 +39,35 @@ FRAMES, FRAME_SECONDS = 24, 0.06  # of a morph
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """What is drawn, from what, with what, and what is written.
-
-    Attributes:
-        sources: recordings, photos, folders of them, or `STDIN`.
-        photos: whether the sources are photos.
-        record: seconds that are recorded in the place of sources.
-        morph: two recordings, in the place of sources: an animation from one's face to the other's.
-        start: of the part of a recording that is heard, seconds.
-        duration: of that part, seconds; None for all.
-        trim_silence: dB below the loudest, under which both ends of it are left out.
-        align: whether the face in a photo is found, and framed.
-        detector: that finds it; None for the one that is installed.
-        model: name or folder.
-        voice_encoder: file in the place of the model's; likewise `face_encoder`, `face_decoder`.
-        device: as `device.choose_device` takes it.
-        precision: as `SpeechToFace.load` takes it.
-        output: a picture's name for one source, or a folder; None for the current one.
-        format: of the pictures, without a dot; None for that of `output`, or png.
-        size: side of the pictures, pixels; None for 224.
-        landmarks: whether NAME_landmarks is written too: the points drawn on the face.
-        embedding: whether NAME_embedding.npy is.
-        compare: a photo for NAME_compare: it, the face from it, and the one from the voice.
-        sheet: a file that shows all faces.
-        frames: of the morph; None for 24.
-        overwrite: whether files that are there are replaced, instead of refused.
+    """What is drawn, from what, with what, and what is written: the options of the commands.
 
     Raises:
         UsageError: if there is not one thing to draw from, or options have no use for it.
     """
 
-    sources: Sequence[Path] = ()
+    sources: Sequence[Path] = ()  # recordings, or photos, folders of them, or `STDIN`
     photos: bool = False
-    record: float | None = None
-    morph: tuple[Path, Path] | None = None
-    start: float = 0.0
+    record: float | None = None  # seconds from the microphone, in the place of sources
+    morph: tuple[Path, Path] | None = None  # recordings, in the place of sources
+    start: float = 0.0  # of the part of a recording that is heard, seconds
     duration: float | None = None
-    trim_silence: float | None = None
+    trim_silence: float | None = None  # dB below the loudest
     align: bool = True
     detector: str | None = None
-    model: str | None = None
-    voice_encoder: Path | None = None
+    model: str | None = None  # name or folder; None for the bundled one
+    voice_encoder: Path | None = None  # these three: in the place of the model's
     face_encoder: Path | None = None
     face_decoder: Path | None = None
     device: str = "auto"
     precision: str | None = None
-    output: Path | None = None
-    format: str | None = None
-    size: int | None = None
+    output: Path | None = None  # a picture's name for one source, or a folder
+    format: str | None = None  # without a dot; None for that of `output`, or png
+    size: int | None = None  # side of the pictures, pixels; None for 224
     landmarks: bool = False
     embedding: bool = False
-    compare: Path | None = None
+    compare: Path | None = None  # a photo
     sheet: Path | None = None
-    frames: int | None = None
+    frames: int | None = None  # of the morph
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -197,7 +173,12 @@ def run(
     started = time.perf_counter()
     _check(options)
     planned = [item if item.error else _look(item, options) for item in plan_outputs(options)]
-    sheet = _plan_sheet(options, len(planned)) if options.sheet else None
+    sheet = None
+    if options.sheet:
+        from s2f.visualize import ContactSheet
+
+        _check_new(options.sheet, options, PICTURES)
+        sheet = ContactSheet(len(planned))
     wanted = [item.source for item in planned if item.status == "planned"]
     is_single = len(planned) == 1  # then its clips are what progress tells
     model, columns = None, []
@@ -286,7 +267,6 @@ def plan_outputs(options: GenerateOptions) -> list[Outcome]:
             files = {what: _beside(target, end) for what, end in more.items()}
             item = Outcome(path, {FACE: target, **files})
         planned.append(item)
-    _refuse_collisions(planned, options.sheet)
     _refuse_loss(planned, options)
     return planned
 
@@ -334,24 +314,21 @@ def _is_ours(path: Path, source: Path, options: GenerateOptions) -> bool:
     return any(real == place or real.startswith(place + os.sep) for place in below)
 
 
-def _refuse_collisions(planned: Sequence[Outcome], sheet: Path | None) -> None:
-    makers: dict[str, object] = {str(sheet).casefold(): "all of them"} if sheet else {}
-    for item in planned:
-        for path in item.files.values():
-            other = makers.setdefault(str(path).casefold(), item.source)
-            if other != item.source:
-                raise UsageError(
-                    f"{path}: would be made of both {other} and {item.source}",
-                    hint="give the folder above both, so that the tree is mirrored, or rename one",
-                )
-
-
 def _refuse_loss(planned: Sequence[Outcome], options: GenerateOptions) -> None:
-    """Refuse to write what is read, by whatever name."""
+    """Refuse two files of one name, and to write what is read, by whatever name."""
     read = [*(item.source for item in planned if item.source not in LIVE), options.compare]
     known = {_identity(path) for path in read if path} - {None}
-    for path in [*(p for item in planned for p in item.files.values()), options.sheet]:
-        if path and _identity(path) in known:
+    written: list[tuple[object, Path]] = [("all of them", options.sheet)] if options.sheet else []
+    written += [(item.source, path) for item in planned for path in item.files.values()]
+    makers: dict[str, object] = {}
+    for maker, path in written:
+        other = makers.setdefault(str(path).casefold(), maker)
+        if other != maker:
+            raise UsageError(
+                f"{path}: would be made of both {other} and {maker}",
+                hint="give the folder above both, so that the tree is mirrored, or rename one",
+            )
+        if _identity(path) in known:
             raise UsageError(
                 f"{path}: is read, and would be written too", hint="give another place with -o"
             )
@@ -385,7 +362,7 @@ def _check_new(path: Path, options: GenerateOptions, suffixes: Sequence[str]) ->
     """Make sure that a file may be written.
 
     Raises:
-        UsageError: if it is there already, a folder, or does not end as it should.
+        UsageError: if it is a folder, is there already, or does not end as it should.
     """
     if path.is_dir():
         raise UsageError(f"{path}: is a folder", hint="give the name of a file")
@@ -517,14 +494,6 @@ def _encoded(
 
 def _sized(face: "Face", options: GenerateOptions) -> "Image":
     return face.sized(options.size or face.image.width)
-
-
-def _plan_sheet(options: GenerateOptions, n: int) -> "ContactSheet":
-    from s2f.visualize import ContactSheet
-
-    assert options.sheet
-    _check_new(options.sheet, options, PICTURES)
-    return ContactSheet(n)
 
 
 def _write_sheet(
