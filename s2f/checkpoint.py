@@ -426,34 +426,19 @@ def _build(
     """Make the network that a header describes, without its values, and its front end."""
     import torch
 
-    from s2f import appearance_model, ast_encoder, face_decoder, face_encoder, voice_encoder
     from s2f.images import Preprocessing
     from s2f.spectrogram import FrontEnd
 
     config, preprocessing = _upgraded(kind, config, preprocessing or {})
-    # The kind and its architecture, of which the first goes without saying.
-    networks: dict[str, dict[str, tuple[Any, Any]]] = {
-        "voice_encoder": {
-            "conv": (voice_encoder.VoiceEncoder, voice_encoder.VoiceEncoderConfig),
-            "ast": (ast_encoder.ASTEncoder, ast_encoder.ASTEncoderConfig),
-        },
-        "face_encoder": {
-            "vgg": (face_encoder.VGGFace, face_encoder.VGGFaceConfig),
-            "parts": (appearance_model.PartsEncoder, appearance_model.PartsEncoderConfig),
-        },
-        "face_decoder": {"": (face_decoder.FaceDecoder, face_decoder.FaceDecoderConfig)},
-    }
-    known = networks[kind]
-    architecture = config.pop("architecture", next(iter(known)))
-    if architecture not in known:
-        raise ValueError(f"its architecture is {architecture!r}; wanted {' or '.join(known)}")
-    make, configure = known[architecture]
+    first = {"voice_encoder": "conv", "face_encoder": "vgg", "face_decoder": ""}[kind]
+    architecture = config.pop("architecture", first)
+    make, configure = _classes(kind, architecture)
     prepared = (Preprocessing(**preprocessing),) if kind == "face_encoder" else ()
     with torch.device("meta"):  # no time spent on random weights that `assign` replaces
         network: Network = make(configure(**config), *prepared)
-    if isinstance(network, face_encoder.VGGFace):
+    if architecture == "vgg":  # a buffer that no file holds
         network.mean = torch.tensor(network.preprocessing.mean).view(3, 1, 1)
-    if not isinstance(network, voice_encoder.VoiceEncoder | ast_encoder.ASTEncoder):
+    if kind != "voice_encoder":
         return network, None
     front_end = FrontEnd(**preprocessing)
     heard = front_end.n_channels, front_end.n_freqs
@@ -461,6 +446,32 @@ def _build(
         raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
     network.config.check_frames(front_end.n_frames(front_end.clip_samples))
     return network, front_end
+
+
+def _classes(kind: str, architecture: str) -> tuple[Any, Any]:
+    """Import the network and the config of an architecture, and no others."""
+    match kind, architecture:
+        case "voice_encoder", "conv":
+            from s2f.voice_encoder import VoiceEncoder, VoiceEncoderConfig
+
+            return VoiceEncoder, VoiceEncoderConfig
+        case "voice_encoder", "ast":
+            from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig
+
+            return ASTEncoder, ASTEncoderConfig
+        case "face_encoder", "vgg":
+            from s2f.face_encoder import VGGFace, VGGFaceConfig
+
+            return VGGFace, VGGFaceConfig
+        case "face_encoder", "parts":
+            from s2f.appearance_model import PartsEncoder, PartsEncoderConfig
+
+            return PartsEncoder, PartsEncoderConfig
+        case "face_decoder", "":
+            from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
+
+            return FaceDecoder, FaceDecoderConfig
+    raise ValueError(f"its architecture is {architecture!r}, which no {kind} has")
 
 
 def _upgraded(
