@@ -164,8 +164,16 @@ class ASTEncoder(nn.Module):
         Raises:
             ValueError: if the clip has not `config.n_frames` frames.
         """
+        return self.from_features(self.features(spectrogram))
+
+    def features(self, spectrogram: Tensor) -> Tensor:
+        """Summarise spectrograms, [b width]: the body."""
         self.config.check_frames(spectrogram.shape[-1])
-        features = self.ast(spectrogram.squeeze(1).transpose(1, 2)).pooler_output  # [b width]
+        features: Tensor = self.ast(spectrogram.squeeze(1).transpose(1, 2)).pooler_output
+        return features
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """Embed what `features` gives: the head."""
         embedding: Tensor = self.embedding(self.norm(features))
         return embedding.relu() if self.config.final_relu else embedding
 

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from s2f import files
 from s2f.console import Progress, silent
 from s2f.errors import AudioError, DependencyError, DeviceError, OutputError, UsageError
-from s2f.layout import is_array
 
 SAMPLE_RATE = 16_000  # Hz: of every waveform, once a recording is read
 FRAME_SAMPLES = SAMPLE_RATE // 100  # 160 samples, 10 ms: what powers are measured in
@@ -84,6 +83,8 @@ def is_recording(name: str) -> bool:
 
 def is_voice(name: str) -> bool:
     """Tell by a file's name whether it is a recording, or an array made of one."""
+    from s2f.layout import is_array  # who only reads recordings needs no trees
+
     return is_recording(name) or is_array(name)
 
 

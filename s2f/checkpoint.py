@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
+import importlib
 import json
 import math
 import os
@@ -54,6 +55,19 @@ FIELDS: Mapping[str, tuple[type, ...]] = {
     "embedding_space": (str,),
     "card": (dict,),
     "sha256": (str,),
+}
+# Where the class of each is, and that of its config; the first of a kind goes without saying. Those
+# that a model does not have are not imported.
+_ARCHITECTURES = {
+    "voice_encoder": {
+        "conv": ("voice_encoder", "VoiceEncoder"),
+        "ast": ("ast_encoder", "ASTEncoder"),
+    },
+    "face_encoder": {
+        "vgg": ("face_encoder", "VGGFace"),
+        "parts": ("appearance_model", "PartsEncoder"),
+    },
+    "face_decoder": {"": ("face_decoder", "FaceDecoder")},
 }
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -430,48 +444,28 @@ def _build(
     from s2f.spectrogram import FrontEnd
 
     config, preprocessing = _upgraded(kind, config, preprocessing or {})
-    first = {"voice_encoder": "conv", "face_encoder": "vgg", "face_decoder": ""}[kind]
-    architecture = config.pop("architecture", first)
-    make, configure = _classes(kind, architecture)
+    known = _ARCHITECTURES[kind]
+    architecture = config.pop("architecture", next(iter(known)))
+    if architecture not in known:
+        raise ValueError(f"its architecture is {architecture!r}; wanted {' or '.join(known)}")
+    front_end = None
+    if kind == "voice_encoder":
+        front_end = FrontEnd(**preprocessing)
+        heard = front_end.n_channels, front_end.n_freqs
+        frames = front_end.n_frames(front_end.clip_samples)
     prepared = (Preprocessing(**preprocessing),) if kind == "face_encoder" else ()
+    home = importlib.import_module(f"s2f.{known[architecture][0]}")
+    make = getattr(home, known[architecture][1])
+    configure = getattr(home, f"{known[architecture][1]}Config")
     with torch.device("meta"):  # no time spent on random weights that `assign` replaces
-        network: Network = make(configure(**config), *prepared)
+        network = make(configure(**config), *prepared)
     if architecture == "vgg":  # a buffer that no file holds
         network.mean = torch.tensor(network.preprocessing.mean).view(3, 1, 1)
-    if kind != "voice_encoder":
-        return network, None
-    front_end = FrontEnd(**preprocessing)
-    heard = front_end.n_channels, front_end.n_freqs
-    if heard != (network.config.in_channels, network.config.n_freqs):
-        raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
-    network.config.check_frames(front_end.n_frames(front_end.clip_samples))
+    if front_end:
+        if heard != (network.config.in_channels, network.config.n_freqs):
+            raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
+        network.config.check_frames(frames)
     return network, front_end
-
-
-def _classes(kind: str, architecture: str) -> tuple[Any, Any]:
-    """Import the network and the config of an architecture, and no others."""
-    match kind, architecture:
-        case "voice_encoder", "conv":
-            from s2f.voice_encoder import VoiceEncoder, VoiceEncoderConfig
-
-            return VoiceEncoder, VoiceEncoderConfig
-        case "voice_encoder", "ast":
-            from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig
-
-            return ASTEncoder, ASTEncoderConfig
-        case "face_encoder", "vgg":
-            from s2f.face_encoder import VGGFace, VGGFaceConfig
-
-            return VGGFace, VGGFaceConfig
-        case "face_encoder", "parts":
-            from s2f.appearance_model import PartsEncoder, PartsEncoderConfig
-
-            return PartsEncoder, PartsEncoderConfig
-        case "face_decoder", "":
-            from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
-
-            return FaceDecoder, FaceDecoderConfig
-    raise ValueError(f"its architecture is {architecture!r}, which no {kind} has")
 
 
 def _upgraded(

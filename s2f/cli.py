@@ -175,8 +175,8 @@ def generate(
         float | None, option("Input", "Record so many seconds.", "--record", metavar="SECONDS")
     ] = None,
     start: Annotated[
-        float, option("Input", "Where speech starts in a recording, seconds.", "--start")
-    ] = 0,
+        float | None, option("Input", "Where speech starts in a recording, seconds.", "--start")
+    ] = None,
     duration: Annotated[
         float | None, option("Input", "Of the speech, seconds (default: all).", "--duration")
     ] = None,
@@ -276,6 +276,7 @@ def reconstruct(
 def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     """Make the pictures of all sources, report them, and exit with what became of them."""
     outcomes: list[jobs.Outcome] = []
+    errors: list[S2FError] = []
     ending = None
     unit = "files" if options.is_batch else "clips"
     with console.progress("drawing", unit) as progress, ended_by_sigterm():
@@ -284,19 +285,21 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
                 ending = item
                 continue
             outcomes.append(item)
-            if item.status == "made":
+            if item.error:
+                errors.append(item.error)
+            elif item.status == "made":
                 for path in item.files.values():
                     console.line(path)
-            elif item.status == "skipped":
+            else:
                 console.note(f"skipped {item.source}: {item.files[jobs.FACE]} is there, and newer")
     assert ending
-    errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors and len(outcomes) == 1:
         raise errors[0]
     if ending.written:
         console.line(ending.written)
-    results = [_result(outcome) for outcome in outcomes]
-    _sum_up(console, ending, sheet=ending.written, results=results)
+    if console.mode == "json":
+        results = [_result(outcome) for outcome in outcomes]
+        _sum_up(console, ending, sheet=ending.written, results=results)
     if errors := [*errors, *ending.errors]:
         console.failures(errors, len(outcomes))
         raise typer.Exit(PARTLY_FAILED)

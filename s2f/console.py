@@ -1,8 +1,7 @@
 """All that the program says, to people and to programs: the only module that prints.
 
-Results go to stdout and everything else to stderr. Knows nothing of commands or networks.
-
-Quantities as people read them, in three digits.
+Results go to stdout and everything else to stderr; quantities as people read them, in three digits.
+Knows nothing of commands or networks.
 """
 
 import contextlib
@@ -11,13 +10,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
 
 from s2f.errors import OutputError, S2FError
-
-if TYPE_CHECKING:
-    pass
-
 
 Progress = Callable[[int, int, str], None]
 """What a job reports to: (done, total, what happens now)."""
@@ -28,9 +24,9 @@ def silent(done: int, total: int, what: str) -> None:
 
 
 Mode = Literal["human", "json", "quiet"]
-"""What a progress bar is told: (done, total, what happens now)."""
 
 
+@dataclass
 class Console:
     """One command's output, in one of three modes.
 
@@ -41,8 +37,7 @@ class Console:
     | `json` | one JSON object, an error too | nothing |
     """
 
-    def __init__(self, mode: Mode = "human") -> None:
-        self.mode = mode
+    mode: Mode = "human"
 
     def line(self, text: object) -> None:
         """Print a result as soon as it is there, as it is; under json it waits for `summary`."""
@@ -127,7 +122,7 @@ class Console:
             unit: of what is counted, for the rate; None if the job tells its rate itself.
         """
         if self.mode != "human" or not sys.stderr.isatty():
-            yield lambda done, total, what: None
+            yield silent
             return
         # rich is slow to import and only needed here.
         from rich.console import Console as Terminal

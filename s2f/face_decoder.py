@@ -204,7 +204,8 @@ class FaceDecoder(nn.Module):
             for stage in self.stages[:-1]:
                 texture = stage(texture).relu()
             texture = self.stages[-1](texture)
-        offsets, texture = (x.to(self.mean_landmarks.dtype) for x in (offsets, texture))
+        dtype = self.mean_landmarks.dtype
+        offsets, texture = offsets.to(dtype), texture.to(dtype)
         linear = self.config.output == "linear"
         texture = texture + self.mean_texture if linear else texture.sigmoid()
         return self.mean_landmarks + offsets, texture

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from s2f.console import Progress, silent
 from s2f.errors import InputError, OutputError, S2FError, UsageError
@@ -49,7 +49,7 @@ class GenerateOptions:
     photos: bool = False
     record: float | None = None  # seconds from the microphone, in the place of sources
     morph: tuple[Path, Path] | None = None  # recordings, in the place of sources
-    start: float = 0.0  # of the part of a recording that is heard, seconds
+    start: float | None = None  # of the part of a recording that is heard, seconds
     duration: float | None = None
     trim_silence: float | None = None  # dB below the loudest
     align: bool = True
@@ -69,6 +69,7 @@ class GenerateOptions:
     sheet: Path | None = None
     frames: int | None = None  # of the morph
     overwrite: bool = False
+    is_batch: bool = field(init=False)  # whether there may be more than one source
 
     def __post_init__(self) -> None:
         given = {"speech": self.sources, "record": self.record is not None, "morph": self.morph}
@@ -87,21 +88,16 @@ class GenerateOptions:
             raise UsageError(
                 "--detector and --no-align are for the photo of --compare", hint="leave them out"
             )
-
-    @property
-    def is_batch(self) -> bool:
-        """Whether there may be more than one source."""
         files = [source for source in self.sources if source not in LIVE]
-        return len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
+        is_batch = len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
+        object.__setattr__(self, "is_batch", is_batch)
 
     @property
     def part(self) -> "Part":
         """The part of recordings that is heard."""
-        return {
-            "start": self.start,
-            "duration": self.duration,
-            "trim_silence": self.trim_silence,
-        }
+        times = {"start": self.start, "duration": self.duration}
+        times["trim_silence"] = self.trim_silence
+        return cast("Part", {name: time for name, time in times.items() if time is not None})
 
     @property
     def framing(self) -> "Framing":
@@ -209,13 +205,14 @@ def _check(options: GenerateOptions) -> None:
             from s2f.face_detection import choose_detector
 
             choose_detector(options.detector)
-    if not options.photos:
-        part = options.part
-        from s2f.audio import check_part, check_seconds
+    if part := options.part:
+        from s2f.audio import check_part
 
         check_part(**part)
-        if options.record is not None:
-            check_seconds(options.record)
+    if options.record is not None:
+        from s2f.audio import check_seconds
+
+        check_seconds(options.record)
 
 
 def plan_outputs(options: GenerateOptions) -> list[Outcome]:

@@ -18,12 +18,12 @@ TEMPLATE_POINTS = 189
 _JAW = (109, 185, 110, 186, 111, *range(125, 134), 114, 188, 113, 187, 112)
 # The other 51 points: one template point each, or the midpoint of two.
 _REST: tuple[tuple[int, ...], ...] = (
-    *((i,) for i in (71, 72, 73, 74, 75, 78, 79, 80, 81, 82)),
+    *zip((71, 72, 73, 74, 75, 78, 79, 80, 81, 82)),
     *((51, 57), (52, 58), (53, 59), (54, 60)),
-    *((i,) for i in (64, 180, 55, 181, 69)),
-    *((i,) for i in (18, 19, 21, 22, 30, 28, 23, 24, 26, 27, 33, 31)),
-    *((i,) for i in (87, 88, 89, 90, 91, 92, 93, 108, 107, 106, 105, 104)),
-    *((i,) for i in (94, 95, 96, 97, 98, 102, 101, 100)),
+    *zip((64, 180, 55, 181, 69)),
+    *zip((18, 19, 21, 22, 30, 28, 23, 24, 26, 27, 33, 31)),
+    *zip((87, 88, 89, 90, 91, 92, 93, 108, 107, 106, 105, 104)),
+    *zip((94, 95, 96, 97, 98, 102, 101, 100)),
 )
 _PARTS = (  # (first, end, closed) of each line of the 68
     *((0, 17, False), (17, 22, False), (22, 27, False), (27, 31, False), (31, 36, False)),
@@ -34,7 +34,8 @@ _PARTS = (  # (first, end, closed) of each line of the 68
 # corners of the lips are there twice, once for each lip.
 OF_72 = (*range(55), 64, 63, 62, 61, 60, *range(54, 60), 48, 60, 67, 66, 65, 64)
 # The 68 points in the 72, as `map_68` gives those in the template.
-MAP_72 = tuple((OF_72.index(k), OF_72.index(k), 0.0) for k in range(68))
+_PLACES = [*map(OF_72.index, range(68))]
+MAP_72 = tuple(zip(_PLACES, _PLACES, [0.0] * 68, strict=True))
 
 
 def map_68(template: NDArray[np.floating]) -> tuple[tuple[int, int, float], ...]:

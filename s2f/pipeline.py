@@ -30,7 +30,6 @@ from s2f.files import atomic_write
 from s2f.images import FRAME, called, encode, fit_frame, to_image
 from s2f.landmarks import draw_landmarks
 from s2f.spectrogram import FrontEnd, spectrogram
-from s2f.voice_encoder import VoiceEncoder
 
 if TYPE_CHECKING:
     from s2f.face_detection import PhotoSource
@@ -310,19 +309,17 @@ class SpeechToFace:
 
     def _embed(self, batch: list[tuple[Embedded, FloatArray]]) -> None:
         """Embed the clips of a batch, which is empty afterwards."""
-        encoder, front_end = self._checkpoint("voice_encoder").network, self.front_end
+        encoder: Any = self._checkpoint("voice_encoder").network
+        front_end = self.front_end
         waveforms = torch.from_numpy(np.stack([clip for _, clip in batch])).to(self.device)
         # Batches of one size are computed in one way, whoever shares them.
         waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, self.batch_size - len(batch)))
         with one_thread(), computing(self.device):  # threads would share the transform's sums
             spectrograms = spectrogram(waveforms, front_end)
         with computing(self.device, self.precision):
-            if isinstance(encoder, VoiceEncoder):
-                features = encoder.features(spectrograms)
-                with one_thread():  # as above
-                    rows = encoder.from_features(features)
-            else:
-                rows = encoder(spectrograms)
+            features = encoder.features(spectrograms)
+            with one_thread():  # as above
+                rows = encoder.from_features(features)
         embeddings = rows[: len(batch)].cpu().double().numpy()
         for (item, _), embedding in zip(batch, embeddings, strict=True):
             item.total = item.total + embedding

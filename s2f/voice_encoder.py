@@ -131,7 +131,7 @@ class VoiceEncoder(nn.Module):
         return self.from_features(self.features(spectrogram))
 
     def from_features(self, features: Tensor) -> Tensor:
-        """Embed what `features` gives, [b m]: the part whose bits depend on the threads."""
+        """Embed what `features` gives, [b m]."""
         x = self.dropout(self.hidden(features).relu())
         embedding: Tensor = self.embedding(x)
         return embedding.relu() if self.config.final_relu else embedding
