@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from s2f.audio import SAMPLE_RATE
@@ -133,10 +134,13 @@ class ASTEncoder(nn.Module):
         super().__init__()
         self.config = config
         require_transformers()
-        import transformers  # an extra, and slow
+        # An extra, and slow. Not on `meta`, where the network may be: it imports torchaudio, whose
+        # constants would have no values.
+        with torch.device("cpu"):
+            from transformers import ASTConfig, ASTModel
 
-        self.ast = transformers.ASTModel(
-            transformers.ASTConfig(
+        self.ast = ASTModel(
+            ASTConfig(
                 num_mel_bins=config.n_freqs,
                 max_length=config.n_frames,
                 patch_size=config.patch,

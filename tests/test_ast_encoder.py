@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_the_embedding_is_that_of_transformers_classifier_with_a_relu() -> None:
         expected = model(heard[:, 0].transpose(1, 2)).logits
         torch.testing.assert_close(encoder(heard), expected, atol=1e-5, rtol=1e-5)
     assert (expected > 0).any()
+
+
+@needs_transformers
+def test_torchaudio_has_its_constants_where_the_encoder_is_built_without_weights() -> None:
+    code = (
+        "import torch\n"
+        "from s2f.ast_encoder import CONFIGS, ASTEncoder\n"
+        "with torch.device('meta'): ASTEncoder(CONFIGS['compact'])\n"
+        "from torchaudio.compliance.kaldi import fbank\n"
+        "assert not fbank(torch.randn(1, 16000)).is_meta"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @needs_transformers
