@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from line_task import CPU, Killed, LineTask, config
+from line_task import CPU, Killed, LineTask, assert_same_run, config, killing
 from PIL import Image
 
 from s2f import training_log
 from s2f.errors import DependencyError, OutputError
 from s2f.train import train
 from s2f.training_log import open_board, require_tensorboard
-
-KEPT = ("best.safetensors", "last/state.safetensors", "history.jsonl", "config.json")
 
 
 @pytest.mark.parametrize(("rest", "pictures"), [(0, 4), (1e9, 2)])
@@ -60,12 +58,8 @@ def read(folder: Path) -> Any:
 
 def test_tensorboard_knows_every_step_once_after_a_kill_and_changes_nothing(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
-
-    def kill(done: int, total: int, what: str) -> None:
-        if done == 45:  # 40 was told of; the last save was at 25
-            raise Killed
-
     plan, folder = config(steps=50, every=25), tmp_path / "with"
+    kill = killing(45)  # 40 was told of; the last save was at 25
     with pytest.raises(Killed):
         train(LineTask(), folder, plan, device=CPU, tensorboard=True, progress=kill)
     train(LineTask(), folder, plan, device=CPU, tensorboard=True)
@@ -80,8 +74,7 @@ def test_tensorboard_knows_every_step_once_after_a_kill_and_changes_nothing(tmp_
     images = events.Images("samples")
     assert [(image.step, image.width, image.height) for image in images] == [(25, 8, 4), (50, 8, 4)]
     train(LineTask(), tmp_path / "without", plan, device=CPU)
-    for file in KEPT:
-        assert (folder / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+    assert_same_run(folder, tmp_path / "without")
 
 
 def test_steps_after_the_one_gone_on_from_count_no_more(tmp_path: Path) -> None:
