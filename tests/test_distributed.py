@@ -12,104 +12,111 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from line_task import ENV, start
-from torch import Tensor
+from line_task import ENV, assert_same_run, start
 
 from s2f import distributed
 from s2f.distributed import launch
 from s2f.errors import DeviceError
 
-SCRIPT = """
-    import sys, json, torch, dataclasses
+TRAINING = """
+    import json, sys, torch
     from pathlib import Path
     from torch import nn
-    import line_task
-    from s2f import distributed, losses, train
-    from s2f.errors import S2FError
+    from line_task import LineTask, config
+    from s2f import losses, train
+    from s2f.distributed import join_ranks
 
-    def seen(*args, **kwargs):
-        for batch in plan(*args, **kwargs):
-            keys.append([key.item for key in batch])
-            yield batch
-
-    keys, plan = [], train.plan_steps
-    train.plan_steps = seen
-
-    class Task(line_task.LineTask):
-        def __init__(self):
-            super().__init__(dropout=0.0)
+    class Task(LineTask):
+        def __init__(self, norm):
+            super().__init__()
             torch.manual_seed(1)
-            norm = [nn.BatchNorm1d(16)] if "norm" in sys.argv else []
+            norm = [nn.BatchNorm1d(16)] if norm else []
             # A bias before BatchNorm has no gradient but rounding, which Adam would follow.
             first = nn.Linear(1, 16, bias=not norm)
             self.network = nn.Sequential(first, *norm, nn.Tanh(), nn.Linear(16, 3))
-            self.groups = [train_group(self.network)]
+            self.groups = [train.Group(list(self.network.parameters()))]
             self.loss_weights = {"mse": 1.0, "contrastive/infonce": 0.1}
 
         def losses(self, batch, *, augmented):
             out = self.network(batch["x"])
-            values = {"mse": (out[:, :1] - batch["y"]).square().mean(1)}
             target = torch.cat([batch["y"], batch["x"], 1 - batch["x"]], 1)
             people = batch["x"][:, 0].mul(16).long() % 5
-            values["contrastive/infonce"] = losses.infonce(out, target, people)
-            return values
+            mse = (out[:, :1] - batch["y"]).square().mean(1)
+            return {"mse": mse, "contrastive/infonce": losses.infonce(out, target, people)}
 
-    def train_group(network):
-        from s2f.train import Group
-        return Group(list(network.parameters()))
+    def seen(*args, **kwargs):
+        for batch in plan_steps(*args, **kwargs):
+            keys.append([key.item for key in batch])
+            yield batch
 
-    config = line_task.config(steps=50, batch_size=8, lr=0.005, every=10, eps=1e-4)
-    with distributed.join_ranks(torch.device("cpu")) as (mine, device):
-        folder = Path(sys.argv[1])
-        result = train.train(Task(), folder, config, device=device, ranks=mine)
-        told = mine.gather(keys)
-    if mine.first:
-        joined = [sum((theirs[k] for theirs in told), []) for k in range(len(keys))]
-        (folder / "told.json").write_text(json.dumps([joined, dict(result.losses)]))
+    keys, plan_steps, train.plan_steps = [], train.plan_steps, seen
+    config = config(steps=50, batch_size=8, lr=0.005, every=10, eps=1e-4)
+    with join_ranks(torch.device("cpu")) as (mine, device):
+        for name in ("plain", "norm"):
+            folder, norm = Path(sys.argv[1]) / name, name == "norm"
+            tried = train.rehearse(Task(norm), folder, config, device=device, ranks=mine)
+            keys.clear()
+            train.train(Task(norm), folder, config, device=device, ranks=mine)
+            told = mine.gather(keys)
+            if mine.first:
+                joined = [sum((theirs[k] for theirs in told), []) for k in range(len(keys))]
+                told = {"keys": joined, "devices": tried.devices, "losses": dict(tried.losses)}
+                (folder / "told.json").write_text(json.dumps(told))
 """
 
 
-def told(size: int, folder: Path, *options: str) -> tuple[list[list[int]], dict[str, float]]:
-    """Train under torchrun; give the samples of each step, and the last validation losses."""
-    run = start(size, SCRIPT, folder, *options)
-    _, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    keys, losses = json.loads((folder / "told.json").read_text())
-    return keys, losses
+def finished(size: int, script: str, *arguments: object, code: int = 0) -> str:
+    """Run a script in some processes to its end; give what they print."""
+    run = start(size, script, *arguments)
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == code, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What one process makes of two trainings, and what two do."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    for size, folder in enumerate(folders, 1):
+        finished(size, TRAINING, folder)
+    return folders
 
 
 @pytest.mark.parametrize(
-    ("options", "within"),
-    [((), 1e-5), (("norm",), 1e-4)],  # BatchNorm amplifies rounding
-    ids=["plain", "batch norm"],
+    ("name", "within"),
+    [("plain", 1e-5), ("norm", 1e-4)],  # BatchNorm amplifies rounding
 )
-def test_two_processes_learn_what_one_does(
-    tmp_path: Path, options: tuple[str, ...], within: float
-) -> None:
-    keys, losses = told(1, tmp_path / "one", *options)
-    theirs, found = told(2, tmp_path / "two", *options)
-    assert theirs == keys and len(keys) == 50
-    assert found == pytest.approx(losses, rel=within)
-    one, two = (
-        [json.loads(line) for line in (tmp_path / n / "history.jsonl").read_text().splitlines()]
-        for n in ("one", "two")
-    )
-    assert [record["step"] for record in two] == [10, 20, 30, 40, 50]
-    for a, b in zip(one, two, strict=True):
-        assert b["train"] == pytest.approx(a["train"], rel=within)
-        assert b["val"] == pytest.approx(a["val"], rel=within)
+def test_two_processes_learn_what_one_does(runs: list[Path], name: str, within: float) -> None:
+    told, histories = [], []
+    for run in runs:
+        told.append(json.loads((run / name / "told.json").read_text()))
+        lines = (run / name / "history.jsonl").read_text().splitlines()
+        histories.append([json.loads(line) for line in lines])
+    assert told[0]["keys"] == told[1]["keys"] and len(told[0]["keys"]) == 50
+    assert [one["devices"] for one in told] == [1, 2]
+    assert told[1]["losses"] == pytest.approx(told[0]["losses"], rel=within)
+    for a, b in zip(*histories, strict=True):
+        assert a["step"] == b["step"]
+        for part in ("train", "val"):
+            assert b[part] == pytest.approx(a[part], rel=within)
 
 
-BATCH_NORM = """
-    import sys, torch
+TOGETHER = """
+    import torch
     from torch import nn
-    from s2f import distributed
+    from s2f.distributed import gather_rows, join_ranks, synchronise_batch_norm
     torch.manual_seed(0)
     x, aim = torch.randn(8, 4, 5, 3), torch.randn(8, 4, 5, 3)
-    whole = nn.Sequential(nn.BatchNorm2d(4)); part = nn.Sequential(nn.BatchNorm2d(4))
+    whole, part = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(nn.BatchNorm2d(4))
     parameters = list(part.parameters())
-    with distributed.join_ranks(torch.device("cpu")) as (mine, _):
-        distributed.synchronise_batch_norm(part, torch.device("cpu"))
+    with join_ranks(torch.device("cpu")) as (mine, _):
+        rows = torch.full((2, 3), float(mine.rank + 1), requires_grad=True)
+        everyone = gather_rows(rows)
+        assert everyone[:, 0, 0].tolist() == [1, 2]
+        (everyone * (10 ** mine.rank)).sum().backward()
+        assert (rows.grad == 11).all()  # what both have for it
+
+        synchronise_batch_norm(part, torch.device("cpu"))
         assert parameters == list(part.parameters())
         for _ in range(3):
             rows = slice(4 * mine.rank, 4 * mine.rank + 4)
@@ -127,36 +134,16 @@ BATCH_NORM = """
 """
 
 
-def test_synchronised_batch_norm_counts_everybodys_samples() -> None:
-    run = start(2, BATCH_NORM)
-    _, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-
-
-GATHER = """
-    import torch
-    from s2f import distributed
-    with distributed.join_ranks(torch.device("cpu")) as (mine, _):
-        rows = torch.full((2, 3), float(mine.rank + 1), requires_grad=True)
-        everyone = distributed.gather_rows(rows)
-        assert everyone[:, 0, 0].tolist() == [1, 2, 3]
-        (everyone * (10 ** mine.rank)).sum().backward()
-        assert (rows.grad == 111).all()  # what all three have for it
-"""
-
-
-def test_rows_are_gathered_with_everybodys_gradients() -> None:
-    run = start(3, GATHER)
-    _, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
+def test_rows_and_batch_norm_count_everybodys_samples() -> None:
+    finished(2, TOGETHER)
 
 
 TOLD = """
     import sys, torch
-    from s2f import distributed
+    from s2f.distributed import join_ranks
     from s2f.errors import DatasetError
     try:
-        with distributed.join_ranks(torch.device("cpu")) as (mine, _):
+        with join_ranks(torch.device("cpu")) as (mine, _):
             if mine.rank == 1:
                 raise DatasetError("b.npy: is broken", hint="make it again")
             mine.gather(0)
@@ -167,10 +154,8 @@ TOLD = """
 
 
 def test_every_process_learns_why_one_has_ended() -> None:
-    run = start(2, TOLD)
-    out, _ = run.communicate(timeout=120)
-    told = [f"{rank} b.npy: is broken make it again" for rank in range(2)]
-    assert sorted(out.splitlines()) == told
+    told = finished(2, TOLD, code=1).splitlines()  # torchrun's own code
+    assert sorted(told) == [f"{rank} b.npy: is broken make it again" for rank in range(2)]
 
 
 def test_devices_that_are_not_there_are_counted_before_processes_start() -> None:
@@ -186,7 +171,7 @@ def test_alone_everything_is_ones_own() -> None:
     with distributed.join_ranks(torch.device("cpu")) as (mine, device):
         assert (mine.rank, mine.size, mine.first, device.type) == (0, 1, True, "cpu")
         assert mine.gather("a") == ["a"]
-    rows: Tensor = torch.ones(2, 3)
+    rows = torch.ones(2, 3)
     assert torch.equal(distributed.gather_rows(rows), rows[None])
 
 
@@ -201,15 +186,14 @@ def command(voices: Path, run: Path, steps: int = 12) -> list[str]:
     return [sys.executable, *line.split()]
 
 
-def begin(voices: Path, run: Path) -> subprocess.Popen[str]:
+def begin(voices: Path, run: Path, steps: int = 10_000) -> subprocess.Popen[str]:
     """Start a long training, and wait until it has saved once."""
-    training = subprocess.Popen(
-        command(voices, run, steps=10_000), env=ENV, stderr=subprocess.PIPE, text=True
-    )
+    line = command(voices, run, steps)
+    training = subprocess.Popen(line, env=ENV, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "last/state.safetensors").is_file():
         assert training.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
     return training
 
 
@@ -245,54 +229,42 @@ def test_two_processes_give_one_message(voices: Path, tmp_path: Path, broken: st
 
 
 @pytest.mark.slow
-def test_sigterm_saves_on_all_devices_before_the_run_ends(voices: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_whose_launcher_ends_save_and_say_so(
+    voices: Path, tmp_path: Path, number: int
+) -> None:
     training = begin(voices, tmp_path / "run")
-    training.terminate()
-    _, err = training.communicate(timeout=60)
-    assert training.returncode == 130
+    training.send_signal(number)
+    _, err = training.communicate(timeout=60)  # until the last of them has closed it
+    assert training.returncode == (130 if number == signal.SIGTERM else -number)
     assert "interrupted; the state of the training is saved in" in err
     assert "Traceback" not in err and "W1" not in err
 
 
 @pytest.mark.slow
-def test_processes_whose_launcher_was_killed_save_and_end(voices: Path, tmp_path: Path) -> None:
-    training = begin(voices, tmp_path / "run")
-    training.kill()
-    _, err = training.communicate(timeout=60)  # until the last of them has closed it
-    assert "interrupted; the state of the training is saved in" in err
-
-
-@pytest.mark.slow
 def test_a_killed_run_of_two_devices_ends_with_the_same_bytes(voices: Path, tmp_path: Path) -> None:
     subprocess.run(command(voices, tmp_path / "whole/run"), env=ENV, check=True)
-    training = subprocess.Popen(command(voices, tmp_path / "killed/run"), env=ENV)
-    while not (tmp_path / "killed/run/last/state.safetensors").is_file():
-        assert training.poll() is None
-        time.sleep(0.02)
+    training = begin(voices, tmp_path / "killed/run", 12)
     training.terminate()
-    training.wait(timeout=60)
+    training.communicate(timeout=60)
     assert training.returncode == 130
     subprocess.run(command(voices, tmp_path / "killed/run"), env=ENV, check=True)
-    for file in ("best.safetensors", "last/state.safetensors", "history.jsonl"):
-        whole = (tmp_path / "whole/run" / file).read_bytes()
-        assert (tmp_path / "killed/run" / file).read_bytes() == whole, file
+    assert_same_run(tmp_path / "whole/run", tmp_path / "killed/run")
 
 
 KILLED = """
-    import sys, torch
+    import os, sys, torch
     from pathlib import Path
-    import os, test_train
-    from s2f import distributed, train
+    from line_task import LineTask, config
+    from s2f.distributed import join_ranks
+    from s2f.train import train
     print(os.getpid(), flush=True)
-    config = line_task.config(steps=1500, batch_size=4, every=25)
-    with distributed.join_ranks(torch.device("cpu")) as (mine, device):
+    with join_ranks(torch.device("cpu")) as (mine, device):
         def tell(done, total, what):
             if mine.first:
                 print("step", flush=True)
-        train.train(
-            line_task.LineTask(), Path(sys.argv[1]), config,
-            device=device, ranks=mine, progress=tell,
-        )
+        plan = config(steps=1500, batch_size=4, every=25)
+        train(LineTask(), Path(sys.argv[1]), plan, device=device, ranks=mine, progress=tell)
 """
 
 
@@ -300,9 +272,7 @@ KILLED = """
 @pytest.mark.parametrize(("size", "kills"), [(1, 20), (2, 5)])
 def test_kills_at_random_moments_change_no_byte(tmp_path: Path, size: int, kills: int) -> None:
     rng = random.Random(size)
-    whole = start(size, KILLED, tmp_path / "whole")
-    whole.communicate(timeout=200)
-    assert whole.returncode == 0
+    finished(size, KILLED, tmp_path / "whole")
     for _ in range(kills):
         run = start(size, KILLED, tmp_path / "killed")
         assert run.stdout is not None and run.stderr is not None
@@ -313,9 +283,6 @@ def test_kills_at_random_moments_change_no_byte(tmp_path: Path, size: int, kills
             os.kill(process, signal.SIGKILL)
         run.communicate()
         assert run.returncode == -signal.SIGKILL, "it had ended: let it train longer"
-    last = start(size, KILLED, tmp_path / "killed")
-    last.communicate(timeout=200)
-    for file in ("best.safetensors", "last/state.safetensors", "history.jsonl", "config.json"):
-        expected = (tmp_path / "whole" / file).read_bytes()
-        assert (tmp_path / "killed" / file).read_bytes() == expected, file
+    finished(size, KILLED, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "whole").rglob(".s2f-*"))
