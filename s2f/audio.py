@@ -403,7 +403,8 @@ def _av_blocks(data: BinaryIO, name: str) -> Iterator[_Block]:
         resampler = av.AudioResampler("flt", frame_size=max(1, _BLOCK_VALUES // n_channels))
         for frame in itertools.chain(frames, [None]):
             for joined in resampler.resample(frame):
-                yield _Block(rate, is_16_bit, joined.to_ndarray().reshape(-1, n_channels))
+                packed: Any = joined.to_ndarray()  # [1 n*c]
+                yield _Block(rate, is_16_bit, packed.reshape(-1, n_channels))
 
 
 def _av_frames(data: BinaryIO, name: str) -> Iterator[Any]:
