@@ -289,12 +289,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.slow
-def test_a_full_size_network_takes_its_memory_once(tmp_path: Path) -> None:
-    network = face_encoder.VGGFace(face_encoder.CONFIGS["paper"], PREPROCESSING["serengil"])
+def test_a_large_network_takes_its_memory_once(tmp_path: Path) -> None:
+    config = dataclasses.replace(face_encoder.CONFIGS["paper"], hidden=1024)  # 160 MB
+    network = face_encoder.VGGFace(config, PREPROCESSING["serengil"])
     path = tmp_path / "face_encoder.safetensors"
     save(path, network, card=CARD)
     n_bytes = path.stat().st_size
-    assert n_bytes > 5e8
+    assert n_bytes > 1.5e8
 
     def peak(*arguments: Path) -> int:
         command = [sys.executable, "-c", LOADED, *arguments]
@@ -339,6 +340,7 @@ def test_networks_of_two_embedding_spaces_do_not_mix(models: Path, tmp_path: Pat
 
 
 def test_the_card_of_a_data_tree_is_taken_over(tmp_path: Path) -> None:
+    assert Card.of_data(tmp_path, "cats") == Card("cats")
     (tmp_path / "card.json").write_text('{"data": "six cats", "licence": "MIT"}')
     assert Card.of_data(tmp_path, "cats") == Card("cats", data="six cats", licence="MIT")
     (tmp_path / "card.json").write_text('{"cats": 6}')
@@ -434,10 +436,20 @@ def test_a_truncated_checkpoint_is_refused(models: Path, tmp_path: Path) -> None
             read(tmp_path / "e", "face_encoder")
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/e: cannot be written"):
         save(tmp_path / "file/e", encoder(), card=CARD)
+
+    def full(*args: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OutputError, match="e: cannot be written: I/O error: No space left"):
+        save(tmp_path / "e", encoder(), card=CARD)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # Models
@@ -629,3 +641,14 @@ def test_a_damaged_file_in_the_cache_is_refused(hub: Path, tmp_path: Path) -> No
     with pytest.raises(DependencyError, match=r"net\.pth: its SHA-256 is"):
         checkpoint.locate(served(tmp_path, CONTENT))
     assert (hub / "net.pth").read_bytes() == CONTENT[:-1]
+
+
+def test_a_hub_that_cannot_be_read_or_written_is_refused(hub: Path, tmp_path: Path) -> None:
+    (hub / "net.pth").mkdir(parents=True)
+    with pytest.raises(DependencyError, match="cannot be read"):
+        checkpoint.locate(served(tmp_path, CONTENT))
+    (hub / "net.pth").rmdir()
+    hub.rmdir()
+    hub.symlink_to(tmp_path / "nowhere/at/all")
+    with pytest.raises(OutputError, match="cannot be written"):
+        checkpoint.locate(served(tmp_path, CONTENT))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trees import contents, grow
 
 from s2f import files
-from s2f.errors import AudioError, DatasetError, OutputError, UsageError
+from s2f.errors import AudioError, DatasetError, InputError, OutputError, UsageError
 from s2f.files import (
     Folder,
     Link,
@@ -96,6 +96,8 @@ def test_a_folder_gives_way_whole_and_only_if_asked(tmp_path: Path) -> None:
     old = tmp_path / "model"
     old.mkdir()
     (old / "old").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(old / "old/x"):
+        pass
     with pytest.raises(OutputError, match="model: cannot be written"):
         with atomic_folder(old) as folder:
             (folder / "new").write_text("a")
@@ -126,6 +128,23 @@ def test_a_folder_that_cannot_be_replaced_comes_back(
         pass
     assert (old / "old").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [old]
+
+
+def test_where_there_are_no_locks_a_folder_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some file systems of networks, whose lock server is not there."""
+
+    def refuse(*args: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    code = errno.ENOLCK
+    with alone_in(tmp_path / "a"):
+        assert (tmp_path / "a").is_dir()
+    code = errno.EIO
+    with pytest.raises(OutputError, match="a: cannot be written"), alone_in(tmp_path / "a"):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
@@ -319,6 +338,22 @@ def test_a_file_system_that_refuses_hard_links_is_named_with_the_cure(
     with pytest.raises(OutputError) as caught:
         place_file(str(tmp_path / "a"), str(tmp_path / "out/a"), Link.HARD)
     assert "--link copy" in (caught.value.hint or "")
+
+
+def test_what_costs_one_name_is_told_from_what_costs_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(tmp_path, ["a"])
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        place_file(str(tmp_path / "a"), str(tmp_path / ("x" * 300)), Link.HARD)
+    assert caught.value.hint == "shorten the name"
+
+    def refuse(*args: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(InputError, match="a: cannot be read: Permission denied"):
+        place_file(str(tmp_path / "a"), str(tmp_path / "b"), Link.COPY)
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(
