@@ -464,7 +464,7 @@ def _pack(
 ) -> None:
     """Pack waveforms and embeddings for quick training; with --verify and no OUT, check a pack."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f import pack
+    from s2f.pack import pack_tree, verify_pack
 
     if (out is None) == (face_encoder is not None) or (out is None and not verify):
         raise UsageError(
@@ -477,7 +477,7 @@ def _pack(
     if out is not None and face_encoder is not None:
         options = given(clip_seconds=clip_seconds, workers=workers)
         with console.progress("packing", "files") as progress:
-            report = pack.pack(
+            report = pack_tree(
                 tree,
                 out,
                 face_encoder=face_encoder,
@@ -494,7 +494,7 @@ def _pack(
         result = {**dataclasses.asdict(report), "failed": _sources(report.failed)}
     if verify:
         with console.progress("checking", "files") as progress:
-            checked = pack.verify_pack(out or tree, progress=progress)
+            checked = verify_pack(out or tree, progress=progress)
         console.note(f"{checked.files} files checked, {len(checked.damaged)} damaged")
         errors += checked.damaged
         done += checked.files - len(checked.damaged)

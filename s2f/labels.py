@@ -59,8 +59,9 @@ def read_table(path: Path) -> CsvTable:
             f"{path}: is not UTF-8 text (byte {error.start})", hint="save it again as UTF-8"
         ) from error
     header = text.split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=header.count)
+    delimiter = max(_DELIMITERS, key=header.count)  # csv.Sniffer also guesses among letters
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    columns: list[str] = []
     rows, lines = [], []
     try:
         for cells in reader:
@@ -68,27 +69,22 @@ def read_table(path: Path) -> CsvTable:
             while row and not row[-1]:
                 row.pop()
             if any("\n" in cell for cell in row):
-                raise _broken(path, reader.line_num, "a quote is not closed before it")
-            if row:
-                rows.append(row)
+                raise csv.Error("a quote is not closed before it")
+            if not columns:
+                columns = row
+            elif len(row) > len(columns):
+                raise csv.Error(f"{len(row)} cells where the header has {len(columns)}")
+            elif row:
+                rows.append((*row, *[""] * (len(columns) - len(row))))
                 lines.append(reader.line_num)
     except csv.Error as error:
-        raise _broken(path, reader.line_num, str(error)) from error
-    if not rows:
+        raise DatasetError(
+            f"{path}: line {reader.line_num} cannot be read: {error}",
+            hint="put cells that hold the separator into double quotes",
+        ) from error
+    if not columns:
         raise DatasetError(f"{path}: is empty", hint="wanted a header and a row a person")
-    columns = rows[0]
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise DatasetError(f"{path}: has two columns {twice[0]!r}", hint="rename one of them")
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) > len(columns):
-            raise _broken(path, line, f"{len(row)} cells where the header has {len(columns)}")
-        row += [""] * (len(columns) - len(row))
-    return CsvTable(path, tuple(columns), tuple(map(tuple, rows[1:])), tuple(lines[1:]))
-
-
-def _broken(path: Path, line: int, why: str) -> DatasetError:
-    return DatasetError(
-        f"{path}: line {line} cannot be read: {why}",
-        hint="put cells that hold the separator into double quotes",
-    )
+    return CsvTable(path, tuple(columns), tuple(rows), tuple(lines))

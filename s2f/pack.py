@@ -8,8 +8,8 @@ The clips are int16 [n clip_samples] at 16 kHz, the embeddings float16 [m d], pl
 rows of all files together are in the order of the identities in the index, which says how many
 clips and embeddings each has.
 
-From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack`, which makes one. An
-utterance becomes consecutive clips of one length, as `audio.clips` cuts them: a short one is
+From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack_tree`, which makes one.
+An utterance becomes consecutive clips of one length, as `audio.clips` cuts them: a short one is
 looped, and a rest of less than half a clip is dropped. Photos become the embeddings that stand
 beside them. The files go through the engine of `prep`, which lets a run that was killed go on; a
 file depends on nothing but its sources, so that those that stand are kept. Knows no network.
@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -41,7 +41,7 @@ from s2f.errors import DatasetError, S2FError, UsageError
 from s2f.files import File, map_waveform, read_array, unwritable, write_bytes
 from s2f.layout import SPLIT_FOLDERS
 from s2f.prep import Failure, Item, Journal
-from s2f.prep_faces import check_embeddings, read_space
+from s2f.prep_faces import check_photo_embeddings, read_space
 
 INDEX = "index.json"
 VERSION = 1
@@ -298,7 +298,7 @@ class PackReport:
     seconds: float
 
 
-def pack(
+def pack_tree(
     tree: Path,
     out: Path,
     *,
@@ -357,7 +357,7 @@ def pack(
             split.folder / source.file.path for split in changed for source in split.embeddings
         ]
         if paths:
-            check_embeddings(paths, face_encoder)
+            check_photo_embeddings(paths, face_encoder)
         indices = [run.make(split) for split in splits]
         journal.finish()
     if (tree / "card.json").is_file():
@@ -458,23 +458,20 @@ class ShardPlan:
         return digest.hexdigest()
 
 
+@dataclass
 class _Run:
     """One run: what is due, making it, and what failed."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        settings: dict[str, Any],
-        workers: int | None,
-        overwrite: bool,
-        failed: list[Failure],
-        progress: Progress,
-        total: int,
-    ) -> None:
-        self.journal, self.settings, self.workers = journal, settings, workers
-        self.overwrite, self.failed = overwrite, failed
-        self.progress, self.total = progress, total
-        self.made = self.skipped = self.done = 0
+    journal: Journal
+    settings: dict[str, Any]
+    workers: int | None
+    overwrite: bool
+    failed: list[Failure]
+    progress: Progress
+    total: int
+    made: int = 0
+    skipped: int = 0
+    done: int = 0
 
     def plan(
         self, split: _Split, table: str, sources: Sequence[_Source] | None = None
@@ -494,14 +491,9 @@ class _Run:
                 room = self.settings["shard_bytes"]
             shards[-1].append(source)
             room -= needed
+        prefix = f"{split.name}/{table}" if split.name else table
         return [
-            ShardPlan(
-                str(PurePosixPath(split.name, f"{table}-{k:05}.npy")),
-                table,
-                width,
-                split.folder,
-                tuple(shard),
-            )
+            ShardPlan(f"{prefix}-{k:05}.npy", table, width, split.folder, tuple(shard))
             for k, shard in enumerate(shards)
         ]
 
@@ -511,11 +503,9 @@ class _Run:
         Raises:
             UsageError: if it is there and not ours.
         """
-        if not self.overwrite:
-            self.journal.refuse_foreign(plan.name)
-        entry = self.journal.known(plan.name)
+        there, entry = self.journal.has(plan.name, self.overwrite), self.journal.known(plan.name)
         done = entry and entry.event == "done" and entry.note["sources"] == plan.fingerprint
-        return not (done and os.path.lexists(self.journal.folder / plan.name))
+        return not (there and done)
 
     def make(self, split: _Split) -> Index:
         """Make the files of a split that are due, and its index."""
@@ -572,19 +562,12 @@ class _Run:
             (folder / INDEX).unlink(missing_ok=True)  # from now on, it is of other files
         except OSError as error:
             raise unwritable(folder, error) from error
-        sizes = [sum(source.file.size for source in plan.sources) for plan in due]
         items = [
-            Item(plan.name, File(plan.name, size, 0), plan)
-            for plan, size in zip(due, sizes, strict=True)
+            Item(plan.name, File(plan.name, sum(s.file.size for s in plan.sources), 0), plan)
+            for plan in due
         ]
-        made = prep.make_outputs(
-            self.journal,
-            items,
-            write_shard,
-            workers=self.workers,
-            preload=("s2f.pack",),
-            seconds=SHARD_SECONDS,
-        )
+        options: Any = {"workers": self.workers, "preload": ("s2f.pack",), "seconds": SHARD_SECONDS}
+        made = prep.make_outputs(self.journal, items, write_shard, **options)
         with contextlib.closing(made) as results:
             for item, part, note in results:
                 if isinstance(note, S2FError):

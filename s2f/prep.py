@@ -232,13 +232,15 @@ def _refuse_collisions(items: list[Item], folder: Path) -> None:
         folders = {inside.rpartition("/")[0] for inside in folders if inside}
 
 
+@dataclass
 class _Run:
     """One run of a step: what is due, making it, and what failed, by the source's path."""
 
-    def __init__(self, step: Step, journal: "Journal", beside: bool) -> None:
-        self.step, self.journal, self.beside = step, journal, beside
-        self.made = 0
-        self.failures: dict[str, S2FError] = {}
+    step: Step
+    journal: "Journal"
+    beside: bool
+    made: int = 0
+    failures: dict[str, S2FError] = field(default_factory=dict)
 
     def is_due(self, item: Item, overwrite: bool) -> bool:
         """Decide whether an output has to be made; what is refused is a failure."""
@@ -248,13 +250,11 @@ class _Run:
             return False
         if not self.step.rename:
             return not self.journal.is_done(item)
-        if not overwrite:
-            try:
-                self.journal.refuse_foreign(item.output)
-            except UsageError as error:
-                self._fail(item, error)
-                return False
-        there = os.path.lexists(self.journal.folder / item.output)
+        try:
+            there = self.journal.has(item.output, overwrite)
+        except UsageError as error:
+            self._fail(item, error)
+            return False
         return not (there and self.journal.is_done(item))
 
     def make(self, due: list[Item], workers: int | None) -> Iterator[str]:
@@ -525,13 +525,9 @@ def _end_pools(pools: Sequence["ProcessPool"]) -> None:
 
 
 class JournalEntry(NamedTuple):
-    """The last that is known of an output.
+    """The last that is known of an output, its source then, and what was noted when it was done.
 
-    Attributes:
-        event: `start`; `done`; or `due`: to be made again, and over what stands there.
-        size: of its source then, bytes.
-        mtime_ns: of its source then.
-        note: what was said when it was done; plain JSON.
+    `due` is to be made again, and over what stands there.
     """
 
     event: Literal["start", "done", "due"]
@@ -632,18 +628,20 @@ class Journal:
         size, mtime_ns = item.source.size, item.source.mtime_ns
         return self._entries.get(item.output, ())[:3] == ("done", size, mtime_ns)
 
-    def refuse_foreign(self, output: str) -> None:
-        """Refuse a file that is where an output would be, and not in the journal.
+    def has(self, output: str, overwrite: bool) -> bool:
+        """Tell whether something stands where an output would.
 
         Raises:
-            UsageError: if there is one.
+            UsageError: if that is in no journal, and not to be overwritten.
         """
         path = self.folder / output
-        if output not in self._entries and os.path.lexists(path):
+        there = os.path.lexists(path)
+        if there and output not in self._entries and not overwrite:
             raise UsageError(
                 f"{path}: exists already, and was not made by this command",
                 hint="give --overwrite to replace it, or another folder",
             )
+        return there
 
     def start(self, output: str, source: File) -> None:
         """Note that an output is begun: what stands under its name from now on is ours."""

@@ -59,7 +59,7 @@ def resize_step(size: int = FRAME) -> Step:
 
 
 def faces_step(detector: str, device: str = "cpu") -> Step:
-    """Cut out the largest face of each photo: level, 224 x 224, framed as in `framing`.
+    """Cut out the largest face of each photo: level, 224 x 224, as `face_detection.frame` does it.
 
     Raises:
         UsageError, DependencyError, DeviceError: as `face_detection.check_detector`.
@@ -260,7 +260,7 @@ def read_photo(path: Path, part: Path | None = None, *, fit: Fit) -> NDArray[np.
     return np.ascontiguousarray(load_face(path, fit=fit).numpy())
 
 
-def check_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None:
+def check_photo_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None:
     """Make sure that a face encoder made the embeddings beside photos.
 
     Args:

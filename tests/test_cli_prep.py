@@ -131,15 +131,6 @@ def test_a_detector_that_is_not_installed_exits_5(
     assert "pip install 's2f[landmarks]'" in done.err
 
 
-def test_resize_squashes_and_replaces_only_if_told(photos: Path, tmp_path: Path) -> None:
-    arguments = ("prep", "resize", photos, photos, "--size", 64, "--workers", 1)
-    assert_refused(Done(*arguments), 2, "would be replaced")
-    assert open_photo(photos / "id0/a.jpg").size == (224, 224)
-    assert Done(*arguments, "--overwrite").code == 0
-    assert open_photo(photos / "id0/a.jpg").size == (64, 64)
-    assert Done(*arguments, "--overwrite", "--json").json["skipped"] == 3
-
-
 def test_embeddings_lie_beside_their_photos(photos: Path, models: Path) -> None:
     encoder = models / "demo/face_encoder.safetensors"
     arguments = ("prep", "embeddings", photos, photos, "--face-encoder", encoder)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from packs import write_pack
 from trees import contents
 
-from s2f import checkpoint, files, layout
+from s2f import checkpoint, layout
 from s2f.audio import clips
 from s2f.errors import CheckpointError, DatasetError, UsageError
-from s2f.pack import INDEX, Pack, PackReport, pack, read_index, verify_pack
+from s2f.pack import INDEX, Pack, PackReport, pack_tree, read_index, verify_pack
 from s2f.prep_faces import embeddings_step
 
 CLIP = 1600  # samples: 0.1 s
@@ -60,7 +60,7 @@ def made_tree(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
 
 def make(tree: Path, out: Path, encoder: Path, **options: object) -> PackReport:
     options = {"clip_seconds": 0.1, "shard_bytes": 10_000, "workers": 1, **options}
-    return pack(tree, out, face_encoder=encoder, **options)
+    return pack_tree(tree, out, face_encoder=encoder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,9 @@ def test_a_second_run_has_nothing_to_do(
     made_tree: Path, made_pack: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(made_pack)
-    monkeypatch.setattr("s2f.pack.check_embeddings", lambda *_: pytest.fail("loads the network"))
+    monkeypatch.setattr(
+        "s2f.pack.check_photo_embeddings", lambda *_: pytest.fail("loads the network")
+    )
     report = make(made_tree, made_pack, encoder)
     assert (report.made, report.skipped) == (0, len(list(made_pack.glob("*/*.npy"))))
     assert contents(made_pack) == before
@@ -193,7 +195,7 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(
     for path in (tree / "val/id1").rglob("*" + layout.EMBEDDING):
         path.unlink()
     os.mkfifo(tree / "val/id2/audios/pipe.npy")
-    monkeypatch.setattr("s2f.pack.check_embeddings", lambda *_: None)
+    monkeypatch.setattr("s2f.pack.check_photo_embeddings", lambda *_: None)
     reports = [make(tree, tmp_path / "out", encoder) for _ in range(2)]
     found = {str(f.source.relative_to(tree)): str(f.error) for f in reports[0].failed}
     assert found.keys() == bad.keys()
@@ -208,7 +210,7 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(
 def test_nothing_that_can_be_used_is_an_error(
     tree: Path, tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s2f.pack.check_embeddings", lambda *_: None)
+    monkeypatch.setattr("s2f.pack.check_photo_embeddings", lambda *_: None)
     for path in tree.glob("val/id*/audios/*/*.npy"):
         path.write_bytes(b"nothing")
     with pytest.raises(DatasetError, match="none of its waveforms can be used with an embedding"):
@@ -265,23 +267,17 @@ def test_the_tree_itself_is_no_place_for_the_pack(
         make(made_tree, made_tree / place, encoder)
 
 
-def test_the_card_of_the_data_goes_along_and_half_an_index_goes(
-    tree: Path, out: Path, encoder: Path
-) -> None:
+def test_the_card_of_the_data_goes_along(tree: Path, out: Path, encoder: Path) -> None:
     (tree / "card.json").write_text(json.dumps({"licence": "CC BY"}))
-    with files.part(out / "train" / INDEX) as left:  # of a run that was killed
-        left.touch()
-    (out / "train" / INDEX).rename(left)
     make(tree, out, encoder)
-    assert not left.exists()
     assert checkpoint.Card.of_data(out, "m").licence == "CC BY"
 
 
 KILLED = """
 import sys, time
 from pathlib import Path
-from s2f.pack import pack
-pack(Path(sys.argv[1]), Path(sys.argv[2]), face_encoder=Path(sys.argv[3]), clip_seconds=0.1,
+from s2f.pack import pack_tree
+pack_tree(Path(sys.argv[1]), Path(sys.argv[2]), face_encoder=Path(sys.argv[3]), clip_seconds=0.1,
      shard_bytes=4_000, workers=2, progress=lambda *_: (print(flush=True), time.sleep(0.02)))
 """
 

@@ -169,19 +169,6 @@ def test_a_path_names_the_person(
     assert labels(find_people(tmp_path / "tree", "voice", people)) == {label: {f"{inside}|{name}"}}
 
 
-@pytest.mark.parametrize(
-    ("path", "label"),
-    [
-        ("HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/A.J._Buckley/1.jpg", "A.J._Buckley"),
-        ("train/n000012/0001_01.jpg", "n000012"),
-        ("Somebody/1.jpg", "Somebody"),
-    ],
-)
-def test_faces_are_found_below_any_levels(path: str, label: str, tmp_path: Path) -> None:
-    grow(tmp_path, [path])
-    assert set(labels(find_people(tmp_path, "face", MetaPeople()))) == {label}
-
-
 def why(tmp_path: Path, faces: list[str], voices: list[str], people: MetaPeople) -> dict[str, str]:
     grow(tmp_path / "faces", [f"{name}/1.jpg" for name in faces])
     grow(tmp_path / "voices", [f"{name}/1.wav" for name in voices])

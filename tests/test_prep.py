@@ -169,7 +169,11 @@ def test_a_disk_that_is_full_ends_the_run(tree: Path) -> None:
         prepare(tree, step={"work": work, "net": lengths, "save": save})
 
 
-def test_an_output_whose_name_is_too_long_costs_itself_only(tree: Path) -> None:
+def test_an_output_that_cannot_have_its_name_costs_itself_only(tree: Path) -> None:
+    (tree / "folder/a/1.out/x").mkdir(parents=True)
+    report = prepare(tree, "folder", overwrite=True)
+    assert report.made == 2
+    assert "a/1.out: cannot be written" in report.failed[0].error.message
     (tree / "in" / f"{'x' * 251}.txt").write_text("long name")
 
     def rename(path: str) -> str:
@@ -181,13 +185,6 @@ def test_an_output_whose_name_is_too_long_costs_itself_only(tree: Path) -> None:
         (failure,) = report.failed
         assert failure.source.name.startswith("xx")
         assert isinstance(failure.error, InputError)
-
-
-def test_a_folder_in_the_place_of_an_output_costs_itself_only(tree: Path) -> None:
-    (tree / "out/a/1.out/x").mkdir(parents=True)
-    report = prepare(tree, overwrite=True)
-    assert report.made == 2
-    assert "a/1.out: cannot be written" in report.failed[0].error.message
 
 
 @pytest.mark.parametrize("inside", ["y.out", "y.out/deeper/still"])
@@ -292,18 +289,15 @@ def test_a_source_that_changed_after_a_kill_is_not_taken_for_an_output(tree: Pat
     assert contents(tree / "in")["a/1.txt"] == "MENDED"
 
 
-def test_notes_are_kept_over_runs(tree: Path) -> None:
-    (tree / "in/a/2.txt").write_text("long text")
-    for _ in range(2):
-        assert prepare(tree).notes == {"a/2.out": {"length": 9}}
-
-
 def test_a_step_may_make_notes_only(tree: Path) -> None:
     (tree / "in/a/2.txt").write_text("long text")
-    report = prepare(tree, step={"rename": None})
-    assert (report.made, report.notes) == (3, {"a/2.txt": {"length": 9}})
+    for out in ("out", "in/a"):  # inside, too, they are of all the tree
+        for made_now in (3, 0):
+            report = prepare(tree, out, step={"rename": None})
+            assert (report.made, report.notes) == (made_now, {"a/2.txt": {"length": 9}})
     assert contents(tree / "out") == {}
-    assert prepare(tree, step={"rename": None}).skipped == 3
+    for _ in range(2):
+        assert prepare(tree).notes == {"a/2.out": {"length": 9}}
 
 
 def test_a_net_gets_batches_and_may_refuse_one(tree: Path) -> None:
@@ -433,11 +427,6 @@ def test_what_goes_wrong_costs_its_own_item_only(what: str, message: str, hint: 
     assert hint in str(raised.value.hint)
 
 
-def test_all_workers_may_die() -> None:
-    results = outcomes("kill", "kill", "kill", "a")
-    assert [isinstance(result, WorkerError) for result in results] == [True, True, True, False]
-
-
 def test_a_worker_holds_one_item() -> None:
     """Items are taken when a worker is free: what was taken and not answered is at most n.
 
@@ -527,16 +516,6 @@ def events(folder: Path) -> list[object]:
     return [line for line in lines(folder) if isinstance(line, list)]
 
 
-def test_what_was_done_is_known_to_the_next_run(tmp_path: Path) -> None:
-    with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.known("a.npy") is None
-        journal.start("a.npy", A)
-        journal.done("a.npy", A, {"n": 3})
-        journal.finish()
-    with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.known("a.npy") == ("done", 10, 111, {"n": 3})
-
-
 def test_a_killed_run_leaves_what_it_knew(tmp_path: Path) -> None:
     with Journal(tmp_path, "audio", SETTINGS) as journal:  # ends without `finish`
         journal.start("a.npy", A)
@@ -566,15 +545,6 @@ def test_a_finished_journal_does_not_tell_how_it_came_about(tmp_path: Path) -> N
     journals = [(tmp_path / name / ".s2f/audio.journal").read_bytes() for name in "xy"]
     assert journals[0] == journals[1]
     assert [event[:2] for event in events(tmp_path / "x")] == [["done", "a.wav"], ["done", "b.wav"]]
-
-
-def test_with_other_settings_all_is_due(tmp_path: Path) -> None:
-    for settings in (SETTINGS, {"rate": 8000}):
-        with Journal(tmp_path, "audio", settings) as journal:
-            entry = journal.known("a.npy")
-            journal.start("a.npy", A)
-            journal.done("a.npy", A)
-    assert entry == ("due", 10, 111, None)
 
 
 @pytest.mark.parametrize("cut", [1, 8])

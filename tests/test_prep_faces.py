@@ -1,4 +1,4 @@
-"""The steps on photos: resized, framed, marked, embedded. Real faces are put into the wild."""
+"""The steps on photos: resized, framed, marked, embedded. What finds faces has its own tests."""
 
 import dataclasses
 import importlib.util
@@ -26,7 +26,7 @@ from s2f.face_detection import FoundFace
 from s2f.images import PREPROCESSING, load_face
 from s2f.prep import Step
 from s2f.prep_faces import (
-    check_embeddings,
+    check_photo_embeddings,
     embeddings_step,
     faces_step,
     landmarks_step,
@@ -34,28 +34,10 @@ from s2f.prep_faces import (
     resize_step,
 )
 
-FACES = Path(__file__).parents[2] / "shared/data/faces"
-SIDE = 224
 needs_dlib = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("dlib", "face_recognition_models"))),
     reason="needs the extra dlib",
 )
-real_faces = [
-    pytest.mark.data,
-    pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository"),
-    needs_dlib,
-]
-# What the README of the faces says of their framing: the pupils, points 0 and 1 of the template.
-PUPILS = SIDE * np.array([[0.5 - 0.135, 0.46], [0.5 + 0.135, 0.46]])
-
-
-def people(step: int = 1) -> list[Path]:
-    return sorted(path.parent for path in FACES.glob("*/neutral_landmarks.npy"))[::step]
-
-
-def photo_of(person: Path) -> Image.Image:
-    with Image.open(person / "neutral.jpg") as photo:
-        return photo.convert("RGB")
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -68,123 +50,6 @@ def make(step: Step, source: Path, folder: Path) -> Path:
     part = folder / f"part{Path(step.rename(source.name)).suffix}"
     assert step.work(source, part) is None
     return part
-
-
-def similarity(turn: float, zoom: float, x: float, y: float) -> np.ndarray:
-    """What brings points of a 256 photo into a scene: turned (degrees), its centre at (x, y)."""
-    c, s = zoom * np.cos(np.radians(turn)), zoom * np.sin(np.radians(turn))
-    matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    matrix[:2, 2] = np.array([x, y]) - matrix[:2, :2] @ [127.5, 127.5]
-    return matrix
-
-
-def scene(photo: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Put a photo into a larger, blurred one."""
-    rng = np.random.default_rng(1)
-    ground = Image.fromarray(rng.integers(90, 170, (8, 8, 3), dtype=np.uint8)).resize(size)
-    zoom = np.sqrt(np.linalg.det(matrix[:2, :2]))
-    if zoom < 1:
-        photo = photo.resize(2 * (round(256 * zoom),), Image.Resampling.LANCZOS)
-    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
-    scale = np.diag([photo.width / 256, photo.width / 256, 1])
-    inverse = scale @ np.linalg.inv(half) @ np.linalg.inv(matrix) @ half
-    data = inverse[:2].ravel().tolist()
-    warped = photo.transform(size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
-    mask = Image.new("L", photo.size, 255).transform(size, Image.Transform.AFFINE, data)
-    ground.paste(warped, (0, 0), mask)
-    return ground
-
-
-def shown(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return points @ matrix[:2, :2].T + matrix[:2, 2]
-
-
-def reference(person: Path) -> np.ndarray:
-    """The photo in the framing of the set: its own, in our frame [224 224 3]."""
-    photo = photo_of(person).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(photo, float)
-
-
-def eyes_off(seen: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
-    """How far the eyes of a picture lie from those of a framed one, pixels, and how alike they are.
-
-    Each pupil's surroundings are looked for, up to 6 pixels off, by correlation; the worse one.
-    """
-    worst = (0.0, 1.0)
-    for x, y in np.rint(PUPILS).astype(int):
-        eye = wanted[y - 12 : y + 13, x - 20 : x + 21].ravel()
-        best = (0.0, -1.0)
-        for dy in range(-6, 7):
-            for dx in range(-6, 7):
-                there = seen[y + dy - 12 : y + dy + 13, x + dx - 20 : x + dx + 21].ravel()
-                likeness = float(np.corrcoef(there, eye)[0, 1])
-                if likeness > best[1]:
-                    best = (float(np.hypot(dx, dy)), likeness)
-        worst = (max(worst[0], best[0]), min(worst[1], best[1]))
-    return worst
-
-
-class TestFaces:
-    pytestmark = real_faces
-
-    def test_photos_that_are_framed_stay_as_they_are(self, tmp_path: Path) -> None:
-        """Over all 84 the worse eye is 1.2 pixels off in the mean and 2.0 at most."""
-        off = []
-        for person in people(3):
-            part = make(faces_step("dlib"), person / "neutral.jpg", tmp_path)
-            with Image.open(part) as face:
-                assert (face.size, face.mode, face.format) == ((SIDE, SIDE), "RGB", "JPEG")
-                off.append(eyes_off(np.asarray(face, float), reference(person)))
-        distance, likeness = np.array(off).T
-        assert distance.mean() < 1.5 and distance.max() <= 2.3
-        assert likeness.min() > 0.85
-
-    @pytest.mark.parametrize(
-        ("turn", "zoom", "x", "y", "size"),
-        [
-            (20, 1.5, 400, 330, (900, 700)),
-            (-20, 1.5, 400, 330, (900, 700)),
-            (0, 1.0, 1300, 900, (1600, 1200)),
-            (-7, 4.0, 1200, 1100, (2400, 2000)),
-            (12, 0.6, 500, 120, (640, 480)),
-            (5, 1.2, 150, 170, (700, 300)),
-        ],
-    )
-    def test_a_face_in_the_wild_is_framed_like_its_photo(
-        self, tmp_path: Path, turn: float, zoom: float, x: float, y: float, size: tuple[int, int]
-    ) -> None:
-        matrix = similarity(turn, zoom, x, y)
-        off = []
-        for person in people(12):
-            scene(photo_of(person), matrix, size).save(tmp_path / "a.png")
-            part = make(faces_step("dlib"), tmp_path / "a.png", tmp_path)
-            with Image.open(part) as face:
-                off.append(eyes_off(np.asarray(face, float), reference(person)))
-        distance, likeness = np.array(off).T
-        assert distance.mean() < 1.5 and distance.max() <= 2.3
-        assert likeness.min() > 0.85
-
-
-class TestLandmarks:
-    pytestmark = real_faces
-
-    @pytest.mark.parametrize("size", [(256, 256), (700, 300), (300, 650), (2000, 1500)])
-    def test_points_are_those_of_the_squashed_photo(
-        self, tmp_path: Path, size: tuple[int, int]
-    ) -> None:
-        matrix = similarity(0, 1.0, size[0] / 2 - 0.5, size[1] / 2 - 0.5)
-        scale = SIDE / np.array(size)
-        errors = []
-        for person in people(12):
-            scene(photo_of(person), matrix, size).save(tmp_path / "a.jpg", quality=95)
-            part = make(landmarks_step("dlib"), tmp_path / "a.jpg", tmp_path)
-            points = np.load(part)
-            assert points.shape == (68, 2) and points.dtype == np.float32
-            hand = shown(np.load(person / "neutral_landmarks.npy"), matrix)
-            apart = np.linalg.norm(hand[36] - hand[45])
-            off = points - ((hand + 0.5) * scale - 0.5)
-            errors.append(np.linalg.norm(off / scale, axis=1).mean() / apart)
-        assert np.mean(errors) <= 0.04
 
 
 @needs_dlib
@@ -276,24 +141,32 @@ class Found:
 def net(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put points that are known in the place of face-alignment."""
     monkeypatch.setattr(prep_faces, "check_detector", lambda name, device: None)
-    monkeypatch.setattr(prep_faces, "load_detector", lambda name, device: Found())
+    monkeypatch.setattr(prep_faces, "load_detector", lambda *name_and_device: Found())
 
 
 @pytest.mark.usefixtures("net")
+@pytest.mark.parametrize("detector", ["dlib", "face-alignment"])
 @pytest.mark.parametrize(("build", "suffix"), [(faces_step, ".png"), (landmarks_step, ".npy")])
-def test_a_net_gives_each_photo_its_own_result_or_error(
-    tmp_path: Path, build: Callable[[str], Step], suffix: str
+def test_each_photo_gets_its_own_result_or_error(
+    tmp_path: Path, build: Callable[[str], Step], suffix: str, detector: str
 ) -> None:
-    step = build("face-alignment")
-    assert step.net is not None and step.save is not None and step.batch_size > 1
-    items = []
-    for level in (10, 0, 30):
-        Image.new("RGB", (448, 112), (level, 0, 0)).save(tmp_path / f"{level}.png")
-        items.append(pickle.loads(pickle.dumps(step.work(tmp_path / f"{level}.png", tmp_path))))
-    first, failure, last = step.net(items)
-    assert isinstance(failure, ImageError) and "0.png: no face" in str(failure)
-    for level, value in ((10, first), (30, last)):
-        step.save(value, tmp_path / f"part{suffix}")
+    step = build(detector)
+    photos = [tmp_path / f"{level}.png" for level in (10, 0, 30)]
+    for level, photo in zip((10, 0, 30), photos, strict=True):
+        Image.new("RGB", (448, 112), (level, 0, 0)).save(photo)
+    values: list = []
+    if detector == "dlib":  # in the workers
+        with pytest.raises(ImageError, match=r"0\.png: no face"):
+            step.work(photos[1], tmp_path / f"part{suffix}")
+    else:
+        assert step.net is not None and step.save is not None and step.batch_size > 1
+        values = step.net([pickle.loads(pickle.dumps(step.work(p, tmp_path))) for p in photos])
+        assert isinstance(values[1], ImageError) and "0.png: no face" in str(values[1])
+    for k, level in ((0, 10), (2, 30)):
+        if detector == "dlib":
+            step.work(photos[k], tmp_path / f"part{suffix}")
+        else:
+            step.save(values[k], tmp_path / f"part{suffix}")
         if suffix == ".npy":
             points = np.load(tmp_path / "part.npy")
             wanted = (Found.points + (level, 0) + 0.5) * (0.5, 2) - 0.5
@@ -429,17 +302,17 @@ def test_an_embedding_that_is_not_the_encoders_is_named(
     path = embeddings[CHECKED]
     np.save(path, np.zeros(3, np.float32) if change is None else change * np.load(path))
     with pytest.raises(CheckpointError, match=f"{path.name}: is not what .* makes of its photo"):
-        check_embeddings(embeddings, encoder)
+        check_photo_embeddings(embeddings, encoder)
 
 
 def test_embeddings_of_their_encoder_pass_some_of_all_are_checked(
     embeddings: list[Path], encoder: Path
 ) -> None:
-    check_embeddings(embeddings[:1], encoder)
-    check_embeddings(embeddings, encoder)
+    check_photo_embeddings(embeddings[:1], encoder)
+    check_photo_embeddings(embeddings, encoder)
     for path in embeddings[1::2]:
         path.unlink()
-    check_embeddings(embeddings, encoder)  # every other one
+    check_photo_embeddings(embeddings, encoder)  # every other one
 
 
 def test_an_embedding_without_its_photo_cannot_be_checked(
@@ -447,7 +320,7 @@ def test_an_embedding_without_its_photo_cannot_be_checked(
 ) -> None:
     embeddings[0].with_name("00.jpg").unlink()
     with pytest.raises(DatasetError, match=r"00_embedding\.npy: has no photo beside it"):
-        check_embeddings(embeddings, encoder)
+        check_photo_embeddings(embeddings, encoder)
 
 
 def test_a_space_is_what_the_checkpoint_says(encoder: Path) -> None:

@@ -29,7 +29,7 @@ from s2f.errors import CheckpointError, DatasetError, DependencyError, UsageErro
 from s2f.face_decoder import FaceDecoder, draw_faces
 from s2f.face_encoder import VGGFace
 from s2f.images import Preprocessing, load_face
-from s2f.pack import pack, read_index
+from s2f.pack import pack_tree, read_index
 from s2f.prep_faces import embeddings_step
 from s2f.spectrogram import FRONT_ENDS, RunningMoments, spectrogram, write_stats
 from s2f.train import TrainConfig, TrainResult, train
@@ -512,7 +512,7 @@ def pack_of(voices: Path, models: Path, tmp_path: Path) -> Path:
     for photo in sorted(voices.rglob("*.jpg")):
         (value,) = step.net([step.work(photo, photo)])
         step.save(value, layout.beside(photo.with_suffix(""), layout.EMBEDDING))
-    pack(voices, tmp_path / "pack", face_encoder=encoder, clip_seconds=1, workers=1)
+    pack_tree(voices, tmp_path / "pack", face_encoder=encoder, clip_seconds=1, workers=1)
     return tmp_path / "pack"
 
 
