@@ -99,6 +99,17 @@ CONFIGS: dict[str, ASTEncoderConfig] = {
 }
 
 LAYER_NORM_EPS = 1e-12  # transformers' default for AST
+FIELDS = {  # of `ASTEncoderConfig`, by their names in transformers'
+    "num_mel_bins": "n_freqs",
+    "max_length": "n_frames",
+    "patch_size": "patch",
+    "frequency_stride": "stride",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "mlp",
+}
+FIXED: dict[str, Any] = {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS, "qkv_bias": True}
 
 # transformers 5 renamed the parts of its `ASTModel`; published weights have the names before.
 _RENAMED = (
@@ -141,20 +152,11 @@ class ASTEncoder(nn.Module):
 
         self.ast = ASTModel(
             ASTConfig(
-                num_mel_bins=config.n_freqs,
-                max_length=config.n_frames,
-                patch_size=config.patch,
-                frequency_stride=config.stride,
+                **{theirs: getattr(config, ours) for theirs, ours in FIELDS.items()},
+                **FIXED,
                 time_stride=config.stride,
-                hidden_size=config.width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=config.mlp,
-                hidden_act="gelu",
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
-                layer_norm_eps=LAYER_NORM_EPS,
-                qkv_bias=True,
             )
         )
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
@@ -230,17 +232,6 @@ def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: A
 
 
 WANTED = "give a folder that holds an AST as Hugging Face saves it, or its id on their hub"
-FIELDS = {  # of `ASTEncoderConfig`, by their names in transformers'
-    "num_mel_bins": "n_freqs",
-    "max_length": "n_frames",
-    "patch_size": "patch",
-    "frequency_stride": "stride",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "mlp",
-}
-FIXED = {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS, "qkv_bias": True}
 MAX_LAYERS = 1000  # a network of millions would be built before a weight is missed
 
 
