@@ -180,7 +180,7 @@ def run(
     model, columns = None, []
     faces: Iterator[Face | InputError] = iter(())
     if wanted:
-        model = load_model(options)
+        model = _load(options)
         columns = _columns(model, options)
         faces = _draw(model, wanted, options, progress if is_single else silent, note)
     done: list[Outcome] = []
@@ -373,7 +373,7 @@ def _check_new(path: Path, options: GenerateOptions, suffixes: Sequence[str]) ->
         )
 
 
-def load_model(options: GenerateOptions) -> "SpeechToFace":
+def _load(options: GenerateOptions) -> "SpeechToFace":
     """Load the networks that the options need.
 
     Raises:
@@ -540,7 +540,7 @@ def run_morph(options: GenerateOptions, *, progress: Progress = silent) -> Endin
     _check_new(target, options, (".webp",))
     if _identity(target) in {_identity(path) for path in options.morph} - {None}:
         raise UsageError(f"{target}: is read, and would be written too", hint="give another -o")
-    model = load_model(options)
+    model = _load(options)
     from s2f.pipeline import provenance
     from s2f.visualize import animate
 

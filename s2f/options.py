@@ -4,8 +4,6 @@ An option that one command has lives with it; here are those of several.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,7 +14,6 @@ from s2f.errors import UsageError
 
 PARTLY_FAILED, INTERRUPTED = 6, 130  # exit codes that no error has
 Panel = Literal["Input", "Model", "Training", "Run", "Output"]
-Command = Callable[..., None]
 GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown"}  # of commands
 Job = TypeVar("Job")
 
@@ -58,24 +55,6 @@ def examples(*commands: str) -> str:
 def option(panel: Panel, help: str, *names: str, **settings: Any) -> Any:
     """Make an option, in one of the panels of a command's help."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
-
-
-def sharing(shared: Callable[..., None]) -> Callable[[Command], Command]:
-    """Make a decorator that gives a command, behind its own options, those of a signature.
-
-    The command gets them as keywords.
-    """
-
-    def add(command: Command) -> Command:
-        own = inspect.signature(command, eval_str=True)
-        kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept]
-        parameters = [*kept, *inspect.signature(shared, eval_str=True).parameters.values()]
-        command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
-
-    return add
 
 
 JsonOpt = Annotated[bool, option("Output", "Print one JSON object, errors too.", "--json")]

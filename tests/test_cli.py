@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import conftest
 import pytest
 from command_line import Done, assert_refused, assert_wrong_usage, commands, files
+from evaluation_cases import write_people
 from PIL import Image
 
 import s2f
@@ -296,6 +297,29 @@ def test_sigterm_ends_a_batch_with_nothing_half_written(tmp_path: Path) -> None:
     for path in made:
         with Image.open(path) as picture:
             picture.load()
+
+
+# s2f evaluate
+
+
+def test_two_evaluations_stand_side_by_side(tmp_path: Path) -> None:
+    tree = write_people(tmp_path / "tree")
+    for name in ("demo", "other"):
+        report = tmp_path / name
+        done = Done("evaluate", tree, "--model", name, "-o", report)
+        made = [report / f"report.{suffix}" for suffix in ("html", "md", "json")]
+        assert (done.code, done.out.splitlines()) == (0, [str(path) for path in made])
+        assert "Recall among all 8 people" in done.err
+        assert "data:image/png;base64," in made[0].read_text(encoding="utf-8")
+    assert_refused(Done("evaluate", tree, "-o", report), 2, made[0])
+    assert_refused(Done("evaluate", tree, "--columns", "height", "-o", tmp_path / "r"), 2, "height")
+    both = ["--compare", tmp_path / "demo", tmp_path / "other/report.json"]
+    done = Done("evaluate", *both, "-o", report, "--overwrite", "--json")
+    assert (done.code, done.err) == (0, "")
+    tables = {part["title"]: part for s in done.json["sections"] for part in s["parts"]}
+    metrics = {row[0]: row for row in tables["Metrics"]["rows"]}
+    assert {"angle, degrees", "R@1, %"} <= set(metrics)
+    assert metrics["angle, degrees"][-2] == 8  # people
 
 
 # s2f models and s2f verify

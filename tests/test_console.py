@@ -12,6 +12,7 @@ import pytest
 from s2f.console import Console, Mode, count, described, duration, size
 from s2f.errors import AudioError, InputError
 
+Captured = pytest.CaptureFixture[str]
 MODES: list[Mode] = ["human", "quiet", "json"]
 ERROR = AudioError("a.wav holds only silence", hint="Record again.")
 DESCRIBED = {"error": "AudioError", "message": "a.wav holds only silence", "hint": "Record again."}
@@ -25,7 +26,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("mode", ["human", "quiet"])
-def test_results_are_lines_on_stdout(mode: Mode, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_lines_on_stdout(mode: Mode, capsys: Captured) -> None:
     console = Console(mode)
     console.line(Path("a.png"))
     console.line("b.png")
@@ -33,7 +34,7 @@ def test_results_are_lines_on_stdout(mode: Mode, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("a.png\nb.png\n", "")
 
 
-def test_a_json_result_is_one_object_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_json_result_is_one_object_alone(capsys: Captured) -> None:
     console = Console("json")
     console.line("a.png")
     console.summary({"face": Path("a.png"), "clips": (1, 2), "error": None})
@@ -43,73 +44,60 @@ def test_a_json_result_is_one_object_alone(capsys: pytest.CaptureFixture[str]) -
     assert err == ""
 
 
-def test_numbers_that_json_lacks_become_null(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_json_lacks_become_null(capsys: Captured) -> None:
     Console("json").summary({"loss": float("nan"), "best": float("inf"), "step": 2})
     assert json.loads(capsys.readouterr().out) == {"loss": None, "best": None, "step": 2}
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("human", "hello\n"), ("quiet", ""), ("json", "")])
-def test_notes_are_for_people(mode: Mode, seen: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_for_people(mode: Mode, seen: str, capsys: Captured) -> None:
     Console(mode).note("hello")
     assert capsys.readouterr() == ("", seen)
 
 
 @pytest.mark.parametrize("mode", ["human", "quiet"])
-def test_an_error_is_a_line_and_a_cure_on_stderr(
-    mode: Mode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_is_a_line_and_a_cure_on_stderr(mode: Mode, capsys: Captured) -> None:
     Console(mode).error(ERROR)
     assert capsys.readouterr() == ("", "error: a.wav holds only silence\ncure: Record again.\n")
     Console(mode).error(InputError("no"))
     assert capsys.readouterr().err == "error: no\n"
 
 
-def test_an_error_under_json_is_an_object_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_under_json_is_an_object_on_stdout(capsys: Captured) -> None:
     Console("json").error(ERROR)
     out, err = capsys.readouterr()
     assert json.loads(out) == DESCRIBED
     assert err == ""
 
 
-def test_an_interruption_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_says_what_is_kept(capsys: Captured) -> None:
     Console().interrupted("interrupted; saved in run", "go on")
     assert capsys.readouterr().err == "error: interrupted; saved in run\ncure: go on\n"
 
 
-def test_failures_of_a_batch_are_counted_named_and_cured_once(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_failures_of_a_batch_are_named_and_cured_once(capsys: Captured) -> None:
     Console().failures([ERROR, AudioError("b.wav is empty", hint="Record again.")], 10)
     assert capsys.readouterr() == (
         "",
         "error: 2 of 10 failed\n  a.wav holds only silence\n  b.wav is empty\n"
         "cure: Record again.\n",
     )
-
-
-def test_failures_of_a_batch_leave_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    Console("json").failures([ERROR], 10)
+    Console("json").failures([ERROR], 10)  # its results say it
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_path_that_looks_like_markup_is_printed_as_it_is(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_path_that_looks_like_markup_is_printed_as_it_is(capsys: Captured) -> None:
     Console().line("[red]a[/red].png")
     Console().note("[bold]b.png")
     assert capsys.readouterr() == ("[red]a[/red].png\n", "[bold]b.png\n")
 
 
-def test_an_error_stays_on_one_line_and_cannot_command_the_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_error_cannot_command_the_terminal(capsys: Captured) -> None:
     Console().error(InputError("a\nb\x1b[2J\udcff.wav: é is fine"))
     assert capsys.readouterr().err == "error: a\\nb\\x1b[2J\\udcff.wav: é is fine\n"
 
 
-def test_a_file_name_that_is_not_text_comes_back_byte_for_byte(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_name_that_is_not_text_comes_back_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
     Console().line("a\udcff.png")
@@ -120,7 +108,7 @@ def test_a_file_name_that_is_not_text_comes_back_byte_for_byte(
 ROWS = [("run", "[red]a[/red]\n.png"), ("steps", "300")]
 
 
-def test_a_table_is_for_people_and_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_for_people_and_aligned(capsys: Captured) -> None:
     Console().table(ROWS)
     out, err = capsys.readouterr()
     lines = [line.split() for line in err.splitlines()]
@@ -131,9 +119,7 @@ def test_a_table_is_for_people_and_aligned(capsys: pytest.CaptureFixture[str]) -
     )
 
 
-def test_a_table_with_heads_has_its_numbers_to_the_right_and_words_to_the_left(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_table_with_heads_has_its_numbers_to_the_right(capsys: Captured) -> None:
     Console().table([("embedding/l2", "1.5", "x"), ("a", "-12.25", "long")], ("loss", "value", "y"))
     head, _, *rows = [
         line.rstrip() for line in capsys.readouterr().err.splitlines() if line.strip()
@@ -144,17 +130,13 @@ def test_a_table_with_heads_has_its_numbers_to_the_right_and_words_to_the_left(
     assert len({row.index(word) for row, word in zip(rows, ("x", "long"), strict=True)}) == 1
 
 
-def test_a_path_in_a_table_is_not_broken_where_nobody_looks(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_path_in_a_table_stays_whole(capsys: Captured) -> None:
     path = "/".join(["folder"] * 20)
     Console().table([("written", path)])
     assert path in capsys.readouterr().err
 
 
-def test_an_empty_table_is_nothing_and_other_modes_have_none(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_empty_table_or_another_mode_shows_nothing(capsys: Captured) -> None:
     Console().table([], ("loss",))
     for mode in MODES[1:]:
         Console(mode).table(ROWS)
@@ -197,9 +179,7 @@ def test_a_long_line_of_losses_fits_a_small_terminal(monkeypatch: pytest.MonkeyP
     assert sum("a long path" in line for line in seen) == 2
 
 
-def test_progress_shows_title_count_rate_and_what_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_progress_shows_title_count_rate_and_what(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     terminal = Terminal()
@@ -212,9 +192,7 @@ def test_progress_shows_title_count_rate_and_what_on_a_terminal(
         assert part in seen
 
 
-def test_progress_follows_a_job_whose_second_part_counts_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_progress_follows_a_job_that_counts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -225,7 +203,7 @@ def test_progress_follows_a_job_whose_second_part_counts_anew(
 
 
 def test_progress_is_for_people_at_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     with Console().progress("drawing") as progress:
         progress(1, 2, "a.wav")

@@ -209,7 +209,7 @@ def test_a_batch_that_is_up_to_date_loads_no_model(
     half_done: GenerateOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statuses(half_done)
-    monkeypatch.delattr(generate, "load_model")
+    monkeypatch.delattr(generate, "_load")
     outcomes, ending = ran(half_done)
     assert [item.status for item in outcomes] == ["skipped", "skipped"]
     assert ending.model is None
