@@ -142,42 +142,35 @@ class Gallery:
         due = [face for face in faces if face not in self._rows]
         start = sum(map(len, self._tables))
         table = np.empty((len(due), self.maker.width), np.float32)
-        self._read(due, table)
-        failed = self._make(due, table)
-        self._tables.append(table)
-        self._rows.update((f, start + k) for k, f in enumerate(due) if f not in failed)
-        return failed
-
-    def _read(self, due: Sequence[FaceFiles], table: NDArray[np.float32]) -> None:
-        photos: dict[Path, Path] = {}
+        photos: dict[Path, Path] = {}  # of embeddings that stand
+        todo: list[tuple[int, Path]] = []
         for k, face in enumerate(due):
+            photo = None if face.photo is None else self.folder / face.photo
             if face.embedding is None:
+                assert photo is not None
+                todo.append((k, photo))
                 continue
             path = self.folder / face.embedding
             table[k] = read_embedding(path, self.maker.width)
-            if face.photo is None:
+            if photo is None:
                 self.n_unchecked += 1
             else:
-                photos[path] = self.folder / face.photo
+                photos[path] = photo
             self.progress(k, len(due), "reading embeddings")
         check_embeddings(self.maker, list(photos), photos.__getitem__)
-
-    def _make(
-        self, due: Sequence[FaceFiles], table: NDArray[np.float32]
-    ) -> dict[FaceFiles, ImageError]:
         failed: dict[FaceFiles, ImageError] = {}
-        todo = [(k, face) for k, face in enumerate(due) if face.embedding is None]
         for done in range(0, len(todo), BATCH):
             self.progress(done, len(todo), "embedding photos")
-            photos: dict[int, Tensor] = {}
-            for k, face in todo[done : done + BATCH]:
-                assert face.photo is not None
+            read: dict[int, Tensor] = {}
+            for k, photo in todo[done : done + BATCH]:
                 try:
-                    photos[k] = load_face(self.folder / face.photo, fit=self.maker.fit)
+                    read[k] = load_face(photo, fit=self.maker.fit)
                 except ImageError as error:
-                    failed[face] = error
-            if photos:
-                table[list(photos)] = self.maker.of(list(photos.values()))
+                    failed[due[k]] = error
+            if read:
+                table[list(read)] = self.maker.of(list(read.values()))
+        self._tables.append(table)
+        self._rows.update((f, start + k) for k, f in enumerate(due) if f not in failed)
         return failed
 
     def table(self, faces: Sequence[FaceFiles]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

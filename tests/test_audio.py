@@ -794,25 +794,6 @@ def test_the_copy_of_a_stream_is_gone_afterwards(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_named():
-    """A limit of the size of files stands for it, in a process of its own."""
-    resource = pytest.importorskip("resource")
-    code = (
-        "import io, resource, sys; from s2f.audio import read_speech;"
-        "from s2f.errors import OutputError;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
-        "try: read_speech(sys.stdin.buffer, name='standard input')\n"
-        "except OutputError as error: print(error, error.hint, error.exit_code)"
-    )
-    assert resource
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=bytes(4_000_000), capture_output=True, check=True
-    )
-    assert done.stdout.startswith(b"standard input cannot be copied to the folder for temporary")
-    assert b"TMPDIR" in done.stdout and done.stdout.endswith(b" 2\n")
-    assert done.stderr == b""
-
-
 def test_no_folder_for_temporary_files_is_named(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "nowhere/at/all")
     with pytest.raises(OutputError, match="No such file"):
