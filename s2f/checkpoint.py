@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 else:  # only annotations name them
     AnyVoiceEncoder = Network = Any
 
+MODELS = Path(__file__).parent / "models"  # the bundled ones, a folder each
+EVALUATION = "evaluation.md"
 VERSION = 1
 KINDS = ("voice_encoder", "face_encoder", "face_decoder")
 # And what JSON has in their place; `preprocessing` is of a decoder, which has none, null.
@@ -448,11 +450,6 @@ def _build(
     architecture = config.pop("architecture", next(iter(known)))
     if architecture not in known:
         raise ValueError(f"its architecture is {architecture!r}; wanted {' or '.join(known)}")
-    front_end = None
-    if kind == "voice_encoder":
-        front_end = FrontEnd(**preprocessing)
-        heard = front_end.n_channels, front_end.n_freqs
-        frames = front_end.n_frames(front_end.clip_samples)
     prepared = (Preprocessing(**preprocessing),) if kind == "face_encoder" else ()
     home = importlib.import_module(f"s2f.{known[architecture][0]}")
     make = getattr(home, known[architecture][1])
@@ -461,10 +458,13 @@ def _build(
         network = make(configure(**config), *prepared)
     if architecture == "vgg":  # a buffer that no file holds
         network.mean = torch.tensor(network.preprocessing.mean).view(3, 1, 1)
-    if front_end:
-        if heard != (network.config.in_channels, network.config.n_freqs):
-            raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
-        network.config.check_frames(frames)
+    if kind != "voice_encoder":
+        return network, None
+    front_end = FrontEnd(**preprocessing)
+    heard = front_end.n_channels, front_end.n_freqs
+    if heard != (network.config.in_channels, network.config.n_freqs):
+        raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
+    network.config.check_frames(front_end.n_frames(front_end.clip_samples))
     return network, front_end
 
 
@@ -485,11 +485,6 @@ def _upgraded(
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-MODELS = Path(__file__).parent / "models"  # the bundled ones, a folder each
-EVALUATION = "evaluation.md"
-Where = Literal["bundled", "cache", "folder"]
 
 
 @dataclass(frozen=True)
@@ -520,7 +515,7 @@ class Entry:
 
     name: str
     folder: Path
-    where: Where
+    where: Literal["bundled", "cache", "folder"]
     networks: Mapping[str, Facts]
     errors: Mapping[str, CheckpointError]
     evaluation: str | None
@@ -598,7 +593,7 @@ def entries(*models: str | Path) -> list[Entry]:
     return listed
 
 
-def _find(model: str | Path) -> tuple[str, Path, Where]:
+def _find(model: str | Path) -> tuple[str, Path, Literal["bundled", "cache", "folder"]]:
     """Find the name, the folder and the kind of place of a model."""
     bundled = _models(MODELS)
     if model in bundled:

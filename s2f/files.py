@@ -361,12 +361,9 @@ def place_all(
             if not (made + kept + len(failed)) % 256:
                 progress(made + kept + len(failed), total, folder.source)
             try:
-                if place_file(
-                    os.path.join(folder.source, name), os.path.join(folder.target, name), link
-                ):
-                    made += 1
-                else:
-                    kept += 1
+                source, target = (os.path.join(f, name) for f in (folder.source, folder.target))
+                is_new = place_file(source, target, link)
+                made, kept = made + is_new, kept + (not is_new)
             except InputError as error:
                 failed.append(error)
     progress(total, total, "done")
