@@ -311,8 +311,11 @@ def quick_distances(a: Rows, b: Rows, metric: Metric, limits: Floats) -> tuple[R
             sizes, own = p.square().sum(1), q.square().sum(1)
             distances = torch.addmm(sizes[:, None] + own, p, q.T, alpha=-2)
             return distances.numpy(), error * (sizes.max() + own).double().numpy()
-        unit = [functional.normalize(rows.double(), dim=1, eps=1e-300).float() for rows in (p, q)]
-        return (-unit[0] @ unit[1].T).numpy(), np.full(len(limits), error)
+        # Scaled first, so that squares of the smallest values do not vanish; zeros stay.
+        tops = [rows.abs().amax(1, keepdim=True) for rows in (p, q)]
+        p, q = (rows / top.where(top > 0, 1) for rows, top in zip((p, q), tops, strict=True))
+        cosines = functional.normalize(p, dim=1) @ -functional.normalize(q, dim=1).T
+        return cosines.numpy(), np.full(len(limits), error)
 
 
 def _l1(a: Rows, b: Rows) -> Rows:
