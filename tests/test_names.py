@@ -172,9 +172,12 @@ def test_collisions_are_reported_and_left_alone(pair: tuple[str, str], tmp_path:
 def test_collisions_are_merged_when_asked_for(pair: tuple[str, str], tmp_path: Path) -> None:
     grow(tmp_path, [f"{name}/x/{k}" for k, name in enumerate(pair)])
     grow(tmp_path, [f"{name}/.same" for name in pair], b"same")
+    for name in pair:
+        (tmp_path / name / "link").symlink_to("nowhere")
     report = rename_identities(tmp_path, merge=True)
     (item,) = report.merged
     assert folders(tmp_path) == [item.new]
+    assert (tmp_path / item.new / "link").is_symlink()
     assert contents(tmp_path / item.new) == {
         ".same": b"same",
         "x/0": os.fsencode(f"{pair[0]}/x/0"),

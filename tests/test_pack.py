@@ -21,7 +21,17 @@ from trees import contents
 from s2f import checkpoint, layout
 from s2f.audio import clips
 from s2f.errors import CheckpointError, DatasetError, UsageError
-from s2f.pack import INDEX, Pack, PackReport, pack_tree, read_index, verify_pack
+from s2f.files import File
+from s2f.pack import (
+    INDEX,
+    Pack,
+    PackReport,
+    ShardPlan,
+    pack_tree,
+    read_index,
+    verify_pack,
+    write_shard,
+)
 from s2f.prep_faces import embeddings_step
 
 CLIP = 1600  # samples: 0.1 s
@@ -123,13 +133,35 @@ def test_anyone_can_open_the_files(made_pack: Path) -> None:
         assert size - array.nbytes == 128 and size < 11_000  # row i is at 128 + i x 2 x width
 
 
-def test_floats_become_the_nearest_integers_and_are_clipped(
-    tree: Path, tmp_path: Path, encoder: Path
-) -> None:
-    waveform = np.tile(np.array([0, 1 / 32768, -2, 2, 0.4 / 32768], np.float64), CLIP // 5)
-    np.save(tree / "val/id0/audios/v0/0.npy", waveform)
-    make(tree / "val", tmp_path / "one", encoder)
-    assert Pack(tmp_path / "one")[0][0][:5].tolist() == [0, 1, -32768, 32767, 0]
+def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path: Path) -> None:
+    """Floats become the nearest integers and are clipped: 2^15 times them, by hand."""
+    arrays = {
+        "a": np.array([0, 1 / 32768, -2, 2, 0.4 / 32768], np.float64),
+        "b": np.full(5, np.nan, np.float32),
+        "c": np.arange(10, dtype=np.int16),
+        "d_embedding": np.full(5, 0.1, np.float32),
+        "e_embedding": np.full(5, 1e6, np.float32),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "folder.npy").mkdir()
+
+    def shard(table: str, *names: str) -> tuple[list, dict]:
+        sources = tuple((f"id{k // 2}", File(f"{n}.npy", 1, 0)) for k, n in enumerate(names))
+        plan = ShardPlan(f"{table}-00000.npy", table, 5, tmp_path, sources)
+        note = write_shard(plan, tmp_path / "part")
+        data = (tmp_path / "part").read_bytes()
+        assert note["sha256"] == hashlib.sha256(data).hexdigest()
+        return np.load(tmp_path / "part").tolist(), note
+
+    rows, note = shard("clips", "a", "b", "c", "folder")
+    assert rows == [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert note["rows"] == {"id0": 1, "id1": 2}
+    assert [path for path, _, _ in note["failed"]] == ["b.npy", "folder.npy"]
+    rows, note = shard("embeddings", "d_embedding", "e_embedding")
+    assert rows == [[float(np.float16(0.1))] * 5]
+    assert "half precision" in note["failed"][0][1]
+    assert shard("clips")[0] == []
 
 
 def test_a_single_split_is_packed_too_by_any_number_of_workers(

@@ -309,20 +309,26 @@ def test_other_people_in_the_output_are_refused(
         pair_identities(**sources, out=tmp_path / "out")
 
 
-def test_a_name_in_a_meta_file_leads_out_of_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "identity"), [("..", "_.."), ('",,"', "id00012")])
+def test_a_name_in_a_meta_file_leads_out_of_nothing(
+    name: str, identity: str, tmp_path: Path
+) -> None:
     grow(tmp_path, ["voices/id00012/1.wav", "faces/id00012/1.jpg"])
     meta = tmp_path / "meta.csv"
-    meta.write_text("VoxCeleb2 ID,Name\nid00012,..\n")
+    meta.write_text(f"VoxCeleb2 ID,Name\nid00012,{name}\n")
     report = pair_identities(
         [tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "a/out", metas=[meta]
     )
-    assert [pair.identity for pair in report.pairs] == ["_.."]
-    assert set(contents(tmp_path / "a")) == {"out/_../audios/1.wav", "out/_../images/1.jpg"}
+    assert [pair.identity for pair in report.pairs] == [identity]
+    assert set(contents(tmp_path / "a")) == {
+        f"out/{identity}/audios/1.wav",
+        f"out/{identity}/images/1.jpg",
+    }
 
 
 def test_own_folders_are_joined_by_equal_names(tmp_path: Path) -> None:
     grow(tmp_path / "faces", ["Ann/1.jpg", "Ž/1.jpg", "bob/1.jpg"])
-    grow(tmp_path / "voices", ["Ann/1.wav", "Z\u030c/x/1.wav", "dan/1.wav"])
+    grow(tmp_path / "voices", ["Ann/1.wav", "Z\u030c/x/1.wav", "dan/1.wav", "loose.wav"])
     report = pair_identities([tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out")
     assert set(contents(tmp_path / "out")) == {
         "Ann/audios/1.wav",
@@ -330,7 +336,11 @@ def test_own_folders_are_joined_by_equal_names(tmp_path: Path) -> None:
         "Z/audios/x/1.wav",
         "Z/images/1.jpg",
     }
-    assert {one.name: one.why for one in report.unmatched} == {"bob": "no voice", "dan": "no face"}
+    assert {one.name: one.why for one in report.unmatched} == {
+        "bob": "no voice",
+        "dan": "no face",
+        "loose.wav": "not in an identity's folder",
+    }
 
 
 def test_one_tree_may_hold_both(tmp_path: Path) -> None:
