@@ -680,14 +680,9 @@ def _show(console: Console, entry: "Entry") -> None:
 
 
 def _record(entry: "Entry") -> dict[str, object]:
-    return {
-        "name": entry.name,
-        "folder": entry.folder,
-        "where": entry.where,
-        "evaluation": entry.evaluation,
-        "networks": {kind: dataclasses.asdict(facts) for kind, facts in entry.networks.items()},
-        "errors": {kind: described(error) for kind, error in entry.errors.items()},
-    }
+    networks = {kind: dataclasses.asdict(facts) for kind, facts in entry.networks.items()}
+    errors = {kind: described(error) for kind, error in entry.errors.items()}
+    return {**vars(entry), "networks": networks, "errors": errors}
 
 
 app.add_typer(cli_prep.app, name="prep", rich_help_panel="Prepare data")

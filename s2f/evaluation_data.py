@@ -315,7 +315,7 @@ def read_examples(
     labels: Labels = {}
     photo_labels: Labels = {}
     labelled: list[tuple[Path, str]] = []
-    evaluated = identities(faces, split)
+    evaluated = names_in_split(faces, split)
     if split == "train":
         notes.append("No judges: they would be fitted on the very people that they judge.")
     else:
@@ -336,7 +336,7 @@ def read_examples(
             names, embeddings = [owners[k] for k in new], training.embeddings[new]
             labels = read_labels(tables, training.names, columns, notes=[])
         seen = evaluated | set(people.names)
-        everyone = identities(faces, "train") | seen
+        everyone = names_in_split(faces, "train") | seen
         photo_labels = read_labels(tables, sorted(everyone), columns, notes=[])
         known = {who for values in photo_labels.values() for who in values} - seen
         labelled = photos_of(faces, "train", known, TRAINING_PHOTOS)
@@ -351,7 +351,7 @@ def read_examples(
     return Examples(names, embeddings, labels, photos, photo_labels, mine, fresh, tuple(notes))
 
 
-def identities(tree: Path, split: str) -> set[str]:
+def names_in_split(tree: Path, split: str) -> set[str]:
     """Name the identities of a split; none if the tree has no such split."""
     try:
         folder = layout.split(tree, split)
@@ -370,7 +370,7 @@ def photos_of(tree: Path, split: str, names: Collection[str], most: int) -> list
         most: photos of one person.
     """
     found = []
-    for name in sorted(identities(tree, split) & set(names)):
+    for name in sorted(names_in_split(tree, split) & set(names)):
         identity = layout.split(tree, split) / name
         inside = list(files.names(identity, layout.is_photo))
         found += [(identity / path, name) for path in spread(inside, most)]

@@ -40,30 +40,18 @@ SpeechSource = str | Path | BinaryIO | Waveform | tuple[NDArray[Any], int]
 
 
 class Part(TypedDict, total=False):
-    """Which part of a recording is heard, as `audio.read_speech` takes it.
+    """Which part of a recording is heard, as `audio.read_speech` takes it; by default all."""
 
-    Attributes:
-        start: where it starts, seconds; by default at the beginning.
-        duration: of it, seconds; by default to the end.
-        trim_silence: dB; silence at both ends that is further below the loudest is left out.
-    """
-
-    start: float
-    duration: float | None
-    trim_silence: float | None
+    start: float  # seconds
+    duration: float | None  # seconds
+    trim_silence: float | None  # dB: silence at both ends further below the loudest is left out
 
 
 class Framing(TypedDict, total=False):
-    """How the face in a photo is found.
+    """How the face in a photo is found."""
 
-    Attributes:
-        align: whether the largest face is found, and framed as training's faces are (default).
-            Otherwise the photo is framed already.
-        detector: that finds it: `dlib` or `face-alignment`; by default the one that is there.
-    """
-
-    align: bool
-    detector: str | None
+    align: bool  # whether the largest is found, and framed as training's (default), or it is framed
+    detector: str | None  # `dlib` or `face-alignment`; by default the one that is there
 
 
 @dataclass(frozen=True)

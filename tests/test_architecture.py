@@ -68,6 +68,19 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         below = {module: others for module, others in below.items() if module not in bottom}
 
 
+def test_a_public_name_means_one_thing() -> None:
+    homes: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in parse(module).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert not {name: found for name, found in homes.items() if len(found) > 1}
+
+
+def test_there_are_no_more_modules_than_subjects() -> None:
+    assert len(MODULES) + 1 <= 62
+
+
 def test_the_options_know_no_library() -> None:
     assert edges(parse("options")) <= {"console", "errors"}
 
@@ -106,6 +119,14 @@ def test_importing_is_cheap(source: str) -> None:
 def test_the_help_imports_nothing_heavy() -> None:
     source = "from typer.testing import CliRunner; from s2f.cli import app"
     assert not HEAVY & imported_by(f"{source}; CliRunner().invoke(app, ['train', '--help'])")
+
+
+@pytest.mark.parametrize("command", ["models", "models demo --json"])
+def test_to_list_models_takes_no_torch(command: str) -> None:
+    words = command.split()
+    source = "from typer.testing import CliRunner; from s2f.cli import app\n"
+    source += f"assert CliRunner().invoke(app, {words}).exit_code == 0"
+    assert "torch" not in imported_by(source)
 
 
 def test_the_console_imports_rich_only_for_progress() -> None:

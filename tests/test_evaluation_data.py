@@ -10,7 +10,7 @@ from s2f.embeddings import Maker
 from s2f.errors import DatasetError, UsageError
 from s2f.evaluation_data import (
     find_sources,
-    identities,
+    names_in_split,
     photos_of,
     read_labels,
     read_people,
@@ -99,4 +99,4 @@ def test_photos_of_labelled_people_are_listed(tree: Path) -> None:
     found = photos_of(tree, "test", {"ann", "cleo", "zoe"}, 2)
     assert [who for _, who in found] == ["ann", "ann", "cleo"]
     assert all(path.is_file() for path, _ in found)
-    assert photos_of(tree, "val", {"ann"}, 2) == [] and identities(tree, "val") == set()
+    assert photos_of(tree, "val", {"ann"}, 2) == [] and names_in_split(tree, "val") == set()
