@@ -37,6 +37,7 @@ from s2f.files import alone_in
 from s2f.run_dir import Run
 
 Note = Callable[[str], None]  # what takes a sentence for people
+Batch = tuple[list[Key], Item]  # what was read, and for which keys
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("cosine", "paper", "constant")
 TRAINED_IN = ("fp32", "bf16")
@@ -382,8 +383,50 @@ def train(
         if tensorboard and ranks.first:
             folder = run / "tensorboard"
             board = stack.enter_context(training_log.open_board(folder, after=state.step))
-        first = state.step
-        _loop(training, lambda: interrupted() or ranks.orphaned, board, progress)
+        batches = training.read(task.train_data, training.plan(range(state.step, config.steps)))
+        # Closed, or its processes would hold the directory for a while.
+        stack.enter_context(contextlib.closing(batches))
+        stages = {group.start: "more layers" for group in task.groups if group.start}
+        stages |= {config.calibrate_at: "weights calibrated"} if config.calibrate_at else {}
+        first, started, look_again, redraw = state.step, time.perf_counter(), 0.0, 0.0
+        training.network.train()
+        while not state.ended:
+            training.step(batches)
+            due = state.step % config.every == 0 or state.step == config.steps
+            alone = ranks.size == 1 and time.monotonic() < look_again
+            if state.step % LOOK and not due and (device.type == "cuda" or alone):
+                continue
+            stop = training.look(interrupted() or ranks.orphaned)
+            look_again = time.monotonic() + PAUSE
+
+            rate = (state.step - first) * config.batch_size / (time.perf_counter() - started)
+            running = "  ".join(f"{name} {value:#.4g}" for name, value in state.running.items())
+            progress(state.step, config.steps, f"{rate:.1f} samples/s  {running}")
+            if board and (due or state.step % LOOK == 0):
+                values = {f"train/{name}": value for name, value in state.running.items()}
+                groups = enumerate(training.optimizer.param_groups)
+                values |= {f"lr/group{k}": group["lr"] for k, group in groups}
+                board(state.step, values | {"speed/samples_per_second": rate}, None)
+
+            if due:
+                training.validate(board)
+                stale = (state.step - state.best_step) // config.every
+                if state.step == config.steps or (config.patience and stale >= config.patience):
+                    state.ended = True
+                    torch.manual_seed(config.seed)
+                    if task.finish(lambda passes: training.passes(passes, interrupted)):
+                        training.validate(board, solved=True)
+                training.show(board)
+                stop = training.look(interrupted() or ranks.orphaned)
+            if due or stop:
+                state.save(training.network, training.optimizer)
+            if due and time.monotonic() >= redraw:
+                redraw = training_log.renew_loss_curves(state, stages)
+            if stop:
+                break
+        training_log.renew_loss_curves(state, stages)
+        if not state.ended:
+            raise KeyboardInterrupt
         seconds = time.perf_counter() - began
         return TrainResult(
             run=run,
@@ -398,61 +441,6 @@ def train(
             seconds=seconds,
             samples_per_second=(state.step - first) * config.batch_size / seconds,
         )
-
-
-def _loop(
-    training: "_Training",
-    stopped: Callable[[], bool],
-    board: training_log.Board | None,
-    progress: Progress,
-) -> None:
-    """Train to the end."""
-    task, config, state = training.task, training.config, training.state
-    stages = {group.start: "more layers" for group in task.groups if group.start}
-    stages |= {config.calibrate_at: "weights calibrated"} if config.calibrate_at else {}
-    patient = training.device.type == "cuda"
-    alone = training.ranks.size == 1
-    first, began, look_again, redraw = state.step, time.perf_counter(), 0.0, 0.0
-    training.network.train()
-    # Closed, or its processes would hold the directory for a while.
-    with contextlib.closing(training.batches(range(first, config.steps))) as batches:
-        while not state.ended:
-            training.step(batches)
-            due = state.step % config.every == 0 or state.step == config.steps
-            rests = patient or (alone and time.monotonic() < look_again)
-            if rests and state.step % LOOK and not due:
-                continue
-            stop = training.look(stopped())
-            look_again = time.monotonic() + PAUSE
-
-            rate = (state.step - first) * config.batch_size / (time.perf_counter() - began)
-            running = "  ".join(f"{name} {value:#.4g}" for name, value in state.running.items())
-            progress(state.step, config.steps, f"{rate:.1f} samples/s  {running}")
-            if board and (due or state.step % LOOK == 0):
-                values = {f"train/{name}": value for name, value in state.running.items()}
-                groups = enumerate(training.optimizer.param_groups)
-                values |= {f"lr/group{k}": group["lr"] for k, group in groups}
-                board(state.step, values | {"speed/samples_per_second": rate}, None)
-
-            if due:
-                training.score(board)
-                stale = (state.step - state.best_step) // config.every
-                if state.step == config.steps or (config.patience and stale >= config.patience):
-                    state.ended = True
-                    torch.manual_seed(config.seed)
-                    if task.finish(lambda passes: training.passes(passes, stopped)):
-                        training.score(board, solved=True)
-                training.show(board)
-                stop = training.look(stopped())
-            if due or stop:
-                state.save(training.network, training.optimizer)
-            if due and time.monotonic() >= redraw:
-                redraw = training_log.renew_loss_curves(state, stages)
-            if stop:
-                break
-    training_log.renew_loss_curves(state, stages)
-    if not state.ended:
-        raise KeyboardInterrupt
 
 
 class _Losses(nn.Module):
@@ -524,32 +512,24 @@ class _Training:
         """Weights of the losses, as they are now."""
         return {**self.config.loss_weights, **self.state.loss_weights}
 
-    def read(
-        self, data: Data, keys: Iterable[list[Key]], *, workers: int | None = None
-    ) -> Generator[tuple[list[Key], Item], None, None]:
+    def plan(self, steps: range) -> Iterator[list[Key]]:
+        """Tell what this process's parts of steps are."""
+        config, n = self.config, len(self.task.train_data)
+        parts = self.ranks.size * config.accumulate
+        return plan_steps(
+            n, config.batch_size, seed=config.seed, steps=steps, parts=parts, mine=self.parts
+        )
+
+    def read(self, data: Data, keys: Iterable[list[Key]]) -> Generator[Batch, None, None]:
         """Read batches, and remember what could not be read."""
-        workers = self.config.workers if workers is None else workers
-        limit = self.config.max_bad
+        workers, limit = self.config.workers, self.config.max_bad
         for loaded in load_batches(data, keys, self.device, workers=workers, max_bad=limit):
             self.bad |= {error.message: error for error in loaded.bad}
             if loaded.items is None:
                 raise self._too_many(loaded.bad[-1])
             yield loaded.keys, loaded.items
 
-    def batches(
-        self, steps: range, *, workers: int | None = None
-    ) -> Generator[tuple[list[Key], Item], None, None]:
-        """Read this process's parts of steps."""
-        keys = plan_steps(
-            *(len(self.task.train_data), self.config.batch_size),
-            seed=self.config.seed,
-            steps=steps,
-            parts=self.ranks.size * self.config.accumulate,
-            mine=self.parts,
-        )
-        return self.read(self.task.train_data, keys, workers=workers)
-
-    def step(self, batches: Iterator[tuple[list[Key], Item]]) -> None:
+    def step(self, batches: Iterator[Batch]) -> None:
         """Take one step of the optimizer."""
         config, state, step = self.config, self.state, self.state.step
         model = self._thawed(step)
@@ -611,11 +591,18 @@ class _Training:
         table = torch.stack(rows).cpu().double() if rows else torch.empty(0)
         told = self.ranks.gather((table, self.bad, interrupted))
         table = torch.stack([theirs for theirs, _, _ in told]).mean(0)
-        for k, (row, (keys, values, _)) in enumerate(zip(table.tolist(), self.unseen, strict=True)):
-            if not all(map(math.isfinite, row)):
-                self._diverged(state.step - len(rows) + k + 1, keys, values, row)
-            for name, now in zip(values, row[:-1], strict=True):
-                state.running[name] = 0.98 * state.running.get(name, now) + 0.02 * now
+        step = state.step - len(rows)
+        for (*row, norm), (keys, values, _) in zip(table.tolist(), self.unseen, strict=True):
+            step += 1
+            now = dict(zip(values, row, strict=True))
+            if not all(map(math.isfinite, [*row, norm])):
+                found = ", ".join(f"{name} {value:g}" for name, value in now.items())
+                worst = self._worst(keys, values)
+                raise self._diverged(
+                    f"step {step} the loss is {found}, the gradient {norm:g}, for {worst}"
+                )
+            for name, value in now.items():
+                state.running[name] = 0.98 * state.running.get(name, value) + 0.02 * value
         self.unseen, self.bad = [], {}
         for message, error in itertools.chain(*(bad.items() for _, bad, _ in told)):
             if message not in state.bad:
@@ -625,22 +612,15 @@ class _Training:
                 self.note(f"left out: {message}")
         return any(flag for _, _, flag in told)
 
-    def _diverged(
-        self, step: int, keys: list[Key], values: dict[str, Tensor], row: Sequence[float]
-    ) -> None:
-        """Raise for a step whose losses are not finite, with the names of its worst items."""
-        total = losses.per_sample(values, self.weights).tolist()
-        broken = [key.item for key, v in zip(keys, total, strict=True) if not math.isfinite(v)]
-        data = self.task.train_data
-        names = [data.name(item) for item in broken or [key.item for key in keys]]
-        names = [name for theirs in self.ranks.gather(names) for name in theirs]
-        found = [f"{name} {value:g}" for name, value in zip(values, row[:-1], strict=True)]
-        raise self._divergence(
-            f"step {step} the loss is {', '.join(found)}, the gradient {row[-1]:g}, for "
-            f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
-        )
+    def _worst(self, keys: list[Key], values: dict[str, Tensor]) -> str:
+        """Name the items of a step whose losses are not finite, or else all."""
+        finite = losses.per_sample(values, self.weights).isfinite().tolist()
+        broken = [key.item for key, fine in zip(keys, finite, strict=True) if not fine]
+        mine = [self.task.train_data.name(k) for k in broken or [key.item for key in keys]]
+        names = [name for theirs in self.ranks.gather(mine) for name in theirs]
+        return f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
 
-    def _divergence(self, where: str) -> UsageError:
+    def _diverged(self, where: str) -> UsageError:
         return UsageError(
             f"{self.state.folder}: the training diverged: at {where}",
             hint=f"use a lower --lr than {self.config.lr:g} and another folder; what was saved "
@@ -656,13 +636,21 @@ class _Training:
             hint="mend them, or raise --max-bad",
         )
 
-    def score(self, board: training_log.Board | None, *, solved: bool = False) -> None:
-        """Measure on the validation data; keep what is better than all before, or solved for."""
-        state = self.state
-        measured = {name: float(value.mean()) for name, value in self._validate().items()}
+    def validate(self, board: training_log.Board | None, *, solved: bool = False) -> None:
+        """Measure, undisturbed; keep what is better than all before, or solved for."""
+        state, ranks, data = self.state, self.ranks, self.task.val_data
+        keys = undisturbed(len(data))
+        self.network.eval()
+        with torch.no_grad():
+            batches = self.read(data, keys[ranks.rank :: ranks.size])
+            mine = [{k: v.cpu() for k, v in self.losses(batch).items()} for _, batch in batches]
+        self.network.train()
+        told = ranks.gather(mine)
+        found = [told[k % ranks.size][k // ranks.size] for k in range(len(keys))]
+        measured = {k: float(torch.cat([values[k] for values in found]).mean()) for k in found[0]}
         score = sum(self.weights[name] * value for name, value in measured.items())
         if not math.isfinite(score):
-            raise self._divergence(f"step {state.step} the validation losses are {measured}")
+            raise self._diverged(f"step {state.step} the validation losses are {measured}")
         state.log(lr_at(state.step - 1, self.config), measured, solved=solved)
         if board:
             group = "solved" if solved else "val"
@@ -670,29 +658,17 @@ class _Training:
         if score < state.best or solved:
             state.best, state.best_step = score, state.step
             state.best_losses, state.best_running = measured, dict(state.running)
-            if self.ranks.first:
+            if ranks.first:
                 storage = torch.float16 if self.config.half else torch.float32
                 self.task.save(state.best_file, storage, measured)
 
-    @torch.no_grad()
-    def _validate(self) -> dict[str, Tensor]:
-        """Losses [n] over the validation data, undisturbed."""
-        keys, size = undisturbed(len(self.task.val_data)), self.ranks.size
-        self.network.eval()
-        batches = self.read(self.task.val_data, keys[self.ranks.rank :: size])
-        mine = [{k: v.cpu() for k, v in self.losses(batch).items()} for _, batch in batches]
-        self.network.train()
-        told = self.ranks.gather(mine)
-        found = [told[k % size][k // size] for k in range(len(keys))]
-        return {name: torch.cat([values[name] for values in found]) for name in found[0]}
-
-    def passes(self, k: int, stopped: Callable[[], bool]) -> Iterator[Item]:
+    def passes(self, k: int, interrupted: Callable[[], bool]) -> Iterator[Item]:
         """Go k times through the training data, in another order than the steps did."""
         config, n = self.config, len(self.task.train_data)
         steps = range(-(-k * n // config.batch_size))
         keys = plan_steps(n, config.batch_size, seed=config.seed + config.steps, steps=steps)
         for _, batch in self.read(self.task.train_data, keys):
-            if stopped():
+            if interrupted() or self.ranks.orphaned:
                 raise KeyboardInterrupt  # from the last save it is not far to here
             yield batch
 
@@ -833,9 +809,10 @@ def rehearse(
     starts = sorted({group.start for group in task.groups})
     stages, gradients, activations = [], 0, 0
     first: dict[str, float] = {}
-    with contextlib.closing(_Training(task, config, state, device, ranks)) as training:
-        # Whoever reads here reads alone, so that the time can be told.
-        batches = training.batches(range(2 * len(starts)), workers=0)
+    # Whoever reads here reads alone, so that the time can be told.
+    own = dataclasses.replace(config, workers=0)
+    with contextlib.closing(_Training(task, own, state, device, ranks)) as training:
+        batches = training.read(task.train_data, training.plan(range(2 * len(starts))))
         network.train()
         for start, end in itertools.pairwise([*starts, config.steps]):
             state.step = start
@@ -856,7 +833,7 @@ def rehearse(
         began = time.perf_counter()
         network.eval()
         with torch.no_grad():
-            for _, batch in training.read(task.val_data, chunks[:1], workers=0):
+            for _, batch in training.read(task.val_data, chunks[:1]):
                 [value.cpu() for value in training.losses(batch).values()]
         validation = (time.perf_counter() - began) * -(-len(chunks) // ranks.size)
         weights = [*network.parameters(), *network.buffers()]
