@@ -9,6 +9,7 @@ from torch.nn import functional
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # that the last layers are tried with
 MARGIN = 12.0  # deviations by which those layers keep clear of the ReLU between them
+TOGETHER = 1024  # rows that are summed up at a time: large products are fast ones
 
 
 class RidgeSums:
@@ -23,12 +24,10 @@ class RidgeSums:
         """Count features [b f] and targets [b d] in."""
         self.waiting.append((x, y))
         self.device = x.device
-        if sum(len(part) for part, _ in self.waiting) >= 1024:  # large products are fast ones
+        if sum(len(part) for part, _ in self.waiting) >= TOGETHER:
             self._flush()
 
     def _flush(self) -> None:
-        if not self.waiting:
-            return
         # In double precision: a variance is a small difference of large sums.
         x, y = (torch.cat(parts).double() for parts in zip(*self.waiting, strict=True))
         self.waiting = []
@@ -36,14 +35,16 @@ class RidgeSums:
         self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
         self.x, self.y = self.x + x.sum(0), self.y + y.sum(0)
 
-    def _centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        self._flush()
+    def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means [f] and [d], and covariances [f f] and [f d], in double precision."""
+        if self.waiting:
+            self._flush()
         x, y = self.x / self.n, self.y / self.n
         return x, y, self.xx / self.n - torch.outer(x, x), self.xy / self.n - torch.outer(x, y)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight [f d] and bias [d]; the ridge is in units of each feature's variance."""
-        x, y, xx, xy = self._centred()
+        x, y, xx, xy = self.moments()
         scale = xx.diagonal().clamp_min(1e-8).sqrt()
         system = xx / torch.outer(scale, scale)
         system.diagonal().add_(ridge)
@@ -51,25 +52,9 @@ class RidgeSums:
         weight = torch.cholesky_solve(xy / scale[:, None], factor) / scale[:, None]
         return weight.float(), (y - x @ weight).float()
 
-    def mean_y(self) -> Tensor:
-        """Mean of what is predicted, [d]."""
-        return self._centred()[1].float()
-
-    def spread(self, weight: Tensor) -> Tensor:
-        """Covariance [d d] of predictions with a weight [f d], double precision."""
-        _, _, xx, _ = self._centred()
-        w = weight.double()
-        return w.T @ xx @ w
-
-    def deviation(self, weight: Tensor) -> Tensor:
-        """How far predictions [d] with a weight [f d] vary, and how far their mean is off 0."""
-        x, _, _, _ = self._centred()
-        far = self.spread(weight).diagonal().clamp_min(0).sqrt()
-        return (far + (x @ weight.double()).abs()).float()
-
 
 def solve_last_layers(
-    moments: RidgeSums, x: Tensor, y: Tensor, first: nn.Linear, second: nn.Linear
+    sums: RidgeSums, x: Tensor, y: Tensor, first: nn.Linear, second: nn.Linear
 ) -> None:
     """Make two last layers the ridge regression that does best in validation, x [n f] to y [n d].
 
@@ -77,15 +62,19 @@ def solve_last_layers(
     them are the ways in which predictions vary most, each with the ridge that is best for it: what
     is learned well is not held back by what is not.
     """
-    solved = [moments.solve(ridge) for ridge in RIDGES]
-    spread = moments.spread(solved[0][0])
-    axes = torch.linalg.eigh(spread)[1].flip(1)[:, : first.out_features].to(y)  # [d h]
+    mean_x, mean_y, xx, _ = sums.moments()
+    solved = [sums.solve(ridge) for ridge in RIDGES]
+    widest = solved[0][0].double()
+    axes = torch.linalg.eigh(widest.T @ xx @ widest)[1].flip(1)[:, : first.out_features].to(y)
     errors = torch.stack([((x @ w + b - y) @ axes).square().mean(0) for w, b in solved])
     best = errors.argmin(0).tolist()
     weight = torch.stack([solved[r][0] @ axes[:, k] for k, r in enumerate(best)], 1)  # [f h]
     along = torch.stack([solved[r][1] @ axes[:, k] for k, r in enumerate(best)])  # [h]
-    beside = moments.mean_y() - axes @ (moments.mean_y() @ axes)  # what no axis changes
-    shift = (MARGIN * moments.deviation(weight)).ceil()  # whole: exact in half precision
+    centre = mean_y.float()
+    beside = centre - axes @ (centre @ axes)  # what no axis changes
+    w = weight.double()
+    deviation = (w.T @ xx @ w).diagonal().clamp_min(0).sqrt() + (mean_x @ w).abs()
+    shift = (MARGIN * deviation.float()).ceil()  # whole: exact in half precision
     missing = first.out_features - axes.shape[1]
     weight, along, shift, axes = (
         functional.pad(part, (0, missing)) for part in (weight, along, shift, axes)

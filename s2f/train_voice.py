@@ -161,13 +161,9 @@ def check_options(preset: str, options: VoiceOptions) -> None:
         UsageError: if they do not.
     """
     if options.arch == "conv":
-        for name, is_given in (
-            ("--pretrained", options.pretrained is not None),
-            ("--random-init", options.random_init),
-            ("--head-steps", options.head_steps > 0),
-            ("--unfreeze", options.unfreeze is not None),
-        ):
-            if is_given:
+        for field_name in ("pretrained", "random_init", "head_steps", "unfreeze"):
+            if getattr(options, field_name) != getattr(NOTHING_ELSE, field_name):
+                name = f"--{field_name.replace('_', '-')}"
                 raise UsageError(
                     f"{name}: a convolutional encoder is trained from the beginning, all at once",
                     hint=f"leave it out, or give --arch ast; that is where {name} belongs",
@@ -399,10 +395,12 @@ class VoiceEncoderTask:
         sampling = Sampling(
             self.front_end.clip_samples, plan.recipe.shortest, pairing, per_identity
         )
+        embed = batch_embedder(self.encoder, device=device, batch_size=BATCH)
+        maker = Maker("the face encoder", embedding, self.encoder.preprocessing.fit, embed)
         self.train_data, self.val_data = (
             PackedVoices(folder, self.space, sampling)
             if is_pack(folder)
-            else Voices(folder, self._maker(device), sampling, progress)
+            else Voices(folder, maker, sampling, progress)
             for folder in folders
         )
         if self.train_data.n_identities < 2:
@@ -441,12 +439,6 @@ class VoiceEncoderTask:
         if contrastive is not None:
             weights[losses.CONTRASTIVE] = contrastive
         return weights
-
-    def _maker(self, device: torch.device) -> Maker:
-        """The face encoder, as what makes embeddings of photos."""
-        embed = batch_embedder(self.encoder, device=device, batch_size=BATCH)
-        fit = self.encoder.preprocessing.fit
-        return Maker("the face encoder", self.encoder.config.embedding, fit, embed)
 
     def _hear(self, waveforms: Tensor, *, augmented: bool) -> Tensor:
         """Turn waveforms [b n] into spectrograms; always in single precision."""

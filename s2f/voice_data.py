@@ -199,7 +199,8 @@ class _Paired(Dataset[Item], ABC):
         self.notes = [f"{folder.name}: {note}" for note in notes]
         self.n_identities = len(there)
         self.counts = {"identities": len(there), "pairs": int(pairs.choices.sum())}
-        self.sampling, self.pairs = sampling, pairs
+        self.folder, self.sampling, self.pairs = folder, sampling, pairs
+        self.photos: list[str | None] = []  # of the faces, where there are any
 
     def __len__(self) -> int:
         return len(self.pairs.recordings)
@@ -240,9 +241,10 @@ class _Paired(Dataset[Item], ABC):
     def name(self, index: int) -> str:
         """Name the recording of an item."""
 
-    @abstractmethod
     def photo(self, index: int) -> Path | None:
         """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
+        photo = self.photos[self._draw_face(index, index)[0]] if self.photos else None
+        return None if photo is None else self.folder / photo
 
     @abstractmethod
     def _samples(self, recording: int) -> NDArray[Any]:
@@ -300,7 +302,6 @@ class Voices(_Paired):
                 f"{folder.name}: embeddings without a photo, {gallery.n_unchecked}: "
                 f"nothing tells whether {maker.name} made them"
             )
-        self.folder = folder
         self.photos = [face.photo for face in faces]
         self.table, self.rows = gallery.table(faces)
         # One array: processes that are forked would copy a list by and by.
@@ -309,11 +310,6 @@ class Voices(_Paired):
     def name(self, index: int) -> str:
         """Name the recording of an item by its path."""
         return str(self._path(int(self.pairs.recordings[index])))
-
-    def photo(self, index: int) -> Path | None:
-        """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
-        photo = self.photos[self._draw_face(index, index)[0]]
-        return None if photo is None else self.folder / photo
 
     def _path(self, recording: int) -> Path:
         return self.folder / os.fsdecode(self.paths[recording])
@@ -379,9 +375,6 @@ class PackedVoices(_Paired):
         """Name a clip by its person and its number in the pack."""
         person = self.pack.index.identities[int(self.pairs.people[index])]
         return f"{person.name} (clip {self.pairs.recordings[index]})"
-
-    def photo(self, index: int) -> None:
-        """Give None: a pack has no photos."""
 
     def _samples(self, recording: int) -> NDArray[Any]:
         return self.pack[recording][0]

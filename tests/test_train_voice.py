@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2f import checkpoint, embeddings, layout, losses, train_voice
-from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig, published_name
+from s2f.ast_encoder import ASTEncoder, published_name
 from s2f.checkpoint import Card
 from s2f.dataloader import Key
 from s2f.distributed import ALONE
@@ -46,24 +46,7 @@ from s2f.voice_encoder import VoiceEncoder
 CONV = ("paper", "seed", "compact")
 
 
-TINY = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)  # the folders' too
 RANDOM = VoiceOptions("ast", random_init=True)
-
-
-@pytest.mark.parametrize(
-    ("preset", "options"),
-    [
-        *((preset, NOTHING_ELSE) for preset in ("paper", "seed", "compact")),
-        ("compact", VoiceOptions("ast")),
-        ("compact", VoiceOptions("ast", random_init=True)),
-        ("compact", VoiceOptions("ast", pretrained="a/b", head_steps=3, unfreeze=0)),
-        ("paper", VoiceOptions("ast", random_init=True, stats=Path("stats.json"))),
-        ("seed", VoiceOptions("ast", pretrained="a/b")),
-        ("compact", VoiceOptions(stats=Path("stats.json"), min_seconds=3)),
-    ],
-)
-def test_what_fits_together_is_allowed(preset: str, options: VoiceOptions) -> None:
-    check_options(preset, options)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +62,6 @@ def test_what_fits_together_is_allowed(preset: str, options: VoiceOptions) -> No
         ("seed", VoiceOptions("ast", random_init=True, unfreeze=0), "--unfreeze: weights that"),
         ("compact", VoiceOptions("ast", min_seconds=3), "--min-seconds: AST's table"),
         ("paper", VoiceOptions(stats=Path("s.json")), "the preset paper hears no log-mel"),
-        ("seed", VoiceOptions(stats=Path("s.json")), "the preset seed hears no log-mel"),
     ],
 )
 def test_what_contradicts_itself_is_refused_with_a_cure(
@@ -110,13 +92,6 @@ def made(preset: str, options: VoiceOptions = NOTHING_ELSE) -> VoicePlan:
     """Plan without giving the network values."""
     with torch.device("meta"):
         return plan_voice(preset, options, embedding=8)
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make ASTs that start at random tiny."""
-    small = dataclasses.replace(PRESETS["ast", "paper"], network=TINY)
-    monkeypatch.setitem(PRESETS, ("ast", "paper"), small)
 
 
 @pytest.fixture
@@ -151,6 +126,10 @@ def test_an_ast_hears_as_many_frames_as_it_has_positions_for(preset: str) -> Non
     config = found.network.config
     assert isinstance(found.network, ASTEncoder)
     config.check_frames(found.recipe.front_end.n_frames(found.recipe.front_end.clip_samples))
+    head, body = found.groups
+    assert head.start == body.start == 0 and (head.lr, body.lr) == (1.0, 0.1)
+    assert len(head.parameters) + len(body.parameters) == len(list(found.network.parameters()))
+    assert all(p.requires_grad for p in found.network.parameters())
     seconds = {"compact": 6.0}.get(preset, 10.26)
     assert found.recipe.front_end == dataclasses.replace(
         FRONT_ENDS["ast"], clip_samples=round(16_000 * seconds)
@@ -161,22 +140,11 @@ def test_an_ast_hears_as_many_frames_as_it_has_positions_for(preset: str) -> Non
 
 
 @needs_transformers
-@pytest.mark.usefixtures("tiny")
-def test_an_ast_that_starts_at_random_learns_all_at_once() -> None:
-    found = plan_voice("paper", RANDOM, embedding=8)
-    head, body = found.groups
-    assert head.start == body.start == 0 and (head.lr, body.lr) == (1.0, 0.1)
-    parameters = list(found.network.parameters())
-    assert len(head.parameters) + len(body.parameters) == len(parameters)
-    assert all(p.requires_grad for p in parameters)
-
-
-@needs_transformers
 @pytest.mark.parametrize("preset", CONV)
 def test_a_pretrained_ast_has_its_own_shape_and_weights(preset: str, pretrained: str) -> None:
     found = plan_voice(preset, VoiceOptions("ast", pretrained), embedding=8)
     assert found.network.config == dataclasses.replace(
-        TINY, embedding=8, final_relu=preset == "seed"
+        SHORT_AST, embedding=8, final_relu=preset == "seed"
     )
     assert found.recipe.front_end.clip_samples == 16_000
     other = plan_voice(preset, VoiceOptions("ast", pretrained), embedding=8)
@@ -185,6 +153,8 @@ def test_a_pretrained_ast_has_its_own_shape_and_weights(preset: str, pretrained:
     assert {name for name in mine if name.startswith("ast.")} <= same
     assert "embedding.weight" not in same
     assert found.settings["pretrained"] == other.settings["pretrained"]
+    (note,) = found.notes
+    assert "mean and std of AudioSet" in note
 
 
 LAYERS = {  # that are trained, of embeddings, two layers, and the LayerNorm after them
@@ -364,19 +334,6 @@ def test_the_task_learns_its_few_examples(
     check_learning(task, tmp_path / "run")
 
 
-def test_duplicating_a_batch_does_not_change_its_contrastive_loss(
-    voices: Path, models: Path
-) -> None:
-    task = make(voices, models, contrastive=0.5)
-    batch = sample_batch(task)
-    task.network.eval()  # BatchNorm keeps its means; the task still trains
-    task.network.training = True
-    once = task.losses(batch, augmented=False)["contrastive/infonce"]
-    twice = task.losses({k: torch.cat([v, v]) for k, v in batch.items()}, augmented=False)
-    assert (once > 0).all()
-    torch.testing.assert_close(twice["contrastive/infonce"], once.repeat(2))
-
-
 def test_the_contrastive_loss_reaches_the_network_and_is_none_of_validation(
     voices: Path, models: Path
 ) -> None:
@@ -447,12 +404,23 @@ def test_calibrated_terms_have_equally_long_gradients(voices: Path, models: Path
     losses.total(values, weights | {"contrastive/infonce": 1.0}).backward()  # the graph is there
 
 
-@pytest.mark.parametrize("killed", [3, 4, 5, 7])
+CALIBRATED = {"loss_weights": "auto", "contrastive": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stops"),
+    [
+        ("calibrated", (4, 5)),
+        pytest.param("two stages", (3, 5), marks=needs_transformers),
+    ],
+)
 @pytest.mark.usefixtures("with_identities")
-def test_a_run_killed_around_its_calibration_ends_with_the_same_bytes(
-    voices: Path, models: Path, tmp_path: Path, killed: int
+def test_a_run_killed_around_a_change_ends_with_the_same_bytes(
+    voices: Path, models: Path, tmp_path: Path, kind: str, stops: tuple[int, ...]
 ) -> None:
-    config = TrainConfig(steps=9, batch_size=3, every=3, calibrate_at=4)
+    options = CALIBRATED if kind == "calibrated" else {"options": two_stages(tmp_path)}
+    calibrate_at = 4 if kind == "calibrated" else None
+    config = TrainConfig(steps=7, batch_size=3, every=2, calibrate_at=calibrate_at)
     notes: list[str] = []
 
     def run(name: str, stop: int | None) -> TrainResult:
@@ -460,23 +428,21 @@ def test_a_run_killed_around_its_calibration_ends_with_the_same_bytes(
             if done == stop:
                 raise Killed
 
-        task = make(voices, models, "paper", loss_weights="auto", contrastive=0.5)
+        task = make(voices, models, "paper", **options)
         return train(task, tmp_path / name, config, device=CPU, progress=kill, note=notes.append)
 
     whole = run("whole", None)
-    assert len(notes) == 1 and notes[0].startswith("loss weights from step 4 on: decoder/l1=1,")
-    with pytest.raises(Killed):
-        run("killed", killed)
-    again = run("killed", None)
-    assert again.loss_weights == whole.loss_weights
-    for file in ("best.safetensors", "last/state.safetensors", "history.jsonl", "config.json"):
-        expected = (tmp_path / "whole" / file).read_bytes()
-        assert (tmp_path / "killed" / file).read_bytes() == expected, file
-    lines = [json.loads(x) for x in (tmp_path / "whole/history.jsonl").read_text().splitlines()]
-    assert "loss_weights" not in lines[0] and whole.step > 4
-    stored = {k: v for k, v in whole.loss_weights.items() if k != "contrastive/infonce"}
-    assert lines[1]["loss_weights"] == lines[2]["loss_weights"] == stored
-    assert whole.loss_weights["contrastive/infonce"] == 0.5
+    if kind == "calibrated":
+        assert len(notes) == 1
+        assert notes[0].startswith("loss weights from step 4 on: decoder/l1=1,")
+        assert whole.loss_weights["contrastive/infonce"] == 0.5 and len(whole.loss_weights) == 4
+    for stop in stops:
+        with pytest.raises(Killed):
+            run(f"killed{stop}", stop)
+        assert run(f"killed{stop}", None).loss_weights == whole.loss_weights
+        for file in ("best.safetensors", "last/state.safetensors", "history.jsonl", "config.json"):
+            expected = (tmp_path / "whole" / file).read_bytes()
+            assert (tmp_path / f"killed{stop}" / file).read_bytes() == expected, file
 
 
 def test_faces_are_fitted_as_the_face_encoder_wants_them(
@@ -567,35 +533,26 @@ def test_networks_that_do_not_fit_are_refused(voices: Path, models: Path) -> Non
         train_voice.VoiceEncoderTask(voices, "compact", encoder, decoder, Card("t"), device=CPU)
 
 
-def test_a_sample_shows_photo_embedding_and_voice(voices: Path, models: Path) -> None:
-    task = make(voices, models)
-    batch = sample_batch(task)
-    assert batch["index"].tolist() == [0, 1, 2]
-    picture = task.sample(batch)
-    assert picture.shape == (3, 3 * 224, 3 * 224) and task.network.training
-    for k in range(3):
-        photo = load_face(voices / f"val/id{k}/images/a.jpg") / 255
-        torch.testing.assert_close(picture[:, :224, k * 224 : (k + 1) * 224], photo)
-    _, drawn = draw_faces(task.decoder, batch["embedding"])
-    torch.testing.assert_close(picture[:, 224:448], torch.cat(list(drawn), dim=2))
-    task.network.eval()
-    voice = task.network(spectrogram(batch["waveform"], task.front_end))
-    _, drawn = draw_faces(task.decoder, voice)
-    torch.testing.assert_close(picture[:, 448:], torch.cat(list(drawn), dim=2))
-
-
-def test_a_sample_of_a_pack_has_no_photos(pack_of: Path, models: Path) -> None:
-    task = make(pack_of, models)
-    assert task.sample(sample_batch(task)).shape == (3, 2 * 224, 3 * 224)
-
-
-def test_a_photo_that_cannot_be_read_any_more_is_grey(voices: Path, models: Path) -> None:
+def test_a_sample_shows_photo_embedding_and_voice(
+    voices: Path, pack_of: Path, models: Path
+) -> None:
     task = make(voices, models)
     batch = sample_batch(task)
     (voices / "val/id1/images/a.jpg").write_bytes(b"no picture")
     picture = task.sample(batch)
-    assert (picture[:, :224, 224:448] == 0.5).all()
-    assert not (picture[:, :224, :224] == 0.5).all()
+    assert picture.shape == (3, 3 * 224, 3 * 224) and task.network.training
+    for k in range(3):  # grey where there is no photo any more
+        grey = torch.full((3, 224, 224), 0.5)
+        photo = grey if k == 1 else load_face(voices / f"val/id{k}/images/a.jpg") / 255
+        torch.testing.assert_close(picture[:, :224, k * 224 : (k + 1) * 224], photo)
+    task.network.eval()
+    voice = task.network(spectrogram(batch["waveform"], task.front_end))
+    for row, embedding in enumerate((batch["embedding"], voice), 1):
+        _, drawn = draw_faces(task.decoder, embedding)
+        found = picture[:, row * 224 : (row + 1) * 224]
+        torch.testing.assert_close(found, torch.cat(list(drawn), dim=2))
+    packed = make(pack_of, models)
+    assert packed.sample(sample_batch(packed)).shape == (3, 2 * 224, 3 * 224)  # without photos
 
 
 def test_what_cannot_be_read_is_no_obstacle_to_solving(voices: Path, models: Path) -> None:
@@ -658,7 +615,7 @@ def small(presets: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the preset `paper` small, but wide enough for eight people."""
     shapes = {
         "conv": dataclasses.replace(VOICE, channels=(8, 16), hidden=64),
-        "ast": dataclasses.replace(TINY, final_relu=False),
+        "ast": dataclasses.replace(SHORT_AST, final_relu=False),
     }
     for arch, network in shapes.items():
         preset = dataclasses.replace(PRESETS[arch, "paper"], network=network)
@@ -734,11 +691,10 @@ def test_a_step_is_one_that_is_written_by_hand(voices: Path, staged: Path, tmp_p
         assert not torch.equal(value, w[name])
 
 
-@pytest.fixture
-def two_stages(tmp_path: Path) -> VoiceOptions:
+def two_stages(folder: Path) -> VoiceOptions:
     """A tiny pretrained AST, whose head learns alone for 3 steps, then with the last layer."""
-    hugging_face_ast(SHORT_AST, classifier=True).save_pretrained(tmp_path / "ast")
-    return VoiceOptions("ast", str(tmp_path / "ast"), head_steps=3, unfreeze=1)
+    hugging_face_ast(SHORT_AST, classifier=True).save_pretrained(folder / "ast")
+    return VoiceOptions("ast", str(folder / "ast"), head_steps=3, unfreeze=1)
 
 
 def parts(task: train_voice.VoiceEncoderTask) -> dict[str, Tensor]:
@@ -752,10 +708,8 @@ def parts(task: train_voice.VoiceEncoderTask) -> dict[str, Tensor]:
 
 
 @needs_transformers
-def test_the_frozen_body_has_no_gradients(
-    voices: Path, models: Path, two_stages: VoiceOptions
-) -> None:
-    task = make(voices, models, "paper", options=two_stages)
+def test_the_frozen_body_has_no_gradients(voices: Path, models: Path, tmp_path: Path) -> None:
+    task = make(voices, models, "paper", options=two_stages(tmp_path))
     check_gradients(task, [task.encoder, task.decoder])
     assert isinstance(task.network, ASTEncoder)
     heads = {id(p) for p in task.network.head()}
@@ -768,21 +722,23 @@ def test_the_frozen_body_has_no_gradients(
 
 @needs_transformers
 def test_the_head_learns_first_and_then_the_last_layer_too(
-    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path
+    voices: Path, models: Path, tmp_path: Path
 ) -> None:
+    options = two_stages(tmp_path)
+
     def after(steps: int) -> dict[str, Tensor]:
         def kill(done: int, total: int, what: str) -> None:
             if done == steps:
                 raise Killed
 
-        task = make(voices, models, "paper", options=two_stages)
+        task = make(voices, models, "paper", options=options)
         config = TrainConfig(steps=7, batch_size=3, schedule="constant", augment=False)
         with pytest.raises(Killed):
             train(task, tmp_path / f"run{steps}", config, device=CPU, progress=kill)
         return parts(task)
 
     before, first, second = (
-        parts(make(voices, models, "paper", options=two_stages)),
+        parts(make(voices, models, "paper", options=options)),
         after(3),
         after(6),
     )
@@ -794,33 +750,11 @@ def test_the_head_learns_first_and_then_the_last_layer_too(
 
 
 @needs_transformers
-@pytest.mark.parametrize("killed", [2, 3, 5])
-def test_a_run_goes_on_in_either_stage_with_the_same_bytes(
-    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path, killed: int
+def test_what_was_pretrained_is_a_checkpoint_and_a_run_of_its_own(
+    voices: Path, models: Path, tmp_path: Path
 ) -> None:
-    def run(name: str, stop: int | None) -> None:
-        def kill(done: int, total: int, what: str) -> None:
-            if done == stop:
-                raise Killed
-
-        task = make(voices, models, "paper", options=two_stages)
-        config = TrainConfig(steps=6, batch_size=3, every=1, augment=True)
-        train(task, tmp_path / name, config, device=CPU, progress=kill)
-
-    run("whole", None)
-    with pytest.raises(Killed):
-        run("killed", killed + 1)  # after step `killed` was saved
-    run("killed", None)
-    for file in ("best.safetensors", "last/state.safetensors", "history.jsonl", "config.json"):
-        expected = (tmp_path / "whole" / file).read_bytes()
-        assert (tmp_path / "killed" / file).read_bytes() == expected, file
-
-
-@needs_transformers
-def test_what_was_pretrained_is_a_checkpoint_in_the_end(
-    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path
-) -> None:
-    task = make(voices, models, "paper", options=two_stages)
+    options = two_stages(tmp_path)
+    task = make(voices, models, "paper", options=options)
     config = TrainConfig(steps=4, batch_size=3, every=4, augment=False)
     best = train(task, tmp_path / "run", config, device=CPU).best
     back = checkpoint.load(best, "voice_encoder")
@@ -828,23 +762,11 @@ def test_what_was_pretrained_is_a_checkpoint_in_the_end(
     assert back.front_end == task.front_end
     with torch.no_grad():
         torch.testing.assert_close(back.network(heard), task.network.eval()(heard))
-
-
-@needs_transformers
-def test_another_pretrained_body_is_another_run(
-    voices: Path, models: Path, two_stages: VoiceOptions, tmp_path: Path
-) -> None:
-    config = TrainConfig(steps=4, batch_size=3)
-    train(make(voices, models, "paper", options=two_stages), tmp_path / "r", config, device=CPU)
-    hugging_face_ast(SHORT_AST, classifier=True).save_pretrained(tmp_path / "other")
-    weights = safetensors.torch.load_file(tmp_path / "other/model.safetensors")
-    safetensors.torch.save_file(
-        {name: tensor + 1 for name, tensor in weights.items()},
-        tmp_path / "other/model.safetensors",
-    )
-    other = dataclasses.replace(two_stages, pretrained=str(tmp_path / "other"))
+    path = tmp_path / "ast/model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: tensor + 1 for name, tensor in weights.items()}, path)
     with pytest.raises(UsageError, match="holds a run with pretrained"):
-        train(make(voices, models, "paper", options=other), tmp_path / "r", config, device=CPU)
+        train(make(voices, models, "paper", options=options), tmp_path / "run", config, device=CPU)
 
 
 @pytest.mark.slow
