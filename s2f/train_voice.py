@@ -253,7 +253,9 @@ def plan_voice(preset: str, options: VoiceOptions, *, embedding: int) -> VoicePl
         settings["arch"] = "ast"
         # 10.26 s of 1024 frames, 6 s of 598
         clip_samples = HOP_LENGTH * (network.config.n_frames + 2)
-        front_end = dataclasses.replace(front_end, clip_samples=clip_samples)
+        # At another length than the published AST's, a checkpoint is read as our own log-mel's.
+        kind = front_end.kind if clip_samples == front_end.clip_samples else "log_mel"
+        front_end = dataclasses.replace(front_end, kind=kind, clip_samples=clip_samples)
         if start is not None:
             settings["pretrained"] = payload_sha256(start.body)
             settings["head_steps"], settings["unfreeze"] = options.head_steps, options.unfreeze
