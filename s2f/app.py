@@ -11,7 +11,7 @@ import contextvars
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -227,19 +227,15 @@ _ONE_THREAD = ThreadPoolExecutor(1)
 Answer = Callable[[list[BinaryIO], Progress], str]
 
 
-@contextlib.contextmanager
 def serving(
     model: SpeechToFace, settings: Settings, evaluation: str | None = None
-) -> Iterator[tuple[str, str | None]]:
-    """Serve the page for as long as the context lasts.
+) -> contextlib.AbstractContextManager[tuple[str, str | None]]:
+    """Serve the page for as long as the context lasts, which gives what `app_server.serve` does.
 
     Args:
         model: with all three networks.
         settings: that `app_server.check_settings` gave back.
         evaluation: of the model, Markdown.
-
-    Yields:
-        The address of the page, and its public one if it is shared.
 
     Raises:
         OutputError, DeviceError: as `app_server.serve`.
@@ -249,8 +245,7 @@ def serving(
         page = build_page(model, settings, evaluation)
         return page, {"css": STYLE, "head": HEAD, "theme": _theme()}
 
-    with app_server.serve(lay_out, settings) as addresses:
-        yield addresses
+    return app_server.serve(lay_out, settings)
 
 
 def warm(model: SpeechToFace, settings: Settings) -> None:

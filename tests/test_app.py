@@ -1,6 +1,6 @@
 """The page: what visitors are answered, by the same faces as from the command line, and its words.
 
-What is expected of a face is what `generate` draws, to the byte. The tests ask no Gradio.
+What is expected of a face is what `generate` draws, to the byte.
 """
 
 import base64

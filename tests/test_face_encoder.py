@@ -3,8 +3,6 @@
 Winograd's convolution is held against the direct one in float64.
 """
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,10 +12,7 @@ from torch.nn import functional
 
 from s2f import face_encoder
 from s2f.face_encoder import (
-    AT,
-    BT,
     CONFIGS,
-    G,
     VGGFace,
     VGGFaceConfig,
     WinogradConv2d,
@@ -64,18 +59,6 @@ def test_rcmalli_weights_get_bgr_of_0_to_255_less_the_mean() -> None:
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
     seen = network.preprocess(red)[0, :, 0, 0]
     torch.testing.assert_close(seen, torch.tensor([-93.5940, -104.7624, 255 - 129.1863]))
-
-
-def test_a_larger_frame_is_averaged_down_to_the_networks_size() -> None:
-    network = VGGFace(TINY, PREPROCESSING["seed"])
-    faces = torch.rand(1, 3, 32, 32)
-    expected = functional.avg_pool2d(faces, 2)
-    torch.testing.assert_close(network.preprocess(faces), expected)
-
-
-def test_an_encoder_without_identities_has_no_logits_layer() -> None:
-    network = VGGFace(dataclasses.replace(TINY, identities=0), PREPROCESSING["seed"])
-    assert not any(name.startswith("fc8") for name in network.state_dict())
 
 
 def test_a_size_that_cannot_be_halved_is_refused() -> None:
@@ -152,16 +135,6 @@ def test_it_is_a_convolution_of_any_size(
     conv = nn.Conv2d(*channels, 3, padding=1, bias=bias).double()
     x = torch.randn(batch, channels[0], 4 * shape[0], 4 * shape[1], dtype=torch.float64)
     torch.testing.assert_close(WinogradConv2d(conv)(x), conv(x).detach(), rtol=0, atol=1e-12)
-
-
-def test_in_one_dimension_it_is_a_filter_of_three() -> None:
-    # Oracle: the sum over the three taps, written out.
-    torch.manual_seed(0)
-    bt, g, at = (torch.tensor(m, dtype=torch.float64) for m in (BT, G, AT))
-    patch, taps = torch.randn(6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    expected = [float((patch[i : i + 3] * taps).sum()) for i in range(4)]
-    found = at @ ((g @ taps) * (bt @ patch))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_in_float32_the_error_is_some_2e_6_of_the_norm() -> None:
