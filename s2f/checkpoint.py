@@ -646,23 +646,10 @@ def load_model(choice: Choice, *, keep_half: bool = False) -> Model:
     return Model(choice.name, checkpoints)
 
 
-@dataclass(frozen=True)
-class WeightFile:
-    """A published file: where it is, and the SHA-256 of what it holds, hexadecimal."""
+def locate(url: str, sha256: str) -> Path:
+    """Find a published file in `checkpoints` of the torch hub folder (under $TORCH_HOME).
 
-    url: str
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        """Its name, in the cache too."""
-        return self.url.rsplit("/", 1)[-1]
-
-
-def locate(weights: WeightFile) -> Path:
-    """Find a file in `checkpoints` of the torch hub folder (under $TORCH_HOME); else fetch it.
-
-    It is used only if its SHA-256 is the wanted one.
+    It is fetched if it is not there, and used only if its SHA-256 is the wanted one, hexadecimal.
 
     Raises:
         DependencyError: if it is not there and cannot be fetched, or is another file.
@@ -670,8 +657,8 @@ def locate(weights: WeightFile) -> Path:
     """
     import torch
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.name
-    hint = f"put {weights.url} there, as {path}"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    hint = f"put {url} there, as {path}"
     try:
         with path.open("rb") as file:
             seen = hashlib.file_digest(file, "sha256").hexdigest()
@@ -681,20 +668,20 @@ def locate(weights: WeightFile) -> Path:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            torch.hub.download_url_to_file(weights.url, str(path), weights.sha256, progress=False)
+            torch.hub.download_url_to_file(url, str(path), sha256, progress=False)
         except (OSError, http.client.HTTPException) as error:
-            found = f"{path}: is not there, and {weights.url} cannot be fetched: {error}"
+            found = f"{path}: is not there, and {url} cannot be fetched: {error}"
             raise DependencyError(found, hint=hint) from error
         except RuntimeError as error:  # tells the SHA-256 that was wanted, and the one it has
             raise DependencyError(
-                f"{weights.url}: gave a file of another SHA-256: {error}", hint=hint
+                f"{url}: gave a file of another SHA-256: {error}", hint=hint
             ) from error
         return path
     except OSError as error:
         raise DependencyError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
-    if seen != weights.sha256:
+    if seen != sha256:
         raise DependencyError(
-            f"{path}: its SHA-256 is {seen}; wanted {weights.sha256}",
+            f"{path}: its SHA-256 is {seen}; wanted {sha256}",
             hint="remove it: it was not received whole, or is another file",
         )
     return path

@@ -427,10 +427,10 @@ class _FaceAlignment:
     def __init__(self, device: str) -> None:
         import face_alignment
 
-        from s2f.checkpoint import WeightFile, locate
+        from s2f.checkpoint import locate
 
-        locate(WeightFile(*FAN))  # the package looks for it where this does
-        s3fd = locate(WeightFile(*S3FD))
+        locate(*FAN)  # the package looks for it where this does
+        s3fd = locate(*S3FD)
         self.network = face_alignment.FaceAlignment(
             face_alignment.LandmarksType.TWO_D,
             device=device,

@@ -9,7 +9,6 @@ was killed is finished by running it again. Knows nothing of what is in a file, 
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import shutil
 import stat
@@ -402,33 +401,19 @@ def place_file(source: str, target: str, link: Link) -> bool:
         if not stat.S_ISREG(there.st_mode) or there.st_mtime_ns >= from_.st_mtime_ns:
             raise InputError(f"{source}: another file is at {target}", hint="move that one away")
     try:
-        if there is None and link is not Link.COPY:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            _place(source, target, link)
+        if link is Link.COPY:
+            _copy(source, Path(target))
+            return True
+        if there is not None:
+            os.unlink(target)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if link is Link.SYMLINK:
+            os.symlink(_way(source, target), target)
         else:
-            with _part(target) as temporary:
-                _place(source, temporary, link)
+            os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
     except OSError as error:
         raise _refused(target, error) from error
     return True
-
-
-@contextlib.contextmanager
-def _part(target: str) -> Iterator[str]:
-    """Name a temporary file beside `target` that takes its place only when all went well.
-
-    Its name follows from the target's: a run that was killed leaves none behind when it is
-    repeated.
-    """
-    folder, name = os.path.split(target)
-    temporary = Path(folder, f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:20]}.part")
-    os.makedirs(folder, exist_ok=True)
-    temporary.unlink(missing_ok=True)
-    try:
-        yield str(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_right(
@@ -443,22 +428,16 @@ def _is_right(
     return stat.S_ISREG(there.st_mode) and figures and not same
 
 
-def _place(source: str, target: str, link: Link) -> None:
-    if link is Link.SYMLINK:
-        os.symlink(_way(source, target), target)
-    elif link is Link.HARD:
-        os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
-    else:
-        try:
-            file = open(source, "rb")
-        except OSError as error:
-            raise _unusable(source, f"cannot be read: {error.strerror}") from error
-        with file, open(target, "wb") as copy:
+def _copy(source: str, target: Path) -> None:
+    try:
+        file = open(source, "rb")
+    except OSError as error:
+        raise _unusable(source, f"cannot be read: {error.strerror}") from error
+    with file, atomic_path(target) as temporary:
+        with temporary.open("wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
         times = os.stat(source)
-        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+        os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _way(source: str, target: str) -> str:

@@ -24,7 +24,6 @@ from s2f.appearance_model import PartsEncoder
 from s2f.checkpoint import (
     KINDS,
     Card,
-    WeightFile,
     cache,
     choose,
     entries,
@@ -599,30 +598,30 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", refuse)
 
 
-def served(tmp_path: Path, content: bytes, sha256: str = SHA256) -> WeightFile:
+def served(tmp_path: Path, content: bytes, sha256: str = SHA256) -> tuple[str, str]:
     (tmp_path / "net.pth").write_bytes(content)
-    return WeightFile((tmp_path / "net.pth").as_uri(), sha256)
+    return (tmp_path / "net.pth").as_uri(), sha256
 
 
 @pytest.mark.usefixtures("offline")
 def test_a_file_that_is_there_is_used_without_a_network(hub: Path) -> None:
     hub.mkdir(parents=True)
     (hub / "net.pth").write_bytes(CONTENT)
-    assert checkpoint.locate(WeightFile("https://nowhere/net.pth", SHA256)) == hub / "net.pth"
+    assert checkpoint.locate("https://nowhere/net.pth", SHA256) == hub / "net.pth"
 
 
 def test_a_file_that_is_not_there_is_fetched_once(hub: Path, tmp_path: Path) -> None:
     wanted = served(tmp_path, CONTENT)
-    assert checkpoint.locate(wanted).read_bytes() == CONTENT
+    assert checkpoint.locate(*wanted).read_bytes() == CONTENT
     (tmp_path / "net.pth").unlink()
-    assert checkpoint.locate(wanted) == hub / "net.pth"
+    assert checkpoint.locate(*wanted) == hub / "net.pth"
     assert [path.name for path in hub.iterdir()] == ["net.pth"]
 
 
 @pytest.mark.usefixtures("offline")
 def test_offline_the_error_says_which_file_goes_where(hub: Path) -> None:
     with pytest.raises(DependencyError) as caught:
-        checkpoint.locate(WeightFile("https://nowhere/net.pth", SHA256))
+        checkpoint.locate("https://nowhere/net.pth", SHA256)
     assert caught.value.hint == f"put https://nowhere/net.pth there, as {hub / 'net.pth'}"
     assert str(hub / "net.pth") in caught.value.message and caught.value.exit_code == 5
     assert not list(hub.iterdir())
@@ -631,7 +630,7 @@ def test_offline_the_error_says_which_file_goes_where(hub: Path) -> None:
 @pytest.mark.parametrize("content", [CONTENT[:-1], b"", b"<html>moved</html>"])
 def test_another_file_is_not_kept(hub: Path, tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DependencyError, match=f'of another SHA-256: .*expected "{SHA256}"'):
-        checkpoint.locate(served(tmp_path, content))
+        checkpoint.locate(*served(tmp_path, content))
     assert not list(hub.iterdir())
 
 
@@ -639,16 +638,16 @@ def test_a_damaged_file_in_the_cache_is_refused(hub: Path, tmp_path: Path) -> No
     hub.mkdir(parents=True)
     (hub / "net.pth").write_bytes(CONTENT[:-1])
     with pytest.raises(DependencyError, match=r"net\.pth: its SHA-256 is"):
-        checkpoint.locate(served(tmp_path, CONTENT))
+        checkpoint.locate(*served(tmp_path, CONTENT))
     assert (hub / "net.pth").read_bytes() == CONTENT[:-1]
 
 
 def test_a_hub_that_cannot_be_read_or_written_is_refused(hub: Path, tmp_path: Path) -> None:
     (hub / "net.pth").mkdir(parents=True)
     with pytest.raises(DependencyError, match="cannot be read"):
-        checkpoint.locate(served(tmp_path, CONTENT))
+        checkpoint.locate(*served(tmp_path, CONTENT))
     (hub / "net.pth").rmdir()
     hub.rmdir()
     hub.symlink_to(tmp_path / "nowhere/at/all")
     with pytest.raises(OutputError, match="cannot be written"):
-        checkpoint.locate(served(tmp_path, CONTENT))
+        checkpoint.locate(*served(tmp_path, CONTENT))
