@@ -451,6 +451,10 @@ def _build(
     if architecture not in known:
         raise ValueError(f"its architecture is {architecture!r}; wanted {' or '.join(known)}")
     prepared = (Preprocessing(**preprocessing),) if kind == "face_encoder" else ()
+    front_end = FrontEnd(**preprocessing) if kind == "voice_encoder" else None
+    if front_end:
+        heard = front_end.n_channels, front_end.n_freqs
+        frames = front_end.n_frames(front_end.clip_samples)
     home = importlib.import_module(f"s2f.{known[architecture][0]}")
     make = getattr(home, known[architecture][1])
     configure = getattr(home, f"{known[architecture][1]}Config")
@@ -458,13 +462,10 @@ def _build(
         network = make(configure(**config), *prepared)
     if architecture == "vgg":  # a buffer that no file holds
         network.mean = torch.tensor(network.preprocessing.mean).view(3, 1, 1)
-    if kind != "voice_encoder":
-        return network, None
-    front_end = FrontEnd(**preprocessing)
-    heard = front_end.n_channels, front_end.n_freqs
-    if heard != (network.config.in_channels, network.config.n_freqs):
-        raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
-    network.config.check_frames(front_end.n_frames(front_end.clip_samples))
+    if front_end:
+        if heard != (network.config.in_channels, network.config.n_freqs):
+            raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
+        network.config.check_frames(frames)
     return network, front_end
 
 

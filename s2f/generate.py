@@ -200,11 +200,10 @@ def run(
 
 def _check(options: GenerateOptions) -> None:
     """Refuse what can be refused before anything slow is done."""
-    if options.photos or options.compare:
-        if options.align:
-            from s2f.face_detection import choose_detector
+    if options.align and (options.photos or options.compare):
+        from s2f.face_detection import choose_detector
 
-            choose_detector(options.detector)
+        choose_detector(options.detector)
     if part := options.part:
         from s2f.audio import check_part
 
