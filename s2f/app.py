@@ -1,8 +1,9 @@
 """The web page: its words, its layout, and what its buttons answer.
 
-What a visitor sends, a stream, becomes an answer in HTML, whose pictures lie in it: no file is
-written for one, and none has to be deleted. Nothing is kept between two answers. What may be sent,
-when it is deleted and where the page lives is for `app_server`.
+What a visitor sends, a stream, becomes an answer in HTML (`app.html.j2`; its looks are in
+`app.css`), whose pictures lie in it: no file is written for one, and none has to be deleted.
+Nothing is kept between two answers. What may be sent, when it is deleted and where the page lives
+is for `app_server`.
 """
 
 import base64
@@ -13,6 +14,7 @@ import io
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import jinja2
@@ -88,118 +90,7 @@ not say so: any sound gives a face.
 
 What the networks of the model `{name}` say of themselves:
 """
-# The answers, a macro each. What they are given is escaped.
-ANSWERS = """
-{%- set impression %}A face here is an average impression of such a voice, never a likeness of the
- speaker.{% endset -%}
-{%- macro figure(url, alt, caption, name="") -%}
-<figure class="{{ name }}"><img src="{{ url }}" alt="{{ alt }}">
-<figcaption>{{ caption }}</figcaption></figure>
-{%- endmacro -%}
-{%- macro save(url) -%}
-<p><a href="{{ url }}" download="face.png">Save the face as a picture</a></p>
-{%- endmacro -%}
-
-{%- macro voice(face, overlay, sound, heard, clip, cut_at, beginnings) -%}
-<div class="s2f-answer" lang="en">
-<p role="status">
-{%- if cut_at %}Only the first {{ cut_at | seconds }} of the recording were heard.
-{%- else %}The model heard {{ heard | seconds }} of speech.{% endif %}
-{%- if heard < clip %} It is shorter than the {{ clip | seconds }} that the model listens to at
- once, so it was heard again and again until those were full.{% endif %} {{ impression }}</p>
-<div class="s2f-row">
-{{ figure(face, "Face that the voice suggests", "The face", "s2f-face") }}
-{{- figure(overlay, "The same face with its 68 landmarks drawn on it", "Its landmarks") }}
-</div>{{ save(face) }}
-<h2>What the model heard</h2>
-{% set look = "time to the right, pitch upwards, light where it is loud" -%}
-{{ figure(sound, "Spectrogram of the speech, " ~ heard | seconds ~ " long: " ~ look,
-  "Time goes to the right, pitch upwards; what is light is loud.", "s2f-sound") }}
-<h2>The more it hears</h2>
-<p>The face after the beginning of the recording alone, and after all that was heard.</p>
-<div class="s2f-row">
-{%- for moment, url in beginnings -%}
-{%- set first = "The first " ~ ("second" if moment == 1 else moment | seconds) -%}
-{%- if url %}{{ figure(url, "Face after: " ~ first | lower, first) }}
-{%- else %}<p>{{ first }}: no speech in it yet, so no face.</p>{% endif -%}
-{%- endfor -%}
-{{ figure(face, "Face after all " ~ heard | seconds, "All " ~ heard | seconds) }}
-</div></div>
-{%- endmacro -%}
-
-{%- macro voices(first, between, last) -%}
-<div class="s2f-answer" lang="en">
-<p role="status">Move the slider from one face to the other. {{ impression }}</p>
-<div class="s2f-row">
-{{ figure(first, "Face of the first voice", "The first voice") }}
-<figure class="s2f-between">
-{%- for place, url in between -%}
-<img src="{{ url }}" width="224" height="224" alt="Face: {{ place }}" data-place="{{ place }}"
-{%- if not loop.first %} hidden{% endif %}>
-{%- endfor -%}
-<figcaption><label>From the first voice to the second <input type="range" min="0" step="1"
- max="{{ between | length - 1 }}" value="0" aria-valuetext="the first voice" oninput="
- const box=this.closest('.s2f-between');const all=box.querySelectorAll('img');
- all.forEach((picture,k)=>{picture.hidden=k!=this.value});
- this.setAttribute('aria-valuetext',all[this.value].dataset.place);
- box.querySelector('output').textContent=all[this.value].dataset.place"></label>
-<output>the first voice</output></figcaption></figure>
-{{ figure(last, "Face of the second voice", "The second voice") }}
-</div></div>
-{%- endmacro -%}
-
-{%- macro photo(photo, face) -%}
-<div class="s2f-answer" lang="en">
-<p role="status">The photo became a row of numbers, and the face was drawn from these numbers alone.
- What is lost on the way is what the model does not know.</p>
-<div class="s2f-row">
-{{ figure(photo, "The photo, framed", "Your photo") }}
-{{ figure(face, "Face drawn from the photo", "Drawn again", "s2f-face") }}
-</div>{{ save(face) }}</div>
-{%- endmacro -%}
-
-{%- macro refusal(text) -%}
-<div class="s2f-error" role="alert"><p>{{ text }}</p></div>
-{%- endmacro -%}
-
-{%- macro cards(said) -%}
-<div class="s2f-answer" lang="en">
-{%- for rows, networks in said -%}
-<h3>{{ networks | join(" and ") | capitalize }}</h3>
-<dl>{% for name, text in rows %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>
-{%- endfor -%}
-</div>
-{%- endmacro -%}
-"""
-STYLE = """
-.gradio-container {max-width: 60rem !important; margin: 0 auto !important}
-.s2f-answer {overflow-wrap: anywhere; line-height: 1.5}
-.s2f-answer, .s2f-answer :is(p, h2, h3, dt, dd, figcaption, label, output), .s2f-error p
-  {color: var(--body-text-color) !important}
-.s2f-answer :is(p, h2, h3) {margin: .75rem 0}
-.s2f-answer :is(h2, h3, dt) {font-weight: 600; font-size: 1rem}
-.s2f-answer dd {margin: 0 0 .5rem 1rem}
-.s2f-answer a {color: var(--body-text-color); text-decoration: underline}
-.s2f-row {display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start}
-.s2f-answer figure {margin: 0; flex: 0 1 9.5rem; min-width: 0; max-width: 100%}
-.s2f-answer figure:is(.s2f-face, .s2f-face + figure, .s2f-between) {flex-basis: 14rem}
-.s2f-answer figure.s2f-sound {max-width: 30rem}
-.s2f-answer figure img {width: 100%; height: auto; border-radius: .25rem; display: block}
-.s2f-answer figure img[hidden] {display: none}
-.s2f-answer label, .s2f-answer input[type=range], .s2f-answer output {display: block; width: 100%}
-.s2f-error {border: 2px solid #b3261e; border-radius: .5rem; padding: .5rem 1rem}
-.s2f-answer a:focus-visible, .s2f-answer input:focus-visible, button:focus-visible,
-[role=tab]:focus-visible, summary:focus-visible, input:focus-visible
-  {outline: 3px solid #2563eb !important; outline-offset: 2px}
-.dark :focus-visible {outline-color: #93c5fd !important}
-.dark [role=tab][aria-selected=true] {color: #93c5fd !important}
-.source-selection {height: auto !important; flex-wrap: wrap; padding: .25rem; gap: .5rem}
-.source-selection button {width: max-content !important; display: flex; align-items: center;
-  gap: .4rem; padding: 0 .4rem; color: var(--body-text-color) !important}
-.source-selection button::after {content: attr(aria-label); white-space: nowrap}
-.source-selection button svg {flex: none; width: 1.1rem; height: 1.1rem}
-.s2f-tables {overflow-x: auto}
-"""
+STYLE = Path(__file__).with_name("app.css")
 HEAD = """<script>
 // What browsers do to speech so that people understand it better, the model was not trained with.
 const devices = navigator.mediaDevices;
@@ -243,7 +134,7 @@ def serving(
 
     def lay_out() -> "tuple[gr.Blocks, Mapping[str, Any]]":
         page = build_page(model, settings, evaluation)
-        return page, {"css": STYLE, "head": HEAD, "theme": _theme()}
+        return page, {"css": STYLE.read_text(encoding="utf-8"), "head": HEAD, "theme": _theme()}
 
     return app_server.serve(lay_out, settings)
 
@@ -540,7 +431,7 @@ def _url(content: bytes, suffix: str) -> str:
 
 
 def _html(macro: str, *values: object, **named: object) -> str:
-    """Fill in one of the macros of `ANSWERS`."""
+    """Fill in one of the macros of `app.html.j2`."""
     return str(getattr(_answers(), macro)(*values, **named))
 
 
@@ -550,6 +441,7 @@ def _answers() -> Any:
         number = f"{n:.1f}".removesuffix(".0")
         return "1 second" if number == "1" else f"{number} seconds"
 
-    environment = jinja2.Environment(autoescape=True)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True)
     environment.filters["seconds"] = seconds
-    return environment.from_string(ANSWERS).module
+    return environment.get_template("app.html.j2").module

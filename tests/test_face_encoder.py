@@ -144,22 +144,3 @@ def test_in_float32_the_error_is_some_2e_6_of_the_norm() -> None:
     exact = functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)  # type: ignore[union-attr]
     error = (WinogradConv2d(conv)(x) - exact).norm() / exact.norm()
     assert 1e-7 < error < 4e-6
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv2d(4, 4, 1),
-        nn.Conv2d(4, 4, 3, padding=1, stride=2),
-        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-    ],
-)
-def test_another_convolution_is_refused(conv: nn.Conv2d) -> None:
-    with pytest.raises(ValueError, match="wanted a 3x3 convolution"):
-        WinogradConv2d(conv)
-
-
-def test_a_side_that_is_no_multiple_of_4_is_refused() -> None:
-    with pytest.raises(ValueError, match="8 x 6 is not made of tiles"):
-        WinogradConv2d(nn.Conv2d(1, 1, 3, padding=1))(torch.zeros(1, 1, 8, 6))
