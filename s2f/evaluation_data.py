@@ -434,12 +434,13 @@ def build_case(
         for path in people.recordings:
             yield Waveform(np.asarray(files.map_waveform(path)[:stop]), SAMPLE_RATE)
 
+    n = len(people.recordings)
     found: dict[str, list[Embedded]] = {}
     for seconds in (*SECONDS, None):
         name = WHOLE if seconds is None else f"{seconds} s"
         found[name] = []
         for item in model.embed_voices(waveforms(seconds)):
-            progress(len(found[name]), len(people.recordings), f"listening, {name}")
+            progress(len(found[name]), n, f"listening, {name}")
             found[name].append(item)
     kept, notes = [], []
     for k, (path, *items) in enumerate(zip(people.recordings, *found.values(), strict=True)):

@@ -218,12 +218,12 @@ def check_new(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file", hint="give the name of a folder with -o")
-    for name in PAGES:
-        if os.path.lexists(folder / name) and not overwrite:
-            raise UsageError(
-                f"{folder / name}: exists already",
-                hint="give --overwrite to replace it, or another place with -o",
-            )
+    there = [folder / name for name in PAGES if os.path.lexists(folder / name)]
+    if there and not overwrite:
+        raise UsageError(
+            f"{there[0]}: exists already",
+            hint="give --overwrite to replace it, or another place with -o",
+        )
 
 
 def read_report(path: Path) -> Report:
@@ -384,49 +384,32 @@ def to_markdown(report: Report) -> str:
     Pictures are named by their titles, and curves are tables of a few points.
     """
     blocks = [f"# {_markdown_safe(report.title)}"]
-    if report.facts:
-        blocks.append(
-            "\n".join(
-                f"- {_markdown_safe(k)}: {_markdown_safe(v)}" for k, v in report.facts.items()
-            )
-        )
+    facts = [f"- {_markdown_safe(k)}: {_markdown_safe(v)}" for k, v in report.facts.items()]
+    blocks += ["\n".join(facts)] if facts else []
     for section in report.sections:
         blocks.append(f"## {_markdown_safe(section.title)}")
         blocks += [_markdown_safe(paragraph) for paragraph in section.text]
         for part in section.parts:
             blocks.append(f"### {_markdown_safe(part.title)}")
-            blocks.append(_markdown_part(part))
+            if isinstance(part, Picture):
+                blocks.append(f"(picture: {_markdown_safe(part.alt)})")
+            else:
+                blocks.append(_markdown_table(part if isinstance(part, Table) else part.table()))
             if part.note:
                 blocks.append(_markdown_safe(part.note))
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_part(part: Part) -> str:
-    match part:
-        case Table():
-            return _markdown_table(part)
-        case Matrix() | Curves():
-            return _markdown_table(part.table())
-        case Picture():
-            return f"(picture: {_markdown_safe(part.alt)})"
-
-
 def _markdown_table(table: Table) -> str:
     """Align a table: each column is as wide as its longest cell."""
-    lines = [[_markdown_safe(head) for head in table.heads]]
-    for row in table.rows:
-        lines.append(
-            [_markdown_safe(show(c, head)) for c, head in zip(row, table.heads, strict=True)]
-        )
     columns = []
-    for k, cells in enumerate(zip(*lines, strict=True)):
+    for k, head in enumerate(table.heads):
+        cells = [_markdown_safe(cell) for cell in (head, *(show(r[k], head) for r in table.rows))]
         width = max(3, *map(len, cells))
-        if numeric(table, k):
-            head, *rest = (cell.rjust(width) for cell in cells)
-            columns.append([head, f"{'-' * (width - 1)}:", *rest])
-        else:
-            head, *rest = (cell.ljust(width) for cell in cells)
-            columns.append([head, "-" * width, *rest])
+        rule = f"{'-' * (width - 1)}:" if numeric(table, k) else "-" * width
+        side = str.rjust if numeric(table, k) else str.ljust
+        first, *rest = (side(cell, width) for cell in cells)
+        columns.append([first, rule, *rest])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
 
 
