@@ -1,7 +1,11 @@
 """Weights as others publish them, written by hand: both layouts of Keras, and archives."""
 
 import io
+import os
 import pickle
+import signal
+import sys
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +13,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+from s2f.errors import CheckpointError, OutputError
 
 Layers = Mapping[str, Mapping[str, Any]]  # layer -> name of a weight as in the file -> array
 
@@ -87,10 +93,30 @@ def pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def mutate(original: bytes, seed: int) -> bytes:
-    """Change a few bytes of a file, others for every seed."""
-    rng = np.random.default_rng(seed)
-    data = bytearray(original)
-    for place in rng.integers(0, len(data), rng.integers(1, 9)):
-        data[place] = rng.integers(256)
-    return bytes(data)
+def obey(path: Path) -> Any:
+    """Do what a file says, as a reader that is lied to or crashes."""
+    what, held = path.read_text(), []
+    if what == "refuse":
+        raise CheckpointError("is wrong", hint="mend it")
+    if what == "full":
+        raise OutputError("disk full", hint="free some")
+    if what == "bug":
+        raise ZeroDivisionError("of all\nthings")
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "exit":
+        os._exit(3)
+    if what == "memory":
+        held.append(bytearray(300_000_000))
+    while what == "slowly more memory":
+        held.append(bytearray(1_000_000))
+    while what == "busy":
+        pass
+    if what == "note":
+        path.with_name("note").write_text(str(os.getpid()))
+    if what in ("asleep", "note"):
+        time.sleep(60)
+    sys.stderr.write("noise")
+    os.write(1, b"noise")
+    fds = Path("/proc/self/fd")
+    return path.name, [str(fd.readlink()) for fd in fds.iterdir() if fd.is_symlink()]

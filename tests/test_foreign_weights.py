@@ -6,15 +6,10 @@ Files are written by h5py as Keras lays them out, and by `torch.save`; Keras' ow
 
 import builtins
 import dataclasses
-import importlib
-import io
+import multiprocessing
 import operator
 import os
 import pickle
-import posixpath
-import re
-import runpy
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -34,7 +29,7 @@ import torch
 from foreign_files import (
     Calls,
     Layers,
-    mutate,
+    obey,
     pickled,
     some_layers,
     write_archive,
@@ -46,10 +41,10 @@ from s2f import checkpoint, foreign_weights, prep
 from s2f.errors import CheckpointError, OutputError, S2FError, WorkerError
 from s2f.foreign_weights import (
     ALIGN,
-    DATA,
     MAX_BYTES,
     RATIO,
     SPARE,
+    Declared,
     TensorInfo,
     Unpacked,
     inspect,
@@ -57,21 +52,20 @@ from s2f.foreign_weights import (
 )
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory")
+multiprocessing.set_forkserver_preload(["torch", "h5py"])  # once, not for each file
 CONVS = ["conv2d", *(f"conv2d_{k}" for k in range(1, 12))]
 Found = dict[str, np.ndarray]
 
 
-def unpack(path: Path) -> tuple[dict[str, Any], Found]:
+def unpack(path: Path) -> tuple[Unpacked, Found]:
     """Read a file in this process; returns what is told and the arrays by name."""
-    folder = path.with_suffix(".out")
-    folder.mkdir()
-    is_keras = h5py.is_hdf5(path)
-    read = foreign_weights.unpack_keras if is_keras else foreign_weights.unpack_torch
-    told = read(path, folder, True)
-    data = (folder / DATA).read_bytes()
+    target = path.with_suffix(".out")
+    kind = "keras" if h5py.is_hdf5(path) else "torch"
+    told = foreign_weights.unpack(path, kind, target)
+    data = target.read_bytes()
     arrays = {
         name: np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
-        for name, dtype, shape, start in told["tensors"]
+        for name, dtype, shape, start in told.tensors
     }
     return told, arrays
 
@@ -258,166 +252,88 @@ def test_wrong_files_are_refused_in_time_and_do_nothing(tmp_path: Path, kind: st
     assert not (tmp_path / "canary").exists()
 
 
-PEAK = """
-import resource, sys
-from pathlib import Path
-from s2f import foreign_weights
-limits = {"megabytes": foreign_weights.MEGABYTES, "seconds": 9}
-try:
-    foreign_weights.call_confined(sys.argv[1], *map(Path, sys.argv[2:]), write=True, **limits)
-except foreign_weights.CheckpointError as error:
-    print(error, file=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
-"""
-
-
-@linux
-def test_a_wrong_file_takes_half_a_gigabyte_at_most(tmp_path: Path) -> None:
-    peaks = {}
-    save(tmp_path / "small", {"a": torch.ones(2)})
-    for name, make in (("small", lambda path: None), ("greedy", greedy)):
-        make(tmp_path / name)
-        (tmp_path / f"{name}.out").mkdir()
-        function = "s2f.foreign_weights:unpack_torch"
-        command = [sys.executable, "-c", PEAK, function, tmp_path / name, tmp_path / f"{name}.out"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert bool(done.stderr) == (name == "greedy")
-        peaks[name] = int(done.stdout)
-    assert peaks["small"] < peaks["greedy"] + 64 < peaks["small"] + 64 + 512
-
-
-READER = """
-import os, signal, sys, time
-from s2f.errors import CheckpointError, OutputError
-held = []
-def unpack(path, folder, write):
-    what = path.read_text()
-    if what == "answer":
-        sys.stderr.write("noise")
-        print("noise")
-        open_files = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
-        return {"name": path.name, "write": write, "open": open_files}
-    if what == "refuse": raise CheckpointError(f"{path}: is wrong", hint="mend it")
-    if what == "full": raise OutputError("disk full", hint="free some")
-    if what == "memory": held.append(bytearray(300_000_000))
-    if what == "slowly more memory":
-        while True: held.append(bytearray(1_000_000))
-    if what == "busy":
-        while True: pass
-    if what == "asleep": time.sleep(60)
-    if what == "crash": os.kill(os.getpid(), signal.SIGSEGV)
-    if what == "exit": os._exit(3)
-    if what == "bug": raise ZeroDivisionError("of all\\nthings")
-    if what == "deep": return unpack_deeper()
-    if what == "note":
-        path.with_name("note").write_text(str(os.getpid()))
-        time.sleep(60)
-def unpack_deeper(): return unpack_deeper()
-"""
-
-
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call a reader that does what its file says."""
-    (tmp_path / "obedient.py").write_text(READER)
-    places = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
-    monkeypatch.setattr(foreign_weights, "START_SECONDS", 5.0)
+    monkeypatch.setattr(foreign_weights, "START_SECONDS", 2.0)
 
-    def call(what: str, function: str = "obedient:unpack") -> dict[str, Any]:
-        (tmp_path / "file").write_text(what)
-        (tmp_path / "out").mkdir()
-        limits = {"megabytes": 200, "seconds": 1.0}
-        path, folder = tmp_path / "file", tmp_path / "out"
-        return foreign_weights.call_confined(function, path, folder, write=True, **limits)
+    def call(what: str) -> Any:
+        path = tmp_path / "file"
+        path.write_text(what)
+        return foreign_weights.call_confined(obey, (path,), megabytes=200, seconds=1.0)
 
     return call
 
 
-def test_the_answer_comes_back_and_nothing_else(
-    call: Any, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "json.py").write_text("raise SystemExit('run')")
-    monkeypatch.chdir(tmp_path / "here")  # from where nothing is imported
+def test_the_answer_comes_back_and_nothing_else(call: Any, tmp_path: Path, capfd: Any) -> None:
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
-        answer = call("answer")
-    assert (answer["name"], answer["write"]) == ("file", True)
-    assert len(answer["open"]) <= 4  # three standard ones and the listing
+        name, open_files = call("answer")
+    assert name == "file"
+    assert not any(str(tmp_path) in place for place in open_files)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("what", "error"), [("refuse", CheckpointError), ("full", OutputError)])
-def test_our_errors_come_back_whole(call: Any, what: str, error: type[S2FError]) -> None:
-    with pytest.raises(error, match=r"is wrong|disk full") as raised:
-        call(what)
-    assert raised.value.hint
-
-
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "error", "said"),
     [
-        pytest.param("memory", "needs more than 200 MB", marks=linux),
-        pytest.param("slowly more memory", "needs more than 200 MB", marks=linux),
-        ("busy", "took more than 1 s"),
-        ("asleep", "took more than 1 s"),
-        ("crash", r"died \(signal 11\)"),
-        ("exit", r"died \(exit code 3\)"),
-        ("bug", "cannot be read: ZeroDivisionError: of all$"),
-        ("deep", "cannot be read: RecursionError"),
+        ("refuse", CheckpointError, "file: is wrong"),
+        ("full", OutputError, "disk full"),
+        pytest.param("memory", CheckpointError, "needs more than 200 MB", marks=linux),
+        pytest.param("slowly more memory", CheckpointError, "needs more than 200 MB", marks=linux),
+        ("busy", CheckpointError, "took more than 1 s"),
+        ("asleep", CheckpointError, "took more than 1 s"),
+        ("crash", CheckpointError, r"died \(signal 11\)"),
+        ("exit", CheckpointError, r"died \(exit code 3\)"),
+        ("bug", CheckpointError, "cannot be read: ZeroDivisionError: of all$"),
     ],
 )
 def test_the_end_of_the_process_is_an_error_that_names_the_file(
-    call: Any, tmp_path: Path, what: str, said: str
+    call: Any, tmp_path: Path, what: str, error: type[S2FError], said: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=said) as raised:
+    with pytest.raises(error, match=said) as raised:
         call(what)
-    assert str(tmp_path / "file") in raised.value.message
+    assert str(tmp_path / "file") in raised.value.message or what == "full"
     assert raised.value.hint
-
-
-def test_a_module_that_cannot_be_imported_says_so(call: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"exit code 1\): ModuleNotFoundError"):
-        call("answer", "nowhere:unpack")
 
 
 ASK = """
 import sys
+sys.path = [place for place in sys.path if place]
 from pathlib import Path
+from foreign_files import obey
 from s2f import foreign_weights
-folder = Path(sys.argv[1])
-(folder / "out").mkdir()
-limits = {"megabytes": int(sys.argv[2]), "seconds": 900}
-foreign_weights.call_confined(
-    "obedient:unpack", folder / "file", folder / "out", write=True, **limits
-)
+path = Path(sys.argv[1], "file")
+foreign_weights.call_confined(obey, (path,), megabytes=int(sys.argv[2]), seconds=900)
 """
 
 
-@linux
-def test_limits_of_the_users_shell_stay(call: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("answer")
-    (tmp_path / "ask.py").write_text(ASK)
-    shell = f'ulimit -t 60; ulimit -v 4000000; exec "{sys.executable}" ask.py . 9000'
-    done = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, check=False, cwd=tmp_path
+def asking(tmp_path: Path, what: str, megabytes: int, shell: str = "") -> subprocess.Popen[bytes]:
+    """Start a process that calls a reader."""
+    (tmp_path / "file").write_text(what)
+    places = [str(Path(__file__).parent), *filter(None, sys.path)]
+    command = ["bash", "-c", f'{shell} exec "$0" "$@"', sys.executable, "-c", ASK]
+    return subprocess.Popen(
+        [*command, str(tmp_path), str(megabytes)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": ""},
+        cwd=tmp_path,
     )
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 @linux
-def test_the_process_ends_with_the_one_that_asked_even_if_that_is_killed(
-    call: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("note")
-    note = tmp_path / "note"
-    asking = subprocess.Popen([sys.executable, "-c", ASK, str(tmp_path), "200"])
+def test_limits_of_the_users_shell_stay_and_its_folder_gives_no_modules(tmp_path: Path) -> None:
+    (tmp_path / "socket.py").write_text("raise SystemExit")
+    assert asking(tmp_path, "answer", 9000, "ulimit -t 60; ulimit -v 4000000;").wait() == 0
+
+
+@linux
+def test_the_process_ends_with_the_one_that_asked_even_if_that_is_killed(tmp_path: Path) -> None:
+    note, asked = tmp_path / "note", asking(tmp_path, "note", 200)
     deadline = time.monotonic() + 30
     while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    asking.kill()
-    asking.wait()
+    asked.kill()
+    asked.wait()
     status = Path("/proc", note.read_text(), "stat")
 
     def is_dead() -> bool:
@@ -431,6 +347,15 @@ def test_the_process_ends_with_the_one_that_asked_even_if_that_is_killed(
     assert is_dead()
 
 
+def store(
+    monkeypatch: pytest.MonkeyPatch, path: Path, target: Path | None, *declared: Any
+) -> Unpacked:
+    """Unpack a file that declares some tensors: name, type, shape, values."""
+    tensors = [Declared(*given, lambda values=values: values) for *given, values in declared]
+    monkeypatch.setattr(foreign_weights, "torch_tensors", lambda path: (tensors, [], {}))
+    return foreign_weights.unpack(path, "torch", target)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "weights"
@@ -438,50 +363,41 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def values(*numbers: float) -> Callable[[], np.ndarray]:
-    return lambda: np.array(numbers, np.float32)
+def test_tensors_lie_in_the_data_at_even_places(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = np.arange(6, dtype=np.float32), np.array([5, 6])
+    declared = ("a", "float32", (3, 2), a), ("b", "int64", (2,), b)
+    told = store(monkeypatch, source, tmp_path / "data", *declared)
+    assert told.tensors == [("a", "float32", (3, 2), 0), ("b", "int64", (2,), ALIGN)]
+    data = (tmp_path / "data").read_bytes()
+    assert data == a.tobytes() + bytes(ALIGN - a.nbytes) + b.tobytes()
 
 
-def test_tensors_lie_in_the_data_at_even_places(source: Path, tmp_path: Path) -> None:
-    out = Unpacked(source, tmp_path, True)
-    out.add("a", "float32", (3, 2), values(*range(6)))
-    out.add("b", "int64", (2,), lambda: np.array([5, 6]))
-    out.close()
-    (_, _, shape, start), (_, _, _, later) = out.tensors
-    assert (shape, start, later) == ([3, 2], 0, ALIGN)
-    data = (tmp_path / DATA).read_bytes()
-    assert np.frombuffer(data, np.float32, 6).tolist() == list(range(6))
-    assert np.frombuffer(data[later:], np.int64).tolist() == [5, 6]
-
-
-def test_as_many_bytes_may_be_declared_as_the_file_can_hold(source: Path, tmp_path: Path) -> None:
+def test_as_many_bytes_may_be_declared_as_the_file_can_hold(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limit = RATIO * 100 + SPARE
-    out = Unpacked(source, tmp_path, False)
-    out.add("a", "uint8", (limit,), values())
-    with pytest.raises(CheckpointError, match="'a' twice"):
-        out.add("a", "float32", (2,), values())
-    for shape in ((1,), (2**32, 2**32)):
-        with pytest.raises(CheckpointError, match=f"declares .*{limit}, and"):
-            out.add(f"b{shape}", "uint8", shape, values())
-    assert not (tmp_path / DATA).exists()
-
-
-def test_a_sparse_file_may_not_fill_the_disk(tmp_path: Path) -> None:
-    with (tmp_path / "sparse").open("wb") as file:
-        file.truncate(10**12)
-    out = Unpacked(tmp_path / "sparse", tmp_path, True)
+    whole = ("a", "uint8", (limit,), None)
+    assert store(monkeypatch, source, None, whole).tensors == [("a", "uint8", (limit,), 0)]
+    for other, said in (
+        (("b", "uint8", (1,), None), f"declares .*{limit}, and"),
+        (("b", "uint8", (2**32, 2**32), None), f"declares .*{limit}, and"),
+        (("a", "uint8", (0,), None), "'a' twice"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            store(monkeypatch, source, None, whole, other)
+    with source.open("wb") as file:
+        file.truncate(10**12)  # a sparse file may not fill the disk
     with pytest.raises(CheckpointError, match=f"may declare {MAX_BYTES}"):
-        out.add("a", "uint8", (MAX_BYTES + 1,), values())
-    out.close()
+        store(monkeypatch, source, tmp_path / "data", ("a", "uint8", (MAX_BYTES + 1,), None))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_the_outputs_fault(source: Path, tmp_path: Path) -> None:
-    (tmp_path / DATA).symlink_to("/dev/full")
-    out = Unpacked(source, tmp_path, True)
-    with pytest.raises(OutputError, match="cannot be written"):
-        out.add("a", "float32", (2**20,), lambda: np.zeros(2**20, np.float32))
-    out.close()
+def test_a_full_disk_is_the_outputs_fault(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = np.zeros(2**20, np.float32)
+    with pytest.raises(OutputError, match="/dev/full: cannot be written"):
+        store(monkeypatch, source, Path("/dev/full"), ("a", "float32", (2**20,), zeros))
 
 
 @pytest.mark.parametrize("root", ["", "model_weights"])
@@ -492,8 +408,8 @@ def test_legacy_files_come_in_the_order_of_their_attributes(
     layers = some_layers()  # conv2d_10 is before conv2d_2 among the keys, a_dense before all
     path = write_legacy(tmp_path / "w.h5", layers, root=root, split=split, backend=b"tensorflow")
     told, found = unpack(path)
-    assert told["order"] == [*CONVS, "a_dense"]
-    assert told["values"] == {"backend": "tensorflow"}
+    assert told.order == [*CONVS, "a_dense"]
+    assert told.values == {"backend": "tensorflow"}
     assert_same(found, wanted(layers))
 
 
@@ -524,7 +440,7 @@ def test_new_files_come_by_class_and_number(tmp_path: Path, container: str) -> N
     layers["gru"] = {str(k): np.full(1, k, np.float32) for k in range(11)}  # unknown: numbers stay
     path = write_layers(tmp_path / "w.weights.h5", layers, container)
     told, found = unpack(path)
-    assert told["order"] == [*CONVS, "dense", "gru"]
+    assert told.order == [*CONVS, "dense", "gru"]
     assert_same(found, wanted(layers))
 
 
@@ -532,7 +448,7 @@ def test_new_files_that_name_their_layers_are_believed(tmp_path: Path) -> None:
     path = write_layers(tmp_path / "w.weights.h5", some_layers(2))
     with h5py.File(path, "a") as file:
         file["layers/conv2d_1/vars"].attrs["name"] = "conv1_2"
-    assert "conv1_2" in unpack(path)[0]["order"]
+    assert "conv1_2" in unpack(path)[0].order
 
 
 def test_compressed_chunks_are_read_as_they_were(tmp_path: Path) -> None:
@@ -640,9 +556,9 @@ def test_a_training_checkpoint_gives_its_model_and_what_is_plain(
     state = some_state()
     path = save(tmp_path / "w.pt", state if key is None else {key: state, **beside})
     told, found = unpack(path)
-    assert (told["kind"], told["order"]) == ("torch", [])
+    assert told.order == []
     assert_same(found, state)
-    assert told["values"] == ({} if key is None else {"epoch": 3, "history": [0.5, 0.25]})
+    assert told.values == ({} if key is None else {"epoch": 3, "history": [0.5, 0.25]})
 
 
 def test_tensors_of_every_kind_hold_their_values(tmp_path: Path) -> None:
@@ -685,71 +601,41 @@ def test_what_is_no_plain_tensor_is_refused_by_name(tmp_path: Path, kind: str) -
 
 
 def gadgets(canary: str) -> dict[str, Any]:
-    """Objects that would call what they name if they were unpickled; most write a file."""
+    """Objects that would call what they name if they were unpickled, and so write a file."""
     touch, code = f"touch {canary}", f"open({canary!r}, 'w').close()"
-    opened = Calls(builtins.open, canary, "w")
     return {
         "os.system": Calls(os.system, touch),
-        "os.popen": Calls(os.popen, touch),
-        "os.open": Calls(os.open, canary, os.O_CREAT),
         "os.mkdir": Calls(os.mkdir, canary),
-        "os.execl": Calls(os.execl, "/usr/bin/touch", "touch", canary),
-        "os.spawnl": Calls(os.spawnl, os.P_WAIT, "/usr/bin/touch", "touch", canary),
         "eval": Calls(builtins.eval, code),
-        "exec": Calls(builtins.exec, code),
-        "compile": Calls(builtins.exec, Calls(builtins.compile, code, "c", "exec")),
-        "open": opened,
-        "import": Calls(builtins.__import__, "antigravity"),
-        "getattr": Calls(builtins.getattr, Calls(importlib.import_module, "os"), "system"),
-        "attrgetter": Calls(operator.attrgetter("system"), Calls(importlib.import_module, "os")),
-        "methodcaller": Calls(operator.methodcaller("touch"), Path(canary)),
+        "open": Calls(builtins.open, canary, "w"),
         "map": Calls(builtins.list, Calls(builtins.map, os.mkdir, [canary])),
-        "subprocess.Popen": Calls(subprocess.Popen, ["touch", canary]),
+        "methodcaller": Calls(operator.methodcaller("touch"), Path(canary)),
         "subprocess.run": Calls(subprocess.run, ["touch", canary]),
-        "subprocess.getoutput": Calls(subprocess.getoutput, touch),
-        "runpy": Calls(runpy.run_path, canary),
-        "shutil": Calls(shutil.copy, "/etc/hostname", canary),
-        "tarfile": Calls(tarfile.open, canary, "w"),
         "zipfile": Calls(zipfile.ZipFile, canary, "w"),
-        "pathlib": Calls(Path.touch, Path(canary)),
-        "path": Calls(posixpath.expanduser, canary),
-        "pickle": Calls(pickle.loads, pickled(opened)),
-        "torch.load": Calls(torch.load, canary),
+        "pickle": Calls(pickle.loads, pickled(Calls(os.mkdir, canary))),
         "torch.save": Calls(torch.save, {}, canary),
-        "torch.hub": Calls(torch.hub.load, canary, "x"),
         "numpy.save": Calls(np.save, canary, 1),
-        "numpy.load": Calls(np.load, canary),
-        "io.open": Calls(io.FileIO, canary, "w"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", gadgets("canary"))
-@pytest.mark.parametrize("where", ["value", "tensor", "key beside", "optimizer"])
-def test_a_pickle_that_runs_code_is_refused_and_runs_none(
-    tmp_path: Path, name: str, where: str
-) -> None:
+def test_a_pickle_that_runs_code_is_refused_and_runs_none(tmp_path: Path, name: str) -> None:
     canary = tmp_path / "canary"
     gadget = gadgets(str(canary))[name]
-    value = {
-        "value": gadget,
-        "tensor": {"a.weight": gadget},
-        "key beside": {"model_state_dict": {}, "epoch": gadget},
-        "optimizer": {"model_state_dict": {}, "optimizer_state_dict": {"state": [gadget]}},
-    }[where]
-    with pytest.raises(CheckpointError, match="holds more than plain tensors"):
-        unpack(write_archive(tmp_path / "w.pt", pickled(value)))
+    for value in (
+        gadget,
+        {"a.weight": gadget},
+        {"model_state_dict": {}, "epoch": gadget},
+        {"model_state_dict": {}, "optimizer_state_dict": {"state": [gadget]}},
+    ):
+        with pytest.raises(CheckpointError, match="holds more than plain tensors"):
+            unpack(write_archive(tmp_path / "w.pt", pickled(value)))
     assert not canary.exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["os.system", "eval", "exec", "open", "pickle", "subprocess.run", "pathlib"]
-)
-def test_the_gadgets_would_work(tmp_path: Path, name: str) -> None:
-    """Else the tests above would show nothing."""
-    made = pickle.loads(pickled(gadgets(str(tmp_path / "canary"))[name]))
-    if hasattr(made, "close"):
-        made.close()
-    assert (tmp_path / "canary").exists()
+    if name != "methodcaller":  # else the above would show nothing
+        made = pickle.loads(pickled(gadget))
+        if hasattr(made, "close"):
+            made.close()
+        assert canary.exists() or canary.with_suffix(".npy").exists()
 
 
 @pytest.mark.parametrize("value", [Calls(bytearray, 10**13), Calls(torch.FloatTensor, 10**12)])
@@ -799,48 +685,46 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
         unpack(path)
 
 
-@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["keras", "torch"])
-def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, kind: str, keep: float) -> None:
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "w"
     if kind == "keras":
         write_legacy(path, some_layers())
     else:
         save(path, some_state())
-    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    read = getattr(foreign_weights, f"unpack_{kind}")
-    with pytest.raises((CheckpointError, OSError)):  # of h5py, which `call_confined` makes ours
-        read(path, tmp_path, False)
+    content = path.read_bytes()
+    for keep in (0.2, 0.5, 0.9):
+        path.write_bytes(content[: int(keep * len(content))])
+        with pytest.raises((CheckpointError, OSError)):  # of h5py, which `call_confined` makes ours
+            foreign_weights.unpack(path, kind, None)
 
 
-def read_mutated(name: str, original: bytes, seed: int, folder: str) -> str:
-    """Read a mutation of a file; says what came of it."""
-    path = Path(folder, f"{seed}.bin")
-    path.write_bytes(mutate(original, seed))
+def read_mutated(name: str, path: Path, seed: int) -> str:
+    """Read a file of which a few bytes are changed, others for every seed."""
+    rng, data = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for place in rng.integers(0, len(data), rng.integers(1, 9)):
+        data[place] = rng.integers(256)
+    changed = path.with_name(name)
+    changed.write_bytes(data)
     try:
-        unpack(path)
+        unpack(changed)
     except Exception:  # any is fine that leaves the process alive
         return "refused"
-    assert Path(folder, f"{seed}.out", DATA).stat().st_size < 2 * len(original)
+    assert changed.with_suffix(".out").stat().st_size < 2 * len(data)
     return "read"
 
 
-@pytest.mark.parametrize("kind", ["legacy", "layers", "torch"])
-def test_damaged_files_are_refused_even_where_they_crash_the_reader(
-    tmp_path: Path, kind: str
-) -> None:
-    path = tmp_path / "w"
-    if kind == "torch":
-        save(path, {"model_state_dict": some_state()})
-    else:
-        (write_legacy if kind == "legacy" else write_layers)(path, some_layers(3))
-    original = path.read_bytes()
-    items = [(f"m{seed}", original, seed, str(tmp_path)) for seed in range(120)]
+def test_damaged_files_are_refused_even_where_they_crash_the_reader(tmp_path: Path) -> None:
+    save(tmp_path / "torch", {"model_state_dict": some_state()})
+    write_legacy(tmp_path / "legacy", some_layers(3))
+    write_layers(tmp_path / "layers", some_layers(3))
+    names = [f"{kind}-{seed}" for kind in ("torch", "legacy", "layers") for seed in range(60)]
+    items = [(name, tmp_path / name.split("-")[0], int(name.split("-")[1])) for name in names]
     came = dict(prep.run_in_workers(read_mutated, items, workers=2, preload=["torch"], seconds=20))
-    assert list(came.values()).count("refused") > 20
+    assert list(came.values()).count("refused") > 60
     # HDF5 has bugs that crash; these are why it runs in a process of its own
-    crashed = [seed for seed, result in came.items() if isinstance(result, WorkerError)]
-    assert len(crashed) < 10
-    for seed in crashed[:2]:
-        with pytest.raises(CheckpointError, match=re.escape(f"{seed}.bin: ")):
-            read_foreign(tmp_path / f"{seed}.bin")
+    crashed = [names[k] for k, result in came.items() if isinstance(result, WorkerError)]
+    assert len(crashed) < 20
+    for name in crashed[:2]:
+        with pytest.raises(CheckpointError, match=f"{name}: "):
+            read_foreign(tmp_path / name)
