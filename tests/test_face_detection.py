@@ -216,15 +216,6 @@ class TestFaceAlignment:
         assert f"{path}: is not there" in caught.value.message
         assert caught.value.hint == f"put {face_detection.FAN[0]} there, as {path}"
 
-    @pytest.mark.parametrize("weights", [face_detection.FAN, face_detection.S3FD])
-    def test_the_whole_hash_begins_as_the_name_of_the_file_says(
-        self, weights: tuple[str, str]
-    ) -> None:
-        """torch.hub's convention: NAME-BEGINNING.SUFFIX."""
-        url, sha256 = weights
-        beginning = url.rpartition("/")[2].split("-")[1].split(".")[0]
-        assert len(sha256) == 64 and sha256.startswith(beginning)
-
     @pytest.mark.slow
     @needs_face_alignment
     def test_the_package_runs_with_preplaced_weights_and_no_network(
