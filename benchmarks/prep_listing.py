@@ -66,7 +66,7 @@ def finish(source: Path, out: Path) -> None:
             target = out / step.rename(file.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
-            journal.done(step.rename(file.path), file)
+            journal.note("done", step.rename(file.path), file)
         journal.finish()
 
 

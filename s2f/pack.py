@@ -19,13 +19,12 @@ import bisect
 import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -98,9 +97,8 @@ class Index:
         return hashlib.sha256(json.dumps(self._fields()).encode()).hexdigest()
 
     def _fields(self) -> dict[str, Any]:
-        fields = {"version": VERSION, **dataclasses.asdict(self)}
-        fields["identities"] = [dataclasses.astuple(person) for person in self.identities]
-        return fields
+        people = [dataclasses.astuple(person) for person in self.identities]
+        return {"version": VERSION, **dataclasses.asdict(self), "identities": people}
 
     def encode(self) -> bytes:
         """Write it as the only JSON that `read_index` takes."""
@@ -225,11 +223,9 @@ def _starts(counts: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What became of a pack: how many files and bytes it has, and what is damaged."""
+    """What became of a pack: how many files it has, and what is damaged."""
 
-    folder: Path
     files: int
-    bytes: int
     damaged: tuple[DatasetError, ...]
 
 
@@ -257,20 +253,18 @@ def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
             damaged.append(error)
         else:
             shards += [(split / s.name, s) for s in (*index.clips, *index.embeddings)]
-    size = 0
     for k, (path, shard) in enumerate(shards):
         progress(k, len(shards), path.name)
         try:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                size += file.tell()
             why = "" if sha256 == shard.sha256 else "is damaged: its SHA-256 is another"
         except OSError as error:
             why = f"cannot be read: {error.strerror or error}"
         if why:
             damaged.append(DatasetError(f"{path}: {why}", hint=REPAIR))
     progress(len(shards), len(shards), "done")
-    return VerifyReport(folder, len(shards) + len(splits), size, tuple(damaged))
+    return VerifyReport(len(shards) + len(splits), tuple(damaged))
 
 
 @dataclass(frozen=True)
@@ -352,10 +346,10 @@ def pack_tree(
     total = sum(len(split.embeddings) + len(split.audios) for split in splits)
     with Journal(out, "pack", settings) as journal:
         run = _Run(journal, settings, workers, overwrite, failed, progress, total)
-        changed = [one for one in splits if any(map(run.is_due, run.plan(one, "embeddings")))]
-        paths = [
-            split.folder / source.file.path for split in changed for source in split.embeddings
-        ]
+        paths: list[Path] = []
+        for split in splits:
+            if any(map(run.is_due, run.plan(split, "embeddings", split.embeddings))):
+                paths += [split.folder / source.file.path for source in split.embeddings]
         if paths:
             check_photo_embeddings(paths, face_encoder)
         indices = [run.make(split) for split in splits]
@@ -381,39 +375,38 @@ class _Source(NamedTuple):
     file: File
 
 
-@dataclass
-class _Split:
+class _Split(NamedTuple):
     """The sources of a split: those of people who have audios and embeddings."""
 
     name: str
     folder: Path
-    audios: list[_Source] = dataclasses.field(default_factory=list)
-    embeddings: list[_Source] = dataclasses.field(default_factory=list)
+    audios: list[_Source]
+    embeddings: list[_Source]
 
 
 def _list_splits(tree: Path, failed: list[Failure]) -> list[_Split]:
     """List a tree of splits, or one split, which has no name; people who lack a kind failed."""
     if not tree.is_dir():
         raise DatasetError(f"{tree}: is no folder", hint="name the folder of a voice tree")
-    found = [_Split(name, tree / name) for name in SPLIT_FOLDERS if (tree / name).is_dir()]
-    splits = found or [_Split("", tree)]
+    names = [name for name in SPLIT_FOLDERS if (tree / name).is_dir()] or [""]
+    splits = [_Split(name, tree / name, [], []) for name in names]
     for split in splits:
         for person in layout.identities(split.folder):
             audios = layout.files_of(person, "audios", layout.is_array)
             embeddings = layout.files_of(person, "images", layout.is_embedding)
-            if audios and embeddings:
-                for sources, listed in ((split.audios, audios), (split.embeddings, embeddings)):
-                    for file in listed:
-                        below = file._replace(path=f"{person.name}/{file.path}")
-                        sources.append(_Source(person.name, below))
+            if not (audios and embeddings):
+                error = DatasetError(
+                    f"{person}: has {len(audios)} files in audios and {len(embeddings)} embeddings "
+                    "in images",
+                    hint="wanted at least one of each: audios/*.npy, images/*_embedding.npy, which "
+                    "s2f prep embeddings makes",
+                )
+                failed.append(Failure(person, error))
                 continue
-            error = DatasetError(
-                f"{person}: has {len(audios)} files in audios and {len(embeddings)} embeddings in "
-                "images",
-                hint="wanted at least one of each: audios/*.npy, images/*_embedding.npy, which "
-                "s2f prep embeddings makes",
-            )
-            failed.append(Failure(person, error))
+            for sources, listed in ((split.audios, audios), (split.embeddings, embeddings)):
+                for file in listed:
+                    below = file._replace(path=f"{person.name}/{file.path}")
+                    sources.append(_Source(person.name, below))
         if not split.audios:
             raise DatasetError(
                 f"{split.folder}: holds nobody who has audios and embeddings",
@@ -457,6 +450,11 @@ class ShardPlan:
             digest.update(os.fsencode(source))  # a name may be no text
         return digest.hexdigest()
 
+    def item(self) -> Item:
+        """Describe it to the journal."""
+        size = max(0, sum(source.file.size for source in self.sources))  # -1 each: no regular file
+        return Item(self.name, File(self.name, size, 0), self)
+
 
 @dataclass
 class _Run:
@@ -473,10 +471,8 @@ class _Run:
     skipped: int = 0
     done: int = 0
 
-    def plan(
-        self, split: _Split, table: str, sources: Sequence[_Source] | None = None
-    ) -> list[ShardPlan]:
-        """Divide the sources of a table, or some of them, in order into files of about one size.
+    def plan(self, split: _Split, table: str, sources: Sequence[_Source]) -> list[ShardPlan]:
+        """Divide sources in order into files of about one size.
 
         A source counts as its size, or as one row if that is more: exact for int16 waveforms but
         for the rests of clips, and too much for floating-point ones.
@@ -484,7 +480,7 @@ class _Run:
         width = self.settings["clip_samples" if table == "clips" else "embedding"]
         shards: list[list[_Source]] = []
         room = 0
-        for source in split.embeddings if sources is None else sources:
+        for source in sources:
             needed = max(width * DTYPES[table].itemsize, source.file.size)
             if not shards or needed > room:
                 shards.append([])
@@ -498,18 +494,14 @@ class _Run:
         ]
 
     def is_due(self, plan: ShardPlan) -> bool:
-        """Decide whether a file has to be made.
-
-        Raises:
-            UsageError: if it is there and not ours.
-        """
-        there, entry = self.journal.has(plan.name, self.overwrite), self.journal.known(plan.name)
-        done = entry and entry.event == "done" and entry.note["sources"] == plan.fingerprint
-        return not (there and done)
+        """Decide whether a file has to be made; one that is not ours is refused."""
+        due = self.journal.is_due(plan.item(), self.overwrite)
+        return due or self.journal.entries[plan.name].note["sources"] != plan.fingerprint
 
     def make(self, split: _Split) -> Index:
         """Make the files of a split that are due, and its index."""
-        faces, embeddings = self._make_table(split, self.plan(split, "embeddings"))
+        folder = self.journal.folder / split.name
+        faces, embeddings = self._make_table(split, "embeddings", split.embeddings)
         for person in sorted({source.identity for source in split.embeddings} - set(faces)):
             error = DatasetError(
                 f"{split.folder / person}: none of its embeddings can be used",
@@ -517,7 +509,7 @@ class _Run:
             )
             self.failed.append(Failure(split.folder / person, error))
         audios = [source for source in split.audios if source.identity in faces]
-        heard, clips = self._make_table(split, self.plan(split, "clips", audios))
+        heard, clips = self._make_table(split, "clips", audios)
         if not heard:
             raise DatasetError(
                 f"{split.folder}: none of its waveforms can be used with an embedding",
@@ -525,61 +517,56 @@ class _Run:
             )
         people = tuple(Identity(name, heard[name], n) for name, n in faces.items())
         index = Index(**self.settings, identities=people, clips=clips, embeddings=embeddings)
-        folder = self.journal.folder / split.name
         if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index.encode():
             write_bytes(folder / INDEX, index.encode())
         wanted = {shard.name for shard in (*clips, *embeddings)}
         for path in sorted(folder.glob("*-*.npy")):  # of an earlier tree, which had more
-            ours = self.journal.known(path.relative_to(self.journal.folder).as_posix())
+            ours = path.relative_to(self.journal.folder).as_posix() in self.journal.entries
             if path.name not in wanted and ours:
                 path.unlink()
         return index
 
     def _make_table(
-        self, split: _Split, plans: Sequence[ShardPlan]
+        self, split: _Split, table: str, sources: Sequence[_Source]
     ) -> tuple[Counter[str], tuple[Shard, ...]]:
         """Make what is due; give the rows that each identity has, in order, and all files."""
+        plans = self.plan(split, table, sources)
         due = [plan for plan in plans if self.is_due(plan)]
         self.skipped += len(plans) - len(due)
-        self._advance([plan for plan in plans if plan not in due], "up to date")
+        self._advance(set(plans).difference(due), "up to date")
         if due:
-            self._make_shards(self.journal.folder / split.name, due)
+            index = self.journal.folder / split.name / INDEX
+            try:
+                index.unlink(missing_ok=True)  # from now on, it is of other files
+            except OSError as error:
+                raise unwritable(index.parent, error) from error
+        made = prep.make_outputs(
+            self.journal,
+            [plan.item() for plan in due],
+            write_shard,
+            workers=self.workers,
+            preload=("s2f.pack",),
+            seconds=SHARD_SECONDS,
+        )
+        with contextlib.closing(made):
+            for item, part, note in made:
+                if isinstance(note, S2FError):
+                    raise note
+                self.journal.place(item, part, note)
+                self.made += 1
+                self._advance([item.given], item.output)
         rows: Counter[str] = Counter()
         shards = []
         for plan in plans:
-            entry = self.journal.known(plan.name)
-            assert entry is not None
-            rows.update(entry.note["rows"])
-            n_rows = sum(entry.note["rows"].values())
-            shards.append(Shard(Path(plan.name).name, n_rows, entry.note["sha256"]))
-            for path, message, hint in entry.note["failed"]:
-                error = DatasetError(message, hint=hint)
-                self.failed.append(Failure(split.folder / path, error))
+            note = self.journal.entries[plan.name].note
+            rows.update(note["rows"])
+            shards.append(Shard(Path(plan.name).name, sum(note["rows"].values()), note["sha256"]))
+            for path, message, hint in note["failed"]:
+                why = DatasetError(message, hint=hint)
+                self.failed.append(Failure(split.folder / path, why))
         return rows, tuple(shards)
 
-    def _make_shards(self, folder: Path, due: Sequence[ShardPlan]) -> None:
-        try:
-            (folder / INDEX).unlink(missing_ok=True)  # from now on, it is of other files
-        except OSError as error:
-            raise unwritable(folder, error) from error
-        items = [
-            Item(plan.name, File(plan.name, sum(s.file.size for s in plan.sources), 0), plan)
-            for plan in due
-        ]
-        options: Any = {"workers": self.workers, "preload": ("s2f.pack",), "seconds": SHARD_SECONDS}
-        made = prep.make_outputs(self.journal, items, write_shard, **options)
-        with contextlib.closing(made) as results:
-            for item, part, note in results:
-                if isinstance(note, S2FError):
-                    raise note
-                try:
-                    self.journal.place(item, part, note)
-                except OSError as error:
-                    raise unwritable(self.journal.folder / item.output, error) from error
-                self.made += 1
-                self._advance([item.given], item.output)
-
-    def _advance(self, plans: Sequence[ShardPlan], what: str) -> None:
+    def _advance(self, plans: Iterable[ShardPlan], what: str) -> None:
         self.done += sum(len(plan.sources) for plan in plans)
         self.progress(self.done, self.total, what)
 
@@ -602,32 +589,27 @@ def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
     with part.open("wb+") as output:
         output.write(bytes(HEADER))
         for identity, file in plan.sources:
+            path = plan.folder / file.path
             try:
-                values = read(plan.folder / file.path, plan.width)
+                if not path.is_file():  # opening a pipe would wait for ever
+                    raise DatasetError(f"{path}: is no regular file", hint="remove it")
+                values = read(path, plan.width)
             except DatasetError as error:
                 failed.append([file.path, error.message, error.hint])
                 continue
             output.write(np.ascontiguousarray(values, dtype).data)
             rows[identity] += len(values)
         output.seek(0)
-        output.write(_header(dtype, rows.total(), plan.width))
+        fields = {"descr": dtype.str, "fortran_order": False, "shape": (rows.total(), plan.width)}
+        np.lib.format.write_array_header_1_0(output, fields)
+        assert output.tell() == HEADER
         output.seek(0)
         sha256 = hashlib.file_digest(output, "sha256").hexdigest()
     return {"sources": plan.fingerprint, "rows": {**rows}, "sha256": sha256, "failed": failed}
 
 
-def _header(dtype: np.dtype[Any], rows: int, width: int) -> bytes:
-    buffer = io.BytesIO()
-    fields = {"descr": dtype.str, "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(buffer, fields)
-    header = buffer.getvalue()
-    assert len(header) == HEADER
-    return header
-
-
 def _read_clips(path: Path, clip_samples: int) -> NDArray[np.int16]:
     """Cut a stored waveform into clips [m clip_samples], as `audio.clips` does."""
-    _check_file(path)
     waveform = map_waveform(path)
     if waveform.dtype != np.int16:
         if not np.isfinite(waveform).all():
@@ -638,7 +620,6 @@ def _read_clips(path: Path, clip_samples: int) -> NDArray[np.int16]:
 
 def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:
     """Read an embedding as one row [1 d]."""
-    _check_file(path)
     values = read_embedding(path, width)
     with np.errstate(over="ignore"):  # found on the next line
         row = values.astype(np.float16)[np.newaxis]
@@ -648,8 +629,3 @@ def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:
             hint="make it again with s2f prep embeddings",
         )
     return row
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise DatasetError(f"{path}: is no regular file", hint="remove it")

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,16 +23,15 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from s2f import files
 from s2f.console import Progress, silent
 from s2f.device import keep_memory
-from s2f.errors import DatasetError, InputError, S2FError, UsageError, WorkerError
+from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageError, WorkerError
 from s2f.files import File, unwritable
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ ITEM_SECONDS = 900.0  # more than a day of sound takes; a decoder may hang in a 
 FOLDER = ".s2f"  # in a folder of outputs: its journals, and the temporary files of a run
 VERSION = 1  # of the journal's format
 
-_ONE_OF_TWO = "rename or remove one of the two"
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # of one output
 
 
@@ -57,12 +56,11 @@ class Step:
             None for a step that makes no file a source, only notes in the journal.
         settings: what the outputs depend on besides their sources: plain JSON. With other
             settings everything is made again.
-        work: runs in another process, so that it must be picklable (a top-level function, or a
-            `functools.partial` of one). Called with the source and the path of a temporary file
-            that has the output's suffix. Without `net` it writes that file, and may return plain
-            JSON for the journal. With `net` it returns what `net` takes of this source. Raises
-            an `InputError` for a source that cannot be used; any other `S2FError`, and an
-            `OSError` from writing, ends the run.
+        work: runs in another process, so that it must be picklable. Called with the source and
+            the path of a temporary file that has the output's suffix. Without `net` it writes
+            that file, and may return plain JSON for the journal; with `net` it returns what `net`
+            takes of this source. Raises an `InputError` for a source that cannot be used; any
+            other `S2FError`, and an `OSError` from writing, ends the run.
         net: runs in this process, on several sources at once: a network on its device. Gives one
             value a source, or an `S2FError` that is the failure of this source alone; one that
             it raises ends the run.
@@ -97,8 +95,7 @@ class Item(NamedTuple):
     given: Any
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """A source of which nothing was made, and why."""
 
     source: Path
@@ -124,7 +121,7 @@ class PrepReport:
     skipped: int
     failed: tuple[Failure, ...]
     seconds: float
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any]
 
 
 def prepare(
@@ -162,29 +159,61 @@ def prepare(
     started = time.perf_counter()
     progress(0, 0, "listing")
     items = _plan(step, source, out)
-    folder = source if source.is_dir() else source.parent
-    beside = out.exists() and out.samefile(folder)
+    beside = out.exists() and out.samefile(source if source.is_dir() else source.parent)
     if beside and step.rename and items[0].output == items[0].source.path and not overwrite:
         raise UsageError(
             f"{out}: its {step.sources} would be replaced by what is made of them",
             hint="give another folder, or --overwrite to replace them",
         )
+    failed: dict[Path, S2FError] = {}
     with Journal(out, step.name, step.settings) as journal:
+
+        def fail(item: Item, error: S2FError) -> None:
+            entry = journal.entries.get(item.output)
+            if entry and entry.event == "start":
+                journal.note("due", item.output, item.source)
+            failed[item.given] = error
+
         _refuse_collisions(items, journal.parts)
-        run = _Run(step, journal, beside)
-        due = [item for item in items if run.is_due(item, overwrite)]
-        skipped = len(items) - len(due) - len(run.failures)
-        done = len(items) - len(due)
+        due = []
+        for item in items:
+            try:
+                if journal.is_due(item, overwrite, is_file=step.rename is not None):
+                    due.append(item)
+            except (InputError, UsageError) as error:
+                fail(item, error)
+        made, done = 0, len(items) - len(due)
+        skipped = done - len(failed)
         progress(done, len(items), step.name)
-        for name in run.make(due, workers):
-            done += 1
-            progress(done, len(items), name)
+        writes = step.net is None and step.rename is not None
+        with contextlib.closing(
+            make_outputs(
+                journal, due, step.work, writes=writes, workers=workers, preload=step.preload
+            )
+        ) as results:
+            for item, part, value in _infer(step, results, out) if step.net else results:
+                try:
+                    if isinstance(value, S2FError):
+                        fail(item, value)
+                    elif step.rename is None:
+                        journal.note("done", item.output, item.source, value)
+                        made += 1
+                    else:
+                        over_source = beside and item.output == item.source.path
+                        journal.place(item, part, value, over_source=over_source)
+                        made += 1
+                except OutputError as error:
+                    if getattr(error.__cause__, "errno", None) not in _NAME_ERRORS:
+                        raise
+                    hint = "rename the source, shorter if need be, or what is in the way"
+                    fail(item, InputError(error.message, hint=hint))
+                done += 1
+                progress(done, len(items), item.source.path)
         journal.finish()
-        entries = [(item.output, journal.known(item.output)) for item in items]
+    entries = [(item.output, journal.entries.get(item.output)) for item in items]
     notes = {name: e.note for name, e in entries if e and e.event == "done" and e.note is not None}
-    failed = [(item.given, run.failures.get(item.source.path)) for item in items]
-    failures = tuple(Failure(path, error) for path, error in failed if error)
-    return PrepReport(out, run.made, skipped, failures, time.perf_counter() - started, notes)
+    failures = [Failure(item.given, failed[item.given]) for item in items if item.given in failed]
+    return PrepReport(out, made, skipped, tuple(failures), time.perf_counter() - started, notes)
 
 
 def _plan(step: Step, source: Path, out: Path) -> list[Item]:
@@ -216,107 +245,40 @@ def _refuse_collisions(items: list[Item], folder: Path) -> None:
         raise unwritable(probe, error) from error
     fold = str.casefold if os.path.exists(folder / "CASE") else str
     makers: dict[str, str] = {}
+    clash = ""
     for output, source, _ in items:
         other = makers.setdefault(fold(output), source.path)
         if other != source.path:
-            raise DatasetError(
-                f"{output}: would be made of both {other} and {source.path}", hint=_ONE_OF_TWO
-            )
+            clash = f"{output}: would be made of both {other} and {source.path}"
+            break
     folders = {output.rpartition("/")[0] for output in makers}
-    while folders:
+    while folders and not clash:
         if taken := sorted(folders & makers.keys()):
-            raise DatasetError(
-                f"{taken[0]}: would be made of {makers[taken[0]]}, and be a folder",
-                hint=_ONE_OF_TWO,
-            )
+            clash = f"{taken[0]}: would be made of {makers[taken[0]]}, and be a folder"
         folders = {inside.rpartition("/")[0] for inside in folders if inside}
+    if clash:
+        raise DatasetError(clash, hint="rename or remove one of the two")
 
 
-@dataclass
-class _Run:
-    """One run of a step: what is due, making it, and what failed, by the source's path."""
-
-    step: Step
-    journal: "Journal"
-    beside: bool
-    made: int = 0
-    failures: dict[str, S2FError] = field(default_factory=dict)
-
-    def is_due(self, item: Item, overwrite: bool) -> bool:
-        """Decide whether an output has to be made; what is refused is a failure."""
-        if item.source.size < 0:
-            why = f"{item.given}: is no regular file, or a link that leads nowhere"
-            self._fail(item, InputError(why, hint="remove it, or mend the link"))
-            return False
-        if not self.step.rename:
-            return not self.journal.is_done(item)
-        try:
-            there = self.journal.has(item.output, overwrite)
-        except UsageError as error:
-            self._fail(item, error)
-            return False
-        return not (there and self.journal.is_done(item))
-
-    def make(self, due: list[Item], workers: int | None) -> Iterator[str]:
-        """Make what is due; yields the path of each source as it is dealt with."""
-        step = self.step
-        batch: list[tuple[Item, Path, Any]] = []
-        writes = step.net is None and step.rename is not None
-        results = make_outputs(
-            self.journal, due, step.work, writes=writes, workers=workers, preload=step.preload
-        )
-        with contextlib.closing(results):
-            for item, part, value in results:
-                if isinstance(value, S2FError):
-                    self._fail(item, value)
-                elif step.net is None:
-                    self._end(item, part, value)
-                else:
-                    batch.append((item, part, value))
-                    if len(batch) == step.batch_size:
-                        self._apply_net(batch)
-                        batch = []
-                yield item.source.path
-        if batch:
-            self._apply_net(batch)
-
-    def _apply_net(self, batch: list[tuple[Item, Path, Any]]) -> None:
-        assert self.step.net is not None
-        assert self.step.save is not None
-        values = self.step.net([value for _, _, value in batch])
-        for (item, part, _), value in zip(batch, values, strict=True):
-            if isinstance(value, S2FError):
-                self._fail(item, value)
-                continue
-            try:
-                self.step.save(value, part)
-                _flush(part)
-            except OSError as error:
-                raise unwritable(self.journal.folder / item.output, error) from error
-            self._end(item, part, None)
-
-    def _end(self, item: Item, part: Path, note: Any) -> None:
-        if self.step.rename is None:
-            self.journal.done(item.output, item.source, note)
-        else:
-            try:
-                self.journal.place(
-                    item, part, note, over_source=self.beside and item.output == item.source.path
-                )
-            except OSError as error:
-                refused = unwritable(self.journal.folder / item.output, error)
-                if error.errno not in _NAME_ERRORS:
-                    raise refused from error
-                hint = "rename the source, shorter if need be, or what is in the way"
-                self._fail(item, InputError(refused.message, hint=hint))
-                return
-        self.made += 1
-
-    def _fail(self, item: Item, error: S2FError) -> None:
-        entry = self.journal.known(item.output)
-        if entry and entry.event == "start":
-            self.journal.due(item.output, item.source)
-        self.failures[item.source.path] = error
+def _infer(
+    step: Step, results: Iterator[tuple[Item, Path, Any]], out: Path
+) -> Iterator[tuple[Item, Path, Any]]:
+    """Put what `work` returned through the net, in batches, and save it; failures pass."""
+    assert step.net is not None
+    assert step.save is not None
+    while batch := list(itertools.islice(results, step.batch_size)):
+        read = [value for _, _, value in batch if not isinstance(value, S2FError)]
+        values = iter(step.net(read) if read else ())
+        for item, part, value in batch:
+            outcome = value if isinstance(value, S2FError) else next(values)
+            if not isinstance(outcome, S2FError):
+                try:
+                    step.save(outcome, part)
+                    _flush(part)
+                except OSError as error:
+                    raise unwritable(out / item.output, error) from error
+                outcome = None
+            yield item, part, outcome
 
 
 def make_outputs(
@@ -337,8 +299,8 @@ def make_outputs(
         work: picklable; called with `Item.given` and the temporary file.
         writes: whether it writes that file, which is then on the disk before this goes on.
         workers: processes; by default one a core.
-        preload: as in `run_in_workers`.
-        seconds: as in `run_in_workers`.
+        preload: as `seconds`, for `run_in_workers`.
+        seconds: that an item may take.
 
     Yields:
         An item, its temporary file, and what `work` returned, or an `InputError` or `WorkerError`
@@ -347,19 +309,21 @@ def make_outputs(
     Raises:
         S2FError: any other that `work` raises: a full disk, a package that is missing.
     """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
 
     def part(place: int) -> Path:
         return journal.parts / f"{place}{PurePosixPath(items[place].output).suffix}"
 
     def begin() -> Iterator[tuple[Any, Path]]:
         for place, item in enumerate(items):
-            journal.start(item.output, item.source)
+            journal.note("start", item.output, item.source)
             yield item.given, part(place)
 
     results = run_in_workers(
         functools.partial(_work, work, writes),
         begin(),
-        workers=min(workers or usable_cores(), len(items)),
+        workers=min(workers or cores, len(items)),
         preload=preload,
         seconds=seconds,
     )
@@ -383,13 +347,6 @@ def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_in_workers(
@@ -508,13 +465,12 @@ def _death(name: object, error: BaseException, seconds: float) -> WorkerError:
             f"{name}: took more than {seconds:g} s", hint="check the file; it may be damaged"
         )
     code = getattr(error, "exitcode", None)
-    how = f"{error!r}" if code is None else f"exit code {code}"
-    cure = "check the file"
-    if code is not None and code < 0:
-        how = f"signal {-code}"
-        if code == -signal.SIGKILL:
-            cure = "the system may be out of memory: give fewer --workers"
-    return WorkerError(f"{name}: the process that read it died ({how})", hint=cure)
+    how = repr(error) if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+    cure = "the system may be out of memory: give fewer --workers"
+    return WorkerError(
+        f"{name}: the process that read it died ({how})",
+        hint=cure if code == -signal.SIGKILL else "check the file",
+    )
 
 
 def _end_pools(pools: Sequence["ProcessPool"]) -> None:
@@ -524,13 +480,13 @@ def _end_pools(pools: Sequence["ProcessPool"]) -> None:
         pool.join()
 
 
+Event = Literal["start", "done", "due"]
+
+
 class JournalEntry(NamedTuple):
-    """The last that is known of an output, its source then, and what was noted when it was done.
+    """The last that is known of an output, its source then, and what was noted when it was done."""
 
-    `due` is to be made again, and over what stands there.
-    """
-
-    event: Literal["start", "done", "due"]
+    event: Event
     size: int
     mtime_ns: int
     note: Any = None
@@ -540,20 +496,20 @@ class Journal:
     """What a step has made in a folder, locked against another run while it is open.
 
     `OUT/.s2f/STEP.journal` has a line of JSON for each event: first the settings, then `start`
-    when an output is begun, `done` when it stands under its name, `due` when its source failed. A
-    run that ends leaves one line an output, sorted: the same sources and settings give the same
-    bytes, killed or not. `OUT/.s2f/STEP/` holds the temporary files of a run, and is removed with
-    it; those of each run in a folder of its own, `parts`, as a worker may outlive a run that was
-    killed, and write until the next.
+    when an output is begun, `done` when it stands under its name, `due` when it has to be made
+    again, over what stands there. A run that ends leaves one line an output, sorted: the same
+    sources and settings give the same bytes, killed or not. `OUT/.s2f/STEP/` holds the temporary
+    files of a run, and is removed with it; those of each run in a folder of its own, `parts`, as
+    a worker may outlive a run that was killed, and write until the next.
+
+    Attributes:
+        folder: of the outputs.
+        parts: the folder of this run's temporary files.
+        entries: the last that is known of each output, by its path below the folder.
     """
 
     def __init__(self, folder: Path, step: str, settings: Mapping[str, Any]) -> None:
-        """Open the journal; what was made with other settings is due.
-
-        Args:
-            folder: of the outputs.
-            step: its name.
-            settings: plain JSON.
+        """Open the journal; what was made with other settings (plain JSON) is due.
 
         Raises:
             UsageError: if another run has it open.
@@ -565,8 +521,8 @@ class Journal:
         self.folder = folder
         self.path = folder / FOLDER / f"{step}.journal"
         self.parts = folder / FOLDER / step / secrets.token_hex(4)
+        self.entries: dict[str, JournalEntry] = {}
         self._header = json.dumps({"version": VERSION, "step": step, "settings": {**settings}})
-        self._entries: dict[str, JournalEntry] = {}
         self._is_compact = True
         with contextlib.ExitStack() as stack:
             try:
@@ -598,90 +554,75 @@ class Journal:
         for line in self._file:
             if not line.endswith(b"\n"):  # likewise
                 break
-            self._enter(line)
+            try:
+                event, output, *rest = json.loads(line)
+                if not isinstance(output, str) or event not in ("start", "done", "due"):
+                    raise ValueError(line)
+                self.entries[output] = JournalEntry(event, *rest)
+            except (ValueError, TypeError) as error:
+                raise DatasetError(
+                    f"{self.path}: is damaged: {line[:60]!r}",
+                    hint="remove it, and run the command again with --overwrite",
+                ) from error
+            self._is_compact &= event != "start"
             whole += len(line)
         self._file.truncate(whole)
         if first.rstrip(b"\n") != self._header.encode():
-            for output, entry in self._entries.items():
-                self._entries[output] = JournalEntry("due", entry.size, entry.mtime_ns)
-            self._rewrite()
+            for output, entry in self.entries.items():
+                self.entries[output] = JournalEntry("due", entry.size, entry.mtime_ns)
+            self._is_compact = False
+            self.finish()
 
-    def _enter(self, line: bytes) -> None:
-        try:
-            event, output, *rest = json.loads(line)
-            if not isinstance(output, str) or event not in ("start", "done", "due"):
-                raise ValueError(line)
-            self._entries[output] = JournalEntry(event, *rest)
-        except (ValueError, TypeError) as error:
-            raise DatasetError(
-                f"{self.path}: is damaged: {line[:60]!r}",
-                hint="remove it, and run the command again with --overwrite",
-            ) from error
-        self._is_compact &= event != "start"
-
-    def known(self, output: str) -> JournalEntry | None:
-        """Return the last that is known of an output, by its path below the folder."""
-        return self._entries.get(output)
-
-    def is_done(self, item: Item) -> bool:
-        """Tell whether an output was made of its source as that is now."""
-        size, mtime_ns = item.source.size, item.source.mtime_ns
-        return self._entries.get(item.output, ())[:3] == ("done", size, mtime_ns)
-
-    def has(self, output: str, overwrite: bool) -> bool:
-        """Tell whether something stands where an output would.
+    def is_due(self, item: Item, overwrite: bool = False, *, is_file: bool = True) -> bool:
+        """Tell whether an output, a file or a note, is missing or not of its source as that is now.
 
         Raises:
-            UsageError: if that is in no journal, and not to be overwritten.
+            InputError: if its source is no regular file.
+            UsageError: if what stands there is in no journal, and not to be overwritten.
         """
-        path = self.folder / output
-        there = os.path.lexists(path)
-        if there and output not in self._entries and not overwrite:
+        if item.source.size < 0:
+            why = f"{item.given}: is no regular file, or a link that leads nowhere"
+            raise InputError(why, hint="remove it, or mend the link")
+        path = self.folder / item.output
+        there = not is_file or os.path.lexists(path)
+        if is_file and there and item.output not in self.entries and not overwrite:
             raise UsageError(
                 f"{path}: exists already, and was not made by this command",
                 hint="give --overwrite to replace it, or another folder",
             )
-        return there
+        made_of = self.entries.get(item.output, ())[:3]
+        return not (there and made_of == ("done", item.source.size, item.source.mtime_ns))
 
-    def start(self, output: str, source: File) -> None:
-        """Note that an output is begun: what stands under its name from now on is ours."""
-        self._event(output, JournalEntry("start", source.size, source.mtime_ns))
-
-    def due(self, output: str, source: File) -> None:
-        """Note that an output could not be made."""
-        self._event(output, JournalEntry("due", source.size, source.mtime_ns))
-
-    def done(self, output: str, source: File, note: Any = None) -> None:
-        """Note that an output stands under its name."""
-        self._event(output, JournalEntry("done", source.size, source.mtime_ns, note))
-
-    def place(self, item: Item, part: Path, note: Any = None, *, over_source: bool = False) -> None:
-        """Give an output its name, and note that.
-
-        Args:
-            item: the output.
-            part: its temporary file.
-            note: plain JSON.
-            over_source: whether it replaces its source, and so is the next run's.
+    def note(self, event: Event, output: str, source: File, note: Any = None) -> None:
+        """Note what became of an output, with plain JSON of it where it is done.
 
         Raises:
-            OSError: if it cannot have that name.
+            OutputError: if it cannot be written.
         """
-        target = self.folder / item.output
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if over_source:
-            status = part.stat()
-            file = File(item.source.path, status.st_size, status.st_mtime_ns)
-            self.done(item.output, file, note)  # first: as long as it differs, it is due
-            part.replace(target)
-        else:
-            part.replace(target)
-            self.done(item.output, item.source, note)
-
-    def _event(self, output: str, entry: JournalEntry) -> None:
         self._is_compact = False
-        self._entries[output] = entry
-        self._append(_line(output, entry))
+        self.entries[output] = JournalEntry(event, source.size, source.mtime_ns, note)
+        self._append(_line(output, self.entries[output]))
+
+    def place(self, item: Item, part: Path, note: Any = None, *, over_source: bool = False) -> None:
+        """Give the temporary file `part` of an output its name, and note that it is done.
+
+        With `over_source` it replaces its source, and so is the next run's.
+
+        Raises:
+            OutputError: if it cannot have that name.
+        """
+        target, source = self.folder / item.output, item.source
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if over_source:  # noted first: as long as it differs, it is due
+                status = part.stat()
+                source = File(source.path, status.st_size, status.st_mtime_ns)
+                self.note("done", item.output, source, note)
+            part.replace(target)
+        except OSError as error:
+            raise unwritable(target, error) from error
+        if not over_source:
+            self.note("done", item.output, source, note)
 
     def _append(self, line: str) -> None:
         try:
@@ -696,16 +637,14 @@ class Journal:
         Raises:
             OutputError: if it cannot be written.
         """
-        if not self._is_compact:
-            self._rewrite()
-
-    def _rewrite(self) -> None:
+        if self._is_compact:
+            return
         part = self.parts / self.path.name
         try:
             self._file.close()
             self._file = part.open("a+b")
             self._file.write(self._header.encode() + b"\n")
-            for output, entry in sorted(self._entries.items()):
+            for output, entry in sorted(self.entries.items()):
                 self._file.write(_line(output, entry).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -717,12 +656,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.parts.parent, ignore_errors=True)
         with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
             self._close()

@@ -518,14 +518,14 @@ def events(folder: Path) -> list[object]:
 
 def test_a_killed_run_leaves_what_it_knew(tmp_path: Path) -> None:
     with Journal(tmp_path, "audio", SETTINGS) as journal:  # ends without `finish`
-        journal.start("a.npy", A)
-        journal.done("a.npy", A)
-        journal.start("b.npy", B)
+        journal.note("start", "a.npy", A)
+        journal.note("done", "a.npy", A)
+        journal.note("start", "b.npy", B)
         (journal.parts / "1.npy").touch()
         parts = journal.parts
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.known("a.npy") == ("done", 10, 111, None)
-        assert journal.known("b.npy") == ("start", 20, 222, None)
+        assert journal.entries.get("a.npy") == ("done", 10, 111, None)
+        assert journal.entries.get("b.npy") == ("start", 20, 222, None)
         # Another folder: a worker that outlives the killed run writes into the old one.
         assert journal.parts != parts
         assert list(journal.parts.iterdir()) == []
@@ -536,11 +536,11 @@ def test_a_finished_journal_does_not_tell_how_it_came_about(tmp_path: Path) -> N
     for name, order in (("x", (A, B)), ("y", (B, A))):
         with Journal(tmp_path / name, "audio", SETTINGS) as journal:
             for file in order:
-                journal.start(file.path, file)
+                journal.note("start", file.path, file)
             for file in reversed(order):
-                journal.due(file.path, file)
-                journal.start(file.path, file)
-                journal.done(file.path, file)
+                journal.note("due", file.path, file)
+                journal.note("start", file.path, file)
+                journal.note("done", file.path, file)
             journal.finish()
     journals = [(tmp_path / name / ".s2f/audio.journal").read_bytes() for name in "xy"]
     assert journals[0] == journals[1]
@@ -550,14 +550,14 @@ def test_a_finished_journal_does_not_tell_how_it_came_about(tmp_path: Path) -> N
 @pytest.mark.parametrize("cut", [1, 8])
 def test_a_line_that_was_cut_off_is_forgotten(tmp_path: Path, cut: int) -> None:
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        journal.done("a.npy", A)
-        journal.done("b.npy", B)
+        journal.note("done", "a.npy", A)
+        journal.note("done", "b.npy", B)
     path = tmp_path / ".s2f/audio.journal"
     path.write_bytes(path.read_bytes()[:-cut])
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.known("a.npy")
-        assert journal.known("b.npy") is None
-        journal.done("b.npy", B)
+        assert journal.entries.get("a.npy")
+        assert journal.entries.get("b.npy") is None
+        journal.note("done", "b.npy", B)
     assert len(events(tmp_path)) == 2
 
 
@@ -593,10 +593,10 @@ def test_two_runs_of_a_step_in_one_folder_are_refused(tmp_path: Path) -> None:
 def test_names_that_are_no_text_are_kept(tmp_path: Path) -> None:
     name = b"\xff\n\xc3\xa9".decode(errors="surrogateescape")
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        journal.done(name, A)
+        journal.note("done", name, A)
         journal.finish()
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.known(name)
+        assert journal.entries.get(name)
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -609,6 +609,6 @@ def test_a_line_that_cannot_be_written_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"audio\.journal"), limited_files(8192):
         with Journal(tmp_path, "audio", SETTINGS) as journal:
             for n in range(1000):
-                journal.start(f"{n}.npy", A)
+                journal.note("start", f"{n}.npy", A)
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.known("0.npy") == ("start", 10, 111, None)
+        assert journal.entries.get("0.npy") == ("start", 10, 111, None)
