@@ -1,9 +1,9 @@
 """Files and folders: written whole or not at all, held against other runs, listed, linked; .npy.
 
-Every command that takes a folder lists it here, so that all of them agree on what is passed over
-(hidden files, `__MACOSX`), in which order files come, and where links lead. What is placed by
-`place_all` may be placed again: a link or copy that is there and right is kept, so that a run that
-was killed is finished by running it again. Knows nothing of what is in a file, but for arrays.
+Every command that takes a folder lists it here, so that all agree on what is passed over (hidden
+files, `__MACOSX`), in which order files come, and where links lead. What `place_all` places may be
+placed again: what is there and right is kept, so that running a killed run again finishes it. Knows
+nothing of what is in a file, but for arrays.
 """
 
 import contextlib
@@ -42,42 +42,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: if the folder or the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
         descriptor, name = tempfile.mkstemp(prefix=".s2f-", dir=path.parent)
         os.close(descriptor)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's are private
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)  # there is no other way to ask for it
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp's are private
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open the temporary file of `atomic_path` for writing.
-
-    Raises:
-        OutputError: if the folder or the file cannot be written.
-    """
+    """Open the temporary file of `atomic_path` for writing; it raises the same."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Write a file as `atomic_path` does, which raises the same."""
     with atomic_write(path) as file:
         file.write(data)
 
@@ -93,32 +82,31 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: if it cannot be made.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".s2f-", dir=path.parent))
-        temporary.chmod(0o777 & ~_umask())
-    except OSError as error:
-        raise unwritable(path, error) from error
-    old = temporary.with_name(f"{temporary.name}.old")
-    try:
-        yield temporary
+    with (
+        _writing(path),
+        tempfile.TemporaryDirectory(
+            prefix=".s2f-", dir=path.parent, ignore_cleanup_errors=True
+        ) as temporary,
+    ):
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
         try:
+            yield new
             if replace and path.exists():
                 path.replace(old)
-            temporary.replace(path)
-        except OSError as error:
-            raise unwritable(path, error) from error
-    finally:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            new.replace(path)
+        finally:
+            if old.exists() and not path.exists():
+                old.replace(path)
 
 
-def _umask() -> int:
-    umask = os.umask(0)  # there is no other way to ask for it
-    os.umask(umask)
-    return umask
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
@@ -139,25 +127,27 @@ def alone_in(folder: Path) -> Iterator[None]:
         UsageError: if another run holds it.
         OutputError: if it cannot be made.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if fcntl is not None:
-                descriptor = os.open(folder, os.O_RDONLY)
-                held = [descriptor]
-                stack.callback(_close, held)
-                # Processes that are forked meanwhile, and outlive this one, would hold it too.
-                os.register_at_fork(after_in_child=functools.partial(_close, held))
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{folder}: another s2f is at work there",
-                hint="wait until it has ended, or choose another folder",
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # over a network
-                raise unwritable(folder, error) from error
+    held: list[int] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is not None:
+            held.append(os.open(folder, os.O_RDONLY))
+            # Processes that are forked meanwhile, and outlive this one, would hold it too.
+            os.register_at_fork(after_in_child=functools.partial(_close, held))
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # over a network
+            _close(held)
+            if isinstance(error, BlockingIOError):
+                raise UsageError(
+                    f"{folder}: another s2f is at work there",
+                    hint="wait until it has ended, or choose another folder",
+                ) from error
+            raise unwritable(folder, error) from error
+    try:
         yield
+    finally:
+        _close(held)
 
 
 def _close(descriptors: list[int]) -> None:
@@ -186,15 +176,10 @@ class File(NamedTuple):
 
 
 def list_files(folder: Path, wants: Wants, *, without: Path | None = None) -> list[File]:
-    """List the wanted files of a folder at every depth, in the order of their names.
+    """List the wanted files of a folder, but for those `without`, at every depth, sorted.
 
     Links to folders are followed, but not to a folder that they lie in. Hidden files and folders
     and `__MACOSX` are passed over.
-
-    Args:
-        folder: to list.
-        wants: which files.
-        without: a folder that is passed over.
 
     Raises:
         DatasetError: if a folder cannot be read.
@@ -213,21 +198,13 @@ def list_files(folder: Path, wants: Wants, *, without: Path | None = None) -> li
 
 
 def names(folder: Path, wants: Wants = lambda name: True) -> Iterator[str]:
-    """List the paths that `list_files` gives, without a look at the files.
-
-    Raises:
-        DatasetError: if a folder cannot be read.
-    """
+    """List the paths that `list_files` gives, without a look at the files; it raises the same."""
     return (path for _, path in _below(str(folder), "", wants, []))
 
 
 def folders(folder: Path) -> list[str]:
-    """List the names of the folders in a folder, sorted, without those `list_files` passes over.
-
-    Raises:
-        DatasetError: if it cannot be read.
-    """
-    return [entry.name for entry in _scan(str(folder), ())[1] if _is_folder(entry)]
+    """List the names of the folders in a folder as `list_files` does, which raises the same."""
+    return [entry.name for entry in _scan(str(folder))[1] if _is_folder(entry)]
 
 
 def is_seen(name: str) -> bool:
@@ -256,27 +233,21 @@ def find_files(
     for path in paths:
         if not os.path.exists(path):
             raise error(f"{path}: does not exist", hint="check its path")
-        if not os.path.isdir(path):
-            found[path] = None
-            continue
-        inside = list_files(path, wants)
+        inside = [path]
+        if os.path.isdir(path):
+            inside = [path / file.path for file in list_files(path, wants)]
         if not inside:
             raise error(f"{path}: holds no {sources}", hint=f"name the folder of the {sources}")
-        found.update((path / file.path, None) for file in inside)
+        found |= dict.fromkeys(inside)
     return list(found)
-
-
-def _identity(folder: str | Path) -> _Identity:
-    status = Path(folder).stat()
-    return status.st_dev, status.st_ino
 
 
 def _below(
     folder: str, inside: str, wants: Wants, passed: Sequence[_Identity]
 ) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Yield the files of a folder, whose place in the tree is `inside`, except `passed` ones."""
-    identity, entries = _scan(folder, passed)
-    for entry in entries:
+    """Yield the files of a folder, whose place in the tree is `inside`, unless it is `passed`."""
+    identity, entries = _scan(folder)
+    for entry in entries if identity not in passed else ():
         path = inside + entry.name
         if _is_folder(entry):
             yield from _below(entry.path, f"{path}/", wants, [*passed, identity])
@@ -284,20 +255,21 @@ def _below(
             yield entry, path
 
 
-def _scan(folder: str, passed: Sequence[_Identity]) -> tuple[_Identity, list[os.DirEntry[str]]]:
-    """List a folder itself, sorted; one that is `passed` is empty."""
+def _scan(folder: str) -> tuple[_Identity, list[os.DirEntry[str]]]:
     try:
-        identity = _identity(folder)
-        if identity in passed:
-            return identity, []
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
+        return _identity(folder), [entry for entry in entries if is_seen(entry.name)]
     except OSError as error:
         raise DatasetError(
             f"{folder}: cannot be listed: {error.strerror or error}",
             hint="check its permissions, or remove it",
         ) from error
-    return identity, [entry for entry in entries if is_seen(entry.name)]
+
+
+def _identity(folder: str | Path) -> _Identity:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -353,20 +325,17 @@ def place_all(
         OutputError: if nothing can be placed there.
     """
     total = sum(len(folder.names) for folder in plan)
-    made = kept = 0
-    failed: list[InputError] = []
-    for folder in plan:
-        for name in folder.names:
-            if not (made + kept + len(failed)) % 256:
-                progress(made + kept + len(failed), total, folder.source)
-            try:
-                source, target = (os.path.join(f, name) for f in (folder.source, folder.target))
-                is_new = place_file(source, target, link)
-                made, kept = made + is_new, kept + (not is_new)
-            except InputError as error:
-                failed.append(error)
+    made, failed = 0, []
+    for k, (folder, name) in enumerate((f, name) for f in plan for name in f.names):
+        if not k % 256:
+            progress(k, total, folder.source)
+        source, target = os.path.join(folder.source, name), os.path.join(folder.target, name)
+        try:
+            made += place_file(source, target, link)
+        except InputError as error:
+            failed.append(error)
     progress(total, total, "done")
-    return PlaceReport(made, kept, tuple(failed))
+    return PlaceReport(made, total - made - len(failed), tuple(failed))
 
 
 def place_file(source: str, target: str, link: Link) -> bool:
@@ -390,24 +359,19 @@ def place_file(source: str, target: str, link: Link) -> bool:
     if not stat.S_ISREG(from_.st_mode):
         raise _unusable(source, "is no regular file")
     try:
-        there = os.lstat(target)
-    except FileNotFoundError:
-        there = None
-    except OSError as error:
-        raise _refused(target, error) from error
-    if there is not None:
-        if _is_right(source, from_, target, there, link):
-            return False
-        if not stat.S_ISREG(there.st_mode) or there.st_mtime_ns >= from_.st_mtime_ns:
-            raise InputError(f"{source}: another file is at {target}", hint="move that one away")
-    try:
+        if os.path.lexists(target):
+            there = os.lstat(target)
+            if _is_right(source, from_, target, there, link):
+                return False
+            if not stat.S_ISREG(there.st_mode) or there.st_mtime_ns >= from_.st_mtime_ns:
+                hint = "move that one away"
+                raise InputError(f"{source}: another file is at {target}", hint=hint)
+            if link is not Link.COPY:
+                os.unlink(target)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         if link is Link.COPY:
             _copy(source, Path(target))
-            return True
-        if there is not None:
-            os.unlink(target)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if link is Link.SYMLINK:
+        elif link is Link.SYMLINK:
             os.symlink(_way(source, target), target)
         else:
             os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
@@ -480,10 +444,8 @@ def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
         why = getattr(error, "strerror", None) or str(error)
         if "pickle" in why:  # NumPy's guess at any file that is not its own
             why = "it is no .npy file of numbers"
-        raise DatasetError(
-            f"{path}: cannot be read as an array: {why}",
-            hint="make the file again",
-        ) from error
+        message = f"{path}: cannot be read as an array: {why}"
+        raise DatasetError(message, hint="make the file again") from error
     return array
 
 
