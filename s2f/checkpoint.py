@@ -24,7 +24,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import s2f
 from s2f.errors import CheckpointError, DependencyError, UsageError
@@ -100,20 +100,15 @@ class Facts:
 
 
 def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """Read the header of a checkpoint; whether the tensors agree with it, `verify` says.
+    """Read the header of a checkpoint, the `FIELDS`; whether it fits the tensors, `verify` says.
 
-    Args:
-        path: the file.
-        kind: that it has to be of, as in `KINDS`; by default any of them.
-
-    Returns:
-        The header, with the `FIELDS`.
+    It has to be of a kind of `KINDS`, by default any.
 
     Raises:
         CheckpointError: if the file is missing, not whole, not ours, or of another kind or version.
     """
-    with _opened(path, "np") as file:
-        return _header(path, file, kind)
+    with _opened(path, kind, "np") as (_, header):
+        return header
 
 
 def read_facts(path: Path, kind: str | None = None) -> Facts:
@@ -122,8 +117,7 @@ def read_facts(path: Path, kind: str | None = None) -> Facts:
     Raises:
         CheckpointError: as `read_header`.
     """
-    with _opened(path, "np") as file:
-        header = _header(path, file, kind)
+    with _opened(path, kind, "np") as (file, header):
         slices = [file.get_slice(name) for name in file.keys()]
         floats = [tensor for tensor in slices if tensor.get_dtype() in _DTYPES]
         return Facts(
@@ -139,42 +133,34 @@ def read_facts(path: Path, kind: str | None = None) -> Facts:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, framework: str) -> Iterator[Any]:
-    """Open a safetensors file, whose errors become ours."""
+def _opened(path: Path, kind: str | None, framework: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a safetensors file of ours, and read its header."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         found = "is no regular file" if path.exists() else "no such checkpoint"
         raise CheckpointError(f"{path}: {found}", hint="check the path: a .safetensors file")
+    wanted = "wanted a .safetensors file that s2f train wrote"
     try:
         with safe_open(path, framework=framework) as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise _not_a_checkpoint(path, error) from error
-
-
-def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: is not a checkpoint of s2f: {error}",
-        hint="wanted a .safetensors file that s2f train wrote",
-    )
-
-
-def _header(path: Path, file: Any, kind: str | None) -> dict[str, Any]:
-    """Find the header in an open file; as `read_header`."""
-    try:
-        header = json.loads((file.metadata() or {})["s2f"])
-    except (ValueError, RecursionError) as error:
-        raise _not_a_checkpoint(path, error) from error
-    except KeyError as error:
+            metadata = file.metadata() or {}
+            if "s2f" not in metadata:
+                message = f"{path}: is a safetensors file, but not one that s2f wrote"
+                raise CheckpointError(message, hint=wanted)
+            header = json.loads(metadata["s2f"])
+            _check_header(path, header, kind)
+            yield file, header
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: is a safetensors file, but not one that s2f wrote",
-            hint="wanted a .safetensors file that s2f train wrote",
+            f"{path}: is not a checkpoint of s2f: {error}", hint=wanted
         ) from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        seen = header.get("version") if isinstance(header, dict) else header
+
+
+def _check_header(path: Path, header: Any, kind: str | None) -> None:
+    version = header.get("version") if isinstance(header, dict) else header
+    if not isinstance(header, dict) or version != VERSION:
         raise CheckpointError(
-            f"{path}: has format version {seen}; this program reads {VERSION}",
+            f"{path}: has format version {version}; this program reads {VERSION}",
             hint="install the version of s2f that made it",
         )
     for name, types in FIELDS.items():
@@ -190,7 +176,6 @@ def _header(path: Path, file: Any, kind: str | None) -> dict[str, Any]:
             f"{path}: is a {header['kind']}; wanted a {kind or ' or '.join(KINDS)}",
             hint="check the order of the files",
         )
-    return header
 
 
 def payload_sha256(
@@ -198,9 +183,7 @@ def payload_sha256(
 ) -> str:
     """Hash names, types, shapes and values of tensors, in the order of their names.
 
-    Args:
-        tensors: by name.
-        told: called with the bytes hashed so far, after each tensor.
+    `told` is called with the bytes hashed so far, after each tensor.
     """
     import torch
 
@@ -232,18 +215,16 @@ def _checked_tensors(
 def verify(path: Path, told: Callable[[int], object] | None = None) -> Facts:
     """Read what a checkpoint says of itself, and check that its tensors have its SHA-256.
 
-    Args:
-        path: the file.
-        told: called with the bytes hashed so far, now and then.
+    `told` is called with the bytes hashed so far, now and then.
 
     Raises:
         CheckpointError: if the file is missing, damaged, not ours, or named as another kind.
     """
     # A name that says what it is has to be right: a model is found by it.
-    facts = read_facts(path, path.stem if path.stem in KINDS else None)
-    with _opened(path, "pt") as file:
-        _checked_tensors(path, file, {"sha256": facts.sha256}, told)
-    return facts
+    kind = path.stem if path.stem in KINDS else None
+    with _opened(path, kind, "pt") as (file, header):
+        _checked_tensors(path, file, header, told)
+    return read_facts(path, kind)
 
 
 def check_space(checkpoints: Sequence[Facts | Checkpoint]) -> None:
@@ -284,10 +265,8 @@ class Card:
         try:
             return cls(**{"name": name, **json.loads(path.read_text(encoding="utf-8"))})
         except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: is not a card: {error}",
-                hint="wanted a JSON object of description, data, licence and limits",
-            ) from error
+            hint = "wanted a JSON object of description, data, licence and limits"
+            raise CheckpointError(f"{path}: is not a card: {error}", hint=hint) from error
 
 
 @dataclass(frozen=True)
@@ -348,10 +327,9 @@ def save(
         name: (tensor.to(storage) if tensor.is_floating_point() else tensor).contiguous().cpu()
         for name, tensor in network.state_dict().items()
     }
-    sha256 = payload_sha256(tensors)
+    sha256, space = payload_sha256(tensors), embedding_space
     preparation = network.preprocessing if isinstance(network, FaceEncoder) else front_end
     preprocessing = dataclasses.asdict(preparation) if preparation else None
-    space = embedding_space
     if space is None:  # the same weights embed pictures that are prepared otherwise elsewhere
         prepared = json.dumps(preprocessing, sort_keys=True)
         space = hashlib.sha256(f"{sha256} {prepared}".encode()).hexdigest()
@@ -392,8 +370,8 @@ def load(path: Path, kind: str, *, keep_half: bool = False) -> Checkpoint:
     Args:
         path: the file.
         kind: of network, as in `KINDS`.
-        keep_half: whether the weights of linear layers and convolutions that are float16 stay so,
-            for autocast. All else becomes float32.
+        keep_half: whether float16 weights of linear layers and convolutions stay so, for autocast;
+            all else becomes float32.
 
     Raises:
         CheckpointError: if the file is missing, damaged, not ours, of another kind or version, or
@@ -404,25 +382,21 @@ def load(path: Path, kind: str, *, keep_half: bool = False) -> Checkpoint:
 
     # Header and tensors are of one open file, whatever takes its name meanwhile. Not seen: bytes
     # that change in the file itself while it is used.
-    with _opened(path, "pt") as file:
-        header = _header(path, file, kind)
+    with _opened(path, kind, "pt") as (file, header):
         tensors = _checked_tensors(path, file, header)
+    other = "it was made by another version of s2f"
     try:
         network, front_end = _build(kind, header["config"], header["preprocessing"])
         card = Card(**header["card"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: its header does not describe a {kind}: {error}",
-            hint="it was made by another version of s2f",
-        ) from error
+        message = f"{path}: its header does not describe a {kind}: {error}"
+        raise CheckpointError(message, hint=other) from error
     wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:
         name = min(n for n in wanted | found if wanted.get(n) != found.get(n))
-        raise CheckpointError(
-            f"{path}: tensor {name!r} is {found.get(name)}; its config wants {wanted.get(name)}",
-            hint="it was made by another version of s2f",
-        )
+        message = f"{path}: tensor {name!r} is {found.get(name)}; its config wants"
+        raise CheckpointError(f"{message} {wanted.get(name)}", hint=other)
     layers = torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d
     large = {f"{name}.weight" for name, m in network.named_modules() if isinstance(m, layers)}
     for name, tensor in tensors.items():
@@ -443,23 +417,27 @@ def _build(
     import torch
 
     from s2f.images import Preprocessing
-    from s2f.spectrogram import FrontEnd
+    from s2f.spectrogram import FRONT_ENDS, FrontEnd
 
-    config, preprocessing = _upgraded(kind, config, preprocessing or {})
+    config, preprocessing = _tuples(config), _tuples(preprocessing or {})
     known = _ARCHITECTURES[kind]
     architecture = config.pop("architecture", next(iter(known)))
     if architecture not in known:
         raise ValueError(f"its architecture is {architecture!r}; wanted {' or '.join(known)}")
     prepared = (Preprocessing(**preprocessing),) if kind == "face_encoder" else ()
-    front_end = FrontEnd(**preprocessing) if kind == "voice_encoder" else None
-    if front_end:
+    front_end = None
+    if kind == "voice_encoder":
+        # Our own log-mel was called `ast` too, when torchaudio's was not used for AST.
+        of_ast = preprocessing.get("clip_samples") == FRONT_ENDS["ast"].clip_samples
+        if preprocessing.get("kind") == "ast" and not of_ast:
+            preprocessing["kind"] = "log_mel"
+        front_end = FrontEnd(**preprocessing)
         heard = front_end.n_channels, front_end.n_freqs
         frames = front_end.n_frames(front_end.clip_samples)
-    home = importlib.import_module(f"s2f.{known[architecture][0]}")
-    make = getattr(home, known[architecture][1])
-    configure = getattr(home, f"{known[architecture][1]}Config")
+    module, name = known[architecture]
+    home = importlib.import_module(f"s2f.{module}")
     with torch.device("meta"):  # no time spent on random weights that `assign` replaces
-        network = make(configure(**config), *prepared)
+        network = getattr(home, name)(getattr(home, f"{name}Config")(**config), *prepared)
     if architecture == "vgg":  # a buffer that no file holds
         network.mean = torch.tensor(network.preprocessing.mean).view(3, 1, 1)
     if front_end:
@@ -469,33 +447,16 @@ def _build(
     return network, front_end
 
 
-def _upgraded(
-    kind: str, config: dict[str, Any], preprocessing: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Bring what older programs wrote up to date, and lists, as JSON has them, back to tuples."""
-    from s2f.spectrogram import FRONT_ENDS
-
-    config = {name: _tuples(value) for name, value in config.items()}
-    preprocessing = {name: _tuples(value) for name, value in preprocessing.items()}
-    # Our own log-mel was called `ast` too, when torchaudio's was not used for AST.
-    of_ast = preprocessing.get("clip_samples") == FRONT_ENDS["ast"].clip_samples
-    if kind == "voice_encoder" and preprocessing.get("kind") == "ast" and not of_ast:
-        preprocessing["kind"] = "log_mel"
-    return config, preprocessing
-
-
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+    """Turn lists, as JSON has them, back into the tuples that they were."""
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The files that a model is to be loaded from: there, of their kinds, not yet checked whole.
-
-    Attributes:
-        name: of the model.
-        paths: of the checkpoints, by kind.
-    """
+    """The files of a model to load, by kind: there, of their kinds, not yet checked whole."""
 
     name: str
     paths: Mapping[str, Path]
@@ -516,7 +477,7 @@ class Entry:
 
     name: str
     folder: Path
-    where: Literal["bundled", "cache", "folder"]
+    where: str
     networks: Mapping[str, Facts]
     errors: Mapping[str, CheckpointError]
     evaluation: str | None
@@ -553,10 +514,8 @@ def choose(
     given = {kind: Path(path) for kind, path in (files or {}).items()}
     for kind in given:
         if kind not in kinds:
-            raise UsageError(
-                f"{given[kind]}: is given as {kind}; only {' and '.join(kinds)} are used here",
-                hint="leave it out",
-            )
+            wanted = f"only {' and '.join(kinds)} are used here"
+            raise UsageError(f"{given[kind]}: is given as {kind}; {wanted}", hint="leave it out")
     mixed = [f"{kind} of {path.absolute().parent.name}/{path.name}" for kind, path in given.items()]
     name, paths = " + ".join(mixed), given
     if given.keys() != set(kinds):
@@ -574,34 +533,33 @@ def entries(*models: str | Path) -> list[Entry]:
     Raises:
         CheckpointError: if there is no such model; a damaged file is listed instead.
     """
+    bundled = _models(MODELS)
     found = [_find(model) for model in models]
     if not models:
-        found = [(name, folder, "bundled") for name, folder in _models(MODELS).items()]
-        bundled = {name for name, _, _ in found}
+        found = [(name, folder, "bundled") for name, folder in bundled.items()]
         for name, folder in _models(cache()).items():  # behind a bundled name, by its path alone
             found.append((str(folder) if name in bundled else name, folder, "cache"))
-    listed = []
-    for name, folder, where in found:
-        networks, errors = {}, {}
-        for kind in _kinds(folder):
-            try:
-                networks[kind] = read_facts(folder / f"{kind}.safetensors", kind)
-            except CheckpointError as error:
-                errors[kind] = error
-        text = folder / EVALUATION
-        evaluation = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None
-        listed.append(Entry(name, folder, where, networks, errors, evaluation))
-    return listed
+    return [_entry(*place) for place in found]
 
 
-def _find(model: str | Path) -> tuple[str, Path, Literal["bundled", "cache", "folder"]]:
-    """Find the name, the folder and the kind of place of a model."""
-    bundled = _models(MODELS)
+def _entry(name: str, folder: Path, where: str) -> Entry:
+    networks, errors = {}, {}
+    for kind in _kinds(folder):
+        try:
+            networks[kind] = read_facts(folder / f"{kind}.safetensors", kind)
+        except CheckpointError as error:
+            errors[kind] = error
+    text = folder / EVALUATION
+    evaluation = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None
+    return Entry(name, folder, where, networks, errors, evaluation)
+
+
+def _find(model: str | Path) -> tuple[str, Path, str]:
+    bundled, cached, name = _models(MODELS), _models(cache()), str(model)
     if model in bundled:
-        return str(model), MODELS / model, "bundled"
-    cached = _models(cache())
+        return name, bundled[name], "bundled"
     if model in cached:
-        return str(model), cached[str(model)], "cache"
+        return name, cached[name], "cache"
     if os.path.isdir(model):
         return Path(model).resolve().name, Path(model), "folder"
     raise CheckpointError(
@@ -631,11 +589,7 @@ class Model:
 
 
 def load_model(choice: Choice, *, keep_half: bool = False) -> Model:
-    """Read the networks that `choose` found.
-
-    Args:
-        choice: the files.
-        keep_half: as for `load`.
+    """Read the networks that `choose` found, each as `load` does.
 
     Raises:
         CheckpointError: if the networks were made for different face encoders, or as `load`.
@@ -660,29 +614,26 @@ def locate(url: str, sha256: str) -> Path:
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     hint = f"put {url} there, as {path}"
-    try:
-        with path.open("rb") as file:
-            seen = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
+    if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(path, error) from error
         try:
             torch.hub.download_url_to_file(url, str(path), sha256, progress=False)
+        except RuntimeError as error:  # tells the SHA-256 that was wanted, and the one it has
+            found = f"{url}: gave a file of another SHA-256: {error}"
+            raise DependencyError(found, hint=hint) from error
         except (OSError, http.client.HTTPException) as error:
             found = f"{path}: is not there, and {url} cannot be fetched: {error}"
             raise DependencyError(found, hint=hint) from error
-        except RuntimeError as error:  # tells the SHA-256 that was wanted, and the one it has
-            raise DependencyError(
-                f"{url}: gave a file of another SHA-256: {error}", hint=hint
-            ) from error
         return path
+    try:
+        with path.open("rb") as file:
+            seen = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DependencyError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     if seen != sha256:
-        raise DependencyError(
-            f"{path}: its SHA-256 is {seen}; wanted {sha256}",
-            hint="remove it: it was not received whole, or is another file",
-        )
+        hint = "remove it: it was not received whole, or is another file"
+        raise DependencyError(f"{path}: its SHA-256 is {seen}; wanted {sha256}", hint=hint)
     return path
