@@ -6,14 +6,15 @@ functions do not get has their own defaults.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from s2f.console import Console, described
 from s2f.errors import S2FError, UsageError
+from s2f.files import Link
 from s2f.options import (
     GROUP,
     PARTLY_FAILED,
@@ -34,29 +35,24 @@ if TYPE_CHECKING:
     from s2f.prep import Failure, PrepReport, Step
     from s2f.split import SplitReport
 
-
 app = typer.Typer(
     help="Prepare training data. A run that was stopped goes on; what is up to date is kept.",
     **GROUP,
 )
 
-OutArg = Annotated[Path, typer.Argument(help="Folder for the same tree, prepared.", metavar="OUT")]
-PhotosArg = Annotated[Path, typer.Argument(help="A folder of photos, or one.", metavar="SRC")]
+Folder = Annotated[Path, typer.Argument(help="Folder for the same tree, prepared.", metavar="OUT")]
+Photos = Annotated[Path, typer.Argument(help="A folder of photos, or one.", metavar="SRC")]
 ReplaceOpt = Annotated[
     bool,
     option(
         "Output", "Replace what this command did not make, even SRC's own files.", "--overwrite"
     ),
 ]
-DetectorOpt = Annotated[
-    Literal["face-alignment", "dlib"],
-    option("Model", "face-alignment (default) or dlib.", "--detector"),
+FaceEncoderOpt = Annotated[
+    Path, option("Model", "Its checkpoint (.safetensors).", "--face-encoder")
 ]
 DryRunOpt = Annotated[bool, option("Run", "Change nothing; show what would be done.", "--dry-run")]
-LinkOpt = Annotated[
-    Literal["hard", "copy", "symlink"] | None,
-    option("Output", "How files get there (hard).", "--link"),
-]
+LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).", "--link")]
 
 
 @app.command(
@@ -71,7 +67,7 @@ def _audio(
     src: Annotated[
         Path, typer.Argument(help="A folder of recordings or videos, or one.", metavar="SRC")
     ],
-    out: OutArg,
+    out: Folder,
     store: Annotated[
         Literal["waveform", "spectrogram"] | None,
         option("Output", "waveform: int16 (default); or spectrogram (with --preset).", "--store"),
@@ -123,43 +119,48 @@ def _stats(
         stats, report = log_mel_stats(
             tree, output, workers=workers, overwrite=overwrite, progress=progress
         )
-    result: dict[str, object] = {"output": None}
     if stats:
         console.line(output)
-        result = {"output": output, **dataclasses.asdict(stats)}
+    result = {"output": output, **dataclasses.asdict(stats)} if stats else {"output": None}
     _report(console, report, result, tree)
 
 
 @app.command(
-    "faces",
-    epilog=examples(
-        "s2f prep faces hq-voxceleb data/faces",
-        "s2f prep faces my/photos my/faces --detector dlib",
-    ),
+    "landmarks",
+    help="Find the 68 landmarks of faces: NAME_landmarks.npy, beside the photos where OUT is SRC.",
+    epilog=examples("s2f prep landmarks data/faces data/faces"),
 )
-def _faces(
+@app.command(
+    "faces",
+    help="Find the largest face of each photo, align its eyes, and crop it to 224 x 224.",
+    epilog=examples("s2f prep faces hq-voxceleb data/faces --detector dlib"),
+)
+def _detect(
     ctx: typer.Context,
-    src: PhotosArg,
-    out: OutArg,
-    detector: DetectorOpt = "face-alignment",
+    src: Photos,
+    out: Folder,
+    detector: Annotated[
+        Literal["face-alignment", "dlib"],
+        option("Model", "face-alignment (default) or dlib.", "--detector"),
+    ] = "face-alignment",
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Find the largest face of each photo, align its eyes, and crop it to 224 x 224."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.prep_faces import faces_step
+    from s2f.prep_faces import faces_step, landmarks_step
 
-    _run(console, faces_step(detector, device), src, out, workers, overwrite)
+    describe = faces_step if ctx.info_name == "faces" else landmarks_step
+    _run(console, describe(detector, device), src, out, workers, overwrite)
 
 
 @app.command("resize", epilog=examples("s2f prep resize photos faces --size 224"))
 def _resize(
     ctx: typer.Context,
-    src: PhotosArg,
-    out: OutArg,
+    src: Photos,
+    out: Folder,
     size: Annotated[
         int | None, option("Output", "Side, pixels (default 224).", "--size", min=16, max=4096)
     ] = None,
@@ -175,36 +176,14 @@ def _resize(
     _run(console, resize_step(**given(size=size)), src, out, workers, overwrite)
 
 
-@app.command("landmarks", epilog=examples("s2f prep landmarks data/faces data/faces"))
-def _landmarks(
-    ctx: typer.Context,
-    src: PhotosArg,
-    out: OutArg,
-    detector: DetectorOpt = "face-alignment",
-    workers: WorkersOpt = None,
-    device: DeviceOpt = "auto",
-    overwrite: ReplaceOpt = False,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Find the 68 landmarks of faces: NAME_landmarks.npy, beside the photos where OUT is SRC."""
-    console = choose_console(ctx, as_json, quiet)
-    from s2f.prep_faces import landmarks_step
-
-    _run(console, landmarks_step(detector, device), src, out, workers, overwrite)
-
-
 @app.command(
-    "embeddings",
-    epilog=examples("s2f prep embeddings data/faces data/faces --face-encoder encoder.safetensors"),
+    "embeddings", epilog=examples("s2f prep embeddings faces faces --face-encoder e.safetensors")
 )
 def _embeddings(
     ctx: typer.Context,
-    src: PhotosArg,
-    out: OutArg,
-    face_encoder: Annotated[
-        Path, option("Model", "Its checkpoint (.safetensors).", "--face-encoder")
-    ],
+    src: Photos,
+    out: Folder,
+    face_encoder: FaceEncoderOpt,
     batch_size: Annotated[
         int | None, option("Run", "Photos at a time.", "--batch-size", min=1)
     ] = None,
@@ -235,47 +214,50 @@ def _run(
     _report(console, report, {"out": report.out}, src)
 
 
-def _report(console: Console, report: "PrepReport", result: dict[str, object], src: Path) -> None:
-    """Report what became of sources; a single one that failed exits with its own error."""
+def _report(
+    console: Console, report: "PrepReport", result: Mapping[str, object], src: Path
+) -> None:
+    """Tell what became of sources; a single one that failed exits with its own error."""
     errors = [failure.error for failure in report.failed]
     if errors and not src.is_dir():
         raise errors[0]
+    made, skipped = report.made, report.skipped
     console.note(
-        f"made {report.made}, up to date {report.skipped}, failed {len(errors)} "
-        f"in {report.seconds:.1f} s"
+        f"made {made}, up to date {skipped}, failed {len(errors)} in {report.seconds:.1f} s"
     )
-    counts = {"made": report.made, "skipped": report.skipped, "failed": _sources(report.failed)}
-    console.summary({**result, **counts, "seconds": round(report.seconds, 3)})
-    _exit(console, errors, report.made + report.skipped)
+    counts = {"made": made, "skipped": skipped, "failed": _told(report.failed)}
+    result = {**result, **counts, "seconds": round(report.seconds, 3)}
+    _end(console, result, errors, made + skipped)
 
 
-def _sources(failed: Sequence["Failure"]) -> list[dict[str, Any]]:
+def _told(failed: "Sequence[Failure]") -> list[dict[str, object]]:
     return [{"source": failure.source, **described(failure.error)} for failure in failed]
 
 
-def _exit(console: Console, errors: Sequence[S2FError], done: int) -> None:
-    """Name what failed beside what was done, if anything did, and exit with that."""
+def _end(
+    console: Console, result: Mapping[str, object], errors: Sequence[S2FError], done: int
+) -> None:
+    """Give all results, and name what failed beside what was done, if anything did: exit 6."""
+    console.summary(result)
     if errors:
         console.failures(errors, done + len(errors))
         raise typer.Exit(PARTLY_FAILED)
 
 
-@app.command(
-    "names",
-    no_args_is_help=True,
-    epilog=examples("s2f prep names data/faces --dry-run", "s2f prep names data/faces --merge"),
-)
+def _end_tree(
+    console: Console, report: "NamesReport | SplitReport | PairReport", done: int
+) -> None:
+    failed = [described(error) for error in report.failed]
+    _end(console, {**dataclasses.asdict(report), "failed": failed}, report.failed, done)
+
+
+@app.command("names", no_args_is_help=True, epilog=examples("s2f prep names data/faces --dry-run"))
 def _names(
     ctx: typer.Context,
     tree: Annotated[Path, typer.Argument(help="A folder an identity, or train, val and test.")],
     merge: Annotated[
         bool,
-        option(
-            "Run",
-            "Make one folder of those that get one name; look at --dry-run first: they may be"
-            " several.",
-            "--merge",
-        ),
+        option("Run", "Make one folder of those that get one name; see --dry-run.", "--merge"),
     ] = False,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
@@ -296,7 +278,8 @@ def _names(
         f"{len(report.renamed)} {does} renamed, {len(report.merged)} {does} merged, "
         f"{report.unchanged} are plain"
     )
-    _end(console, report, len(report.renamed) + len(report.merged) + report.unchanged)
+    done = len(report.renamed) + len(report.merged) + report.unchanged
+    _end_tree(console, report, done)
 
 
 @app.command(
@@ -319,11 +302,7 @@ def _split(
     ] = None,
     by: Annotated[
         Path | None,
-        option(
-            "Input",
-            "csv file of labels; one of its columns names the identities. Ages become decades.",
-            "--by",
-        ),
+        option("Input", "csv of labels, and a column of identities. Ages become decades.", "--by"),
     ] = None,
     columns: Annotated[
         str | None, option("Input", "Labels of --by, with commas between (all).", "--columns")
@@ -335,13 +314,10 @@ def _split(
 ) -> None:
     """Split a tree into train, val and test by identity, stratified by labels."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.files import Link
     from s2f.split import split_tree
 
     chosen = [name.strip() for name in columns.split(",")] if columns is not None else None
-    options = given(
-        train=train, val=val, by=by, columns=chosen, seed=seed, link=link and Link(link)
-    )
+    options = given(train=train, val=val, by=by, columns=chosen, seed=seed, link=link)
     with console.progress("splitting", "files") as progress:
         report = split_tree(tree, out, progress=progress, **options)
     for name, people in report.splits.items():
@@ -351,7 +327,7 @@ def _split(
     _list(console, "rows without a folder", report.strangers)
     _list(console, "identities without a file", report.empty)
     _list(console, "files of no identity, left out", report.loose)
-    _end(console, report, report.made + report.kept)
+    _end_tree(console, report, report.made + report.kept)
 
 
 @app.command(
@@ -360,8 +336,6 @@ def _split(
     epilog=examples(
         "s2f prep pair --faces HQ-VoxCeleb/vox1/masked_faces --voices vox1/wav"
         " --meta vox1_meta.csv data/pairs",
-        "s2f prep pair --faces vggface2 --voices vox2/dev/aac --meta vox2_meta.csv"
-        " --meta identity_meta.csv data/pairs --dry-run",
         "s2f prep pair --faces my/faces --voices my/voices data/pairs",
     ),
 )
@@ -385,19 +359,11 @@ def _pair(
 ) -> None:
     """Bring faces and voices of the same people together, by meta files or equal names."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.files import Link
     from s2f.pair import pair_identities
 
     with console.progress("pairing", "files") as progress:
-        report = pair_identities(
-            faces,
-            voices,
-            out,
-            metas=metas or (),
-            dry_run=dry_run,
-            progress=progress,
-            **given(link=link and Link(link)),
-        )
+        options = given(metas=metas, link=link)
+        report = pair_identities(faces, voices, out, dry_run=dry_run, progress=progress, **options)
     if dry_run:
         for pair in report.pairs:
             console.line(
@@ -416,7 +382,7 @@ def _pair(
         _list(console, what, names)
     _list(console, "in both VoxCelebs, made one", report.shared)
     _list(console, "different people of one name, kept apart", report.collisions)
-    _end(console, report, report.made + report.kept)
+    _end_tree(console, report, report.made + report.kept)
 
 
 def _list(console: Console, what: str, names: Sequence[str], shown: int = 5) -> None:
@@ -424,13 +390,6 @@ def _list(console: Console, what: str, names: Sequence[str], shown: int = 5) -> 
     if names:
         more = ", ..." if len(names) > shown else ""
         console.note(f"{len(names)} {what}: {', '.join(names[:shown])}{more}")
-
-
-def _end(console: Console, report: "NamesReport | SplitReport | PairReport", done: int) -> None:
-    """Give the whole report, and exit with what became of the files."""
-    failed = [described(error) for error in report.failed]
-    console.summary({**dataclasses.asdict(report), "failed": failed})
-    _exit(console, report.failed, done)
 
 
 @app.command(
@@ -446,9 +405,7 @@ def _pack(
         Path, typer.Argument(help="A voice tree, or train, val and test of one.", metavar="TREE")
     ],
     out: Annotated[Path | None, typer.Argument(help="Folder for the pack.", metavar="OUT")] = None,
-    face_encoder: Annotated[
-        Path | None, option("Model", "The checkpoint that made the embeddings.", "--face-encoder")
-    ] = None,
+    face_encoder: FaceEncoderOpt | None = None,
     clip_seconds: Annotated[
         float | None, option("Output", "Of the clips (6).", "--clip-seconds", min=0.5, max=600)
     ] = None,
@@ -476,22 +433,15 @@ def _pack(
     done = 0
     if out is not None and face_encoder is not None:
         options = given(clip_seconds=clip_seconds, workers=workers)
+        options |= {"face_encoder": face_encoder, "overwrite": overwrite}
         with console.progress("packing", "files") as progress:
-            report = pack_tree(
-                tree,
-                out,
-                face_encoder=face_encoder,
-                overwrite=overwrite,
-                progress=progress,
-                **options,
-            )
+            report = pack_tree(tree, out, progress=progress, **options)
         console.line(out)
         console.note(
             f"{report.identities} identities, {report.clips} clips, {report.embeddings} embeddings"
         )
-        errors += [failure.error for failure in report.failed]
-        done += report.identities
-        result = {**dataclasses.asdict(report), "failed": _sources(report.failed)}
+        result = {**dataclasses.asdict(report), "failed": _told(report.failed)}
+        errors, done = [failure.error for failure in report.failed], report.identities
     if verify:
         with console.progress("checking", "files") as progress:
             checked = verify_pack(out or tree, progress=progress)
@@ -499,8 +449,7 @@ def _pack(
         errors += checked.damaged
         done += checked.files - len(checked.damaged)
         result["damaged"] = [described(error) for error in checked.damaged]
-    console.summary(result)
-    _exit(console, errors, done)
+    _end(console, result, errors, done)
 
 
 @app.command("demo", epilog=examples("s2f prep demo sources/faces sources/voices data/demo"))

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
-from torch import Tensor
 
 from s2f import checkpoint, embeddings, face_detection, layout
 from s2f.device import choose_device
@@ -40,6 +39,11 @@ from s2f.prep import Step
 BATCH = 16  # photos that go through a network together
 
 MakeFromFaces = Callable[[str, Image.Image, list[FoundFace]], Any]
+Save = Callable[[Any, Path], None]
+
+_photos_step = functools.partial(
+    Step, wants=is_photo, sources="photos", preload=("s2f.prep_faces",)
+)
 
 
 def resize_step(size: int = FRAME) -> Step:
@@ -47,15 +51,30 @@ def resize_step(size: int = FRAME) -> Step:
 
     A photo that is so already is copied as it is, so that doing it twice changes nothing.
     """
-    return Step(
-        name="resize",
-        wants=is_photo,
-        sources="photos",
-        rename=str,
-        settings={"size": size},
-        work=functools.partial(_resize, size=size),
-        preload=("s2f.prep_faces",),
-    )
+    work = functools.partial(_resize, size=size)
+    return _photos_step(name="resize", rename=str, settings={"size": size}, work=work)
+
+
+def _resize(source: Path, part: Path, *, size: int) -> None:
+    photo = open_photo(source, enough=size)
+    if photo.size != (size, size):
+        photo = photo.resize((size, size), Image.Resampling.LANCZOS)
+    elif _is_plain(source):
+        shutil.copyfile(source, part)
+        return
+    save_photo(photo, part)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a photo that can be read is stored as `save_photo` stores one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `open_photo`, which took it
+        with Image.open(path, formats=FORMATS) as photo:
+            return (
+                photo.mode == "RGB"
+                and photo.format == ENCODING[path.suffix.lower()]["format"]
+                and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            )
 
 
 def faces_step(detector: str, device: str = "cpu") -> Step:
@@ -82,6 +101,10 @@ def landmarks_step(detector: str, device: str = "cpu") -> Step:
     return _step("landmarks", detector, device, rename, settings, _mark, save_array)
 
 
+def _mark(name: str, photo: Image.Image, faces: list[FoundFace]) -> Any:
+    return face_detection.squashed(largest(name, faces).points, photo.size, FRAME)
+
+
 def _step(
     name: str,
     detector: str,
@@ -89,55 +112,23 @@ def _step(
     rename: Callable[[str], str],
     settings: dict[str, Any],
     make: MakeFromFaces,
-    save: Callable[[Any, Path], None],
+    save: Save,
 ) -> Step:
+    """Search in the workers with dlib, and in this process, on its device, with a network."""
     check_detector(detector, device)
-    common = functools.partial(
-        Step, name=name, wants=is_photo, sources="photos", rename=rename, settings=settings
-    )
+    step = functools.partial(_photos_step, name=name, rename=rename, settings=settings)
     if detector == "dlib":
         work = functools.partial(_find_one, detector=detector, make=make, save=save)
-        return common(work=work, preload=("s2f.prep_faces", "dlib"))
-    return common(
+        return step(work=work, preload=("s2f.prep_faces", "dlib"))
+    return step(
         work=functools.partial(_open, detector=detector),
         net=functools.partial(_find_many, detector=detector, device=device, make=make),
         save=save,
         batch_size=BATCH,
-        preload=("s2f.prep_faces",),
     )
 
 
-def _resize(source: Path, part: Path, *, size: int) -> None:
-    photo = open_photo(source, enough=size)
-    is_of_size = photo.size == (size, size)
-    if is_of_size and _is_plain(source):
-        shutil.copyfile(source, part)
-        return
-    if not is_of_size:
-        photo = photo.resize((size, size), Image.Resampling.LANCZOS)
-    save_photo(photo, part)
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether a photo that can be read is stored as `save_photo` stores one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in `open_photo`, which took it
-        with Image.open(path, formats=FORMATS) as photo:
-            return (
-                photo.mode == "RGB"
-                and photo.format == ENCODING[path.suffix.lower()]["format"]
-                and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            )
-
-
-def _find_one(
-    source: Path,
-    part: Path,
-    *,
-    detector: str,
-    make: MakeFromFaces,
-    save: Callable[[Any, Path], None],
-) -> None:
+def _find_one(source: Path, part: Path, *, detector: str, make: MakeFromFaces, save: Save) -> None:
     photo = open_to_search(source, detector)
     faces = load_detector(detector)([np.asarray(photo)])[0]
     save(make(str(source), photo, faces), part)
@@ -158,10 +149,6 @@ def _find_many(
         except ImageError as error:
             values.append(error)
     return values
-
-
-def _mark(name: str, photo: Image.Image, faces: list[FoundFace]) -> Any:
-    return face_detection.squashed(largest(name, faces).points, photo.size, FRAME)
 
 
 @dataclass(frozen=True)
@@ -188,31 +175,23 @@ def read_space(checkpoint_path: Path) -> Space:
         CheckpointError: if it is not the checkpoint of a face encoder.
     """
     header = checkpoint.read_header(checkpoint_path, "face_encoder")
-    config, preprocessing = header["config"], header["preprocessing"]
     try:
-        values, fit = int(config["embedding"]), preprocessing["fit"]
+        preprocessing, values = header["preprocessing"], int(header["config"]["embedding"])
+        fit = preprocessing["fit"]
+        if fit not in get_args(Fit):
+            raise ValueError(f"fit {fit!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise _undescribed(checkpoint_path, f"{error!r}") from error
-    if fit not in get_args(Fit):
-        raise _undescribed(checkpoint_path, f"fit {fit!r}")
+        raise CheckpointError(
+            f"{checkpoint_path}: its header does not describe a face encoder: {error}",
+            hint="it was made by another version of s2f",
+        ) from error
     return Space(header["embedding_space"], values, fit, preprocessing)
 
 
-def _undescribed(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: its header does not describe a face encoder: {what}",
-        hint="it was made by another version of s2f",
-    )
-
-
 def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int = 32) -> Step:
-    """Describe how photos become embeddings, float32 [d].
+    """Describe how photos become embeddings, float32 [d], with a face encoder.
 
-    Args:
-        checkpoint_path: of a face encoder; what it makes depends on its weights and its
-            preprocessing, and hardly on the device.
-        device: as `device.choose_device` takes it.
-        batch_size: photos at a time.
+    What it makes depends on its weights and its preprocessing, and hardly on the device.
 
     Raises:
         CheckpointError: if it is not the checkpoint of a face encoder.
@@ -220,69 +199,47 @@ def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int
     """
     space = read_space(checkpoint_path)
     chosen = choose_device(device)
-    load = functools.cache(functools.partial(_embedder, checkpoint_path, chosen, batch_size))
-    return Step(
+    load = functools.cache(functools.partial(_maker, checkpoint_path, space, chosen, batch_size))
+    return _photos_step(
         name="embeddings",
-        wants=is_photo,
-        sources="photos",
         rename=functools.partial(renamed, ending=layout.EMBEDDING),
         settings={"embedding_space": space.sha256, "preprocessing": space.preprocessing},
-        work=functools.partial(read_photo, fit=space.fit),
-        net=functools.partial(_embed, load, chosen),
+        work=functools.partial(_read_photo, fit=space.fit),
+        net=lambda photos: list(load().of([torch.from_numpy(photo) for photo in photos])),
         save=save_array,
         batch_size=batch_size,
-        preload=(__name__,),
     )
 
 
-def _embed(
-    load: Callable[[], Callable[[Tensor], Tensor]],
-    device: torch.device,
-    photos: list[NDArray[np.uint8]],
-) -> list[NDArray[np.float32]]:
-    """Embed photos [3 h w], as `read_photo` gives them: [d] each."""
-    faces = torch.from_numpy(np.stack(photos)).to(device).float() / 255
-    return list(load()(faces).cpu().numpy())
-
-
-def _embedder(path: Path, device: torch.device, batch_size: int) -> Callable[[Tensor], Tensor]:
+def _maker(path: Path, space: Space, device: torch.device, batch_size: int) -> embeddings.Maker:
     network = checkpoint.load(path, "face_encoder").network
     assert isinstance(network, FaceEncoder)
-    return batch_embedder(network, device=device, batch_size=batch_size)
+    embed = batch_embedder(network, device=device, batch_size=batch_size)
+    return embeddings.Maker(str(path), space.embedding, space.fit, embed)
 
 
-def read_photo(path: Path, part: Path | None = None, *, fit: Fit) -> NDArray[np.uint8]:
-    """Read a photo as the face encoder wants it: [3 224 224] RGB.
-
-    Raises:
-        ImageError: if it cannot be read.
-    """
+def _read_photo(path: Path, part: Path, *, fit: Fit) -> NDArray[np.uint8]:
+    """Read a photo as the face encoder wants it: [3 224 224] RGB."""
     return np.ascontiguousarray(load_face(path, fit=fit).numpy())
 
 
 def check_photo_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None:
-    """Make sure that a face encoder made the embeddings beside photos.
-
-    Args:
-        paths: of the embeddings.
-        checkpoint_path: of the face encoder.
+    """Make sure that a face encoder made the embeddings, at `paths`, beside photos.
 
     Raises:
         DatasetError: if one has no photo beside it, or cannot be read.
         ImageError: if none of their photos can be read.
         CheckpointError: if another face encoder made one.
     """
-    space = read_space(checkpoint_path)
-    embed = _embedder(checkpoint_path, torch.device("cpu"), embeddings.BATCH)
-    maker = embeddings.Maker(str(checkpoint_path), space.embedding, space.fit, embed)
+    space, cpu = read_space(checkpoint_path), torch.device("cpu")
+    maker = _maker(checkpoint_path, space, cpu, embeddings.BATCH)
     embeddings.check_embeddings(maker, paths, _photo)
 
 
 def _photo(embedding: Path) -> Path:
     stem = embedding.name.removesuffix(layout.EMBEDDING)
-    beside = sorted(path for path in embedding.parent.iterdir() if path.stem == stem)
-    for path in beside:
-        if is_photo(path.name):
+    for path in sorted(embedding.parent.iterdir()):
+        if path.stem == stem and is_photo(path.name):
             return path
     raise DatasetError(
         f"{embedding}: has no photo beside it to check it with",

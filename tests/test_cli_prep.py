@@ -1,7 +1,6 @@
 """`s2f prep ...`: what users type, see, and get wrong."""
 
 import importlib.util
-import inspect
 import json
 import os
 import signal
@@ -17,8 +16,7 @@ from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import write_photo, write_speech
 from trees import contents, grow
 
-from s2f import cli_prep, demo, face_detection
-from s2f.files import Link
+from s2f import demo, face_detection
 from s2f.images import open_photo
 
 REAL = Path(__file__).parents[2] / "shared/data"
@@ -269,11 +267,6 @@ def test_pair_prints_where_the_tree_is(tmp_path: Path) -> None:
     report = Done(*arguments, tmp_path / "out", "--json").json
     assert [pair["identity"] for pair in report["pairs"]] == ["ann"]
     assert [one["why"] for one in report["unmatched"]] == ["no face"]
-
-
-def test_the_links_to_choose_from_are_the_librarys() -> None:
-    choices = str(inspect.signature(cli_prep._split).parameters["link"].annotation)
-    assert all(f"'{link}'" in choices for link in Link)
 
 
 def test_prep_demo_prints_where_the_trees_are(
