@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import operator
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,12 @@ from s2f.files import alone_in
 from s2f.run_dir import Run
 
 Note = Callable[[str], None]  # what takes a sentence for people
-Batch = tuple[list[Key], Item]  # what was read, and for which keys
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("cosine", "paper", "constant")
 TRAINED_IN = ("fp32", "bf16")
+# Fields that a run may change when it goes on: a matter of the machine, and a limit that says when
+# to stop and not what is learned.
+OF_THE_MACHINE = ("workers", "max_bad")
 SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
 MEASURED = 64  # samples of a batch in validation
 LOOK = 20  # steps between two looks at losses, at most: a look waits for a GPU
@@ -76,43 +79,31 @@ class Data(Protocol):
 
 
 class Task(Protocol):
-    """What is learned: networks, data, and how a batch becomes losses."""
+    """What is learned: networks, data, and how a batch becomes losses.
 
-    @property
-    def name(self) -> str:
-        """What is learned, in a word."""
+    Attributes:
+        name: what is learned, in a word.
+        settings: what tells this task from others of its name: a run goes on only where it is
+            equal.
+        defaults: fields of the config, by name, that it would rather have than the general ones.
+        notes: what people should know of the data before they are trained on.
+        network: what is trained, a module.
+        groups: which of its parameters, and from when on; the others stay as they are.
+        train_data: `Data` to learn from.
+        val_data: `Data` to measure on.
+        loss_weights: the weight of each loss, where the config names no other.
+    """
 
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """What tells this task from others of its name: a run goes on only where it is equal."""
-
-    @property
-    def defaults(self) -> Mapping[str, object]:
-        """Fields of the config that this task would rather have than the general ones."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What people should know of the data before they are trained on."""
-
-    @property
-    def network(self) -> nn.Module:
-        """What is trained."""
-
-    @property
-    def groups(self) -> Sequence[Group]:
-        """Which of its parameters, and from when on; the others stay as they are."""
-
-    @property
-    def train_data(self) -> Data:
-        """Items to learn from."""
-
-    @property
-    def val_data(self) -> Data:
-        """Items to measure on."""
-
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """The weight of each loss, where the config names no other."""
+    name: str
+    settings: dict[str, object]
+    notes: list[str]
+    loss_weights: dict[str, float]
+    # Each task has its own kinds of these, which attributes of a protocol may not be.
+    defaults: Any
+    network: Any
+    groups: Any
+    train_data: Any
+    val_data: Any
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Turn a batch into losses, one value a sample."""
@@ -187,32 +178,25 @@ class TrainConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "every", "patience", "max_bad"):
-            value, least = getattr(self, name), int(name != "max_bad")
-            if value is not None and value < least:
-                raise UsageError(f"{name} {value}: wanted {least} or more")
-        known = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": TRAINED_IN}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                wanted = ", ".join(values)
-                raise UsageError(f"{name} {getattr(self, name)!r}: wanted one of {wanted}")
-        for name in ("lr", "eps", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name} {getattr(self, name)} is not above 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"betas {self.betas}: wanted two of 0 or more, and below 1")
-        if not 0 <= self.seed < SEEDS:
-            raise UsageError(f"seed {self.seed}: wanted 0 to {SEEDS - 1}")
+        for names, fits, wanted in (
+            ("steps batch_size accumulate every", lambda n: n >= 1, "1 or more"),
+            ("patience", lambda n: n is None or n >= 1, "1 or more"),
+            ("max_bad", lambda n: n >= 0, "0 or more"),
+            ("lr eps clip", lambda x: 0 < x < math.inf, "a number above 0"),
+            ("betas", lambda two: all(0 <= b < 1 for b in two), "two of 0 or more, and below 1"),
+            ("seed", lambda n: 0 <= n < SEEDS, f"0 to {SEEDS - 1}"),
+            ("optimizer", OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}"),
+            ("schedule", SCHEDULES.__contains__, f"one of {', '.join(SCHEDULES)}"),
+            ("precision", TRAINED_IN.__contains__, f"one of {', '.join(TRAINED_IN)}"),
+        ):
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise UsageError(f"{name} {getattr(self, name)!r}: wanted {wanted}")
         if self.calibrate_at is not None and not 0 <= self.calibrate_at < self.steps:
             raise UsageError(
                 f"weights calibrated at step {self.calibrate_at} of {self.steps} are never used",
                 hint="give a --calibrate-at below --steps",
             )
-
-
-# Fields that a run may change when it goes on: a matter of the machine, and a limit that says when
-# to stop and not what is learned.
-OF_THE_MACHINE = ("workers", "max_bad")
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
@@ -238,18 +222,18 @@ def complete_config(
         DatasetError: if there is nothing to train or to validate on.
         DependencyError: if the network is to be compiled and there is no compiler.
     """
-    for name in config.loss_weights:
-        if name not in task.loss_weights:
-            raise UsageError(
-                f"--loss-weight {name}: is no loss of this task; "
-                f"wanted one of {', '.join(sorted(task.loss_weights))}",
-                hint="correct the name",
-            )
-    weights = task.loss_weights | dict(config.loss_weights)
     for split, data in (("train", task.train_data), ("val", task.val_data)):
         if not len(data):
             raise DatasetError(f"there is nothing in {split}", hint="add to it, or split anew")
-    calibrated, size = config.calibrate_at is not None, config.batch_size
+    for name in config.loss_weights:
+        if name not in task.loss_weights:
+            wanted = ", ".join(sorted(task.loss_weights))
+            raise UsageError(
+                f"--loss-weight {name}: is no loss of this task; wanted one of {wanted}",
+                hint="correct the name",
+            )
+    weights, size = task.loss_weights | dict(config.loss_weights), config.batch_size
+    calibrated = config.calibrate_at is not None
     losses.check_weights(task, weights, batch_size=size, calibrated=calibrated)
     if not any(weights.values()):
         raise UsageError(
@@ -286,33 +270,19 @@ def complete_config(
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        run: its directory.
-        best: the best checkpoint.
-        step: that it is of.
-        losses: its validation losses.
-        train_losses: the running training losses then.
-        loss_weights: the losses' weights in the end.
-        steps: that were done in all.
-        samples: that were learned from in these.
-        bad: items that could not be read.
-        seconds: that this session took; of one that went on, only its own.
-        samples_per_second: in this session, with all that was done in between.
-    """
-
-    run: Path
-    best: Path
-    step: int
-    losses: Mapping[str, float]
-    train_losses: Mapping[str, float]
-    loss_weights: Mapping[str, float]
-    steps: int
-    samples: int
-    bad: int
-    seconds: float = field(compare=False)
-    samples_per_second: float = field(compare=False)
+    run: Path  # its directory
+    best: Path  # the best checkpoint
+    step: int  # that it is of
+    losses: Mapping[str, float]  # its validation losses
+    train_losses: Mapping[str, float]  # the running training losses then
+    loss_weights: Mapping[str, float]  # in the end
+    steps: int  # that were done in all
+    samples: int  # that were learned from in these
+    bad: int  # items that could not be read
+    seconds: float = field(compare=False)  # that this session took; of one that went on, only its
+    samples_per_second: float = field(compare=False)  # in this session, with all in between
 
     def facts(self) -> list[tuple[str, str]]:
         """Tell people how it ended, in names and values."""
@@ -324,7 +294,7 @@ class TrainResult:
             ("samples", f"{self.samples:,}"),
             ("time", speed if self.samples_per_second else "there was nothing left to do"),
             *([("bad items", f"{self.bad:,}")] if self.bad else []),
-            *(("" if k else "written", path) for k, path in enumerate(written)),
+            *zip(("written", "", ""), written, strict=False),
         ]
 
     def compared(self) -> list[tuple[str, ...]]:
@@ -383,7 +353,7 @@ def train(
         if tensorboard and ranks.first:
             folder = run / "tensorboard"
             board = stack.enter_context(training_log.open_board(folder, after=state.step))
-        batches = training.read(task.train_data, training.plan(range(state.step, config.steps)))
+        batches = training.read_steps(range(state.step, config.steps))
         # Closed, or its processes would hold the directory for a while.
         stack.enter_context(contextlib.closing(batches))
         stages = {group.start: "more layers" for group in task.groups if group.start}
@@ -450,8 +420,7 @@ class _Losses(nn.Module):
 
     def __init__(self, task: Task, config: TrainConfig, device: torch.device) -> None:
         super().__init__()
-        self.network = task.network
-        self.task, self.augment = task, config.augment
+        self.network, self.task, self.augment = task.network, task, config.augment
         self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
     def forward(self, batch: Item) -> dict[str, Tensor]:
@@ -475,7 +444,7 @@ class _Training:
     ) -> None:
         self.task, self.config, self.state = task, config, state
         self.device, self.ranks, self.note = device, ranks, note
-        self.network = task.network.to(device)
+        self.network: nn.Module = task.network.to(device)
         self.network.to(memory_format=torch.channels_last)
         if ranks.size > 1:
             synchronise_batch_norm(self.network, device)
@@ -508,20 +477,14 @@ class _Training:
         torch.use_deterministic_algorithms(self.deterministic)
 
     @property
-    def weights(self) -> Mapping[str, float]:
+    def weights(self) -> dict[str, float]:
         """Weights of the losses, as they are now."""
         return {**self.config.loss_weights, **self.state.loss_weights}
 
-    def plan(self, steps: range) -> Iterator[list[Key]]:
-        """Tell what this process's parts of steps are."""
-        config, n = self.config, len(self.task.train_data)
-        parts = self.ranks.size * config.accumulate
-        return plan_steps(
-            n, config.batch_size, seed=config.seed, steps=steps, parts=parts, mine=self.parts
-        )
-
-    def read(self, data: Data, keys: Iterable[list[Key]]) -> Generator[Batch, None, None]:
-        """Read batches, and remember what could not be read."""
+    def read(
+        self, data: Data, keys: Iterable[list[Key]]
+    ) -> Generator[tuple[list[Key], Item], None, None]:
+        """Read batches, each with its keys, and remember what could not be read."""
         workers, limit = self.config.workers, self.config.max_bad
         for loaded in load_batches(data, keys, self.device, workers=workers, max_bad=limit):
             self.bad |= {error.message: error for error in loaded.bad}
@@ -529,7 +492,20 @@ class _Training:
                 raise self._too_many(loaded.bad[-1])
             yield loaded.keys, loaded.items
 
-    def step(self, batches: Iterator[Batch]) -> None:
+    def read_steps(self, steps: range) -> Generator[tuple[list[Key], Item], None, None]:
+        """Read this process's parts of steps."""
+        data, config = self.task.train_data, self.config
+        parts = self.ranks.size * config.accumulate
+        keys = plan_steps(
+            *(len(data), config.batch_size),
+            seed=config.seed,
+            steps=steps,
+            parts=parts,
+            mine=self.parts,
+        )
+        return self.read(data, keys)
+
+    def step(self, batches: Iterator[tuple[list[Key], Item]]) -> None:
         """Take one step of the optimizer."""
         config, state, step = self.config, self.state, self.state.step
         model = self._thawed(step)
@@ -563,18 +539,17 @@ class _Training:
     def _thawed(self, step: int) -> "_Losses | DistributedDataParallel":
         """Give gradients to what is trained from this step on, and to nothing else."""
         groups = self.task.groups
-        if self.model is not None and step not in {group.start for group in groups}:
-            return self.model
-        self.network.requires_grad_(False)
-        for group in groups:
-            for parameter in group.parameters:
-                parameter.requires_grad_(step >= group.start)
-        self.model = self.losses
-        if self.ranks.size > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(
-                self.losses, device_ids=ids, gradient_as_bucket_view=True
-            )
+        if self.model is None or any(step == group.start for group in groups):
+            self.network.requires_grad_(False)
+            for group in groups:
+                for parameter in group.parameters:
+                    parameter.requires_grad_(step >= group.start)
+            self.model = self.losses
+            if self.ranks.size > 1:
+                ids = [self.device] if self.device.type == "cuda" else None
+                self.model = DistributedDataParallel(
+                    self.losses, device_ids=ids, gradient_as_bucket_view=True
+                )
         return self.model
 
     def look(self, interrupted: bool) -> bool:
@@ -583,7 +558,7 @@ class _Training:
         A look waits for a GPU, so several steps are looked at together; and all processes look
         together, so that they decide the same. Returns whether one of them was interrupted.
         """
-        state, limit = self.state, self.config.max_bad
+        state = self.state
         rows = [
             torch.stack([*(value.mean() for value in values.values()), norm])
             for _, values, norm in self.unseen
@@ -591,15 +566,20 @@ class _Training:
         table = torch.stack(rows).cpu().double() if rows else torch.empty(0)
         told = self.ranks.gather((table, self.bad, interrupted))
         table = torch.stack([theirs for theirs, _, _ in told]).mean(0)
-        step = state.step - len(rows)
-        for (*row, norm), (keys, values, _) in zip(table.tolist(), self.unseen, strict=True):
-            step += 1
+        first = state.step - len(rows) + 1
+        for step, (*row, norm), (keys, values, _) in zip(
+            range(first, state.step + 1), table.tolist(), self.unseen, strict=True
+        ):
             now = dict(zip(values, row, strict=True))
             if not all(map(math.isfinite, [*row, norm])):
+                finite = losses.per_sample(values, self.weights).isfinite().tolist()
+                broken = [key for key, fine in zip(keys, finite, strict=True) if not fine] or keys
+                mine = [self.task.train_data.name(key.item) for key in broken]
+                names = [name for theirs in self.ranks.gather(mine) for name in theirs]
                 found = ", ".join(f"{name} {value:g}" for name, value in now.items())
-                worst = self._worst(keys, values)
                 raise self._diverged(
-                    f"step {step} the loss is {found}, the gradient {norm:g}, for {worst}"
+                    f"step {step} the loss is {found}, the gradient {norm:g}, "
+                    f"for {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
                 )
             for name, value in now.items():
                 state.running[name] = 0.98 * state.running.get(name, value) + 0.02 * value
@@ -607,18 +587,10 @@ class _Training:
         for message, error in itertools.chain(*(bad.items() for _, bad, _ in told)):
             if message not in state.bad:
                 state.bad.append(message)
-                if len(state.bad) > limit:
+                if len(state.bad) > self.config.max_bad:
                     raise self._too_many(error)
                 self.note(f"left out: {message}")
         return any(flag for _, _, flag in told)
-
-    def _worst(self, keys: list[Key], values: dict[str, Tensor]) -> str:
-        """Name the items of a step whose losses are not finite, or else all."""
-        finite = losses.per_sample(values, self.weights).isfinite().tolist()
-        broken = [key.item for key, fine in zip(keys, finite, strict=True) if not fine]
-        mine = [self.task.train_data.name(k) for k in broken or [key.item for key in keys]]
-        names = [name for theirs in self.ranks.gather(mine) for name in theirs]
-        return f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
 
     def _diverged(self, where: str) -> UsageError:
         return UsageError(
@@ -636,16 +608,19 @@ class _Training:
             hint="mend them, or raise --max-bad",
         )
 
-    def validate(self, board: training_log.Board | None, *, solved: bool = False) -> None:
-        """Measure, undisturbed; keep what is better than all before, or solved for."""
-        state, ranks, data = self.state, self.ranks, self.task.val_data
-        keys = undisturbed(len(data))
+    def measure(self, keys: list[list[Key]]) -> list[dict[str, Tensor]]:
+        """Compute the losses of batches of the validation data, undisturbed."""
         self.network.eval()
         with torch.no_grad():
-            batches = self.read(data, keys[ranks.rank :: ranks.size])
-            mine = [{k: v.cpu() for k, v in self.losses(batch).items()} for _, batch in batches]
+            batches = self.read(self.task.val_data, keys)
+            found = [{k: v.cpu() for k, v in self.losses(batch).items()} for _, batch in batches]
         self.network.train()
-        told = ranks.gather(mine)
+        return found
+
+    def validate(self, board: training_log.Board | None, *, solved: bool = False) -> None:
+        """Measure; keep what is better than all before, or solved for."""
+        state, ranks, keys = self.state, self.ranks, undisturbed(len(self.task.val_data))
+        told = ranks.gather(self.measure(keys[ranks.rank :: ranks.size]))
         found = [told[k % ranks.size][k // ranks.size] for k in range(len(keys))]
         measured = {k: float(torch.cat([values[k] for values in found]).mean()) for k in found[0]}
         score = sum(self.weights[name] * value for name, value in measured.items())
@@ -692,83 +667,61 @@ def undisturbed(n: int) -> list[list[Key]]:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps that train the same parameters.
+    """Steps that train the same parameters."""
 
-    Attributes:
-        start: the first.
-        steps: how many.
-        trained: parameters that are trained.
-        seconds: that one step computes.
-    """
-
-    start: int
-    steps: int
-    trained: int
-    seconds: float
+    start: int  # the first
+    steps: int  # how many
+    trained: int  # parameters that are trained
+    seconds: float  # that one step computes
 
 
 @dataclass(frozen=True)
 class Rehearsal:
     """What a training would take. Bytes and seconds are those of the process that has most.
 
-    Attributes:
-        task: what is learned.
-        device: that it is learned on.
-        devices: how many of these: processes that train together.
-        data: how many of what there is, of each split.
-        notes: what people should know of the data.
-        batch_size: samples of a step.
-        steps: of the training.
-        epochs: times that these go through the training data.
-        parameters: of the network.
-        stages: of the training.
-        losses: of the first batch, before any training.
-        bad: items of the batches that could not be read.
-        read_seconds: that it takes to read a batch, in one process.
-        validation_seconds: that one validation takes.
-        seconds: an estimate of the whole, without what is solved for at the end.
-        samples_per_second: an estimate of the speed between validations, on average.
-        checkpoint_bytes: of the network as a checkpoint has it.
-        state_bytes: of the state that a run goes on from.
-        memory: bytes: exactly, `weights` `gradients` `optimizer`; `activations`, what one part of a
-            batch keeps for its gradients, counted; `peak`, the most that was held at once, by the
-            GPU or else by the process with all its code, measured; where there is no telling, 0.
+    `memory` has, exactly, `weights`, `gradients` and `optimizer`; `activations`, what one part of a
+    batch keeps for its gradients, counted; `peak`, the most that was held at once, by the GPU or
+    else by the process with all its code, measured; where there is no telling, 0.
     """
 
-    task: str
-    device: str
-    devices: int
-    data: Mapping[str, Mapping[str, int]]
-    notes: Sequence[str]
-    batch_size: int
-    steps: int
-    epochs: float
-    parameters: int
-    stages: Sequence[Stage]
-    losses: Mapping[str, float]
-    bad: Sequence[str]
-    read_seconds: float
-    validation_seconds: float
-    seconds: float
-    samples_per_second: float
-    checkpoint_bytes: int
-    state_bytes: int
-    memory: Mapping[str, int]
+    task: str  # what is learned
+    device: str  # that it is learned on
+    devices: int  # how many of these: processes that train together
+    data: Mapping[str, Mapping[str, int]]  # how many of what there is, of each split
+    notes: Sequence[str]  # what people should know of the data
+    batch_size: int  # samples of a step
+    steps: int  # of the training
+    epochs: float  # times that these go through the training data
+    parameters: int  # of the network
+    stages: Sequence[Stage]  # of the training
+    losses: Mapping[str, float]  # of the first batch, before any training
+    bad: Sequence[str]  # why items of the batches could not be read
+    read_seconds: float  # that it takes to read a batch, in one process
+    validation_seconds: float  # that one validation takes
+    seconds: float  # an estimate of the whole, without what is solved for at the end
+    samples_per_second: float  # an estimate of the speed between validations, on average
+    checkpoint_bytes: int  # of the network as a checkpoint has it
+    state_bytes: int  # of the state that a run goes on from
+    memory: Mapping[str, int]  # bytes
 
     def facts(self) -> list[tuple[str, str]]:
         """Tell people, in names and values."""
-        rows = [("device", self.device + (f" x {self.devices}" if self.devices > 1 else ""))]
-        for split, counts in self.data.items():
-            rows.append((split, ", ".join(f"{n:,} {what}" for what, n in counts.items())))
-        rows.append(("parameters", console.count(self.parameters)))
-        for stage in self.stages:
-            since = f" from step {stage.start:,}" if len(self.stages) > 1 else ""
-            seconds = console.duration(stage.seconds)
-            rows.append(("", f"{console.count(stage.trained)} trained{since}, {seconds} a step"))
+        stages = [
+            f"{console.count(stage.trained)} trained"
+            + (f" from step {stage.start:,}" if len(self.stages) > 1 else "")
+            + f", {console.duration(stage.seconds)} a step"
+            for stage in self.stages
+        ]
         memory = {name: console.size(n) for name, n in self.memory.items() if n}
         peak = memory.pop("peak", None)
         return [
-            *rows,
+            ("device", self.device + (f" x {self.devices}" if self.devices > 1 else "")),
+            *(
+                (split, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
+                for split, counts in self.data.items()
+            ),
+            ("parameters", console.count(self.parameters)),
+            *(("", text) for text in stages),
             ("steps", f"{self.steps:,} of {self.batch_size} samples, {self.epochs:.3g} epochs"),
             ("reading", f"{console.duration(self.read_seconds)} a batch, in one process"),
             ("validation", f"{console.duration(self.validation_seconds)} each"),
@@ -788,14 +741,8 @@ def rehearse(
 ) -> Rehearsal:
     """Take two steps of each stage of a training, and tell what the whole would take.
 
-    Nothing is written, and the network is worth nothing afterwards.
-
-    Args:
-        task: to learn.
-        run: directory of the training, for messages: it is neither read nor written.
-        config: how to train.
-        device: to train on.
-        ranks: the processes that train together; all of them rehearse.
+    Nothing is written, and the network is worth nothing afterwards. Of `ranks`, all rehearse; `run`
+    is there for messages.
 
     Raises:
         UsageError: if the config does not fit the task or the devices, or a loss is not finite.
@@ -805,14 +752,15 @@ def rehearse(
     config = complete_config(task, config, ranks, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    state, network = Run(run, writes=False), task.network
+    own = dataclasses.replace(config, workers=0)  # reads alone, so that the time can be told
+    training = _Training(task, own, Run(run, writes=False), device, ranks)
+    state, network = training.state, training.network
     starts = sorted({group.start for group in task.groups})
-    stages, gradients, activations = [], 0, 0
+    stages: list[Stage] = []
+    gradients = activations = 0
     first: dict[str, float] = {}
-    # Whoever reads here reads alone, so that the time can be told.
-    own = dataclasses.replace(config, workers=0)
-    with contextlib.closing(_Training(task, own, state, device, ranks)) as training:
-        batches = training.read(task.train_data, training.plan(range(2 * len(starts))))
+    with contextlib.closing(training):
+        batches = training.read_steps(range(2 * len(starts)))
         network.train()
         for start, end in itertools.pairwise([*starts, config.steps]):
             state.step = start
@@ -831,31 +779,17 @@ def rehearse(
             activations = max(activations, _kept(training, parts[0][1]))
         chunks = undisturbed(len(task.val_data))
         began = time.perf_counter()
-        network.eval()
-        with torch.no_grad():
-            for _, batch in training.read(task.val_data, chunks[:1]):
-                [value.cpu() for value in training.losses(batch).values()]
+        training.measure(chunks[:1])
         validation = (time.perf_counter() - began) * -(-len(chunks) // ranks.size)
         weights = [*network.parameters(), *network.buffers()]
         moments = [v for values in training.optimizer.state.values() for v in values.values()]
-    memory = {
-        "weights": _bytes(weights),
-        "gradients": gradients,
-        "optimizer": _bytes(moments),
-        "activations": activations,
-        "peak": _peak(device),
-    }
+    memory = {"weights": _bytes(weights), "gradients": gradients, "optimizer": _bytes(moments)}
+    memory |= {"activations": activations, "peak": _peak(device)}
     told = ranks.gather([reading, validation, *memory.values()])
     reading, validation, *numbers = (max(values) for values in zip(*told, strict=True))
-    spent = sum(
-        stage.steps
-        * (
-            max(stage.seconds, reading / config.workers)
-            if config.workers
-            else stage.seconds + reading
-        )
-        for stage in stages
-    )
+    # Processes of their own read while a step computes.
+    both, readers = (max, config.workers) if config.workers else (operator.add, 1)
+    spent = sum(stage.steps * both(stage.seconds, reading / readers) for stage in stages)
     samples, storage = config.steps * config.batch_size, 2 if config.half else 4
     return Rehearsal(
         task=task.name,
@@ -896,28 +830,27 @@ def _kept(training: _Training, batch: Item) -> int:
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
         # What is no number or follows from the network; the rest is other networks' weights.
         if tensor.requires_grad or not tensor.is_floating_point():
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        values = training.losses(batch)
-    total = sum(n for pointer, n in kept.items() if pointer not in own)
-    del values  # no storage may be given back, and used again, before the sum
-    return total
+        training.losses(batch)
+    return sum(n for pointer, n in kept.items() if pointer not in own)
 
 
 def _peak(device: torch.device) -> int:
     """Tell the most memory that was held so far: of a GPU, or of this process; else 0."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if device.type != "cpu" or sys.platform == "win32":
-        return 0
-    if status.is_file():  # of this program alone, where `resource` knows its parent's too
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))
-        return 1024 * int(found[1]) if found else 0
-    import resource
+    if device.type == "cpu" and sys.platform == "linux":
+        # Of this program alone, where `resource` knows its parent's too.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return sum(1024 * int(n) for n in re.findall(r"VmHWM:\s*(\d+) kB", status))
+    if device.type == "cpu" and sys.platform == "darwin":
+        import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 0
