@@ -13,7 +13,7 @@ from PIL import Image
 
 import s2f
 from s2f import audio, generate
-from s2f.errors import AudioError, CheckpointError, ImageError, OutputError, UsageError
+from s2f.errors import CheckpointError, ImageError, OutputError, UsageError
 from s2f.generate import FACE, STDIN, Ending, GenerateOptions, Outcome, plan_outputs, run, run_morph
 
 pytestmark = pytest.mark.usefixtures("bundled")
@@ -93,7 +93,7 @@ def test_one_source_may_name_its_picture_and_so_its_format(
     assert [path.name for path in item.files.values()] == [name, marked, "me_embedding.npy"]
 
 
-def test_a_file_that_is_named_twice_is_made_once(tmp_path: Path, speech: Path) -> None:
+def test_a_file_is_made_once_and_what_was_made_is_not_read(tmp_path: Path, speech: Path) -> None:
     (tmp_path / "x").mkdir()
     output = tmp_path / "out"
     again = speech.parent / "x" / ".." / speech.name
@@ -101,14 +101,11 @@ def test_a_file_that_is_named_twice_is_made_once(tmp_path: Path, speech: Path) -
     assert len(plan_outputs(asked(tmp_path, speech, output=output))) == 1
     (tmp_path / "link.wav").symlink_to(speech)  # which is a file of its own
     assert len(plan_outputs(asked(tmp_path, output=output))) == 2
-
-
-def test_what_an_earlier_run_wrote_is_not_read(tmp_path: Path) -> None:
-    write_photo(tmp_path / "in/a.jpg")
-    places = {"output": tmp_path / "in/out", "sheet": tmp_path / "in/sheet.png"}
-    options = of_photos(tmp_path / "in", **places)
-    assert statuses(options) == ["made"]
-    assert names(options) == ["a.png"]
+    own = {"output": tmp_path / "made", "sheet": tmp_path / "sheet.png"}  # of an earlier run
+    for path in (tmp_path / "made/b.png", own["sheet"]):
+        write_photo(path)
+    write_photo(tmp_path / "a.jpg")
+    assert names(of_photos(tmp_path, **own)) == ["a.png"]
 
 
 def test_a_source_that_is_not_there_is_planned_as_a_failure(tmp_path: Path) -> None:
@@ -201,14 +198,10 @@ def half_done(tmp_path: Path) -> GenerateOptions:
     return options
 
 
-def test_a_batch_skips_what_is_there_and_newer(half_done: GenerateOptions) -> None:
-    assert statuses(half_done) == ["skipped", "made"]
-
-
-def test_a_batch_that_is_up_to_date_loads_no_model(
+def test_a_batch_skips_what_is_up_to_date_and_loads_no_model_for_it(
     half_done: GenerateOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statuses(half_done)
+    assert statuses(half_done) == ["skipped", "made"]
     monkeypatch.delattr(generate, "_load")
     outcomes, ending = ran(half_done)
     assert [item.status for item in outcomes] == ["skipped", "skipped"]
@@ -395,10 +388,3 @@ def test_only_the_networks_that_are_needed_are_loaded(
     mixed = {"face_encoder": models / "other/face_encoder.safetensors"}
     with pytest.raises(CheckpointError if photos else UsageError, match="face_encoder"):
         ran(make(source, output=tmp_path / "b", **mixed))
-
-
-def test_what_is_no_speech_is_a_failure_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "a.wav").write_text("text")
-    (failed,), ending = ran(asked(tmp_path / "a.wav", output=tmp_path / "out"))
-    assert isinstance(failed.error, AudioError)
-    assert not (tmp_path / "out").exists() and ending.errors == []

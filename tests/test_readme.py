@@ -25,11 +25,7 @@ COMMANDS = sorted(
 )
 
 
-def test_the_readme_has_commands() -> None:
-    assert len(COMMANDS) >= 6
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS or ["the README has none"])
 def test_every_command_and_option_exists(command: str) -> None:
     words = shlex.split(command)[1:]
     name = words[: 2 if words[0] in ("prep", "train", "convert") else 1]
