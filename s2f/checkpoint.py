@@ -21,7 +21,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -178,33 +178,23 @@ def _check_header(path: Path, header: Any, kind: str | None) -> None:
         )
 
 
-def payload_sha256(
-    tensors: Mapping[str, Tensor], told: Callable[[int], object] | None = None
-) -> str:
-    """Hash names, types, shapes and values of tensors, in the order of their names.
-
-    `told` is called with the bytes hashed so far, after each tensor.
-    """
+def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash names, types, shapes and values of tensors, in the order of their names."""
     import torch
 
-    digest, done = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
-        done += tensor.nbytes
-        if told:
-            told(done)
     return digest.hexdigest()
 
 
-def _checked_tensors(
-    path: Path, file: Any, header: Mapping[str, Any], told: Callable[[int], object] | None = None
-) -> dict[str, Tensor]:
+def _checked_tensors(path: Path, file: Any, header: Mapping[str, Any]) -> dict[str, Tensor]:
     """Map the tensors of an open file into memory; they are those its header was written for."""
     tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if payload_sha256(tensors, told) != header["sha256"]:
+    if payload_sha256(tensors) != header["sha256"]:
         raise CheckpointError(
             f"{path}: is damaged: its tensors do not have the SHA-256 in its header",
             hint="copy or download the file again",
@@ -212,10 +202,8 @@ def _checked_tensors(
     return tensors
 
 
-def verify(path: Path, told: Callable[[int], object] | None = None) -> Facts:
+def verify(path: Path) -> Facts:
     """Read what a checkpoint says of itself, and check that its tensors have its SHA-256.
-
-    `told` is called with the bytes hashed so far, now and then.
 
     Raises:
         CheckpointError: if the file is missing, damaged, not ours, or named as another kind.
@@ -223,7 +211,7 @@ def verify(path: Path, told: Callable[[int], object] | None = None) -> Facts:
     # A name that says what it is has to be right: a model is found by it.
     kind = path.stem if path.stem in KINDS else None
     with _opened(path, kind, "pt") as (file, header):
-        _checked_tensors(path, file, header, told)
+        _checked_tensors(path, file, header)
     return read_facts(path, kind)
 
 

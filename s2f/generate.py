@@ -107,42 +107,31 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source.
+    """What became of one source, a recording or a photo.
 
     Attributes:
-        source: the recording or photo.
-        files: what was written, was there already, or would have been: paths by what they hold,
-            `FACE` first. Empty where there is no such source.
+        files: paths by what they hold, `FACE` first: written, there already, or refused. Empty
+            where there is no such source.
         status: `planned`; then `made`, `skipped` (there already, and newer than the source) or
             `failed`.
-        error: why it failed.
-        clips: clips of speech that were averaged.
-        seconds: that it took.
     """
 
     source: Path
     files: Mapping[str, Path] = field(default_factory=dict)
     status: str = "planned"
     error: S2FError | None = None
-    clips: int = 0
-    seconds: float = 0.0
+    clips: int = 0  # of speech, that were averaged
+    seconds: float = 0.0  # that it took
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What a run leaves, when all its sources are done.
+    """What a run leaves, when all its sources are done."""
 
-    Attributes:
-        seconds: that it took.
-        model: that drew; None if there was nothing to draw.
-        written: the sheet or the morph, if one was written.
-        errors: why faces are not on the sheet, or it was not written.
-    """
-
-    seconds: float
-    model: "SpeechToFace | None"
-    written: Path | None = None
-    errors: Sequence[S2FError] = ()
+    seconds: float  # that it took
+    model: "SpeechToFace | None"  # that drew; None if there was nothing to draw
+    written: Path | None = None  # the sheet or the morph
+    errors: Sequence[S2FError] = ()  # why faces are not on the sheet, or it was not written
 
 
 def run(
@@ -420,9 +409,15 @@ def _draw(
 ) -> "Iterator[Face | InputError]":
     """Draw the face of each source, or say what is wrong with it."""
     opened = [_opened(source, options, progress, note) for source in sources]
-    if options.photos:
-        return model.reconstruct_all(opened, progress=progress, **options.framing)
-    return model.generate_all(opened, progress=progress, **options.part)
+    if not options.photos:
+        yield from model.generate_all(opened, progress=progress, **options.part)
+        return
+    for source, photo in zip(sources, opened, strict=True):
+        progress(0, 1, source.name)
+        try:
+            yield model.reconstruct(photo, **options.framing)
+        except InputError as error:
+            yield error
 
 
 def _opened(

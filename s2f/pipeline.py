@@ -27,7 +27,7 @@ from s2f.device import check_precision, choose_device, computing, one_thread
 from s2f.errors import CheckpointError, InputError, UsageError
 from s2f.face_decoder import FaceDecoder, draw_faces
 from s2f.files import atomic_write
-from s2f.images import FRAME, called, encode, fit_frame, to_image
+from s2f.images import FRAME, encode, fit_frame, to_image
 from s2f.landmarks import draw_landmarks
 from s2f.spectrogram import FrontEnd, spectrogram
 
@@ -256,20 +256,10 @@ class SpeechToFace:
     def embed_voices(
         self, speeches: Iterable[SpeechSource], *, progress: Progress = silent, **part: Unpack[Part]
     ) -> Iterator[Embedded]:
-        """Embed recordings, reading as many as fill a batch.
-
-        The embedding of a recording has the same bits whatever else is embedded.
-
-        Args:
-            speeches: as `generate` takes them.
-            progress: told of each clip of a recording.
-            **part: as `generate` takes it.
+        """Embed recordings, reading as many as fill a batch; as `generate`.
 
         Yields:
             What became of each, in order, as soon as its clips are embedded.
-
-        Raises:
-            UsageError: for a part that cannot be, and for what is no recording.
         """
         clip_samples = self.front_end.clip_samples
         unfinished: deque[Embedded] = deque()
@@ -326,25 +316,6 @@ class SpeechToFace:
             DependencyError: if no detector is installed.
         """
         return self._draw(self.embed_face(photo, **framing), "a photo", 0)
-
-    def reconstruct_all(
-        self,
-        photos: Iterable["PhotoSource"],
-        *,
-        progress: Progress = silent,
-        **framing: Unpack[Framing],
-    ) -> Iterator[Face | InputError]:
-        """Draw the faces of many photos; as `reconstruct`.
-
-        Yields:
-            The face, or what is wrong with the photo, in order.
-        """
-        for photo in photos:
-            progress(0, 1, photo if isinstance(photo, str) else called(photo))
-            try:
-                yield self.reconstruct(photo, **framing)
-            except InputError as error:
-                yield error
 
     def embed_face(self, photo: "PhotoSource", **framing: Unpack[Framing]) -> Embedding:
         """Embed the face of a photo, [d]: as `reconstruct`, without the drawing."""

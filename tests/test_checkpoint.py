@@ -375,9 +375,7 @@ def test_the_hash_is_that_of_old_files_whatever_the_type() -> None:
     digest.update(b"b torch.int64 (2, 3)\n" + b"".join(k.to_bytes(8, "little") for k in range(6)))
     digest.update(b"brain torch.bfloat16 (2,)\n" + 2 * b"\x80\x3f")
     digest.update(b"flag torch.bool (2,)\n\x01\x00")
-    told: list[int] = []
-    assert payload_sha256(tensors, told.append) == digest.hexdigest()
-    assert told == [10, 58, 62, 64]
+    assert payload_sha256(tensors) == digest.hexdigest()
 
 
 def test_facts_are_those_of_the_network(models: Path) -> None:
