@@ -1,10 +1,10 @@
 """Photos of a face tree: as a torch Dataset, as faces that look alike, and registered.
 
-`FaceDataset` reads a photo with its landmarks and what a decoder is to draw of it. Of photos that
-look alike (`find_neighbours`) it gives pairs to be mixed. `FaceData` holds the photos of both
-splits, registers them to the mean shape, mixes morphs, and makes decoders that start at their
-linear model: all tasks on faces start from the same one, so that the embedding of the face encoder
-is what the decoder draws.
+`FaceDataset` reads a photo with its landmarks and what a decoder is to draw of it, and another
+face to mix it with: one that looks alike, as `find_neighbours` finds by embeddings. `FaceData`
+holds the photos of both splits, registers them to the mean shape, mixes morphs, and makes decoders
+that start at their linear model: all tasks on faces start from the same one, so that the embedding
+of the face encoder is what the decoder draws.
 """
 
 import dataclasses
@@ -21,16 +21,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from s2f import face_decoder, layout
+from s2f import layout
 from s2f.appearance_model import PartsCode
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
 from s2f.embeddings import Gallery, Maker
 from s2f.errors import DatasetError, ImageError
+from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
 from s2f.files import read_array
 from s2f.images import Fit, load_face
 from s2f.landmarks import OF_72, TEMPLATE_POINTS, map_68
-from s2f.layout import FaceFiles, PhotoFiles
+from s2f.layout import FaceFiles
 from s2f.warp import warp
 
 NEIGHBOURS = 10  # that a face is mixed with one of
@@ -41,12 +42,7 @@ NAMED = 5  # files that a note names
 
 @dataclass(frozen=True)
 class Morphs:
-    """Which faces are mixed with which, and how often.
-
-    Attributes:
-        probability: that an item is a morph, 0..1.
-        neighbours: [m q]: rows of `FaceDataset.targets` that each of these is mixed with.
-    """
+    """How often an item is a morph, 0..1, and with which targets [m q] each of these is mixed."""
 
     probability: float
     neighbours: NDArray[np.int64]
@@ -72,8 +68,8 @@ class FaceDataset(Dataset[Item]):
             folder: of one split.
             landmarks: points a photo: 68, the seed's 72, which follow from the 68, or those of
                 the template.
-            fit: how the face encoder wants photos that are no squares, as for `load_face`. Only
-                `face` follows it: landmarks and drawings are of the squashed photo.
+            fit: how the face encoder wants photos that are no squares. Only `face` follows it:
+                landmarks and drawings are of the squashed photo.
             whole: whether the drawings are the photos even where there are textures.
 
         Raises:
@@ -141,9 +137,8 @@ class FaceDataset(Dataset[Item]):
 
     def _drawing(self, row: int) -> Tensor:
         photo = self.targets[row]
-        if not self.registered:
-            return load_face(photo.path)
-        return load_face(layout.beside(photo.target, layout.TEXTURE))
+        texture = layout.beside(photo.target, layout.TEXTURE)
+        return load_face(texture if self.registered else photo.path)
 
     def points(self, row: int) -> NDArray[np.float32]:
         """Read the landmarks [k 2] of a target.
@@ -154,8 +149,7 @@ class FaceDataset(Dataset[Item]):
         path = layout.beside(self.targets[row].target, self.suffix)
         found = read_array(path)
         k = 68 if self.landmarks == 72 else self.landmarks
-        numbers = found.dtype.kind in "fiu" and np.isfinite(found).all()
-        if found.shape != (k, 2) or not numbers:
+        if found.shape != (k, 2) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
             raise DatasetError(
                 f"{path}: holds an array {list(found.shape)} of {found.dtype}; wanted {[k, 2]} "
                 "finite values",
@@ -173,26 +167,23 @@ class FaceDataset(Dataset[Item]):
 def find_neighbours(
     faces: FaceDataset, maker: Maker, *, device: torch.device, progress: Progress = silent
 ) -> tuple[NDArray[np.int64], list[ImageError]]:
-    """Find the photos that look like each photo of a tree, by the embeddings of a face encoder.
-
-    Args:
-        faces: whose targets are compared, each with those of all other people.
-        maker: the face encoder, of which the embeddings beside the photos have to be.
-        device: to compare on.
-        progress: told of photos.
+    """Find the photos that look like each target of a tree, by the embeddings of a face encoder.
 
     Returns:
-        Rows of the targets [m q], the nearest first, and why photos that cannot be read are
-        nobody's neighbours.
+        Rows of the targets of other people [m q], the nearest first, and why photos that cannot
+        be read are nobody's neighbours.
 
     Raises:
         DatasetError: if those that can be read are of one person, or as `Gallery.add`.
         CheckpointError, ImageError: as `Gallery.add`.
     """
-    gallery = Gallery(faces.folder, maker, progress)
-    targets = [_face_files(photo, faces.folder) for photo in faces.targets]
-    failed = gallery.add(targets)
-    table, rows = gallery.table(targets)
+    gallery, files = Gallery(faces.folder, maker, progress), []
+    for photo in faces.targets:
+        path = photo.path.relative_to(faces.folder).as_posix()
+        stored = layout.renamed(path, layout.EMBEDDING)
+        files.append(FaceFiles(path, path, stored if (faces.folder / stored).is_file() else None))
+    failed = gallery.add(files)
+    table, rows = gallery.table(files)
     directions = functional.normalize(torch.from_numpy(table[rows]), dim=1)
     groups = torch.tensor([faces.identities[photo.identity] for photo in faces.targets])
     unreadable = torch.from_numpy(rows < 0)
@@ -207,24 +198,14 @@ def find_neighbours(
     return near.cpu().numpy(), list(failed.values())
 
 
-def _face_files(photo: PhotoFiles, folder: Path) -> FaceFiles:
-    path = photo.path.relative_to(folder).as_posix()
-    embedding = layout.renamed(path, layout.EMBEDDING)
-    return FaceFiles(path, path, embedding if (folder / embedding).is_file() else None)
-
-
-@torch.no_grad()
 def nearest(directions: Tensor, groups: Tensor, k: int, *, cells: int = CELLS) -> Tensor:
-    """Find for each row the rows of other groups with the largest cosines.
+    """Find for each row the k rows of other groups with the largest cosines, the nearest first.
 
     Args:
         directions: rows of length 1, [n d].
         groups: [n] int64; a row with a negative one is nobody's neighbour.
         k: how many, where there are as many rows outside the largest group.
         cells: cosines held at a time.
-
-    Returns:
-        Rows [n k], the nearest first.
     """
     sizes = torch.bincount(groups[groups >= 0])
     k = min(k, int(sizes.sum() - sizes.max()))
@@ -238,12 +219,10 @@ def nearest(directions: Tensor, groups: Tensor, k: int, *, cells: int = CELLS) -
 
 
 class Example(NamedTuple):
-    """What is learned from: faces, and how they are to be drawn.
+    """What is learned from: RGB 0..1 [b 3 224 224] and landmarks [b k 2].
 
-    Attributes:
-        face: what the face encoder sees, [b 3 224 224] RGB 0..1.
-        drawing: registered textures, or the faces where the decoder draws these, [b 3 224 224].
-        landmarks: [b k 2].
+    `face` is what the face encoder sees, `drawing` the registered texture, or the face where the
+    decoder draws that.
     """
 
     face: Tensor
@@ -252,15 +231,9 @@ class Example(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A linear model of registered faces.
+    """A decoder that draws a linear model, its code, and the textures [n 3 224 224] it is of."""
 
-    Attributes:
-        decoder: that draws it.
-        code: that it draws from.
-        textures: it was found from, [n 3 224 224].
-    """
-
-    decoder: face_decoder.FaceDecoder
+    decoder: FaceDecoder
     code: PartsCode
     textures: Tensor
 
@@ -275,16 +248,16 @@ class FaceData:
     """
 
     def __init__(self, data: Path, k: int, fit: Fit, *, whole: bool = False) -> None:
-        """Open the data.
+        """Open the trees of train and val.
 
         Args:
-            data: folder that holds the trees of train and val.
+            data: folder that holds them.
             k: landmarks that the decoder predicts.
             fit: how the face encoder wants photos that are no squares.
             whole: whether photos are to be drawn as they are, even where there are textures.
 
         Raises:
-            DatasetError: as `Faces`, or if there is one person only to learn from.
+            DatasetError: as `FaceDataset`, or if there is one person only to learn from.
         """
         folders = [layout.split(data, split) for split in ("train", "val")]
         first = layout.photos(folders[0])[0]
@@ -307,7 +280,7 @@ class FaceData:
             )
 
     @torch.no_grad()
-    def example(self, batch: Item, decoder: face_decoder.FaceDecoder) -> Example:
+    def example(self, batch: Item, decoder: FaceDecoder) -> Example:
         """Make what a decoder learns from a batch, its morphs mixed.
 
         A morph is a face drawn anew: two registered textures and two sets of landmarks, mixed, and
@@ -319,26 +292,22 @@ class FaceData:
         """
         mean, is_face = decoder.mean_landmarks, decoder.config.is_face
         face, drawing, landmarks = (batch[name] for name in Example._fields)
-        if "mix" not in batch:
-            if not is_face:
-                drawing = _texture(self.train, drawing, landmarks, mean)
+        if is_face and "mix" not in batch:
             return Example(face, drawing, landmarks)
+        texture = _texture(self.train, drawing, landmarks, mean)
+        if "mix" not in batch:
+            return Example(face, texture, landmarks)
         other, other_landmarks = batch["other_drawing"], batch["other_landmarks"]
-        in_shape, in_texture = batch["mix"].T
-        texture = torch.lerp(
-            _texture(self.train, drawing, landmarks, mean),
-            _texture(self.train, other, other_landmarks, mean),
-            in_texture[:, None, None, None],
-        )
-        landmarks = torch.lerp(landmarks, other_landmarks, in_shape[:, None, None])
+        in_shape, in_texture = batch["mix"].T[:, :, None, None]
+        other = _texture(self.train, other, other_landmarks, mean)
+        texture = torch.lerp(texture, other, in_texture[..., None])
+        landmarks = torch.lerp(landmarks, other_landmarks, in_shape)
         morph = warp(texture, mean[None], landmarks).clamp(0, 1)
         is_morph = batch["mix"].any(1)[:, None, None, None]
-        face = torch.where(is_morph, morph, face)
-        return Example(
-            face, torch.where(is_morph, morph, drawing) if is_face else texture, landmarks
-        )
+        drawing = torch.where(is_morph, morph, drawing) if is_face else texture
+        return Example(torch.where(is_morph, morph, face), drawing, landmarks)
 
-    def new_decoder(self, config: face_decoder.FaceDecoderConfig) -> face_decoder.FaceDecoder:
+    def new_decoder(self, config: FaceDecoderConfig) -> FaceDecoder:
         """Make a decoder that starts at the training data's linear model, or at its mean shape.
 
         Args:
@@ -350,39 +319,34 @@ class FaceData:
         """
         return self.linear_decoder(config).decoder if config.windows else self._decoder(config)
 
-    def linear_decoder(self, config: face_decoder.FaceDecoderConfig) -> Linear:
-        """Make a decoder that is the training data's linear model, as `new_decoder`."""
-        decoder = self._decoder(config)
-        textures, landmarks = self._some(decoder.mean_landmarks)
-        return Linear(decoder, decoder.start_linear(textures, landmarks), textures)
-
-    def _decoder(self, config: face_decoder.FaceDecoderConfig) -> face_decoder.FaceDecoder:
+    def _decoder(self, config: FaceDecoderConfig) -> FaceDecoder:
         mean = self.train.mean_landmarks()
         config = dataclasses.replace(config, landmarks=self.landmarks)
         if self.landmarks == TEMPLATE_POINTS:
             config = dataclasses.replace(config, landmarks_68=map_68(mean.numpy()))
-        decoder = face_decoder.FaceDecoder(config)
+        decoder = FaceDecoder(config)
         decoder.mean_landmarks.copy_(mean)
         return decoder
 
-    def _some(self, mean_landmarks: Tensor) -> tuple[Tensor, Tensor]:
-        """Registered textures [n 3 224 224] and landmarks [n k 2] of up to `START` photos."""
-        faces, n = self._start, len(self._start)
+    def linear_decoder(self, config: FaceDecoderConfig) -> Linear:
+        """Make a decoder that is the linear model of up to `START` photos, as `new_decoder`."""
+        decoder = self._decoder(config)
+        n = len(self._start)
         textures, landmarks, bad = [], [], []
         for i in range(0, n, -(-n // START)):
             try:
-                item = faces[Key(i, i)]
+                item = self._start[Key(i, i)]
             except ImageError as error:
                 bad.append(error)
                 continue
-            points = item["landmarks"][None]
-            drawing = item["drawing"][None] / 255
-            textures.append(_texture(faces, drawing, points, mean_landmarks))
+            drawing, points = item["drawing"][None] / 255, item["landmarks"][None]
+            textures.append(_texture(self._start, drawing, points, decoder.mean_landmarks))
             landmarks.append(points)
         if not textures:
             raise bad[0]
         self.note("the linear start leaves out", bad)
-        return torch.cat(textures), torch.cat(landmarks)
+        together = torch.cat(textures)
+        return Linear(decoder, decoder.start_linear(together, torch.cat(landmarks)), together)
 
     def note(self, what: str, bad: Sequence[ImageError]) -> None:
         """Note photos that could not be read, if there are any."""
@@ -392,10 +356,8 @@ class FaceData:
             self.notes.append(f"{what} {len(bad)} photos: {reasons}{more}")
 
 
-def _texture(
-    faces: FaceDataset, drawing: Tensor, landmarks: Tensor, mean_landmarks: Tensor
-) -> Tensor:
-    """Register drawings [b 3 224 224] with landmarks [b k 2], where they are not yet."""
+def _texture(faces: FaceDataset, drawing: Tensor, landmarks: Tensor, mean: Tensor) -> Tensor:
+    """Register drawings [b 3 224 224] to the mean shape, where they are not yet."""
     if faces.registered:
         return drawing
-    return warp(drawing, landmarks, mean_landmarks[None]).clamp(0, 1)  # bicubic: it overshoots
+    return warp(drawing, landmarks, mean[None]).clamp(0, 1)  # bicubic: it overshoots
