@@ -5,6 +5,7 @@ decides by these numbers which goes with which; the two torch Datasets read what
 is heard in a clip, and who made an embedding, is not known here.
 """
 
+import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
@@ -75,14 +76,10 @@ class Sampling:
 
 
 class Pairs(NamedTuple):
-    """The items [n] of a data set.
+    """The items [n] of a data set, by number, and sentences on what was left out.
 
-    Attributes:
-        recordings: the recording of each.
-        people: whose it is.
-        faces: the first of the faces that it may come with.
-        choices: how many these are, one after the other.
-        notes: sentences on what was left out.
+    Item k is a recording of a person; it may come with faces `faces[k]`, `faces[k] + 1`, ...,
+    which are `choices[k]`.
     """
 
     recordings: _Numbers
@@ -103,23 +100,19 @@ def pair(
     sampling: Sampling,
     same_clip: _Numbers | None = None,
 ) -> Pairs:
-    """Pair recordings with faces of the same people.
+    """Pair recordings with faces of the same people, who have so many of each.
 
-    Args:
-        recordings: how many each person has.
-        faces: how many each person has.
-        sampling: says how.
-        same_clip: for that pairing, the face of each recording [m]; -1 where there is none.
+    `same_clip` is for that pairing the face of each recording [m]; -1 where there is none.
     """
     n_recordings, n_faces = np.asarray(recordings, np.int64), np.asarray(faces, np.int64)
     people = np.repeat(np.arange(len(n_recordings)), n_recordings)
-    place = _places(people, n_recordings)
     first = (np.cumsum(n_faces) - n_faces)[people]
     choices = np.ones_like(people)
     if sampling.pairing == "same-clip":
         assert same_clip is not None
         first, kept = same_clip, same_clip >= 0
     elif sampling.pairing == "one-to-one":
+        place = _places(people, n_recordings)
         first, kept = first + place, place < n_faces[people]
     else:
         kept = n_faces[people] > 0
@@ -128,21 +121,19 @@ def pair(
     items = np.flatnonzero(kept)
     notes = []
     if sampling.pairing != "all-to-all":
-        over = {
-            "recording": len(people) - len(items),
-            "face": int(n_faces.sum()) - len(np.unique(first[items])),
-        }
-        told = " and ".join(_count(n, what, f"{what}s") for what, n in over.items() if n)
+        unpaired = int(n_faces.sum()) - len(np.unique(first[items]))
+        left = {"recording": len(people) - len(items), "face": unpaired}
+        told = " and ".join(_count(n, what) for what, n in left.items() if n)
         notes = [f"{told} left out: the pairing is {sampling.pairing}"] if told else []
     if (most := sampling.per_identity) is not None:
-        before = len(items)
         counts = np.bincount(people[items], minlength=len(n_recordings))
         k, n = _places(people[items], counts), counts[people[items]]
         # Of n recordings those numbered floor(j * n / most) for some j: `most` of them, or all.
-        items = items[-((k + 1) * -most // n) > -(k * -most // n)]
-        if len(items) < before:
-            few = _count(before - len(items), "recording", "recordings")
-            notes.append(f"{few} left out: at most {most} of a person")
+        spread = items[-((k + 1) * -most // n) > -(k * -most // n)]
+        if n_over := len(items) - len(spread):
+            over = _count(n_over, "recording")
+            notes.append(f"{over} left out: at most {most} of a person")
+        items = spread
     return Pairs(items, people[items], first[items], choices[items], notes)
 
 
@@ -178,11 +169,7 @@ class _Paired(Dataset[Item], ABC):
         absent: Mapping[str, list[str]],
         unpaired: str,
     ) -> None:
-        """Hold pairs of some of the people; `absent` is who is none of them, by reason.
-
-        Raises:
-            DatasetError: if there is no pair.
-        """
+        """Hold pairs of some of the people; `absent` is who is none of them, by reason."""
         there = set(np.unique(pairs.people).tolist())
         if not there:
             raise DatasetError(
@@ -194,7 +181,7 @@ class _Paired(Dataset[Item], ABC):
         reasons = [f"{len(who)} {why} ({_some(who)})" for why, who in absent.items() if who]
         notes = pairs.notes
         if reasons:
-            many = _count(sum(map(len, absent.values())), "identity", "identities")
+            many = _count(sum(map(len, absent.values())), "identity")
             notes = [f"{many} left out: {', '.join(reasons)}", *notes]
         self.notes = [f"{folder.name}: {note}" for note in notes]
         self.n_identities = len(there)
@@ -247,12 +234,10 @@ class _Paired(Dataset[Item], ABC):
         return None if photo is None else self.folder / photo
 
     @abstractmethod
-    def _samples(self, recording: int) -> NDArray[Any]:
-        """Read a recording [n]."""
+    def _samples(self, recording: int) -> NDArray[Any]: ...
 
     @abstractmethod
-    def _embedding(self, face: int) -> NDArray[np.float32]:
-        """Read the embedding [d] of a face."""
+    def _embedding(self, face: int) -> NDArray[np.float32]: ...
 
 
 class Voices(_Paired):
@@ -266,7 +251,7 @@ class Voices(_Paired):
         Args:
             folder: of one split.
             maker: the face encoder that embeddings are, or have to be, made by.
-            sampling: says which recordings are items, and how long their clips are.
+            sampling: which recordings are items, and how long their clips are.
             progress: told of faces.
 
         Raises:
@@ -315,7 +300,12 @@ class Voices(_Paired):
         return self.folder / os.fsdecode(self.paths[recording])
 
     def _samples(self, recording: int) -> NDArray[Any]:
-        return map_waveform(self._path(recording))
+        path = self._path(recording)
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            samples: NDArray[Any] = np.load(path, mmap_mode="r")
+            if samples.ndim == 1 and len(samples) and samples.dtype in (np.int16, np.float32):
+                return samples
+        return map_waveform(path)  # of a rarer type, or no waveform, which it says why
 
     def _embedding(self, face: int) -> NDArray[np.float32]:
         row: NDArray[np.float32] = self.table[self.rows[face]]
@@ -350,7 +340,7 @@ class PackedVoices(_Paired):
                 f"the face encoder's is {embedding_space[:8]}",
                 hint="give the face encoder that it was packed with, or pack the tree again",
             )
-        wanted = sampling.clip_samples
+        people, wanted = index.identities, sampling.clip_samples
         if index.clip_samples < wanted:
             raise DatasetError(
                 f"{folder}: its clips have {index.clip_samples} samples; wanted {wanted}",
@@ -361,12 +351,8 @@ class PackedVoices(_Paired):
                 f"{folder}: is a pack, which does not keep the names that same-clip goes by",
                 hint="train from the tree that was packed, or choose another --pairing",
             )
-        people = index.identities
-        pairs = pair(
-            [person.clips for person in people],
-            [person.embeddings for person in people],
-            sampling,
-        )
+        clips = [person.clips for person in people]
+        pairs = pair(clips, [person.embeddings for person in people], sampling)
         names = [person.name for person in people]
         super().__init__(folder, sampling, pairs, names, {}, "without a voice")
         self.sha256 = index.sha256
@@ -401,5 +387,5 @@ def _some(names: Sequence[str], between: str = ", ") -> str:
     return between.join(names[:SHOWN]) + more
 
 
-def _count(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"
+def _count(n: int, what: str) -> str:
+    return f"{n} {what if n == 1 else what.removesuffix('y') + ('ies' if what[-1] == 'y' else 's')}"
