@@ -33,18 +33,12 @@ SETS = {
 
 
 def decoder_l1(predicted: Tensor, target: Tensor) -> Tensor:
-    """L1 between first decoder layers [b w]: summed over the layer.
-
-    Source: Oh et al. 2019, the decoder's term of the loss.
-    """
+    """L1 between first decoder layers [b w], summed over the layer. Source: Oh et al. 2019."""
     return (predicted - target).abs().sum(1)
 
 
 def embedding_l2(predicted: Tensor, target: Tensor) -> Tensor:
-    """Squared L2 between embeddings [b d] brought to unit length, 0..4.
-
-    Source: Oh et al. 2019, the term on unit vectors.
-    """
+    """Squared L2 between embeddings [b d] of unit length, 0..4. Source: Oh et al. 2019."""
     predicted = functional.normalize(predicted, dim=1)
     return (predicted - functional.normalize(target, dim=1)).square().sum(1)
 
@@ -55,21 +49,16 @@ def embedding_mse(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def encoder_distill(predicted: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy between softened identity logits [b i].
+    """Cross-entropy between identity logits [b i], softened by T = 2. Source: Oh et al. 2019.
 
     Least, but not zero, where they are equal: there it is the entropy of the target.
-
-    Source: Oh et al. 2019, the distillation term, with T = 2.
     """
     p = (target / TEMPERATURE).softmax(1)
     return -(p * (predicted / TEMPERATURE).log_softmax(1)).sum(1)
 
 
 def landmarks_mse(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance between landmarks [b k 2], in squared pixels.
-
-    Source: Cole et al. 2017.
-    """
+    """Mean squared distance of landmarks [b k 2], in pixels squared. Source: Cole et al. 2017."""
     return (predicted - target).square().sum(2).mean(1)
 
 
@@ -83,18 +72,12 @@ def landmarks_huber(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def texture_mae(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference between registered textures [b 3 h w], 0..1.
-
-    Source: Cole et al. 2017.
-    """
+    """Mean absolute difference of textures [b 3 h w], 0..1. Source: Cole et al. 2017."""
     return (predicted - target).abs().flatten(1).mean(1)
 
 
 def identity_cosine(predicted: Tensor, target: Tensor) -> Tensor:
-    """One minus the cosine between embeddings [b d], 0..2.
-
-    Source: Cole et al. 2017, of the warped face's embedding.
-    """
+    """One minus the cosine between embeddings [b d], 0..2. Source: Cole et al. 2017."""
     return 1 - functional.cosine_similarity(predicted, target, dim=1)
 
 
@@ -106,20 +89,12 @@ def identity_cross_entropy(logits: Tensor, identity: Tensor) -> Tensor:
 def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
     """Contrast each prediction with the targets of the batch, and each target with its predictions.
 
-    The mean of two cross-entropies, voice to face and face to voice, over cosines divided by
-    `CONTRAST_TEMPERATURE`: minus the logarithm of the share that all samples of one's own
-    identity have in the softmax over the batch. So samples of one identity are no negatives of
-    each other, and duplicating the batch changes nothing. 0, with no gradient, where the batch
-    has one identity only. The target gets no gradient. Where several processes train, the batch is
-    that of all of them.
-
-    Args:
-        predicted: embeddings [b d].
-        target: embeddings [b d].
-        identity: [b] int64; samples with equal ones are positives of each other.
-
-    Returns:
-        [b], 0 or more.
+    The mean of two cross-entropies of embeddings [b d], voice to face and face to voice, over
+    cosines divided by `CONTRAST_TEMPERATURE`: minus the logarithm of the share that all samples of
+    one's own identity [b] have in the softmax over the batch. So samples of one identity are no
+    negatives of each other, and duplicating the batch changes nothing. 0, with no gradient, where
+    the batch has one identity only. The target gets no gradient. Where several processes train,
+    the batch is that of all of them.
 
     Source: van den Oord et al. 2018, both ways as in Radford et al. 2021; several positives inside
     the logarithm as in Khosla et al. 2020, L_in, but their sum and not their mean.
@@ -139,20 +114,12 @@ def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
 
 
 def per_sample(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Weighted sum [b] of the losses.
-
-    Raises:
-        KeyError: if a loss has no weight.
-    """
+    """Weighted sum [b] of the losses, each of which has a weight."""
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum(0)
 
 
 def total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Mean over the samples of the weighted sum of the losses.
-
-    Raises:
-        KeyError: if a loss has no weight.
-    """
+    """Mean over the samples of the weighted sum of the losses."""
     return per_sample(losses, weights).mean()
 
 
@@ -242,11 +209,7 @@ def calibration_step(choice: str | None, step: int | None, single: Sequence[str]
 
 @runtime_checkable
 class Predicts(Protocol):
-    """A task whose losses all compare one predicted embedding.
-
-    Attributes:
-        predicted: that of the last batch, [b d].
-    """
+    """A task whose losses all compare one predicted embedding, of the last batch [b d]."""
 
     predicted: Tensor
 
@@ -257,8 +220,7 @@ def check_weights(
     """Make sure, before training, that the losses have what they need.
 
     Raises:
-        UsageError: if a batch is one sample and there is a contrastive loss, or if the weights
-            are to be calibrated and the task has no predicted embedding.
+        UsageError: if there is nothing to contrast in a batch, or no embedding to calibrate by.
     """
     if CONTRASTIVE in weights and batch_size < 2:
         raise UsageError(

@@ -76,12 +76,7 @@ class FaceEncoderTask(_FaceTask):
     encoder: face_encoder.VGGFace
 
     def __init__(self, data: Path, preset: str, card: Card) -> None:
-        """Open the data and make the networks.
-
-        Args:
-            data: folder that holds the trees of train and val.
-            preset: shape of the networks, one of `face_encoder.CONFIGS`.
-            card: of the checkpoint.
+        """Open the trees of train and val, and make the networks, of `face_encoder.CONFIGS`.
 
         Raises:
             DatasetError: as `FaceData`.
@@ -113,10 +108,8 @@ class FaceEncoderTask(_FaceTask):
         }
         # People kept for validation are none of the identities that the logits know.
         if self.encoder.config.identities and self.network.training:
-            logits = self.encoder.logits(embedding).float()
-            values["identity/cross_entropy"] = losses.identity_cross_entropy(
-                logits, batch["identity"]
-            )
+            logits, identity = self.encoder.logits(embedding).float(), batch["identity"]
+            values["identity/cross_entropy"] = losses.identity_cross_entropy(logits, identity)
         return values
 
 
@@ -132,12 +125,7 @@ class PartsEncoderTask(_FaceTask):
     encoder: PartsEncoder
 
     def __init__(self, data: Path, preset: str, card: Card) -> None:
-        """Open the data and make the networks.
-
-        Args:
-            data: folder that holds the trees of train and val.
-            preset: shape of the networks, one of `appearance_model.CONFIGS`.
-            card: of the checkpoint.
+        """Open the trees of train and val, and make the networks, of `appearance_model.CONFIGS`.
 
         Raises:
             DatasetError: as `FaceData`.
@@ -239,7 +227,15 @@ class FaceDecoderTask(_FaceTask):
         self.encoder, self.space = encoder.network.to(device), encoder.embedding_space
         fit, width = self.encoder.preprocessing.fit, self.encoder.config.embedding
         if start is None:
-            config = dataclasses.replace(_fitting(preset, encoder), embedding=width)
+            config = face_decoder.CONFIGS[preset]
+            fits = config.embedding == width and not self.encoder.config.final_relu
+            if config.output == "linear" and not fits:
+                raise CheckpointError(
+                    f"{encoder.path}: its embedding, {width} values, is no code that the {preset} "
+                    f"decoder draws from, of {config.embedding}",
+                    hint=f"train the encoder with --preset {preset} too, or this with paper",
+                )
+            config = dataclasses.replace(config, embedding=width)
         else:
             check_space([encoder, start])
             assert isinstance(start.network, FaceDecoder)
@@ -293,17 +289,3 @@ class FaceDecoderTask(_FaceTask):
         """Write the decoder as a checkpoint."""
         card = dataclasses.replace(self.card, metrics=dict(metrics))
         save(path, self.decoder, card=card, embedding_space=self.space, storage=storage)
-
-
-def _fitting(preset: str, encoder: Checkpoint) -> face_decoder.FaceDecoderConfig:
-    """The config of a preset, if it can draw from an encoder's embedding."""
-    assert isinstance(encoder.network, FaceEncoder)
-    given, wanted = encoder.network.config, face_decoder.CONFIGS[preset]
-    fits = wanted.embedding == given.embedding
-    if wanted.output == "linear" and (given.final_relu or not fits):
-        raise CheckpointError(
-            f"{encoder.path}: its embedding, {given.embedding} values, is no code that the "
-            f"{preset} decoder draws from, of {wanted.embedding}",
-            hint=f"train the encoder with --preset {preset} too, or this with paper",
-        )
-    return wanted

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -160,50 +160,40 @@ def check_options(preset: str, options: VoiceOptions) -> None:
     Raises:
         UsageError: if they do not.
     """
+    of_ast = ("pretrained", "random_init", "head_steps", "unfreeze")
+    given = [n for n in of_ast if getattr(options, n) != getattr(NOTHING_ELSE, n)]
+    flags = [f"--{name.replace('_', '-')}" for name in given]
+    starts = [name for name in given if name in ("pretrained", "random_init")]
+    message, hint = "", "leave it out"
     if options.arch == "conv":
-        for field_name in ("pretrained", "random_init", "head_steps", "unfreeze"):
-            if getattr(options, field_name) != getattr(NOTHING_ELSE, field_name):
-                name = f"--{field_name.replace('_', '-')}"
-                raise UsageError(
-                    f"{name}: a convolutional encoder is trained from the beginning, all at once",
-                    hint=f"leave it out, or give --arch ast; that is where {name} belongs",
-                )
-        if options.stats is not None and not PRESETS["conv", preset].front_end.is_log_mel:
-            raise UsageError(
-                f"--stats {options.stats}: the preset {preset} hears no log-mel",
-                hint="leave it out, or give --preset compact or --arch ast",
+        if given:
+            message = (
+                f"{flags[0]}: a convolutional encoder is trained from the beginning, all at once"
             )
-        return
-    starts = (options.pretrained is not None) + options.random_init
-    if starts == 2 or (starts == 0 and preset != "compact"):
+            hint += f", or give --arch ast; that is where {flags[0]} belongs"
+        elif options.stats is not None and not PRESETS["conv", preset].front_end.is_log_mel:
+            message = f"--stats {options.stats}: the preset {preset} hears no log-mel"
+            hint += ", or give --preset compact or --arch ast"
+    elif len(starts) == 2 or (not starts and preset != "compact"):
         said = "both --pretrained and --random-init were given" if starts else "nothing says so"
-        raise UsageError(
-            f"--arch ast starts either from pretrained weights or at random, and {said}",
-            hint=f"give --pretrained {EXAMPLE} (or a folder), or --random-init",
+        message = f"--arch ast starts either from pretrained weights or at random, and {said}"
+        hint = f"give --pretrained {EXAMPLE} (or a folder), or --random-init"
+    elif options.pretrained is None and (extra := flags[len(starts) :]):
+        message = f"{extra[0]}: weights that start at random are all trained from the first step"
+        hint += f", or give --pretrained {EXAMPLE} (or a folder)"
+    elif options.min_seconds is not None:
+        message = (
+            "--min-seconds: AST's table of positions has one length, so that its clips have too"
         )
-    if options.pretrained is None and (options.head_steps or options.unfreeze is not None):
-        name = "--head-steps" if options.head_steps else "--unfreeze"
-        raise UsageError(
-            f"{name}: weights that start at random are all trained from the first step",
-            hint=f"leave it out, or give --pretrained {EXAMPLE} (or a folder)",
-        )
-    if options.min_seconds is not None:
-        raise UsageError(
-            "--min-seconds: AST's table of positions has one length, so that its clips have too",
-            hint="leave it out",
-        )
+    if message:
+        raise UsageError(message, hint=hint)
 
 
-@dataclass(frozen=True)
-class VoicePlan:
-    """A voice encoder to train, and how.
+class VoicePlan(NamedTuple):
+    """The preset as the options have it, its network, and which parameters of that are trained.
 
-    Attributes:
-        recipe: the preset, as the options have it.
-        network: with gradients where training begins with them.
-        groups: which of its parameters are trained.
-        settings: of the options that are not at their defaults.
-        notes: for people.
+    Gradients are on where training begins with them; `settings` are of options that are not at
+    their defaults, `notes` are for people.
     """
 
     recipe: VoicePreset
@@ -220,7 +210,7 @@ def plan_voice(preset: str, options: VoiceOptions, *, embedding: int) -> VoicePl
         preset: `paper`, `seed` or `compact`. A pretrained AST has its own shape; there the preset
             decides on the final ReLU and the recipe.
         options: what else was said.
-        embedding: values of the embedding.
+        embedding: its values.
 
     Raises:
         UsageError: if the options contradict each other, the preset or the network.
@@ -417,10 +407,9 @@ class VoiceEncoderTask:
             "face_decoder": decoder.sha256,
             **plan.settings,
         }
-        if pairing != "all-to-all":
-            self.settings["pairing"] = pairing
-        if per_identity is not None:
-            self.settings["per_identity"] = per_identity
+        chosen = {"pairing": pairing, "per_identity": per_identity}
+        usual = {"pairing": "all-to-all", "per_identity": None}
+        self.settings |= {name: value for name, value in chosen.items() if value != usual[name]}
         for split, voices in (("train", self.train_data), ("val", self.val_data)):
             if isinstance(voices, PackedVoices):
                 self.settings[f"{split}_pack"] = voices.sha256
@@ -459,20 +448,18 @@ class VoiceEncoderTask:
         target = batch["embedding"]
         predicted = self.network(self._hear(batch["waveform"], augmented=augmented)).float()
         self.predicted = predicted
-        first_layers = self.decoder.first_layers
         terms: dict[str, Callable[[], Tensor]] = {
             "decoder/l1": lambda: losses.decoder_l1(
-                first_layers(predicted).float(), first_layers(target).float()
+                *(self.decoder.first_layers(e).float() for e in (predicted, target))
             ),
             "embedding/l2": lambda: losses.embedding_l2(predicted, target),
             "embedding/mse": lambda: losses.embedding_mse(predicted, target),
             "encoder/distill": lambda: losses.encoder_distill(
-                self._logits(predicted), self._logits(target)
+                *(self._logits(e) for e in (predicted, target))
             ),
-            losses.CONTRASTIVE: lambda: losses.infonce(predicted, target, batch["identity"]),
         }
-        if not self.network.training:
-            del terms[losses.CONTRASTIVE]
+        if self.network.training:
+            terms[losses.CONTRASTIVE] = lambda: losses.infonce(predicted, target, batch["identity"])
         return {name: terms[name]() for name in self.loss_weights if name in terms}
 
     def _logits(self, embedding: Tensor) -> Tensor:
@@ -482,26 +469,24 @@ class VoiceEncoderTask:
     @torch.no_grad()
     def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
         """Solve the last two layers by ridge regression, for presets that are made for it."""
+        network = self.network
         if not self.recipe.passes:
             return False
-        network = self.network
         assert isinstance(network, VoiceEncoder)
         network.eval()
         sums = RidgeSums()
         for batch in batches(self.recipe.passes):
             heard = self._hear(batch["waveform"], augmented=True)
             sums.add(network.features(heard), batch["embedding"])
-        features, targets = [], []
+        x, y = [], []
         n = len(self.val_data)
         keys = [[Key(i, seed)] for i in range(n) for seed in range(4)]
         for loaded in load_batches(self.val_data, keys, sums.device, workers=0, max_bad=n):
             if loaded.items is None:
                 raise loaded.bad[-1]
-            heard = self._hear(loaded.items["waveform"], augmented=False)
-            features.append(network.features(heard))
-            targets.append(loaded.items["embedding"])
-        x, y = torch.cat(features), torch.cat(targets)
-        solve_last_layers(sums, x, y, network.hidden, network.embedding)
+            x.append(network.features(self._hear(loaded.items["waveform"], augmented=False)))
+            y.append(loaded.items["embedding"])
+        solve_last_layers(sums, torch.cat(x), torch.cat(y), network.hidden, network.embedding)
         network.train()
         return True
 
