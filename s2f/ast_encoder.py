@@ -221,14 +221,13 @@ def require_transformers() -> None:
 
 def _to_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, _parameter in module.named_parameters():
-        if (renamed := published_name(name)) != name:
-            state[prefix + renamed] = state.pop(prefix + name)
+        state[prefix + published_name(name)] = state.pop(prefix + name)
 
 
 def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, _parameter in module.named_parameters():
-        if (renamed := published_name(name)) != name and prefix + renamed in state:
-            state[prefix + name] = state.pop(prefix + renamed)
+        if prefix + published_name(name) in state:
+            state[prefix + name] = state.pop(prefix + published_name(name))
 
 
 WANTED = "give a folder that holds an AST as Hugging Face saves it, or its id on their hub"
@@ -284,16 +283,19 @@ def read_ast(source: str) -> PretrainedAST:
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(source)
-            fixed = {**FIXED, "time_stride": getattr(config, "frequency_stride", None)}
-            for name, wanted in {"model_type": "audio-spectrogram-transformer", **fixed}.items():
-                if (seen := getattr(config, name, None)) != wanted:
-                    raise refuse(f"its {name} is {seen!r}; wanted {wanted!r}")
-            if config.num_mel_bins != N_MELS:
-                raise refuse(f"it has {config.num_mel_bins} mel bands; the front end has {N_MELS}")
+            wanted = {
+                "model_type": "audio-spectrogram-transformer",
+                **FIXED,
+                "time_stride": getattr(config, "frequency_stride", None),
+                "num_mel_bins": N_MELS,
+            }
+            for name, value in wanted.items():
+                if (seen := getattr(config, name, None)) != value:
+                    raise refuse(f"its {name} is {seen!r}; wanted {value!r}")
             if not 0 < config.num_hidden_layers <= MAX_LAYERS:
                 raise refuse(f"it has {config.num_hidden_layers} layers; wanted 1 to {MAX_LAYERS}")
             ours = ASTEncoderConfig(**{FIELDS[name]: getattr(config, name) for name in FIELDS})
-            loaded: Any = transformers.ASTModel.from_pretrained(
+            model, told = transformers.ASTModel.from_pretrained(
                 source,
                 config=config,
                 use_safetensors=True,
@@ -309,7 +311,6 @@ def read_ast(source: str) -> PretrainedAST:
             f"{source}: cannot be read as an AST: {type(error).__name__}: {first}",
             hint=f"{WANTED}; where there is no network, a folder",
         ) from error
-    model, told = loaded
     unexpected = [name for name in told["unexpected_keys"] if not name.startswith("classifier.")]
     for what, names in (
         ("has not", told["missing_keys"]),
@@ -330,17 +331,15 @@ def _features(source: str) -> tuple[float, float] | None:
     if path is None:
         return None
     content = json.loads(Path(path).read_bytes())
-    for key, wanted in {"sampling_rate": SAMPLE_RATE, "num_mel_bins": N_MELS}.items():
-        if content.get(key, wanted) != wanted:
-            raise CheckpointError(
-                f"{path}: its {key} is {content[key]!r}; wanted {wanted}", hint=WANTED
-            )
+    if (rate := content.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise CheckpointError(
+            f"{path}: its sampling_rate is {rate!r}; wanted {SAMPLE_RATE}", hint=WANTED
+        )
     if content.get("do_normalize") is False:
         return 0.0, 0.5  # (x - mean) / (2 std) is x
     mean, std = content.get("mean"), content.get("std")
-    if isinstance(mean, int | float) and isinstance(std, int | float):
-        if math.isfinite(mean) and 0 < std < math.inf:
-            return float(mean), float(std)
+    if all(isinstance(x, int | float) and math.isfinite(x) for x in (mean, std)) and std > 0:
+        return float(mean), float(std)
     raise CheckpointError(f"{path}: its features have mean {mean!r} and std {std!r}", hint=WANTED)
 
 

@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Turn published weights into checkpoints, and prove it.", **GROUP)
 
 Kind = Literal["serengil", "rcmalli"]
-FileArg = Annotated[Path, typer.Argument(help="Keras weights (.h5).")]
-OutputOpt = Annotated[Path, option("Output", "Where to write the checkpoint.", "--output", "-o")]
-PreprocessingOpt = Annotated[
-    Literal["serengil", "rcmalli", "seed"] | None,
-    option(
-        "Model",
-        "How pictures are prepared (default: what the model was published with).",
-        "--preprocessing",
-    ),
-]
-VerifyOpt = Annotated[
-    bool, option("Run", "Compare with Keras itself too; needs TensorFlow.", "--verify")
-]
 OverwriteOpt = Annotated[bool, option("Output", "Replace what is there already.", "--overwrite")]
 
 
@@ -50,10 +37,19 @@ OverwriteOpt = Annotated[bool, option("Output", "Replace what is there already."
 )
 def _vgg_face(
     ctx: typer.Context,
-    file: FileArg,
-    output: OutputOpt,
-    preprocessing: PreprocessingOpt = None,
-    verify: VerifyOpt = False,
+    file: Annotated[Path, typer.Argument(help="Keras weights (.h5).")],
+    output: Annotated[Path, option("Output", "Where to write the checkpoint.", "--output", "-o")],
+    preprocessing: Annotated[
+        Literal["serengil", "rcmalli", "seed"] | None,
+        option(
+            "Model",
+            "How pictures are prepared (default: what the model was published with).",
+            "--preprocessing",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, option("Run", "Compare with Keras itself too; needs TensorFlow.", "--verify")
+    ] = False,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,

@@ -16,14 +16,14 @@ Source: the layers of serengil/deepface, rcmalli/keras-vggface and Kacper-Pietku
 (VGG-Face, VE_conv and its face decoder); Gong et al. 2021 (AST).
 """
 
-import contextlib
+import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,32 +55,42 @@ AST_FRONT_END = FrontEnd(
     "ast", clip_samples=FRONT_ENDS["ast"].clip_samples, mean=-5.460994, std=3.1129124
 )
 
-# What cards say of weights that people can download: title and description.
-VGG_FACES = {
-    "serengil": (
-        "serengil/deepface",
-        "As published at https://github.com/serengil/deepface_models/releases/download/v1.0/"
-        "vgg_face_weights.h5",
-    ),
-    "rcmalli": (
-        "rcmalli/keras-vggface",
-        "As published at https://github.com/rcmalli/keras-vggface/releases/download/v2.0/"
-        "rcmalli_vggface_tf_vgg16.h5, itself converted from Caffe",
-    ),
+# What the cards say of weights that people can download; `data` is added.
+CARDS = {
+    name: Card(
+        f"VGG-Face ({repository})",
+        f"As published at https://github.com/{file}",
+        licence="Not stated in the file. VGG-Face is of academic origin, for non-commercial "
+        "research; the licence of the repository that the file is published in does not change "
+        "that.",
+    )
+    for name, repository, file in (
+        (
+            "serengil",
+            "serengil/deepface",
+            "serengil/deepface_models/releases/download/v1.0/vgg_face_weights.h5",
+        ),
+        (
+            "rcmalli",
+            "rcmalli/keras-vggface",
+            "rcmalli/keras-vggface/releases/download/v2.0/rcmalli_vggface_tf_vgg16.h5, itself "
+            "converted from Caffe",
+        ),
+    )
+} | {
+    name: Card(
+        f"{title} (Kacper-Pietkun/Speech-to-face)",
+        f"As published with https://github.com/Kacper-Pietkun/Speech-to-face{what}",
+        licence="Not stated in the file: ask its authors before any use beyond research.",
+        limits="Trained with embeddings of serengil's VGG-Face on RGB 0..1, squashed: other face "
+        "encoders, and this one with other preprocessing, do not fit. Not for recognising anyone.",
+    )
+    for name, title, what in (
+        ("face_decoder", "face decoder", "; its texture is the face itself, unwarped"),
+        ("ve_conv", "VE_conv", ": the convolutional voice encoder"),
+        ("ast", "AST", ": a fine-tuned MIT/ast-finetuned-audioset-10-10-0.4593"),
+    )
 }
-VGG_FACE_LICENCE = (
-    "Not stated in the file. VGG-Face is of academic origin, for non-commercial research; the "
-    "licence of the repository that the file is published in does not change that."
-)
-SEED_NETWORKS = {
-    "face_decoder": ("face decoder", "; its texture is the face itself, unwarped"),
-    "ve_conv": ("VE_conv", ": the convolutional voice encoder"),
-    "ast": ("AST", ": a fine-tuned MIT/ast-finetuned-audioset-10-10-0.4593"),
-}
-SEED_LIMITS = (
-    "Trained with embeddings of serengil's VGG-Face on RGB 0..1, squashed: other face encoders, "
-    "and this one with other preprocessing, do not fit. Not for recognising anyone."
-)
 _OTHER = "is it the file of another network? See s2f convert inspect"
 
 
@@ -135,10 +145,7 @@ def convert_vgg_face(
         require_tensorflow()
     if out.is_dir():
         raise OutputError(f"{out}: is a folder", hint="name the file to write with -o")
-    if out.exists() and not overwrite:
-        raise OutputError(
-            f"{out}: is there already", hint="give --overwrite to replace it, or another name"
-        )
+    _require_free(out, overwrite)
     steps = 2 + verify
     progress(0, steps, "converting and proving")
     published, proven = convert_file(
@@ -211,7 +218,11 @@ def convert_pietkun(
         jobs.append(("ast", ast, lambda _: published_ast()))
     made: list[Converted] = []
     published_space = PUBLISHED_SPACE
-    with _model_folder(out, overwrite) as folder:
+    parts = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or parts - {f"{kind}.safetensors" for kind in KINDS}:
+        raise OutputError(f"{out}: is there and is no model folder", hint="choose another place")
+    _require_free(out, overwrite or not parts)
+    with atomic_folder(out, replace=overwrite) as folder:
         for name, source, make in jobs:
             progress(len(made), len(jobs), source.name)
             published, proven = convert_file(source, "torch", make)
@@ -230,53 +241,26 @@ def convert_pietkun(
     return made
 
 
+def _require_free(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise OutputError(
+            f"{out}: is there already", hint="give --overwrite to replace it, or another name"
+        )
+
+
 def _card(name: str, source: Path) -> Card:
-    """Say what is published under a name, and which file this one is."""
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    data = f"Converted from {source.name}, SHA-256 {sha256}."
-    if name in VGG_FACES:
-        title, description = VGG_FACES[name]
-        return Card(f"VGG-Face ({title})", description, data, VGG_FACE_LICENCE)
-    title, description = SEED_NETWORKS[name]
-    return Card(
-        f"{title} (Kacper-Pietkun/Speech-to-face)",
-        f"As published with https://github.com/Kacper-Pietkun/Speech-to-face{description}",
-        data,
-        "Not stated in the file: ask its authors before any use beyond research.",
-        limits=SEED_LIMITS,
-    )
+    return dataclasses.replace(CARDS[name], data=f"Converted from {source.name}, SHA-256 {sha256}.")
 
 
-@contextlib.contextmanager
-def _model_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Make a model folder, whole or not at all, in the place of one that is there if allowed."""
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or there - {f"{k}.safetensors" for k in KINDS}:
-        raise OutputError(f"{out}: is there and is no model folder", hint="choose another place")
-    if there and not overwrite:
-        raise OutputError(
-            f"{out}: is there already", hint="give --overwrite to replace it, or another folder"
-        )
-    with atomic_folder(out, replace=overwrite) as folder:
-        yield folder
+class Layer(NamedTuple):
+    """A step of a published network: what the file's and our names of its weights begin with."""
 
-
-@dataclass(frozen=True)
-class Layer:
-    """A step of a published network.
-
-    Attributes:
-        operation: a name in `OPERATIONS`.
-        theirs: what the file's names of its weights begin with; empty if it has none.
-        ours: what those of our network begin with.
-        options: of the operation.
-    """
-
-    operation: str
+    operation: str  # a name in `OPERATIONS`
     theirs: str = ""
     ours: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = {}
 
 
 Taps = Mapping[str, tuple[str, Sequence[Layer]]]
@@ -329,20 +313,15 @@ VGG16_NAMES = (
     *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv4_1"),
     *("conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3", "fc6", "fc7", "fc8"),
 )
-_AUTOMATIC = re.compile(r"(conv2d|convolution2d|dense)(_\d+)?")  # names that Keras gave
 
 
 def keras_names(origin: str, order: Sequence[str]) -> tuple[str, ...]:
-    """Name the layers of a Keras file in the order of VGG-16's.
+    """Name the layers of a Keras file in the order of VGG-16's, given those with weights.
 
     serengil's Sequential has automatic names, and so has every Keras 3 file: there the order is
     the file's. rcmalli's layers have names of their own, which are wanted then.
-
-    Args:
-        origin: `serengil` or `rcmalli`.
-        order: the file's layers with weights.
     """
-    automatic = all(_AUTOMATIC.fullmatch(name) for name in order)
+    automatic = all(re.fullmatch(r"(conv2d|convolution2d|dense)(_\d+)?", name) for name in order)
     if len(order) == len(VGG16_NAMES) and (origin == "serengil" or automatic):
         return tuple(order)
     return VGG16_NAMES  # `fill` then says which of them the file lacks
@@ -370,13 +349,11 @@ def published_vgg_face(
     network.mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
     config, theirs = network.config, iter(names)
     convs: list[Layer] = []
-    place = 0  # among our layers, where a ReLU follows each convolution
-    for layer in config.layers:
+    for layer in config.layers:  # of ours, a ReLU follows each convolution
         if layer == "M":
             convs.append(Layer("max_pool", options={"size": (2, 2)}))
         else:
-            convs += [Layer("conv", next(theirs), f"convs.{place}", {"padding": 1}), RELU]
-        place += 1 if layer == "M" else 2
+            convs += [Layer("conv", next(theirs), f"convs.{len(convs)}", {"padding": 1}), RELU]
     head = "conv" if origin == "serengil" else "flat_conv"
     fc6, fc7, fc8 = (Layer(head, next(theirs), ours) for ours in ("fc6", "fc7", "fc8"))
     layers: Taps = {
@@ -388,8 +365,9 @@ def published_vgg_face(
     def run(x: Tensor) -> dict[str, Tensor]:
         features = network.features(x)
         embedding = network.embed(features)
-        logits = network.logits(embedding)
-        return {"features": features, "embedding": embedding, "logits": logits}
+        return {
+            "features": features, "embedding": embedding, "logits": network.logits(embedding)
+        }  # fmt: skip
 
     return Published(layers, network, (3, config.image_size, config.image_size), run)
 
@@ -499,7 +477,7 @@ def convert_file(
     published, tensors = make(weights.order), weights.tensors
     if isinstance(published.network, ASTEncoder):  # whose file may be of any transformers
         tensors = {published_name(name): tensor for name, tensor in tensors.items()}
-    fill(published.network, weight_table(published, kind), tensors, str(source))
+    fill(published, kind, tensors, source)
     x, prepared = published.example(1)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     expected = reference(published.layers, arrays, prepared)
@@ -508,87 +486,66 @@ def convert_file(
 
 
 Layout = Callable[[Tensor, torch.Size], Tensor]
-WeightTable = dict[str, tuple[str, Layout]]
 
 
-def _as_is(tensor: Tensor, shape: torch.Size) -> Tensor:
-    return tensor
-
-
-def _map_conv(axis: int, order: tuple[int, ...]) -> Layout:
-    """Turn dense weights whose inputs, at an axis, are H W C into those of a convolution."""
-
-    def layout(weight: Tensor, shape: torch.Size) -> Tensor:
-        _, i, h, w = shape
-        return torch.unflatten(weight, axis, (h, w, i)).permute(order)
-
-    return layout
+def _unflatten_map(weight: Tensor, shape: torch.Size) -> Tensor:
+    _, i, h, w = shape
+    return torch.unflatten(weight, 1, (h, w, i)).permute(0, 3, 1, 2)
 
 
 LAYOUTS: dict[tuple[str, str], Layout] = {
     ("keras", "conv"): lambda kernel, _: kernel.permute(3, 2, 0, 1),
-    ("keras", "flat_conv"): _map_conv(0, (3, 2, 0, 1)),
-    ("torch", "flat_conv"): _map_conv(1, (0, 3, 1, 2)),
+    # of a map in H W C
+    ("keras", "flat_conv"): lambda kernel, shape: _unflatten_map(kernel.T, shape),
+    ("torch", "flat_conv"): _unflatten_map,
     ("torch", "to_rgb"): lambda weight, _: weight.transpose(0, 1),  # ours is a transposed one
 }
 """How weights become those of our networks, by the kind of file and the operation; else as is."""
 
 
-def weight_table(published: Published, kind: str) -> WeightTable:
-    """Name what becomes of each tensor of a file of a kind: name -> (ours, change of layout)."""
-    table: WeightTable = {}
+def weight_table(published: Published, kind: str) -> dict[str, tuple[str, str]]:
+    """Name what becomes of each tensor of a file of a kind: name -> (ours, operation)."""
+    table = {}
     for _, layers in published.layers.values():
         for layer in filter(lambda layer: layer.theirs, layers):
             for ours in published.network.state_dict():
-                if not ours.startswith(f"{layer.ours}."):
-                    continue
-                part = ours.removeprefix(f"{layer.ours}.")
-                layout = LAYOUTS.get((kind, layer.operation)) if part == "weight" else None
-                if kind == "keras":
-                    theirs = f"{layer.theirs}/{'kernel' if part == 'weight' else part}"
-                else:
-                    theirs = f"{layer.theirs}.{part}"
-                table[theirs] = ours, layout or _as_is
+                if ours.startswith(f"{layer.ours}."):
+                    part = ours.removeprefix(f"{layer.ours}.")
+                    name = f"{layer.theirs}.{part}"
+                    if kind == "keras":
+                        name = f"{layer.theirs}/{'kernel' if part == 'weight' else part}"
+                    table[name] = ours, layer.operation if part == "weight" else ""
     return table
 
 
-def fill(network: Network, table: WeightTable, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Give a network, which may be on `meta`, the weights of a table, copied: the file can go.
+def fill(published: Published, kind: str, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give a network, which may be on `meta`, the weights of a file, copied: the file can go.
 
     Buffers that no foreign tensor is for keep their values.
 
-    Args:
-        network: to be filled.
-        table: names all the parameters of the network.
-        tensors: foreign, by name.
-        origin: what the tensors are from, for messages.
-
     Raises:
-        CheckpointError: if the names are not exactly the table's, a shape does not fit, or a
-            value is not finite.
+        CheckpointError: if the names are not exactly those described, or a shape does not fit.
     """
+    table = weight_table(published, kind)
     missing, unknown = sorted(table.keys() - tensors.keys()), sorted(tensors.keys() - table.keys())
     if names := missing or unknown:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         seen = f"it lacks {some}" if missing else f"it holds {some} beside them"
-        raise CheckpointError(f"{origin}: has not the layers that were wanted: {seen}", hint=_OTHER)
-    state = network.state_dict()
-    for name, (ours, layout) in table.items():
+        raise CheckpointError(f"{source}: has not the layers that were wanted: {seen}", hint=_OTHER)
+    state = published.network.state_dict()
+    for name, (ours, operation) in table.items():
         found, wanted = tensors[name], state[ours]
+        layout = LAYOUTS.get((kind, operation))
         try:
-            laid_out = layout(found, wanted.shape)
+            laid_out = layout(found, wanted.shape) if layout else found
         except (RuntimeError, IndexError):  # torch's, for another number of axes or of values
             laid_out = found
         same_type = found.is_floating_point() == wanted.is_floating_point()
         if laid_out.shape != wanted.shape or not same_type:
             raise CheckpointError(
-                f"{origin}: {name} is {found.dtype} {tuple(found.shape)}; it cannot become {ours}, "
+                f"{source}: {name} is {found.dtype} {tuple(found.shape)}; it cannot become {ours}, "
                 f"which is {wanted.dtype} {tuple(wanted.shape)}",
                 hint=_OTHER,
-            )
-        if found.numel() and not all(torch.isfinite(m) for m in torch.aminmax(found)):
-            raise CheckpointError(
-                f"{origin}: {name} holds values that are not finite", hint="download it again"
             )
         state[ours] = copy = torch.empty(laid_out.shape, dtype=wanted.dtype)
         if copy.ndim < 2:
@@ -597,8 +554,7 @@ def fill(network: Network, table: WeightTable, tensors: Mapping[str, Tensor], or
         # a few input channels at a time: of fc6, that takes half the time
         for target, part in zip(torch.split(copy, 8, 1), torch.split(laid_out, 8, 1), strict=True):
             target.copy_(part)
-    network.load_state_dict(state, assign=True)
-    assert not any(tensor.is_meta for tensor in network.state_dict().values())
+    published.network.load_state_dict(state, assign=True)
 
 
 def prove(
@@ -651,12 +607,7 @@ def reference(taps: Taps, arrays: Arrays, x: Array) -> dict[str, Array]:
     for tap, (start, layers) in taps.items():
         x = values[start]
         for layer in layers:
-            prefixes = (f"{layer.theirs}.", f"{layer.theirs}/")
-            weights = {
-                name[len(layer.theirs) + 1 :]: array
-                for name, array in arrays.items()
-                if layer.theirs and name.startswith(prefixes)
-            }
+            weights = _of(arrays, layer.theirs) if layer.theirs else {}
             x = OPERATIONS[layer.operation](x, weights, **layer.options)
         values[tap] = x
     del values[""]
@@ -671,81 +622,73 @@ def _kernel(weights: Arrays) -> Array:
     return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
 
 
-def _conv(x: Array, weights: Arrays, stride: int = 1, padding: int = 0) -> Array:
+def _conv(x: Array, weights: Arrays, stride: int = 1, padding: int = 0) -> Any:
     kernel, around = _kernel(weights), (padding, padding)
     x = np.pad(x, ((0, 0), around, around, (0, 0)))
     kh, kw = kernel.shape[:2]
     h, w = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
     out = np.zeros((len(x) * h * w, kernel.shape[3]), np.float32)
-    for i in range(kh):
-        rows = slice(i, i + stride * (h - 1) + 1, stride)
-        for j in range(kw):
-            seen = x[:, rows, j : j + stride * (w - 1) + 1 : stride]
-            out += seen.reshape(-1, x.shape[3]) @ kernel[i, j]
+    for i, j in np.ndindex(kh, kw):
+        seen = x[:, i : i + stride * h : stride, j : j + stride * w : stride]
+        out += seen.reshape(-1, x.shape[3]) @ kernel[i, j]
     return out.reshape(len(x), h, w, -1) + weights["bias"]
 
 
-def _double(x: Array, weights: Arrays) -> Array:
+def _double(x: Array, weights: Arrays) -> Any:
     """Apply a transposed 5x5 convolution: stride 2, padding 2, output padding 1."""
     b, h, w, _ = x.shape
     weight = weights["weight"]  # [i o 5 5]
     canvas = np.zeros((b, 2 * h + 3, 2 * w + 3, weight.shape[1]), np.float32)
-    for i in range(5):
-        for j in range(5):
-            canvas[:, i : i + 2 * h : 2, j : j + 2 * w : 2] += x @ weight[:, :, i, j]
-    doubled: Array = canvas[:, 2 : 2 + 2 * h, 2 : 2 + 2 * w] + weights["bias"]
-    return doubled
+    for i, j in np.ndindex(5, 5):
+        canvas[:, i : i + 2 * h : 2, j : j + 2 * w : 2] += x @ weight[:, :, i, j]
+    return canvas[:, 2 : 2 + 2 * h, 2 : 2 + 2 * w] + weights["bias"]
 
 
-def _dense(x: Array, weights: Arrays) -> Array:
-    dense: Array = x.reshape(len(x), -1) @ _kernel(weights) + weights["bias"]
-    return dense
+def _dense(x: Array, weights: Arrays) -> Any:
+    return x.reshape(len(x), -1) @ _kernel(weights) + weights["bias"]
 
 
-def _batch_norm(x: Array, weights: Arrays) -> Array:
+def _normed(x: Array, mean: Array, variance: Array, eps: float, weights: Arrays) -> Any:
+    scale = weights["weight"] / np.sqrt(variance + np.float32(eps))
+    return (x - mean) * scale + weights["bias"]
+
+
+def _batch_norm(x: Array, weights: Arrays) -> Any:
     """Apply a BatchNorm, as in use, to the last axis; torch's epsilon."""
-    scale = weights["weight"] / np.sqrt(weights["running_var"] + np.float32(1e-5))
-    norm: Array = (x - weights["running_mean"]) * scale + weights["bias"]
-    return norm
+    return _normed(x, weights["running_mean"], weights["running_var"], 1e-5, weights)
 
 
-def _layer_norm(x: Array, weights: Arrays) -> Array:
-    centred: Array = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    scale = weights["weight"] / np.sqrt(variance + np.float32(LAYER_NORM_EPS))
-    norm: Array = centred * scale + weights["bias"]
-    return norm
+def _layer_norm(x: Array, weights: Arrays) -> Any:
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return _normed(x, mean, variance, LAYER_NORM_EPS, weights)
 
 
-def _max_pool(x: Array, weights: Arrays, size: tuple[int, int]) -> Array:
+def _max_pool(x: Array, weights: Arrays, size: tuple[int, int]) -> Any:
     height, width = size
     b, h, w, c = x.shape
     x = x[:, : h // height * height, : w // width * width]
-    pooled: Array = x.reshape(b, h // height, height, w // width, width, c).max(axis=(2, 4))
-    return pooled
+    return x.reshape(b, h // height, height, w // width, width, c).max(axis=(2, 4))
 
 
-def _unflatten(x: Array, weights: Arrays, channels: int) -> Array:
+def _unflatten(x: Array, weights: Arrays, channels: int) -> Any:
     side = math.isqrt(x.shape[1] // channels)
     return x.reshape(len(x), channels, side, side).transpose(0, 2, 3, 1)  # torch's Flatten is C H W
 
 
-def _patches(x: Array, weights: Arrays, stride: int) -> Array:
+def _patches(x: Array, weights: Arrays, stride: int) -> Any:
     """Turn a spectrogram [b f t 1] into tokens, the two of the summary first."""
     x = _conv(x, _of(weights, "patch_embeddings.projection"), stride)
     x = x.reshape(len(x), -1, x.shape[-1])
     summary = [np.repeat(weights[f"{kind}_token"], len(x), 0) for kind in ("cls", "distillation")]
-    tokens: Array = np.concatenate([*summary, x], axis=1) + weights["position_embeddings"]
-    return tokens
+    return np.concatenate([*summary, x], axis=1) + weights["position_embeddings"]
 
 
-def _attention_block(x: Array, weights: Arrays, heads: int) -> Array:
+def _attention_block(x: Array, weights: Arrays, heads: int) -> Any:
     from scipy.special import erf, softmax
 
-    def linear(x: Array, name: str) -> Array:
+    def linear(x: Array, name: str) -> Any:
         part = _of(weights, name)
-        out: Array = x @ part["weight"].T + part["bias"]
-        return out
+        return x @ part["weight"].T + part["bias"]
 
     y = _layer_norm(x, _of(weights, "layernorm_before"))
     q, k, v = (
@@ -760,10 +703,12 @@ def _attention_block(x: Array, weights: Arrays, heads: int) -> Array:
 
 
 def _of(weights: Arrays, layer: str) -> Arrays:
-    return {part: weights[f"{layer}.{part}"] for part in ("weight", "bias")}
+    """The arrays whose names begin with a layer's, by what follows."""
+    starts = (f"{layer}.", f"{layer}/")
+    return {name[len(layer) + 1 :]: a for name, a in weights.items() if name.startswith(starts)}
 
 
-OPERATIONS: dict[str, Callable[..., Array]] = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "conv": _conv,
     "to_rgb": _conv,
     "double": _double,

@@ -7,13 +7,12 @@ Source: the layers of serengil/deepface and rcmalli/keras-vggface, built with Ke
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import importlib.util
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,20 +74,28 @@ def keras_taps(
 
 def _run(path: Path, origin: Origin, sizes: Mapping[str, Any], images: Array) -> dict[str, Array]:
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with _silence():
-        from tensorflow import keras
+    # what TensorFlow's C++ tells of itself is not for the user's terminal
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    import h5py
+    from tensorflow import keras
 
-        model, outputs = build_keras(keras, origin, sizes)
-        try:
-            _load(model, path)
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: Keras does not load it into the network of {origin}: "
-                f"{' '.join(str(error).split())[:300]}",
-                hint="is it the file of another network? See s2f convert inspect",
-            ) from None  # whose classes only Keras can unpickle
-        run = keras.Model(model.inputs[0], outputs)
-        found = [np.asarray(tensor) for tensor in run(images, training=False)]
+    model, outputs = build_keras(keras, origin, sizes)
+    with h5py.File(path) as file:
+        names = [*file.attrs, *file]
+    legacy = any(name.startswith(("layer_names", "model_weights")) for name in names)
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # Keras goes by a file's name
+            link = Path(folder, "file.h5" if legacy else "file.weights.h5")
+            link.symlink_to(path.resolve())
+            model.load_weights(str(link))
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: Keras does not load it into the network of {origin}: "
+            f"{' '.join(str(error).split())[:300]}",
+            hint="is it the file of another network? See s2f convert inspect",
+        ) from None  # whose classes only Keras can unpickle
+    run = keras.Model(model.inputs[0], outputs)
+    found = [np.asarray(tensor) for tensor in run(images, training=False)]
     return dict(zip(("features", "embedding", "logits"), found, strict=True))
 
 
@@ -124,29 +131,3 @@ def build_keras(keras: Any, origin: Origin, sizes: Mapping[str, Any]) -> tuple[A
         if name != "hidden":
             outputs.append(layers.Flatten()(x))
     return keras.Model(inputs, outputs[-1]), outputs
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what TensorFlow's C++ tells of itself from the user's terminal."""
-    stderr = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-def _load(model: Any, path: Path) -> None:
-    """Load a file by what it holds; Keras goes by its name."""
-    import h5py
-
-    with h5py.File(path) as file:
-        names = [*file.attrs, *file]
-    legacy = any(name.startswith(("layer_names", "model_weights")) for name in names)
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / ("file.h5" if legacy else "file.weights.h5")
-        link.symlink_to(path.resolve())
-        model.load_weights(str(link))

@@ -227,7 +227,7 @@ def features(**content: object) -> Callable[[Path], object]:
         (config(num_hidden_layers=3), "it has not 'encoder.layer.2.*' of its config"),
         (config(num_hidden_layers=1), "has no place for '.*encoder.layer.1.*' of its config"),
         (config(max_length=198), "another shape of 'embeddings.position_embeddings'"),
-        (config(num_mel_bins=64), "it has 64 mel bands; the front end has 128"),
+        (config(num_mel_bins=64), "its num_mel_bins is 64; wanted 128"),
         (lacking, "it has not 'embeddings.cls_token'"),
         (unpickling, "no file named model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "SafetensorError"),
