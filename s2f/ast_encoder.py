@@ -295,7 +295,7 @@ def read_ast(source: str) -> PretrainedAST:
             if not 0 < config.num_hidden_layers <= MAX_LAYERS:
                 raise refuse(f"it has {config.num_hidden_layers} layers; wanted 1 to {MAX_LAYERS}")
             ours = ASTEncoderConfig(**{FIELDS[name]: getattr(config, name) for name in FIELDS})
-            model, told = transformers.ASTModel.from_pretrained(
+            loaded: Any = transformers.ASTModel.from_pretrained(
                 source,
                 config=config,
                 use_safetensors=True,
@@ -311,6 +311,7 @@ def read_ast(source: str) -> PretrainedAST:
             f"{source}: cannot be read as an AST: {type(error).__name__}: {first}",
             hint=f"{WANTED}; where there is no network, a folder",
         ) from error
+    model, told = loaded
     unexpected = [name for name in told["unexpected_keys"] if not name.startswith("classifier.")]
     for what, names in (
         ("has not", told["missing_keys"]),

@@ -496,7 +496,7 @@ def _unflatten_map(weight: Tensor, shape: torch.Size) -> Tensor:
 LAYOUTS: dict[tuple[str, str], Layout] = {
     ("keras", "conv"): lambda kernel, _: kernel.permute(3, 2, 0, 1),
     # of a map in H W C
-    ("keras", "flat_conv"): lambda kernel, shape: _unflatten_map(kernel.T, shape),
+    ("keras", "flat_conv"): lambda kernel, shape: _unflatten_map(kernel.transpose(0, 1), shape),
     ("torch", "flat_conv"): _unflatten_map,
     ("torch", "to_rgb"): lambda weight, _: weight.transpose(0, 1),  # ours is a transposed one
 }

@@ -79,38 +79,43 @@ def test_what_keras_wrote_gives_what_keras_gave(
         np.testing.assert_allclose(tensor.numpy(), wanted[tap], atol=1e-4 * size, rtol=0)
 
 
+REMEMBERED: dict[Path, dict[str, np.ndarray]] = {}
+
+
+def ask_once(path: Path, *rest: Any) -> dict[str, np.ndarray]:
+    """Ask Keras of a file; the second time, repeat the answer: each asking takes seconds."""
+    if path not in REMEMBERED:
+        REMEMBERED[path] = keras_check.keras_taps(path, *rest)
+    return REMEMBERED[path]
+
+
 @needs_tensorflow
-def test_keras_verifies_the_file_that_was_converted(
-    by_keras: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_keras_verifies_and_catches_what_tables_and_numpy_both_get_wrong(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    source = by_keras / "rcmalli" / "new.weights.h5"
-    made = convert_vgg_face(source, tmp_path / "out", origin="rcmalli", verify=True)
+    monkeypatch.setattr(convert, "keras_taps", ask_once)
+    source, out = published / "serengil.h5", tmp_path / "out"
+    made = convert_vgg_face(source, out, origin="serengil", verify=True)
     assert made.verified is not None
     assert set(made.verified) == {"features", "embedding", "logits"}
     assert max(made.verified.values()) < 1e-4
     assert capfd.readouterr() == ("", "")  # TensorFlow's own words among them
     assert not {"tensorflow", "keras"} & set(sys.modules)
-
-
-@needs_tensorflow
-def test_keras_catches_what_tables_and_numpy_both_get_wrong(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     order = list(files.AUTOMATIC)
     order[8], order[9] = order[9], order[8]  # of the same shape
     monkeypatch.setattr(convert, "keras_names", lambda origin, names: tuple(order))
-    source = published / "serengil.h5"
+    out.unlink()
     with pytest.raises(CheckpointError, match="what Keras makes of the file"):
-        convert_vgg_face(source, tmp_path / "out", origin="serengil", verify=True)
-    assert not (tmp_path / "out").exists()
+        convert_vgg_face(source, out, origin="serengil", verify=True)
+    assert not out.exists()
 
 
 @needs_tensorflow
-def test_keras_refuses_a_file_of_another_net(published: Path) -> None:
-    images = np.zeros((1, 64, 64, 3), np.float32)
+def test_keras_refuses_a_file_of_another_net(by_keras: Path) -> None:
+    images, source = np.zeros((1, 64, 64, 3), np.float32), by_keras / "rcmalli/new.weights.h5"
     with pytest.raises(CheckpointError, match="does not load it into the network of") as caught:
-        keras_check.keras_taps(published / "rcmalli.h5", "serengil", files.VGG, images)
-    assert str(published / "rcmalli.h5") in caught.value.message
+        keras_check.keras_taps(source, "serengil", files.VGG, images)
+    assert str(source) in caught.value.message
 
 
 def die(*_: object) -> None:
