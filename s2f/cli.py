@@ -482,12 +482,12 @@ def _evaluate(
                 named = f"--{name.replace('_', '-')}"
                 hint = "two reports are compared as they are"
                 raise UsageError(f"{named} does not go with --compare", hint=hint)
-    from s2f import report
+    from s2f.report import check_new, compare_reports, read_report
 
-    report.check_new(output, overwrite=overwrite)
+    check_new(output, overwrite=overwrite)
     if compare is not None:
-        first, last = (report.read_report(path) for path in compare)
-        made = report.compare_reports(first, last, str(compare[0]), str(compare[1]))
+        first, last = (read_report(path) for path in compare)
+        made = compare_reports(first, last, str(compare[0]), str(compare[1]))
         _finish_evaluation(console, made, output, overwrite)
         return
     assert data is not None

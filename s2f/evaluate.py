@@ -1,11 +1,12 @@
 """The papers' measures of a model, on people who were kept out of its training.
 
-voices and photos of a split -> embeddings and faces, once -> the sections of a report
+voices and photos of a split -> faces, once -> the sections of a report
 """
 
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from s2f.device import computing
 from s2f.embeddings import Maker
 from s2f.errors import UsageError
 from s2f.evaluation_data import (
-    Case,
     People,
     build_case,
     embed_images,
@@ -30,12 +30,14 @@ from s2f.evaluation_data import (
     read_labels,
     read_people,
 )
-from s2f.face_detection import Detector
-from s2f.face_encoder import VGGFace
 from s2f.image_quality import faces_section, geometry_section, quality_section
-from s2f.pipeline import SpeechToFace
+from s2f.pipeline import Face, SpeechToFace
 from s2f.report import Report
 from s2f.retrieval import ANGLE, matching_section, retrieval_section, similarity_section
+
+if TYPE_CHECKING:
+    from s2f.face_detection import Detector
+    from s2f.face_encoder import VGGFace
 
 PER_IDENTITY = 5
 
@@ -49,7 +51,7 @@ def evaluate(
     columns: Sequence[str] = (),
     per_identity: int = PER_IDENTITY,
     classifier: Checkpoint | None = None,
-    detector: Detector | None = None,
+    detector: "Detector | None" = None,
     progress: Progress = silent,
 ) -> Report:
     """Measure a model on a split of its data.
@@ -75,10 +77,10 @@ def evaluate(
     maker = face_encoder_of(model)
     people = read_people(voices, split, maker, most=per_identity, progress=progress)
     notes: list[str] = []
-    known = read_labels(tables, people.names, columns, notes=notes)
+    known = read_labels(tables, people.names, columns, notes)
     examples = read_examples(sources, columns, maker, split, people, progress)
     case = build_case(model, people, known, maker, progress)  # takes long: all else is known by now
-    logits = None if judge is None else _logits(judge, case, model.device)
+    logits = None if judge is None else _logits(judge, case.from_voices, model.device)
     measured = [
         similarity_section(case),
         retrieval_section(case),
@@ -97,7 +99,9 @@ def evaluate(
     )
 
 
-def _identities_of(classifier: Checkpoint) -> VGGFace:
+def _identities_of(classifier: Checkpoint) -> "VGGFace":
+    from s2f.face_encoder import VGGFace
+
     network = classifier.network
     if not isinstance(network, VGGFace) or not network.config.identities:
         raise UsageError(
@@ -107,16 +111,16 @@ def _identities_of(classifier: Checkpoint) -> VGGFace:
     return network
 
 
-def _logits(network: VGGFace, case: Case, device: torch.device) -> NDArray[np.float32]:
-    """What a face classifier says of the faces from voices, [q i]."""
+def _logits(network: "VGGFace", faces: Sequence[Face], device: torch.device) -> NDArray[np.float32]:
+    """What a face classifier says of faces, [n i]."""
     network = network.to(device)
 
-    def logits(faces: Tensor) -> Tensor:
+    def logits(pictures: Tensor) -> Tensor:
         with computing(device):
-            return network.logits(network(faces.to(device)))
+            return network.logits(network(pictures.to(device)))
 
     maker = Maker("the classifier", network.config.identities, network.preprocessing.fit, logits)
-    return embed_images(maker, [face.image for face in case.from_voices])
+    return embed_images(maker, [face.image for face in faces])
 
 
 def _facts(model: SpeechToFace, data: Path, split: str, people: People) -> dict[str, str]:

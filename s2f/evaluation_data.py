@@ -10,7 +10,7 @@ Knows nothing of figures and reports.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,21 +21,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from s2f import files, layout, split
+from s2f import files
+from s2f.appearance_model import PartsEncoder
 from s2f.audio import SAMPLE_RATE, Waveform
 from s2f.console import Progress, silent
 from s2f.device import computing
 from s2f.embeddings import BATCH, Gallery, Maker
 from s2f.errors import DatasetError, ImageError, UsageError
-from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.images import FRAME, open_photo
-from s2f.labels import canonical, read_table
+from s2f.layout import identities, is_photo, speakers
+from s2f.layout import split as split_folder
 from s2f.pipeline import Embedded, Face, SpeechToFace
 
 T = TypeVar("T")
 LABELS = ("labels.csv", "people.csv", "speakers.csv")  # in DATA, or in its trees
 COLUMNS = ("sex", "gender", "age", "ethnicity", "nationality")  # unless others are asked for
-SEX = ("sex", "gender")
 SECONDS = (3, 6)  # of speech, in the papers' tables
 WHOLE = "whole recordings"
 TRAINING_PEOPLE, TRAINING_PHOTOS = 1000, 3  # that a judge is fitted on; photos of each
@@ -129,9 +129,9 @@ class Case:
     @property
     def sexes(self) -> NDArray[np.int64] | None:
         """A number for the sex of each person, [n], -1 where it is not known; None without any."""
-        for name in self.labels:
-            if canonical(name) in SEX:
-                values = [self.labels[name].get(who, "") for who in self.people.names]
+        for name, known in self.labels.items():
+            if name.strip().lower() in ("sex", "gender"):
+                values = [known.get(who, "") for who in self.people.names]
                 kinds = {value: k for k, value in enumerate(sorted({*values} - {""}))}
                 return np.array([kinds.get(value, -1) for value in values], np.int64)
         return None
@@ -194,18 +194,18 @@ def read_people(
         DatasetError: if the split has nobody with a voice and a face, or a file cannot be read.
         CheckpointError: if stored embeddings are of another face encoder.
     """
-    folder = layout.split(tree, split)
-    speakers, left_out = layout.speakers(folder)
-    speakers = spread(speakers, people or len(speakers))
+    folder = split_folder(tree, split)
+    found, left_out = speakers(folder)
+    found = spread(found, people or len(found))
     notes = [f"{len(names)} identities {why}" for why, names in left_out.items() if names]
     gallery = Gallery(folder, maker, progress)
-    failed = gallery.add([face for who in speakers for face in spread(who.faces, most)])
-    notes += [f"{error.message}" for error in failed.values()]
+    failed = gallery.add([face for who in found for face in spread(who.faces, most)])
+    notes += [error.message for error in failed.values()]
     if gallery.n_unchecked:
         notes.append(
             f"{gallery.n_unchecked} embeddings have no photo to tell which face encoder made them"
         )
-    seen = [(who, [f for f in spread(who.faces, most) if f not in failed]) for who in speakers]
+    seen = [(who, [f for f in spread(who.faces, most) if f not in failed]) for who in found]
     seen = [(who, faces) for who, faces in seen if faces]
     if len(seen) < 2:
         raise DatasetError(
@@ -236,39 +236,39 @@ def spread(items: Sequence[T], most: int) -> list[T]:
 
 
 def read_labels(
-    paths: Sequence[Path],
-    names: Sequence[str],
-    columns: Sequence[str] = (),
-    *,
-    notes: list[str] | None = None,
+    paths: Sequence[Path], people: Collection[str], columns: Sequence[str], notes: list[str]
 ) -> dict[str, dict[str, str]]:
     """Read labels of people: by the label's name, the value of each person who has one.
 
     Args:
         paths: csv files; a file that names none of the people is passed over.
-        names: of the people.
-        columns: which labels; by default those of `COLUMNS` that a file has.
+        people: their names.
+        columns: which labels; if empty, those of `COLUMNS` that a file has.
         notes: is told of columns nobody asked for that are no labels.
 
     Raises:
         DatasetError: if a file cannot be read, or as `split.labels_of`.
         UsageError: if no file has a label that was asked for.
     """
+    if not paths and not columns:
+        return {}
+    from s2f.labels import canonical, read_table
+    from s2f.split import labels_of
+
     found: dict[str, dict[str, str]] = {name: {} for name in columns}
     seen: set[str] = set()
-    known = set(names)
     for path in paths:
         table = read_table(path)
         seen.update(table.columns)
-        if not any(cell in known for row in table.rows for cell in row):
+        if not any(cell in people for row in table.rows for cell in row):
             continue  # it is of others
         for name in table.columns:
             if name not in columns if columns else canonical(name) not in COLUMNS:
                 continue
             try:
-                labels = split.labels_of(path, names, [name])
+                labels = labels_of(path, people, [name])
             except DatasetError as error:
-                if columns or notes is None:
+                if columns:
                     raise
                 notes.append(error.message)
                 continue
@@ -319,25 +319,19 @@ def read_examples(
     if split == "train":
         notes.append("No judges: they would be fitted on the very people that they judge.")
     else:
+        much = {"most": TRAINING_PHOTOS, "people": TRAINING_PEOPLE}
         try:
-            training = read_people(
-                voices,
-                "train",
-                maker,
-                most=TRAINING_PHOTOS,
-                people=TRAINING_PEOPLE,
-                progress=progress,
-            )
+            training = read_people(voices, "train", maker, progress=progress, **much)
         except DatasetError as error:
             notes.append(f"Nobody to fit a judge of embeddings on: {error.message}.")
         else:
             owners = [training.names[owner] for owner in training.owners]
             new = [k for k, who in enumerate(owners) if who not in people.names]
             names, embeddings = [owners[k] for k in new], training.embeddings[new]
-            labels = read_labels(tables, training.names, columns, notes=[])
+            labels = read_labels(tables, training.names, columns, [])
         seen = evaluated | set(people.names)
         everyone = names_in_split(faces, "train") | seen
-        photo_labels = read_labels(tables, sorted(everyone), columns, notes=[])
+        photo_labels = read_labels(tables, sorted(everyone), columns, [])
         known = {who for values in photo_labels.values() for who in values} - seen
         labelled = photos_of(faces, "train", known, TRAINING_PHOTOS)
     own = [
@@ -354,25 +348,18 @@ def read_examples(
 def names_in_split(tree: Path, split: str) -> set[str]:
     """Name the identities of a split; none if the tree has no such split."""
     try:
-        folder = layout.split(tree, split)
+        folder = split_folder(tree, split)
     except DatasetError:
         return set()
-    return {identity.name for identity in layout.identities(folder)}
+    return {identity.name for identity in identities(folder)}
 
 
-def photos_of(tree: Path, split: str, names: Collection[str], most: int) -> list[tuple[Path, str]]:
-    """List photos of people of a split: paths, and whose they are.
-
-    Args:
-        tree: a face tree or a voice tree.
-        split: `train`, `val` or `test`.
-        names: of the people.
-        most: photos of one person.
-    """
+def photos_of(tree: Path, split: str, people: Collection[str], most: int) -> list[tuple[Path, str]]:
+    """List photos of people of a split, at most so many of one: paths, and whose they are."""
     found = []
-    for name in sorted(names_in_split(tree, split) & set(names)):
-        identity = layout.split(tree, split) / name
-        inside = list(files.names(identity, layout.is_photo))
+    for name in sorted(names_in_split(tree, split) & set(people)):
+        identity = split_folder(tree, split) / name
+        inside = list(files.names(identity, is_photo))
         found += [(identity / path, name) for path in spread(inside, most)]
     return found
 
@@ -395,8 +382,14 @@ def _open_photos(photos: Sequence[tuple[Path, str]], notes: list[str]) -> Photos
 def face_encoder_of(model: SpeechToFace) -> Maker:
     """Make a model's face encoder ready to embed many photos."""
     encoder = model.model.checkpoints["face_encoder"].network
-    assert isinstance(encoder, FaceEncoder)
-    quick = batch_embedder(encoder, device=model.device, batch_size=BATCH)
+    quick: Callable[[Tensor], Tensor]
+    if isinstance(encoder, PartsEncoder):
+        quick = encoder.to(model.device).eval().one_by_one
+    else:
+        from s2f.face_encoder import VGGFace, batch_embedder
+
+        assert isinstance(encoder, VGGFace)
+        quick = batch_embedder(encoder, device=model.device, batch_size=BATCH)
 
     def embed(faces: Tensor) -> Tensor:
         with computing(model.device, model.precision):
@@ -428,18 +421,17 @@ def build_case(
     Raises:
         DatasetError: if a recording cannot be read, or none holds speech.
     """
-
-    def waveforms(seconds: int | None) -> Iterator[Waveform]:
-        stop = None if seconds is None else seconds * SAMPLE_RATE
-        for path in people.recordings:
-            yield Waveform(np.asarray(files.map_waveform(path)[:stop]), SAMPLE_RATE)
-
     n = len(people.recordings)
     found: dict[str, list[Embedded]] = {}
     for seconds in (*SECONDS, None):
         name = WHOLE if seconds is None else f"{seconds} s"
+        stop = seconds and seconds * SAMPLE_RATE
+        waveforms = (  # read one by one, as they are heard
+            Waveform(np.asarray(files.map_waveform(path)[:stop]), SAMPLE_RATE)
+            for path in people.recordings
+        )
         found[name] = []
-        for item in model.embed_voices(waveforms(seconds)):
+        for item in model.embed_voices(waveforms):
             progress(len(found[name]), n, f"listening, {name}")
             found[name].append(item)
     kept, notes = [], []

@@ -144,12 +144,7 @@ def batch_embedder(
     """
     network = network.to(device).eval()
     if isinstance(network, PartsEncoder):
-
-        @torch.no_grad()
-        def read(faces: Tensor) -> Tensor:
-            return torch.cat([network(face) for face in torch.split(faces.to(device), 1)])
-
-        return read
+        return network.one_by_one
     on_cpu = device.type == "cpu"
     side = network.config.image_size
     layers: list[nn.Module] = []

@@ -9,7 +9,7 @@ Source: Oh et al. 2019, Figure 5; SF2F for the VGGFace score.
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,12 @@ from PIL import Image
 
 from s2f.errors import ImageError, UsageError
 from s2f.evaluation_data import MOST, WHOLE, Case, Samples, spread
-from s2f.face_detection import Detector
 from s2f.images import FRAME, open_photo
 from s2f.metrics import compare_embeddings, correlation, craniofacial
 from s2f.report import Picture, Row, Section, Table
+
+if TYPE_CHECKING:
+    from s2f.face_detection import Detector
 
 INNER = (62, 78, 162, 203)
 """Left, top, right, bottom of the inner face in the 224 frame: brows to chin, no hair."""
@@ -90,7 +92,7 @@ def _to_the_others(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     return differences
 
 
-def all_points_found(images: Sequence[Image.Image], detector: Detector) -> NDArray[np.bool_]:
+def all_points_found(images: Sequence[Image.Image], detector: "Detector") -> NDArray[np.bool_]:
     """Tell in which pictures a detector finds a face all of whose points lie inside, [n].
 
     To be read beside the share among real photos in the same frame: where a frame is tight, the
@@ -183,7 +185,7 @@ def geometry_section(case: Case) -> tuple[Section, Samples]:
 def quality_section(
     case: Case,
     photos: Sequence[Image.Image],
-    detector: Detector | None,
+    detector: "Detector | None",
     logits: NDArray[np.float32] | None,
 ) -> tuple[Section, Samples]:
     """Measure generated faces as pictures.

@@ -284,17 +284,17 @@ def to_html(report: Report) -> str:
 
     Light and dark, on a phone, on paper, and read aloud. Whatever comes from data is escaped.
     """
-    from jinja2 import Environment, FileSystemLoader
+    from jinja2 import Environment
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         # What a name may hold: line ends, and bytes that are no text. Markup has none of them.
         finalize=lambda value: one_line(value) if type(value) is str else value,
     )
-    return environment.get_template("report.html.j2").render(
+    page = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(page).render(
         report=report,
         colours=list(zip(LIGHT, DARK, strict=True)),
         show=show,

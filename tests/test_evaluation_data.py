@@ -76,12 +76,12 @@ def test_labels_are_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("who,age\nzoe,31\n")
     (tmp_path / "c.csv").write_text("who,age,sex\nann,31,F\nben,,\n")
     paths = [tmp_path / f"{name}.csv" for name in "abc"]
-    labels = read_labels(paths, ["ann", "ben"])
+    labels = read_labels(paths, ["ann", "ben"], (), [])
     assert labels == {"sex": {"ann": "F", "ben": "M"}, "age": {"ann": "30-39"}}
-    assert set(read_labels(paths, ["ann", "ben"], ["age"])) == {"age"}
+    assert set(read_labels(paths, ["ann", "ben"], ["age"], [])) == {"age"}
     with pytest.raises(UsageError, match="no label 'height'"):
-        read_labels(paths, ["ann"], ["height"])
-    assert read_labels([], ["ann"]) == {}
+        read_labels(paths, ["ann"], ["height"], [])
+    assert read_labels([], ["ann"], (), []) == {}
 
 
 def test_a_column_that_nobody_asked_for_and_is_no_label_is_noted(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_a_column_that_nobody_asked_for_and_is_no_label_is_noted(tmp_path: Path)
     rows = "\n".join(f"{name},{'FM'[k % 2]},land {k}" for k, name in enumerate(names))
     (tmp_path / "a.csv").write_text(f"who,sex,nationality\n{rows}\n")
     notes: list[str] = []
-    found = read_labels([tmp_path / "a.csv"], names, notes=notes)
+    found = read_labels([tmp_path / "a.csv"], names, (), notes)
     assert set(found) == {"sex"} and "nationality" in notes[0]
     with pytest.raises(DatasetError, match="nationality"):
-        read_labels([tmp_path / "a.csv"], names, ["nationality"])
+        read_labels([tmp_path / "a.csv"], names, ["nationality"], [])
 
 
 def test_photos_of_labelled_people_are_listed(tree: Path) -> None:
