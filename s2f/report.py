@@ -41,13 +41,10 @@ ROUNDS = 2000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """Cells by row under the heads of their columns, shares under a head that ends in "%".
 
-    Attributes:
-        title: of the table; no other part of its section has it.
-        heads: of the columns; a column whose head ends in "%" holds shares.
-        rows: the cells by row; None and NaN where there is nothing to tell.
-        note: what a reader has to know beside it.
+    None and NaN say that there is nothing to tell. As for every part of a section, its title is
+    that of no other part there, and its note is what a reader has to know beside it.
 
     Raises:
         ValueError: if a row has not one cell a head.
@@ -55,7 +52,7 @@ class Table:
 
     title: str
     heads: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[Row, ...]
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -66,16 +63,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix, shown with the shares of each row.
-
-    Attributes:
-        title: of the matrix; no other part of its section has it.
-        classes: the c classes.
-        counts: [c c], how often the class of the row was taken for that of the column.
-        note: what a reader has to know beside it.
+    """A confusion matrix: how often the class of the row was taken for that of the column.
 
     Raises:
-        ValueError: if the counts are not [c c].
+        ValueError: if the counts of c classes are not [c c].
     """
 
     title: str
@@ -100,14 +91,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture.
-
-    Attributes:
-        title: of the picture; no other part of its section has it.
-        png: a PNG file.
-        alt: what it shows, for those who cannot see it.
-        note: what a reader has to know beside it.
-    """
+    """A PNG file, and what it shows for those who cannot see it."""
 
     title: str
     png: bytes
@@ -117,15 +101,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines in one chart.
+    """Lines in one chart: points (x, y) by the name of the line, in order of x.
 
-    Attributes:
-        title: of the chart; no other part of its section has it.
-        x_label: of the axis; shares, if it ends in "%".
-        y_label: likewise.
-        lines: points (x, y) of each line by its name, in order of x. Those that are not finite
-            are not drawn.
-        note: what a reader has to know beside it.
+    An axis whose label ends in "%" has shares. Points that are not finite are not drawn.
     """
 
     title: str
@@ -146,9 +124,9 @@ class Curves:
         lines = {name: dict(points) for name, points in self.drawn().items()}
         xs = sorted({x for points in lines.values() for x in points})
         if len(xs) > POINTS:
-            step = (xs[-1] - xs[0]) / (POINTS - 1)
-            wanted = [xs[0] + k * step for k in range(POINTS)]
-            xs = sorted({min(xs, key=lambda x: abs(x - w)) for w in wanted})
+            xs = sorted(
+                {min(xs, key=lambda x: abs(x - w)) for w in np.linspace(xs[0], xs[-1], POINTS)}
+            )
         share = " %" if self.y_label.endswith("%") else ""
         rows = tuple((x, *(points.get(x) for points in lines.values())) for x in xs)
         return Table(self.title, (self.x_label, *(f"{n}{share}" for n in lines)), rows, self.note)
@@ -159,13 +137,7 @@ Part = Table | Matrix | Picture | Curves
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report under a title.
-
-    Attributes:
-        title: no other section of the report has it.
-        text: paragraphs before its parts.
-        parts: tables, matrices, pictures and curves, in order.
-    """
+    """Paragraphs, then parts, under a title that no other section of the report has."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -211,11 +183,7 @@ def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> li
 
 
 def check_new(folder: Path, *, overwrite: bool) -> None:
-    """Make sure that a report may be written into a folder.
-
-    Raises:
-        UsageError: if it is a file, or there is a report already that may not be overwritten.
-    """
+    """Refuse, with a UsageError, a folder that a report may not be written into."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file", hint="give the name of a folder with -o")
     there = [folder / name for name in PAGES if os.path.lexists(folder / name)]
@@ -243,14 +211,10 @@ def read_report(path: Path) -> Report:
 
 
 def show(value: Cell, head: str = "") -> str:
-    """Write a cell for people.
+    """Write a cell for people: a number with three digits, and all of those before the point.
 
-    Whole numbers keep all digits; others have three, and all of those before the point. What is
-    missing or not finite is a dash.
-
-    Args:
-        value: a text or a number.
-        head: of its column; if it ends in "%", a number is a share, and written in percent.
+    Whole numbers keep all digits. What is missing or not finite is a dash. If the head of the
+    column ends in "%", a number is a share, and written in percent.
 
     Example:
         >>> show(0.45824, "R@10 %"), show(5000), show(45.754), show(0.00002)
@@ -266,11 +230,10 @@ def show(value: Cell, head: str = "") -> str:
         return f"{value:,}"
     if value == 0:
         return "0"
+    rounded = f"{value:.{DIGITS - 1}e}"  # whose exponent tells that 9.999 is 10.0, not 10.00
     if abs(value) < 1e-4:
-        return f"{value:.{DIGITS - 1}e}"
-    # The exponent after rounding: 9.999 is 10.0 and not 10.00.
-    exponent = int(f"{value:.{DIGITS - 1}e}".split("e")[1])
-    return f"{value:,.{max(0, DIGITS - 1 - exponent)}f}"
+        return rounded
+    return f"{value:,.{max(0, DIGITS - 1 - int(rounded.split('e')[1]))}f}"
 
 
 def numeric(table: Table, column: int) -> bool:
@@ -316,17 +279,11 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's letters
     "text.parse_math": False,  # a name is no formula
     "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
     "axes.grid": True,
-    "grid.color": INK,
     "grid.alpha": 0.15,
 }
 
@@ -383,20 +340,20 @@ def to_markdown(report: Report) -> str:
 
     Pictures are named by their titles, and curves are tables of a few points.
     """
-    blocks = [f"# {_markdown_safe(report.title)}"]
-    facts = [f"- {_markdown_safe(k)}: {_markdown_safe(v)}" for k, v in report.facts.items()]
-    blocks += ["\n".join(facts)] if facts else []
+    safe = _markdown_safe
+    blocks = [f"# {safe(report.title)}"]
+    if report.facts:
+        blocks.append("\n".join(f"- {safe(k)}: {safe(v)}" for k, v in report.facts.items()))
     for section in report.sections:
-        blocks.append(f"## {_markdown_safe(section.title)}")
-        blocks += [_markdown_safe(paragraph) for paragraph in section.text]
+        blocks += [f"## {safe(section.title)}", *map(safe, section.text)]
         for part in section.parts:
-            blocks.append(f"### {_markdown_safe(part.title)}")
+            blocks.append(f"### {safe(part.title)}")
             if isinstance(part, Picture):
-                blocks.append(f"(picture: {_markdown_safe(part.alt)})")
+                blocks.append(f"(picture: {safe(part.alt)})")
             else:
                 blocks.append(_markdown_table(part if isinstance(part, Table) else part.table()))
             if part.note:
-                blocks.append(_markdown_safe(part.note))
+                blocks.append(safe(part.note))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -458,21 +415,14 @@ def from_json(text: str, name: str) -> Report:
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r:.40}, and {FORMAT} was wanted")
         return Report(
-            title=_text(data["title"]),
-            facts={key: _text(fact) for key, fact in data["facts"].items()},
-            sections=tuple(
-                Section(
-                    _text(section["title"]),
-                    _texts(section["text"]),
-                    tuple(_part(part) for part in section["parts"] if part["kind"] != "curves"),
-                )
-                for section in data["sections"]
-            ),
-            samples={
-                metric: {identity: _number(value) for identity, value in samples.items()}
-                for metric, samples in data["samples"].items()
+            _text(data["title"]),
+            {key: _text(fact) for key, fact in data["facts"].items()},
+            tuple(_section(section) for section in data["sections"]),
+            {
+                metric: {who: _number(value) for who, value in values.items()}
+                for metric, values in data["samples"].items()
             },
-            lower=frozenset(_texts(data["lower"])),
+            frozenset(_texts(data["lower"])),
         )
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -482,35 +432,40 @@ def from_json(text: str, name: str) -> Report:
         ) from error
 
 
-def _part(data: Any) -> Part:
-    title, note, kind = _text(data["title"]), _text(data["note"]), data["kind"]
-    if kind == "matrix":
-        counts = tuple(tuple(int(_number(n)) for n in row) for row in data["counts"])
-        return Matrix(title, _texts(data["classes"]), counts, note)
-    if kind != "table":
-        raise ValueError(f"{kind!r:.40} is no part of one")
-    rows = tuple(tuple(_cell(cell) for cell in row) for row in data["rows"])
-    return Table(title, _texts(data["heads"]), rows, note)
+def _section(data: Any) -> Section:
+    parts: list[Part] = []
+    for part in data["parts"]:
+        if (kind := part["kind"]) == "matrix":
+            counts = tuple(tuple(int(_number(n)) for n in row) for row in part["counts"])
+            parts.append(
+                Matrix(_text(part["title"]), _texts(part["classes"]), counts, _text(part["note"]))
+            )
+        elif kind == "table":
+            rows = tuple(tuple(map(_cell, row)) for row in part["rows"])
+            parts.append(
+                Table(_text(part["title"]), _texts(part["heads"]), rows, _text(part["note"]))
+            )
+        elif kind != "curves":
+            raise ValueError(f"{kind!r:.40} is no part of one")
+    return Section(_text(data["title"]), _texts(data["text"]), tuple(parts))
+
+
+def _checked(value: Any, kind: Any, what: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} where a {what} was wanted")
+    return value
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} where a text was wanted")
-    return value
+    return str(_checked(value, str, "text"))
 
 
 def _texts(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list):
-        raise TypeError(f"{values!r:.40} where a list was wanted")
-    return tuple(_text(value) for value in values)
+    return tuple(map(_text, _checked(values, list, "list")))
 
 
-def _number(value: Any) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r:.40} where a number was wanted")
-    return value
+def _number(value: Any) -> Any:
+    return math.nan if value is None else _checked(value, int | float, "number")
 
 
 def _cell(value: Any) -> Cell:
@@ -536,16 +491,14 @@ def compare_reports(a: Report, b: Report, name_a: str, name_b: str) -> Report:
     sections = [_differences(a, b, name_a, name_b)]
     theirs = {section.title: section for section in b.sections}
     for section in a.sections:
-        if section.title in theirs:
-            there = {t.title: t for t in theirs[section.title].parts if isinstance(t, Table)}
-            pairs = [(t, there.get(t.title)) for t in section.parts if isinstance(t, Table)]
-            parts = [
-                _side_by_side(one, other, name_a, name_b)
-                for one, other in pairs
-                if other is not None and one.heads == other.heads
-            ]
-            if parts:
-                sections.append(Section(section.title, (), tuple(parts)))
+        there = {t.title: t for t in getattr(theirs.get(section.title), "parts", ())}
+        parts = []
+        for one in section.parts:
+            other = there.get(one.title)
+            if isinstance(one, Table) and isinstance(other, Table) and one.heads == other.heads:
+                parts.append(_side_by_side(one, other, name_a, name_b))
+        if parts:
+            sections.append(Section(section.title, (), tuple(parts)))
     facts = {}
     for key in dict.fromkeys([*a.facts, *b.facts]):
         if a.facts.get(key) == b.facts.get(key):
@@ -596,12 +549,12 @@ def _side_by_side(a: Table, b: Table, name_a: str, name_b: str) -> Table:
     """Put the columns of two tables beside each other; those that are equal stay one."""
     ours, theirs = _by_name(a), _by_name(b)
     keys = list(dict.fromkeys([*ours, *theirs]))
-    nothing: Row = (None,) * len(a.heads)
     heads: list[str] = [a.heads[0]]
     columns: list[list[Cell]] = [[name for name, _ in keys]]
     for k, head in enumerate(a.heads[1:], start=1):
-        left = [ours.get(key, nothing)[k] for key in keys]
-        right = [theirs.get(key, nothing)[k] for key in keys]
+        left, right = (
+            [rows[key][k] if key in rows else None for key in keys] for rows in (ours, theirs)
+        )
         if left == right:
             heads, columns = [*heads, head], [*columns, left]
         else:
