@@ -4,6 +4,7 @@ Each says what its task is made of; devices, the run and what is told are the sa
 three. What is not given is for `TrainConfig`, or for the task's own defaults, to decide.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -45,67 +46,49 @@ def _training(help: str, *names: str, **settings: Any) -> Any:
     return option("Training", help, *names, **settings)
 
 
+def _run(help: str, *names: str, **settings: Any) -> Any:
+    return option("Run", help, *names, **settings)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """The options that the training commands share; those of `TrainConfig` have its names."""
 
-    steps: Annotated[int | None, _training("Optimizer steps (10000).", "--steps", min=1)] = None
-    epochs: Annotated[
-        float | None, _training("Times through the data, instead of --steps.", "--epochs")
-    ] = None
-    batch_size: Annotated[
-        int | None, _training("Samples a step, of all devices.", "--batch-size", min=1)
-    ] = None
-    accumulate: Annotated[
-        int | None, _training("Parts that a device computes them in.", "--accumulate", min=1)
-    ] = None
-    optimizer: Annotated[str | None, _training("adam or adamw.", "--optimizer")] = None
-    lr: Annotated[float | None, _training("Peak learning rate.", "--lr", min=0)] = None
-    betas: Annotated[tuple[float, float] | None, _training("The optimizer's two.", "--betas")] = (
-        None
-    )
-    eps: Annotated[float | None, _training("The optimizer's.", "--eps", min=0)] = None
-    weight_decay: Annotated[
-        float | None, _training("The optimizer's.", "--weight-decay", min=0)
-    ] = None
+    steps: Annotated[int | None, _training("Optimizer steps (10000).", min=1)] = None
+    epochs: Annotated[float | None, _training("Times through the data, instead of --steps.")] = None
+    batch_size: Annotated[int | None, _training("Samples a step, of all devices.", min=1)] = None
+    accumulate: Annotated[int | None, _training("Parts a device computes them in.", min=1)] = None
+    optimizer: Annotated[str | None, _training("adam or adamw.")] = None
+    lr: Annotated[float | None, _training("Peak learning rate.", min=0)] = None
+    betas: Annotated[tuple[float, float] | None, _training("The optimizer's two.")] = None
+    eps: Annotated[float | None, _training("The optimizer's.", min=0)] = None
+    weight_decay: Annotated[float | None, _training("The optimizer's.", min=0)] = None
     schedule: Annotated[
-        str | None,
-        _training("cosine, constant, or paper: x 0.95 every 10,000 steps.", "--schedule"),
+        str | None, _training("cosine, constant, or paper: x 0.95 every 10,000 steps.")
     ] = None
-    clip: Annotated[float | None, _training("Largest gradient norm (5).", "--clip", min=0)] = None
+    clip: Annotated[float | None, _training("Largest gradient norm (5).", min=0)] = None
     patience: Annotated[
-        int | None,
-        _training("End after so many validations without a better one.", "--patience", min=1),
+        int | None, _training("End after so many validations without a better one.", min=1)
     ] = None
     loss_weight: Annotated[
-        list[str] | None,
-        _training("Of a loss; may be repeated.", "--loss-weight", metavar="NAME=VALUE"),
+        list[str] | None, _training("Of a loss; may be repeated.", metavar="NAME=VALUE")
     ] = None
     seed: SeedOpt = None
-    every: Annotated[
-        int | None, option("Run", "Steps between validations and saves (500).", "--every", min=1)
-    ] = None
-    resume: Annotated[
-        bool, option("Run", "Go on with a run that is there (default).", "--resume/--no-resume")
-    ] = True
+    every: Annotated[int | None, _run("Steps between validations and saves (500).", min=1)] = None
+    resume: Annotated[bool, _run("Go on with a run that is there (default).")] = True
     dry_run: Annotated[
-        bool, option("Run", "Try a batch, tell what training would take, and end.", "--dry-run")
+        bool, _run("Try a batch, tell what training would take, and end.", "--dry-run")
     ] = False
-    max_bad: Annotated[
-        int | None, option("Run", "Unreadable items to go on without (0).", "--max-bad", min=0)
-    ] = None
-    workers: Annotated[
-        int | None, option("Run", "Processes a device that read; 0: its own.", "--workers", min=0)
-    ] = None
+    max_bad: Annotated[int | None, _run("Unreadable items to go on without (0).", min=0)] = None
+    workers: Annotated[int | None, _run("Processes a device that read; 0: its own.", min=0)] = None
     device: DeviceOpt = "auto"
-    devices: Annotated[
-        int | None,
-        option("Run", "Devices of this machine to train on together.", "--devices", min=1),
-    ] = None
-    precision: Annotated[str | None, option("Run", "fp32 (default) or bf16.", "--precision")] = None
-    compile: Annotated[bool | None, option("Run", "Compile the network.", "--compile")] = None
+    devices: Annotated[int | None, _run("Devices of this machine to train on together.", min=1)] = (
+        None
+    )
+    precision: Annotated[str | None, _run("fp32 (default) or bf16.")] = None
+    compile: Annotated[bool | None, _run("Compile the network.", "--compile")] = None
     deterministic: Annotated[
-        bool | None, option("Run", "Have a GPU repeat itself exactly.", "--deterministic")
+        bool | None, _run("Have a GPU repeat itself exactly.", "--deterministic")
     ] = None
     tensorboard: Annotated[
         bool, option("Output", "Write TensorBoard's files too.", "--tensorboard")
@@ -133,11 +116,9 @@ class TrainOptions:
         weights: dict[str, float] = {}
         for assignment in self.loss_weight or ():
             name, _, value = assignment.partition("=")
-            try:
+            with contextlib.suppress(ValueError):
                 weights[name] = float(value)
-            except ValueError:
-                weights[name] = math.nan
-            if not 0 <= weights[name] < math.inf:
+            if not 0 <= weights.get(name, -1) < math.inf:
                 raise UsageError(
                     f"--loss-weight {assignment}: is not NAME=VALUE with a value of 0 or more",
                     hint="give for instance --loss-weight texture/mae=10",
@@ -165,7 +146,7 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _run(
+def _learn(
     ctx: typer.Context,
     options: TrainOptions,
     output: Path,
@@ -193,14 +174,14 @@ def _run(
     own = choose_device(options.device)
     try:
         with join_ranks(own) as (ranks, device):
-            _train(console, options, config | options.config(), output, make, device, ranks)
+            _learn_here(console, options, config | options.config(), output, make, device, ranks)
     except (S2FError, KeyboardInterrupt) as reason:
         if is_first():
             raise
         raise typer.Exit(getattr(reason, "exit_code", INTERRUPTED)) from None  # the first says it
 
 
-def _train(
+def _learn_here(
     console: Console,
     options: TrainOptions,
     chosen: dict[str, Any],
@@ -269,13 +250,9 @@ def _say_interrupted(console: Console, output: Path) -> None:
 
 DataArg = Annotated[Path, typer.Argument(help="Folder that holds train and val.")]
 RunOpt = Annotated[Path, option("Output", "Run folder; one begun there goes on.", "--output", "-o")]
-PresetOpt = Annotated[
-    Literal["paper", "seed", "compact"],
-    option("Model", "Shape of the network (default: compact).", "--preset"),
-]
-FaceEncoderOpt = Annotated[
-    Path, option("Input", "Checkpoint that defines the embedding.", "--face-encoder")
-]
+PRESET = option("Model", "Shape of the network (default: compact).")
+PresetOpt = Annotated[Literal["paper", "seed", "compact"], PRESET]
+FaceEncoderOpt = Annotated[Path, option("Input", "Checkpoint that defines the embedding.")]
 NoAugmentOpt = Annotated[bool | None, _training("Leave inputs undisturbed.", " /--no-augment")]
 
 
@@ -285,10 +262,7 @@ def _encoder(
     ctx: typer.Context,
     data: DataArg,
     output: RunOpt = Path("runs/encoder"),
-    preset: Annotated[
-        Literal["paper", "compact"],
-        option("Model", "Shape of the network (default: compact).", "--preset"),
-    ] = "compact",
+    preset: Annotated[Literal["paper", "compact"], PRESET] = "compact",
     augment: NoAugmentOpt = None,
     *,
     options: TrainOptions,
@@ -302,7 +276,7 @@ def _encoder(
         kind = PartsEncoderTask if preset == "compact" else FaceEncoderTask
         return kind(data, preset, Card.of_data(data, output.resolve().name))
 
-    _run(ctx, options, output, task, **given(augment=augment))
+    _learn(ctx, options, output, task, **given(augment=augment))
 
 
 @app.command(
@@ -318,7 +292,7 @@ def _decoder(
     data: DataArg,
     face_encoder: FaceEncoderOpt,
     start: Annotated[
-        Path | None, option("Input", "Face decoder to go on from, not a new one.", "--start")
+        Path | None, option("Input", "Face decoder to go on from, not a new one.")
     ] = None,
     output: RunOpt = Path("runs/decoder"),
     preset: PresetOpt = "compact",
@@ -326,7 +300,7 @@ def _decoder(
         bool, option("Model", "Draw the face itself, without a warp.", "--no-warp")
     ] = False,
     morph: Annotated[
-        float, _training("Share of samples that are morphs of two near faces (0).", "--morph")
+        float, _training("Share of samples that are morphs of two near faces (0).")
     ] = 0.0,
     augment: NoAugmentOpt = None,
     *,
@@ -349,7 +323,7 @@ def _decoder(
             progress=progress,
         )
 
-    _run(ctx, options, output, task, **given(augment=augment))
+    _learn(ctx, options, output, task, **given(augment=augment))
 
 
 @app.command(
@@ -364,9 +338,7 @@ def _voice(
     ctx: typer.Context,
     data: DataArg,
     face_encoder: FaceEncoderOpt,
-    face_decoder: Annotated[
-        Path, option("Input", "Checkpoint made for that encoder.", "--face-decoder")
-    ],
+    face_decoder: Annotated[Path, option("Input", "Checkpoint made for that encoder.")],
     output: RunOpt = Path("runs/voice"),
     pairing: Annotated[
         Literal["all-to-all", "one-to-one", "all-to-one", "same-clip"],
@@ -374,34 +346,30 @@ def _voice(
             "Input",
             "Which face a recording comes with: any of the person's (all-to-all, default), one "
             "each, always the first, or that of the same clip.",
-            "--pairing",
         ),
     ] = "all-to-all",
     per_identity: Annotated[
-        int | None, option("Input", "Recordings of a person, at most.", "--per-identity", min=1)
+        int | None, option("Input", "Recordings of a person, at most.", min=1)
     ] = None,
     preset: PresetOpt = "compact",
     arch: Annotated[
-        Literal["conv", "ast"], option("Model", "conv (default), or ast: a transformer.", "--arch")
+        Literal["conv", "ast"], option("Model", "conv (default), or ast: a transformer.")
     ] = "conv",
     pretrained: Annotated[
-        str | None,
-        option("Model", "Where AST starts: a folder or id of Hugging Face.", "--pretrained"),
+        str | None, option("Model", "Where AST starts: a folder or id of Hugging Face.")
     ] = None,
     random_init: Annotated[bool, option("Model", "Start AST at random.", "--random-init")] = False,
     stats: Annotated[
-        Path | None, option("Model", "Mean and std of the log-mel, from prep stats.", "--stats")
+        Path | None, option("Model", "Mean and std of the log-mel, from prep stats.")
     ] = None,
     head_steps: Annotated[
-        int | None,
-        _training("Steps of a pretrained AST's head alone (1000).", "--head-steps", min=0),
+        int | None, _training("Steps of a pretrained AST's head alone (1000).", min=0)
     ] = None,
     unfreeze: Annotated[
-        int | None,
-        _training("Last layers of it that are trained after that (all).", "--unfreeze", min=0),
+        int | None, _training("Last layers of it that are trained after that (all).", min=0)
     ] = None,
     min_seconds: Annotated[
-        float | None, _training("Shortest clips (compact: 2; not for ast).", "--min-seconds")
+        float | None, _training("Shortest clips (compact: 2; not for ast).")
     ] = None,
     disturb: Annotated[
         str | None,
@@ -416,10 +384,10 @@ def _voice(
         ),
     ] = None,
     calibrate_at: Annotated[
-        int | None, _training("Step at which auto finds weights (1000).", "--calibrate-at", min=0)
+        int | None, _training("Step at which auto finds weights (1000).", min=0)
     ] = None,
     contrastive: Annotated[
-        float | None, _training("Add InfoNCE with this weight.", "--contrastive", metavar="W")
+        float | None, _training("Add InfoNCE with this weight.", metavar="W")
     ] = None,
     *,
     options: TrainOptions,
@@ -457,7 +425,7 @@ def _voice(
             progress=progress,
         )
 
-    _run(ctx, options, output, task, **given(calibrate_at=calibrate_at))
+    _learn(ctx, options, output, task, **given(calibrate_at=calibrate_at))
 
 
 @app.command("demo", epilog=examples("s2f train demo data/demo -o runs/demo"))

@@ -22,15 +22,12 @@ Item = dict[str, Tensor]
 class Key(NamedTuple):
     """What a dataset is asked for.
 
-    Attributes:
-        item: its index.
-        seed: of what is random about it.
-        share: 0..1, random but the same for all items of a step: of what has to be equal in a
-            batch, such as the length of clips. 1 where nothing is to be random.
+    `share`, 0..1, is random but the same for all items of a step: for what has to be equal in a
+    batch, such as the length of clips. It is 1 where nothing is to be random.
     """
 
-    item: int
-    seed: int
+    item: int  # its index
+    seed: int  # of what is random about it
     share: float = 1.0
 
 
@@ -64,17 +61,11 @@ def plan_steps(
 
 
 class Loaded(NamedTuple):
-    """A batch, as it comes from where it was read; errors travel as values, from any process.
+    """A batch, as it comes from where it was read; errors travel as values, from any process."""
 
-    Attributes:
-        keys: of the items, or that were asked for where there are none.
-        items: by name [b ...]; None where it cannot be made up.
-        bad: why items could not be read; others took the place of these.
-    """
-
-    keys: list[Key]
-    items: Item | None
-    bad: list[S2FError]
+    keys: list[Key]  # of the items, or that were asked for where there are none
+    items: Item | None  # by name [b ...]; None where it cannot be made up
+    bad: list[S2FError]  # why items could not be read; others took the place of these
 
 
 class _Careful(Dataset[Loaded]):

@@ -32,6 +32,7 @@ from s2f.errors import DeviceError, S2FError
 
 LOST = 75  # exit code of a process that lost another and leaves it to `launch` to say so
 LAUNCHED = "S2F_LAUNCHED"  # in the environment of processes that `launch` started
+GONE = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "NCCL")
 WHY = "why"  # key of the error that ended a process, where the others find it
 
 
@@ -106,17 +107,11 @@ def _check_devices(name: str, n: int) -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, as one of them sees them. Alone, if nothing is said.
+    """The processes of a run, as one of them sees them. Alone, if nothing is said."""
 
-    Attributes:
-        rank: number of this one.
-        size: how many there are.
-        launcher: the process that started them.
-    """
-
-    rank: int = 0
-    size: int = 1
-    launcher: int | None = None
+    rank: int = 0  # number of this one
+    size: int = 1  # how many there are
+    launcher: int | None = None  # the process that started them
 
     @property
     def first(self) -> bool:
@@ -152,10 +147,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the other processes, if the environment says that there are any.
-
-    Args:
-        device: that was asked for; `cuda` becomes the process's own.
+    """Join the other processes, if there are any; of a device `cuda`, give this process's own.
 
     Raises:
         DeviceError: if this process has no device of its own, or another process has ended.
@@ -183,7 +175,7 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
             store.set(WHY, json.dumps(described(error)))
         raise
     except RuntimeError as error:
-        if not _says_lost(error):
+        if not (isinstance(error, distributed.DistError) or any(w in str(error) for w in GONE)):
             raise
         _see_to_the_end()
         why = _why(store)
@@ -201,22 +193,14 @@ def _see_to_the_end() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _says_lost(error: RuntimeError) -> bool:
-    """Tell whether an error says that another process has gone."""
-    words = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "NCCL")
-    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
-
-
 def _why(store: Any) -> S2FError | None:
     """Ask why another process has ended; None if it had no time to tell."""
-    try:
-        if not store.check([WHY]):
-            return None
-        why = json.loads(store.get(WHY))
-    except RuntimeError:  # whoever kept it has ended too
-        return None
-    error: S2FError = getattr(errors, why["error"])(why["message"], hint=why["hint"])
-    return error
+    with contextlib.suppress(RuntimeError):  # whoever kept it has ended too
+        if store.check([WHY]):
+            why = json.loads(store.get(WHY))
+            error: S2FError = getattr(errors, why["error"])(why["message"], hint=why["hint"])
+            return error
+    return None
 
 
 def _lost() -> DeviceError:
@@ -294,11 +278,5 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return
     for module in network.modules():
-        for name, child in module.named_children():
-            if isinstance(child, _BatchNorm):
-                synced = _SyncedBatchNorm(child.num_features, child.eps, child.momentum)
-                synced.weight, synced.bias = child.weight, child.bias
-                for key, buffer in child.named_buffers():
-                    setattr(synced, key, buffer)
-                synced.train(child.training)
-                setattr(module, name, synced)
+        if isinstance(module, _BatchNorm):
+            module.__class__ = _SyncedBatchNorm  # which has the same parameters and buffers

@@ -23,6 +23,10 @@ from s2f.errors import CheckpointError, UsageError
 from s2f.files import atomic_write
 from s2f.images import encode, to_image
 
+DAMAGED = (  # what a state that is none of this run's raises
+    *(safetensors.SafetensorError, OSError, KeyError),
+    *(TypeError, ValueError, RuntimeError),
+)
 LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
 SAVED = (  # fields of `Run` in the saved state, in this order, before the calibrated weights
     *("step", "best", "best_step", "best_losses", "best_running"),
@@ -32,33 +36,20 @@ SAVED = (  # fields of `Run` in the saved state, in this order, before the calib
 
 @dataclass
 class Run:
-    """Everything that a run needs to go on: step, best score, running losses; and its files.
-
-    Attributes:
-        folder: the run directory.
-        writes: whether this is the process that writes, of several that share the directory.
-        step: optimizer steps done.
-        best: lowest score so far, of `best_step`, with its validation losses `best_losses` and
-            the running ones then, `best_running`.
-        running: mean training losses, the older the fainter.
-        logged: lines of the history that the last save knows of.
-        bad: why items could not be read.
-        ended: whether there is nothing left to train.
-        loss_weights: where they were calibrated; else empty.
-    """
+    """Everything that a run needs to go on: step, best score, running losses; and its files."""
 
     folder: Path
-    writes: bool = True
-    step: int = 0
-    best: float = math.inf
-    best_step: int = 0
-    best_losses: dict[str, float] = field(default_factory=dict)
-    best_running: dict[str, float] = field(default_factory=dict)
-    running: dict[str, float] = field(default_factory=dict)
-    logged: int = 0
-    bad: list[str] = field(default_factory=list)
-    ended: bool = False
-    loss_weights: dict[str, float] = field(default_factory=dict)
+    writes: bool = True  # whether this process writes, of several that share the folder
+    step: int = 0  # optimizer steps done
+    best: float = math.inf  # lowest score so far
+    best_step: int = 0  # that it is of
+    best_losses: dict[str, float] = field(default_factory=dict)  # its validation losses
+    best_running: dict[str, float] = field(default_factory=dict)  # the running ones then
+    running: dict[str, float] = field(default_factory=dict)  # mean losses, the older the fainter
+    logged: int = 0  # lines of the history that the last save knows of
+    bad: list[str] = field(default_factory=list)  # why items could not be read
+    ended: bool = False  # whether there is nothing left to train
+    loss_weights: dict[str, float] = field(default_factory=dict)  # where they were calibrated
 
     @property
     def file(self) -> Path:
@@ -84,14 +75,14 @@ class Run:
             OutputError: if the directory cannot be written.
         """
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
-        mine = json.loads(json.dumps(config))
-        path = self.folder / "config.json"
+        mine, path = json.loads(json.dumps(config)), self.folder / "config.json"
+        cure = "give another folder with -o"
         if not path.is_file():
             strangers = [p.name for p in self.folder.glob("[!.]*") if p.suffix not in LOGS]
             if strangers:
                 raise UsageError(
                     f"{self.folder}: is no run: it holds {min(strangers)} and no config.json",
-                    hint="give another folder with -o",
+                    hint=cure,
                 )
             with atomic_write(path) as file:
                 file.write(json.dumps(mine, indent=1).encode())
@@ -99,20 +90,16 @@ class Run:
         try:
             theirs = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: is not the config of a run: {error}", hint="give another folder with -o"
-            ) from error
+            text = f"{path}: is not the config of a run: {error}"
+            raise CheckpointError(text, hint=cure) from error
         if "task" not in theirs:
-            raise UsageError(
-                f"{path}: is the config of something else than a run",
-                hint="give another folder with -o",
-            )
+            raise UsageError(f"{path}: is the config of something else than a run", hint=cure)
         for key in mine | theirs:
             if mine.get(key) != theirs.get(key):
                 raise UsageError(
                     f"{self.folder}: holds a run with {key} {theirs.get(key)}; "
                     f"this one has {mine.get(key)}",
-                    hint="give the same options to go on with it, or another folder with -o",
+                    hint=f"give the same options to go on with it, or {cure.removeprefix('give ')}",
                 )
 
     def log(self, rate: float, measured: Mapping[str, float], *, solved: bool = False) -> None:
@@ -122,15 +109,14 @@ class Run:
             record["loss_weights"] = self.loss_weights
         if solved:
             record["solved"] = True
-        path, known = self.log_file, self.logged
+        if self.writes:
+            path = self.log_file
+            lines = path.read_bytes().splitlines() if path.is_file() else []
+            # Steps after the last save are trained again after a kill: drop what they had logged.
+            lines = [*lines[: self.logged], json.dumps(record).encode()]
+            with atomic_write(path) as file:
+                file.write(b"".join(line + b"\n" for line in lines))
         self.logged += 1
-        if not self.writes:
-            return
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        # Steps after the last save are trained again after a kill: drop what they had logged.
-        lines = [*lines[:known], json.dumps(record).encode()]
-        with atomic_write(path) as file:
-            file.write(b"".join(line + b"\n" for line in lines))
 
     def history(self) -> list[dict[str, Any]]:
         """Read what was logged.
@@ -182,31 +168,23 @@ class Run:
             with safetensors.safe_open(self.file, framework="pt", device=str(device)) as file:
                 numbers = json.loads(file.metadata()["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            weights: dict[str, Tensor] = {}
+            own = {k: v for k, v in tensors.items() if k.startswith("network.")}
+            network.load_state_dict({k.removeprefix("network."): v for k, v in own.items()})
             moments: dict[int, dict[str, Tensor]] = {}
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             for name, tensor in tensors.items():
-                part, rest = name.split(".", 1)
-                if part == "network":
-                    weights[rest] = tensor
-                else:
-                    index, key = rest.split(".", 1)
+                if name.startswith("optimizer."):
+                    _, index, key = name.split(".", 2)
                     # In the parameter's memory format: a fused optimizer looks at neither's.
                     like = trained[int(index)]
-                    moments.setdefault(int(index), {})[key] = (
-                        torch.empty_like(like).copy_(tensor)
-                        if tensor.shape == like.shape
-                        else tensor
-                    )
-            network.load_state_dict(weights)
+                    same = tensor.shape == like.shape
+                    value = torch.empty_like(like).copy_(tensor) if same else tensor
+                    moments.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
             for name in SAVED:
                 setattr(self, name, numbers[name])
             self.loss_weights = numbers.get("loss_weights", {})
-        except (
-            *(safetensors.SafetensorError, OSError, KeyError),
-            *(TypeError, ValueError, RuntimeError),
-        ) as error:
+        except DAMAGED as error:
             raise CheckpointError(
                 f"{self.file}: is not a state of this run: {error}",
                 hint=f"remove {self.folder} to train anew",

@@ -52,17 +52,11 @@ PAUSE = 0.5  # seconds after which a CPU that is alone looks earlier
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are trained alike.
-
-    Attributes:
-        parameters: which.
-        start: step from which they are trained; before it they are frozen.
-        lr: their share of the learning rate.
-    """
+    """Parameters that are trained alike."""
 
     parameters: Sequence[nn.Parameter]
-    start: int = 0
-    lr: float = 1.0
+    start: int = 0  # step from which they are trained; before it they are frozen
+    lr: float = 1.0  # their share of the learning rate
 
 
 class Data(Protocol):
@@ -126,56 +120,32 @@ class Task(Protocol):
 class TrainConfig:
     """How to train.
 
-    Attributes:
-        steps: optimizer steps.
-        batch_size: samples a step, on all devices together.
-        accumulate: parts that a device computes its samples of a step in, one after the other.
-        optimizer: `adamw`, or `adam`, whose weight decay is part of the gradient.
-        lr: peak learning rate.
-        betas: the optimizer's; the paper uses (0.5, 0.999).
-        eps: the optimizer's; the paper uses 1e-4.
-        weight_decay: the optimizer's.
-        schedule: `cosine` after a warm-up, `paper`: x 0.95 every 10,000 steps, or `constant`.
-        clip: largest gradient norm.
-        precision: `fp32`, or `bf16`: networks compute in bfloat16 where that is safe.
-        compile: whether the network is compiled.
-        deterministic: whether a GPU repeats itself exactly; slower.
-        seed: of everything random.
-        every: steps between validations, samples and saves.
-        patience: validations without a better score after which training ends; None for never.
-        max_bad: items that may be unreadable before training ends.
-        loss_weights: one for each loss of the task.
-        calibrate_at: steps after which `losses.calibrate` finds the weights anew; None for never.
-        augment: whether training inputs are disturbed.
-        half: whether best.safetensors stores half precision.
-        workers: processes that read data, a device; 0 reads in the training process.
-
     Raises:
         UsageError: if a value is none of these, or not in its range.
     """
 
-    steps: int = 10_000
-    batch_size: int = 32
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-    schedule: str = "cosine"
-    clip: float = 5.0
-    precision: str = "fp32"
-    compile: bool = False
-    deterministic: bool = False
-    seed: int = 0
-    every: int = 500
-    patience: int | None = None
-    max_bad: int = 0
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
-    calibrate_at: int | None = None
-    augment: bool = True
-    half: bool = False
-    workers: int = 0
+    steps: int = 10_000  # optimizer steps
+    batch_size: int = 32  # samples a step, on all devices together
+    accumulate: int = 1  # parts of these that a device computes one after the other
+    optimizer: str = "adamw"  # `adamw`, or `adam`, whose weight decay is part of the gradient
+    lr: float = 1e-3  # peak learning rate
+    betas: tuple[float, float] = (0.9, 0.999)  # the optimizer's; the paper uses (0.5, 0.999)
+    eps: float = 1e-8  # the optimizer's; the paper uses 1e-4
+    weight_decay: float = 1e-4  # the optimizer's
+    schedule: str = "cosine"  # after a warm-up; `paper`: x 0.95 every 10,000 steps; `constant`
+    clip: float = 5.0  # largest gradient norm
+    precision: str = "fp32"  # `fp32`, or `bf16`: networks compute in bfloat16 where that is safe
+    compile: bool = False  # whether the network is compiled
+    deterministic: bool = False  # whether a GPU repeats itself exactly; slower
+    seed: int = 0  # of everything random
+    every: int = 500  # steps between validations, samples and saves
+    patience: int | None = None  # validations without a better score that end it; None: never
+    max_bad: int = 0  # items that may be unreadable before training ends
+    loss_weights: Mapping[str, float] = field(default_factory=dict)  # one for each loss of the task
+    calibrate_at: int | None = None  # steps after which the weights are found anew; None: never
+    augment: bool = True  # whether training inputs are disturbed
+    half: bool = False  # whether best.safetensors stores half precision
+    workers: int = 0  # processes that read data, a device; 0 reads in the training process
 
     def __post_init__(self) -> None:
         for names, fits, wanted in (

@@ -28,23 +28,18 @@ Board = Callable[[int, Mapping[str, float], Tensor | None], None]
 
 
 def renew_loss_curves(run: Run, stages: Mapping[int, str]) -> float:
-    """Renew `loss.png` where it is older than the history.
+    """Renew a run's `loss.png` where it is older than the history; `stages` begin at these steps.
 
     A killed run does not miss it: where the last is not of the end, the next session draws it.
-
-    Args:
-        run: whose history it shows.
-        stages: by step, what begins there.
-
-    Returns:
-        When it may be drawn again, by the monotonic clock.
+    Returns when it may be drawn again, by the monotonic clock.
 
     Raises:
         CheckpointError: as `Run.history`.
         OutputError: if it cannot be written.
     """
     began, path = time.monotonic(), run.folder / LOSSES
-    if not run.writes or not run.logged or _is_newer(path, run.log_file):
+    drawn = path.stat().st_mtime_ns if path.is_file() else -1
+    if not run.writes or not run.logged or drawn >= run.log_file.stat().st_mtime_ns:
         return began
     png = visualize.draw_losses(run.history(), best=run.best_step, stages=stages)
     with atomic_write(path) as file:
@@ -53,17 +48,11 @@ def renew_loss_curves(run: Run, stages: Mapping[int, str]) -> float:
     return ended + REST * (ended - began)
 
 
-def _is_newer(path: Path, than: Path) -> bool:
-    return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
-
-
 @contextlib.contextmanager
 def open_board(folder: Path, *, after: int) -> Iterator[Board]:
-    """Open TensorBoard's file of one session of a run; it gives what takes the steps.
+    """Open TensorBoard's file of one session of a run in a folder; gives what takes the steps.
 
-    Args:
-        folder: where it lies.
-        after: step that the session goes on from: what was told of later ones counts no more.
+    What was told before of steps `after` the one that the session goes on from counts no more.
 
     Raises:
         DependencyError: if TensorBoard is not installed.
@@ -74,18 +63,8 @@ def open_board(folder: Path, *, after: int) -> Iterator[Board]:
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     from torch.utils.tensorboard import SummaryWriter
 
-    @contextlib.contextmanager
-    def writing() -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise unwritable(folder, error) from error
-
-    with writing():
-        writer = SummaryWriter(folder, purge_step=after + 1)
-
     def tell(step: int, values: Mapping[str, float], picture: Tensor | None) -> None:
-        with writing():
+        with _writing(folder):
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
             if picture is not None:
@@ -93,11 +72,21 @@ def open_board(folder: Path, *, after: int) -> Iterator[Board]:
                 writer.add_image("samples", pixels, step)
                 writer.flush()
 
+    with _writing(folder):
+        writer = SummaryWriter(folder, purge_step=after + 1)
     try:
         yield tell
     finally:
-        with writing():
+        with _writing(folder):
             writer.close()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def require_tensorboard() -> None:
