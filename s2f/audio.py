@@ -28,7 +28,7 @@ SAMPLE_RATE = 16_000  # Hz: of every waveform, once a recording is read
 FRAME_SAMPLES = SAMPLE_RATE // 100  # 160 samples, 10 ms: what powers are measured in
 LOUDNESS_DBFS = -23.0  # RMS
 SILENCE_DBFS = -90.0  # RMS: below the quantisation noise of 16-bit audio
-MIN_SECONDS = 0.5
+MIN_SECONDS, MAX_RECORDED_SECONDS = 0.5, 600.0
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .mp3 .m4a .aac .opus .webm "
@@ -51,8 +51,7 @@ class Waveform(NamedTuple):
     """Sound that is an array already: of a microphone, or of other Python code.
 
     Attributes:
-        samples: [n] or [n c], floating point of about -1..1, or integers of the whole range of
-            their type.
+        samples: [n] or [n c], floating point of about -1..1, or integers of their type's range.
         rate: samples a second.
     """
 
@@ -61,14 +60,7 @@ class Waveform(NamedTuple):
 
 
 def find_recordings(paths: Sequence[Path]) -> list[Path]:
-    """List the recordings among files and folders.
-
-    Args:
-        paths: files, kept whatever their suffix, and folders, searched at every depth for
-            `SUFFIXES`; hidden files and folders in them are passed over.
-
-    Returns:
-        The recordings in the order of `paths`, sorted within a folder, each once.
+    """List the recordings among files, kept whatever their suffix, and folders, by `SUFFIXES`.
 
     Raises:
         AudioError: if a path is missing or a folder holds no recording.
@@ -179,12 +171,11 @@ def read_speech(
         powers = powers[sounding]
     seconds = len(recorded) / SAMPLE_RATE
     if seconds < MIN_SECONDS:
-        found = f"lasts {seconds:.2f} s"
-        found += f" from {start:g} s on" if start else ""
-        found += " without its silence" if trim_silence else ""
-        wanted = f"{MIN_SECONDS:g} s of speech or more"
+        where = f" from {start:g} s on" if start else ""
+        where += " without its silence" if trim_silence else ""
         cure = "Start earlier." if start else "Record a sentence or two."
-        raise _unusable(name, found, wanted, cure)
+        wanted = f"{MIN_SECONDS:g} s of speech or more"
+        raise _unusable(name, f"lasts {seconds:.2f} s{where}", wanted, cure)
     power = float(powers.sum()) / len(recorded)
     if power < 10 ** (SILENCE_DBFS / 10):
         found = f"holds only silence (RMS below {SILENCE_DBFS:g} dBFS)"
@@ -197,11 +188,7 @@ def read_speech(
 def check_part(
     start: float = 0.0, duration: float | None = None, trim_silence: float | None = None
 ) -> None:
-    """Make sure that there can be such a part of a recording, as `read_speech` takes it.
-
-    Raises:
-        UsageError: if there cannot.
-    """
+    """Raise a `UsageError` if `read_speech` takes no such part of a recording."""
     if not 0 <= start < math.inf:
         message = f"speech is to start at {start:g} s; wanted 0 s or later"
         raise UsageError(message, hint="leave it out to start at the beginning")
@@ -214,17 +201,10 @@ def check_part(
 
 
 def clips(waveform: FloatArray, clip_samples: int) -> FloatArray:
-    """Cut speech into clips of one length.
+    """Cut speech [n], n >= 1, into clips [m clip_samples], m >= 1.
 
     Shorter speech is looped. Longer speech gives consecutive clips; a rest of half a clip or more
     becomes a clip too, filled with the speech before it, and a shorter rest is dropped.
-
-    Args:
-        waveform: mono [n], n >= 1.
-        clip_samples: length of a clip.
-
-    Returns:
-        [m clip_samples], m >= 1.
     """
     if not waveform.size:
         raise ValueError("an empty waveform cannot be looped")
@@ -313,25 +293,19 @@ def _read(
 
 def _copied(stream: BinaryIO, name: str, stack: contextlib.ExitStack) -> BinaryIO:
     """Copy a stream that cannot seek to a file without a name, which the stack closes."""
-
-    @contextlib.contextmanager
-    def writing() -> Iterator[None]:
+    file, piece = None, b""
+    while file is None or piece:
         try:
-            yield
+            file = file or stack.enter_context(tempfile.TemporaryFile(prefix="s2f-"))
+            file.write(piece)
+            file.flush()
         except OSError as error:
             reason = error.strerror or error
             raise OutputError(
                 f"{name} cannot be copied to the folder for temporary files ({reason})",
                 hint="Free some space there, or set TMPDIR to a folder on a larger disk.",
             ) from error
-
-    with writing():
-        file = stack.enter_context(tempfile.TemporaryFile(prefix="s2f-"))
-    while copied := stream.read(1 << 20):
-        with writing():
-            file.write(copied)
-    with writing():
-        file.flush()
+        piece = stream.read(1 << 20)
     return file
 
 
@@ -372,11 +346,7 @@ def _resampled(blocks: Iterator[_Block], name: str) -> Iterator[FloatArray]:
 
 
 def _soundfile_blocks(data: BinaryIO) -> Iterator[_Block]:
-    """Yield the blocks of a file in one of libsndfile's formats.
-
-    Raises:
-        soundfile.LibsndfileError: if it is in none of them, damaged, or says that it is empty.
-    """
+    """Yield the blocks of a file that libsndfile knows, else raise a `LibsndfileError`."""
     import soundfile
 
     data.seek(0)
@@ -424,16 +394,14 @@ def _av_frames(data: BinaryIO, name: str) -> Iterator[Any]:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             found = f"has no sound track that can be decoded, only {kinds}"
             raise _unusable(name, found, hint="Give the recording, or a video with sound.")
-        packets = container.demux(stream)
-        damage, decoded = None, False
+        packets, damage, decoded = container.demux(stream), None, False
         while True:
             try:
                 frames: list[Any] = next(packets).decode()
             except StopIteration:
                 break
             except av.FFmpegError as error:  # pass over this packet, as the ffmpeg command does
-                damage = error
-                continue
+                damage, frames = error, []
             for frame in frames:
                 decoded, frame.pts = True, None  # joined as they come, gaps or not
                 yield frame
@@ -444,14 +412,17 @@ def _av_frames(data: BinaryIO, name: str) -> Iterator[Any]:
 def _array_blocks(waveform: Waveform, name: str) -> Iterator[_Block]:
     """Yield the blocks that a file of the same samples gives."""
     samples, rate = waveform
-    wanted = "a NumPy array [n] or [n c] of integers, or of floating point of about -1..1"
+    found, hint = "", "Convert it."
     if not isinstance(samples, np.ndarray):
-        raise _unusable(name, f"is of type {type(samples).__name__}", wanted, "Convert it.")
-    if samples.dtype.kind not in "iuf":
-        raise _unusable(name, f"is an array of {samples.dtype}", wanted, "Convert it.")
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > _CHANNELS):
+        found = f"is of type {type(samples).__name__}"
+    elif samples.dtype.kind not in "iuf":
+        found = f"is an array of {samples.dtype}"
+    elif samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > _CHANNELS):
+        found = f"is an array {list(samples.shape)}"
         hint = "Give one recording at a time, with its samples along the first dimension."
-        raise _unusable(name, f"is an array {list(samples.shape)}", wanted, hint)
+    if found:
+        wanted = "a NumPy array [n] or [n c] of integers, or of floating point of about -1..1"
+        raise _unusable(name, found, wanted, hint)
     if not samples.size:
         return
     samples = samples.reshape(len(samples), -1)
@@ -473,19 +444,11 @@ def _unusable(
     return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)
 
 
-MIN_RECORDED_SECONDS, MAX_SECONDS = 0.5, 600.0
-_RECORDED_SECONDS = 0.1  # at once, so that Ctrl-C does not wait long
-
-
 def record(seconds: float, *, progress: Progress = silent) -> Waveform:
     """Record from the default input device, at that device's own rate.
 
     Where the computer cannot keep up, the device drops samples: what is there is joined, and
-    recorded until it lasts `seconds`.
-
-    Args:
-        seconds: of sound, 0.5 to 600.
-        progress: what to report to, in seconds.
+    recorded until it lasts `seconds`, 0.5 to 600. Progress is told in seconds.
 
     Returns:
         Mono, float32 of -1..1.
@@ -500,7 +463,7 @@ def record(seconds: float, *, progress: Progress = silent) -> Waveform:
     try:
         device = sounddevice.query_devices(kind="input")
         rate = round(device["default_samplerate"])
-        n, block = round(seconds * rate), round(_RECORDED_SECONDS * rate)
+        n, block = round(seconds * rate), round(0.1 * rate)  # Ctrl-C waits for a block
         total, what = math.ceil(seconds), f"recording from {device['name']}"
         samples: FloatArray = np.empty(n, np.float32)
         stream = sounddevice.InputStream(samplerate=rate, channels=1, dtype="float32")
@@ -522,8 +485,8 @@ def record(seconds: float, *, progress: Progress = silent) -> Waveform:
 
 def check_seconds(seconds: float) -> None:
     """Raise a `UsageError` if so many are not recorded."""
-    if not MIN_RECORDED_SECONDS <= seconds <= MAX_SECONDS:
-        wanted = f"{MIN_RECORDED_SECONDS:g} to {MAX_SECONDS:g}"
+    if not MIN_SECONDS <= seconds <= MAX_RECORDED_SECONDS:
+        wanted = f"{MIN_SECONDS:g} to {MAX_RECORDED_SECONDS:g}"
         message = f"{seconds:g} s are to be recorded; wanted {wanted}"
         raise UsageError(message, hint="6 s are one clip of speech")
 
@@ -531,6 +494,8 @@ def check_seconds(seconds: float) -> None:
 def _sounddevice() -> Any:
     try:
         import sounddevice
+
+        return sounddevice
     except ImportError as error:
         raise DependencyError(
             "recording needs the package sounddevice, which is not installed",
@@ -546,4 +511,3 @@ def _sounddevice() -> Any:
             f"the sound system of this machine cannot be used: {error}",
             hint="record with another program, and give the file",
         ) from error
-    return sounddevice

@@ -51,30 +51,20 @@ def read_embedding(path: Path, width: int) -> NDArray[np.float32]:
     Raises:
         DatasetError: if it cannot be read, or is not `width` finite floating-point values.
     """
-    values = read_array(path)
+    values, hint = read_array(path), "make it again with s2f prep embeddings"
     if values.shape not in ((width,), (1, width)) or values.dtype.kind != "f":
-        raise DatasetError(
-            f"{path}: holds {values.dtype} values {list(values.shape)}; wanted an embedding "
-            f"[{width}] of floating-point values",
-            hint="make it again with s2f prep embeddings",
-        )
+        found = f"{path}: holds {values.dtype} values {list(values.shape)}"
+        wanted = f"wanted an embedding [{width}] of floating-point values"
+        raise DatasetError(f"{found}; {wanted}", hint=hint)
     with np.errstate(over="ignore"):  # found on the next line
         embedding = values.reshape(width).astype(np.float32)
     if not np.isfinite(embedding).all():
-        raise DatasetError(
-            f"{path}: holds values that are not finite",
-            hint="make it again with s2f prep embeddings",
-        )
+        raise DatasetError(f"{path}: holds values that are not finite", hint=hint)
     return embedding
 
 
 def check_embeddings(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Path], Path]) -> None:
-    """Make sure that a face encoder made stored embeddings: embed a few again.
-
-    Args:
-        maker: the face encoder.
-        paths: of the embeddings; `CHECKED` of them are looked at, spread evenly.
-        photo_of: finds the photo of one.
+    """Make sure that a face encoder made stored embeddings: embed `CHECKED` of them again.
 
     Raises:
         DatasetError: if one cannot be read.
@@ -82,8 +72,6 @@ def check_embeddings(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Pa
         CheckpointError: if it differs from the encoder's by more than `TOLERANCE`.
     """
     n = min(CHECKED, len(paths))
-    if n == 0:
-        return
     photos: dict[Path, Tensor] = {}
     broken = []  # tell nothing, and are not needed: their embeddings stand
     for path in (paths[k * len(paths) // n] for k in range(n)):
@@ -91,9 +79,9 @@ def check_embeddings(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Pa
             photos[path] = load_face(photo_of(path), fit=maker.fit)
         except ImageError as reason:
             broken.append(reason)
-    if not photos:
+    if not photos and broken:
         raise broken[0]
-    made = maker.of(list(photos.values()))
+    made = maker.of(list(photos.values())) if photos else ()
     for path, wanted in zip(photos, made, strict=True):
         found = read_array(path)
         error = float("inf")
@@ -116,13 +104,7 @@ class Gallery:
     """
 
     def __init__(self, folder: Path, maker: Maker, progress: Progress = silent) -> None:
-        """Start without any.
-
-        Args:
-            folder: of one split.
-            maker: the face encoder that the embeddings have to be of.
-            progress: told of faces.
-        """
+        """Start without any of a split's folder; they have to be of the maker."""
         self.folder, self.maker, self.progress = folder, maker, progress
         self.n_unchecked = 0
         self._tables = [np.empty((0, maker.width), np.float32)]

@@ -1,13 +1,13 @@
 """The tree of files that training reads: names, suffixes, listings. No pixels, no samples.
 
-Face tree: `IDENTITY/NAME.jpg` with `NAME_landmarks.npy` (the 68 points) and, optionally beside
-them, `NAME_template.npy` (a denser template) and `NAME_texture.jpg` (the photo registered to the
-mean shape). A name without landmarks of its own is another view of the
-identity and shares those of the identity's first photo that has some.
+Face tree: `IDENTITY/NAME.jpg` with `NAME_landmarks.npy` (the 68 points) and, if there are any,
+`NAME_template.npy` (a denser template) and `NAME_texture.jpg` (the photo registered to the mean
+shape). A name without landmarks of its own is another view of the identity and shares those of the
+identity's first photo that has some.
 
-Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**`: photos of
-faces, and their embeddings `NAME_embedding.npy` where those are made before training. Embeddings
-may stand alone there, and may be named `NAME.npy` then.
+Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**`: photos of faces, and
+their embeddings `NAME_embedding.npy` where those are made before training. Embeddings may stand
+alone there, and may be named `NAME.npy` then.
 
 Both stand under `train`, `val` and `test`.
 """
@@ -68,11 +68,7 @@ class Speaker:
 
 
 def split(tree: Path, name: str) -> Path:
-    """Find the folder of a split under a tree.
-
-    Raises:
-        DatasetError: if the tree has no such folder.
-    """
+    """Find the folder of a split under a tree, or raise a `DatasetError`."""
     for folder in SPLITS[name]:
         if (tree / folder).is_dir():
             return tree / folder
@@ -83,11 +79,7 @@ def split(tree: Path, name: str) -> Path:
 
 
 def identities(folder: Path) -> list[Path]:
-    """List the folders of the identities of one split, sorted; hidden ones are none.
-
-    Raises:
-        DatasetError: if the folder cannot be read.
-    """
+    """List the folders of the identities of one split, sorted, as `files.folders` does."""
     return [folder / name for name in files.folders(folder)]
 
 
@@ -112,9 +104,8 @@ def photos(folder: Path) -> list[PhotoFiles]:
         for path, stem in zip(pictures, stems, strict=True):
             found.append(PhotoFiles(identity.name, path, stem if stem in marked else marked[0]))
     if not found:
-        raise DatasetError(
-            f"{folder}: holds no photo", hint="wanted IDENTITY/NAME.jpg below this folder"
-        )
+        hint = "wanted IDENTITY/NAME.jpg below this folder"
+        raise DatasetError(f"{folder}: holds no photo", hint=hint)
     return found
 
 
@@ -132,8 +123,7 @@ def speakers(folder: Path) -> tuple[list[Speaker], dict[str, list[str]]]:
         if audios and faces:
             found.append(Speaker(identity.name, audios, faces))
         else:
-            reason = "without a face" if audios else "without a voice"
-            left_out[reason].append(identity.name)
+            left_out["without a face" if audios else "without a voice"].append(identity.name)
     if not found:
         lacking = ", ".join(f"{len(names)} are {reason}" for reason, names in left_out.items())
         raise DatasetError(
@@ -151,10 +141,10 @@ def _names(identity: Path, name: str, wants: files.Wants) -> list[str]:
 
 def _faces(paths: Sequence[str]) -> tuple[FaceFiles, ...]:
     """Bring photos and embeddings of equal names together."""
-    photos = [(_stem(path), path) for path in paths if is_photo(path)]
     embeddings = {_stem(path): path for path in paths if not is_photo(path)}
+    photos = [(_stem(path), path) for path in paths if is_photo(path)]
     faces = [FaceFiles(name, photo, embeddings.get(name)) for name, photo in photos]
-    alone = embeddings.keys() - {face.name for face in faces}
+    alone = embeddings.keys() - dict(photos).keys()
     faces += [FaceFiles(name, None, embeddings[name]) for name in alone]
     return tuple(sorted(faces, key=lambda face: f"{face.name}.".split("/")))
 
@@ -164,20 +154,12 @@ def _stem(path: str) -> str:
 
 
 def clip(path: str) -> str:
-    """Name the clip of a file: `clip("anna/audios/video/1.npy")` is `video_1`.
-
-    Args:
-        path: below the folder of a split, of a waveform, or the name of a face.
-    """
+    """Name the clip of a waveform or a face: `clip("anna/audios/video/1.npy")` is `video_1`."""
     return path.split("/", 2)[2].removesuffix(".npy").replace("/", "_")
 
 
 def files_of(identity: Path, name: str, wants: files.Wants) -> list[File]:
-    """List the wanted files in a folder of an identity, which may be missing, below the identity.
-
-    Raises:
-        DatasetError: if it cannot be read.
-    """
+    """List the wanted files of a folder that an identity may have, as `files.list_files` does."""
     folder = identity / name
     found = files.list_files(folder, wants) if folder.is_dir() else []
     return [file._replace(path=f"{name}/{file.path}") for file in found]
@@ -194,7 +176,7 @@ def renamed(path: str, ending: str) -> str:
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """List photos: files as they are given, directories searched below for known suffixes.
+    """List the photos among files, kept whatever their suffix, and folders.
 
     Raises:
         ImageError: if a path does not exist, or a directory holds no photo.

@@ -8,24 +8,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from s2f.audio import (
-    LOUDNESS_DBFS,
-    MIN_SECONDS,
-    SAMPLE_RATE,
-    SILENCE_DBFS,
-    FloatArray,
-    check_part,
-    is_recording,
-    is_voice,
-    read_speech,
-    to_int16,
-)
+from s2f import audio
+from s2f.audio import FloatArray, read_speech
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, OutputError, UsageError
 from s2f.files import map_waveform
@@ -69,14 +58,14 @@ def audio_step(
         UsageError: if these contradict each other.
         DatasetError: as in `read_stats`.
     """
-    check_part(trim_silence=trim_silence)
+    audio.check_part(trim_silence=trim_silence)
     if stats is not None and (store, preset) != ("spectrogram", "ast"):
         message = f"statistics do not go into a {store} of preset {preset}"
         raise UsageError(message, hint="they are for spectrograms of the preset ast")
     settings: dict[str, Any] = {
         "format": FORMAT,
         "store": store,
-        "loudness_dbfs": LOUDNESS_DBFS,
+        "loudness_dbfs": audio.LOUDNESS_DBFS,
         "resampler": "soxr HQ",
         "trim_silence": trim_silence,
     }
@@ -90,11 +79,11 @@ def audio_step(
         if stats is not None:
             measured = read_stats(stats)
             front_end = dataclasses.replace(front_end, mean=measured.mean, std=measured.std)
-        settings["front_end"] = asdict(front_end)
+        settings["front_end"] = dataclasses.asdict(front_end)
         work = functools.partial(_save_spectrogram, front_end=front_end, trim_silence=trim_silence)
     return Step(
         name="audio",
-        wants=is_recording,
+        wants=audio.is_recording,
         sources="recordings",
         rename=functools.partial(renamed, ending=".npy"),
         settings=settings,
@@ -109,7 +98,7 @@ def _save_waveform(source: Path, part: Path, *, trim_silence: float | None) -> N
         header = {"descr": "<i2", "fortran_order": False, "shape": (speech.n_samples,)}
         np.lib.format.write_array_header_1_0(file, header)
         for block in speech.blocks():
-            file.write(to_int16(block).astype("<i2").tobytes())
+            file.write(audio.to_int16(block).astype("<i2").tobytes())
 
 
 def _save_spectrogram(
@@ -127,7 +116,7 @@ def stats_step() -> Step:
     """Measure the log-mel of each recording, or of each waveform that `audio_step` stored."""
     return Step(
         name="stats",
-        wants=is_voice,
+        wants=audio.is_voice,
         sources="waveforms (.npy) or recordings",
         rename=None,
         settings={"format": FORMAT, **STATS_OF},
@@ -142,16 +131,16 @@ def _measure(source: Path, part: Path) -> dict[str, float]:
 
     torch.set_num_threads(1)  # there is a worker a core
     if source.suffix == ".npy":
-        return asdict(moments(_stored_blocks(source)))
-    return asdict(moments(read_speech(source).blocks()))
+        return dataclasses.asdict(moments(_stored_blocks(source)))
+    return dataclasses.asdict(moments(read_speech(source).blocks()))
 
 
 def _stored_blocks(path: Path) -> Iterator[FloatArray]:
     """Yield a stored waveform, as it is, in blocks: mono [n], -1..1."""
     waveform, power = map_waveform(path), 0.0
-    if len(waveform) < MIN_SECONDS * SAMPLE_RATE:
+    if len(waveform) < audio.MIN_SECONDS * audio.SAMPLE_RATE:
         found = f"{path}: holds {len(waveform)} samples at 16 kHz"
-        raise DatasetError(f"{found}; wanted {MIN_SECONDS:g} s or more", hint="leave it out")
+        raise DatasetError(f"{found}; wanted {audio.MIN_SECONDS:g} s or more", hint="leave it out")
     for start in range(0, len(waveform), BLOCK_SAMPLES):
         block = np.array(waveform[start : start + BLOCK_SAMPLES])
         block = np.float32(2**-15) * block if block.dtype == np.int16 else block.astype(np.float32)
@@ -159,7 +148,7 @@ def _stored_blocks(path: Path) -> Iterator[FloatArray]:
         if not math.isfinite(power):
             raise DatasetError(f"{path}: holds NaN or infinite samples", hint="make it again")
         yield block
-    if power < 10 ** (SILENCE_DBFS / 10):
+    if power < 10 ** (audio.SILENCE_DBFS / 10):
         raise DatasetError(f"{path}: holds only silence; wanted speech", hint="leave it out")
 
 

@@ -168,25 +168,13 @@ def _kaldi(waveforms: Tensor) -> Tensor:
             "brings, not one for CPUs only",
         ) from error
 
-    bands: list[Tensor] = [
-        fbank(
-            waveform[None],
-            sample_frequency=SAMPLE_RATE,
-            num_mel_bins=N_MELS,
-            low_freq=MEL_LOW,
-            window_type="hanning",
-            htk_compat=True,
-        )
-        for waveform in waveforms
-    ]
-    return torch.stack(bands)
+    kaldi = {"num_mel_bins": N_MELS, "window_type": "hanning", "htk_compat": True}
+    rates = {"sample_frequency": SAMPLE_RATE, "low_freq": MEL_LOW}
+    return torch.stack([fbank(waveform[None], **kaldi, **rates) for waveform in waveforms])
 
 
 def _log_mel(waveforms: Tensor) -> Tensor:
-    """Return Kaldi's log-mel energies of waveforms [b n] as [b t 128]: many at once, with torch.
-
-    Source: Kaldi's compute-fbank-feats, as `_kaldi` has it.
-    """
+    """Return the same as Kaldi's compute-fbank-feats has it: many at once, with torch alone."""
     import torch
 
     window = torch.hann_window(WIN_LENGTH, periodic=False, dtype=torch.float64).to(waveforms)
@@ -216,8 +204,8 @@ def _mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 PLAIN = FrontEnd("log_mel")  # the log-mel itself
-STATS_KIND = {"kind": "s2f log-mel statistics", "version": 1}
 STATS_OF = {"n_mels": N_MELS, "sample_rate": SAMPLE_RATE, "loudness_dbfs": LOUDNESS_DBFS}
+STATS_KIND = {"kind": "s2f log-mel statistics", "version": 1, "of": STATS_OF}
 
 
 @dataclass(frozen=True)
@@ -243,14 +231,7 @@ class RunningMoments:
 
 @dataclass(frozen=True)
 class LogMelStats:
-    """Of the natural logarithm of the mel energies over a training set.
-
-    Attributes:
-        mean: over all bands of all frames of whole utterances.
-        std: likewise, over the population.
-        frames: that were counted.
-        files: likewise.
-    """
+    """Of the natural logarithm of all mel energies of all frames of a training set."""
 
     mean: float
     std: float
@@ -275,16 +256,11 @@ def moments(blocks: Iterable[FloatArray]) -> RunningMoments:
 
 
 def write_stats(path: Path, total: RunningMoments, *, files: int) -> LogMelStats:
-    """Write the statistics of a training set as JSON.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Write the statistics of a training set as JSON, or raise an `OutputError`."""
     std = math.sqrt(total.m2 / total.count)
     stats = LogMelStats(total.mean, std, total.count // N_MELS, files)
-    write_bytes(
-        path, json.dumps({**STATS_KIND, "of": STATS_OF, **asdict(stats)}, indent=1).encode() + b"\n"
-    )
+    text = json.dumps({**STATS_KIND, **asdict(stats)}, indent=1)
+    write_bytes(path, f"{text}\n".encode())
     return stats
 
 
@@ -297,15 +273,13 @@ def read_stats(path: Path) -> LogMelStats:
     hint = "make one with s2f prep stats"
     try:
         content = json.loads(path.read_bytes())
-        known = {**STATS_KIND, "of": STATS_OF}
-        if {name: content.pop(name, None) for name in known} != known:
+        if {name: content.pop(name, None) for name in STATS_KIND} != STATS_KIND:
             raise DatasetError(f"{path}: is no statistics of a log-mel of this version", hint=hint)
         stats = LogMelStats(**content)
         if not (math.isfinite(stats.mean) and 0 < stats.std < math.inf):
             raise DatasetError(f"{path}: has mean {stats.mean} and std {stats.std}", hint=hint)
     except OSError as error:
-        message = f"{path}: cannot be read: {error.strerror or error}"
-        raise DatasetError(message, hint=hint) from error
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: is no statistics of a log-mel", hint=hint) from error
     return stats

@@ -6,7 +6,7 @@ decides. Knows nothing of files, sample rates or devices.
 Source: Oh et al. 2019 (layers in the order Conv, ReLU, BatchNorm).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -33,9 +33,7 @@ class VoiceEncoderConfig:
     kernel: int = 4
     channels: tuple[int, ...] = (64, 64, 128, 128, 128, 256, 512, 512, 512)
     strides: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1, 2, 2)
-    pools: tuple[tuple[int, int], ...] = field(
-        default=((1, 1), (1, 1), (1, 2), (1, 2), (1, 2), (1, 2), (1, 1), (1, 1), (1, 1))
-    )
+    pools: tuple[tuple[int, int], ...] = 2 * ((1, 1),) + 4 * ((1, 2),) + 3 * ((1, 1),)
     hidden: int = 4096
     embedding: int = 4096
     final_relu: bool = False
@@ -69,11 +67,7 @@ class VoiceEncoderConfig:
         return frames
 
     def check_frames(self, frames: int) -> None:
-        """Make sure that a spectrogram is long enough.
-
-        Raises:
-            ValueError: if it has fewer than `min_frames` frames.
-        """
+        """Raise a `ValueError` if a spectrogram of so many frames is too short."""
         if frames < self.min_frames:
             raise ValueError(f"{frames} frames are too few: this encoder needs {self.min_frames}")
 
@@ -123,11 +117,7 @@ class VoiceEncoder(nn.Module):
         self.embedding = nn.Linear(config.hidden, config.embedding)
 
     def forward(self, spectrogram: Tensor) -> Tensor:
-        """Embed spectrograms.
-
-        Raises:
-            ValueError: if the clip is shorter than `config.min_frames` frames.
-        """
+        """Embed spectrograms, or raise a `ValueError` if they are too short."""
         return self.from_features(self.features(spectrogram))
 
     def from_features(self, features: Tensor) -> Tensor:
@@ -137,11 +127,7 @@ class VoiceEncoder(nn.Module):
         return embedding.relu() if self.config.final_relu else embedding
 
     def features(self, spectrogram: Tensor) -> Tensor:
-        """The convolutions' features, pooled over time: [b c f t] to [b m].
-
-        Raises:
-            ValueError: as `forward`.
-        """
+        """The convolutions' features, pooled over time: [b c f t] to [b m]."""
         self.config.check_frames(spectrogram.shape[-1])
         x = spectrogram
         for conv in self.convs:
