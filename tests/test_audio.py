@@ -162,40 +162,28 @@ HEARD: dict[str, tuple[Make, float]] = {
     "8 bit": (written("a.wav", "WAV", "PCM_U8"), LOSSY),
     "16 bit": (wav, EXACT),
     "24 bit": (written("a.wav", "WAV", "PCM_24"), EXACT),
-    "32 bit": (written("a.wav", "WAV", "PCM_32"), EXACT),
-    "double": (written("a.wav", "WAV", "DOUBLE"), EXACT),
     "mu-law": (written("a.wav", "WAV", "ULAW", 8_000), NARROW),
     "GSM": (written("a.wav", "WAV", "GSM610", 8_000), PHONE),
     "ADPCM": (written("a.wav", "WAV", "IMA_ADPCM"), LOSSY),
     "8 kHz": (written("a.wav", "WAV", "PCM_16", 8_000), NARROW),
     "44.1 kHz stereo": (written("a.wav", "WAV", "PCM_16", 44_100, 2), LOSSY),
-    "96 kHz": (written("a.wav", "WAV", "PCM_24", 96_000, 2), LOSSY),
     "192 kHz": (written("a.wav", "WAV", "PCM_32", 192_000), LOSSY),
-    "8 channels": (written("a.wav", "WAV", "FLOAT", 48_000, 8), LOSSY),
-    "Wave64": (written("a.w64", "W64", "PCM_16"), EXACT),
     "AIFF": (written("a.aiff", "AIFF", "PCM_16"), EXACT),
-    "AIFF-C float": (written("a.aifc", "AIFF", "FLOAT"), EXACT),
     "CAF ALAC": (written("a.caf", "CAF", "ALAC_16"), EXACT),
     "Sun": (written("a.au", "AU", "ULAW", 8_000), NARROW),
     "FLAC": (written("a.flac", "FLAC", "PCM_16"), EXACT),
     "Vorbis": (written("a.ogg", "OGG", "VORBIS", 44_100, 2), LOSSY),
-    "Opus": (written("a.opus", "OGG", "OPUS", 48_000), LOSSY),
     "MP3": (written("a.mp3", "MP3", "MPEG_LAYER_III", 44_100), LOSSY),
-    "MP3 of FFmpeg": (encoded("a.mp3", "libmp3lame", 44_100, 2), LOSSY),
     "M4A": (m4a, LOSSY),
     "M4A in fragments": (encoded("a.m4a", "aac", movflags="frag_keyframe+empty_moov"), LOSSY),
     "M4A 5.1": (encoded("a.m4a", "aac", 48_000, 6), NARROW),
-    "M4A 7.1": (encoded("a.m4a", "aac", 48_000, 8), NARROW),
     "ALAC": (encoded("a.m4a", "alac", 44_100), LOSSY),
     "WebM": (encoded("a.webm", "libopus", 48_000), LOSSY),
-    "Windows Media": (encoded("a.wma", "wmav2"), LOSSY),
     "AMR": (encoded("a.amr", "libopencore_amrnb", 8_000), PHONE),
-    "3GP": (encoded("a.3gp", "aac", 22_050), LOSSY),
     "MP4 video": (encoded("a.mp4", "aac", video=True), LOSSY),
     "Matroska video": (encoded("a.mkv", "libopus", 48_000, 2, video=True), LOSSY),
     "AVI video": (encoded("a.avi", "libmp3lame", 44_100, 2, video=True), LOSSY),
     "MPEG transport stream": (encoded("a.ts", "aac", video=True), LOSSY),
-    "wrong suffix of video": (edited("a.wav", m4a, bytes), LOSSY),
     "no suffix": (edited("recording", m4a, bytes), LOSSY),
     "odd name": (edited("-Grüße 'x' $HOME %s.WAV", wav, bytes), EXACT),
     "cover in MP3": (
@@ -427,26 +415,11 @@ def test_one_sample_that_is_not_finite_is_found_wherever_it_is(tmp_path, rate, p
             load_audio(tmp_path / "a.wav")
 
 
-# Finding
-
-
-def test_a_folder_is_searched_at_every_depth_in_order(tmp_path):
-    for name in ("b.wav", "a/z.FLAC", "a/b/c.m4a", "notes.txt", ".hidden.wav", ".cache/a.wav"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    expected = [tmp_path / name for name in ("a/b/c.m4a", "a/z.FLAC", "b.wav")]
-    assert audio.find_recordings([tmp_path]) == expected
-
-
 # Loudness
 
 
 def rms_db(waveform: np.ndarray) -> float:
     return 20 * np.log10(np.sqrt(np.mean(waveform.astype(np.float64) ** 2)))
-
-
-def stored(path: Path) -> np.ndarray:
-    return audio.to_int16(read_speech(path).waveform())
 
 
 @settings(max_examples=40)
@@ -464,7 +437,8 @@ def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, subtype):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.wav"
         soundfile.write(path, samples, SAMPLE_RATE, subtype=subtype)
-        np.testing.assert_array_equal(stored(path), ffmpeg_normalize(samples))
+        ours = audio.to_int16(read_speech(path).waveform())
+        np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
 
 
 @pytest.mark.parametrize(("subtype", "full_scale"), [("PCM_16", 32767), ("PCM_24", 32768)])
@@ -474,13 +448,6 @@ def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, subtype, f
     soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype=subtype)
     level = round(rms_db(samples * (32768 / full_scale)), 6)
     assert read_speech(tmp_path / "a.wav").gain == np.float32(10 ** ((-23 - level) / 20))
-
-
-@pytest.mark.parametrize("gain", [1e-3, 0.1, 1.0, 30.0])
-@pytest.mark.parametrize("rate", [SAMPLE_RATE, 44_100])
-def test_loudness_becomes_minus_23_dbfs(tmp_path, gain, rate):
-    soundfile.write(tmp_path / "a.wav", tone(rate) * gain, rate, subtype="FLOAT")
-    assert rms_db(read_speech(tmp_path / "a.wav").waveform()) == pytest.approx(-23, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -502,30 +469,22 @@ def pauses(before: float, after: float, floor: float = 1e-4) -> np.ndarray:
     return samples
 
 
-def trimmed(path: Path, samples: np.ndarray, trim_silence: float | None) -> np.ndarray:
+def trimmed(samples: np.ndarray) -> np.ndarray:
     """What is left of some samples."""
-    soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
-    return read_speech(path, trim_silence=trim_silence).recorded
+    return as_recorded(Waveform(samples, SAMPLE_RATE), trim_silence=40)
 
 
 @pytest.mark.parametrize("ends", [(0.5, 0.3), (0.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
-def test_silence_at_both_ends_is_trimmed_to_the_frame(tmp_path, ends):
-    samples = pauses(*ends)
-    left = trimmed(tmp_path / "a.wav", samples, 40)
-    start = round(ends[0] * SAMPLE_RATE)
-    np.testing.assert_allclose(left, samples[start : start + SAMPLE_RATE], atol=1e-6)
+def test_silence_at_both_ends_is_trimmed_to_the_frame(ends):
+    samples, start = pauses(*ends), round(ends[0] * SAMPLE_RATE)
+    np.testing.assert_array_equal(trimmed(samples), samples[start : start + SAMPLE_RATE])
 
 
-def test_a_pause_within_speech_is_kept(tmp_path):
+def test_a_pause_within_speech_is_kept_and_what_is_left_may_be_too_short():
     samples = np.concatenate([pauses(0.2, 0.5), pauses(0.5, 0.2)])
-    assert trimmed(tmp_path / "a.wav", samples, 40).size == 3 * SAMPLE_RATE
-
-
-def test_what_is_left_after_trimming_may_be_too_short(tmp_path):
-    soundfile.write(tmp_path / "a.wav", pauses(2, 2)[: round(2.2 * SAMPLE_RATE)], SAMPLE_RATE)
-    match = r"a\.wav lasts 0\.20 s without its silence; wanted 0\.5 s"
-    with pytest.raises(AudioError, match=match):
-        read_speech(tmp_path / "a.wav", trim_silence=40)
+    assert trimmed(samples).size == 3 * SAMPLE_RATE
+    with pytest.raises(AudioError, match=r"lasts 0\.20 s without its silence; wanted 0\.5 s"):
+        trimmed(pauses(2, 2)[: round(2.2 * SAMPLE_RATE)])
 
 
 @settings(max_examples=15)
@@ -536,9 +495,7 @@ def test_trimming_agrees_with_librosa_within_its_frame(before, after, trim_silen
     _, (start, stop) = librosa.effects.trim(
         samples, top_db=trim_silence, frame_length=400, hop_length=160
     )
-    with tempfile.TemporaryDirectory() as folder:
-        soundfile.write(Path(folder) / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
-        speech = read_speech(Path(folder) / "a.wav", trim_silence=trim_silence)
+    speech = read_speech(Waveform(samples, SAMPLE_RATE), trim_silence=trim_silence)
     ours = speech.start, speech.start + speech.n_samples
     assert abs(ours[0] - start) <= 400 and abs(ours[1] - stop) <= 400
 
@@ -549,25 +506,16 @@ lengths = st.integers(1, 300)
 
 
 @given(n=lengths, clip_samples=lengths)
-def test_shorter_speech_is_looped(n, clip_samples):
-    n = min(n, clip_samples)
-    cut = audio.clips(np.arange(n, dtype=np.float32), clip_samples)
-    np.testing.assert_array_equal(cut, [np.arange(clip_samples) % n])
-
-
-@given(n=lengths, clip_samples=lengths)
-def test_longer_speech_is_cut_in_a_row_and_its_rest_kept_from_half_a_clip_on(n, clip_samples):
-    n = max(n, clip_samples)
-    cut = audio.clips(np.arange(n, dtype=np.float32), clip_samples)
+def test_shorter_speech_is_looped_longer_is_cut_and_its_rest_kept_from_half_a_clip_on(
+    n, clip_samples
+):
     starts = [start for start in range(0, n, clip_samples) if start + clip_samples <= n]
-    if n % clip_samples >= clip_samples / 2:
+    if starts and n % clip_samples >= clip_samples / 2:
         starts.append(n - clip_samples)
-    np.testing.assert_array_equal(cut, [np.arange(s, s + clip_samples) for s in starts])
-
-
-def test_an_empty_waveform_cannot_be_cut():
+    expected = [np.arange(s, s + clip_samples) for s in starts] or [np.arange(clip_samples) % n]
+    np.testing.assert_array_equal(audio.clips(np.arange(n, dtype=np.int16), clip_samples), expected)
     with pytest.raises(ValueError, match="empty"):
-        audio.clips(np.empty(0, np.float32), 100)
+        audio.clips(np.empty(0, np.float32), clip_samples)
 
 
 @settings(max_examples=40)
@@ -579,10 +527,6 @@ def test_the_clips_and_blocks_of_speech_are_those_of_its_waveform(seconds, clip_
     assert speech.n_clips(clip_samples) == len(one_by_one)
     np.testing.assert_array_equal(one_by_one, audio.clips(speech.waveform(), clip_samples))
     np.testing.assert_array_equal(np.concatenate(list(speech.blocks())), speech.waveform())
-
-
-def test_the_clips_of_integers_are_integers():
-    assert audio.clips(np.arange(250, dtype=np.int16), 100).dtype == np.int16
 
 
 # A part
@@ -630,16 +574,13 @@ def test_a_part_that_is_not_there_is_refused_by_name(options, match):
         opened(sound, name="take 3", **options)
 
 
-@pytest.mark.parametrize("value", [-1.0, -1e-9, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("option", ["start", "duration", "trim_silence"])
 def test_a_part_that_makes_no_sense_is_refused_before_anything_is_read(option, value):
-    with pytest.raises(UsageError, match="wanted"):
-        opened(Path("nowhere.wav"), **{option: value})
-
-
-def test_a_part_is_no_shorter_than_speech_may_be():
     with pytest.raises(UsageError, match=r"last 0\.4 s; wanted 0\.5 s or more"):
         opened(Path("nowhere.wav"), duration=0.4)
+    with pytest.raises(UsageError, match="wanted"):
+        opened(Path("nowhere.wav"), **{option: value})
 
 
 class Counted(io.BytesIO):
@@ -718,20 +659,15 @@ def test_integers_have_the_scale_of_their_type(dtype, values, expected):
     ("samples", "rate", "part"),
     [
         (np.empty(0), 16_000, "holds no samples"),
-        (np.empty((0, 2)), 16_000, "holds no samples"),
         (np.empty((9, 0)), 16_000, "holds no samples"),
         (np.array([0.1, np.nan]), 16_000, "holds samples that are NaN or infinite"),
-        (np.array([0.1, np.inf]), 44_100, "holds samples that are NaN or infinite"),
         (np.array([0.1, 1e300]), 16_000, "holds samples that are NaN or infinite"),
         (np.array(0.1), 16_000, r"is an array \[\]; wanted a NumPy array \[n\] or \[n c\]"),
         (np.zeros((2, 99)), 16_000, r"is an array \[2, 99\]"),
-        (np.zeros((9, 2, 1)), 16_000, r"is an array \[9, 2, 1\]"),
         (np.zeros(9, bool), 16_000, "is an array of bool"),
-        (np.zeros(9, complex), 16_000, "is an array of complex128"),
         (np.array(["a"]), 16_000, "is an array of <U1"),
         ([0, 1, 2], 16_000, "is of type list"),
         (np.zeros(9), 0, "claims 0 samples a second; wanted 4000 to 768000"),
-        (np.zeros(9), -1, "claims -1 samples"),
         (np.zeros(9), 10**9, "claims 1000000000 samples"),
         (np.zeros(9), float("nan"), "claims nan samples"),
         (np.zeros(9), "16000", "claims 16000 samples"),
@@ -773,8 +709,6 @@ def test_a_stream_is_read_as_its_file_is(tmp_path, kind, name):
 def test_a_stream_that_is_no_recording_is_refused_by_name(kind, data, part):
     with pytest.raises(AudioError, match=f"standard input {part}"):
         read_speech(kind(data), name="standard input")
-    with pytest.raises(AudioError, match=f"the recording {part}"):
-        read_speech(kind(data))
 
 
 def test_a_stream_that_fails_is_refused_by_name():
@@ -782,8 +716,8 @@ def test_a_stream_that_fails_is_refused_by_name():
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(5, "Input/output error")
 
-    with pytest.raises(AudioError, match=r"standard input cannot be read \(Input/output error\)"):
-        read_speech(Failing(), name="standard input")
+    with pytest.raises(AudioError, match=r"the recording cannot be read \(Input/output error\)"):
+        read_speech(Failing())
 
 
 def test_the_copy_of_a_stream_is_gone_afterwards(tmp_path, monkeypatch):
@@ -792,9 +726,6 @@ def test_the_copy_of_a_stream_is_gone_afterwards(tmp_path, monkeypatch):
     soundfile.write(file, noise(50_000), SAMPLE_RATE, format="WAV")
     read_speech(Pipe(file.getvalue()))
     assert not list(tmp_path.iterdir())
-
-
-def test_no_folder_for_temporary_files_is_named(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "nowhere/at/all")
     with pytest.raises(OutputError, match="No such file"):
         read_speech(Pipe(b"hello"))
@@ -857,7 +788,6 @@ class Stream:
     def read(self, frames: int) -> tuple[np.ndarray, bool]:
         if self.position >= self.rate:
             self._call("read")
-        assert frames > 0
         data = np.arange(self.position, self.position + frames, dtype=np.float32)
         self.position += frames
         return data[:, np.newaxis] / np.float32(2**24), self.position > self.rate / 2
@@ -912,7 +842,7 @@ def test_progress_is_told_in_seconds(monkeypatch):
     assert {now[1:] for now in told} == {(3, "recording from USB microphone")}
 
 
-@pytest.mark.parametrize("seconds", [0.49, 0, -1, 600.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [0.49, 600.1, float("nan"), float("inf")])
 def test_too_short_or_too_long_is_refused_before_anything_is_opened(monkeypatch, seconds):
     calls = pretend(monkeypatch)
     with pytest.raises(UsageError, match=r"wanted 0\.5 to 600"):
@@ -920,30 +850,27 @@ def test_too_short_or_too_long_is_refused_before_anything_is_opened(monkeypatch,
     assert not calls
 
 
-def test_without_the_package_its_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sounddevice", None)
-    with pytest.raises(DependencyError, match="needs the package sounddevice") as caught:
-        record(1)
-    assert caught.value.hint == "pip install 's2f[record]'"
+ERROR_OF_ITS_OWN = "class PortAudioError(Exception): pass\nraise PortAudioError('Host error')"
 
 
-def test_without_portaudio_the_cure_is_named(monkeypatch, tmp_path):
-    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
-    with pytest.raises(DependencyError, match=r"\(PortAudio library not found\)") as caught:
-        record(1)
-    assert caught.value.hint and "apt install libportaudio2" in caught.value.hint
-
-
-def test_a_sound_system_that_does_not_start_is_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("code", "error", "message", "hint"),
+    [
+        ("raise ImportError", DependencyError, "needs the package sounddevice", "'s2f[record]'"),
+        ("raise OSError('no library')", DependencyError, "no library", "apt install libportaudio2"),
+        (ERROR_OF_ITS_OWN, DeviceError, "cannot be used: Host error", "another program"),
+    ],
+)
+def test_a_sound_system_that_does_not_start_is_named(
+    monkeypatch, tmp_path, code, error, message, hint
+):
     """PortAudio is started by the import, which fails then with an exception of the module."""
-    code = "class PortAudioError(Exception): pass\nraise PortAudioError('Host error')\n"
     (tmp_path / "sounddevice.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
-    with pytest.raises(DeviceError, match="cannot be used: Host error"):
+    with pytest.raises(error, match=message) as caught:
         record(1)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize("at", ["query", "open", "start", "read"])

@@ -36,11 +36,6 @@ def test_a_tree_without_photos_or_their_landmarks_is_named(tmp_path: Path) -> No
         layout.photos(tmp_path)
 
 
-def test_hidden_files_are_no_photos(tmp_path: Path) -> None:
-    touch(tmp_path / "bob/a.jpg", tmp_path / "bob/._a.jpg", tmp_path / "bob/a_landmarks.npy")
-    assert [photo.path.name for photo in layout.photos(tmp_path)] == ["a.jpg"]
-
-
 def test_speakers_come_with_recordings_and_faces(tmp_path: Path) -> None:
     touch(tmp_path / "s/audios/v/1.npy", tmp_path / "s/audios/0.npy", tmp_path / "s/images/f.jpg")
     (speaker,), left_out = layout.speakers(tmp_path)

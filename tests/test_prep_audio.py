@@ -41,23 +41,6 @@ def write(path: Path, seconds: float, seed: int = 0, subtype: str = "PCM_16") ->
     return path
 
 
-# Which files
-
-
-@pytest.mark.parametrize(
-    ("name", "is_source"),
-    [
-        ("a.npy", True),
-        ("a.flac", True),
-        ("a_embedding.npy", False),
-        ("a_landmarks.npy", False),
-        ("a.jpg", False),
-    ],
-)
-def test_stats_take_waveforms_and_recordings(name, is_source):
-    assert stats_step().wants(name) is is_source
-
-
 # Waveforms
 
 
@@ -197,16 +180,9 @@ def test_the_statistics_are_those_of_all_frames_together(tmp_path):
     assert stats.std == pytest.approx(mel.std(), abs=1e-6)
     assert (stats.frames, stats.files, report.failed) == (mel.shape[1], 4, ())
     assert read_stats(tmp_path / "stats.json") == stats
-
-
-@pytest.mark.usefixtures("inline")
-def test_the_statistics_go_into_the_ast_front_end(tmp_path):
-    tree, _ = tree_of(tmp_path)
-    stats, _ = log_mel_stats(tree, tmp_path / "stats.json")
     step = audio_step(store="spectrogram", preset="ast", stats=tmp_path / "stats.json")
     front_end = dataclasses.replace(FRONT_ENDS["ast"], mean=stats.mean, std=stats.std)
     assert step.settings["front_end"] == dataclasses.asdict(front_end)
-    assert made(step, tree / "a.flac").shape == (1, 128, 1024)
 
 
 @pytest.mark.usefixtures("inline")

@@ -139,14 +139,9 @@ def test_without_torchaudio_ast_names_its_extra_and_log_mel_works(tmp_path, erro
         "try: spectrogram(torch.zeros(1, 400), FrontEnd('ast'))\n"
         "except DependencyError as error: print(error, error.hint)"
     )
-    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=variables)
     assert done.stdout.startswith("(1, 1, 128, 1)\nthe front end ast needs torchaudio")
     assert "libcudart" in done.stdout and "pip install 's2f[ast]'" in done.stdout
 
@@ -219,12 +214,8 @@ def test_the_sum_of_moments_is_the_moments_of_all_numbers(parts):
     assert total.count == expected.count
     assert total.mean == pytest.approx(expected.mean, abs=1e-9)
     assert total.m2 == pytest.approx(expected.m2, abs=1e-6)
-
-
-def test_moments_do_not_cancel_far_from_zero():
-    """Sums of squares in place of squared deviations would lose all digits."""
-    total = moments_of([1e9, 1e9 + 1]) + moments_of([1e9 + 2, 1e9 + 3])
-    assert total.m2 == pytest.approx(5.0)
+    # Sums of squares in place of squared deviations would lose all digits far from zero.
+    assert (moments_of([1e9, 1e9 + 1]) + moments_of([1e9 + 2, 1e9 + 3])).m2 == pytest.approx(5.0)
 
 
 @settings(deadline=None, max_examples=25)
@@ -266,8 +257,6 @@ def changed(**values: object) -> str:
     ("content", "part"),
     [
         ("", "is no statistics"),
-        ("[1]", "is no statistics"),
-        ("{}", "is no statistics"),
         ("\udcff", "is no statistics"),
         (changed(kind="a recipe"), "is no statistics"),
         (changed(version=2), "of this version"),

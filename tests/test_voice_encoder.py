@@ -24,13 +24,7 @@ def test_the_papers_encoder_has_the_papers_number_of_parameters() -> None:
     running = sum(b.numel() for name, b in encoder.named_buffers() if "running" in name)
     assert trained == 148_062_976  # 148.1 M
     assert trained + running == 148_067_584
-
-
-def test_the_papers_last_map_is_57_frequencies_wide() -> None:
     assert CONFIGS["paper"].out_freqs == 57  # 57 * 512 = 29184 into the first linear layer
-
-
-def test_the_papers_encoder_needs_259_frames() -> None:
     assert CONFIGS["paper"].min_frames == 259
 
 
@@ -57,17 +51,10 @@ def test_layers_stand_in_the_papers_order() -> None:
     assert names == ["Conv2d", "ReLU", "BatchNorm2d", "MaxPool2d"]
 
 
-def test_presets_fit_their_front_ends() -> None:
-    paper = CONFIGS["paper"]
-    assert (paper.in_channels, paper.n_freqs) == (
-        FRONT_ENDS["paper"].n_channels,
-        FRONT_ENDS["paper"].n_freqs,
-    )
-    compact = CONFIGS["compact"]
-    assert (compact.in_channels, compact.n_freqs) == (
-        FRONT_ENDS["ast"].n_channels,
-        FRONT_ENDS["ast"].n_freqs,
-    )
+@pytest.mark.parametrize(("config", "front_end"), [("paper", "paper"), ("compact", "ast")])
+def test_presets_fit_their_front_ends(config: str, front_end: str) -> None:
+    encoder, heard = CONFIGS[config], FRONT_ENDS[front_end]
+    assert (encoder.in_channels, encoder.n_freqs) == (heard.n_channels, heard.n_freqs)
 
 
 def test_lists_of_different_length_are_refused() -> None:
