@@ -118,7 +118,9 @@ def test_the_tree_is_mirrored(tree: Path) -> None:
     assert digest(tree / "out") == before
 
 
-def test_an_output_is_made_again_if_its_source_changed_or_it_is_gone(tree: Path) -> None:
+def test_an_output_is_made_again_if_anything_changed_or_it_is_gone(
+    tree: Path,
+) -> None:
     prepare(tree)
     (tree / "in/a/1.txt").write_text("new")
     (tree / "in/a/2.txt").write_text("texT a/2")  # of the same size, and older
@@ -127,10 +129,6 @@ def test_an_output_is_made_again_if_its_source_changed_or_it_is_gone(tree: Path)
     report = prepare(tree)
     assert (report.made, report.skipped) == (3, 0)
     assert contents(tree / "out")["a/1.out"] == "NEW"
-
-
-def test_other_settings_make_everything_again(tree: Path) -> None:
-    prepare(tree)
     assert prepare(tree, step={"settings": {"loud": False}}).made == 3
 
 
@@ -210,8 +208,7 @@ def test_files_of_others_are_not_replaced_unless_told(tree: Path) -> None:
     assert contents(tree / "out")["a/1.out"] == "TEXT A/1"
 
 
-@pytest.mark.parametrize("name", ["a/1.text", "a/1.txt"])
-def test_two_sources_of_one_output_are_refused_before_any_work(tree: Path, name: str) -> None:
+def test_two_sources_of_one_output_are_refused_before_any_work(tree: Path) -> None:
     (tree / "in/a/1.text").write_text("other")
     with pytest.raises(DatasetError, match=r"a/1\.out: would be made of both a/1\.te?xt and"):
         prepare(tree)
@@ -396,21 +393,10 @@ def outcomes(*whats: str, n: int = 2, **options: float) -> list[Any]:
     return [results[k] for k in range(len(whats))]
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_every_item_is_answered_under_its_place(n: int) -> None:
-    assert outcomes(*"abcdefgh", n=n) == list("ABCDEFGH")
-    assert outcomes(n=n) == []
-
-
-def test_our_errors_come_back_whole() -> None:
-    (error,) = outcomes("refuse")
-    assert isinstance(error, InputError)
-    assert (error.message, error.hint) == ("item0: is wrong", "mend it")
-
-
 @pytest.mark.parametrize(
     ("what", "message", "hint"),
     [
+        ("refuse", "item1: is wrong", "mend it"),
         ("kill", r"item1: the process that read it died \(signal 9\)", "fewer --workers"),
         ("exit", r"item1: the process that read it died \(exit code 3\)", "check the file"),
         ("bug", r"item1: ValueError in act:\d+: unforeseen", "report it"),
@@ -422,7 +408,7 @@ def test_our_errors_come_back_whole() -> None:
 def test_what_goes_wrong_costs_its_own_item_only(what: str, message: str, hint: str) -> None:
     a, error, b, c = outcomes("a", what, "b", "c", seconds=3)
     assert (a, b, c) == ("A", "B", "C")
-    with pytest.raises(WorkerError, match=message) as raised:
+    with pytest.raises(InputError if what == "refuse" else WorkerError, match=message) as raised:
         raise error
     assert hint in str(raised.value.hint)
 
@@ -497,10 +483,6 @@ A, B = File("a.wav", 10, 111), File("b.wav", 20, 222)
 SETTINGS = {"rate": 16000}
 
 
-def lines(folder: Path) -> list[object]:
-    return [json.loads(line) for line in (folder / ".s2f/audio.journal").read_text().splitlines()]
-
-
 @contextlib.contextmanager
 def limited_files(size: int) -> Iterator[None]:
     """Let no file grow larger, as if the disk were full."""
@@ -510,10 +492,6 @@ def limited_files(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def events(folder: Path) -> list[object]:
-    return [line for line in lines(folder) if isinstance(line, list)]
 
 
 def test_a_killed_run_leaves_what_it_knew(tmp_path: Path) -> None:
@@ -532,21 +510,6 @@ def test_a_killed_run_leaves_what_it_knew(tmp_path: Path) -> None:
     assert not journal.parts.parent.exists()
 
 
-def test_a_finished_journal_does_not_tell_how_it_came_about(tmp_path: Path) -> None:
-    for name, order in (("x", (A, B)), ("y", (B, A))):
-        with Journal(tmp_path / name, "audio", SETTINGS) as journal:
-            for file in order:
-                journal.note("start", file.path, file)
-            for file in reversed(order):
-                journal.note("due", file.path, file)
-                journal.note("start", file.path, file)
-                journal.note("done", file.path, file)
-            journal.finish()
-    journals = [(tmp_path / name / ".s2f/audio.journal").read_bytes() for name in "xy"]
-    assert journals[0] == journals[1]
-    assert [event[:2] for event in events(tmp_path / "x")] == [["done", "a.wav"], ["done", "b.wav"]]
-
-
 @pytest.mark.parametrize("cut", [1, 8])
 def test_a_line_that_was_cut_off_is_forgotten(tmp_path: Path, cut: int) -> None:
     with Journal(tmp_path, "audio", SETTINGS) as journal:
@@ -558,7 +521,7 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path: Path, cut: int) -> None:
         assert journal.entries.get("a.npy")
         assert journal.entries.get("b.npy") is None
         journal.note("done", "b.npy", B)
-    assert len(events(tmp_path)) == 2
+    assert len(path.read_text().splitlines()) == 3
 
 
 def test_a_header_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
@@ -567,7 +530,7 @@ def test_a_header_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
     path.write_text('{"version')
     with Journal(tmp_path, "audio", SETTINGS) as journal:
         journal.finish()
-    assert lines(tmp_path) == [{"version": 1, "step": "audio", "settings": SETTINGS}]
+    assert json.loads(path.read_text()) == {"version": 1, "step": "audio", "settings": SETTINGS}
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -30,13 +30,7 @@ from s2f.prep_faces import (
     embeddings_step,
     faces_step,
     landmarks_step,
-    read_space,
     resize_step,
-)
-
-needs_dlib = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("dlib", "face_recognition_models"))),
-    reason="needs the extra dlib",
 )
 
 
@@ -50,19 +44,6 @@ def make(step: Step, source: Path, folder: Path) -> Path:
     part = folder / f"part{Path(step.rename(source.name)).suffix}"
     assert step.work(source, part) is None
     return part
-
-
-@needs_dlib
-@pytest.mark.parametrize("step", [faces_step, landmarks_step])
-@pytest.mark.parametrize("kind", ["noise", "blank"])
-def test_a_photo_without_a_face_is_refused_by_name(
-    tmp_path: Path, step: Callable[[str], Step], kind: str
-) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    Image.fromarray(noise if kind == "noise" else noise * 0 + 200).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"a\.png: no face was found"):
-        make(step("dlib"), tmp_path / "a.png", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("size", [(300, 200), (30, 90)])
@@ -321,9 +302,3 @@ def test_an_embedding_without_its_photo_cannot_be_checked(
     embeddings[0].with_name("00.jpg").unlink()
     with pytest.raises(DatasetError, match=r"00_embedding\.npy: has no photo beside it"):
         check_photo_embeddings(embeddings, encoder)
-
-
-def test_a_space_is_what_the_checkpoint_says(encoder: Path) -> None:
-    whole, space = checkpoint.load(encoder, "face_encoder"), read_space(encoder)
-    assert (space.sha256, space.embedding) == (whole.embedding_space, ENCODER.embedding)
-    assert space.fit == whole.network.preprocessing.fit
