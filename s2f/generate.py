@@ -291,12 +291,9 @@ def _beside(target: Path, ending: str) -> Path:
 
 def _is_ours(path: Path, source: Path, options: GenerateOptions) -> bool:
     """Tell whether an earlier run put a file into the folder it was found in: the source."""
-    if path == source:
-        return False
-    real, top = os.path.realpath(path), os.path.realpath(source)
-    ours = [os.path.realpath(place) for place in (options.output, options.sheet) if place]
-    below = (place for place in ours if place.startswith(top + os.sep))
-    return any(real == place or real.startswith(place + os.sep) for place in below)
+    real, top = path.resolve(), source.resolve()
+    ours = [place.resolve() for place in (options.output, options.sheet) if place]
+    return real != top and any(top in p.parents and real.is_relative_to(p) for p in ours)
 
 
 def _refuse_loss(planned: Sequence[Outcome], options: GenerateOptions) -> None:
