@@ -318,15 +318,6 @@ def test_photos_are_fitted_as_the_face_encoder_wants_them(faces: Path, models: P
         assert (task.train_data.fit, task.val_data.fit) == (fit, fit)
 
 
-def test_duplicating_a_batch_of_morphs_does_not_change_its_loss(faces: Path, models: Path) -> None:
-    task = decoder_task(faces, models, morph=0.5)
-    batch = next(b for seed in range(9) if (b := batch_of(task, seed))["mix"].any(1).sum() == 2)
-    twice = {k: torch.cat([v, v]) for k, v in batch.items()}
-    once, both = (task.losses(b, augmented=False) for b in (batch, twice))
-    for name, value in once.items():
-        torch.testing.assert_close(both[name], torch.cat([value, value]))
-
-
 def test_eight_photos_are_drawn_to_near_zero(tmp_path: Path, models: Path) -> None:
     tree, encoder = write_tree(tmp_path / "faces", 8), encoder_of(models)
     # A random encoder hardly tells photos apart: let this one give each an axis of its own.
