@@ -116,9 +116,10 @@ class TrainOptions:
         weights: dict[str, float] = {}
         for assignment in self.loss_weight or ():
             name, _, value = assignment.partition("=")
+            weights[name] = math.nan
             with contextlib.suppress(ValueError):
                 weights[name] = float(value)
-            if not 0 <= weights.get(name, -1) < math.inf:
+            if not 0 <= weights[name] < math.inf:
                 raise UsageError(
                     f"--loss-weight {assignment}: is not NAME=VALUE with a value of 0 or more",
                     hint="give for instance --loss-weight texture/mae=10",

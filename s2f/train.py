@@ -182,16 +182,8 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return float(config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))))
 
 
-def complete_config(
-    task: Task, config: TrainConfig, ranks: Ranks, device: torch.device
-) -> TrainConfig:
-    """Take the task's weights of losses where the config names none, and see that all fits.
-
-    Raises:
-        UsageError: if it does not fit the task or the devices, or as `losses.check_weights`.
-        DatasetError: if there is nothing to train or to validate on.
-        DependencyError: if the network is to be compiled and there is no compiler.
-    """
+def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.device) -> TrainConfig:
+    """Take the task's weights of losses where the config names none, and see that all fits."""
     for split, data in (("train", task.train_data), ("val", task.val_data)):
         if not len(data):
             raise DatasetError(f"there is nothing in {split}", hint="add to it, or split anew")
@@ -295,7 +287,7 @@ def train(
         UsageError: if the directory holds a run with another config or another run is at work
             there, the config does not fit the task or the devices, the training diverges, or as
             `losses.check_weights` and `losses.calibrate`.
-        InputError: if more items cannot be read than may.
+        InputError: if more items cannot be read than may, or there are none.
         CheckpointError: if the state of that run is damaged.
         DependencyError: if the network is to be compiled and there is no compiler, or if
             TensorBoard is wanted and not installed.
@@ -303,7 +295,7 @@ def train(
         DeviceError: if a process that reads the data has died.
         KeyboardInterrupt: if it was interrupted, once the state is saved.
     """
-    config = complete_config(task, config, ranks, device)
+    config = _complete(task, config, ranks, device)
     if tensorboard:
         training_log.require_tensorboard()
     began = time.perf_counter()
@@ -719,7 +711,7 @@ def rehearse(
         InputError: if more items of the batches cannot be read than may.
         DependencyError: if the network is to be compiled and there is no compiler.
     """
-    config = complete_config(task, config, ranks, device)
+    config = _complete(task, config, ranks, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     own = dataclasses.replace(config, workers=0)  # reads alone, so that the time can be told

@@ -134,10 +134,3 @@ def test_a_damaged_history_is_gone_on_with_and_not_shown(tmp_path: Path) -> None
     assert (tmp_path / "history.jsonl").read_bytes().startswith(b"\xff\xfe\n{")
     with pytest.raises(CheckpointError, match=r"history\.jsonl: is not the history of a run"):
         run.history()
-
-
-def test_samples_sort_by_step(tmp_path: Path) -> None:
-    for step in (1000, 20):
-        Run(tmp_path, step=step).show(torch.zeros(3, 2, 2))
-    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert names == ["0000020.png", "0001000.png"]

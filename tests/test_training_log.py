@@ -11,9 +11,9 @@ from line_task import CPU, Killed, LineTask, assert_same_run, config, killing
 from PIL import Image
 
 from s2f import training_log
-from s2f.errors import DependencyError, OutputError
+from s2f.errors import OutputError
 from s2f.train import train
-from s2f.training_log import open_board, require_tensorboard
+from s2f.training_log import open_board
 
 
 @pytest.mark.parametrize(("rest", "pictures"), [(0, 4), (1e9, 2)])
@@ -92,13 +92,6 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/board: cannot be written"):
         open_board(tmp_path / "file/board", after=0).__enter__()
-
-
-def test_without_tensorboard_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(DependencyError, match="--tensorboard needs TensorBoard") as caught:
-        require_tensorboard()
-    assert caught.value.hint == "pip install 's2f[train]'"
 
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path: Path) -> None:
