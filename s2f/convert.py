@@ -337,12 +337,9 @@ def seed_names(origin: str) -> tuple[str, ...]:
 def published_vgg_face(
     origin: str, names: Sequence[str], preprocessing: Preprocessing
 ) -> Published:
-    """Describe VGG-Face, with taps features, embedding and logits.
+    """Describe VGG-Face, with taps features, embedding and logits, by the names in its file.
 
-    Args:
-        origin: fc6 to fc8 are convolutions in serengil's; in rcmalli's dense, of a map in H W C.
-        names: of its 16 layers with weights, in the file.
-        preprocessing: of our network.
+    fc6 to fc8 are convolutions in serengil's; in rcmalli's dense, of a map in H W C.
     """
     with torch.device("meta"):
         network = VGGFace(face_encoder.CONFIGS["paper"], preprocessing)
@@ -456,16 +453,11 @@ def convert_file(
 ) -> tuple[Published, dict[str, float]]:
     """Give our network the weights of a file, and make sure that it gives what NumPy makes of them.
 
-    Args:
-        source: the file.
-        kind: that it must be of, `keras` or `torch`.
-        make: describes the network, given the order of the layers in the file (Keras).
-
-    Returns:
-        The network, filled, and the largest error of each tap, relative to the tap's largest value.
+    `make` describes the network, given the order of the layers in a file of Keras. Returns it,
+    filled, and the largest error of each tap, relative to the tap's largest value.
 
     Raises:
-        CheckpointError: if the file cannot be read or is of the other kind; as `fill` and `prove`.
+        CheckpointError: if the file is of the other kind; as `read_foreign`, `fill` and `prove`.
     """
     weights = foreign_weights.read_foreign(source)
     if weights.kind != kind:
@@ -562,15 +554,9 @@ def prove(
 ) -> dict[str, float]:
     """Make sure that a converted network gives what a judge makes of the foreign file.
 
-    Args:
-        source: the file.
-        judge: its name, for messages.
-        expected: its taps, [b ...], channels last; those that are not in `found` do not count.
-        found: the network's, laid out in the same way.
-
-    Returns:
-        The largest error of each tap, relative to the tap's largest value. A tap that is zero
-        everywhere, or not finite, proves nothing: its error is infinite.
+    Both give taps [b ...], channels last; those that are not in `found` do not count. Returns the
+    largest error of each, relative to the tap's largest value. A tap that is zero everywhere, or
+    not finite, proves nothing: its error is infinite.
 
     Raises:
         CheckpointError: if one is over `TOLERANCE`.
@@ -593,15 +579,9 @@ def prove(
 
 
 def reference(taps: Taps, arrays: Arrays, x: Array) -> dict[str, Array]:
-    """Run a published network on the arrays of its file, in NumPy.
+    """Run a published network on the arrays of its file, in NumPy, from x, [b h w c] or [b d].
 
-    Args:
-        taps: its description.
-        arrays: of the file, by its names.
-        x: the input, channels last: [b h w c], or [b d].
-
-    Returns:
-        The taps by name, channels last.
+    Returns the taps by name, channels last.
     """
     values = {"": x}
     for tap, (start, layers) in taps.items():

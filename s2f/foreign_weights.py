@@ -15,6 +15,7 @@ of the file.
 Source: files written by Keras 2.15 and 3.15 and by PyTorch's `torch.save`.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -32,7 +33,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -50,7 +51,6 @@ MAX_TENSORS = 20_000
 SPARE = 16 * 2**20  # bytes that any file may declare: constants compress to nothing
 RATIO = 4  # of bytes that come out to bytes in the file: half and compressed floats grow
 ALIGN = 64  # bytes at whose multiples tensors start in the data
-DATA = "tensors.bin"
 
 WANTED = "wanted Keras weights (.h5), or a .pt of torch.save"
 DAMAGED = "copy or download the file again; it may be damaged, or made to do harm"
@@ -124,15 +124,16 @@ def read_foreign(path: Path) -> Weights:
     import torch
 
     with tempfile.TemporaryDirectory(prefix="s2f-", ignore_cleanup_errors=True) as folder:
-        data = Path(folder, DATA)
-        found = _unpack_confined(path, data)
+        data = Path(folder, "tensors.bin")
+        found, order = _unpack_confined(path, data)
         flat = torch.from_file(str(data), size=data.stat().st_size, dtype=torch.uint8)
-    tensors = {}
-    for name, dtype_name, shape, start in found.tensors:
+    tensors, end = {}, 0
+    for name, dtype_name, shape in map(dataclasses.astuple, found.tensors):
         dtype = getattr(torch, dtype_name)
-        n_bytes = dtype.itemsize * math.prod(shape)
-        tensors[name] = flat[start : start + n_bytes].view(dtype).view(shape)
-    return Weights(found.kind, tensors, tuple(found.order), found.values)
+        start = -(-end // ALIGN) * ALIGN
+        end = start + dtype.itemsize * math.prod(shape)
+        tensors[name] = flat[start:end].view(dtype).view(shape)
+    return Weights(found.kind, tensors, tuple(order), found.values)
 
 
 def inspect(path: Path) -> Inspection:
@@ -146,9 +147,7 @@ def inspect(path: Path) -> Inspection:
     """
     if _kind(path) == "safetensors":
         return _inspect_safetensors(path)
-    found = _unpack_confined(path, None)
-    listed = (TensorInfo(name, dtype, shape) for name, dtype, shape, _ in found.tensors)
-    return Inspection(path, found.kind, tuple(listed), found.values)
+    return _unpack_confined(path, None)[0]
 
 
 def _kind(path: Path) -> str:
@@ -203,16 +202,7 @@ def _inspect_safetensors(path: Path) -> Inspection:
     return Inspection(path, header.pop("kind"), tuple(listed), header)
 
 
-class Unpacked(NamedTuple):
-    """What the process tells of a file: name, type, shape and place in the data of each tensor."""
-
-    kind: str
-    tensors: list[tuple[str, str, tuple[int, ...], int]]
-    order: list[str]
-    values: dict[str, Any]
-
-
-def _unpack_confined(path: Path, target: Path | None) -> Unpacked:
+def _unpack_confined(path: Path, target: Path | None) -> tuple[Inspection, list[str]]:
     kind = _kind(path)
     if kind == "safetensors":
         raise CheckpointError(f"{path}: is a safetensors file, and no foreign weights", hint=WANTED)
@@ -221,7 +211,8 @@ def _unpack_confined(path: Path, target: Path | None) -> Unpacked:
     megabytes = MEGABYTES + (2 if kind == "torch" else 1) * size // 2**20
     seconds = SECONDS + size / BYTES_PER_SECOND
     arguments = (path, kind, target)
-    found: Unpacked = call_confined(unpack, arguments, megabytes=megabytes, seconds=seconds)
+    found: tuple[Inspection, list[str]]
+    found = call_confined(unpack, arguments, megabytes=megabytes, seconds=seconds)
     return found
 
 
@@ -300,12 +291,11 @@ def _serve(
     except S2FError as error:
         answer = error
     except MemoryError:
-        message = f"{path}: needs more than {limits[0]} MB to read"
-        answer = CheckpointError(message, hint=DAMAGED)
+        answer = CheckpointError(f"{path}: needs more than {limits[0]} MB to read", hint=DAMAGED)
     except Exception as error:  # libraries raise anything at all on bytes made to confuse them
         first = (str(error).strip().splitlines() or [""])[0][:200]
-        message = f"{path}: cannot be read: {type(error).__name__}: {first}"
-        answer = CheckpointError(message, hint=DAMAGED)
+        why = f"cannot be read: {type(error).__name__}: {first}"
+        answer = CheckpointError(f"{path}: {why}", hint=DAMAGED)
     sender.send(answer)
 
 
@@ -337,21 +327,15 @@ def _limit(megabytes: int, seconds: float) -> None:
         lower(resource.RLIMIT_AS, room, room)
 
 
-class Declared(NamedTuple):
-    """A tensor that a file declares: float32 or an integer's type, and what gives its values."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray[Any, Any]]
-
+Declared = tuple[TensorInfo, Callable[[], np.ndarray[Any, Any]]]
+"""A tensor that a file declares, float32 or of an integer's type, and what gives its values."""
 
 Contents = tuple[list[Declared], list[str], dict[str, Any]]
 """Of a file: its tensors, the order of its layers, and what else it says."""
 
 
-def unpack(path: Path, kind: str, target: Path | None) -> Unpacked:
-    """List the tensors of a file, and write their values into another one.
+def unpack(path: Path, kind: str, target: Path | None) -> tuple[Inspection, list[str]]:
+    """List the tensors of a file and its layers, and write the values into another one.
 
     Args:
         path: the file; whatever it does, it does to this process.
@@ -366,15 +350,16 @@ def unpack(path: Path, kind: str, target: Path | None) -> Unpacked:
     declared, order, values = (keras_tensors if kind == "keras" else torch_tensors)(path)
     size = path.stat().st_size
     limit = min(RATIO * size + SPARE, MAX_BYTES if target else math.inf)
-    tensors: dict[str, tuple[str, str, tuple[int, ...], int]] = {}
+    tensors: dict[str, TensorInfo] = {}
     end = 0
     with target.open("wb") if target else nullcontext() as file:
-        for name, dtype, shape, read in declared:
+        for tensor, read in declared:
+            name, dtype, shape = dataclasses.astuple(tensor)
             if name in tensors:
                 raise _wrong(f"holds {name!r} twice")
             start = -(-end // ALIGN) * ALIGN
             end = start + math.prod(shape) * np.dtype(dtype).itemsize
-            tensors[name] = name, dtype, shape, start
+            tensors[name] = tensor
             if end > limit or len(tensors) > MAX_TENSORS:
                 raise _wrong(
                     f"declares {len(tensors)} tensors of {end} bytes so far, {name!r} {shape} the "
@@ -396,7 +381,7 @@ def unpack(path: Path, kind: str, target: Path | None) -> Unpacked:
                     f"{target}: cannot be written: {error.strerror or error}",
                     hint="free some space, or set TMPDIR to a folder that has some",
                 ) from error
-    return Unpacked(kind, list(tensors.values()), order, values)
+    return Inspection(path, kind, tuple(tensors.values()), values), order
 
 
 def _wrong(why: str, hint: str = "wanted a file of plain weights") -> CheckpointError:
@@ -406,10 +391,8 @@ def _wrong(why: str, hint: str = "wanted a file of plain weights") -> Checkpoint
 LAYERS = ("layers", "_layer_checkpoint_dependencies")  # containers of the new layout
 ENDINGS = {"W": "kernel", "b": "bias"}  # of old names, as in conv1_1_W
 VARIABLES = {  # names that the new layout leaves out, by class of layer and number of weights
-    ("conv2d", 1): ("kernel",),
-    ("conv2d", 2): ("kernel", "bias"),
-    ("dense", 1): ("kernel",),
-    ("dense", 2): ("kernel", "bias"),
+    **{(kind, 1): ("kernel",) for kind in ("conv2d", "dense")},
+    **{(kind, 2): ("kernel", "bias") for kind in ("conv2d", "dense")},
     ("batch_normalization", 4): ("gamma", "beta", "moving_mean", "moving_variance"),
 }
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
@@ -430,10 +413,8 @@ def keras_tensors(path: Path) -> Contents:
       The order of the model is lost: by class, alphabetically, and by number within a class.
 
     Links are followed only where they lie in the file and cannot lead out of it, and datasets are
-    taken only if their bytes lie in the file: both before any value is read.
-
-    Returns:
-        The tensors, the layers that have some, and the attributes `backend` and `keras_version`.
+    taken only if their bytes lie in the file: both before any value is read. What else the file
+    says are the attributes `backend` and `keras_version`.
 
     Raises:
         CheckpointError: if the file is no such file, or not to be trusted.
@@ -574,7 +555,7 @@ def _dataset(name: str, dataset: Any) -> Declared:
                 f"{name!r} declares {declared} bytes, {shape}, and holds {min(held, size)} of them",
                 "the file is cut off: copy or download it again",
             )
-    return Declared(name, kept, shape, lambda: dataset[()])
+    return TensorInfo(name, kept, shape), lambda: dataset[()]
 
 
 def _weight_names(layer: str, paths: Sequence[str]) -> list[str]:
@@ -607,11 +588,8 @@ def torch_tensors(path: Path) -> Contents:
 
     The zip archive is checked before PyTorch opens it; `torch.load` then unpickles with
     `weights_only`, maps the file, and copies nothing. A tensor is taken only if its values lie in
-    the file as often as it says.
-
-    Returns:
-        The tensors, no order (a state dict has no layers), and what stands beside the state dict
-        and is plain. Other tensors, such as an optimizer's, are left out.
+    the file as often as it says. There is no order of layers; what stands beside the state dict
+    and is plain is told, other tensors, such as an optimizer's, are left out.
 
     Raises:
         CheckpointError: if the file is no such file, or not to be trusted.
@@ -687,8 +665,8 @@ def _tensor(name: str, tensor: "Tensor") -> Declared:
     if declared > held:
         raise _wrong(f"tensor {name!r} declares {declared} bytes, {shape}, and holds {held}")
     if dtype in KEPT:
-        return Declared(name, dtype, shape, tensor.numpy)
-    return Declared(name, "float32", shape, lambda: tensor.detach().float().numpy())
+        return TensorInfo(name, dtype, shape), tensor.numpy
+    return TensorInfo(name, "float32", shape), lambda: tensor.detach().float().numpy()
 
 
 def _is_plain(value: object) -> bool:

@@ -103,14 +103,7 @@ def build_keras(keras: Any, origin: Origin, sizes: Mapping[str, Any]) -> tuple[A
     """Build VGG-Face, fc6 to fc8 as convolutions (serengil) or Dense after a Flatten (rcmalli).
 
     Keras finds the weights of both layouts by the order of the layers, whatever their names.
-
-    Args:
-        keras: the module.
-        origin: whose network.
-        sizes: the fields of a `VGGFaceConfig`.
-
-    Returns:
-        The model and its outputs: features, embedding and logits.
+    Returns the model and its outputs: features, embedding and logits.
     """
     layers = keras.layers
     x = inputs = keras.Input((sizes["image_size"], sizes["image_size"], 3))
