@@ -4,7 +4,8 @@ A file is known by its first bytes, not by its name, and opened in a process of 
 take so much memory and time and no more: what reads it may crash, hang or be lied to about sizes,
 and costs this process neither its life nor its memory. This is no sandbox: it guards against
 accidents of parsers. Memory is limited on Linux and processor time on every system but Windows;
-the time on the clock is limited everywhere.
+the time on the clock is limited everywhere. It is one of `multiprocessing`: a script that reads
+weights guards its start with `if __name__ == "__main__"`.
 
     read_foreign, inspect -> call_confined -> unpack -> keras_tensors or torch_tensors -> Weights
 
@@ -249,7 +250,7 @@ def call_confined(
         if not receiver.poll(START_SECONDS + seconds):
             raise late
         answer = receiver.recv()
-    except EOFError:
+    except (EOFError, OSError):
         process.join()
         code = process.exitcode
         if os.name == "posix" and code == -signal.SIGXCPU:
