@@ -47,18 +47,12 @@ class EmbeddingProbe:
 
     @classmethod
     def fit(cls, embeddings: NDArray[np.floating], labels: Sequence[str]) -> "EmbeddingProbe":
-        """Fit a linear discriminant, for any size of embedding and few examples.
+        """Fit a linear discriminant to embeddings [n d], of any size and few examples, and labels.
 
-        Features keep their scale: the small ones of a space of embeddings are mostly noise, and
-        in standardised ones it counts as much as the rest. The covariance within classes is shrunk
-        towards a multiple of the identity by as much as Ledoit and Wolf 2004 find best for so
-        many examples. All classes are taken to be as frequent, so that a rare one is not lost,
-        and what the mean of few examples owes to chance is taken off (Moran and Murphy 1979).
-        scikit-learn's own discriminant does not, and takes a minute for 4096 values.
-
-        Args:
-            embeddings: [n d].
-            labels: [n].
+        Features keep their scale: the small ones of a space of embeddings are mostly noise. The
+        covariance within classes is shrunk as Ledoit and Wolf 2004 find best. All classes are taken
+        to be as frequent, and what the mean of few examples owes to chance is taken off (Moran and
+        Murphy 1979); scikit-learn's discriminant does not, and takes a minute for 4096 values.
 
         Raises:
             UsageError: if there is one class only, or one has a single example.
@@ -209,7 +203,7 @@ def _balanced(true: Sequence[str], said: Sequence[str]) -> float:
     return float(recall_score(true, said, labels=sorted({*true}), average="macro"))
 
 
-Judged = list[tuple[str, Sequence[str], Sequence[str]]]
+Judged = dict[str, tuple[Sequence[str], Sequence[str]]]
 """Of true faces (`face`), and those drawn of photos and voices: whose each is, what is said."""
 
 
@@ -239,14 +233,15 @@ def attributes_section(
                 text.append(f"Judge of {judge} left out: {error.message}.")
                 continue
             cells: dict[str, Cell] = {}
-            for source, people, found in judged:
+            for source, (people, found) in judged.items():
                 known = [k for k, who in enumerate(people) if who in values]
                 if not known:
                     continue
                 true, said = [values[people[k]] for k in known], [found[k] for k in known]
-                matrices.append(
-                    _matrix(f"{label}, judge of {judge}: true and from {source}", true, said)
-                )
+                title = f"{label}, judge of {judge}: true and from {source}"
+                classes, pairs = sorted({*true, *said}), Counter(zip(true, said, strict=True))
+                counts = tuple(tuple(pairs[a, b] for b in classes) for a in classes)
+                matrices.append(Matrix(title, tuple(classes), counts))
                 cells[source] = _agreement(true, said)
                 if source == "voice":
                     cells["balanced"] = _balanced(true, said)
@@ -283,11 +278,11 @@ def _judge_embeddings(case: Case, examples: Examples, label: str, notes: list[st
     known = [values[examples.names[k]] for k in there]
     ask = EmbeddingProbe.fit(examples.embeddings[there], known).predict
     names = case.people.names
-    return [
-        ("face", names, ask(case.people.means())),
-        ("photo", names, ask(case.photos_again)),
-        ("voice", [names[k] for k in case.people.speakers], ask(case.heard[WHOLE])),
-    ]
+    return {
+        "face": (names, ask(case.people.means())),
+        "photo": (names, ask(case.photos_again)),
+        "voice": ([names[k] for k in case.people.speakers], ask(case.heard[WHOLE])),
+    }
 
 
 def _judge_pixels(case: Case, examples: Examples, label: str, notes: list[str]) -> Judged:
@@ -298,25 +293,22 @@ def _judge_pixels(case: Case, examples: Examples, label: str, notes: list[str]) 
         raise UsageError(f"{label}: no photo of the training split has this label")
     photos, who = zip(*(examples.photos[k] for k in there), strict=True)
     probe = PixelProbe.fit(photos, [values[one] for one in who], who)
+    ask, names = probe.predict, case.people.names
     note = (
         f"The judge of pixels, {label}: fitted on {len(there)} photos, right on "
         f"{100 * probe.accuracy:.1f} % of those of people left out of the fit"
     )
     fresh = [(photo, values[who]) for photo, who in examples.fresh if who in values]
     if fresh:
-        share = _agreement([value for _, value in fresh], probe.predict([p for p, _ in fresh]))
+        share = _agreement([value for _, value in fresh], ask([photo for photo, _ in fresh]))
         note += f", and on {100 * share:.1f} % of {len(fresh)} photos of new people"
     notes.append(f"{note}.")
-    names = case.people.names
-    return [
-        ("face", [who for _, who in examples.own], probe.predict([p for p, _ in examples.own])),
-        ("photo", names, probe.predict([face.image for face in case.from_photos])),
-        (
-            "voice",
-            [names[k] for k in case.people.speakers],
-            probe.predict([face.image for face in case.from_voices]),
-        ),
-    ]
+    heard = [names[k] for k in case.people.speakers]
+    return {
+        "face": ([who for _, who in examples.own], ask([photo for photo, _ in examples.own])),
+        "photo": (names, ask([face.image for face in case.from_photos])),
+        "voice": (heard, ask([face.image for face in case.from_voices])),
+    }
 
 
 def _shared(values: Mapping[str, str], people: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -324,11 +316,3 @@ def _shared(values: Mapping[str, str], people: Sequence[str]) -> tuple[list[int]
     counts = Counter(values[who] for who in {*people} if who in values)
     there = [k for k, who in enumerate(people) if who in values and counts[values[who]] > 1]
     return there, sorted(value for value, n in counts.items() if n == 1)
-
-
-def _matrix(title: str, true: Sequence[str], said: Sequence[str]) -> Matrix:
-    classes = sorted({*true, *said})
-    pairs = Counter(zip(true, said, strict=True))
-    return Matrix(
-        title, tuple(classes), tuple(tuple(pairs[a, b] for b in classes) for a in classes)
-    )

@@ -154,8 +154,8 @@ def find_sources(data: Path, labels: Sequence[Path] = ()) -> tuple[Path, Path, l
         labels: csv files; by default those of the names in `LABELS` that are there.
 
     Returns:
-        The voice tree; the tree of photos that faces are judged by: the face tree, or the voice
-        tree; and csv files of labels.
+        The voice tree; the tree of photos that faces are judged by, which may be the same; and csv
+        files of labels.
 
     Raises:
         DatasetError: if there is no such folder.
@@ -372,10 +372,8 @@ def _open_photos(photos: Sequence[tuple[Path, str]], notes: list[str]) -> Photos
             photo = open_photo(path)
         except ImageError as error:
             notes.append(f"Left out: {error.message}.")
-            continue
-        if photo.size != (FRAME, FRAME):
-            photo = photo.resize((FRAME, FRAME), Image.Resampling.LANCZOS)
-        opened.append((photo, name))
+        else:
+            opened.append((photo.resize((FRAME, FRAME), Image.Resampling.LANCZOS), name))
     return opened
 
 

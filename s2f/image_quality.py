@@ -99,10 +99,6 @@ def all_points_found(images: Sequence[Image.Image], detector: "Detector") -> NDA
     chins of long faces lie below it.
 
     Source: Duarte et al. 2019, "Wav2Pix", who measure by it how many pictures are faces.
-
-    Args:
-        images: pictures of any size.
-        detector: of `face_detection.load_detector`.
     """
     found: list[bool] = []
     for start in range(0, len(images), PHOTOS):
@@ -125,9 +121,6 @@ def vgg_face_score(
     Each split is scored alone, and none can reach more than the pictures it holds: compare only
     scores of equally many pictures and splits. Does not depend on the order of the pictures.
 
-    Source: the VGGFace score of Bai et al. 2022, "SF2F", who take 5 splits and a ResNet-50
-    trained on VGGFace2; the form is that of the Inception score, Salimans et al. 2016.
-
     Args:
         logits: [n i] before the softmax.
         splits: parts of the pictures, drawn at random; no more than pictures.
@@ -138,6 +131,9 @@ def vgg_face_score(
 
     Raises:
         UsageError: if there are no pictures.
+
+    Source: the VGGFace score of Bai et al. 2022, "SF2F", who take 5 splits and a ResNet-50
+    trained on VGGFace2; the form is that of the Inception score, Salimans et al. 2016.
     """
     from scipy.special import log_softmax, logsumexp
 

@@ -1,10 +1,8 @@
-"""Figures of a model with what they are worth: intervals, differences, similarity, correlation.
+"""Figures with what they are worth: means, similarity, correlation, and the proportions of a face.
 
 Samples of one person are alike, so chance is drawn over people: a bootstrap over identities, in
 which all samples of a drawn one come along. A sample that is NaN says nothing and is left out.
 Knows nothing of models, files and reports.
-
-Last, what the shape of a face is compared by: craniofacial measures of its 68 landmarks.
 """
 
 from collections.abc import Sequence
@@ -26,16 +24,10 @@ Identities = Sequence[str] | Sequence[int] | NDArray[Any]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over samples.
+    """A mean over n samples, the ends of its 95 % interval, and the samples' deviation.
 
-    Attributes:
-        value: the mean; NaN without samples.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        deviation: of the samples, divided by their number.
-        p: two-sided, of a mean of 0: twice the share of resampled means that are 0 or on the
-            other side of it, and at least 1 / rounds; 1 where it cannot be told.
-        n: samples.
+    `value` is NaN without samples. `p` is two-sided, of a mean of 0: twice the share of resampled
+    means that are 0 or on its other side, at least 1 / rounds; 1 where it cannot be told.
     """
 
     value: float
@@ -51,9 +43,9 @@ def estimate(
 ) -> Estimate:
     """Average samples, with a 95 % interval over identities.
 
-    The percentiles of a bootstrap, which are too narrow for few identities: where all samples are
-    equal, and with less than two identities, the interval is the value itself. Whether one model
-    is better than another, the differences of their samples tell.
+    The percentiles of a bootstrap, too narrow for few identities: where all samples are equal, and
+    with less than two identities, the interval is the value itself. Whether one model is better
+    than another, the differences of their samples tell.
 
     Args:
         values: [n]; the order of the samples does not matter, to the bit.
@@ -179,23 +171,7 @@ def craniofacial(points: NDArray[np.floating]) -> dict[str, Floats]:
         points: landmarks [n 68 2] in iBUG order, left and right as in the picture.
 
     Returns:
-        By the measure's name, [n]. NaN where the points that it is divided by coincide.
-
-        | measure | definition | unit |
-        |---|---|---|
-        | upper lip height | sn - sto | ex - ex |
-        | lateral upper lip heights | sbal - ls', mean of both sides | ex - ex |
-        | jaw width | go - go | ex - ex |
-        | nose height | n - sn | ex - ex |
-        | nose width | al - al | ex - ex |
-        | labio-oral region | ch - ch | ex - ex |
-        | mandibular index | sto - gn | go - go |
-        | intercanthal index | en - en | ex - ex |
-        | nasal index | al - al | n - sn |
-        | vermilion height index | ls - sto | sto - li |
-        | mouth-face width index | ch - ch | zy - zy |
-        | nose area | of n, al, sn, al | (ex - ex) squared |
-        | philtrum width | cph - cph | ex - ex |
+        By the measure's name, [n]; NaN where the points that it is divided by coincide.
 
         The anthropometrist's points, and where the 68 hold them:
 
@@ -231,20 +207,20 @@ def craniofacial(points: NDArray[np.floating]) -> dict[str, Floats]:
     nose, height = length(31, 35), length(27, 33)
     x, y = np.moveaxis(p[:, [27, 31, 32, 33, 34, 35]], -1, 0)  # the nose's outline
     area = np.abs((x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)).sum(1)) / 2
-    shares = {
-        "upper lip height": (length(33, 62), eyes),
-        "lateral upper lip heights": ((length(31, 49) + length(35, 53)) / 2, eyes),
-        "jaw width": (jaw, eyes),
-        "nose height": (height, eyes),
-        "nose width": (nose, eyes),
-        "labio-oral region": (mouth, eyes),
-        "mandibular index": (length(66, 8), jaw),
-        "intercanthal index": (length(39, 42), eyes),
-        "nasal index": (nose, height),
-        "vermilion height index": (length(51, 62), length(66, 57)),
-        "mouth-face width index": (mouth, length(1, 15)),
-        "nose area": (area, eyes**2),
-        "philtrum width": (length(50, 52), eyes),
+    shares = {  # of lengths between the points above
+        "upper lip height": (length(33, 62), eyes),  # sn - sto / ex - ex
+        "lateral upper lip heights": ((length(31, 49) + length(35, 53)) / 2, eyes),  # sbal - ls'
+        "jaw width": (jaw, eyes),  # go - go
+        "nose height": (height, eyes),  # n - sn
+        "nose width": (nose, eyes),  # al - al
+        "labio-oral region": (mouth, eyes),  # ch - ch
+        "mandibular index": (length(66, 8), jaw),  # sto - gn / go - go
+        "intercanthal index": (length(39, 42), eyes),  # en - en
+        "nasal index": (nose, height),  # al - al / n - sn
+        "vermilion height index": (length(51, 62), length(66, 57)),  # ls - sto / sto - li
+        "mouth-face width index": (mouth, length(1, 15)),  # ch - ch / zy - zy
+        "nose area": (area, eyes**2),  # of n, al, sn, al
+        "philtrum width": (length(50, 52), eyes),  # cph - cph
     }
     return {
         name: np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

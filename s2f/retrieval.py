@@ -43,13 +43,10 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """What is known of queries in a gallery.
+    """How many other identities are as near to each query as its own or nearer, `better` [q].
 
-    Attributes:
-        better: other identities that are as near as the query's own or nearer, [q].
-        others: identities in the gallery beside the query's own, [q].
-        better_within: `better`, of those in the own identity's group, [q]; None without groups.
-        others_within: `others`, of those in the own identity's group, [q]; None without groups.
+    `others` [q] counts all identities beside the own one. `better_within` and `others_within` count
+    those of the own identity's group alone; None without groups.
     """
 
     better: Whole
@@ -90,7 +87,7 @@ def place_queries(
         UsageError: if shapes do not fit, a value is not finite, there is no such metric, or an
             identity has no photo or no group.
     """
-    _check_shapes(queries, truth, gallery, owners, metric)
+    _check_shapes(queries, truth, gallery, owners, metric=metric)
     people, photos = np.unique(owners, return_inverse=True)
     if len(missing := np.setdiff1d(truth, people)):
         raise UsageError(
@@ -200,24 +197,16 @@ def _at_most(k: int, others: Whole, better: Whole, drawn: int) -> Floats:
     return np.minimum(found, 1)
 
 
-def _check_shapes(
-    queries: Embeddings,
-    truth: NDArray[Any],
-    gallery: Embeddings,
-    owners: NDArray[Any],
-    metric: str,
-) -> None:
+def _check_shapes(*sides: NDArray[Any], metric: str) -> None:
     if metric not in METRICS:
         raise UsageError(f"there is no metric {metric!r}", hint=f"choose of {', '.join(METRICS)}")
-    shapes = [list(side.shape) for side in (queries, truth, gallery, owners)]
-    fits = [len(shape) for shape in shapes] == [2, 1, 2, 1] and (
-        len(queries) == len(truth) and len(gallery) == len(owners)
+    match shapes := [side.shape for side in sides]:
+        case [(q, d), (n,), (g, width), (m,)] if (q, g, d) == (n, m, width):
+            return
+    raise UsageError(
+        "queries {} of {} and a gallery {} of {} do not fit; wanted [q d] of [q] and [g d] of "
+        "[g]".format(*map(list, shapes))
     )
-    if not fits or queries.shape[1] != gallery.shape[1]:
-        raise UsageError(
-            f"queries {shapes[0]} of {shapes[1]} and a gallery {shapes[2]} of {shapes[3]} do not "
-            "fit; wanted [q d] of [q] and [g d] of [g]"
-        )
 
 
 def _take(rows: Embeddings, which: slice | NDArray[np.intp]) -> Rows:
@@ -374,22 +363,19 @@ AGAIN = "face drawn from the voice, embedded"
 def similarity_section(case: Case) -> tuple[Section, Samples]:
     """Angle and distances between true embeddings and those of voices."""
     people = case.people
-    true = people.means()[people.speakers]
-    strangers = people.means()[(people.speakers + 1) % len(people.names)]
+    means = people.means()
+    true = means[people.speakers]
+    strangers = means[(people.speakers + 1) % len(people.names)]
+    compared = {
+        **{name: compare_embeddings(true, heard) for name, heard in case.heard.items()},
+        AGAIN: compare_embeddings(true, case.voices_again),
+        "another person's voice": compare_embeddings(strangers, case.heard[WHOLE]),
+    }
     rows: list[Row] = []
-    samples: dict[str, float] = {}
-    queries = [(name, true, heard) for name, heard in case.heard.items()]
-    queries += [
-        (AGAIN, true, case.voices_again),
-        ("another person's voice", strangers, case.heard[WHOLE]),
-    ]
-    for name, wanted, found in queries:
-        values = compare_embeddings(wanted, found)
+    for name, values in compared.items():
         angle, l2, l1 = (estimate(values[k], people.speakers) for k in ("angle", "l2", "l1"))
         cells = (angle.value, angle.deviation, angle.low, angle.high)
-        rows.append((name, *cells, l2.value, l2.deviation, l1.value, l1.deviation, len(found)))
-        if name == WHOLE:
-            samples = case.by_person(values["angle"])
+        rows.append((name, *cells, l2.value, l2.deviation, l1.value, l1.deviation, angle.n))
     table = Table(
         "Embeddings of voices and of faces",
         ("heard", ANGLE, "deviation", "low", "high", "L2", "deviation", "L1", "deviation", "N"),
@@ -401,7 +387,8 @@ def similarity_section(case: Case) -> tuple[Section, Samples]:
         "How near the embedding of a voice is to that of the speaker's face. 3 s and 6 s are the "
         "first seconds of each recording, looped to the length that the model hears.",
     )
-    return Section("Similarity", text, (table,)), {ANGLE: samples}
+    samples = {ANGLE: case.by_person(compared[WHOLE]["angle"])}
+    return Section("Similarity", text, (table,)), samples
 
 
 def retrieval_section(case: Case) -> tuple[Section, Samples]:
@@ -411,46 +398,41 @@ def retrieval_section(case: Case) -> tuple[Section, Samples]:
     voice = f"voice, {WHOLE}"
     queries = {f"voice, {name}": rows for name, rows in case.heard.items()}
     queries[AGAIN] = case.voices_again
-    full_rows: list[Row] = []
-    candidate_rows: list[Row] = []
+    tables: dict[int, list[Row]] = {n: [], some: []}  # by the size of the gallery
     lines: dict[str, list[tuple[float, float]]] = {}
     samples: Samples = {}
-    depth = range(1, some + 1)
-
-    def row(query: str, metric: str, hits: list[Floats], size: int) -> Row:
-        found = [estimate(values, people.speakers) for values in hits]
-        cells = [cell for item in found for cell in (item.value, item.low, item.high)]
-        return (query, metric, *cells, len(hits[0]), size)
-
     for query, rows in queries.items():
         for metric in METRICS:
             placed = place_queries(
                 rows, people.speakers, people.embeddings, people.owners, metric=metric
             )
-            full_rows.append(row(query, metric, [recall(placed, k) for k in KS], n))
-            among = [recall_of_candidates(placed, k, CANDIDATES)[0] for k in KS]
-            candidate_rows.append(row(query, metric, among, some))
+            for size, found in tables.items():
+                hits = [recall_of_candidates(placed, k, size)[0] for k in KS]
+                means = [estimate(values, people.speakers) for values in hits]
+                cells = [cell for item in means for cell in (item.value, item.low, item.high)]
+                found.append((query, metric, *cells, len(rows), size))
             if metric == "cosine" and query in (voice, AGAIN):
+                depth = range(1, some + 1)
                 lines[query] = [(k, float(recall(placed, k).mean())) for k in depth]
             if metric == "cosine" and query == voice:
                 samples = {f"R@{k}, %": case.by_person(100 * recall(placed, k)) for k in (1, 10)}
-    for rows_of, size in ((full_rows, n), (candidate_rows, some)):
+    for size, found in tables.items():
         by_chance = [cell for k in KS for cell in (min(1.0, k / size), None, None)]
-        rows_of.append(("chance", "", *by_chance, None, size))
-    lines["chance"] = [(k, k / n) for k in depth]
+        found.append(("chance", "", *by_chance, None, size))
+    lines["chance"] = [(k, k / n) for k in range(1, some + 1)]
     heads = ("query", "metric", *(h for k in KS for h in (f"R@{k} %", "low %", "high %")))
     heads = (*heads, "queries", "N")
-    parts: list[Table | Curves] = [Table(f"Recall among all {n} people", heads, tuple(full_rows))]
-    if n > CANDIDATES:
-        note = f"The exact mean over all galleries of {CANDIDATES} people that hold the speaker."
-        title = f"Recall among {CANDIDATES} candidates, averaged"
-        parts.append(Table(title, heads, tuple(candidate_rows), note))
+    parts: list[Table | Curves] = [Table(f"Recall among all {n} people", heads, tuple(tables[n]))]
+    if n > some:
+        note = f"The exact mean over all galleries of {some} people that hold the speaker."
+        title = f"Recall among {some} candidates, averaged"
+        parts.append(Table(title, heads, tuple(tables[some]), note))
     parts.append(Curves("Recall by depth, cosine", "k", "R@k %", lines))
     text = (
         "The speaker's own face is looked for among the faces of all people, by the distance "
         "between embeddings. A person is as near as the nearest of their photos. N is the size of "
         "the gallery in people: chance is k of N. Low and high bound 95 % by bootstrap over people."
-        + ("" if n > CANDIDATES else f" With {CANDIDATES} people or fewer, all are the candidates.")
+        + ("" if n > some else f" With {CANDIDATES} people or fewer, all are the candidates.")
     )
     return Section("Retrieval", (text,), tuple(parts)), samples
 
@@ -471,18 +453,15 @@ def matching_section(case: Case) -> tuple[Section, Samples]:
             if ways < 2:
                 continue
             right = matching(placed, ways, within=others != "anyone")
-            there = ~np.isnan(right)
-            if not there.any():
-                continue
-            got = estimate(right[there], people.speakers[there])
-            rows.append((others, ways, got.value, got.low, got.high, 1 / ways, got.n))
-            if ways == WAYS[0]:
-                samples[f"1:{ways} matching, {others}, %"] = case.by_person(100 * right)
+            got = estimate(right, people.speakers)
+            if got.n:
+                rows.append((others, ways, got.value, got.low, got.high, 1 / ways, got.n))
+                if ways == WAYS[0]:
+                    samples[f"1:{ways} matching, {others}, %"] = case.by_person(100 * right)
     heads = ("other faces", "faces", "right %", "low %", "high %", "chance %", "voices")
-    table = Table("One voice, some faces", heads, tuple(rows))
     text = (
         "How often the speaker's face is nearer to the voice than all of some other faces, drawn "
         "at random: the exact mean over all draws. Within one sex, sex alone is of no help."
         + ("" if sexes is not None else " No label says who is of which sex."),
     )
-    return Section("Matching", text, (table,)), samples
+    return Section("Matching", text, (Table("One voice, some faces", heads, tuple(rows)),)), samples

@@ -122,8 +122,7 @@ def animate(frames: Iterable[Image.Image], *, seconds: float, text: Mapping[str,
         text: facts that travel along, as for `images.encode`.
     """
     first, *others = frames
-    ends = [round(1000 * seconds * k / (1 + len(others))) for k in range(2 + len(others))]
-    milliseconds = np.diff(ends)
+    milliseconds = np.diff(np.rint(np.linspace(0, 1000 * seconds, 2 + len(others))).astype(int))
     milliseconds[[0, -1]] += HOLD
     file = io.BytesIO()
     # Each frame is whole (kmax): of what has changed alone, errors would add up.

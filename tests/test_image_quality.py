@@ -115,11 +115,6 @@ class TestAllPointsFound:
         found = all_points_found([noise(0, (20, 10))], Told([points(*place)]))
         assert found.tolist() == [inside]
 
-    def test_one_whole_face_is_enough_and_none_is_not(self) -> None:
-        told = Told([], [points(-9)], [points(-9), points()], [points()])
-        found = all_points_found([noise(0, (20, 10))] * 4, told)
-        assert found.tolist() == [False, False, True, True]
-
     def test_it_gives_the_detector_a_few_at_once(self) -> None:
         told = Told(*[[points()] if k % 3 else [] for k in range(70)])
         found = all_points_found([noise(0, (20, 10)).convert("L")] * 70, told)
