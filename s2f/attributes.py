@@ -33,17 +33,11 @@ COMPONENTS, FOLDS = 40, 12  # that it is judged on, and that the judge is measur
 
 @dataclass(frozen=True)
 class EmbeddingProbe:
-    """A linear classifier of embeddings.
+    """A linear classifier of embeddings."""
 
-    Attributes:
-        classes: the labels, sorted.
-        weight: [d c].
-        bias: [c].
-    """
-
-    classes: tuple[str, ...]
-    weight: Vector
-    bias: Vector
+    classes: tuple[str, ...]  # the labels, sorted
+    weight: Vector  # [d c]
+    bias: Vector  # [c]
 
     @classmethod
     def fit(cls, embeddings: NDArray[np.floating], labels: Sequence[str]) -> "EmbeddingProbe":
@@ -83,19 +77,15 @@ class EmbeddingProbe:
 
 @dataclass(frozen=True)
 class PixelProbe:
-    """A classifier of faces by their pixels.
+    """A classifier of faces by their pixels, and the share of photos it is right on.
 
-    Attributes:
-        classes: the labels, sorted.
-        accuracy: share of photos it is right on, of people that it was not fitted to.
-        balanced: the same as a mean over classes.
-        model: the probe fitted to all photos.
+    That is of people that it was not fitted to; `balanced` is the mean over classes.
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # the labels, sorted
     accuracy: float
     balanced: float
-    model: "Pipeline"
+    model: "Pipeline"  # fitted to all photos
 
     @classmethod
     def fit(

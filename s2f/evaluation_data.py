@@ -51,25 +51,15 @@ Photos = list[tuple[Image.Image, str]]
 
 @dataclass(frozen=True)
 class People:
-    """The people of a split, who have voices and faces.
+    """The people of a split, who have voices and faces."""
 
-    Attributes:
-        names: of the identities, sorted.
-        recordings: waveforms of people, [q] paths.
-        speakers: whose each recording is, [q].
-        photos: of people, [g] paths; None where there is only an embedding.
-        embeddings: of the photos, by the model's face encoder, [g d].
-        owners: whose each photo is, [g].
-        notes: sentences on what was left out.
-    """
-
-    names: tuple[str, ...]
-    recordings: tuple[Path, ...]
-    speakers: NDArray[np.int64]
-    photos: tuple[Path | None, ...]
-    embeddings: NDArray[np.float32]
-    owners: NDArray[np.int64]
-    notes: tuple[str, ...]
+    names: tuple[str, ...]  # of the identities, sorted
+    recordings: tuple[Path, ...]  # waveforms, [q]
+    speakers: NDArray[np.int64]  # whose each recording is, [q]
+    photos: tuple[Path | None, ...]  # [g]; None where there is only an embedding
+    embeddings: NDArray[np.float32]  # of the photos, by the model's face encoder, [g d]
+    owners: NDArray[np.int64]  # whose each photo is, [g]
+    notes: tuple[str, ...]  # sentences on what was left out
 
     def means(self) -> NDArray[np.float32]:
         """Mean embedding of each person's photos, [n d]."""
@@ -81,50 +71,30 @@ class People:
 
 @dataclass(frozen=True)
 class Examples:
-    """What judges of labels are fitted on, and real photos that they are tried on.
+    """What judges of labels are fitted on, and real photos that they are tried on."""
 
-    Attributes:
-        names: of people of the training split, whose each embedding is.
-        embeddings: of their photos, [m d].
-        labels: of these people.
-        photos: labelled ones, to judge pixels by.
-        photo_labels: of those people.
-        own: photos of the people that are evaluated.
-        fresh: photos of the evaluated split's faces; with a face tree those are other people.
-        notes: sentences on what is missing.
-    """
-
-    names: Sequence[str]
-    embeddings: NDArray[np.float32]
-    labels: Labels
-    photos: Photos
-    photo_labels: Labels
-    own: Photos
-    fresh: Photos
-    notes: tuple[str, ...] = ()
+    names: Sequence[str]  # of people of the training split, whose each embedding is
+    embeddings: NDArray[np.float32]  # of their photos, [m d]
+    labels: Labels  # of these people
+    photos: Photos  # labelled ones, to judge pixels by
+    photo_labels: Labels  # of those people
+    own: Photos  # of the people that are evaluated
+    fresh: Photos  # of the evaluated split's faces; with a face tree those are other people
+    notes: tuple[str, ...] = ()  # sentences on what is missing
 
 
 @dataclass(frozen=True)
 class Case:
-    """The people of a split, and what a model makes of them.
-
-    Attributes:
-        people: n people, with q recordings and g photos.
-        labels: of the people.
-        heard: embeddings of the recordings [q d], by how much of them was heard; `WHOLE` last.
-        from_voices: faces of the whole recordings, [q].
-        from_photos: faces of the people's mean embeddings, [n]: the best the decoder could do.
-        voices_again: embeddings of `from_voices`, [q d].
-        photos_again: embeddings of `from_photos`, [n d].
-    """
+    """n people of a split with q recordings, and what a model makes of them."""
 
     people: People
     labels: Labels
     heard: Mapping[str, NDArray[np.float32]]
-    from_voices: Sequence[Face]
-    from_photos: Sequence[Face]
-    voices_again: NDArray[np.float32]
-    photos_again: NDArray[np.float32]
+    """Embeddings of the recordings [q d], by how much of them was heard; `WHOLE` last."""
+    from_voices: Sequence[Face]  # of the whole recordings, [q]
+    from_photos: Sequence[Face]  # of people's mean embeddings, [n]: the best the decoder could do
+    voices_again: NDArray[np.float32]  # embeddings of `from_voices`, [q d]
+    photos_again: NDArray[np.float32]  # embeddings of `from_photos`, [n d]
 
     @property
     def sexes(self) -> NDArray[np.int64] | None:

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from s2f.console import Progress, silent
 from s2f.device import computing
 from s2f.errors import UsageError
 from s2f.evaluation_data import WHOLE, Case, Samples
@@ -34,6 +33,12 @@ QUERIES = 1024  # placed at a time
 PHOTOS = 2048  # of the gallery, compared at a time
 CELLS = 2**27  # queries x identities, marked at a time
 PAIRS = 64  # compared exactly at a time, in cache
+
+KS = (1, 2, 5, 10)  # depths, in the report
+CANDIDATES = 100
+WAYS = (2, 5, 10)
+ANGLE = "angle, degrees"
+AGAIN = "face drawn from the voice, embedded"
 
 Embeddings = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
@@ -63,7 +68,6 @@ def place_queries(
     *,
     metric: Metric = "cosine",
     groups: NDArray[np.integer[Any]] | None = None,
-    progress: Progress = silent,
 ) -> Placement:
     """Count the identities that are nearer to each query than its own.
 
@@ -81,7 +85,6 @@ def place_queries(
         owners: whose each photo is, [g].
         metric: what near means.
         groups: of each identity, indexed by it; one with a negative group is in none.
-        progress: told of photos compared.
 
     Raises:
         UsageError: if shapes do not fit, a value is not finite, there is no such metric, or an
@@ -103,7 +106,6 @@ def place_queries(
     sides = np.full(len(people), -1) if groups is None else groups[people]
     better, within = np.zeros((2, len(queries)), np.int64)
     step = max(1, min(QUERIES, CELLS // max(1, len(people))))
-    total = -(-len(queries) // step) * len(gallery)
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
         rows, mine = _take(queries, block), own[block]
@@ -114,8 +116,6 @@ def place_queries(
             near = _as_near(part, rows, limits, metric)
             for k, who in enumerate(photos[first : first + PHOTOS]):
                 nearer[who] |= near[k]
-            done = start // step * len(gallery) + first + len(part)
-            progress(done, total, f"comparing photos by {metric}")
         nearer[mine, np.arange(len(rows))] = False
         better[block] = np.count_nonzero(nearer, axis=0)
         if groups is not None:
@@ -133,17 +133,16 @@ def recall(placed: Placement, k: int) -> Floats:
     return (placed.better < k).astype(np.float64)
 
 
-def recall_of_candidates(placed: Placement, k: int, candidates: int = 100) -> tuple[Floats, int]:
+def recall_of_candidates(placed: Placement, k: int, candidates: int = CANDIDATES) -> Floats:
     """Average `recall` over all galleries of some identities that hold the query's own.
 
     Exact, as the number of nearer ones among candidates drawn at random is hypergeometric.
 
     Returns:
-        The average of each query [q], 0..1, and the identities in such a gallery: all, where there
-        are fewer than asked for.
+        [q], 0..1. The gallery holds all identities where there are fewer than asked for.
     """
     n = min(candidates, 1 + int(placed.others.min(initial=candidates)))
-    return _at_most(k - 1, placed.others, placed.better, n - 1), n
+    return _at_most(k - 1, placed.others, placed.better, n - 1)
 
 
 def matching(placed: Placement, ways: int, *, within: bool = False) -> Floats:
@@ -353,13 +352,6 @@ def _add_apart(p: Rows, q: Rows, sums: Rows) -> None:
                     sums[i + 1, j + 1] += s11
 
 
-KS = (1, 2, 5, 10)
-CANDIDATES = 100
-WAYS = (2, 5, 10)
-ANGLE = "angle, degrees"
-AGAIN = "face drawn from the voice, embedded"
-
-
 def similarity_section(case: Case) -> tuple[Section, Samples]:
     """Angle and distances between true embeddings and those of voices."""
     people = case.people
@@ -407,7 +399,7 @@ def retrieval_section(case: Case) -> tuple[Section, Samples]:
                 rows, people.speakers, people.embeddings, people.owners, metric=metric
             )
             for size, found in tables.items():
-                hits = [recall_of_candidates(placed, k, size)[0] for k in KS]
+                hits = [recall_of_candidates(placed, k, size) for k in KS]
                 means = [estimate(values, people.speakers) for values in hits]
                 cells = [cell for item in means for cell in (item.value, item.low, item.high)]
                 found.append((query, metric, *cells, len(rows), size))
