@@ -230,11 +230,7 @@ class VerifyReport:
 
 
 def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
-    """Read all of a pack again and compare it with the hashes in its indices.
-
-    Args:
-        folder: the pack, of one split or of several.
-        progress: told of each file.
+    """Read all of a pack, of one split or of several, and compare it with its indices' hashes.
 
     Raises:
         DatasetError: if it is no pack.

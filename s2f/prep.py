@@ -293,14 +293,9 @@ def make_outputs(
 ) -> Generator[tuple[Item, Path, Any]]:
     """Work on items in other processes; each is noted in the journal when it is begun.
 
-    Args:
-        journal: of the run; `Journal.place` gives what was made its name.
-        items: what to make.
-        work: picklable; called with `Item.given` and the temporary file.
-        writes: whether it writes that file, which is then on the disk before this goes on.
-        workers: processes; by default one a core.
-        preload: as `seconds`, for `run_in_workers`.
-        seconds: that an item may take.
+    `work` is picklable, and called with `Item.given` and a temporary file; if it `writes` that,
+    it is on the disk before this goes on, and `Journal.place` gives it its name. There is a
+    worker a core by default. The rest is for `run_in_workers`.
 
     Yields:
         An item, its temporary file, and what `work` returned, or an `InputError` or `WorkerError`
