@@ -12,6 +12,7 @@ import contextvars
 import functools
 import io
 import logging
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -287,7 +288,8 @@ def _theme() -> "gr.themes.Base":
 def refusal(error: S2FError) -> str:
     """Say what went wrong, and the cure: each a sentence, with a capital and a full stop."""
     said = [text for text in (error.message, error.hint) if text]
-    return _html("refusal", " ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in said))
+    text = " ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in said)
+    return _html("refusal", text=text)
 
 
 def answer_voice(
@@ -316,19 +318,22 @@ def answer_voice(
     sound = draw_spectrogram(columns[:, :, : front_end.n_frames(len(waveform))], front_end)
     progress(1, steps, "drawing the face")
     face = model.generate(speech, duration=max_seconds)
+    pictures = {
+        "face": _face(face),
+        "overlay": _url(face.encoded(overlay=True), ".png"),
+        "sound": _url(encode(sound, ".png", {}), ".png"),
+    }
     beginnings = []
     for k, moment in enumerate(MOMENTS):
         progress(k + 2, steps, f"drawing the face of the first {moment:g} s")
         if moment < seconds:
-            url = None
+            name = f"beginning{k}"
             with contextlib.suppress(AudioError):  # it is silent: the whole is not
-                url = _face(model.generate(speech, duration=moment))
-            beginnings.append((moment, url))
+                pictures[name] = _face(model.generate(speech, duration=moment))
+            beginnings.append((moment, name if name in pictures else None))
     return _html(
         "voice",
-        face=_face(face),
-        overlay=_url(face.encoded(overlay=True), ".png"),
-        sound=_url(encode(sound, ".png", {}), ".png"),
+        pictures,
         heard=seconds,
         clip=front_end.clip_samples / SAMPLE_RATE,
         cut_at=max_seconds if len(whole) > len(waveform) else None,
@@ -363,15 +368,16 @@ def answer_voices(
             embeddings.append(model.embed_voice(speech, duration=max_seconds))
         except AudioError as error:
             raise AudioError(f"The {name} voice: {error.message}", hint=error.hint) from error
-    between, ends = [], []
+    places, pictures = [], {}
     for k, face in enumerate(model.morph(embeddings[0], embeddings[1], STEPS)):
         progress(k + 2, STEPS + 2, "drawing the faces between them")
         place = f"{100 * k / (STEPS - 1):.0f} % of the way to the second voice"
         if k in (0, STEPS - 1):
             place = "the second voice" if k else "the first voice"
-            ends.append(_face(face))
-        between.append((place, _url(face.encoded(".webp"), ".webp")))
-    return _html("voices", ends[0], between, ends[1])
+            pictures["last" if k else "first"] = _face(face)
+        places.append(place)
+        pictures[str(k)] = _url(face.encoded(".webp"), ".webp")
+    return _html("voices", pictures, places=places)
 
 
 def answer_photo(
@@ -407,7 +413,8 @@ def answer_photo(
         framed = cut_face(framed, detector=chosen, device=str(model.device), name="the photo")
     face = model.reconstruct(framed, align=False)
     framed.thumbnail((2 * FRAME, 2 * FRAME))
-    return _html("photo", _url(encode(framed, ".webp", {}), ".webp"), _face(face))
+    photo_url = _url(encode(framed, ".webp", {}), ".webp")
+    return _html("photo", {"photo": photo_url, "face": _face(face)})
 
 
 def show_cards(checkpoints: Mapping[str, Checkpoint]) -> str:
@@ -418,7 +425,7 @@ def show_cards(checkpoints: Mapping[str, Checkpoint]) -> str:
             own = checkpoints[kind].card
             rows = ((name, getattr(own, field)) for field, name in FIELDS.items())
             said.setdefault(tuple(row for row in rows if row[1]), []).append(title)
-    return _html("cards", said.items())
+    return _html("cards", said=said.items())
 
 
 def _face(face: Face) -> str:
@@ -430,9 +437,10 @@ def _url(content: bytes, suffix: str) -> str:
     return f"data:{MIME[suffix]};base64,{base64.b64encode(content).decode()}"
 
 
-def _html(macro: str, *values: object, **named: object) -> str:
-    """Fill in one of the macros of `app.html.j2`."""
-    return str(getattr(_answers(), macro)(*values, **named))
+def _html(macro: str, pictures: Mapping[str, str] | None = None, **facts: object) -> str:
+    """Fill in one of the macros of `app.html.j2`, and then the pictures: it would copy them."""
+    html = str(getattr(_answers(), macro)(**facts))
+    return re.sub(r'"@(\w+)"', lambda found: f'"{(pictures or {})[found[1]]}"', html)
 
 
 @functools.cache
