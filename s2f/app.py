@@ -10,6 +10,7 @@ import base64
 import contextlib
 import contextvars
 import functools
+import gc
 import io
 import logging
 import re
@@ -135,6 +136,7 @@ def serving(
 
     def lay_out() -> "tuple[gr.Blocks, Mapping[str, Any]]":
         page = build_page(model, settings, evaluation)
+        gc.freeze()  # what is there now stays: only what answers leave is looked through
         return page, {"css": STYLE.read_text(encoding="utf-8"), "head": HEAD, "theme": _theme()}
 
     return app_server.serve(lay_out, settings)
@@ -270,6 +272,8 @@ def reply(paths: Any, answer: Answer, progress: Callable[..., object]) -> str:
             hint="try another recording or photo",
         )
         return refusal(sorry)
+    finally:
+        gc.collect()  # a drawing of matplotlib's holds itself, and would wait for many more
 
 
 def _theme() -> "gr.themes.Base":
