@@ -60,11 +60,7 @@ class Waveform(NamedTuple):
 
 
 def find_recordings(paths: Sequence[Path]) -> list[Path]:
-    """List the recordings among files, kept whatever their suffix, and folders, by `SUFFIXES`.
-
-    Raises:
-        AudioError: if a path is missing or a folder holds no recording.
-    """
+    """List the recordings among files and folders; raises an `AudioError` as `files.find_files`."""
     return files.find_files(paths, is_recording, "recordings", AudioError)
 
 
@@ -440,7 +436,6 @@ def _array_blocks(waveform: Waveform, name: str) -> Iterator[_Block]:
 def _unusable(
     name: Path | str, found: str, wanted: str = _RECORDING, hint: str = _SAVE_AGAIN
 ) -> AudioError:
-    """Return the error of a recording: what was found, what was wanted, and the cure."""
     return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)
 
 

@@ -79,10 +79,7 @@ class Facts:
     """What a checkpoint's file says, for people to read.
 
     Attributes:
-        path: the file.
-        kind: as in `KINDS`.
         parameters: values of its floating-point tensors, running statistics among them.
-        n_bytes: of the file.
         storage: types of its floating-point tensors, `float32` or `float16, float32`.
         card: what it was made from, what it measures and how it fails: not trusted, any JSON.
         embedding_space: hash of the face encoder that defines the embedding.
@@ -456,8 +453,7 @@ class Entry:
 
     Attributes:
         name: that `choose` knows it by.
-        folder: where its checkpoints are.
-        where: `bundled`, in the `cache`, or a `folder` elsewhere.
+        where: its folder is: `bundled`, in the `cache`, or a `folder` elsewhere.
         networks: by kind; it may have only some.
         errors: what is wrong with the checkpoints that cannot be read, by kind.
         evaluation: what `s2f evaluate` found, its report.md, if it lies there as `EVALUATION`.
@@ -491,7 +487,7 @@ def choose(
     Args:
         model: a name, of a bundled model or else of one in the cache; or the path of a folder.
         kinds: networks that are wanted, as in `KINDS`.
-        files: checkpoints by kind that take the place of the model's own. With one for every
+        files: checkpoints by kind that take the place of the model's own; with one for every
             kind the model is not looked at.
 
     Raises:

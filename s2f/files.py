@@ -75,9 +75,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a temporary folder beside `path` that takes its name only when all went well.
 
-    Args:
-        path: of the folder; there may be an empty one.
-        replace: whether a folder that holds something gives way.
+    There may be an empty folder of that name; one that holds something gives way to `replace`.
 
     Raises:
         OutputError: if it cannot be made.
@@ -217,17 +215,11 @@ def find_files(
 ) -> list[Path]:
     """List the wanted files among files, kept whatever their names, and folders.
 
-    Args:
-        paths: files and folders.
-        wants: which files of the folders.
-        sources: what is looked for, for messages: `recordings`.
-        error: to raise.
-
     Returns:
         The files in the order of `paths`, sorted within a folder, each once.
 
     Raises:
-        InputError: `error`, if a path is missing or a folder holds none.
+        InputError: an `error` that tells of `sources`, if a path is missing or a folder holds none.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -352,12 +344,10 @@ def place_file(source: str, target: str, link: Link) -> bool:
         InputError: if the source is gone or no regular file, or something else is at the target.
         OutputError: if the target's folder takes no such file.
     """
-    try:
+    with _reading(source):
         from_ = os.stat(source)
-    except OSError as error:
-        raise _unusable(source, f"cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(from_.st_mode):
-        raise _unusable(source, "is no regular file")
+        raise InputError(f"{source}: is no regular file", hint="repair it or take it away")
     try:
         if os.path.lexists(target):
             there = os.lstat(target)
@@ -393,10 +383,8 @@ def _is_right(
 
 
 def _copy(source: str, target: Path) -> None:
-    try:
+    with _reading(source):
         file = open(source, "rb")
-    except OSError as error:
-        raise _unusable(source, f"cannot be read: {error.strerror}") from error
     with file, atomic_path(target) as temporary:
         with temporary.open("wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
@@ -404,15 +392,20 @@ def _copy(source: str, target: Path) -> None:
         os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@contextlib.contextmanager
+def _reading(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{source}: cannot be read: {error.strerror}"
+        raise InputError(message, hint="repair it or take it away") from error
+
+
 def _way(source: str, target: str) -> str:
     """Path from a target's folder to its source."""
     folder, name = os.path.split(source)
     start = os.path.realpath(os.path.dirname(target))
     return os.path.join(os.path.relpath(os.path.realpath(folder), start), name)
-
-
-def _unusable(source: str, why: str) -> InputError:
-    return InputError(f"{source}: {why}", hint="repair it or take it away")
 
 
 def _refused(target: str, error: OSError) -> InputError | OutputError:
@@ -431,11 +424,7 @@ def _refused(target: str, error: OSError) -> InputError | OutputError:
 
 
 def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
-    """Read a .npy file.
-
-    Raises:
-        DatasetError: if it cannot be read.
-    """
+    """Read a .npy file, or raise a `DatasetError`."""
     import numpy as np
 
     try:

@@ -122,7 +122,7 @@ def test_the_same_weights_define_another_space_where_pictures_are_prepared_other
 
 
 @needs_transformers
-def test_an_ast_encoder_comes_back_as_a_voice_encoder(tmp_path: Path) -> None:
+def test_an_ast_encoder_comes_back_with_clips_of_its_length_only(tmp_path: Path) -> None:
     network = ast_encoder.ASTEncoder(AST).eval()
     front_end = FRONT_ENDS["ast"]
     save(tmp_path / "v", network, card=CARD, embedding_space="space", front_end=front_end)
@@ -131,11 +131,6 @@ def test_an_ast_encoder_comes_back_as_a_voice_encoder(tmp_path: Path) -> None:
     assert (back.network.config, back.front_end) == (AST, front_end)
     x = torch.randn(1, 1, 128, 1024)
     torch.testing.assert_close(back.network(x), network(x).detach())
-
-
-@needs_transformers
-def test_an_ast_encoder_with_clips_of_other_length_is_refused(tmp_path: Path) -> None:
-    network = ast_encoder.ASTEncoder(AST)
     save(tmp_path / "v", network, card=CARD, embedding_space="space", front_end=FRONT_END)
     with pytest.raises(CheckpointError, match="98 frames do not fit: this encoder needs 1024"):
         load(tmp_path / "v", "voice_encoder")
@@ -144,7 +139,7 @@ def test_an_ast_encoder_with_clips_of_other_length_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("kind", "part"), [("voice_encoder", "wanted conv or ast"), ("face_encoder", "vgg or parts")]
 )
-@pytest.mark.parametrize("architecture", ["resnet", None, 3])
+@pytest.mark.parametrize("architecture", ["resnet", None])
 def test_an_unknown_architecture_is_refused(
     models: Path, tmp_path: Path, kind: str, part: str, architecture: object
 ) -> None:
@@ -595,16 +590,15 @@ def test_another_file_is_not_kept(hub: Path, tmp_path: Path) -> None:
     assert not list(hub.iterdir())
 
 
-def test_a_damaged_file_in_the_cache_is_refused(hub: Path, tmp_path: Path) -> None:
+def test_a_hub_with_another_file_or_that_cannot_be_used_is_refused(
+    hub: Path, tmp_path: Path
+) -> None:
     hub.mkdir(parents=True)
     (hub / "net.pth").write_bytes(CONTENT[:-1])
     with pytest.raises(DependencyError, match=r"net\.pth: its SHA-256 is"):
         checkpoint.locate(*served(tmp_path, CONTENT))
-    assert (hub / "net.pth").read_bytes() == CONTENT[:-1]
-
-
-def test_a_hub_that_cannot_be_read_or_written_is_refused(hub: Path, tmp_path: Path) -> None:
-    (hub / "net.pth").mkdir(parents=True)
+    (hub / "net.pth").unlink()
+    (hub / "net.pth").mkdir()
     with pytest.raises(DependencyError, match="cannot be read"):
         checkpoint.locate(*served(tmp_path, CONTENT))
     (hub / "net.pth").rmdir()
