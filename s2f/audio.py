@@ -430,7 +430,8 @@ def _array_blocks(waveform: Waveform, name: str) -> Iterator[_Block]:
             full_scale = 2.0 ** (8 * samples.itemsize - 1)
             block = block / full_scale - (samples.dtype.kind == "u")
         with np.errstate(over="ignore"):  # it becomes infinite, which is refused later
-            yield _Block(rate, is_integer and samples.itemsize <= 2, block.astype(np.float32))
+            block = block.astype(np.float32)
+        yield _Block(rate, is_integer and samples.itemsize <= 2, block)
 
 
 def _unusable(
