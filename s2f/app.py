@@ -1,6 +1,6 @@
 """The web page: its words, its layout, and what its buttons answer.
 
-What a visitor sends, a stream, becomes an answer in HTML (`app.html.j2`; its looks are in
+What a visitor sends, a stream, becomes an answer in HTML (`answers.html.j2`; its looks are in
 `app.css`), whose pictures lie in it: no file is written for one, and none has to be deleted.
 Nothing is kept between two answers. What may be sent, when it is deleted and where the page lives
 is for `app_server`.
@@ -442,7 +442,7 @@ def _url(content: bytes, suffix: str) -> str:
 
 
 def _html(macro: str, pictures: Mapping[str, str] | None = None, **facts: object) -> str:
-    """Fill in one of the macros of `app.html.j2`, and then the pictures: it would copy them."""
+    """Fill in one of the macros of `answers.html.j2`, and then the pictures: it would copy them."""
     html = str(getattr(_answers(), macro)(**facts))
     return re.sub(r'"@(\w+)"', lambda found: f'"{(pictures or {})[found[1]]}"', html)
 
@@ -456,4 +456,4 @@ def _answers() -> Any:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True)
     environment.filters["seconds"] = seconds
-    return environment.get_template("app.html.j2").module
+    return environment.get_template("answers.html.j2").module

@@ -25,12 +25,12 @@ from s2f.console import Progress, silent
 from s2f.errors import AudioError, DependencyError, DeviceError, OutputError, UsageError
 
 SAMPLE_RATE = 16_000  # Hz: of every waveform, once a recording is read
-FRAME_SAMPLES = SAMPLE_RATE // 100  # 160 samples, 10 ms: what powers are measured in
+FRAME_SAMPLES = SAMPLE_RATE // 100  # 10 ms: what powers are measured in; no front end's hop
 LOUDNESS_DBFS = -23.0  # RMS
 SILENCE_DBFS = -90.0  # RMS: below the quantisation noise of 16-bit audio
 MIN_SECONDS, MAX_RECORDED_SECONDS = 0.5, 600.0
 
-SUFFIXES = frozenset(
+RECORDING_SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .mp3 .m4a .aac .opus .webm "
     ".mp4 .m4v .mkv .mov .avi .3gp .wma .aif .aiff .amr .caf".split()
 )
@@ -66,7 +66,7 @@ def find_recordings(paths: Sequence[Path]) -> list[Path]:
 
 def is_recording(name: str) -> bool:
     """Tell by a file's name whether it is a recording, or a video with sound."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return Path(name).suffix.lower() in RECORDING_SUFFIXES
 
 
 def is_voice(name: str) -> bool:

@@ -25,7 +25,8 @@ CALIBRATE_AT = 1000  # steps done before the weights are found. Source: Oh et al
 # The paper sums the decoder's term over its layer, the seed takes the mean. That the seed sums the
 # distillation over the batch, so that its weight grows with it, is not repeated.
 # Source: Oh et al. 2019; Kacper-Pietkun/Speech-to-face, the calls of `S2FLoss`.
-SETS = {
+# For `--loss-weights NAME`; what a preset weighs by is in `train_voice`.
+PUBLISHED_WEIGHTS = {
     "paper": {"decoder/l1": 1.0, "embedding/l2": 0.025, "encoder/distill": 200.0},
     "seed": {"decoder/l1": 1.0, "embedding/l2": 0.025, "encoder/distill": 200.0},
     "seed-ast": {"decoder/l1": 50.0, "embedding/l2": 30.0, "encoder/distill": 2.0},
@@ -129,9 +130,10 @@ def choose_weights(
     """Find which losses there are, and the weights that training starts with.
 
     Args:
-        choice: None for the default, `auto`, one of `SETS`, or NAME=VALUE,NAME=VALUE,...: the
-            losses that are named and no others. `auto` starts with the default, scaled so that
-            the first weight is 1. A set goes without the terms that are not known.
+        choice: None for the default, `auto`, one of `PUBLISHED_WEIGHTS`, or
+            NAME=VALUE,NAME=VALUE,...: the losses that are named and no others. `auto`
+            starts with the default, scaled so that the first weight is 1. A set goes
+            without the terms that are not known.
         default: the preset's weights.
         known: names of the losses that these networks have.
         width: of the decoder's first layer.
@@ -145,14 +147,14 @@ def choose_weights(
     if choice == AUTO:
         first = next(iter(default.values()))
         return {name: weight / first for name, weight in default.items()}
-    if choice in SETS:
-        chosen = dict(SETS[choice])
+    if choice in PUBLISHED_WEIGHTS:
+        chosen = dict(PUBLISHED_WEIGHTS[choice])
         if choice != "paper":  # the seed takes the mean over the layer, and this the sum
             chosen["decoder/l1"] /= width
         return {name: weight for name, weight in chosen.items() if name in known}
     if "=" not in choice:
         raise UsageError(
-            f"--loss-weights {choice}: is none of {', '.join((AUTO, *SETS))}",
+            f"--loss-weights {choice}: is none of {', '.join((AUTO, *PUBLISHED_WEIGHTS))}",
             hint="name one, or give for instance --loss-weights decoder/l1=1,embedding/l2=0.025",
         )
     weights: dict[str, float] = {}
