@@ -15,7 +15,7 @@ import pytest
 from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import write_photo, write_speech
 from PIL import Image
-from trees import contents, grow
+from trees import contents, grow, interruptible
 
 from s2f import demo, prep_faces
 from s2f.face_detection import FoundFace
@@ -183,6 +183,7 @@ def test_an_interrupt_exits_130_and_the_next_run_goes_on(tmp_path: Path) -> None
     process = subprocess.Popen(
         [sys.executable, "-m", "s2f", *words],
         start_new_session=True,
+        preexec_fn=interruptible,
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -319,16 +319,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     made_tree: Path, tmp_path: Path, encoder: Path
 ) -> None:
     make(made_tree, tmp_path / "whole", encoder, shard_bytes=4_000)
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(made_tree), str(out), str(encoder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    for _ in range(10):
-        process.stdout.readline()
-    process.kill()
-    process.communicate()
-    report = make(made_tree, out, encoder, shard_bytes=4_000)
-    assert report.skipped > 0
-    assert contents(out) == contents(tmp_path / "whole")
+    for lines in (1, 3, 6, 10):
+        out = tmp_path / f"out{lines}"
+        command = [sys.executable, "-c", KILLED, str(made_tree), str(out), str(encoder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        for _ in range(lines):
+            process.stdout.readline()
+        process.kill()
+        process.communicate()
+        report = make(made_tree, out, encoder, shard_bytes=4_000)
+        if lines == 10:
+            assert report.skipped > 0
+        assert contents(out) == contents(tmp_path / "whole")
 
 
 @settings(max_examples=60)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trees import interruptible
 
 from s2f import prep
 from s2f.errors import DatasetError, DeviceError, InputError, OutputError, UsageError, WorkerError
@@ -342,8 +343,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_killed_at_random_moments_the_tree_is_the_same(tmp_path: Path) -> None:
-    """`kill -9` eight times, every other time of the workers too; then a run to the end."""
-    for k in range(60):
+    """`kill -9` twenty times, every other time of the workers too; then a run to the end."""
+    for k in range(80):
         path = tmp_path / f"in/{k % 7}/{k}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("bad" if k == 50 else f"text {k}" * k)
@@ -353,9 +354,9 @@ def test_killed_at_random_moments_the_tree_is_the_same(tmp_path: Path) -> None:
     started = time.perf_counter()
     subprocess.run([*command, "whole"], check=True)
     seconds = time.perf_counter() - started
-    assert sorted(made(tmp_path)) == sorted(f"{k}.txt" for k in range(60))
+    assert sorted(made(tmp_path)) == sorted(f"{k}.txt" for k in range(80))
     rng = np.random.default_rng(0)
-    for kill in range(8):
+    for kill in range(20):
         process = subprocess.Popen([*command, "out"], start_new_session=True)
         time.sleep(seconds * rng.uniform(0.2, 1))
         os.killpg(process.pid, signal.SIGKILL) if kill % 2 else process.kill()
@@ -363,8 +364,8 @@ def test_killed_at_random_moments_the_tree_is_the_same(tmp_path: Path) -> None:
     subprocess.run([*command, "out"], check=True)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
     # Each kill costs at most the item of each of the two workers; the bad one is tried each time.
-    again = len([name for name in made(tmp_path) if name != "50.txt"]) - 59
-    assert 0 <= again <= 2 * 8
+    again = len([name for name in made(tmp_path) if name != "50.txt"]) - 79
+    assert 0 <= again <= 2 * 20
 
 
 def act(name: str, what: str) -> Any:
@@ -471,6 +472,7 @@ def test_an_interruption_while_processes_start_is_for_the_parent_alone(tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=interruptible,
     )
     assert process.stdout
     process.stdout.readline()  # the module is being imported

@@ -28,6 +28,7 @@ from s2f.train_faces import FaceDecoderTask, FaceEncoderTask, PartsEncoderTask
 from s2f.warp import warp
 
 CARD = Card("tiny")
+FULL = dict(face_decoder.CONFIGS)
 SEED = dataclasses.replace(
     STAGED, batch_norm=True, landmarks=72, landmarks_68=MAP_72, is_face=True, trunk=(48, 64)
 )
@@ -341,7 +342,8 @@ def test_a_step_is_the_one_written_by_hand(tmp_path: Path, models: Path) -> None
     """Adam's first step is lr g / |g|, whatever its betas: only g is to be found."""
     task = decoder_task(write_tree(tmp_path / "faces", 4), models)
     batch, mean = batch_of(task), task.network.mean_landmarks
-    p = {k: v.detach().clone().requires_grad_() for k, v in task.network.named_parameters()}
+    before = {k: v.detach().clone() for k, v in task.network.named_parameters()}
+    p = {k: v.clone().requires_grad_() for k, v in before.items()}
     with torch.no_grad():
         embedding = task.encoder(batch["face"])
         target = warp(batch["drawing"], batch["landmarks"], mean[None])
@@ -360,12 +362,42 @@ def test_a_step_is_the_one_written_by_hand(tmp_path: Path, models: Path) -> None
     loss = loss + 10 * (texture - target).abs().mean() + 2 * (1 - cosine).mean()
     loss.backward()
     values = task.losses(batch, augmented=False)
+    optimizer = torch.optim.Adam(task.network.parameters(), lr=1e-3)
     losses.total(values, task.loss_weights).backward()
-    for name, found in task.network.named_parameters():
+    optimizer.step()
+    for name, after in task.network.named_parameters():
         gradient = p[name].grad
-        assert gradient is not None and found.grad is not None
-        near = 1e-3 * float(gradient.abs().max())
-        torch.testing.assert_close(found.grad, gradient, rtol=1e-3, atol=near)
+        assert gradient is not None and after.grad is not None
+        largest = gradient.abs().max()
+        torch.testing.assert_close(after.grad, gradient, rtol=1e-3, atol=1e-3 * float(largest))
+        clear = gradient.abs() > 0.01 * largest  # elsewhere rounding decides the sign
+        step = 1e-3 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(after[clear], (before[name] - step)[clear], atol=5e-6, rtol=0)
+        assert clear.float().mean() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["paper", "seed"])
+def test_the_full_size_networks_take_a_step(
+    preset: str, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(face_decoder.CONFIGS, preset, FULL[preset])
+    preprocessing = PREPROCESSING["serengil"]
+    network = face_encoder.VGGFace(face_encoder.VGGFaceConfig(), preprocessing)
+    encoder = dataclasses.replace(encoder_of(models), network=network.requires_grad_(False).eval())
+    tree = write_tree(tmp_path, 2)
+    task = FaceDecoderTask(tree, preset, encoder, None, CARD, device=CPU, morph=1.0)
+    optimizer = torch.optim.Adam(task.network.parameters(), lr=1e-4)
+    batch, totals = batch_of(task), []
+    for _ in range(3):
+        values = task.losses(batch, augmented=False)
+        loss = losses.total(values, task.loss_weights)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals.append(float(loss.detach()))
+    assert totals[-1] < totals[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.network.parameters())
 
 
 def test_morphs_are_of_near_people_in_training_only(tmp_path: Path, models: Path) -> None:

@@ -1,6 +1,7 @@
 """Small trees of made files, and what is in a tree."""
 
 import os
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,3 +22,8 @@ def contents(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def interruptible() -> None:
+    """Give SIGINT its default action in a child: one of a job in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
