@@ -1,8 +1,10 @@
 """How good faces are: known answers, and brute force on small pictures."""
 
 import dataclasses
+import importlib.util
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image, ImageFilter
 from s2f import image_quality
 from s2f.errors import UsageError
 from s2f.evaluation_data import Case
-from s2f.face_detection import FoundFace
+from s2f.face_detection import FoundFace, load_detector
 from s2f.image_quality import (
     all_points_found,
     diversity,
@@ -26,6 +28,8 @@ from s2f.image_quality import (
     vgg_face_score,
 )
 from s2f.report import Picture, Table
+
+FACES = Path(__file__).parents[2] / "shared/data/faces"
 
 
 def noise(seed: int, size: tuple[int, int] = (224, 224)) -> Image.Image:
@@ -121,6 +125,17 @@ class TestAllPointsFound:
         assert found.tolist() == [bool(k % 3) for k in range(70)]
         assert max(told.sizes) <= 32
         assert all_points_found([], Told()).tolist() == []
+
+    @pytest.mark.data
+    @pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+    @pytest.mark.skipif(not importlib.util.find_spec("dlib"), reason="needs the extra dlib")
+    def test_most_real_faces_are_faces_and_half_of_one_is_not(self) -> None:
+        """Of 7; of all 168 photos, 17 have a chin that dlib places below the picture."""
+        faces = [Image.open(path) for path in sorted(FACES.glob("*/neutral.jpg"))[::12]]
+        detector = load_detector("dlib")
+        assert all_points_found(faces, detector).mean() > 0.8
+        cut = [face.crop((0, 0, 256, 130)) for face in faces]
+        assert not all_points_found(cut, detector).any()
 
 
 class TestVGGFaceScore:

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_speech
+from command_line import files
+from conftest import write_photo, write_speech
 from PIL import Image
 
 from s2f import SpeechToFace
@@ -33,6 +34,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
 SPEECH = Path(__file__).parents[1] / "examples" / "speech.wav"
+SENT = re.compile(r"/upload(\?|$)")  # where a file goes to
 READABLE = 4.5  # contrast that WCAG 2.1 (1.4.3, AA) asks of text
 
 
@@ -90,6 +92,30 @@ def visit(browser: Any, url: str, **look_like: Any) -> Iterator[Any]:
     assert (outside, failures) == ([], [])
 
 
+def upload(page: Any, path: Path) -> None:
+    """Choose a file in the first field of the tab that is open, and wait until the page has it."""
+    page.get_by_role("button", name="Upload file").locator("visible=true").first.click()
+    fields = page.locator("[role=tabpanel]:visible input[type=file]")
+    fields.first.wait_for(state="attached")
+    photos = page.locator("[role=tabpanel]:visible img:not(.s2f-answer img)")
+    waiting = fields.count()
+    with page.expect_response(SENT):
+        fields.first.set_input_files(path)
+    for _ in range(200):
+        if fields.count() < waiting or photos.count():
+            return
+        page.wait_for_timeout(50)
+    pytest.fail("the page does not take the file")
+
+
+def show(page: Any, button: str = "Show the face") -> bytes:
+    """Ask, and wait for the face."""
+    page.get_by_role("button", name=button).click()
+    face = page.locator(".s2f-face img:visible")
+    face.wait_for()
+    return picture(face)
+
+
 def picture(locator: Any) -> bytes:
     """The file that a picture on the page is."""
     return base64.b64decode(locator.get_attribute("src").partition("base64,")[2])
@@ -133,7 +159,7 @@ def test_a_recording_by_the_keys_alone_gives_the_face_of_its_sound(
         page.wait_for_timeout(7500)
         page.get_by_role("button", name="Stop").wait_for()
         page.locator("body").evaluate("() => document.activeElement.blur()")
-        with page.expect_response(re.compile(r"/upload(\?|$)")) as answer:
+        with page.expect_response(SENT) as answer:
             press_to(page, "Stop")
         (path,) = answer.value.json()
         sound = Path(path).read_bytes()
@@ -147,6 +173,35 @@ def test_a_recording_by_the_keys_alone_gives_the_face_of_its_sound(
         assert all(one.get_attribute("alt") for one in page.locator("img:visible").all())
         page.get_by_role("button", name="Record", exact=True).wait_for()  # the field is empty again
         assert not [path for path in temporary.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("content", [b"", b"This is no sound.\n" * 99])
+def test_a_broken_file_is_answered_with_a_sentence(
+    browser: Any, url: str, tmp_path: Path, temporary: Path, content: bytes
+) -> None:
+    before, path = files(temporary), tmp_path / "broken.wav"
+    path.write_bytes(content)
+    with visit(browser, url) as page:
+        upload(page, path)
+        page.get_by_role("button", name="Show the face").click()
+        alert = page.locator(".s2f-error[role=alert]")
+        alert.wait_for()
+        assert re.fullmatch(r"The recording .*\.", alert.inner_text(), re.DOTALL)
+        assert files(temporary) == before
+
+
+def test_a_framed_photo_is_drawn_again(
+    browser: Any, url: str, tmp_path: Path, temporary: Path
+) -> None:
+    before, photo = files(temporary), write_photo(tmp_path / "photo.jpg")
+    with visit(browser, url) as page:
+        page.get_by_role("tab", name="A photo").click()
+        upload(page, photo)
+        drawn = show(page, "Draw the face again")
+        model = SpeechToFace.load(device="cpu")
+        assert drawn == model.reconstruct(photo, align=False).encoded()
+        assert page.locator(".s2f-answer img:visible").count() == 2
+        assert files(temporary) == before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -186,6 +241,26 @@ def test_two_files_on_a_telephone_give_a_slider_and_nothing_that_cannot_be_read(
             texts = page.evaluate(CONTRASTS)
             assert len(texts) > 20
             assert [text for text in texts if text[1] < READABLE] == []
+
+
+def test_a_page_that_is_closed_or_loaded_again_holds_nobody_up(
+    browser: Any, url: str, temporary: Path
+) -> None:
+    before = files(temporary)
+    with contextlib.ExitStack() as pages:
+        closed, again, other = (pages.enter_context(visit(browser, url)) for _ in range(3))
+        for page in (closed, again, other):
+            upload(page, SPEECH)
+        for page in (closed, again):
+            page.get_by_role("button", name="Show the face").click()
+        closed.close()
+        again.reload()
+        assert show(other)
+        again.get_by_role("button", name="Show the face").wait_for()
+        assert again.locator(".s2f-answer img").count() == 0
+        other.wait_for_timeout(1000)
+        # An answer that nobody waits for may have been left out: then its file waits to be swept.
+        assert len(files(temporary) - before) <= 2
 
 
 # Of every text that is seen, the contrast of its colour with what lies behind it (WCAG 2.1).
