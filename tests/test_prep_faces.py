@@ -33,6 +33,11 @@ from s2f.prep_faces import (
     resize_step,
 )
 
+FACES = Path(__file__).parents[2] / "shared/data/faces"
+SIDE = 224
+# What the README of the faces says of their framing: the pupils, points 0 and 1 of the template.
+PUPILS = SIDE * np.array([[0.5 - 0.135, 0.46], [0.5 + 0.135, 0.46]])
+
 
 def gradient(width: int, height: int) -> Image.Image:
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
@@ -103,6 +108,97 @@ def test_a_damaged_photo_of_the_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match=r"a\.png: cannot be read"):
         make(resize_step(64), tmp_path / "a.png", tmp_path)
+
+
+def people(step: int = 1) -> list[Path]:
+    return sorted(path.parent for path in FACES.glob("*/neutral_landmarks.npy"))[::step]
+
+
+def photo_of(person: Path) -> Image.Image:
+    with Image.open(person / "neutral.jpg") as photo:
+        return photo.convert("RGB")
+
+
+def similarity(turn: float, zoom: float, x: float, y: float) -> np.ndarray:
+    """What brings points of a 256 photo into a scene: turned (degrees), its centre at (x, y)."""
+    c, s = zoom * np.cos(np.radians(turn)), zoom * np.sin(np.radians(turn))
+    matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    matrix[:2, 2] = np.array([x, y]) - matrix[:2, :2] @ [127.5, 127.5]
+    return matrix
+
+
+def scene(photo: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Put a photo into a larger, blurred one."""
+    rng = np.random.default_rng(1)
+    ground = Image.fromarray(rng.integers(90, 170, (8, 8, 3), dtype=np.uint8)).resize(size)
+    zoom = np.sqrt(np.linalg.det(matrix[:2, :2]))
+    if zoom < 1:
+        photo = photo.resize(2 * (round(256 * zoom),), Image.Resampling.LANCZOS)
+    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
+    scale = np.diag([photo.width / 256, photo.width / 256, 1])
+    inverse = scale @ np.linalg.inv(half) @ np.linalg.inv(matrix) @ half
+    data = inverse[:2].ravel().tolist()
+    warped = photo.transform(size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
+    mask = Image.new("L", photo.size, 255).transform(size, Image.Transform.AFFINE, data)
+    ground.paste(warped, (0, 0), mask)
+    return ground
+
+
+def reference(person: Path) -> np.ndarray:
+    """The photo in the framing of the set: its own, in our frame [224 224 3]."""
+    photo = photo_of(person).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(photo, float)
+
+
+def eyes_off(seen: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """How far the eyes of a picture lie from those of a framed one, pixels, and how alike they are.
+
+    Each pupil's surroundings are looked for, up to 6 pixels off, by correlation; the worse one.
+    """
+    worst = (0.0, 1.0)
+    for x, y in np.rint(PUPILS).astype(int):
+        eye = wanted[y - 12 : y + 13, x - 20 : x + 21].ravel()
+        best = (0.0, -1.0)
+        for dy in range(-6, 7):
+            for dx in range(-6, 7):
+                there = seen[y + dy - 12 : y + dy + 13, x + dx - 20 : x + dx + 21].ravel()
+                likeness = float(np.corrcoef(there, eye)[0, 1])
+                if likeness > best[1]:
+                    best = (float(np.hypot(dx, dy)), likeness)
+        worst = (max(worst[0], best[0]), min(worst[1], best[1]))
+    return worst
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("dlib", "face_recognition_models"))),
+    reason="needs the extra dlib",
+)
+@pytest.mark.parametrize(
+    ("turn", "zoom", "x", "y", "size"),
+    [
+        (20, 1.5, 400, 330, (900, 700)),
+        (-20, 1.5, 400, 330, (900, 700)),
+        (0, 1.0, 1300, 900, (1600, 1200)),
+        (-7, 4.0, 1200, 1100, (2400, 2000)),
+        (12, 0.6, 500, 120, (640, 480)),
+        (5, 1.2, 150, 170, (700, 300)),
+    ],
+)
+def test_a_face_in_the_wild_is_framed_like_its_photo(
+    tmp_path: Path, turn: float, zoom: float, x: float, y: float, size: tuple[int, int]
+) -> None:
+    matrix = similarity(turn, zoom, x, y)
+    off = []
+    for person in people(12):
+        scene(photo_of(person), matrix, size).save(tmp_path / "a.png")
+        part = make(faces_step("dlib"), tmp_path / "a.png", tmp_path)
+        with Image.open(part) as face:
+            off.append(eyes_off(np.asarray(face, float), reference(person)))
+    distance, likeness = np.array(off).T
+    assert distance.mean() < 1.5 and distance.max() <= 2.3
+    assert likeness.min() > 0.85
 
 
 class Found:
