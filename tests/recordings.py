@@ -8,8 +8,20 @@ from pathlib import Path
 import av
 import av.filter
 import numpy as np
+import pytest
 
-from s2f.audio import SAMPLE_RATE
+from s2f.audio import SAMPLE_RATE, find_recordings
+
+VOICES = Path(__file__).parents[2] / "shared/data/voices"
+READERS = ["103", "1034", "1040", "118", "19"]  # some of them
+
+
+def real(reader: str) -> Path:
+    """The one recording of a reader."""
+    if not VOICES.is_dir():
+        pytest.skip("the real voices (shared/data/voices) are not beside the repository")
+    (path,) = find_recordings([VOICES / reader])
+    return path
 
 
 def write_av(

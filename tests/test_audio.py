@@ -31,7 +31,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from recordings import ffmpeg_normalize, write_av
+from recordings import READERS, ffmpeg_normalize, real, write_av
 
 from s2f import audio
 from s2f.audio import SAMPLE_RATE, Waveform, load_audio, read_speech, record
@@ -434,13 +434,49 @@ def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, subtype):
         np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
 
 
-@pytest.mark.parametrize(("subtype", "full_scale"), [("PCM_16", 32767), ("PCM_24", 32768)])
-def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, subtype, full_scale):
-    """What FFmpeg's astats divides by."""
-    samples = np.rint(noise(SAMPLE_RATE) * 32768) / 32768
-    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype=subtype)
-    level = round(rms_db(samples * (32768 / full_scale)), 6)
-    assert read_speech(tmp_path / "a.wav").gain == np.float32(10 ** ((-23 - level) / 20))
+@pytest.mark.parametrize("peak", [0.4, 0.999])
+def test_clipped_peaks_are_those_of_ffmpeg_normalize(tmp_path, peak):
+    samples = np.zeros(SAMPLE_RATE, np.float32)
+    samples[::2000], samples[1000::2000] = peak, -peak
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    ours = audio.to_int16(read_speech(tmp_path / "a.wav").waveform())
+    np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
+    assert (ours.min(), ours.max()) == (-32768, 32767)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("reader", READERS)
+def test_real_recordings_get_the_samples_of_ffmpeg_normalize(reader):
+    samples, _ = soundfile.read(real(reader), dtype="int16")
+    ours = audio.to_int16(read_speech(real(reader)).waveform())
+    np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "full_scale"),
+    [
+        ("a.wav", "PCM_16", 32767),
+        ("a.wav", "PCM_U8", 32767),
+        ("a.wav", "PCM_24", 32768),
+        ("a.wav", "FLOAT", 32768),
+        ("a.flac", "PCM_16", 32767),
+        ("a.ogg", "VORBIS", 32768),
+        ("a.mkv", "pcm_s16le", 32767),
+        ("a.mkv", "pcm_u8", 32767),
+        ("a.mkv", "pcm_s32le", 32768),
+        ("a.mkv", "flac", 32767),
+        ("a.m4a", "aac", 32768),
+    ],
+)
+def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, name, codec, full_scale):
+    """What FFmpeg's astats divides by; the two gains are 0.00027 dB apart."""
+    if codec.isupper():
+        soundfile.write(tmp_path / name, tone(), SAMPLE_RATE, subtype=codec)
+    else:
+        write_av(tmp_path / name, tone(), codec, SAMPLE_RATE)
+    speech = read_speech(tmp_path / name)
+    level = round(rms_db(speech.recorded * (32768 / full_scale)), 6)
+    assert speech.gain == np.float32(10 ** ((-23 - level) / 20))
 
 
 @pytest.mark.parametrize(
@@ -722,6 +758,25 @@ def test_the_copy_of_a_stream_is_gone_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "nowhere/at/all")
     with pytest.raises(OutputError, match="No such file"):
         read_speech(Pipe(b"hello"))
+
+
+def test_a_full_disk_is_named():
+    """A limit of the size of files stands for it, in a process of its own."""
+    pytest.importorskip("resource")
+    code = (
+        "import resource, sys; from s2f.audio import read_speech;"
+        "from s2f.errors import OutputError;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
+        "try: read_speech(sys.stdin.buffer, name='standard input')\n"
+        "except OutputError as error: print(error, error.hint, error.exit_code)"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(
+        run, input=bytes(4_000_000), capture_output=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.startswith(b"standard input cannot be copied to the folder for temporary")
+    assert b"TMPDIR" in done.stdout and done.stdout.endswith(b" 2\n")
+    assert done.stderr == b""
 
 
 # Memory and imports

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from conftest import noise
-from recordings import ffmpeg_normalize
+from recordings import READERS, ffmpeg_normalize, real
 
 from s2f import audio, prep_audio
 from s2f.audio import SAMPLE_RATE
@@ -85,8 +85,7 @@ def seed_recipe(samples: np.ndarray) -> np.ndarray:
     return librosa.stft(looped, n_fft=512, hop_length=160, win_length=400)
 
 
-@pytest.mark.parametrize("seconds", [1.3, 14.0])
-def test_the_seed_preset_is_the_recipe_of_the_seed_to_16_bits(tmp_path, seconds):
+def check_seed(source: Path) -> None:
     """Compare complex values, as the phase of what is nearly 0 is arbitrary.
 
     Rounding to 16 bits adds noise of variance 1/12 a sample, in units of 1/32768; a bin sums it
@@ -94,7 +93,6 @@ def test_the_seed_preset_is_the_recipe_of_the_seed_to_16_bits(tmp_path, seconds)
     mean square of 12.5: of 154,457 bins the largest is expected at 12.2 and below 18.6 with a
     probability of 1 - 1.5e-7.
     """
-    source = write(tmp_path / "a.wav", seconds)
     samples, _ = soundfile.read(source, dtype="int16")
     expected = seed_recipe(samples)
     magnitude, phase = made(audio_step(store="spectrogram", preset="seed"), source)
@@ -102,6 +100,19 @@ def test_the_seed_preset_is_the_recipe_of_the_seed_to_16_bits(tmp_path, seconds)
     error = np.abs(magnitude ** (1 / 0.3) * np.exp(1j * angle) - expected) * 32768
     assert error.max() < 18.6
     assert np.sqrt(np.mean(error**2)) == pytest.approx(np.sqrt(12.5), rel=0.05)
+
+
+@pytest.mark.parametrize("seconds", [1.3, 14.0])
+def test_the_seed_preset_is_the_recipe_of_the_seed_to_16_bits(tmp_path, seconds):
+    check_seed(write(tmp_path / "a.wav", seconds))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("reader", READERS[:2])
+def test_real_speech_gets_the_spectrogram_of_the_seed_to_16_bits(tmp_path, reader):
+    samples, rate = soundfile.read(real(reader), dtype="int16")
+    soundfile.write(tmp_path / "a.wav", samples, rate)
+    check_seed(tmp_path / "a.wav")
 
 
 # Settings
