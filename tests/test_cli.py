@@ -6,11 +6,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import conftest
+import numpy as np
 import pytest
+import soundfile
 from command_line import Done, assert_refused, assert_wrong_usage, commands, files
 from evaluation_cases import write_people
 from PIL import Image
@@ -226,6 +229,7 @@ def test_a_recording_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("generate --quiet", 2, "there is nothing to generate a face from"),
         ("generate speech.wav -o there.png", 2, "there.png: exists already"),
         ("generate speech.wav -o file.txt/face.png", 2, "file.txt/face.png"),
+        ("generate speech.wav --duration 0", 2, "0 s"),
         ("generate none.wav --model nobody", 3, "none.wav: does not exist"),
         ("generate text.wav", 3, "text.wav"),
         ("reconstruct text.wav --no-align", 3, "text.wav: is not a picture"),
@@ -268,6 +272,55 @@ def test_what_cannot_be_is_refused_and_costs_nothing(
     assert (done.code, done.err, set(done.json)) == (code, "", {"error", "message", "hint"})
 
 
+WRITE: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "text": lambda path: path.write_text("this is no sound\n" * 100),
+    "empty": Path.touch,
+    "folder": Path.mkdir,
+    "speech": lambda path: conftest.write_speech(path, seconds=3),
+    "short": lambda path: conftest.write_speech(path, seconds=0.4),
+    "silence": lambda path: soundfile.write(path, np.zeros(16_000, np.float32), 16_000),
+    "nan": lambda path: soundfile.write(path, np.full(16_000, np.nan), 16_000, subtype="FLOAT"),
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "why"),
+    [
+        ("generate", "missing.wav", "does not exist"),
+        ("generate", "text.wav", "no sound"),
+        ("generate", "empty.wav", "empty"),
+        ("generate", "short.wav", "0.40 s"),
+        ("generate", "silence.wav", "silence"),
+        ("generate", "nan.wav", "NaN"),
+        ("generate", "folder", "no recording"),
+        ("generate --start 9", "speech.wav", "3.00 s"),
+        ("reconstruct", "missing.jpg", "does not exist"),
+        ("reconstruct", "text.jpg", "not a picture"),
+        ("reconstruct", "empty.jpg", "not a picture"),
+        ("reconstruct", "folder", "no photo"),
+    ],
+)
+def test_what_is_no_speech_and_no_photo_is_refused(
+    args: str, name: str, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    WRITE[path.stem](path)
+    before = files(tmp_path)
+    command, *options = args.split()
+    done = Done(command, path, *options, "-o", tmp_path / "out")
+    assert_refused(done, 3, path)
+    assert why in done.err
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("stdin", "why"), [(b"", "empty"), (b"text" * 99, "no sound")])
+def test_standard_input_that_is_no_sound_is_refused(stdin: bytes, why: str, tmp_path: Path) -> None:
+    done = Done("generate", "-", "-o", tmp_path / "out", stdin=stdin)
+    assert_refused(done, 3, why)
+    assert files(tmp_path) == set()
+
+
 def test_closed_standard_streams_are_no_traceback(speech: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} -m s2f generate"
     for line, code, why in (
@@ -297,6 +350,10 @@ def test_sigterm_ends_a_batch_with_nothing_half_written(tmp_path: Path) -> None:
     for path in made:
         with Image.open(path) as picture:
             picture.load()
+            assert picture.size == (224, 224)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0  # what is missing is made
+    assert len(files(tmp_path / "out")) == 80
 
 
 # s2f evaluate

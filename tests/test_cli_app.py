@@ -223,8 +223,9 @@ def test_memory_stays_flat(server: Server) -> None:
 
 
 @needs_gradio
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_in_the_middle_of_an_answer_and_leaves_nothing(
-    models: Path, tmp_path: Path
+    models: Path, tmp_path: Path, number: int
 ) -> None:
     options = ("--model", models / "demo", "--no-align", "--max-seconds", 600, "--max-mb", 50)
     with Server(*options, environment={"TMPDIR": str(tmp_path)}) as server:
@@ -241,7 +242,7 @@ def test_it_ends_in_the_middle_of_an_answer_and_leaves_nothing(
         asking.start()
         while Path(path).exists():
             time.sleep(0.01)
-        assert server.end(signal.SIGINT) == 130
+        assert server.end(number) == 130
         asking.join()
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in "".join(server.errors)

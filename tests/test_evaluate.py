@@ -100,6 +100,14 @@ def test_what_is_broken_or_silent_is_left_out_by_name(model: SpeechToFace, tmp_p
     assert [row[1] for row in within] == [2, 4]  # of four people each
 
 
+def test_recordings_without_any_speech_are_refused(model: SpeechToFace, tmp_path: Path) -> None:
+    tree = write_people(tmp_path)
+    for path in tree.glob("test/*/audios/*.npy"):
+        np.save(path, np.zeros(70_000, np.int16))
+    with pytest.raises(DatasetError, match=r"no recording holds speech: .*0\.npy"):
+        evaluate(model, tree)
+
+
 def test_nobody_judges_whom_it_was_fitted_on(model: SpeechToFace, tree: Path) -> None:
     judged = section(evaluate(model, tree, split="train"), "Attributes")
     assert judged.parts == () and any("No judges" in text for text in judged.text)

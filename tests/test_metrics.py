@@ -28,6 +28,16 @@ def test_the_mean_and_deviation_are_of_the_samples() -> None:
     assert (found.low, found.high) == (2, 10)  # means of a twice, and of b twice
 
 
+def test_the_interval_is_as_wide_as_people_make_it() -> None:
+    values, who = grouped(0, 400)
+    found = estimate(values, who)
+    per_person = values.reshape(400, 5).mean(1)  # as many samples each: their mean is the mean
+    error = per_person.std(ddof=1) / 20
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    alone = estimate(values, np.arange(2000))
+    assert alone.high - alone.low < 0.7 * (found.high - found.low)
+
+
 def test_the_interval_holds_the_truth_as_often_as_it_says_and_p_is_even() -> None:
     found = [estimate(*grouped(seed), rounds=400) for seed in range(200)]
     assert 0.88 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.99

@@ -13,6 +13,7 @@ from trees import contents, grow
 from s2f.errors import DatasetError, UsageError
 from s2f.files import Link
 from s2f.pair import Found, MetaPeople, find_people, match_people, pair_identities, read_meta
+from s2f.split import split_tree
 
 # The dialects, as FACTS and the datasets' own files have them; digits of ids and classes differ.
 VOX1 = (
@@ -282,6 +283,17 @@ def test_everybody_gets_their_own_voices_and_faces(
         "vox2": {"people": 3, "voices": 3, "faces": 3, "pairs": 3},
         "own": {"people": 0, "voices": 1, "faces": 0, "pairs": 0},
     }
+
+
+def test_the_person_in_both_sets_is_never_in_two_splits(
+    sources: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    pair_identities(**sources, out=tmp_path / "out")
+    for seed in range(5):
+        split_tree(tmp_path / "out", tmp_path / f"split{seed}", train=0.5, seed=seed)
+        paths = [path for path in contents(tmp_path / f"split{seed}") if "Harry" in path]
+        assert len(paths) == 4
+        assert len({path.split("/")[0] for path in paths}) == 1
 
 
 def test_a_second_run_changes_nothing(sources: dict[str, list[Path]], tmp_path: Path) -> None:

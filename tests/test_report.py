@@ -19,6 +19,7 @@ from PIL import Image
 
 from s2f.errors import DatasetError, OutputError, UsageError
 from s2f.report import (
+    LEVEL,
     LIGHT,
     LONGEST,
     MISSING,
@@ -451,6 +452,32 @@ def test_a_planted_difference_is_found(shift: float, lower: bool) -> None:
     assert row["difference"] == pytest.approx(np.mean(new - old))
     assert (row["old"], row["new"]) == pytest.approx((old.mean(), new.mean()))
     assert row["p"] == 1 / ROUNDS and row["N"] == N
+
+
+def test_the_interval_is_that_of_the_normal_approximation() -> None:
+    """With 200 normal differences: the mean, 1.96 standard errors to each side."""
+    old, new = noise(0), noise(1)
+    row = found(measured(old), measured(new))
+    gains = new - old
+    error = 1.96 * gains.std() / math.sqrt(N)
+    assert row["from"] == pytest.approx(gains.mean() - error, abs=0.1 * error)
+    assert row["to"] == pytest.approx(gains.mean() + error, abs=0.1 * error)
+
+
+def test_chance_is_called_a_difference_as_often_as_said() -> None:
+    """Of 100 comparisons without a difference about 5 seem to have one; 0 to 11 in 99 %."""
+    rows = [found(measured(noise(2 * k)), measured(noise(2 * k + 1))) for k in range(100)]
+    ps = [float(str(row["p"])) for row in rows]
+    seen = [row["new is"] != "no difference" for row in rows]
+    assert seen == [p < LEVEL for p in ps]
+    assert sum(seen) <= 11
+    assert 0.35 < np.mean(ps) < 0.65  # evenly spread over 0..1
+
+
+def test_many_identities_take_bounded_memory_and_the_same_draws() -> None:
+    values = np.tile(noise(0), 100)
+    row = found(measured(values), measured(values + 1))
+    assert row["difference"] == pytest.approx(1) == row["from"]
 
 
 def test_equal_runs_or_one_identity_prove_nothing() -> None:

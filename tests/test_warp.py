@@ -1,10 +1,14 @@
 """The spline warp: identity, hits, gradients. Expected values are closed form."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from s2f.warp import _bicubic, _gathered, warp
+from s2f.warp import _bicubic, _gathered, flow, warp
+
+FACES = Path(__file__).parents[2] / "shared/data/faces"
 
 
 def points(n: int = 20, size: int = 64, seed: int = 0) -> torch.Tensor:
@@ -35,6 +39,20 @@ def test_marked_points_come_to_their_landmarks_within_half_a_pixel() -> None:
     came_from = torch.nn.functional.grid_sample(moved, grid, align_corners=True)[:, :, 0].mT
     assert step.norm(dim=2).max() > 8
     assert (came_from - source).norm(dim=2).max() < 0.5
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+def test_real_landmarks_are_hit_within_half_a_pixel() -> None:
+    names = sorted(FACES.glob("*/neutral_landmarks.npy"))
+    shapes = torch.from_numpy(np.stack([np.load(name) for name in names])) * (224 / 256)
+    mean = shapes.mean(0, keepdim=True)
+    moves = flow(mean.expand(len(shapes), -1, -1), shapes, 224, 224)
+    grid = (2 * shapes / 223 - 1)[:, None]
+    at = torch.nn.functional.grid_sample(moves, grid, align_corners=True)[:, :, 0].mT
+    inside = ((shapes >= 0) & (shapes <= 223)).all(2)
+    assert inside.sum() > 5600
+    assert (shapes + at - mean).norm(dim=2)[inside].max() < 0.5
 
 
 def test_a_batch_is_warped_as_its_items_are() -> None:
