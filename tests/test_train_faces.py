@@ -377,7 +377,7 @@ def test_a_step_is_the_one_written_by_hand(tmp_path: Path, models: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["paper", "seed"])
+@pytest.mark.parametrize("preset", ["paper"])
 def test_the_full_size_networks_take_a_step(
     preset: str, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
