@@ -100,7 +100,9 @@ class Case:
     def sexes(self) -> NDArray[np.int64] | None:
         """A number for the sex of each person, [n], -1 where it is not known; None without any."""
         for name, known in self.labels.items():
-            if name.strip().lower() in ("sex", "gender"):
+            from s2f.labels import canonical
+
+            if canonical(name) in ("sex", "gender"):
                 values = [known.get(who, "") for who in self.people.names]
                 kinds = {value: k for k, value in enumerate(sorted({*values} - {""}))}
                 return np.array([kinds.get(value, -1) for value in values], np.int64)
