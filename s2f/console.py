@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from s2f.errors import OutputError, S2FError
@@ -184,6 +185,9 @@ def _write(stream: TextIO | None, line: str) -> None:
             stream.buffer.write(os.fsencode(f"{line}\n"))
         stream.flush()
     except OSError as error:
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            # What is left in the stream would fail again as the program ends: exit code 120.
+            os.dup2(nowhere.fileno(), stream.fileno())
         raise OutputError(
             f"{stream.name}: cannot be written: {error.strerror}", hint="look at what it leads to"
         ) from error
