@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -346,7 +347,13 @@ def _soundfile_blocks(data: BinaryIO) -> Iterator[_Block]:
     import soundfile
 
     data.seek(0)
-    with soundfile.SoundFile(data) as file:
+    # libsndfile reads a file by a descriptor of its own: it would swallow a Ctrl-C or SIGTERM that
+    # comes while it calls back for a stream's bytes.
+    name = getattr(data, "name", None)
+    opened: Any = (
+        os.open(name, os.O_RDONLY) if isinstance(name, str) and name != "<stdin>" else data
+    )
+    with soundfile.SoundFile(opened) as file:
         # FFmpeg reads on where nobody came back to write the length; and libmpg123, which gives the
         # same samples, writes to the terminal what it finds odd.
         if not file.frames or file.format == "MP3":
