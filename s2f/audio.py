@@ -349,10 +349,12 @@ def _soundfile_blocks(data: BinaryIO) -> Iterator[_Block]:
     data.seek(0)
     # libsndfile reads a file by a descriptor of its own: it would swallow a Ctrl-C or SIGTERM that
     # comes while it calls back for a stream's bytes.
+    # A page's visitor's file has no name any more when it is read, and is read by its stream.
     name = getattr(data, "name", None)
-    opened: Any = (
-        os.open(name, os.O_RDONLY) if isinstance(name, str) and name != "<stdin>" else data
-    )
+    is_file = isinstance(data, io.BufferedReader) and isinstance(name, str) and os.path.exists(name)
+    opened: Any = data
+    if is_file and os.path.samestat(Path(name).stat(), os.fstat(data.fileno())):
+        opened = os.open(name, os.O_RDONLY)
     with soundfile.SoundFile(opened) as file:
         # FFmpeg reads on where nobody came back to write the length; and libmpg123, which gives the
         # same samples, writes to the terminal what it finds odd.
