@@ -350,7 +350,7 @@ def _soundfile_blocks(data: BinaryIO) -> Iterator[_Block]:
     # libsndfile reads a file by a descriptor of its own: it would swallow a Ctrl-C or SIGTERM that
     # comes while it calls back for a stream's bytes.
     # A page's visitor's file has no name any more when it is read, and is read by its stream.
-    name = getattr(data, "name", None)
+    name: Any = getattr(data, "name", None)
     is_file = isinstance(data, io.BufferedReader) and isinstance(name, str) and os.path.exists(name)
     opened: Any = data
     if is_file and os.path.samestat(Path(name).stat(), os.fstat(data.fileno())):
