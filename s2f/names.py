@@ -35,13 +35,10 @@ def plain(name: str) -> str:
 
     Every letter, digit and sign becomes one or more ASCII characters: `Žydrūnas_Savickas` is
     `Zydrunas_Savickas`, whether its accents are stored composed or not. White space, control
-    characters and / \ : * ? " < > | become underscores; all other ASCII stays as it is. A name
-    is never made hidden: one that would begin with a dot begins with an underscore. Plain names
-    are their own plain names, so that renaming to them needs no order.
-
-    Raises:
-        DatasetError: if the name is not text (bytes that are no UTF-8), has a character without
-            an ASCII form, nothing is left of it, or the result is longer than 255 bytes.
+    characters and / \ : * ? " < > | become underscores; all other ASCII stays. A name is never
+    made hidden: one that would begin with a dot begins with an underscore. Plain names are their
+    own plain names. A `DatasetError` refuses one that is not text (bytes that are no UTF-8), has a
+    character without an ASCII form, of which nothing is left, or that gets longer than 255 bytes.
     """
     from anyascii import anyascii
 
@@ -70,9 +67,7 @@ def bare(name: str) -> str:
     """Spell a name plain and without commas, which some lists of people have and others lack.
 
     Where it would begin with a dot, it begins with an underscore: it is to be seen, and no `..`.
-
-    Raises:
-        DatasetError: as `plain`, or if it is made of commas only.
+    Raises as `plain`, and a `DatasetError` for a name of commas only.
     """
     spelled = plain(name).replace(",", "")
     if not spelled:
@@ -97,78 +92,54 @@ def _unspeakable(name: str, why: str) -> DatasetError:
 
 @dataclass(frozen=True)
 class Renaming:
-    """Folders that get one name: one of them is renamed, several are merged.
+    """Folders that get one name: one of them is renamed, several are merged."""
 
-    Attributes:
-        parent: the folder they are in.
-        old: their names, sorted.
-        new: the plain name.
-    """
-
-    parent: Path
-    old: tuple[str, ...]
-    new: str
+    parent: Path  # the folder they are in
+    old: tuple[str, ...]  # their names, sorted
+    new: str  # the plain name
 
 
 @dataclass(frozen=True)
 class NamesReport:
-    """What became of the identities' names.
-
-    Attributes:
-        tree: the folder.
-        renamed: single folders with a new name.
-        merged: folders that became one.
-        failed: why folders have their old names: no plain name, or a collision.
-        unchanged: folders whose names were plain.
-        dry_run: whether this only says what would be done.
-    """
+    """What became of the identities' names."""
 
     tree: Path
-    renamed: tuple[Renaming, ...]
-    merged: tuple[Renaming, ...]
-    failed: tuple[DatasetError, ...]
-    unchanged: int
-    dry_run: bool
+    renamed: tuple[Renaming, ...]  # single folders with a new name
+    merged: tuple[Renaming, ...]  # folders that became one
+    failed: tuple[DatasetError, ...]  # no plain name, or a collision: these keep their names
+    unchanged: int  # folders whose names were plain
+    dry_run: bool  # whether this only says what would be done
 
 
 def rename_identities(
     tree: Path, *, merge: bool = False, dry_run: bool = False, progress: Progress = silent
 ) -> NamesReport:
-    """Give identity folders plain names.
+    """Give the folders of a tree of identities, or of splits of them, plain names.
 
     Each folder is renamed at once. Merging moves file by file, each at once, so that a run that
-    was killed is finished by the same run. Files of one name in folders to be merged are one file
-    if their bytes are equal; if not, these folders stay as they are and are reported.
-
-    Args:
-        tree: a folder of identities, or of splits of them.
-        merge: whether folders that get one name become one; else they are reported.
-        dry_run: whether to change nothing and only report.
-        progress: told of each folder.
-
-    Raises:
-        DatasetError: if a folder cannot be listed.
-        OutputError: if a folder cannot be renamed.
+    was killed is finished by the same run. Folders that get one name are reported, or become one
+    with `merge`: files of one name in them are one file if their bytes are equal; if not, these
+    folders stay as they are and are reported. Raises a `DatasetError` if a folder of identities
+    cannot be listed, and an `OutputError` if one cannot be renamed.
     """
     planned, failed, unchanged = _plan(tree)
-    renamed: list[Renaming] = []
-    merged: list[Renaming] = []
+    done: list[Renaming] = []
     for k, item in enumerate(planned):
         progress(k, len(planned), item.new)
-        files: dict[str, list[str]] = {}
         try:
-            if len(item.old) > 1:
-                if not merge:
-                    raise _collision(item, "would all be", "look at them, then give --merge")
-                files = _files(item)
+            if len(item.old) > 1 and not merge:
+                raise _collision(item, "would all be", "look at them, then give --merge")
+            owners = _owners(item) if len(item.old) > 1 else {}
         except DatasetError as error:
             failed.append(error)
             continue
         if not dry_run:
-            _apply(item, files)
-        (merged if len(item.old) > 1 else renamed).append(item)
+            _apply(item, owners)
+        done.append(item)
     progress(len(planned), len(planned), "done")
-    return NamesReport(tree, tuple(renamed), tuple(merged), tuple(failed), unchanged, dry_run)
+    renamed = tuple(item for item in done if len(item.old) == 1)
+    merged = tuple(item for item in done if len(item.old) > 1)
+    return NamesReport(tree, renamed, merged, tuple(failed), unchanged, dry_run)
 
 
 def _plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
@@ -194,9 +165,8 @@ def _plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
             if item.old == (item.new,):
                 unchanged += 1
             elif item.new not in item.old and os.path.lexists(parent / item.new):
-                failed.append(
-                    _collision(item, "would be what is there and no folder,", "remove that")
-                )
+                what = "would be what is there and no folder,"
+                failed.append(_collision(item, what, "remove that"))
             else:
                 renamings.append(item)
     return renamings, failed, unchanged
@@ -207,38 +177,37 @@ def _collision(item: Renaming, what: str, hint: str) -> DatasetError:
     return DatasetError(f"{item.parent}: {old} {what} {item.new!r}", hint=hint)
 
 
+def _owners(item: Renaming) -> dict[str, list[str]]:
+    """Find which folders have which file, hidden ones too, and refuse what cannot be merged."""
+    if any((item.parent / old).is_symlink() for old in item.old):
+        raise _collision(item, "are links, and cannot be merged to", "rename or remove the link")
+    owners: dict[str, list[str]] = defaultdict(list)
+    try:
+        for old in item.old:
+            for name in sorted(_contents(item.parent / old)):
+                owners[name].append(old)
+        for name, those in owners.items():
+            first, *others = (item.parent / old / name for old in those)
+            is_folder = any(_is_real_folder(item.parent / old / name) for old in item.old)
+            if is_folder or not all(_same(first, other) for other in others):
+                what = f"have different files {name!r} and cannot be merged to"
+                raise _collision(item, what, "rename or remove one of these files")
+    except OSError as error:
+        message = f"{error.filename}: cannot be read: {error.strerror}"
+        raise DatasetError(message, hint="check its permissions") from error
+    return owners
+
+
 def _contents(folder: Path) -> Iterator[str]:
     """List all that is no folder, hidden files too; links to folders are not followed."""
 
     def refuse(error: OSError) -> None:
-        raise DatasetError(
-            f"{error.filename}: cannot be listed: {error.strerror}", hint="check its permissions"
-        ) from error
+        raise error
 
     for here, names, files in os.walk(folder, onerror=refuse):
         for path in (Path(here, name) for name in (*files, *names)):
             if not _is_real_folder(path):
                 yield str(path.relative_to(folder))
-
-
-def _files(item: Renaming) -> dict[str, list[str]]:
-    """Find which folders have which file, and refuse what cannot be merged."""
-    files: dict[str, list[str]] = defaultdict(list)
-    if any((item.parent / old).is_symlink() for old in item.old):
-        raise _collision(item, "are links, and cannot be merged to", "rename or remove the link")
-    for old in item.old:
-        for name in sorted(_contents(item.parent / old)):
-            files[name].append(old)
-    for name, owners in files.items():
-        first, *others = (item.parent / old / name for old in owners)
-        is_folder = any(_is_real_folder(item.parent / old / name) for old in item.old)
-        if is_folder or not all(_same(first, other) for other in others):
-            raise _collision(
-                item,
-                f"have different files {name!r} and cannot be merged to",
-                "rename or remove one of these files",
-            )
-    return files
 
 
 def _is_real_folder(path: Path) -> bool:
@@ -248,49 +217,29 @@ def _is_real_folder(path: Path) -> bool:
 def _same(one: Path, other: Path) -> bool:
     if one.is_symlink() or other.is_symlink():
         return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
-    if not (one.is_file() and other.is_file()):
-        return False
-    try:
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError as error:
-        raise DatasetError(
-            f"{error.filename}: cannot be read: {error.strerror}", hint="check its permissions"
-        ) from error
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-def _apply(item: Renaming, files: dict[str, list[str]]) -> None:
+def _apply(item: Renaming, owners: dict[str, list[str]]) -> None:
     """Rename the first folder, where none has the name, and move the others' files there."""
     final = item.parent / item.new
     first = item.new if item.new in item.old else item.old[0]
-    if first != item.new:
-        _move(item.parent / first, final)
-    for name, owners in files.items():
-        for source in (item.parent / old / name for old in owners if old != item.new):
-            if os.path.lexists(final / name):
-                source.unlink(missing_ok=True)  # the same bytes
-            else:
-                _move(source, final / name)
-    for old in item.old:
-        if old not in (first, item.new):
-            _remove_empty(item.parent / old)
-
-
-def _move(source: Path, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(target)
+        if first != item.new:
+            (item.parent / first).replace(final)
+        for name, those in owners.items():
+            target = final / name
+            for source in (item.parent / old / name for old in those if old != item.new):
+                if os.path.lexists(target):
+                    source.unlink(missing_ok=True)  # the same bytes
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(target)
+        for old in item.old:
+            if old not in (first, item.new):
+                for here, _, _ in os.walk(item.parent / old, topdown=False):
+                    Path(here).rmdir()
     except OSError as error:
-        raise OutputError(
-            f"{source}: cannot be renamed to {target}: {error.strerror}",
-            hint="check that the tree can be written",
-        ) from error
-
-
-def _remove_empty(folder: Path) -> None:
-    try:
-        for here, _, _ in os.walk(folder, topdown=False):
-            Path(here).rmdir()
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be removed: {error.strerror}", hint="see what is in it"
-        ) from error
+        message = f"{error.filename or final}: cannot be moved to {final}: {error.strerror}"
+        hint = "check that the tree can be written, and what is in it"
+        raise OutputError(message, hint=hint) from error

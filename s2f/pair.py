@@ -3,20 +3,19 @@
 In order: `pair_identities`, which gives the files their places, `OUT/IDENTITY/audios/**` and
 `OUT/IDENTITY/images/**`; `find_people`, which groups a tree's files by the part of their path that
 names somebody; `match_people`, which decides who that is, or why it cannot be told; and
-`read_meta`, which reads who is who.
+`read_meta`, which reads who is who. Knows nothing of sound or pictures: only names are read.
 
 Read are vox1_meta.csv (`VoxCeleb1 ID`, `VGGFace1 ID`, which is the person's name), both
 vox2_meta.csv (`VoxCeleb2 ID`, `VGGFace2 ID`, with `Name` or without), full_vox2_meta.csv and
 VGGFace2's identity_meta.csv (`Class_ID`, `Name`). The digits of a voice id (id00012) and of a
 class (n000012) have nothing to do with each other: only rows join them.
-
-Knows nothing of sound or pictures: only names are read.
 """
 
+import itertools
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,7 +35,7 @@ OWN = "own"  # the set of people who are in no meta file
 TreeKind = Literal["voice", "face"]
 
 _BEGINS = re.compile(rf"{VOICE.pattern}(?!\d)")
-_HOW = ("id", "name", "transliterated")  # from strong to weak
+_HOW = ("id", "name", "transliterated")  # how a folder is found to be a person's, the weakest last
 _COLUMNS = {  # what a column of a meta file is, by its letters and digits
     "voice": ("voxceleb1id", "voxceleb2id", "voxcelebid"),
     "class": ("vggface2id", "classid"),
@@ -52,45 +51,33 @@ _LEVELS = {  # folders above the identities, in small letters: they name nobody
 
 @dataclass(frozen=True)
 class Person:
-    """One person of the meta files.
+    """One person of the meta files."""
 
-    Attributes:
-        identity: a folder's name: the person's in plain ASCII without commas, or the voice id.
-        voices: ids of the person's voices, sorted: one, or one in each of both VoxCelebs.
-    """
-
-    identity: str
-    voices: tuple[str, ...]
+    identity: str  # a folder's name: the person's in plain ASCII without commas, or the voice id
+    voices: tuple[str, ...]  # ids, sorted: one, or one in each of both VoxCelebs
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """Name the sets that the person's voices are from: `vox1`, `vox2`."""
-        return tuple(sorted({dataset_of(voice) for voice in self.voices}))
+        return tuple(sorted(map(dataset_of, self.voices)))
 
 
 @dataclass(frozen=True)
 class MetaPeople:
-    """All people of the meta files.
+    """All people of the meta files."""
 
-    Attributes:
-        people: sorted by identity.
-        index: by how they are known and as what: `id` and a voice or class, `name` and a name,
-            composed (NFC), `transliterated` and what all spellings of a name have in common.
-        names: of classes: VGGFace2's own.
-        collisions: identities that would have had one name, and are kept apart by their ids.
-    """
-
-    people: tuple[Person, ...] = ()
+    people: tuple[Person, ...] = ()  # sorted by identity
+    # By how they are known and as what: `id` and a voice or class, `name` and a name, composed
+    # (NFC), `transliterated` and what all spellings of a name have in common.
     index: Mapping[tuple[str, str], tuple[Person, ...]] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    collisions: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)  # of classes: VGGFace2's own
+    collisions: tuple[str, ...] = ()  # identities of one name in one set, kept apart by their ids
 
     def find(self, label: str) -> tuple[tuple[Person, ...], str]:
         """Find whom a folder's name means: an id, a class, or a name in any spelling.
 
-        Returns:
-            The people (none: not known; several: it cannot be told), and how they were found:
-            `id`, `name` or `transliterated`.
+        Gives the people (none: not known; several: it cannot be told), and how they were found:
+        `id`, `name` or `transliterated`.
         """
         name = self.names.get(label, label)
         for how, entry in (("id", label), ("name", composed(name))):
@@ -101,21 +88,13 @@ class MetaPeople:
 
 @dataclass(frozen=True)
 class Found:
-    """Files of one kind below a folder that names somebody.
-
-    Attributes:
-        kind: voices or faces.
-        label: the name: the folder's, or an id that the files' names begin with; None without.
-        root: the tree.
-        inside: the folder, by its path below the tree.
-        names: the files, by their paths below the folder, sorted.
-    """
+    """Files of one kind below a folder that names somebody."""
 
     kind: TreeKind
-    label: str | None
-    root: Path
-    inside: str
-    names: tuple[str, ...]
+    label: str | None  # the folder's name, or an id that the files' names begin with
+    root: Path  # the tree
+    inside: str  # the folder, by its path below the tree
+    names: tuple[str, ...]  # the files, by their paths below the folder, sorted
 
     @property
     def folder(self) -> str:
@@ -125,15 +104,9 @@ class Found:
 
 @dataclass
 class Side:
-    """What was found of one person.
+    """What was found of one person: folders, and how they were found to be this person's."""
 
-    Attributes:
-        datasets: as `Person.datasets`, or `own`.
-        hows: ways in which folders were found to be this person's, as `People.find` names them.
-        found: the folders.
-    """
-
-    datasets: tuple[str, ...]
+    datasets: tuple[str, ...]  # as `Person.datasets`, or `own`
     hows: set[str] = field(default_factory=set)
     found: dict[TreeKind, list[Found]] = field(default_factory=lambda: {"voice": [], "face": []})
 
@@ -155,54 +128,32 @@ class Unmatched:
 
 @dataclass(frozen=True)
 class Pair:
-    """A person with faces and voices.
+    """A person with faces and voices."""
 
-    Attributes:
-        identity: the folder in the new tree: plain ASCII.
-        datasets: of the voices: `vox1`, `vox2`; `own` without a meta row.
-        how: the weakest step that joined a folder to the person: `id`, `name` or `transliterated`.
-        voices: folders of the person's voices.
-        faces: folders of the person's faces.
-        n_voices: files in these.
-        n_faces: likewise.
-    """
-
-    identity: str
-    datasets: tuple[str, ...]
-    how: str
-    voices: tuple[str, ...]
+    identity: str  # the folder in the new tree: plain ASCII
+    datasets: tuple[str, ...]  # of the voices: `vox1`, `vox2`; `own` without a meta row
+    how: str  # the weakest step that joined a folder: `id`, `name` or `transliterated`
+    voices: tuple[str, ...]  # folders
     faces: tuple[str, ...]
-    n_voices: int
+    n_voices: int  # files in these
     n_faces: int
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """Who was paired, and what became of the files.
-
-    Attributes:
-        out: the new tree.
-        pairs: sorted by identity.
-        unmatched: sorted by kind and folder.
-        datasets: for each set, how many people are in the meta files, and have voices, faces, both.
-        shared: identities in both VoxCelebs, each one folder.
-        collisions: people of one name in one set, kept apart by their ids.
-        made: files that were placed.
-        kept: files that were there.
-        failed: files that could not be placed.
-        dry_run: whether this only says what would be done.
-    """
+    """Who was paired, and what became of the files."""
 
     out: Path
-    pairs: tuple[Pair, ...]
-    unmatched: tuple[Unmatched, ...]
+    pairs: tuple[Pair, ...]  # sorted by identity
+    unmatched: tuple[Unmatched, ...]  # sorted by kind and folder
+    # Of each set, how many people are in the meta files, and have voices, faces, both.
     datasets: Mapping[str, Mapping[str, int]]
-    shared: tuple[str, ...]
-    collisions: tuple[str, ...]
-    made: int
-    kept: int
-    failed: tuple[InputError, ...]
-    dry_run: bool
+    shared: tuple[str, ...]  # identities in both VoxCelebs, each one folder
+    collisions: tuple[str, ...]  # people of one name in one set, kept apart by their ids
+    made: int  # files that were placed
+    kept: int  # files that were there
+    failed: tuple[InputError, ...]  # files that could not be placed
+    dry_run: bool  # whether this only says what would be done
 
 
 def pair_identities(
@@ -215,7 +166,7 @@ def pair_identities(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> PairReport:
-    """Bring faces and voices of the same people together.
+    """Bring faces (photos and what lies beside them) and voices of the same people together.
 
     A folder is a person's by the first of its path's names that is an id (`id00012`, `n000012`), a
     name in the meta files, or neither a split nor another level that datasets have. Names are
@@ -223,16 +174,6 @@ def pair_identities(
     are joined by equal names. A person of both VoxCelebs becomes one identity, so that a split
     cannot put them on both sides. Where a person has several folders of a kind, each keeps its
     path. What cannot be told apart is left out and reported. A second run changes nothing.
-
-    Args:
-        faces: folders of photos, with `_landmarks.npy`, `_template.npy` and `_embedding.npy`
-            beside them.
-        voices: folders of recordings, or of `.npy` files made of them.
-        out: new folder, or one of the same pairs.
-        metas: meta files of VoxCeleb and VGGFace.
-        link: how files get their places.
-        dry_run: whether to change nothing and only report.
-        progress: told of files.
 
     Raises:
         DatasetError: if a folder holds no photo or no recording, a meta file cannot be used, or
@@ -245,26 +186,28 @@ def pair_identities(
         files.refuse_overlap(root, out)
     people = read_meta(metas)
     roots: dict[TreeKind, Sequence[Path]] = {"voice": voices, "face": faces}
-    found = [
-        one for kind in roots for root in roots[kind] for one in find_people(root, kind, people)
-    ]
-    sides, unmatched = match_people(found, people)
+    trees = [(root, kind) for kind, these in roots.items() for root in these]
+    sides, unmatched = match_people(
+        [one for root, kind in trees for one in find_people(root, kind, people)], people
+    )
     both = {who: side for who, side in sorted(sides.items()) if all(side.found.values())}
     plan = [folder for who, side in both.items() for folder in _folders(out / who, side, roots)]
-    _refuse_collisions(plan)
+    sources: dict[str, str] = {}  # files of one folder have different names anyway
+    for folder in plan:
+        other = sources.setdefault(folder.target.casefold(), folder.source)
+        if other != folder.source:
+            message = f"{other} and {folder.source} would both be {folder.target}"
+            raise UsageError(message, hint="rename one of the folders")
     others = set(files.folders(out)) - set(both) if out.is_dir() else set()
     if others:
-        raise UsageError(
-            f"{out / min(others)}: is in no pair of this run",
-            hint="choose another folder, or remove what other options made there",
-        )
+        hint = "choose another folder, or remove what other options made there"
+        raise UsageError(f"{out / min(others)}: is in no pair of this run", hint=hint)
     placed = files.PlaceReport(0, 0, ())
     if not dry_run:
         if not both:
-            raise DatasetError(
-                f"nobody of {len(sides)} people has both faces and voices",
-                hint="see why with --dry-run; ids and names are joined by --meta",
-            )
+            message = f"nobody of {len(sides)} people has both faces and voices"
+            hint = "see why with --dry-run; ids and names are joined by --meta"
+            raise DatasetError(message, hint=hint)
         with files.alone_in(out):
             placed = files.place_all(plan, link, progress=progress)
     return PairReport(
@@ -281,19 +224,6 @@ def pair_identities(
     )
 
 
-def _pair(identity: str, side: Side) -> Pair:
-    voices, faces = side.found["voice"], side.found["face"]
-    return Pair(
-        identity=identity,
-        datasets=side.datasets,
-        how=max(side.hows, key=_HOW.index),
-        voices=tuple(one.folder for one in voices),
-        faces=tuple(one.folder for one in faces),
-        n_voices=sum(len(one.names) for one in voices),
-        n_faces=sum(len(one.names) for one in faces),
-    )
-
-
 def _folders(
     identity: Path, side: Side, roots: Mapping[TreeKind, Sequence[Path]]
 ) -> Iterator[Folder]:
@@ -306,16 +236,17 @@ def _folders(
             yield Folder(one.folder, str(place / inside), one.names)
 
 
-def _refuse_collisions(plan: Sequence[Folder]) -> None:
-    """Refuse two folders in one place; the files of one folder have different names anyway."""
-    sources: dict[str, str] = {}
-    for folder in plan:
-        other = sources.setdefault(folder.target.casefold(), folder.source)
-        if other != folder.source:
-            raise UsageError(
-                f"{other} and {folder.source} would both be {folder.target}",
-                hint="rename one of the folders",
-            )
+def _pair(identity: str, side: Side) -> Pair:
+    voices, faces = side.found["voice"], side.found["face"]
+    return Pair(
+        identity=identity,
+        datasets=side.datasets,
+        how=max(side.hows, key=_HOW.index),
+        voices=tuple(one.folder for one in voices),
+        faces=tuple(one.folder for one in faces),
+        n_voices=sum(len(one.names) for one in voices),
+        n_faces=sum(len(one.names) for one in faces),
+    )
 
 
 def _count(sides: Mapping[str, Side], people: MetaPeople) -> dict[str, dict[str, int]]:
@@ -341,10 +272,8 @@ def find_people(root: Path, kind: TreeKind, people: MetaPeople) -> list[Found]:
 
     That is the topmost folder that is an id or a class, else the topmost that is a known name, else
     an id that the file's own name begins with, else the topmost folder that is no level of a
-    dataset (`train`, `wav`, `vox1`, ...).
-
-    Raises:
-        DatasetError: if there are none, or a folder cannot be listed.
+    dataset (`train`, `wav`, `vox1`, ...). Raises a `DatasetError` if there are no files, or a
+    folder cannot be listed.
     """
     groups: dict[tuple[str, str | None], list[str]] = defaultdict(list)
     places: dict[str, tuple[str, str | None, bool]] = {}
@@ -366,86 +295,66 @@ def find_people(root: Path, kind: TreeKind, people: MetaPeople) -> list[Found]:
 def _place(folder: str, people: MetaPeople) -> tuple[str, str | None, bool]:
     """Find the part of a path that names somebody: the path to it, itself, and if it is known."""
     parts = folder.split("/") if folder else []
-    tests: list[tuple[Callable[[str], object], bool]] = [
-        (lambda part: VOICE.fullmatch(part) or CLASS.fullmatch(part), True),
-        (lambda part: people.find(part)[0], True),
-        (lambda part: part.lower() not in _LEVELS, False),
-    ]
-    for test, is_known in tests:
-        for k, part in enumerate(parts):
-            if test(part):
-                return "/".join(parts[: k + 1]), part, is_known
-    return folder, None, False
+    ids = (k for k, part in enumerate(parts) if VOICE.fullmatch(part) or CLASS.fullmatch(part))
+    named = (k for k, part in enumerate(parts) if people.find(part)[0])
+    others = (k for k, part in enumerate(parts) if part.lower() not in _LEVELS)
+    known = next(itertools.chain(ids, named), None)
+    k = next(others, None) if known is None else known
+    if k is None:
+        return folder, None, False
+    return "/".join(parts[: k + 1]), parts[k], known is not None
 
 
 def match_people(
     found: Sequence[Found], people: MetaPeople
 ) -> tuple[dict[str, Side], list[Unmatched]]:
-    """Decide whose each folder is.
+    """Decide whose each folder is: what was found of each identity, and what is in no pair.
 
     A folder is a person's of the meta files where exactly one fits. The others are joined by equal
     names; two spellings of one name are joined only if one has the voices and the other the faces.
-
-    Returns:
-        What was found of each identity, and what is in no pair.
     """
     sides: dict[str, Side] = {}
     own: dict[str, dict[str, list[Found]]] = defaultdict(lambda: defaultdict(list))
-    unmatched: list[Unmatched] = []
+    left: list[tuple[Found, str]] = []
     for one in found:
         if one.label is None:
-            unmatched.append(_left(one, "not in an identity's folder"))
+            left.append((one, "not in an identity's folder"))
             continue
         who, how = people.find(one.label)
         if len(who) == 1:
             sides.setdefault(who[0].identity, Side(who[0].datasets)).add(one, how)
         elif who:
             several = ", ".join(person.identity for person in who)
-            unmatched.append(_left(one, f"ambiguous: may be {several}"))
+            left.append((one, f"ambiguous: may be {several}"))
         else:
             name = people.names.get(one.label, one.label)
             own[key(name)][composed(name)].append(one)
     for spellings in own.values():
-        unmatched += _join_own(spellings, sides)
+        left += _join_own(spellings, sides)
     for side in sides.values():
         missing = [kind for kind, found_of in side.found.items() if not found_of]
         for one in (one for found_of in side.found.values() for one in found_of if missing):
-            unmatched.append(_left(one, _why(one, missing[0], side, people)))
-    return sides, unmatched
+            has_row = side.datasets != (OWN,) or one.label in people.names
+            why = f"no {missing[0]}" if has_row or not people.people else "no meta row"
+            left.append((one, why))
+    return sides, [Unmatched(o.kind, o.label or o.names[0], o.folder, why) for o, why in left]
 
 
-def _join_own(spellings: dict[str, list[Found]], sides: dict[str, Side]) -> list[Unmatched]:
+def _join_own(spellings: dict[str, list[Found]], sides: dict[str, Side]) -> list[tuple[Found, str]]:
     """Join folders of one name in different spellings, or give back what cannot be joined."""
     kinds = [{one.kind for one in group} for group in spellings.values()]
     everyone = [one for group in spellings.values() for one in group]
     if len(kinds) > 1 and sorted(map(sorted, kinds)) != [["face"], ["voice"]]:
         names = ", ".join(sorted(spellings))
-        return [_left(one, f"ambiguous: {names} are one name") for one in everyone]
+        return [(one, f"ambiguous: {names} are one name") for one in everyone]
     try:
         identity = bare(min(spellings))
     except DatasetError as error:
-        return [_left(one, error.message) for one in everyone]
+        return [(one, error.message) for one in everyone]
     side = sides.setdefault(identity, Side((OWN,)))
     for one in everyone:
         side.add(one, "name" if len(kinds) == 1 else "transliterated")
     return []
-
-
-def _why(one: Found, missing: str, side: Side, people: MetaPeople) -> str:
-    has_row = side.datasets != (OWN,) or one.label in people.names
-    return f"no {missing}" if has_row or not people.people else "no meta row"
-
-
-def _left(one: Found, why: str) -> Unmatched:
-    return Unmatched(one.kind, one.label or one.names[0], one.folder, why)
-
-
-@dataclass
-class _Row:
-    """What all files say of one voice."""
-
-    names: list[str] = field(default_factory=list)
-    classes: set[str] = field(default_factory=set)
 
 
 def read_meta(paths: Sequence[Path]) -> MetaPeople:
@@ -453,34 +362,31 @@ def read_meta(paths: Sequence[Path]) -> MetaPeople:
 
     Voices of one name, one in VoxCeleb1 and one in VoxCeleb2, are one person: kept apart, a split
     might train on one and test on the other. Voices of one name in the same set are different
-    people, whose names mean nobody.
-
-    Raises:
-        DatasetError: if a file cannot be read, has neither voice ids nor classes, a cell is no
-            id, or rows disagree about a voice.
+    people, whose names mean nobody. Raises a `DatasetError` if a file cannot be read, has neither
+    voice ids nor classes, a cell is no id, or rows disagree about a voice.
     """
-    rows: dict[str, _Row] = defaultdict(_Row)
-    names: dict[str, str] = {}
+    said: dict[str, list[str]] = {}  # names of each voice
+    classes: dict[str, str] = {}  # of voices
+    names: dict[str, str] = {}  # of classes
     for path in paths:
         for voice, class_, name, where in _cells(path):
             if not voice:
                 if class_ and name:
                     names[class_] = name
                 continue
-            row = rows[voice]
-            if class_ and row.classes - {class_}:
-                raise _disagree(where, voice, class_, min(row.classes))
-            if name and row.names and key(name) != key(row.names[0]):
-                raise _disagree(where, voice, name, row.names[0])
-            row.classes |= {class_} - {""}
-            row.names += [name] if name else []
-    for row in rows.values():
-        if not row.names:
-            row.names += [names[class_] for class_ in row.classes if class_ in names]
-    return _people(rows, names)
+            known = said.setdefault(voice, [])
+            if class_ and classes.setdefault(voice, class_) != class_:
+                raise _disagree(where, voice, class_, classes[voice])
+            if name and known and key(name) != key(known[0]):
+                raise _disagree(where, voice, name, known[0])
+            known += [name] if name else []
+    for voice, known in said.items():
+        if not known and classes.get(voice) in names:
+            known.append(names[classes[voice]])
+    return _people(said, classes, names)
 
 
-def _cells(path: Path) -> list[tuple[str, str, str, str]]:
+def _cells(path: Path) -> Iterator[tuple[str, str, str, str]]:
     """Give voice, class and name of each row, where it has them, and where it is."""
     table = read_table(path)
     places = {
@@ -488,65 +394,56 @@ def _cells(path: Path) -> list[tuple[str, str, str, str]]:
         for what, known in _COLUMNS.items()
     }
     if not places["voice"] and not places["class"]:
-        raise DatasetError(
-            f"{path}: has no ids, but {', '.join(table.columns)}",
-            hint="wanted a column such as VoxCeleb1 ID, VoxCeleb2 ID or Class_ID",
-        )
-    found = []
+        message = f"{path}: has no ids, but {', '.join(table.columns)}"
+        hint = "wanted a column such as VoxCeleb1 ID, VoxCeleb2 ID or Class_ID"
+        raise DatasetError(message, hint=hint)
     for cells, line in zip(table.rows, table.lines, strict=True):
         row = {what: next((cells[k] for k in ks if cells[k]), "") for what, ks in places.items()}
         for what, pattern in (("voice", VOICE), ("class", CLASS)):
             if row[what] and not pattern.fullmatch(row[what]):
-                raise DatasetError(
-                    f"{path}: line {line}: {row[what]!r} is no id",
-                    hint="wanted ids such as id00012 for voices and n000012 for faces",
-                )
-        found.append((row["voice"], row["class"], row["name"], f"{path}: line {line}"))
-    return found
+                message = f"{path}: line {line}: {row[what]!r} is no id"
+                hint = "wanted ids such as id00012 for voices and n000012 for faces"
+                raise DatasetError(message, hint=hint)
+        yield row["voice"], row["class"], row["name"], f"{path}: line {line}"
 
 
 def _disagree(where: str, voice: str, seen: str, before: str) -> DatasetError:
-    return DatasetError(
-        f"{where}: {voice} is {seen!r}, and {before!r} in another row",
-        hint="give meta files of one version",
-    )
+    message = f"{where}: {voice} is {seen!r}, and {before!r} in another row"
+    return DatasetError(message, hint="give meta files of one version")
 
 
-def _people(rows: Mapping[str, _Row], names: Mapping[str, str]) -> MetaPeople:
+def _people(
+    said: Mapping[str, Sequence[str]], classes: Mapping[str, str], names: Mapping[str, str]
+) -> MetaPeople:
+    """Join the voices of one name, and index everybody by all that they are known as."""
     groups: dict[str, list[str]] = defaultdict(list)
-    for voice in sorted(rows):
-        said = rows[voice].names
-        groups[key(said[0]) if said else voice].append(voice)
+    for voice in sorted(said):
+        groups[key(said[voice][0]) if said[voice] else voice].append(voice)
     people, collisions = [], []
     index: dict[tuple[str, str], list[Person]] = defaultdict(list)
     for group in groups.values():
         is_one = max(Counter(map(dataset_of, group)).values()) == 1
         for voices in [tuple(group)] if is_one else [(voice,) for voice in group]:
-            person = Person(_identity(rows[voices[0]].names, voices[0], apart=not is_one), voices)
+            person = Person(_identity(said[voices[0]], voices[0], apart=not is_one), voices)
             people.append(person)
             collisions += [] if is_one else [person.identity]
-            said = [name for voice in voices for name in rows[voice].names]
-            entries = {("id", one) for voice in voices for one in (voice, *rows[voice].classes)}
-            entries |= {("name", composed(name)) for name in said}
-            entries |= {("transliterated", key(name)) for name in said}
+            entries = {("id", voice) for voice in voices}
+            entries |= {("id", classes[voice]) for voice in voices if voice in classes}
+            for name in (name for voice in voices for name in said[voice]):
+                entries |= {("name", composed(name)), ("transliterated", key(name))}
             for entry in entries:
                 index[entry].append(person)
-    return MetaPeople(
-        tuple(sorted(people, key=lambda person: person.identity)),
-        {entry: tuple(who) for entry, who in index.items()},
-        names,
-        tuple(sorted(collisions)),
-    )
+    people.sort(key=lambda person: person.identity)
+    known_as = {entry: tuple(who) for entry, who in index.items()}
+    return MetaPeople(tuple(people), known_as, names, tuple(sorted(collisions)))
 
 
 def _identity(names: Sequence[str], voice: str, *, apart: bool) -> str:
-    if not names:
-        return voice
     try:
-        name = bare(names[0])
+        name = bare(names[0]) if names else ""
     except DatasetError:
-        return voice
-    return f"{name}_{voice}" if apart else name
+        name = ""
+    return voice if not name else f"{name}_{voice}" if apart else name
 
 
 def dataset_of(voice: str) -> str:
