@@ -26,7 +26,6 @@ from s2f.names import composed, key
 
 RECORD = "split.json"
 MANY = 10  # values of a column; with more it must be shown that they are groups
-_ELSEWHERE = "choose another folder, or remove this one"
 
 Values = tuple[str | None, ...]
 """An identity's labels, one a column, None where it has none. Equal ones are a stratum."""
@@ -42,31 +41,18 @@ class Stratum:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What became of the identities.
+    """What became of the identities."""
 
-    Attributes:
-        out: the folder of the splits.
-        splits: the identities of each, sorted.
-        strata: sorted by their labels.
-        unlabelled: identities without any label.
-        strangers: names in the labels that are no identity's.
-        empty: identities without a file: in no split.
-        loose: files beside the identities: in no split.
-        made: files that were placed.
-        kept: files that were there.
-        failed: files that could not be placed.
-    """
-
-    out: Path
-    splits: Mapping[str, tuple[str, ...]]
-    strata: tuple[Stratum, ...]
-    unlabelled: tuple[str, ...]
-    strangers: tuple[str, ...]
-    empty: tuple[str, ...]
-    loose: tuple[str, ...]
-    made: int
-    kept: int
-    failed: tuple[InputError, ...]
+    out: Path  # the folder of the splits
+    splits: Mapping[str, tuple[str, ...]]  # the identities of each, sorted
+    strata: tuple[Stratum, ...]  # sorted by their labels
+    unlabelled: tuple[str, ...]  # identities without any label
+    strangers: tuple[str, ...]  # names in the labels that are no identity's
+    empty: tuple[str, ...]  # identities without a file: in no split
+    loose: tuple[str, ...]  # files beside the identities: in no split
+    made: int  # files that were placed
+    kept: int  # files that were there
+    failed: tuple[InputError, ...]  # files that could not be placed
 
 
 def split_tree(
@@ -81,29 +67,20 @@ def split_tree(
     link: Link = Link.HARD,
     progress: Progress = silent,
 ) -> SplitReport:
-    """Deal the identities of a tree out to `out/train`, `out/val` and `out/test`.
+    """Deal the identities of a tree, a folder each, out to `out/train`, `out/val` and `out/test`.
 
-    All files of an identity go along. The sizes are exact (largest remainder), every stratum is
-    within one of its share, and people without labels are a stratum of their own. The same
-    arguments give the same splits anywhere, and a second run changes nothing; `out` of other
-    arguments is refused, by the record `split.json` that is written last, and by who is there.
-
-    Args:
-        tree: a folder an identity.
-        out: new folder, or one of the same split.
-        train: share of the identities, 0 to 1.
-        val: share; None for half of what training leaves.
-        by: csv file of labels to stratify by; None for one stratum.
-        columns: which labels; None for all.
-        seed: of who goes where.
-        link: how files get their places.
-        progress: told of files.
+    All files of an identity go along. Shares are of the identities, 0 to 1; without `val` it gets
+    half of what training leaves. The sizes are exact (largest remainder); labels (`columns`, or
+    all, of the csv file `by`) make strata, each within one of its share, and people without labels
+    are a stratum of their own. The same arguments give the same splits anywhere, and a second run
+    changes nothing; `out` of other arguments is refused, by the record `split.json` that is written
+    last, and by who is there.
 
     Raises:
         DatasetError: if the tree has no identity, one in two spellings, or the labels cannot
             be used.
         UsageError: if the shares cannot be, the folders overlap, the tree is split already, or
-            `out` holds another split.
+            `out` holds another split or another run is at work there.
         OutputError: if `out` cannot be written.
     """
     share = shares(train, val)
@@ -121,7 +98,7 @@ def split_tree(
         "members": {name: list(people) for name, people in splits.items()},
     }
     with files.alone_in(out):
-        is_done = _refuse_another(out, record)
+        is_done = _refuse_another(out, record, splits)
         plan = [
             Folder(str(tree / who), str(out / name / who), tuple(identities[who]))
             for name, people in splits.items()
@@ -147,28 +124,23 @@ def split_tree(
     )
 
 
-def _refuse_another(out: Path, record: Mapping[str, object]) -> bool:
+def _refuse_another(
+    out: Path, record: Mapping[str, object], splits: Mapping[str, Sequence[str]]
+) -> bool:
     """Tell whether `out` has this record already; refuse one that has another, or other people."""
-    path = out / RECORD
+    path, hint = out / RECORD, "choose another folder, or remove this one"
     try:
         there = json.loads(path.read_bytes())
     except FileNotFoundError:
         there = None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: is no record of a split: {error}", hint=_ELSEWHERE) from error
-    if there is not None and there != json.loads(json.dumps(record)):
-        raise UsageError(
-            f"{out}: holds a split of other people or with other options", hint=_ELSEWHERE
-        )
-    members = record["members"]
-    assert isinstance(members, dict)
-    for name, people in members.items():
-        if (out / name).is_dir():
-            strangers = set(files.folders(out / name)) - set(people)
-            if strangers:
-                raise UsageError(
-                    f"{out / name / min(strangers)}: is not in this split", hint=_ELSEWHERE
-                )
+        raise OutputError(f"{path}: is no record of a split: {error}", hint=hint) from error
+    if there is not None and there != record:
+        raise UsageError(f"{out}: holds a split of other people or with other options", hint=hint)
+    for name, people in splits.items():
+        others = set(files.folders(out / name)) - set(people) if (out / name).is_dir() else ()
+        if others:
+            raise UsageError(f"{out / name / min(others)}: is not in this split", hint=hint)
     return there is not None
 
 
@@ -190,22 +162,17 @@ def _identities(tree: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     for identity in identities:
         other = spellings.setdefault(composed(identity).casefold(), identity)
         if other != identity:
-            raise DatasetError(
-                f"{tree}: {other!r} and {identity!r} are one name in two spellings",
-                hint="join them with s2f prep names --merge, or rename one",
-            )
-    return dict(identities), tuple(loose)
+            message = f"{tree}: {other!r} and {identity!r} are one name in two spellings"
+            hint = "join them with s2f prep names --merge, or rename one"
+            raise DatasetError(message, hint=hint)
+    return identities, tuple(loose)
 
 
 def shares(train: float, val: float | None = None) -> dict[str, Fraction]:
     """Give each split its share, exact in the decimals as they are written.
 
-    Args:
-        train: 0 to 1.
-        val: 0 to 1 - train; None for half of what training leaves.
-
-    Raises:
-        UsageError: if a share is out of range.
+    Without `val` it gets half of what training leaves. Raises a `UsageError` if a share is not
+    in 0 to 1, or both are more than 1 together.
     """
     given = [share for share in (train, val) if share is not None]
     if all(math.isfinite(share) and share >= 0 for share in given):
@@ -214,25 +181,18 @@ def shares(train: float, val: float | None = None) -> dict[str, Fraction]:
         half = second[0] if second else rest / 2
         if 0 <= half <= rest:
             return {"train": first, "val": half, "test": rest - half}
-    raise UsageError(
-        f"shares of {' and '.join(map(str, given))} cannot be",
-        hint="give --train and --val from 0 to 1, together at most 1; what is left is for test",
-    )
+    message = f"shares of {' and '.join(map(str, given))} cannot be"
+    hint = "give --train and --val from 0 to 1, together at most 1; what is left is for test"
+    raise UsageError(message, hint=hint)
 
 
 @dataclass(frozen=True)
 class LabelColumns:
-    """What a csv file says of some identities.
+    """What a csv file says of some identities."""
 
-    Attributes:
-        columns: the labels' names.
-        values: those of the identities that have a row.
-        strangers: names in the file that are no identity's.
-    """
-
-    columns: tuple[str, ...] = ()
-    values: Mapping[str, Values] = field(default_factory=dict)
-    strangers: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # the labels' names
+    values: Mapping[str, Values] = field(default_factory=dict)  # of the identities with a row
+    strangers: tuple[str, ...] = ()  # names in the file that are no identity's
 
     def of(self, identity: str) -> Values:
         """Give an identity's labels; without a row it has none of them."""
@@ -242,17 +202,12 @@ class LabelColumns:
 def labels_of(
     path: Path, identities: Collection[str], columns: Sequence[str] | None = None
 ) -> LabelColumns:
-    """Read the labels of identities.
+    """Read labels of identities, the chosen columns or all, from a csv file with a header.
 
     The column that names the most identities is taken for their names, which are compared as
     folders and meta files are (see `names`). A column whose last word is age, of numbers only,
     becomes decades. Others must be groups already: more than 10 different values that are numbers,
     or that less than two people share on average, are refused.
-
-    Args:
-        path: a csv file with a header.
-        identities: their names.
-        columns: which labels; None for all columns but the names.
 
     Raises:
         DatasetError: if the file cannot be read, names no identity, gives one identity different
@@ -262,32 +217,29 @@ def labels_of(
     table = read_table(path)
     match = _matcher(identities)
     found = [[match(cell) for cell in table.column(k)] for k in range(len(table.columns))]
-    names = max(range(len(found)), key=lambda k: len(set(found[k]) - {None}))
-    if not set(found[names]) - {None}:
-        raise DatasetError(
-            f"{path}: no column names a folder, such as {min(identities)!r}",
-            hint="give the identities' folder names in one column",
-        )
-    others = [name for name in table.columns if name != table.columns[names]]
+    at = max(range(len(found)), key=lambda k: len(set(found[k]) - {None}))
+    who = found[at]
+    if not set(who) - {None}:
+        message = f"{path}: no column names a folder, such as {min(identities)!r}"
+        raise DatasetError(message, hint="give the identities' folder names in one column")
+    others = [name for k, name in enumerate(table.columns) if k != at]
     chosen = others if columns is None else list(dict.fromkeys(columns))
-    for name in chosen:
-        if name not in others:
-            raise UsageError(
-                f"{path}: has no label {name!r}", hint=f"it has {', '.join(others) or 'none'}"
-            )
+    if missing := [name for name in chosen if name not in others]:
+        hint = f"it has {', '.join(others) or 'none'}"
+        raise UsageError(f"{path}: has no label {missing[0]!r}", hint=hint)
     cells = [_groups(path, name, table.column(table.columns.index(name))) for name in chosen]
     values: dict[str, Values] = {}
-    for k, identity in enumerate(found[names]):
-        if identity is not None:
-            row = tuple(column[k] or None for column in cells)
-            if values.setdefault(identity, row) != row:
-                raise DatasetError(
-                    f"{path}: line {table.lines[k]} gives {identity!r} other labels than a line "
-                    f"before: {row} and {values[identity]}",
-                    hint="give each identity one row, or choose labels with --columns",
-                )
-    column = table.column(names)
-    strangers = {column[k] for k, who in enumerate(found[names]) if who is None and column[k]}
+    for k, identity in enumerate(who):
+        row = tuple(column[k] or None for column in cells)
+        if identity is not None and values.setdefault(identity, row) != row:
+            message = (
+                f"{path}: line {table.lines[k]} gives {identity!r} other labels than a line "
+                f"before: {row} and {values[identity]}"
+            )
+            hint = "give each identity one row, or choose labels with --columns"
+            raise DatasetError(message, hint=hint)
+    named = zip(table.column(at), who, strict=True)
+    strangers = {name for name, identity in named if identity is None and name}
     return LabelColumns(tuple(chosen), values, tuple(sorted(strangers)))
 
 
@@ -304,7 +256,7 @@ def _matcher(identities: Collection[str]) -> Callable[[str], str | None]:
     return match
 
 
-def _groups(path: Path, name: str, cells: Sequence[str]) -> list[str]:
+def _groups(path: Path, name: str, cells: Sequence[str]) -> Sequence[str]:
     """Turn ages into decades, and refuse what groups nobody."""
     some = [cell for cell in cells if cell]
     numbers = all(re.fullmatch(r"[+-]?\d+(\.\d*)?", cell) for cell in some)
@@ -314,29 +266,20 @@ def _groups(path: Path, name: str, cells: Sequence[str]) -> list[str]:
         return ["" if ten is None else f"{ten}-{ten + 9}" for ten in tens]
     n_values = len(set(some))
     if n_values > MANY and (numbers or 2 * n_values > len(some)):
-        raise DatasetError(
-            f"{path}: column {name!r} has {n_values} different values in {len(some)} rows, "
-            "and is no label that people share",
-            hint="choose labels with --columns, or put a column of groups into the file",
-        )
-    return list(cells)
+        message = f"{path}: column {name!r} has {n_values} different values in {len(some)} rows"
+        hint = "choose labels with --columns, or put a column of groups into the file"
+        raise DatasetError(f"{message}, and is no label that people share", hint=hint)
+    return cells
 
 
 def deal_out(
     values: Mapping[str, Values], shares: Mapping[str, Fraction], seed: int
 ) -> tuple[dict[str, tuple[str, ...]], dict[Values, dict[str, int]]]:
-    """Deal identities out to splits.
+    """Deal identities, each with its labels, out to at most three splits, whose shares sum to 1.
 
     Chance is a hash of the seed and the name, so that neither the order of a listing nor the
-    machine matters; one identity more or less may move a few others.
-
-    Args:
-        values: the labels of each identity.
-        shares: of at most three splits; their sum is 1.
-        seed: of the hash.
-
-    Returns:
-        The identities of each split, sorted, and the counts of each stratum, sorted.
+    machine matters; one identity more or less may move a few others. Gives the identities of each
+    split, sorted, and the counts of each stratum, sorted.
     """
     strata: dict[Values, list[str]] = defaultdict(list)
     for identity, labelled in values.items():
@@ -344,18 +287,14 @@ def deal_out(
     order = sorted(strata, key=lambda stratum: _chance(seed, *stratum))
     counts = apportion([len(strata[stratum]) for stratum in order], list(shares.values()))
     splits: dict[str, list[str]] = {name: [] for name in shares}
+    table: dict[Values, dict[str, int]] = {}
     for stratum, row in zip(order, counts, strict=True):
+        table[stratum] = dict(zip(shares, row, strict=True))
         people = sorted(strata[stratum], key=lambda name: _chance(seed, composed(name)))
-        for name, count in zip(shares, row, strict=True):
+        for name, count in table[stratum].items():
             splits[name] += people[:count]
             people = people[count:]
-    table = {
-        stratum: dict(zip(shares, row, strict=True))
-        for stratum, row in zip(order, counts, strict=True)
-    }
-    by_labels = sorted(
-        table, key=lambda stratum: [(label is None, label or "") for label in stratum]
-    )
+    by_labels = sorted(table, key=lambda labels: [(one is None, one or "") for one in labels])
     return (
         {name: tuple(sorted(people)) for name, people in splits.items()},
         {stratum: table[stratum] for stratum in by_labels},
@@ -367,40 +306,28 @@ def _chance(seed: int, *what: str | None) -> bytes:
 
 
 def apportion(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[list[int]]:
-    """Share out strata, exactly over all of them and to within one in each.
+    """Share out strata, exactly over all of them and to within one in each: [strata splits].
 
-    Args:
-        sizes: of the strata.
-        shares: of at most three splits; their sum is 1.
-
-    Returns:
-        Counts [strata splits]: rows add up to the sizes, columns to the shares of the whole by
-        largest remainder, and each count is the stratum's share rounded up or down. Such counts
-        always exist: any one or two of three splits can be filled to their share of the whole
-        rounded up, as whole people can where parts of people can.
+    Rows add up to the sizes, columns to the shares of the whole by largest remainder, and each
+    count is the stratum's share rounded up or down. Such counts always exist for at most three
+    splits, whose shares sum to 1: any one or two of them can be filled to their share of the whole
+    rounded up, as whole people can where parts of people can.
     """
     counts = [[math.floor(size * share) for share in shares] for size in sizes]
     parted = [{k for k, share in enumerate(shares) if (size * share) % 1} for size in sizes]
     raised: list[set[int]] = [set() for _ in sizes]
-    needs = [
-        total - sum(row[k] for row in counts)
-        for k, total in enumerate(_largest_remainder(sum(sizes), shares))
-    ]
+    whole = sum(sizes)
+    totals = [math.floor(whole * share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda k: (totals[k] - whole * shares[k], k))
+    for k in order[: whole - sum(totals)]:
+        totals[k] += 1
+    needs = [total - sum(row[k] for row in counts) for k, total in enumerate(totals)]
     for stratum, size in enumerate(sizes):
         for _ in range(size - sum(counts[stratum])):
             _raise_one(stratum, parted, raised, needs)
     return [
-        [count + (k in up) for k, count in enumerate(row)]
-        for row, up in zip(counts, raised, strict=True)
+        [n + (k in up) for k, n in enumerate(row)] for row, up in zip(counts, raised, strict=True)
     ]
-
-
-def _largest_remainder(size: int, shares: Sequence[Fraction]) -> list[int]:
-    counts = [math.floor(size * share) for share in shares]
-    order = sorted(range(len(shares)), key=lambda k: (counts[k] - size * shares[k], k))
-    for k in order[: size - sum(counts)]:
-        counts[k] += 1
-    return counts
 
 
 def _raise_one(
@@ -410,9 +337,8 @@ def _raise_one(
     came: dict[int, tuple[int, int | None]] = {}  # split: the stratum that enters, and from where
     pending: list[tuple[int, int | None]] = [(stratum, None)]
     for mover, left in pending:  # grows: an augmenting path, breadth first
-        for split in sorted(
-            parted[mover] - raised[mover] - set(came), key=lambda k: (-needs[k], k)
-        ):
+        free = parted[mover] - raised[mover] - set(came)
+        for split in sorted(free, key=lambda k: (-needs[k], k)):
             came[split] = mover, left
             if needs[split]:
                 needs[split] -= 1
