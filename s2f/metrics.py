@@ -19,42 +19,34 @@ ROWS = 1024  # embeddings compared at a time
 ALIKE = 2e-13  # deviation over size, below which values differ by rounding alone
 
 Floats = NDArray[np.float64]
-Identities = Sequence[str] | Sequence[int] | NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n samples, the ends of its 95 % interval, and the samples' deviation.
+    """A mean over samples, and what it is worth."""
 
-    `value` is NaN without samples. `p` is two-sided, of a mean of 0: twice the share of resampled
-    means that are 0 or on its other side, at least 1 / rounds; 1 where it cannot be told.
-    """
-
-    value: float
-    low: float
+    value: float  # NaN without samples
+    low: float  # end of the 95 % interval
     high: float
-    deviation: float
-    p: float
-    n: int
+    deviation: float  # of the samples
+    p: float  # two-sided, of a mean of 0; 1 where it cannot be told
+    n: int  # samples
 
 
 def estimate(
-    values: NDArray[Any], identities: Identities, *, rounds: int = 1000, seed: int = 0
+    values: NDArray[Any],
+    identities: Sequence[str] | Sequence[int] | NDArray[Any],
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
-    """Average samples, with a 95 % interval over identities.
+    """Average samples [n] of identities [n], with a 95 % interval over identities.
 
     The percentiles of a bootstrap, too narrow for few identities: where all samples are equal, and
-    with less than two identities, the interval is the value itself. Whether one model is better
-    than another, the differences of their samples tell.
-
-    Args:
-        values: [n]; the order of the samples does not matter, to the bit.
-        identities: whose each is, [n].
-        rounds: bootstrap resamples.
-        seed: of the resamples.
-
-    Raises:
-        UsageError: if there are not as many identities as values, or a value is infinite.
+    with less than two identities, the interval is the value itself. p is twice the share of
+    resampled means that are 0 or on its other side, at least 1 / rounds. Whether one model is
+    better than another, the differences of their samples tell. The order of samples does not
+    matter, to the bit. Raises UsageError for sides of other lengths and for infinite values.
     """
     from scipy.stats import bootstrap
 
@@ -88,29 +80,19 @@ def estimate(
 
 
 def compare_embeddings(true: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Floats]:
-    """Measure how far predicted embeddings are from the true ones.
+    """Measure how far predicted embeddings [n d], in memory or mapped, are from the true ones.
 
+    Gives `angle` [n] in degrees, 0..180, exact near both ends; `l1` [n]; and `l2` [n], 0..2.
     Lengths of embeddings do not count: all are brought to length 1, and one of zeros stays, at 90
     degrees from any. Oh et al. print L1 and L2 on a scale that they do not state, and that is not
-    this one: only the angle compares with their table.
-
-    Args:
-        true: [n d], in memory or mapped.
-        predicted: [n d].
-
-    Returns:
-        `angle` [n] in degrees, 0..180, exact near both ends; `l1` [n]; `l2` [n], 0..2.
-
-    Raises:
-        UsageError: if they are not of one shape, or not finite.
+    this one: only the angle compares with their table. Raises UsageError unless both are finite
+    and of one shape.
 
     Source: Oh et al. 2019, Table 2; the angle as Kahan has it.
     """
     if true.ndim != 2 or true.shape != predicted.shape:
-        raise UsageError(
-            f"embeddings {list(true.shape)} and {list(predicted.shape)} cannot be compared; "
-            "wanted two of [n d]"
-        )
+        shapes = f"{list(true.shape)} and {list(predicted.shape)}"
+        raise UsageError(f"embeddings {shapes} cannot be compared; wanted two of [n d]")
     found = {name: np.empty(len(true)) for name in ("angle", "l1", "l2")}
     for start in range(0, len(true), ROWS):
         rows = slice(start, start + ROWS)
@@ -125,12 +107,8 @@ def compare_embeddings(true: NDArray[Any], predicted: NDArray[Any]) -> dict[str,
 def correlation(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, int]:
     """Correlate pairs [n] and [n]; one of which either side is NaN is left out.
 
-    Returns:
-        Pearson's r, -1..1, 0 where either side is constant; its two-sided p by Student's t, 1
-        where it cannot be told; and the pairs.
-
-    Raises:
-        UsageError: if there are not as many of both, or a value is infinite.
+    Gives Pearson's r, 0 where either side is constant; its two-sided p by Student's t, 1 where it
+    cannot be told; and the pairs. Raises UsageError as `estimate`.
     """
     from scipy.stats import pearsonr
 
@@ -151,9 +129,8 @@ def _unit(rows: NDArray[Any]) -> Floats:
 
 def _check_equal_length(a: NDArray[Any], b: NDArray[Any]) -> None:
     if a.ndim != 1 or a.shape != b.shape:
-        raise UsageError(
-            f"samples {list(a.shape)} and {list(b.shape)} do not belong together; wanted two of [n]"
-        )
+        shapes = f"{list(a.shape)} and {list(b.shape)}"
+        raise UsageError(f"samples {shapes} do not belong together; wanted two of [n]")
 
 
 def _finite(values: Floats) -> Floats:
@@ -163,33 +140,14 @@ def _finite(values: Floats) -> Floats:
 
 
 def craniofacial(points: NDArray[np.floating]) -> dict[str, Floats]:
-    """Measure the proportions of faces, whatever their size, place and turn in the picture.
+    """Measure the proportions of faces by landmarks [n 68 2] in iBUG order, left as in the picture.
 
-    All are distances in the picture, so a face that is turned to the side has other ones.
-
-    Args:
-        points: landmarks [n 68 2] in iBUG order, left and right as in the picture.
-
-    Returns:
-        By the measure's name, [n]; NaN where the points that it is divided by coincide.
-
-        The anthropometrist's points, and where the 68 hold them:
-
-        | point | where | is it? |
-        |---|---|---|
-        | n nasion | 27 | about: the first point of the bridge, level with the eyes |
-        | sn subnasale | 33 | yes |
-        | al alare | 31, 35 | no: the ends of the nostrils' base, inside the wings' widest place |
-        | sbal subalare | 31, 35 | about |
-        | ls, li middle of the lips' borders | 51, 57 | yes |
-        | ls' border of the upper lip under sbal | 49, 53 | about: between corner and peak |
-        | cph crista philtri | 50, 52 | yes: the peaks of the upper lip |
-        | sto stomion | 62, 66 | two points where the lips part: the edge that is measured |
-        | ch cheilion | 48, 54 | yes |
-        | gn gnathion | 8 | yes, if the chin's outline is its lower edge |
-        | go gonion | 4, 12 | about: the outline at the mouth's height |
-        | zy zygion | 1, 15 | about: the outline just below the eyes |
-        | en, ex endo-, exocanthion | 39, 42; 36, 45 | yes |
+    Gives each measure [n]; NaN where the points that it is divided by coincide. Size, place and
+    turn in the picture do not count; a face that is turned to the side has other proportions. Of
+    the anthropometrist's points the 68 hold some only about: nasion (the first point of the bridge,
+    level with the eyes), gonion and zygion (the outline at the mouth's height, and just below the
+    eyes), subalare, and the lip's border below it. Stomion is two points where the lips part, and
+    alare is not there: the ends of the nostrils' base lie inside the wings' widest place.
 
     Source: the measures are those of Oh et al. 2019, fig. 5, with the philtrum's width, which they
     measured and did not print. They give names only; the definitions are those of Farkas 1994,
@@ -207,7 +165,7 @@ def craniofacial(points: NDArray[np.floating]) -> dict[str, Floats]:
     nose, height = length(31, 35), length(27, 33)
     x, y = np.moveaxis(p[:, [27, 31, 32, 33, 34, 35]], -1, 0)  # the nose's outline
     area = np.abs((x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)).sum(1)) / 2
-    shares = {  # of lengths between the points above
+    shares = {  # of lengths between anthropometrists' points
         "upper lip height": (length(33, 62), eyes),  # sn - sto / ex - ex
         "lateral upper lip heights": ((length(31, 49) + length(35, 53)) / 2, eyes),  # sbal - ls'
         "jaw width": (jaw, eyes),  # go - go

@@ -48,16 +48,10 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """How many other identities are as near to each query as its own or nearer, `better` [q].
+    """How many other identities are as near to each query as its own, or nearer."""
 
-    `others` [q] counts all identities beside the own one. `better_within` and `others_within` count
-    those of the own identity's group alone; None without groups.
-    """
-
-    better: Whole
-    others: Whole
-    better_within: Whole | None = None
-    others_within: Whole | None = None
+    better: Whole  # [q]
+    others: int  # identities beside the own one
 
 
 def place_queries(
@@ -67,44 +61,32 @@ def place_queries(
     owners: NDArray[np.integer[Any]],
     *,
     metric: Metric = "cosine",
-    groups: NDArray[np.integer[Any]] | None = None,
 ) -> Placement:
-    """Count the identities that are nearer to each query than its own.
+    """Count the identities that are nearer to each query [q d] than its own, `truth` [q].
 
-    An identity is as near as its nearest photo, and as near as the own one counts against it: a
-    query that is as far from all finds nobody. L1 and L2 are of the embeddings as they are; brought
-    to length 1, L2 would place as the cosine does. The cosine of zeros is 0.
+    The gallery [g d] of photos, whose owners are [g], may be mapped: it is read in pieces, once per
+    1024 queries. An identity is as near as its nearest photo, and as near as the own one counts
+    against it: a query that is as far from all finds nobody. L1 and L2 are of the embeddings as
+    they are; brought to length 1, L2 would place as the cosine does. The cosine of zeros is 0.
 
     Distances are those of float32 values, summed in float64 wherever rounding could matter, so
-    that neither the order nor the number of queries and photos changes a count.
-
-    Args:
-        queries: [q d].
-        truth: whose each query is, [q].
-        gallery: [g d], in memory or mapped; read in pieces, once per 1024 queries.
-        owners: whose each photo is, [g].
-        metric: what near means.
-        groups: of each identity, indexed by it; one with a negative group is in none.
-
-    Raises:
-        UsageError: if shapes do not fit, a value is not finite, there is no such metric, or an
-            identity has no photo or no group.
+    that neither the order nor the number of queries and photos changes a count. Raises UsageError
+    if shapes do not fit, a value is not finite, or an identity has no photo.
     """
-    _check_shapes(queries, truth, gallery, owners, metric=metric)
+    if metric not in METRICS:
+        raise UsageError(f"there is no metric {metric!r}", hint=f"choose of {', '.join(METRICS)}")
+    q, t, g, o = shapes = [list(side.shape) for side in (queries, truth, gallery, owners)]
+    if len(q) != 2 or len(g) != 2 or (t, o, q[1:]) != (q[:1], g[:1], g[1:]):
+        said = "queries {} of {} and a gallery {} of {} do not fit".format(*shapes)
+        raise UsageError(f"{said}; wanted [q d] of [q] and [g d] of [g]")
     people, photos = np.unique(owners, return_inverse=True)
     if len(missing := np.setdiff1d(truth, people)):
         raise UsageError(
             f"identity {missing[0]} is asked for, but has no photo in the gallery",
             hint="leave its queries out, or add a photo of it",
         )
-    if groups is not None and len(people) and (people[0] < 0 or people[-1] >= len(groups)):
-        raise UsageError(
-            f"there are groups of {len(groups)} identities, and none of identity "
-            f"{people[0] if people[0] < 0 else people[-1]}"
-        )
     own = np.searchsorted(people, truth)  # from here on identities are their places in `people`
-    sides = np.full(len(people), -1) if groups is None else groups[people]
-    better, within = np.zeros((2, len(queries)), np.int64)
+    better = np.zeros(len(queries), np.int64)
     step = max(1, min(QUERIES, CELLS // max(1, len(people))))
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
@@ -118,14 +100,7 @@ def place_queries(
                 nearer[who] |= near[k]
         nearer[mine, np.arange(len(rows))] = False
         better[block] = np.count_nonzero(nearer, axis=0)
-        if groups is not None:
-            nearer &= (sides[:, None] == sides[mine]) & (sides[mine] >= 0)
-            within[block] = np.count_nonzero(nearer, axis=0)
-    others = np.full(len(queries), len(people) - 1, np.int64)
-    if groups is None:
-        return Placement(better, others)
-    _, side, sizes = np.unique(sides, return_inverse=True, return_counts=True)
-    return Placement(better, others, within, np.where(sides[own] >= 0, sizes[side[own]] - 1, 0))
+    return Placement(better, len(people) - 1)
 
 
 def recall(placed: Placement, k: int) -> Floats:
@@ -134,78 +109,46 @@ def recall(placed: Placement, k: int) -> Floats:
 
 
 def recall_of_candidates(placed: Placement, k: int, candidates: int = CANDIDATES) -> Floats:
-    """Average `recall` over all galleries of some identities that hold the query's own.
+    """Average `recall` [q] over all galleries of some identities that hold the query's own.
 
-    Exact, as the number of nearer ones among candidates drawn at random is hypergeometric.
-
-    Returns:
-        [q], 0..1. The gallery holds all identities where there are fewer than asked for.
+    Exact, as the number of nearer ones among candidates drawn at random is hypergeometric. The
+    gallery holds all identities where there are fewer than asked for.
     """
-    n = min(candidates, 1 + int(placed.others.min(initial=candidates)))
-    return _at_most(k - 1, placed.others, placed.better, n - 1)
+    return _at_most(k - 1, placed, min(candidates - 1, placed.others))
 
 
-def matching(placed: Placement, ways: int, *, within: bool = False) -> Floats:
-    """Give the chance that the true face is the nearest of some, the others drawn at random.
+def matching(placed: Placement, ways: int) -> Floats:
+    """Give the chance [q] that the true face is the nearest of `ways`, the others drawn at random.
 
-    Args:
-        placed: the queries.
-        ways: faces to choose from; a random choice is right in 1 of them.
-        within: draw from the own identity's group.
-
-    Returns:
-        [q], 0..1; NaN where the gallery, or the group, holds too few.
-
-    Raises:
-        UsageError: if there is no choice, or there are no groups.
+    NaN where the gallery holds too few. Raises UsageError if there is no choice.
 
     Source: Wen et al. 2019, voice-to-face matching.
     """
-    better, others = placed.better, placed.others
-    if within:
-        if placed.better_within is None or placed.others_within is None:
-            raise UsageError("there are no groups to match within", hint="place with groups")
-        better, others = placed.better_within, placed.others_within
     if ways < 2:
         raise UsageError(f"a face is matched among 2 or more, not {ways}")
-    found = np.full(len(better), np.nan)
-    enough = others >= ways - 1
-    found[enough] = _at_most(0, others[enough], better[enough], ways - 1)
-    return found
+    if placed.others < ways - 1:
+        return np.full(len(placed.better), np.nan)
+    return _at_most(0, placed, ways - 1)
 
 
-def _at_most(k: int, others: Whole, better: Whole, drawn: int) -> Floats:
+def _at_most(k: int, placed: Placement, drawn: int) -> Floats:
     """Give the chance that at most k of those drawn from the others are better ones: [q].
 
     By logarithms of factorials: `scipy.stats.hypergeom` takes a hundred times as long.
     """
     from scipy.special import gammaln
 
-    def ln_choose(n: Whole, m: Whole | int) -> Floats:
-        chosen: Floats = gammaln(n + 1) - gammaln(np.add(m, 1)) - gammaln(n - m + 1)
+    def ln_choose(n: Whole | int, m: int) -> Floats:  # -inf where n < m
+        chosen: Floats = gammaln(np.add(n, 1)) - gammaln(m + 1) - gammaln(np.subtract(n, m - 1))
         return chosen
 
+    better, others = placed.better, placed.others
     found = np.zeros(len(better))
     for j in range(min(k, drawn) + 1):
-        can = (better >= j) & (others - better >= drawn - j)
-        all_of, good = others[can], better[can]
-        found[can] += np.exp(
-            ln_choose(good, j) + ln_choose(all_of - good, drawn - j) - ln_choose(all_of, drawn)
-        )
+        ln_good, ln_rest = ln_choose(better, j), ln_choose(others - better, drawn - j)
+        found += np.exp(ln_good + ln_rest - ln_choose(others, drawn))
     found[(better <= k) | (drawn <= k)] = 1
     return np.minimum(found, 1)
-
-
-def _check_shapes(*sides: NDArray[Any], metric: str) -> None:
-    if metric not in METRICS:
-        raise UsageError(f"there is no metric {metric!r}", hint=f"choose of {', '.join(METRICS)}")
-    match shapes := [side.shape for side in sides]:
-        case [(q, d), (n,), (g, width), (m,)] if (q, g, d) == (n, m, width):
-            return
-    raise UsageError(
-        "queries {} of {} and a gallery {} of {} do not fit; wanted [q d] of [q] and [g d] of "
-        "[g]".format(*map(list, shapes))
-    )
 
 
 def _take(rows: Embeddings, which: slice | NDArray[np.intp]) -> Rows:
@@ -251,11 +194,8 @@ def _as_near(part: Rows, queries: Rows, limits: Floats, metric: Metric) -> NDArr
 def exact_distances(a: Rows, b: Rows, metric: Metric) -> Floats:
     """Measure each pair of rows [n d], or [1 d] against all, and [n d]: [n].
 
-    Sums in float64 of float32 values: those of a pair never depend on other pairs.
-
-    Returns:
-        Sums of absolute differences (l1), of squared ones (l2), or minus the cosines, which are 0
-        of a row of zeros.
+    Gives sums of absolute differences (l1), of squared ones (l2), or minus the cosines, which are
+    0 of a row of zeros; summed in float64, so that those of a pair never depend on other pairs.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
     if metric == "cosine":
@@ -274,20 +214,12 @@ TASK = 64  # rows that a thread does at a time
 
 
 def quick_distances(a: Rows, b: Rows, metric: Metric, limits: Floats) -> tuple[Rows, Floats]:
-    """Measure all rows [p d] against all rows [q d].
+    """Measure all rows [p d] against all rows [q d]: [p q], by a metric as in `exact_distances`.
 
-    Sums of d products err by about the root of d in roundoffs of their largest possible value;
-    those of L1 by no more.
-
-    Args:
-        a: [p d].
-        b: [q d].
-        metric: as in `exact_distances`.
-        limits: [q]; what the distances will be compared with.
-
-    Returns:
-        Distances [p q], and for each limit how far from it a distance [q] has to be, so that
-        the exact one lies on the same side: ten times the largest rounding error seen, or more.
+    Beside the distances stands for each limit [q], what they will be compared with, how far from it
+    a distance has to be, so that the exact one lies on the same side: ten times the largest
+    rounding error seen, or more. Sums of d products err by about the root of d in roundoffs of
+    their largest possible value; those of L1 by no more.
     """
     error = SLACK * a.shape[1] ** 0.5 * float(np.finfo(np.float32).eps) / 2
     p, q = torch.from_numpy(a), torch.from_numpy(b)
@@ -356,8 +288,7 @@ def similarity_section(case: Case) -> tuple[Section, Samples]:
     """Angle and distances between true embeddings and those of voices."""
     people = case.people
     means = people.means()
-    true = means[people.speakers]
-    strangers = means[(people.speakers + 1) % len(people.names)]
+    true, strangers = (means[(people.speakers + k) % len(people.names)] for k in (0, 1))
     compared = {
         **{name: compare_embeddings(true, heard) for name, heard in case.heard.items()},
         AGAIN: compare_embeddings(true, case.voices_again),
@@ -430,21 +361,25 @@ def retrieval_section(case: Case) -> tuple[Section, Samples]:
 
 
 def matching_section(case: Case) -> tuple[Section, Samples]:
-    """Share of voices whose face is chosen among a few."""
+    """Share of voices whose face is chosen among a few, of anyone and of the speaker's sex."""
     people, sexes = case.people, case.sexes
-    placed = place_queries(
-        case.heard[WHOLE], people.speakers, people.embeddings, people.owners, groups=sexes
-    )
-    most = {"anyone": len(people.names)}
-    if sexes is not None:  # as many as there are of the rarer sex
-        most["of the same sex"] = int(np.bincount(sexes[sexes >= 0]).min())
+    groups = {"anyone": np.zeros(len(people.names), np.int64)}
+    if sexes is not None:
+        groups["of the same sex"] = sexes
     rows: list[Row] = []
     samples: Samples = {}
-    for others, n in most.items():
-        for ways in dict.fromkeys((*WAYS, n)):
-            if ways < 2:
-                continue
-            right = matching(placed, ways, within=others != "anyone")
+    for others, group in groups.items():
+        placed: list[tuple[NDArray[np.bool_], Placement]] = []  # whose voices, by group
+        for one in np.unique(group[group >= 0]):
+            voices, photos = group[people.speakers] == one, group[people.owners] == one
+            gallery = (people.embeddings[photos], people.owners[photos])
+            found = place_queries(case.heard[WHOLE][voices], people.speakers[voices], *gallery)
+            placed.append((voices, found))
+        most = max(2, 1 + min(found.others for _, found in placed))  # as there are of the rarer sex
+        for ways in dict.fromkeys((*WAYS, most)):
+            right = np.full(len(people.speakers), np.nan)
+            for voices, found in placed:
+                right[voices] = matching(found, ways)
             got = estimate(right, people.speakers)
             if got.n:
                 rows.append((others, ways, got.value, got.low, got.high, 1 / ways, got.n))
@@ -454,6 +389,8 @@ def matching_section(case: Case) -> tuple[Section, Samples]:
     text = (
         "How often the speaker's face is nearer to the voice than all of some other faces, drawn "
         "at random: the exact mean over all draws. Within one sex, sex alone is of no help."
-        + ("" if sexes is not None else " No label says who is of which sex."),
+        + ("" if sexes is not None else " No label says who is of which sex.")
     )
-    return Section("Matching", text, (Table("One voice, some faces", heads, tuple(rows)),)), samples
+    return Section(
+        "Matching", (text,), (Table("One voice, some faces", heads, tuple(rows)),)
+    ), samples

@@ -3,6 +3,7 @@
 The oracle of the distances is SciPy, in float64.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_cases import case_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
@@ -36,10 +37,8 @@ from s2f.retrieval import (
     similarity_section,
 )
 
-SEEDS = range(5)
-
-
 SCIPY = {"cosine": "cosine", "l1": "cityblock", "l2": "sqeuclidean"}
+Arrays = tuple[np.ndarray, ...]
 
 
 def oracle(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
@@ -49,60 +48,42 @@ def oracle(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
 
 
 def sort_all(
-    queries: np.ndarray,
-    truth: np.ndarray,
-    gallery: np.ndarray,
-    owners: np.ndarray,
-    metric: Metric,
-    groups: np.ndarray,
-) -> tuple[list[int], list[int]]:
+    queries: np.ndarray, truth: np.ndarray, gallery: np.ndarray, owners: np.ndarray, metric: Metric
+) -> list[int]:
     """Count by sorting the identities of each query by distance, the own one last of its equals."""
-    better, within = [], []
+    better = []
     for distances, own in zip(oracle(queries, gallery, metric), truth, strict=True):
         nearest = {who: distances[owners == who].min() for who in set(owners.tolist())}
-        ranked = sorted(nearest, key=lambda who: (nearest[who], who == own))
-        before = ranked[: ranked.index(own)]
-        better.append(len(before))
-        within.append(len([who for who in before if groups[who] == groups[own] >= 0]))
-    return better, within
+        better.append(sorted(nearest, key=lambda who: (nearest[who], who == own)).index(own))
+    return better
 
 
 # Whole numbers: many ties, and sums without rounding whatever their order.
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[np.ndarray, ...]:
+def cases(draw: st.DrawFn) -> Arrays:
     people = draw(st.integers(1, 6))
     extra = draw(st.lists(st.integers(0, people - 1), max_size=8))
     owners = np.array(draw(st.permutations([*range(people), *extra])))
     truth = np.array(draw(st.lists(st.integers(0, people - 1), min_size=1, max_size=5)))
     d = draw(st.integers(1, 4))
-    values = st.integers(-2, 2)
 
     def rows(n: int) -> np.ndarray:
-        flat = draw(st.lists(values, min_size=n * d, max_size=n * d))
+        flat = draw(st.lists(st.integers(-2, 2), min_size=n * d, max_size=n * d))
         return np.array(flat, np.float32).reshape(n, d)
 
-    groups = np.array(draw(st.lists(st.integers(-1, 2), min_size=people, max_size=people)))
-    return rows(len(truth)), truth, rows(len(owners)), owners, groups
+    return rows(len(truth)), truth, rows(len(owners)), owners
 
 
-@settings(deadline=None)
 @given(cases(), st.sampled_from(["l1", "l2"]))
-def test_counts_are_those_of_sorting(case: tuple[np.ndarray, ...], metric: Metric) -> None:
-    queries, truth, gallery, owners, groups = case
-    placed = place_queries(queries, truth, gallery, owners, metric=metric, groups=groups)
-    better, within = sort_all(queries, truth, gallery, owners, metric, groups)
-    assert placed.better.tolist() == better
-    assert placed.better_within is not None and placed.others_within is not None
-    assert placed.better_within.tolist() == within
-    assert set(placed.others.tolist()) == {len(set(owners.tolist())) - 1}
-    sizes = [int(np.sum(groups == groups[who])) - 1 if groups[who] >= 0 else 0 for who in truth]
-    assert placed.others_within.tolist() == sizes
-    assert (placed.better_within <= placed.better).all()
+def test_counts_are_those_of_sorting(case: Arrays, metric: Metric) -> None:
+    placed = place_queries(*case, metric=metric)
+    assert placed.better.tolist() == sort_all(*case, metric)
+    assert placed.others == len(set(case[3].tolist())) - 1
 
 
 def random_case(
     people: int = 60, photos: int = 150, queries: int = 40, d: int = 20, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> Arrays:
     rng = np.random.default_rng(seed)
     owners = rng.permutation(np.r_[np.arange(people), rng.integers(0, people, photos - people)])
     gallery = rng.standard_normal((photos, d), np.float32)
@@ -113,18 +94,17 @@ def random_case(
 @pytest.mark.parametrize("metric", METRICS)
 def test_galleries_of_other_kinds_are_read(metric: Metric, tmp_path: Path) -> None:
     queries, truth, gallery, owners = random_case()
-    groups = np.arange(60) % 3 - 1
     gallery = gallery.astype(np.float16)
     np.save(tmp_path / "gallery.npy", gallery)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
-    better, within = sort_all(queries, truth, gallery, owners, metric, groups)
+    better = sort_all(queries, truth, gallery, owners, metric)
     for photos in (gallery, gallery.astype(np.float64), mapped):
-        placed = place_queries(queries, truth, photos, owners, metric=metric, groups=groups)
+        placed = place_queries(queries, truth, photos, owners, metric=metric)
         assert placed.better.tolist() == better
-        assert placed.better_within is not None and placed.better_within.tolist() == within
+    assert place_queries(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
 
 
-def duplicates(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def duplicates(rng: np.random.Generator) -> Arrays:
     """Photos that several people share, and queries near them: ties but for rounding."""
     faces = rng.standard_normal((40, 300), np.float32)
     owners = rng.permutation(np.repeat(np.arange(50), 4))
@@ -137,28 +117,21 @@ def duplicates(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("make", [lambda rng: random_case(d=300), duplicates])
 def test_neither_order_nor_batches_matter(
     metric: Metric,
-    make: Callable[[np.random.Generator], tuple[np.ndarray, ...]],
+    make: Callable[[np.random.Generator], Arrays],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(1)
     queries, truth, gallery, owners = make(rng)
-    groups = np.arange(60) % 2
-    whole = place_queries(queries, truth, gallery, owners, metric=metric, groups=groups)
+    whole = place_queries(queries, truth, gallery, owners, metric=metric).better
     order = rng.permutation(len(gallery))
-    again = [
-        place_queries(queries, truth, gallery[order], owners[order], metric=metric, groups=groups)
-    ]
+    again = [place_queries(queries, truth, gallery[order], owners[order], metric=metric)]
     for rows, photos, pairs in [(1, 1, 1), (7, 13, 5), (1000, 64, 3)]:
-        monkeypatch.setattr(retrieval, "QUERIES", rows)
-        monkeypatch.setattr(retrieval, "PHOTOS", photos)
-        monkeypatch.setattr(retrieval, "PAIRS", pairs)
-        monkeypatch.setattr(retrieval, "CELLS", 100 * rows)
-        again.append(place_queries(queries, truth, gallery, owners, metric=metric, groups=groups))
-    assert whole.better_within is not None
+        at_once = {"QUERIES": rows, "PHOTOS": photos, "PAIRS": pairs, "CELLS": 100 * rows}
+        for name, value in at_once.items():
+            monkeypatch.setattr(retrieval, name, value)
+        again.append(place_queries(queries, truth, gallery, owners, metric=metric))
     for other in again:
-        assert other.better_within is not None
-        np.testing.assert_array_equal(other.better, whole.better)
-        np.testing.assert_array_equal(other.better_within, whole.better_within)
+        np.testing.assert_array_equal(other.better, whole)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -172,17 +145,14 @@ def test_an_encoder_that_says_the_same_of_all_finds_nobody(metric: Metric) -> No
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_random_encoder_is_at_chance(metric: Metric) -> None:
     inside = []
-    for seed in SEEDS:
+    for seed in range(5):
         queries, truth, gallery, owners = random_case(200, 200, 600, seed=seed)
-        placed = place_queries(
-            queries, truth, gallery, owners, metric=metric, groups=np.arange(200) % 2
-        )
+        placed = place_queries(queries, truth, gallery, owners, metric=metric)
         for values, expected in [
             (recall(placed, 10), 10 / 200),
             (recall_of_candidates(placed, 5), 5 / 100),
             (matching(placed, 2), 1 / 2),
             (matching(placed, 10), 1 / 10),
-            (matching(placed, 2, within=True), 1 / 2),
         ]:
             found = estimate(values, truth)
             assert abs(found.value - expected) < 0.1
@@ -193,62 +163,32 @@ def test_a_random_encoder_is_at_chance(metric: Metric) -> None:
 @pytest.mark.parametrize(("others", "drawn", "k"), [(5, 2, 1), (6, 3, 2), (7, 7, 3), (6, 1, 1)])
 def test_candidates_are_averaged_over_all_galleries(others: int, drawn: int, k: int) -> None:
     counts = np.arange(others + 1)
-    placed = Placement(counts, np.full(others + 1, others))
-    found = recall_of_candidates(placed, k, drawn + 1)
+    found = recall_of_candidates(Placement(counts, others), k, drawn + 1)
     for better, value in zip(counts, found, strict=True):
         galleries = list(itertools.combinations(range(others), drawn))
         hits = sum(sum(who < better for who in gallery) < k for gallery in galleries)
         assert value == pytest.approx(hits / len(galleries), abs=1e-12)
 
 
-def test_candidates_of_a_large_gallery_are_exact() -> None:
+def test_candidates_of_a_large_gallery_are_exact_and_of_a_small_one_all() -> None:
     better = np.array([0, 10, 5000, 99_000])
-    placed = Placement(better, np.full(4, 99_999))
+    placed = Placement(better, 99_999)
     wanted = [math.comb(99_999 - b, 99) / math.comb(99_999, 99) for b in better.tolist()]
     np.testing.assert_allclose(recall_of_candidates(placed, 1), wanted, rtol=1e-8, atol=1e-30)
     np.testing.assert_allclose(matching(placed, 2), 1 - better / 99_999, rtol=1e-8)
-
-
-def test_fewer_identities_than_candidates_are_all_taken() -> None:
     placed = place_queries(*random_case(60))
     np.testing.assert_array_equal(recall_of_candidates(placed, 5, 100), recall(placed, 5))
-    queries, truth, gallery, owners = random_case()
-    assert place_queries(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
-
-
-def test_a_group_that_is_too_small_says_nothing() -> None:
-    placed = Placement(np.array([1, 1]), np.array([9, 9]), np.array([1, 0]), np.array([4, 1]))
-    np.testing.assert_allclose(matching(placed, 3, within=True), [1 / 2, np.nan])
-    assert np.isnan(matching(placed, 11)).all()
-
-
-def test_a_choice_that_is_none_is_refused() -> None:
-    placed = Placement(np.array([1]), np.array([9]))
-    with pytest.raises(UsageError, match="no groups"):
-        matching(placed, 2, within=True)
-    with pytest.raises(UsageError, match="2 or more"):
-        matching(placed, 1)
-
-
-def test_an_identity_without_a_photo_is_named() -> None:
-    queries, truth, gallery, owners = random_case()
-    with pytest.raises(UsageError, match="identity 60 is asked for"):
-        place_queries(queries, np.where(truth == truth[0], 60, truth), gallery, owners)
-    with pytest.raises(UsageError, match="none of identity 59"):
-        place_queries(queries, truth, gallery, owners, groups=np.zeros(59, int))
+    assert np.isnan(matching(placed, 61)).all() and np.isfinite(matching(placed, 60)).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e16])
 @pytest.mark.parametrize("metric", METRICS)
 def test_values_that_are_no_embedding_are_refused(metric: Metric, value: float) -> None:
-    queries, truth, gallery, owners = random_case()
-    broken = gallery.copy()
-    broken[7, 3] = value
-    with pytest.raises(UsageError, match="not finite"):
-        place_queries(queries, truth, broken, owners, metric=metric)
-    queries[3, 2] = value
-    with pytest.raises(UsageError, match="not finite"):
-        place_queries(queries, truth, gallery, owners, metric=metric)
+    for side, place in ((0, (3, 2)), (2, (7, 3))):
+        broken = random_case()
+        broken[side][place] = value
+        with pytest.raises(UsageError, match="not finite"):
+            place_queries(*broken, metric=metric)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -263,6 +203,10 @@ def test_what_does_not_fit_is_refused() -> None:
             place_queries(*wrong)
     with pytest.raises(UsageError, match="no metric 'l3'"):
         place_queries(queries, truth, gallery, owners, metric="l3")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="identity 60 is asked for"):
+        place_queries(queries, np.where(truth == truth[0], 60, truth), gallery, owners)
+    with pytest.raises(UsageError, match="2 or more"):
+        matching(Placement(np.array([1]), 9), 1)
 
 
 def random_rows(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -301,9 +245,7 @@ def test_a_quick_distance_is_off_by_less_than_it_says(
 
 def test_the_cosine_of_zeros_is_0_and_of_small_embeddings_that_of_large_ones() -> None:
     a, b = np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)
-    assert (
-        exact_distances(a, b, "cosine").tolist() == exact_distances(b, a, "cosine").tolist() == [0]
-    )
+    assert exact_distances(a, b, "cosine") == exact_distances(b, a, "cosine") == 0
     assert quick_distances(a, b, "cosine", np.zeros(1))[0].tolist() == [[0]]
     a, b = random_rows(3, 50), random_rows(2, 50, 1)
     limits, scale = np.zeros(2), np.float32(2.0**-80)  # its square is 0 in float32
@@ -369,3 +311,20 @@ def test_within_a_sex_knowing_the_sex_is_of_no_help() -> None:
     rows = rows_of(matching_section(case_of(faces, voices))[0].parts)
     assert rows["anyone", 2][2] == pytest.approx(0.75, abs=0.03)  # half of the others are ruled out
     assert rows["of the same sex", 2][3] <= 0.5 <= rows["of the same sex", 2][4]
+
+
+def test_a_face_of_the_same_sex_is_any_of_those_whose_sex_is_known() -> None:
+    """By sorting each sex alone: 9 people, of whom 4 are men, 3 women, and 2 not known."""
+    faces, voices = random_rows(9, 4), random_rows(18, 4, 1)
+    sexes = {f"{k:02}": "MFMFMFM"[k] for k in range(7)}
+    case = dataclasses.replace(case_of(faces, voices), labels={"Sex": sexes})
+    right: list[float] = []
+    for mine in (np.arange(0, 7, 2), np.arange(1, 7, 2)):
+        truth = np.repeat(mine, EACH)
+        heard = voices.reshape(9, EACH, 4)[mine].reshape(-1, 4)
+        better = np.array(sort_all(heard, truth, faces[mine], mine, "cosine"))
+        right += (1 - better / (len(mine) - 1)).tolist()
+    rows = rows_of(matching_section(case)[0].parts)
+    assert [ways for others, ways in rows if others != "anyone"] == [2, 3]
+    assert rows["of the same sex", 2][2] == pytest.approx(np.mean(right))
+    assert rows["of the same sex", 2][6] == 14
