@@ -75,7 +75,8 @@ def voices(folder: Path, split: str) -> Voices:
     """Read the kept-out speakers."""
     sexes = {row["speaker"]: row["sex"] for row in table(folder / "speakers.csv")}
     names = demo.kept_out(folder / "speakers.csv", split)
-    waveforms = [audio.load_audio(audio.find_recordings([folder / name])[0]) for name in names]
+    files = [audio.find_recordings([folder / name])[0] for name in names]
+    waveforms = [audio.read_speech(file, as_recorded=True) for file in files]
     pitches = [demo.median_pitch(waveform) for waveform in waveforms]
     return Voices(waveforms, np.array([sexes[n] == "M" for n in names]), np.array(pitches))
 

@@ -313,7 +313,7 @@ def answer_voice(
     steps = len(MOMENTS) + 2
     progress(0, steps, "listening")
     # A frame of 10 ms more tells whether it goes on.
-    whole = read_speech(speech, duration=max_seconds + 0.01).waveform()
+    whole = read_speech(speech, duration=max_seconds + 0.01)
     waveform = whole[: round(max_seconds * SAMPLE_RATE)]
     seconds = len(waveform) / SAMPLE_RATE
     front_end = model.front_end

@@ -1,9 +1,7 @@
 """Any recording -> mono at 16 kHz -> the loudness that models are trained at -> clips.
 
-`read_speech` reads a file, a stream or an array of any format, length and rate at -23 dBFS, and
-`Speech.clips` cuts it; `load_audio` leaves the sound as recorded, and `record` takes it from the
-microphone. libsndfile decodes what it knows, FFmpeg the rest. Sound is held in memory whole, 230 MB
-an hour. Knows nothing of spectrograms.
+libsndfile decodes what it knows, FFmpeg the rest. Sound is held in memory whole, 230 MB an hour.
+Knows nothing of spectrograms.
 """
 
 import contextlib
@@ -14,7 +12,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -49,15 +46,10 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Waveform(NamedTuple):
-    """Sound that is an array already: of a microphone, or of other Python code.
+    """Sound that is an array already: of a microphone, or of other Python code."""
 
-    Attributes:
-        samples: [n] or [n c], floating point of about -1..1, or integers of their type's range.
-        rate: samples a second.
-    """
-
-    samples: npt.NDArray[Any]
-    rate: int
+    samples: npt.NDArray[Any]  # [n] or [n c]: of about -1..1, or integers of their type's range
+    rate: int  # samples a second
 
 
 def find_recordings(paths: Sequence[Path]) -> list[Path]:
@@ -77,47 +69,6 @@ def is_voice(name: str) -> bool:
     return is_recording(name) or is_array(name)
 
 
-@dataclass(frozen=True)
-class Speech:
-    """A recording, or a part of it, that is heard at -23 dBFS.
-
-    Attributes:
-        name: what error messages call it.
-        start: where it starts in the recording, samples at 16 kHz.
-        recorded: [n], n >= 8,000: mono at 16 kHz as recorded, about -1..1.
-        gain: what its samples are multiplied by.
-    """
-
-    name: str
-    start: int
-    recorded: FloatArray
-    gain: np.float32
-
-    @property
-    def n_samples(self) -> int:
-        """Its length."""
-        return len(self.recorded)
-
-    def waveform(self, start: int = 0, stop: int | None = None) -> FloatArray:
-        """Return its samples from `start` to `stop` (default: the end): mono [n], -1..1."""
-        samples: FloatArray = np.clip(self.recorded[start:stop] * self.gain, -1.0, 1.0)
-        return samples
-
-    def blocks(self) -> Iterator[FloatArray]:
-        """Yield all of its samples, some at a time: mono [n], -1..1."""
-        for start in range(0, self.n_samples, _BLOCK_VALUES):
-            yield self.waveform(start, start + _BLOCK_VALUES)
-
-    def clips(self, clip_samples: int) -> Iterator[FloatArray]:
-        """Yield each clip [clip_samples] that `clips` cuts, one at a time."""
-        for start in _starts(self.n_samples, clip_samples):
-            yield np.resize(self.waveform(start, start + clip_samples), clip_samples)
-
-    def n_clips(self, clip_samples: int) -> int:
-        """Return how many clips there are, at least 1."""
-        return len(_starts(self.n_samples, clip_samples))
-
-
 def read_speech(
     source: Path | BinaryIO | Waveform,
     *,
@@ -125,61 +76,53 @@ def read_speech(
     start: float = 0.0,
     duration: float | None = None,
     trim_silence: float | None = None,
-) -> Speech:
-    """Read a recording of any format to hear it at an RMS of -23 dBFS.
+    as_recorded: bool = False,
+) -> FloatArray:
+    """Read a recording or a video of any format as mono [n], -1..1 at 16 kHz, n >= 8,000.
 
-    What exceeds full scale at that loudness is clipped. In 16 bits (`to_int16`), sound that is
-    mono at 16 kHz has the very samples of FFmpeg; other sound is measured after it became that.
-
-    Args:
-        source: path of a recording or video; a stream of its bytes, of which one that cannot seek
-            is copied to a temporary file first; or an array.
-        name: what error messages call it; default: the path, else "the recording".
-        start: of the part that is wanted, seconds; rounded to 10 ms.
-        duration: of that part, seconds; rounded to 10 ms. It ends with the recording at the
-            latest, and what comes after it is not read. Default: to the end.
-        trim_silence: dB; frames of 10 ms that are further below the loudest one are cut from both
-            ends of the part before the loudness is measured. Default: nothing is cut.
+    It is heard at an RMS of -23 dBFS, clipped at full scale, or `as_recorded` (then about -1..1).
+    A stream that cannot seek is copied to a temporary file first. Error messages call it `name`.
+    Only the part from `start` that lasts `duration` is wanted, seconds rounded to 10 ms; what comes
+    after it is not read. Frames of 10 ms more than `trim_silence` dB below the loudest one are cut
+    from both ends of it.
 
     Raises:
         UsageError: if `start`, `duration` or `trim_silence` makes no sense.
-        AudioError: if it is missing, a folder or a pipe, empty, not sound, without a sound track or
-            samples, holds NaN or infinite samples, or is an array that is no sound; if it ends
-            before `start`, if the part lasts less than 0.5 s, or if its RMS is below -90 dBFS,
-            silence to 16-bit audio.
+        AudioError: if it is missing, no regular file, empty, no sound or NaN; if it ends before
+            `start`, if the part lasts less than 0.5 s, or is silence to 16 bits, below -90 dBFS.
         OutputError: if there is no room for the copy of a stream.
 
     Source: `ffmpeg-normalize -nt rms -t -23`, which the seed applies: FFmpeg's filter astats over
         all samples in double precision, to 6 decimals of a dB and with 16-bit samples divided by
-        32767; then its filter volume in single precision, no limiter.
+        32767; then its filter volume in single precision, no limiter. `to_int16` of sound that is
+        mono at 16 kHz has its very samples; other sound is measured after it became that.
     """
     check_part(start, duration, trim_silence)
     name = name or (str(source) if isinstance(source, Path) else "the recording")
     first, stop = round(start * 100) * FRAME_SAMPLES, sys.maxsize
     if duration is not None:
         stop = first + round(duration * 100) * FRAME_SAMPLES
-    recorded, is_16_bit = _read(source, name, first, stop)
-    powers = _powers(recorded, name)
+    waveform, is_16_bit = _read(source, name, first, stop)
+    powers = _powers(waveform, name)
     if trim_silence is not None:
         loud = np.flatnonzero(powers >= powers.max() * 10 ** (-trim_silence / 10))
-        sounding = slice(int(loud[0]), int(loud[-1]) + 1)
-        first += sounding.start * FRAME_SAMPLES
-        recorded = recorded[sounding.start * FRAME_SAMPLES : sounding.stop * FRAME_SAMPLES]
-        powers = powers[sounding]
-    seconds = len(recorded) / SAMPLE_RATE
+        waveform = waveform[loud[0] * FRAME_SAMPLES : (loud[-1] + 1) * FRAME_SAMPLES]
+        powers = powers[loud[0] : loud[-1] + 1]
+    seconds, power = len(waveform) / SAMPLE_RATE, float(powers.sum()) / len(waveform)
     if seconds < MIN_SECONDS:
         where = f" from {start:g} s on" if start else ""
         where += " without its silence" if trim_silence else ""
         cure = "Start earlier." if start else "Record a sentence or two."
         wanted = f"{MIN_SECONDS:g} s of speech or more"
         raise _unusable(name, f"lasts {seconds:.2f} s{where}", wanted, cure)
-    power = float(powers.sum()) / len(recorded)
     if power < 10 ** (SILENCE_DBFS / 10):
         found = f"holds only silence (RMS below {SILENCE_DBFS:g} dBFS)"
         raise _unusable(name, found, "speech", "Check the microphone and record again.")
-    rms = math.sqrt(power) * (32768 / 32767 if is_16_bit else 1)
-    gain = np.float32(10 ** ((LOUDNESS_DBFS - round(20 * math.log10(rms), 6)) / 20))
-    return Speech(name, first, recorded, gain)
+    if not as_recorded:
+        rms = math.sqrt(power) * (32768 / 32767 if is_16_bit else 1)
+        gain = np.float32(10 ** ((LOUDNESS_DBFS - round(20 * math.log10(rms), 6)) / 20))
+        np.clip(np.multiply(waveform, gain, out=waveform), -1.0, 1.0, out=waveform)
+    return waveform
 
 
 def check_part(
@@ -197,58 +140,37 @@ def check_part(
         raise UsageError(f"{message}; wanted more than 0 dB", hint="60 is usual")
 
 
-def clips(waveform: FloatArray, clip_samples: int) -> FloatArray:
-    """Cut speech [n], n >= 1, into clips [m clip_samples], m >= 1.
+def clips(waveform: npt.NDArray[Any], clip_samples: int) -> list[npt.NDArray[Any]]:
+    """Cut speech [n], n >= 1, into clips [clip_samples], one or more, which are views of it.
 
     Shorter speech is looped. Longer speech gives consecutive clips; a rest of half a clip or more
     becomes a clip too, filled with the speech before it, and a shorter rest is dropped.
     """
-    if not waveform.size:
-        raise ValueError("an empty waveform cannot be looped")
-    starts = _starts(len(waveform), clip_samples)
-    return np.stack([np.resize(waveform[s : s + clip_samples], clip_samples) for s in starts])
-
-
-def _starts(n_samples: int, clip_samples: int) -> list[int]:
-    """Where the clips of speech start; one that is shorter is to be repeated."""
-    starts = list(range(0, n_samples - clip_samples + 1, clip_samples))
-    if starts and 2 * (n_samples % clip_samples) >= clip_samples:
-        starts.append(n_samples - clip_samples)
-    return starts or [0]
+    n = len(waveform)
+    if n < clip_samples:
+        return [np.resize(waveform, clip_samples)]
+    starts = list(range(0, n - clip_samples + 1, clip_samples))
+    if 2 * (n % clip_samples) >= clip_samples:
+        starts.append(n - clip_samples)
+    return [waveform[start : start + clip_samples] for start in starts]
 
 
 def to_int16(waveform: FloatArray) -> npt.NDArray[np.int16]:
     """Turn samples of -1..1 into integers of 16 bits: x 32768, rounded half to even, clipped."""
-    samples: npt.NDArray[np.int16] = (
-        np.rint(waveform * np.float32(32768)).clip(-32768, 32767).astype(np.int16)
-    )
-    return samples
-
-
-def load_audio(path: Path) -> FloatArray:
-    """Read the sound of any recording or video.
-
-    Returns:
-        waveform: mono [n], n >= 1, as recorded (about -1..1), at 16 kHz; the mean of the channels.
-
-    Raises:
-        AudioError: as in `read_speech`, but for its length and its silence.
-    """
-    waveform, _ = _read(path, str(path), 0, sys.maxsize)
-    _powers(waveform, str(path))
-    return waveform
+    scaled: FloatArray = np.rint(waveform * np.float32(32768))
+    return scaled.clip(-32768, 32767).astype(np.int16)
 
 
 def _powers(waveform: FloatArray, name: str) -> npt.NDArray[np.float64]:
-    """The sums of the squares of each `FRAME_SAMPLES`; the last may be fewer. They are finite."""
+    """Return the sums of the squares of each `FRAME_SAMPLES`; the last may be fewer."""
     powers = np.empty(-(-len(waveform) // FRAME_SAMPLES))
     for frame in range(0, len(powers), 400):
         part = waveform[frame * FRAME_SAMPLES : (frame + 400) * FRAME_SAMPLES]
         starts = np.arange(0, len(part), FRAME_SAMPLES)
-        sums = np.add.reduceat(np.square(part, dtype=np.float64), starts)
-        if not np.isfinite(sums).all():
-            raise _unusable(name, "holds samples that are NaN or infinite", "finite ones")
-        powers[frame : frame + 400] = sums
+        powers[frame : frame + 400] = np.add.reduceat(np.square(part, dtype=np.float64), starts)
+    if not np.isfinite(powers).all():
+        found = "holds samples that are NaN or infinite"
+        raise _unusable(name, found, "finite ones", "Make it again.")
     return powers
 
 
@@ -297,9 +219,9 @@ def _copied(stream: BinaryIO, name: str, stack: contextlib.ExitStack) -> BinaryI
             file.write(piece)
             file.flush()
         except OSError as error:
-            reason = error.strerror or error
+            why = error.strerror or error
             raise OutputError(
-                f"{name} cannot be copied to the folder for temporary files ({reason})",
+                f"{name} cannot be copied to the folder for temporary files ({why})",
                 hint="Free some space there, or set TMPDIR to a folder on a larger disk.",
             ) from error
         piece = stream.read(1 << 20)
@@ -347,14 +269,12 @@ def _soundfile_blocks(data: BinaryIO) -> Iterator[_Block]:
     import soundfile
 
     data.seek(0)
-    # libsndfile reads a file by a descriptor of its own: it would swallow a Ctrl-C or SIGTERM that
-    # comes while it calls back for a stream's bytes.
-    # A page's visitor's file has no name any more when it is read, and is read by its stream.
-    name: Any = getattr(data, "name", None)
-    is_file = isinstance(data, io.BufferedReader) and isinstance(name, str) and os.path.exists(name)
     opened: Any = data
-    if is_file and os.path.samestat(Path(name).stat(), os.fstat(data.fileno())):
-        opened = os.open(name, os.O_RDONLY)
+    # While libsndfile calls back for a stream's bytes it would swallow a Ctrl-C or SIGTERM. A file
+    # it reads by a descriptor, which needs no name: a page's visitor's has none any more.
+    if isinstance(getattr(data, "raw", None), io.FileIO):
+        opened = os.dup(data.fileno())
+        os.lseek(opened, 0, os.SEEK_SET)
     with soundfile.SoundFile(opened) as file:
         # FFmpeg reads on where nobody came back to write the length; and libmpg123, which gives the
         # same samples, writes to the terminal what it finds odd.
@@ -386,6 +306,7 @@ def _av_frames(data: BinaryIO, name: str) -> Iterator[Any]:
     """Yield each `av.AudioFrame`; broken packets are passed over."""
     import av
 
+    data.seek(0, io.SEEK_END)  # forgets what Python believes of a descriptor that libsndfile moved
     data.seek(0)
     options = {"format_whitelist": _AV_FORMATS, "protocol_whitelist": "none"}
     try:  # with a tag that is not UTF-8, strict (the default) fails
@@ -444,24 +365,18 @@ def _array_blocks(waveform: Waveform, name: str) -> Iterator[_Block]:
 
 
 def _unusable(
-    name: Path | str, found: str, wanted: str = _RECORDING, hint: str = _SAVE_AGAIN
+    name: str, found: str, wanted: str = _RECORDING, hint: str = _SAVE_AGAIN
 ) -> AudioError:
     return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)
 
 
 def record(seconds: float, *, progress: Progress = silent) -> Waveform:
-    """Record from the default input device, at that device's own rate.
+    """Record mono float32, -1..1, from the default input device at that device's own rate.
 
     Where the computer cannot keep up, the device drops samples: what is there is joined, and
-    recorded until it lasts `seconds`, 0.5 to 600. Progress is told in seconds.
-
-    Returns:
-        Mono, float32 of -1..1.
-
-    Raises:
-        UsageError: if `seconds` is out of range.
-        DependencyError: if sounddevice or PortAudio is not installed.
-        DeviceError: if there is no input device, or it refuses to record.
+    recorded until it lasts `seconds`, 0.5 to 600. Progress is told in seconds. Raises a
+    `UsageError` for other lengths, a `DependencyError` without sounddevice or PortAudio, and a
+    `DeviceError` if there is no input device or it refuses to record.
     """
     check_seconds(seconds)
     sounddevice = _sounddevice()
@@ -480,10 +395,8 @@ def record(seconds: float, *, progress: Progress = silent) -> Waveform:
                 samples[start : start + block] = piece[:, 0]
     # ValueError is what sounddevice says of a default device that has no input.
     except (sounddevice.PortAudioError, ValueError) as error:
-        raise DeviceError(
-            f"no sound can be recorded: {error}",
-            hint="connect a microphone, and choose it in the system's sound settings",
-        ) from error
+        hint = "connect a microphone, and choose it in the system's sound settings"
+        raise DeviceError(f"no sound can be recorded: {error}", hint=hint) from error
     progress(total, total, what)
     return Waveform(samples, rate)
 
@@ -502,17 +415,12 @@ def _sounddevice() -> Any:
 
         return sounddevice
     except ImportError as error:
-        raise DependencyError(
-            "recording needs the package sounddevice, which is not installed",
-            hint="pip install 's2f[record]'",
-        ) from error
+        found = "recording needs the package sounddevice, which is not installed"
+        raise DependencyError(found, hint="pip install 's2f[record]'") from error
     except OSError as error:
-        raise DependencyError(
-            f"recording needs PortAudio, which cannot be loaded ({error})",
-            hint="install it: on Debian and Ubuntu, apt install libportaudio2",
-        ) from error
+        found = f"recording needs PortAudio, which cannot be loaded ({error})"
+        hint = "install it: on Debian and Ubuntu, apt install libportaudio2"
+        raise DependencyError(found, hint=hint) from error
     except Exception as error:  # a PortAudioError, whose class is lost with the module
-        raise DeviceError(
-            f"the sound system of this machine cannot be used: {error}",
-            hint="record with another program, and give the file",
-        ) from error
+        found = f"the sound system of this machine cannot be used: {error}"
+        raise DeviceError(found, hint="record with another program, and give the file") from error

@@ -545,7 +545,7 @@ def _prepare_voices(
     for k, name in enumerate(names):
         progress(k, len(names), f"voices: {name}")
         files = audio.find_recordings([source / name])
-        waveforms.append({file.stem: audio.read_speech(file).waveform() for file in files})
+        waveforms.append({file.stem: audio.read_speech(file) for file in files})
         joined = np.concatenate([*waveforms[k].values()])
         pitches[k] = median_pitch(joined)
         timbres.append(timbre_of(joined))

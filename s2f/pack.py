@@ -611,7 +611,7 @@ def _read_clips(path: Path, clip_samples: int) -> NDArray[np.int16]:
         if not np.isfinite(waveform).all():
             raise DatasetError(f"{path}: holds NaN or infinite samples", hint="make it again")
         waveform = to_int16(cast(FloatArray, waveform))
-    return cast(NDArray[np.int16], clips(cast(FloatArray, waveform), clip_samples))
+    return np.stack(clips(waveform, clip_samples))
 
 
 def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:

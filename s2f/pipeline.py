@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 import s2f
-from s2f.audio import FloatArray, Waveform, read_speech
+from s2f.audio import FloatArray, Waveform, clips, read_speech
 from s2f.checkpoint import KINDS, Checkpoint, Choice, Model, choose, load_model
 from s2f.console import Progress, silent
 from s2f.device import check_precision, choose_device, computing, one_thread
@@ -266,12 +266,12 @@ class SpeechToFace:
         batch: list[tuple[Embedded, FloatArray]] = []
         for source in speeches:
             item = Embedded()
+            name = str(source) if isinstance(source, str | Path) else "the recording"
             unfinished.append(item)
             try:
-                speech = read_speech(_recording(source), **part)
-                n_clips = speech.n_clips(clip_samples)
-                for clip in speech.clips(clip_samples):
-                    progress(item.clips, n_clips, speech.name)
+                heard = clips(read_speech(_recording(source), **part), clip_samples)
+                for clip in heard:
+                    progress(item.clips, len(heard), name)
                     item.clips += 1
                     item.waiting += 1
                     batch.append((item, clip))

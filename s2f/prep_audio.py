@@ -6,15 +6,13 @@ Imports neither torch nor a decoder before a worker needs them.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from s2f import audio
-from s2f.audio import FloatArray, read_speech
+from s2f.audio import Waveform, read_speech
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, OutputError, UsageError
 from s2f.files import map_waveform
@@ -33,7 +31,7 @@ from s2f.spectrogram import (
 )
 
 FORMAT = 1  # of what the steps make; another one makes everything anew
-BLOCK_SAMPLES = 1 << 16  # of a prepared waveform, read at once
+BLOCK_SAMPLES = 1 << 16  # of a waveform that are written at once
 PRELOAD = ("s2f.prep_audio", "av", "soundfile", "soxr")
 
 
@@ -46,17 +44,11 @@ def audio_step(
 ) -> Step:
     """Make a .npy file of each recording, at -23 dBFS.
 
-    Args:
-        store: `waveform`, int16 [n] of the whole recording at 16 kHz; or `spectrogram`, float32
-            [c f t] of its first clip, looped where it is shorter.
-        preset: of `FRONT_ENDS`; spectrograms only.
-        stats: a file of `log_mel_stats`, whose mean and standard deviation take the place of
-            AudioSet's; spectrograms of the preset `ast` only.
-        trim_silence: as in `audio.read_speech`.
-
-    Raises:
-        UsageError: if these contradict each other.
-        DatasetError: as in `read_stats`.
+    A `waveform` is int16 [n] of the whole recording at 16 kHz; a `spectrogram`, of a preset of
+    `FRONT_ENDS`, is float32 [c f t] of its first clip, looped where it is shorter. `stats`, a file
+    of `log_mel_stats`, takes the place of AudioSet's mean and deviation in the preset `ast`.
+    `trim_silence` is that of `read_speech`. Raises a `UsageError` if these contradict each other,
+    and a `DatasetError` as `read_stats`.
     """
     audio.check_part(trim_silence=trim_silence)
     if stats is not None and (store, preset) != ("spectrogram", "ast"):
@@ -93,12 +85,13 @@ def audio_step(
 
 
 def _save_waveform(source: Path, part: Path, *, trim_silence: float | None) -> None:
-    speech = read_speech(source, trim_silence=trim_silence)
-    with part.open("wb") as file:
-        header = {"descr": "<i2", "fortran_order": False, "shape": (speech.n_samples,)}
+    waveform = read_speech(source, trim_silence=trim_silence)
+    with part.open("wb") as file:  # in blocks: no second copy of hours of speech
+        header = {"descr": "<i2", "fortran_order": False, "shape": waveform.shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for block in speech.blocks():
-            file.write(audio.to_int16(block).astype("<i2").tobytes())
+        for start in range(0, len(waveform), BLOCK_SAMPLES):
+            block = audio.to_int16(waveform[start : start + BLOCK_SAMPLES])
+            file.write(block.astype("<i2").tobytes())
 
 
 def _save_spectrogram(
@@ -107,8 +100,8 @@ def _save_spectrogram(
     import torch
 
     torch.set_num_threads(1)  # there is a worker a core
-    speech = read_speech(source, trim_silence=trim_silence)
-    clip = next(speech.clips(front_end.clip_samples))
+    waveform = read_speech(source, trim_silence=trim_silence)
+    clip = audio.clips(waveform, front_end.clip_samples)[0]
     np.save(part, spectrogram(torch.from_numpy(clip[None]), front_end)[0].numpy())
 
 
@@ -126,30 +119,14 @@ def stats_step() -> Step:
 
 
 def _measure(source: Path, part: Path) -> dict[str, float]:
-    """Return the `Moments` of a file; writes nothing."""
+    """Return the `RunningMoments` of a file; writes nothing."""
     import torch
 
     torch.set_num_threads(1)  # there is a worker a core
     if source.suffix == ".npy":
-        return dataclasses.asdict(moments(_stored_blocks(source)))
-    return dataclasses.asdict(moments(read_speech(source).blocks()))
-
-
-def _stored_blocks(path: Path) -> Iterator[FloatArray]:
-    """Yield a stored waveform, as it is, in blocks: mono [n], -1..1."""
-    waveform, power = map_waveform(path), 0.0
-    if len(waveform) < audio.MIN_SECONDS * audio.SAMPLE_RATE:
-        found = f"{path}: holds {len(waveform)} samples at 16 kHz"
-        raise DatasetError(f"{found}; wanted {audio.MIN_SECONDS:g} s or more", hint="leave it out")
-    for start in range(0, len(waveform), BLOCK_SAMPLES):
-        block = np.array(waveform[start : start + BLOCK_SAMPLES])
-        block = np.float32(2**-15) * block if block.dtype == np.int16 else block.astype(np.float32)
-        power += float(np.square(block, dtype=np.float64).sum()) / len(waveform)
-        if not math.isfinite(power):
-            raise DatasetError(f"{path}: holds NaN or infinite samples", hint="make it again")
-        yield block
-    if power < 10 ** (audio.SILENCE_DBFS / 10):
-        raise DatasetError(f"{path}: holds only silence; wanted speech", hint="leave it out")
+        stored = Waveform(map_waveform(source), audio.SAMPLE_RATE)
+        return dataclasses.asdict(moments(read_speech(stored, name=str(source), as_recorded=True)))
+    return dataclasses.asdict(moments(read_speech(source)))
 
 
 def log_mel_stats(
@@ -163,20 +140,9 @@ def log_mel_stats(
     """Measure the log-mel over a training set and write it as JSON for `audio_step(stats=...)`.
 
     Whole utterances count, without padding: recordings at -23 dBFS, stored waveforms as they are.
-
-    Args:
-        tree: of recordings, or of waveforms that `audio_step` stored.
-        out_file: the JSON; one that is there already is brought up to date.
-        workers: processes; default: one a core.
-        overwrite: also if `out_file` is something else, and measure every file again.
-        progress: what to report to.
-
-    Returns:
-        The statistics, or None if no file could be used, when nothing is written; and the report.
-
-    Raises:
-        OutputError: if `out_file` is something else or cannot be written.
-        S2FError: as in `prepare`.
+    Where no file can be used, there are no statistics and nothing is written. Raises as `prepare`;
+    an `OutputError` if `out_file` cannot be written, or is something else and not to `overwrite`,
+    with which every file is measured again.
     """
     if out_file.exists() and not overwrite:
         try:
@@ -187,9 +153,8 @@ def log_mel_stats(
     report = prepare(
         stats_step(), tree, out_file.parent, workers=workers, overwrite=overwrite, progress=progress
     )
-    total = RunningMoments()
-    for _, note in sorted(report.notes.items()):
-        total += RunningMoments(**note)
+    notes = (RunningMoments(**note) for _, note in sorted(report.notes.items()))
+    total = sum(notes, start=RunningMoments())
     if not total.count:
         return None, report
     return write_stats(out_file, total, files=len(report.notes)), report

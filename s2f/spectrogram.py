@@ -1,9 +1,8 @@
 """Waveforms -> what a voice encoder sees, and the statistics of it over a training set.
 
-Knows nothing of files of sound, trees or models: which front end a checkpoint was trained with
-travels in the checkpoint as a `FrontEnd`. `moments` measures the log-mel of one waveform; their sum
-over a training set is what `write_stats` writes. Imports torch only to transform, so that a command
-may plan by `FRONT_ENDS` without it.
+Knows nothing of files of sound, trees or models: which front end a model was trained with travels
+in its checkpoint as a `FrontEnd`. Imports torch only to transform, so that a command may plan by
+`FRONT_ENDS` without it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +23,6 @@ from s2f.files import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 N_FFT = 512
 N_FREQS = N_FFT // 2 + 1  # 257
@@ -43,18 +40,14 @@ MEL_FLOOR = 1.192092955078125e-07  # Kaldi's: the float32 epsilon
 class FrontEnd:
     """How a model wants its speech: part of its checkpoint, never an option of a command.
 
-    Attributes:
-        kind: `paper` (Oh et al. 2019), `seed` (its public reimplementation), `log_mel`, or `ast`:
-            the log-mel as torchaudio computes it.
-        clip_samples: length of a clip, in samples at `SAMPLE_RATE`.
-        mean: of the log-mel features the model was trained on; `log_mel` and `ast` only.
-        std: likewise; features become (x - mean) / (2 std), so 0 and 0.5 change nothing.
+    `paper` is that of Oh et al. 2019, `seed` that of its public reimplementation. Log-mel features
+    become (x - mean) / (2 std), mean and std being those of the training set.
     """
 
-    kind: Literal["paper", "seed", "log_mel", "ast"]
+    kind: Literal["paper", "seed", "log_mel", "ast"]  # ast: the log-mel as torchaudio computes it
     clip_samples: int = 6 * SAMPLE_RATE
     mean: float = 0.0
-    std: float = 0.5
+    std: float = 0.5  # with which nothing changes
 
     def __post_init__(self) -> None:
         if self.kind not in ("paper", "seed", "log_mel", "ast"):
@@ -100,25 +93,16 @@ FRONT_ENDS: dict[str, FrontEnd] = {
 
 
 def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
-    """Transform waveforms into what a voice encoder sees; same code on every device.
+    """Transform mono waveforms [b n], -1..1, n >= 400, into what a voice encoder sees: [b c f t].
 
-    Differentiable, with gradients that stay finite in silence.
+    In float32 or float64, on any device. Differentiable, with gradients finite in silence. Raises a
+    `DependencyError` if torchaudio, which `ast` needs, cannot be imported.
 
     - `paper`: frames of 400 samples every 160, each under a periodic Hann window and followed by
       zeros to 512 as in TensorFlow, none beyond the ends; compressed real and imaginary parts.
     - `seed`: librosa's centred frames over zero padding; compressed magnitude and phase.
     - `log_mel`: Kaldi's log-mel filter bank over the frames of `paper`, then (x - mean) / (2 std).
     - `ast`: the same features, by torchaudio.
-
-    Args:
-        waveforms: mono [b n], -1..1 at 16 kHz, n >= 400, float32 or float64.
-        front_end: the model's.
-
-    Returns:
-        [b c f t] with c, f and t as `front_end` says.
-
-    Raises:
-        DependencyError: if torchaudio, which `ast` needs, cannot be imported.
 
     Source: Oh et al. 2019; the seed's audio_spectrograms.py; transformers'
         ASTFeatureExtractor, without its padding (clips have their full length).
@@ -162,12 +146,9 @@ def _kaldi(waveforms: Tensor) -> Tensor:
     try:
         from torchaudio.compliance.kaldi import fbank
     except (ImportError, OSError) as error:  # OSError: a library of CUDA's that is not there
-        raise DependencyError(
-            f"the front end ast needs torchaudio, which cannot be imported: {error}",
-            hint="pip install 's2f[ast]'; on Linux it needs the torch that pip install torch "
-            "brings, not one for CPUs only",
-        ) from error
-
+        found = f"the front end ast needs torchaudio, which cannot be imported: {error}"
+        hint = "pip install 's2f[ast]'; on Linux with the torch of pip, not one for CPUs only"
+        raise DependencyError(found, hint=hint) from error
     kaldi = {"num_mel_bins": N_MELS, "window_type": "hanning", "htk_compat": True}
     rates = {"sample_frequency": SAMPLE_RATE, "low_freq": MEL_LOW}
     return torch.stack([fbank(waveform[None], **kaldi, **rates) for waveform in waveforms])
@@ -203,7 +184,6 @@ def _mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return mel
 
 
-PLAIN = FrontEnd("log_mel")  # the log-mel itself
 STATS_OF = {"n_mels": N_MELS, "sample_rate": SAMPLE_RATE, "loudness_dbfs": LOUDNESS_DBFS}
 STATS_KIND = {"kind": "s2f log-mel statistics", "version": 1, "of": STATS_OF}
 
@@ -239,19 +219,17 @@ class LogMelStats:
     files: int
 
 
-def moments(blocks: Iterable[FloatArray]) -> RunningMoments:
-    """Measure the log-mel of a whole waveform that comes in blocks [n], without padding."""
+def moments(waveform: FloatArray) -> RunningMoments:
+    """Measure the log-mel of a whole waveform [n], n >= 400, a piece at a time, without padding."""
     import torch
 
-    total, held = RunningMoments(), np.empty(0, np.float32)
-    for block in blocks:
-        held = np.concatenate([held, block])
-        n_frames = PLAIN.n_frames(len(held))
-        if n_frames:
-            log_mel = spectrogram(torch.from_numpy(held)[None], PLAIN).double()
-            mean = float(log_mel.mean())
-            total += RunningMoments(log_mel.numel(), mean, float((log_mel - mean).square().sum()))
-            held = held[n_frames * HOP_LENGTH :]
+    plain, total = FrontEnd("log_mel"), RunningMoments()
+    step = 400 * HOP_LENGTH
+    for start in range(0, len(waveform) - WIN_LENGTH + 1, step):
+        piece = torch.from_numpy(waveform[start : start + step + WIN_LENGTH - HOP_LENGTH])
+        log_mel = spectrogram(piece[None], plain).double()
+        mean = float(log_mel.mean())
+        total += RunningMoments(log_mel.numel(), mean, float((log_mel - mean).square().sum()))
     return total
 
 
@@ -265,11 +243,7 @@ def write_stats(path: Path, total: RunningMoments, *, files: int) -> LogMelStats
 
 
 def read_stats(path: Path) -> LogMelStats:
-    """Read what `write_stats` wrote.
-
-    Raises:
-        DatasetError: if it cannot be read, or is something else.
-    """
+    """Read what `write_stats` wrote, or raise a `DatasetError`."""
     hint = "make one with s2f prep stats"
     try:
         content = json.loads(path.read_bytes())

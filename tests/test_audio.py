@@ -1,8 +1,7 @@
 """Tests of s2f.audio; each expected value says where it comes from.
 
-Recordings as people have them are heard, or refused by name. What is heard has the loudness that
-models want, and is the voice that was written: the correlation with it, at the best shift, is near
-1. What a format may lose is its own.
+What is heard has the loudness that models want, and is the voice that was written: the correlation
+with it, at the best shift, is near 1. What a format may lose is its own.
 
 `record` is tested with a module in the place of sounddevice. Assumed of the real one, as its source
 of version 0.5.6 has it: importing it raises OSError without PortAudio. `query_devices(kind=...)`
@@ -34,13 +33,12 @@ from PIL import Image
 from recordings import READERS, ffmpeg_normalize, real, write_av
 
 from s2f import audio
-from s2f.audio import SAMPLE_RATE, Waveform, load_audio, read_speech, record
+from s2f.audio import SAMPLE_RATE, Waveform, clips, read_speech, record
 from s2f.errors import AudioError, DependencyError, DeviceError, OutputError, UsageError
 
 REPOSITORY = Path(__file__).parents[1]
 EXACT, LOSSY = 0.999, 0.97  # what keeps 16 bits or more; 8 bits, and codecs of music
 NARROW, PHONE = 0.85, 0.4  # rates below 16 kHz, or few bits a channel; models of a throat
-SECONDS = 3
 Make = Callable[[Path, np.ndarray], Path]
 
 
@@ -50,13 +48,26 @@ def tone(rate: int = SAMPLE_RATE, seconds: float = 1.5, n_channels: int = 1) -> 
     return np.repeat(wave[:, np.newaxis], n_channels, axis=1).astype(np.float32)
 
 
-def noise(n: int, seed: int = 0) -> np.ndarray:
-    return (0.1 * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
+def noise(n: int) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(n)).astype(np.float32)
 
 
 def as_recorded(source: Path | io.BytesIO | Waveform, **options: float) -> np.ndarray:
-    """The samples that speech is made of; of a file of any length they are `load_audio`'s."""
-    return read_speech(source, **options).recorded
+    return read_speech(source, as_recorded=True, **options)
+
+
+def rms_db(waveform: np.ndarray) -> float:
+    return 20 * np.log10(np.sqrt(np.mean(waveform.astype(np.float64) ** 2)))
+
+
+def run(code: str, *arguments: Path, **options: bytes) -> bytes:
+    """What a program prints that reads in a process of its own."""
+    command = [sys.executable, "-c", f"import resource, sys; from s2f import audio\n{code}"]
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, check=True, cwd=REPOSITORY, **options
+    )
+    assert done.stderr == b""
+    return done.stdout
 
 
 # Heard, or refused by name
@@ -64,28 +75,31 @@ def as_recorded(source: Path | io.BytesIO | Waveform, **options: float) -> np.nd
 
 @pytest.fixture(scope="module")
 def voice() -> np.ndarray:
-    """What stands for somebody speaking: mono [n], 16 kHz."""
-    rng, times = np.random.default_rng(0), np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
+    """What stands for somebody speaking for 3 s: mono [n], 16 kHz."""
+    rng, times = np.random.default_rng(0), np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE
     buzz = sum(np.sin(2 * np.pi * 120 * k * times) / k for k in range(1, 20))
     syllables = np.sin(2 * np.pi * 2 * times) ** 2 * (1 + 0.3 * np.sin(2 * np.pi * 0.7 * times))
-    noise = 0.001 * rng.standard_normal(len(times))
-    return (0.1 * buzz * syllables + noise).astype(np.float32)
+    return (0.1 * buzz * syllables + 0.001 * rng.standard_normal(len(times))).astype(np.float32)
 
 
-def at(rate: int, voice: np.ndarray, n_channels: int = 1) -> np.ndarray:
+def at(rate: int, voice: np.ndarray, n_channels: int) -> np.ndarray:
     """The voice at another rate, in the same way in all channels: [n c]."""
     samples = soxr.resample(voice, SAMPLE_RATE, rate, "HQ")
     return np.repeat(samples[:, np.newaxis], n_channels, axis=1)
 
 
 def written(
-    name: str, form: str, subtype: str, rate: int = SAMPLE_RATE, n_channels: int = 1
+    name: str,
+    subtype: str | None,
+    rate: int = SAMPLE_RATE,
+    n_channels: int = 1,
+    change: Callable[[np.ndarray], np.ndarray] = np.array,
 ) -> Make:
     """A file that libsndfile writes."""
 
     def make(folder: Path, voice: np.ndarray) -> Path:
-        samples = at(rate, voice, n_channels)
-        soundfile.write(folder / name, samples, rate, format=form, subtype=subtype)
+        samples = at(rate, change(voice), n_channels)
+        soundfile.write(folder / name, samples, rate, subtype=subtype)
         return folder / name
 
     return make
@@ -105,30 +119,27 @@ def encoded(
     return make
 
 
-def edited(name: str, make: Make, edit: Callable[[bytes], bytes]) -> Make:
+def edited(name: str, make: Make | None, edit: Callable[[bytes], bytes]) -> Make:
     """What another maker makes, its bytes changed, under another name."""
 
     def made(folder: Path, voice: np.ndarray) -> Path:
-        content = make(folder, voice).read_bytes()
+        content = make(folder, voice).read_bytes() if make else b""
         (folder / name).write_bytes(edit(content))
         return folder / name
 
     return made
 
 
-wav = written("plain.wav", "WAV", "PCM_16")
-m4a = encoded("plain.m4a", "aac")
+wav, m4a = written("plain.wav", "PCM_16"), encoded("plain.m4a", "aac")
 
 
 def false_lengths(riff: int, data: int) -> Callable[[bytes], bytes]:
     """What a program writes that cannot seek back: lengths that nobody knew yet."""
 
     def edit(content: bytes) -> bytes:
-        changed = bytearray(content)
-        changed[4:8] = struct.pack("<I", riff)
-        place = changed.index(b"data") + 4
-        changed[place : place + 4] = struct.pack("<I", data)
-        return bytes(changed)
+        place = content.index(b"data") + 4
+        lengths = struct.pack("<I", riff), struct.pack("<I", data)
+        return content[:4] + lengths[0] + content[8:place] + lengths[1] + content[place + 4 :]
 
     return edit
 
@@ -136,15 +147,14 @@ def false_lengths(riff: int, data: int) -> Callable[[bytes], bytes]:
 def with_chunk(content: bytes) -> bytes:
     """A chunk of odd length, which is padded, before the samples."""
     place = content.index(b"data")
-    chunk = b"LIST" + struct.pack("<I", 7) + b"INFOabc" + b"\0"
-    return content[:place] + chunk + content[place:]
+    return content[:place] + b"LIST" + struct.pack("<I", 7) + b"INFOabc\0" + content[place:]
 
 
 def first_half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-def picture() -> bytes:
+def picture(_: bytes = b"") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 30, 30)).save(file, "JPEG")
     return file.getvalue()
@@ -159,25 +169,25 @@ def tagged(content: bytes) -> bytes:
 
 
 HEARD: dict[str, tuple[Make, float]] = {
-    "8 bit": (written("a.wav", "WAV", "PCM_U8"), LOSSY),
+    "8 bit": (written("a.wav", "PCM_U8"), LOSSY),
     "16 bit": (wav, EXACT),
-    "24 bit": (written("a.wav", "WAV", "PCM_24"), EXACT),
-    "mu-law": (written("a.wav", "WAV", "ULAW", 8_000), NARROW),
-    "GSM": (written("a.wav", "WAV", "GSM610", 8_000), PHONE),
-    "ADPCM": (written("a.wav", "WAV", "IMA_ADPCM"), LOSSY),
-    "8 kHz": (written("a.wav", "WAV", "PCM_16", 8_000), NARROW),
-    "44.1 kHz stereo": (written("a.wav", "WAV", "PCM_16", 44_100, 2), LOSSY),
-    "192 kHz": (written("a.wav", "WAV", "PCM_32", 192_000), LOSSY),
-    "AIFF": (written("a.aiff", "AIFF", "PCM_16"), EXACT),
-    "CAF ALAC": (written("a.caf", "CAF", "ALAC_16"), EXACT),
-    "Sun": (written("a.au", "AU", "ULAW", 8_000), NARROW),
-    "FLAC": (written("a.flac", "FLAC", "PCM_16"), EXACT),
-    "Vorbis": (written("a.ogg", "OGG", "VORBIS", 44_100, 2), LOSSY),
-    "MP3": (written("a.mp3", "MP3", "MPEG_LAYER_III", 44_100), LOSSY),
+    "24 bit": (written("a.wav", "PCM_24"), EXACT),
+    "mu-law": (written("a.wav", "ULAW", 8_000), NARROW),
+    "GSM": (written("a.wav", "GSM610", 8_000), PHONE),
+    "ADPCM": (written("a.wav", "IMA_ADPCM"), LOSSY),
+    "8 kHz": (written("a.wav", "PCM_16", 8_000), NARROW),
+    "44.1 kHz stereo": (written("a.wav", "PCM_16", 44_100, 2), LOSSY),
+    "192 kHz": (written("a.wav", "PCM_32", 192_000), LOSSY),
+    "AIFF": (written("a.aiff", "PCM_16"), EXACT),
+    "CAF ALAC": (written("a.caf", "ALAC_16"), EXACT),
+    "Sun": (written("a.au", "ULAW", 8_000), NARROW),
+    "FLAC": (written("a.flac", "PCM_16"), EXACT),
+    "Vorbis": (written("a.ogg", "VORBIS", 44_100, 2), LOSSY),
+    "MP3": (written("a.mp3", "MPEG_LAYER_III", 44_100), LOSSY),
     "M4A": (m4a, LOSSY),
     "M4A in fragments": (encoded("a.m4a", "aac", movflags="frag_keyframe+empty_moov"), LOSSY),
     "M4A 5.1": (encoded("a.m4a", "aac", 48_000, 6), NARROW),
-    "ALAC": (encoded("a.m4a", "alac", 44_100), LOSSY),
+    "ALAC": (encoded("a.m4a", "alac"), LOSSY),
     "WebM": (encoded("a.webm", "libopus", 48_000), LOSSY),
     "AMR": (encoded("a.amr", "libopencore_amrnb", 8_000), PHONE),
     "MP4 video": (encoded("a.mp4", "aac", video=True), LOSSY),
@@ -186,24 +196,16 @@ HEARD: dict[str, tuple[Make, float]] = {
     "MPEG transport stream": (encoded("a.ts", "aac", video=True), LOSSY),
     "no suffix": (edited("recording", m4a, bytes), LOSSY),
     "odd name": (edited("-Grüße 'x' $HOME %s.WAV", wav, bytes), EXACT),
-    "cover in MP3": (
-        edited("cover.mp3", written("b.mp3", "MP3", "MPEG_LAYER_III"), tagged),
-        LOSSY,
-    ),
+    "cover in MP3": (edited("a.mp3", written("b.mp3", "MPEG_LAYER_III"), tagged), LOSSY),
     "lengths of 0": (edited("a.wav", wav, false_lengths(0, 0)), EXACT),
     "length too long": (edited("a.wav", wav, false_lengths(10**9, 10**9)), EXACT),
     "chunk of odd length": (edited("a.wav", wav, with_chunk), EXACT),
     "trailing garbage": (edited("a.flac", wav, lambda content: content + b"garbage" * 99), EXACT),
     "truncated WAV": (edited("a.wav", wav, first_half), EXACT),
     "truncated MP3": (edited("a.mp3", encoded("b.mp3", "libmp3lame"), first_half), LOSSY),
-    "quiet": (lambda folder, voice: wav_of(folder, voice / 300), LOSSY),
-    "clipped": (lambda folder, voice: wav_of(folder, np.clip(20 * voice, -1, 1)), 0.7),
+    "quiet": (written("a.wav", "PCM_24", change=lambda voice: voice / 300), LOSSY),
+    "clipped": (written("a.wav", "PCM_24", change=lambda v: np.clip(20 * v, -1, 1)), 0.7),
 }
-
-
-def wav_of(folder: Path, samples: np.ndarray, name: str = "a.wav") -> Path:
-    soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_24")
-    return folder / name
 
 
 def correlation(heard: np.ndarray, voice: np.ndarray) -> float:
@@ -215,44 +217,25 @@ def correlation(heard: np.ndarray, voice: np.ndarray) -> float:
     spectrum = np.fft.rfft(heard, n) * np.conj(np.fft.rfft(voice, n))
     product = fine * np.fft.irfft(spectrum, fine * n)
     most = fine * SAMPLE_RATE // 5
-    same = voice[: len(heard)]
     largest = max(product[:most].max(), product[-most:].max())
-    return float(largest / np.linalg.norm(heard) / np.linalg.norm(same))
+    return float(largest / np.linalg.norm(heard) / np.linalg.norm(voice[: len(heard)]))
 
 
 @pytest.mark.parametrize("kind", HEARD)
 def test_an_odd_recording_is_heard(tmp_path, voice, kind):
     make, wanted = HEARD[kind]
-    heard = read_speech(make(tmp_path, voice)).waveform().astype(np.float64)
-    assert 20 * np.log10(np.sqrt(np.mean(heard**2))) == pytest.approx(-23, abs=0.05)
+    heard = read_speech(make(tmp_path, voice)).astype(np.float64)
+    assert rms_db(heard) == pytest.approx(-23, abs=0.05)
     assert correlation(heard, voice) >= wanted
 
 
-def bytes_of(name: str, content: bytes) -> Make:
-    def make(folder: Path, voice: np.ndarray) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
-
-    return make
-
-
-def rubble(folder: Path, voice: np.ndarray) -> Path:
-    path = write_av(folder / "a.m4a", tone(44_100), options={"movflags": "faststart"})
-    content = path.read_bytes()
+def rubble(content: bytes) -> bytes:
     start = content.index(b"mdat") + 4
-    path.write_bytes(content[:start] + b"\xff" * (len(content) - start))
-    return path
+    return content[:start] + b"\xff" * (len(content) - start)
 
 
-def without_sound(folder: Path, voice: np.ndarray) -> Path:
-    return write_av(folder / "a.mp4", None, video=True)
-
-
-def not_a_number(folder: Path, voice: np.ndarray) -> Path:
-    samples = voice.copy()
-    samples[len(samples) // 2] = np.nan
-    soundfile.write(folder / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
-    return folder / "a.wav"
+def not_a_number(voice: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(len(voice)) == len(voice) // 2, np.nan, voice)
 
 
 def fifo(folder: Path, voice: np.ndarray) -> Path:
@@ -262,32 +245,39 @@ def fifo(folder: Path, voice: np.ndarray) -> Path:
     return folder / "a.wav"
 
 
-def playlist(name: str, content: str) -> Make:
+def playlist(name: str, content: bytes) -> Make:
     """One that names a recording, which would be opened."""
-
-    def make(folder: Path, voice: np.ndarray) -> Path:
-        wav_of(folder, voice, "private.wav")
-        (folder / name).write_text(content)
-        return folder / name
-
-    return make
+    return edited(name, written("private.wav", "PCM_16"), lambda _: content)
 
 
 NOT_SOUND = "holds no sound that can be decoded"
+DIARY = b"Dear diary, today I spoke to nobody.\n" * 50
 REFUSED: dict[str, tuple[Make, str]] = {
     "missing": (lambda folder, voice: folder / "a.wav", "cannot be read (No such file"),
-    "empty": (bytes_of("a.wav", b""), "is empty (0 bytes)"),
-    "text": (bytes_of("a.wav", b"Dear diary, today I spoke to nobody.\n" * 50), NOT_SOUND),
-    "picture": (bytes_of("a.jpg", picture()), NOT_SOUND),
+    "empty": (edited("a.wav", None, bytes), "is empty (0 bytes)"),
+    "text": (edited("a.wav", None, lambda _: DIARY), NOT_SOUND),
+    "picture": (edited("a.jpg", None, picture), NOT_SOUND),
     "header only": (edited("a.wav", wav, lambda content: content[:44]), "holds no samples"),
     "start of M4A": (edited("a.m4a", m4a, lambda content: content[:9_000]), "holds no sound"),
-    "silence": (lambda folder, voice: wav_of(folder, 0 * voice), "holds only silence"),
-    "not a number": (not_a_number, "holds samples that are NaN or infinite"),
-    "too short": (lambda folder, voice: wav_of(folder, voice[:7_000]), "lasts 0.44 s; wanted 0.5"),
-    "video without sound": (without_sound, "has no sound track that can be decoded, only video"),
-    "rubble": (rubble, "is damaged: none of its sound can be decoded"),
-    "playlist": (playlist("a.m3u", "#EXTM3U\nprivate.wav\n"), NOT_SOUND),
-    "concat": (playlist("a.mp3", "ffconcat version 1.0\nfile 'private.wav'\n"), NOT_SOUND),
+    "silence": (written("a.wav", "PCM_16", change=np.zeros_like), "holds only silence"),
+    "not a number": (
+        written("a.wav", "FLOAT", change=not_a_number),
+        "holds samples that are NaN or infinite",
+    ),
+    "too short": (
+        written("a.wav", "PCM_16", change=lambda voice: voice[:7_000]),
+        "lasts 0.44 s; wanted 0.5",
+    ),
+    "video without sound": (
+        lambda folder, voice: write_av(folder / "a.mp4", None, video=True),
+        "has no sound track that can be decoded, only video",
+    ),
+    "rubble": (
+        edited("a.m4a", encoded("b.m4a", "aac", movflags="faststart"), rubble),
+        "is damaged: none of its sound can be decoded",
+    ),
+    "playlist": (playlist("a.m3u", b"#EXTM3U\nprivate.wav\n"), NOT_SOUND),
+    "concat": (playlist("a.mp3", b"ffconcat version 1.0\nfile 'private.wav'\n"), NOT_SOUND),
     "false rate": (
         edited("a.wav", wav, lambda c: c[:24] + struct.pack("<I", 3) + c[28:]),
         "claims 3 samples a second",
@@ -314,14 +304,14 @@ def test_what_cannot_be_heard_is_refused_by_name(tmp_path, voice, kind):
 def test_ffmpegs_samples_of_every_type_are_brought_to_one_scale(tmp_path, codec):
     name = "a.wav" if codec == "pcm_s64le" else "a.mkv"
     path = write_av(tmp_path / name, tone(n_channels=2), codec, SAMPLE_RATE)
-    np.testing.assert_allclose(load_audio(path), tone()[:, 0], atol=1 / 128)
+    np.testing.assert_allclose(as_recorded(path), tone()[:, 0], atol=1 / 128)
 
 
 def test_a_recording_may_change_its_sample_rate(tmp_path):
     slow = write_av(tmp_path / "slow.aac", tone(22_050), rate=22_050).read_bytes()
     fast = write_av(tmp_path / "fast.aac", tone(44_100)).read_bytes()
     (tmp_path / "a.aac").write_bytes(slow + fast)
-    waveform = load_audio(tmp_path / "a.aac")
+    waveform = as_recorded(tmp_path / "a.aac")
     assert waveform.size / SAMPLE_RATE == pytest.approx(3.0, abs=0.2)
     for second in (waveform[:SAMPLE_RATE], waveform[-SAMPLE_RATE:]):
         assert abs(np.argmax(np.abs(np.fft.rfft(second))) - 440) <= 1  # bins of 1 Hz
@@ -333,18 +323,18 @@ def test_broken_packets_are_passed_over(tmp_path):
     middle = len(content) // 2
     content[middle : middle + 300] = noise(75).tobytes()
     path.write_bytes(content)
-    assert load_audio(path).size / SAMPLE_RATE == pytest.approx(6.0, abs=0.3)
+    assert as_recorded(path).size / SAMPLE_RATE == pytest.approx(6.0, abs=0.3)
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.m4a", "a.mp3", "a.webm", "a.mkv"])
 def test_a_damaged_recording_is_decoded_or_refused(tmp_path, name):
     """Cut short, and bytes overwritten, taken out and put in, half of it in the first 200."""
     if name in ("a.wav", "a.flac", "a.ogg"):
-        seconds = 20 if name == "a.ogg" else 0.5  # its pages have checksums: some must be whole
-        soundfile.write(tmp_path / name, noise(round(seconds * SAMPLE_RATE)), SAMPLE_RATE)
+        seconds = 20 if name == "a.ogg" else 1  # its pages have checksums: some must be whole
+        soundfile.write(tmp_path / name, noise(seconds * SAMPLE_RATE), SAMPLE_RATE)
     else:
         codec = {"a.m4a": "aac", "a.mp3": "libmp3lame", "a.webm": "libopus", "a.mkv": "pcm_s32le"}
-        write_av(tmp_path / name, tone(48_000, 0.5), codec[name], 48_000)
+        write_av(tmp_path / name, tone(48_000, 1), codec[name], 48_000)
     content, rng = (tmp_path / name).read_bytes(), np.random.default_rng(0)
     outcomes = []
     for k in range(100):
@@ -358,8 +348,7 @@ def test_a_damaged_recording_is_decoded_or_refused(tmp_path, name):
             damaged = damaged[: len(damaged) * k // 100]
         (tmp_path / name).write_bytes(damaged)
         try:
-            waveform = load_audio(tmp_path / name)
-            assert waveform.size and np.isfinite(waveform).all()
+            assert np.isfinite(read_speech(tmp_path / name)).all()
             outcomes.append(True)
         except AudioError as error:
             assert name in error.message
@@ -370,7 +359,7 @@ def test_a_damaged_recording_is_decoded_or_refused(tmp_path, name):
 def test_damage_found_midway_hands_the_whole_file_to_ffmpeg(tmp_path, monkeypatch):
     """libsndfile gives a block, then fails: what it gave must not be there twice."""
     soundfile.write(tmp_path / "a.wav", noise(5 * SAMPLE_RATE), SAMPLE_RATE)
-    expected, whole = load_audio(tmp_path / "a.wav"), soundfile.SoundFile.read
+    expected, whole = as_recorded(tmp_path / "a.wav"), soundfile.SoundFile.read
 
     def failing(file, *args, **kwargs):
         if file.tell():
@@ -378,7 +367,7 @@ def test_damage_found_midway_hands_the_whole_file_to_ffmpeg(tmp_path, monkeypatc
         return whole(file, *args, **kwargs)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", failing)
-    np.testing.assert_array_equal(load_audio(tmp_path / "a.wav"), expected)
+    np.testing.assert_array_equal(as_recorded(tmp_path / "a.wav"), expected)
 
 
 # Mono at 16 kHz
@@ -387,7 +376,7 @@ def test_damage_found_midway_hands_the_whole_file_to_ffmpeg(tmp_path, monkeypatc
 def test_channels_are_averaged(tmp_path):
     samples = tone(n_channels=2) * np.array([1, 0], np.float32)
     path = write_av(tmp_path / "a.mkv", samples, "pcm_f32le", SAMPLE_RATE)
-    np.testing.assert_array_equal(load_audio(path), samples[:, 0] / 2)
+    np.testing.assert_array_equal(as_recorded(path), samples[:, 0] / 2)
 
 
 def test_blocks_resample_as_the_whole_does():
@@ -411,10 +400,6 @@ def test_one_sample_that_is_not_finite_is_found_wherever_it_is(rate, position, v
 # Loudness
 
 
-def rms_db(waveform: np.ndarray) -> float:
-    return 20 * np.log10(np.sqrt(np.mean(waveform.astype(np.float64) ** 2)))
-
-
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -430,16 +415,15 @@ def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, subtype):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.wav"
         soundfile.write(path, samples, SAMPLE_RATE, subtype=subtype)
-        ours = audio.to_int16(read_speech(path).waveform())
+        ours = audio.to_int16(read_speech(path))
         np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
 
 
 @pytest.mark.parametrize("peak", [0.4, 0.999])
-def test_clipped_peaks_are_those_of_ffmpeg_normalize(tmp_path, peak):
+def test_clipped_peaks_are_those_of_ffmpeg_normalize(peak):
     samples = np.zeros(SAMPLE_RATE, np.float32)
     samples[::2000], samples[1000::2000] = peak, -peak
-    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
-    ours = audio.to_int16(read_speech(tmp_path / "a.wav").waveform())
+    ours = audio.to_int16(read_speech(Waveform(samples, SAMPLE_RATE)))
     np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
     assert (ours.min(), ours.max()) == (-32768, 32767)
 
@@ -448,7 +432,7 @@ def test_clipped_peaks_are_those_of_ffmpeg_normalize(tmp_path, peak):
 @pytest.mark.parametrize("reader", READERS)
 def test_real_recordings_get_the_samples_of_ffmpeg_normalize(reader):
     samples, _ = soundfile.read(real(reader), dtype="int16")
-    ours = audio.to_int16(read_speech(real(reader)).waveform())
+    ours = audio.to_int16(read_speech(real(reader)))
     np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
 
 
@@ -474,9 +458,10 @@ def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, name, code
         soundfile.write(tmp_path / name, tone(), SAMPLE_RATE, subtype=codec)
     else:
         write_av(tmp_path / name, tone(), codec, SAMPLE_RATE)
-    speech = read_speech(tmp_path / name)
-    level = round(rms_db(speech.recorded * (32768 / full_scale)), 6)
-    assert speech.gain == np.float32(10 ** ((-23 - level) / 20))
+    recorded = as_recorded(tmp_path / name)
+    level = round(rms_db(recorded * (32768 / full_scale)), 6)
+    gain = np.float32(10 ** ((-23 - level) / 20))
+    np.testing.assert_array_equal(read_speech(tmp_path / name), recorded * gain)
 
 
 @pytest.mark.parametrize(
@@ -486,7 +471,7 @@ def test_integers_are_rounded_half_to_even_and_clipped(x, expected):
     assert audio.to_int16(np.array([x], np.float32)) == expected
 
 
-# Silence at the ends
+# A part, and silence at its ends
 
 
 def pauses(before: float, after: float, floor: float = 1e-4) -> np.ndarray:
@@ -499,7 +484,6 @@ def pauses(before: float, after: float, floor: float = 1e-4) -> np.ndarray:
 
 
 def trimmed(samples: np.ndarray) -> np.ndarray:
-    """What is left of some samples."""
     return as_recorded(Waveform(samples, SAMPLE_RATE), trim_silence=40)
 
 
@@ -521,51 +505,13 @@ def test_a_pause_within_speech_is_kept_and_what_is_left_may_be_too_short():
 def test_trimming_agrees_with_librosa_within_its_frame(before, after, trim_silence):
     """librosa.effects.trim, whose frames of 400 are centred every 160 samples."""
     samples = pauses(before, after, floor=1e-5)
+    samples[round((before + 0.5) * SAMPLE_RATE)] = 0.9  # a click tells where the rest lies
     _, (start, stop) = librosa.effects.trim(
         samples, top_db=trim_silence, frame_length=400, hop_length=160
     )
-    speech = read_speech(Waveform(samples, SAMPLE_RATE), trim_silence=trim_silence)
-    ours = speech.start, speech.start + speech.n_samples
-    assert abs(ours[0] - start) <= 400 and abs(ours[1] - stop) <= 400
-
-
-# Clips
-
-lengths = st.integers(1, 300)
-
-
-@given(n=lengths, clip_samples=lengths)
-def test_shorter_speech_is_looped_longer_is_cut_and_its_rest_kept_from_half_a_clip_on(
-    n, clip_samples
-):
-    starts = [start for start in range(0, n, clip_samples) if start + clip_samples <= n]
-    if starts and n % clip_samples >= clip_samples / 2:
-        starts.append(n - clip_samples)
-    expected = [np.arange(s, s + clip_samples) for s in starts] or [np.arange(clip_samples) % n]
-    np.testing.assert_array_equal(audio.clips(np.arange(n, dtype=np.int16), clip_samples), expected)
-    with pytest.raises(ValueError, match="empty"):
-        audio.clips(np.empty(0, np.float32), clip_samples)
-
-
-@settings(max_examples=40)
-@given(seconds=st.floats(0.5, 30), clip_samples=st.integers(100, 200_000))
-def test_the_clips_and_blocks_of_speech_are_those_of_its_waveform(seconds, clip_samples):
-    sound = Waveform(noise(round(seconds * SAMPLE_RATE)), SAMPLE_RATE)
-    speech = read_speech(sound)
-    one_by_one = list(speech.clips(clip_samples))
-    assert speech.n_clips(clip_samples) == len(one_by_one)
-    np.testing.assert_array_equal(one_by_one, audio.clips(speech.waveform(), clip_samples))
-    np.testing.assert_array_equal(np.concatenate(list(speech.blocks())), speech.waveform())
-
-
-# A part
-
-
-def opened(source: Path | Waveform, **options: float | None) -> tuple[int, np.ndarray]:
-    """Where speech starts in a recording, and its waveform."""
-    speech = read_speech(source, **options)
-    assert speech.n_samples == len(speech.waveform())
-    return speech.start, speech.waveform()
+    left = as_recorded(Waveform(samples, SAMPLE_RATE), trim_silence=trim_silence)
+    first = samples.argmax() - left.argmax()
+    assert abs(first - start) <= 400 and abs(first + len(left) - stop) <= 400
 
 
 @settings(max_examples=30)
@@ -573,20 +519,10 @@ def opened(source: Path | Waveform, **options: float | None) -> tuple[int, np.nd
 def test_a_part_is_as_loud_as_if_it_were_all(start, duration):
     """As a file that holds nothing but the part, whose ends are rounded to 10 ms."""
     samples = noise(3 * SAMPLE_RATE) * np.linspace(0.1, 2, 3 * SAMPLE_RATE, dtype=np.float32)
-    frames = (round(100 * start), None if duration is None else round(100 * duration))
-    first = 160 * frames[0]
-    part = samples[first : None if frames[1] is None else first + 160 * frames[1]]
-    at, waveform = opened(Waveform(samples, SAMPLE_RATE), start=start, duration=duration)
-    assert at == first
-    np.testing.assert_array_equal(waveform, opened(Waveform(part, SAMPLE_RATE))[1])
-
-
-def test_silence_is_trimmed_within_the_part():
-    """Speech from 2 s to 3 s; its place is told in the whole recording."""
-    sound = Waveform(pauses(2, 2), SAMPLE_RATE)
-    at, waveform = opened(sound, start=1, duration=3, trim_silence=40)
-    assert at == 2 * SAMPLE_RATE and len(waveform) == SAMPLE_RATE
-    assert rms_db(waveform) == pytest.approx(-23, abs=1e-5)
+    first = 160 * round(100 * start)
+    part = samples[first : None if duration is None else first + 160 * round(100 * duration)]
+    found = read_speech(Waveform(samples, SAMPLE_RATE), start=start, duration=duration)
+    np.testing.assert_array_equal(found, read_speech(Waveform(part, SAMPLE_RATE)))
 
 
 @pytest.mark.parametrize(
@@ -598,18 +534,16 @@ def test_silence_is_trimmed_within_the_part():
     ],
 )
 def test_a_part_that_is_not_there_is_refused_by_name(options, match):
-    sound = Waveform(noise(3 * SAMPLE_RATE), SAMPLE_RATE)
     with pytest.raises(AudioError, match=match):
-        opened(sound, name="take 3", **options)
+        read_speech(Waveform(noise(3 * SAMPLE_RATE), SAMPLE_RATE), name="take 3", **options)
 
 
-@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [-1e-9, 0.0, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("option", ["start", "duration", "trim_silence"])
 def test_a_part_that_makes_no_sense_is_refused_before_anything_is_read(option, value):
-    with pytest.raises(UsageError, match=r"last 0\.4 s; wanted 0\.5 s or more"):
-        opened(Path("nowhere.wav"), duration=0.4)
+    options = {"duration": 0.4} if (option, value) == ("start", 0.0) else {option: value}
     with pytest.raises(UsageError, match="wanted"):
-        opened(Path("nowhere.wav"), **{option: value})
+        read_speech(Path("nowhere.wav"), **options)
 
 
 class Counted(io.BytesIO):
@@ -628,18 +562,31 @@ class Counted(io.BytesIO):
         return n
 
 
-@pytest.mark.parametrize("form", ["flac", "m4a"])
-def test_what_comes_after_the_part_is_not_read(tmp_path, form):
+@pytest.mark.parametrize("name", ["a.flac", "a.m4a"])
+def test_what_comes_after_the_part_is_not_read(tmp_path, name):
     """7 s of two minutes; a block is 4 s, and FFmpeg looks at the first seconds besides."""
     samples = np.tile(noise(60 * SAMPLE_RATE), 2)[:, np.newaxis]
-    if form == "flac":
-        path = tmp_path / "a.flac"
-        soundfile.write(path, samples, SAMPLE_RATE)
+    if name == "a.flac":
+        soundfile.write(tmp_path / name, samples, SAMPLE_RATE)
     else:
-        path = write_av(tmp_path / "a.m4a", samples, "aac", SAMPLE_RATE)
-    file = Counted(path.read_bytes())
-    assert read_speech(file, start=2, duration=5).n_samples == 5 * SAMPLE_RATE
+        write_av(tmp_path / name, samples, "aac", SAMPLE_RATE)
+    file = Counted((tmp_path / name).read_bytes())
+    assert len(read_speech(file, start=2, duration=5)) == 5 * SAMPLE_RATE
     assert file.n_read < 0.2 * len(file.getvalue())
+
+
+# Clips
+
+lengths = st.integers(1, 300)
+
+
+@given(n=lengths, size=lengths)
+def test_shorter_speech_is_looped_longer_is_cut_and_its_rest_kept_from_half_a_clip_on(n, size):
+    starts = [start for start in range(0, n, size) if start + size <= n]
+    if starts and n % size >= size / 2:
+        starts.append(n - size)
+    expected = [np.arange(s, s + size) for s in starts] or [np.arange(size) % n]
+    np.testing.assert_array_equal(clips(np.arange(n, dtype=np.int16), size), expected)
 
 
 # Arrays
@@ -659,9 +606,9 @@ def test_an_array_gives_the_very_speech_of_a_file(tmp_path, dtype, subtype, rate
     if n_channels:
         samples = samples.reshape(-1, n_channels)
     soundfile.write(tmp_path / "a.wav", samples, rate, subtype=subtype)
-    file, array = read_speech(tmp_path / "a.wav"), read_speech(Waveform(samples, rate))
-    np.testing.assert_array_equal(file.recorded, array.recorded)
-    assert file.gain == array.gain
+    array = Waveform(samples, rate)
+    np.testing.assert_array_equal(read_speech(tmp_path / "a.wav"), read_speech(array))
+    np.testing.assert_array_equal(as_recorded(tmp_path / "a.wav"), as_recorded(array))
 
 
 @pytest.mark.parametrize(
@@ -677,11 +624,10 @@ def test_an_array_gives_the_very_speech_of_a_file(tmp_path, dtype, subtype, rate
     ],
 )
 def test_integers_have_the_scale_of_their_type(dtype, values, expected):
-    samples = np.resize(np.array(values, dtype), SAMPLE_RATE)
-    np.testing.assert_array_equal(
-        as_recorded(Waveform(samples, SAMPLE_RATE)), np.resize(expected, SAMPLE_RATE)
-    )
-    assert samples[:3].tolist() == values
+    sound = Waveform(np.resize(np.array(values, dtype), SAMPLE_RATE), SAMPLE_RATE)
+    np.testing.assert_array_equal(as_recorded(sound), np.resize(expected, SAMPLE_RATE))
+    read_speech(sound)
+    assert sound.samples[:3].tolist() == values  # it is not changed itself
 
 
 @pytest.mark.parametrize(
@@ -689,12 +635,10 @@ def test_integers_have_the_scale_of_their_type(dtype, values, expected):
     [
         (np.empty(0), 16_000, "holds no samples"),
         (np.empty((9, 0)), 16_000, "holds no samples"),
-        (np.array([0.1, np.nan]), 16_000, "holds samples that are NaN or infinite"),
         (np.array([0.1, 1e300]), 16_000, "holds samples that are NaN or infinite"),
         (np.array(0.1), 16_000, r"is an array \[\]; wanted a NumPy array \[n\] or \[n c\]"),
         (np.zeros((2, 99)), 16_000, r"is an array \[2, 99\]"),
         (np.zeros(9, bool), 16_000, "is an array of bool"),
-        (np.array(["a"]), 16_000, "is an array of <U1"),
         ([0, 1, 2], 16_000, "is of type list"),
         (np.zeros(9), 0, "claims 0 samples a second; wanted 4000 to 768000"),
         (np.zeros(9), 10**9, "claims 1000000000 samples"),
@@ -712,13 +656,20 @@ def test_an_array_that_is_no_sound_is_refused_by_name(samples, rate, part):
 
 
 class Pipe(io.BytesIO):
-    """A stream that cannot seek."""
+    """A stream that cannot seek, and may fail."""
+
+    fails = False
 
     def seekable(self) -> bool:
         return False
 
     def seek(self, *_: int) -> int:
         raise io.UnsupportedOperation("seek")
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.fails:
+            raise OSError(5, "Input/output error")
+        return super().read(size)
 
 
 @pytest.mark.parametrize("kind", [io.BytesIO, Pipe])
@@ -729,24 +680,35 @@ def test_a_stream_is_read_as_its_file_is(tmp_path, kind, name):
     else:
         write_av(tmp_path / name, noise(50_000)[:, np.newaxis])
     stream = kind((tmp_path / name).read_bytes())
-    np.testing.assert_array_equal(as_recorded(stream), load_audio(tmp_path / name))
+    np.testing.assert_array_equal(as_recorded(stream), as_recorded(tmp_path / name))
     assert not stream.closed
 
 
+@pytest.mark.parametrize("make", [written("a.wav", "PCM_16"), written("a.mp3", None), m4a])
+def test_a_file_that_lost_its_name_while_open_is_read_as_it_was(tmp_path, voice, make):
+    """What a visitor of the page sent is deleted; another file may have its name by then."""
+    path = make(tmp_path, voice)
+    expected = read_speech(path)
+    with path.open("rb") as file:
+        path.unlink()
+        for _ in range(2):
+            np.testing.assert_array_equal(read_speech(file), expected)
+        path.write_bytes(DIARY)
+        file.read(99)  # which leaves some bytes in its buffer
+        np.testing.assert_array_equal(read_speech(file), expected)
+
+
 @pytest.mark.parametrize("kind", [io.BytesIO, Pipe])
-@pytest.mark.parametrize(("data", "part"), [(b"", "is empty"), (b"hello", "holds no sound")])
-def test_a_stream_that_is_no_recording_is_refused_by_name(kind, data, part):
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [(b"", "is empty"), (b"hello", "holds no sound"), (None, "cannot be read .Input/output error")],
+)
+def test_a_stream_that_is_no_recording_is_refused_by_name(monkeypatch, kind, data, part):
+    if data is None:
+        kind = Pipe
+        monkeypatch.setattr(Pipe, "fails", True)
     with pytest.raises(AudioError, match=f"standard input {part}"):
         read_speech(kind(data), name="standard input")
-
-
-def test_a_stream_that_fails_is_refused_by_name():
-    class Failing(Pipe):
-        def read(self, size: int | None = -1) -> bytes:
-            raise OSError(5, "Input/output error")
-
-    with pytest.raises(AudioError, match=r"the recording cannot be read \(Input/output error\)"):
-        read_speech(Failing())
 
 
 def test_the_copy_of_a_stream_is_gone_afterwards(tmp_path, monkeypatch):
@@ -764,19 +726,13 @@ def test_a_full_disk_is_named():
     """A limit of the size of files stands for it, in a process of its own."""
     pytest.importorskip("resource")
     code = (
-        "import resource, sys; from s2f.audio import read_speech;"
-        "from s2f.errors import OutputError;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
-        "try: read_speech(sys.stdin.buffer, name='standard input')\n"
-        "except OutputError as error: print(error, error.hint, error.exit_code)"
+        "try: audio.read_speech(sys.stdin.buffer, name='standard input')\n"
+        "except audio.OutputError as error: print(error, error.hint, error.exit_code)"
     )
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(
-        run, input=bytes(4_000_000), capture_output=True, check=True, cwd=REPOSITORY
-    )
-    assert done.stdout.startswith(b"standard input cannot be copied to the folder for temporary")
-    assert b"TMPDIR" in done.stdout and done.stdout.endswith(b" 2\n")
-    assert done.stderr == b""
+    said = run(code, input=bytes(4_000_000))
+    assert said.startswith(b"standard input cannot be copied to the folder for temporary files")
+    assert b"TMPDIR" in said and said.endswith(b" 2\n")
 
 
 # Memory and imports
@@ -787,8 +743,8 @@ def test_a_full_disk_is_named():
 def test_three_hours_take_the_memory_of_their_samples(tmp_path):
     """691 MB of float32, 659 MiB, and the powers of 1,080,000 frames: 9."""
     code = (
-        "import resource, sys; from pathlib import Path; from s2f.audio import read_speech\n"
-        "print(sum(len(clip) for clip in read_speech(Path(sys.argv[1])).clips(96_000)))\n"
+        "from pathlib import Path\nspeech = audio.read_speech(Path(sys.argv[1]))\n"
+        "print(sum(len(clip) for clip in audio.clips(speech, 96_000)))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     peaks, minute = {}, noise(60 * SAMPLE_RATE)
@@ -796,9 +752,7 @@ def test_three_hours_take_the_memory_of_their_samples(tmp_path):
         with soundfile.SoundFile(tmp_path / "a.wav", "w", SAMPLE_RATE, 1) as file:
             for _ in range(minutes):
                 file.write(minute)
-        run = [sys.executable, "-c", code, str(tmp_path / "a.wav")]
-        done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-        n_samples, peaks[minutes] = map(int, done.stdout.split())
+        n_samples, peaks[minutes] = map(int, run(code, tmp_path / "a.wav").split())
         assert n_samples == minutes * 60 * SAMPLE_RATE
     (tmp_path / "a.wav").unlink()  # pytest keeps folders
     assert peaks[180] - peaks[1] <= 700, peaks
@@ -806,10 +760,7 @@ def test_three_hours_take_the_memory_of_their_samples(tmp_path):
 
 def test_importing_the_module_loads_no_decoder():
     heavy = "{'av', 'librosa', 'scipy', 'sounddevice', 'soundfile', 'soxr', 'torch'}"
-    code = f"import sys, s2f.audio; print({heavy} & set(sys.modules))"
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert done.stdout == "set()\n"
+    assert run(f"print({heavy} & set(sys.modules))") == b"set()\n"
 
 
 # The microphone
@@ -819,13 +770,26 @@ class PortAudioError(Exception):
     pass
 
 
-class Stream:
-    """Counts the samples that were asked for, and gives them these numbers."""
+class Microphone(types.ModuleType):
+    """A sounddevice whose samples are numbers that count up; it notes what is called."""
 
-    def __init__(self, rate: float, calls: list[str], fail: dict[str, BaseException]) -> None:
-        self.rate, self.calls, self.fail, self.position = rate, calls, fail, 0
+    PortAudioError = PortAudioError
 
-    def __call__(self, samplerate: float, channels: int, dtype: str) -> "Stream":
+    def __init__(self, rate: float = 44_100.0, **fail: BaseException) -> None:
+        super().__init__("sounddevice")
+        self.rate, self.fail, self.position, self.calls = rate, fail, 0, []
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fail:
+            raise self.fail[name]
+
+    def query_devices(self, device: int | None = None, kind: str | None = None) -> dict:
+        assert (device, kind) == (None, "input")
+        self._call("query")
+        return {"name": "USB microphone", "default_samplerate": self.rate, "max_input_channels": 1}
+
+    def InputStream(self, samplerate: float, channels: int, dtype: str) -> "Microphone":
         self._call("open")
         assert (samplerate, channels, dtype) == (self.rate, 1, "float32")
         return self
@@ -841,49 +805,34 @@ class Stream:
         return data[:, np.newaxis] / np.float32(2**24), self.position > self.rate / 2
 
     def close(self) -> None:
-        self.calls.append("close")
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name in self.fail:
-            raise self.fail[name]
+        self._call("close")
 
 
-def pretend(
-    monkeypatch: pytest.MonkeyPatch, rate: float = 44_100.0, **fail: BaseException
-) -> list[str]:
-    """Install a sounddevice; return the list of what will be called."""
-    calls: list[str] = []
-    fake = types.ModuleType("sounddevice")
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Microphone]:
+    def install(*rate: float, **fail: BaseException) -> Microphone:
+        fake = Microphone(*rate, **fail)
+        monkeypatch.setitem(sys.modules, "sounddevice", fake)
+        return fake
 
-    def query_devices(device: int | None = None, kind: str | None = None) -> dict[str, object]:
-        assert (device, kind) == (None, "input")
-        if "query" in fail:
-            raise fail["query"]
-        return {"name": "USB microphone", "default_samplerate": rate, "max_input_channels": 1}
-
-    fake.PortAudioError = PortAudioError
-    fake.query_devices = query_devices
-    fake.InputStream = Stream(rate, calls, fail)
-    monkeypatch.setitem(sys.modules, "sounddevice", fake)
-    return calls
+    return install
 
 
 @pytest.mark.parametrize("rate", [16_000.0, 44_100.0, 48_000.0])
 @pytest.mark.parametrize("seconds", [0.5, 1, 2.345])
-def test_the_samples_of_the_device_are_recorded_in_a_row(monkeypatch, rate, seconds):
+def test_the_samples_of_the_device_are_recorded_in_a_row(pretend, rate, seconds):
     """Also where the device dropped some, which it says of the second half second."""
-    calls = pretend(monkeypatch, rate)
+    microphone = pretend(rate)
     waveform = record(seconds)
     assert waveform.rate == rate and isinstance(waveform.rate, int)
     assert waveform.samples.dtype == np.float32
     expected = np.arange(round(seconds * rate)) / 2**24
     np.testing.assert_array_equal(waveform.samples, expected.astype(np.float32))
-    assert calls[:2] == ["open", "start"] and calls[-1] == "close"
+    assert microphone.calls[1:3] == ["open", "start"] and microphone.calls[-1] == "close"
 
 
-def test_progress_is_told_in_seconds(monkeypatch):
-    pretend(monkeypatch)
+def test_progress_is_told_in_seconds(pretend):
+    pretend()
     told = []
     record(2.5, progress=lambda *now: told.append(now))
     assert [done for done, _, _ in told] == [0] * 10 + [1] * 10 + [2] * 5 + [3]
@@ -891,11 +840,11 @@ def test_progress_is_told_in_seconds(monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [0.49, 600.1, float("nan"), float("inf")])
-def test_too_short_or_too_long_is_refused_before_anything_is_opened(monkeypatch, seconds):
-    calls = pretend(monkeypatch)
+def test_too_short_or_too_long_is_refused_before_anything_is_opened(pretend, seconds):
+    microphone = pretend()
     with pytest.raises(UsageError, match=r"wanted 0\.5 to 600"):
         record(seconds)
-    assert not calls
+    assert not microphone.calls
 
 
 ERROR_OF_ITS_OWN = "class PortAudioError(Exception): pass\nraise PortAudioError('Host error')"
@@ -923,16 +872,16 @@ def test_a_sound_system_that_does_not_start_is_named(
 
 @pytest.mark.parametrize("at", ["query", "open", "start", "read"])
 @pytest.mark.parametrize("kind", [PortAudioError, ValueError])
-def test_a_device_that_is_not_there_or_refuses_is_named_and_closed(monkeypatch, at, kind):
-    calls = pretend(monkeypatch, **{at: kind("Device unavailable [PaErrorCode -9985]")})
+def test_a_device_that_is_not_there_or_refuses_is_named_and_closed(pretend, at, kind):
+    microphone = pretend(**{at: kind("Device unavailable [PaErrorCode -9985]")})
     with pytest.raises(DeviceError, match="no sound can be recorded: Device unavailable") as caught:
         record(2)
     assert caught.value.hint
-    assert ("close" in calls) is (at in ("start", "read"))
+    assert ("close" in microphone.calls) is (at in ("start", "read"))
 
 
-def test_ctrl_c_closes_the_stream(monkeypatch):
-    calls = pretend(monkeypatch, read=KeyboardInterrupt())
+def test_ctrl_c_closes_the_stream(pretend):
+    microphone = pretend(read=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         record(5)
-    assert calls == ["open", "start", "read", "close"]
+    assert microphone.calls == ["query", "open", "start", "read", "close"]

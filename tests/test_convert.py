@@ -297,7 +297,7 @@ def test_the_folder_is_a_model_that_generates(model: Path, tmp_path: Path) -> No
     face = loaded.generate(speech)
     heard = loaded.model.checkpoints["voice_encoder"]
     assert heard.front_end is not None
-    clip = torch.from_numpy(clips(read_speech(speech).waveform(), heard.front_end.clip_samples))
+    clip = torch.from_numpy(np.stack(clips(read_speech(speech), heard.front_end.clip_samples)))
     embedding = heard.network(spectrogram(clip, heard.front_end))[0]
     landmarks, texture = files.randomise(files.SeedDecoder())(embedding[None])
     pixels = np.asarray(face.image, np.float32) / 255

@@ -29,24 +29,21 @@ from s2f.spectrogram import (
 )
 
 KINDS = ("paper", "seed", "log_mel", "ast")
-REPOSITORY = Path(__file__).parents[1]
 
 
-def noise(n: int, seed: int = 0) -> np.ndarray:
-    return (0.1 * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
+def noise(n: int) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(n)).astype(np.float32)
+
+
+def spectrogram_of(waveform: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    return spectrogram(torch.from_numpy(waveform)[None], front_end)[0].numpy()
+
+
+def compressed(x: np.ndarray) -> np.ndarray:
+    return np.sign(x) * np.abs(x) ** 0.3
 
 
 # Front ends
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [("paper", (2, 257, 598)), ("seed", (2, 257, 601)), ("ast", (1, 128, 1024))],
-)
-def test_the_shapes_are_those_of_the_published_models(name, shape):
-    front_end = FRONT_ENDS[name]
-    waveforms = torch.from_numpy(noise(2 * front_end.clip_samples)).reshape(2, -1)
-    assert spectrogram(waveforms, front_end).shape == (2, *shape)
 
 
 @settings(deadline=None)
@@ -55,6 +52,14 @@ def test_a_front_end_foretells_the_shape(kind, n):
     front_end = FrontEnd(kind)
     expected = (1, front_end.n_channels, front_end.n_freqs, front_end.n_frames(n))
     assert spectrogram(torch.zeros(1, n), front_end).shape == expected
+
+
+def test_the_shapes_are_those_of_the_published_models():
+    shapes = {
+        name: (f.n_channels, f.n_freqs, f.n_frames(f.clip_samples))
+        for name, f in FRONT_ENDS.items()
+    }
+    assert shapes == {"paper": (2, 257, 598), "seed": (2, 257, 601), "ast": (1, 128, 1024)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,14 +80,6 @@ def test_an_impossible_front_end_is_refused(wrong):
 
 
 # Spectrograms
-
-
-def compressed(x: np.ndarray) -> np.ndarray:
-    return np.sign(x) * np.abs(x) ** 0.3
-
-
-def spectrogram_of(waveform: np.ndarray, front_end: FrontEnd) -> np.ndarray:
-    return spectrogram(torch.from_numpy(waveform)[None], front_end)[0].numpy()
 
 
 def test_paper_is_the_compressed_fft_of_frames_cut_by_hand():
@@ -117,14 +114,10 @@ def test_seed_is_librosa_with_compressed_magnitude_and_phase():
 @pytest.mark.parametrize("gain", [1e-4, 1.0, 5.0])
 def test_log_mel_is_torchaudios_kaldi_filter_bank(gain):
     """torchaudio.compliance.kaldi.fbank, with a pause, and a loudness of speech and beyond."""
-    waveform = gain * noise(16_000)
+    waveform = gain * noise(16_000).astype(np.float64)
     waveform[5000:8000] = 0
-    ours, theirs = (
-        spectrogram_of(
-            waveform.astype(np.float64), dataclasses.replace(FRONT_ENDS["ast"], kind=kind)
-        )
-        for kind in ("log_mel", "ast")
-    )
+    theirs = spectrogram_of(waveform, FRONT_ENDS["ast"])
+    ours = spectrogram_of(waveform, dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel"))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -139,8 +132,8 @@ def test_without_torchaudio_ast_names_its_extra_and_log_mel_works(tmp_path, erro
         "try: spectrogram(torch.zeros(1, 400), FrontEnd('ast'))\n"
         "except DependencyError as error: print(error, error.hint)"
     )
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
-    run = [sys.executable, "-c", code]
+    places = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    run, variables = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": places}
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=variables)
     assert done.stdout.startswith("(1, 1, 128, 1)\nthe front end ast needs torchaudio")
     assert "libcudart" in done.stdout and "pip install 's2f[ast]'" in done.stdout
@@ -184,8 +177,7 @@ def test_gradients_stay_finite_in_silence(kind):
     waveforms[:, 1000:3000] = 0
     waveforms.requires_grad_()
     spectrogram(waveforms, FrontEnd(kind)).sum().backward()
-    assert waveforms.grad.isfinite().all()
-    assert waveforms.grad.any()
+    assert waveforms.grad.isfinite().all() and waveforms.grad.any()
 
 
 @pytest.mark.parametrize("kind", ["log_mel", "ast"])
@@ -193,8 +185,7 @@ def test_autocast_does_not_coarsen_the_log_mel(kind):
     waveforms = torch.from_numpy(noise(4000))[None]
     expected = spectrogram(waveforms, FrontEnd(kind))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = spectrogram(waveforms, FrontEnd(kind))
-    torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(spectrogram(waveforms, FrontEnd(kind)), expected)
 
 
 # Statistics
@@ -202,8 +193,8 @@ def test_autocast_does_not_coarsen_the_log_mel(kind):
 numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
 
 
-def moments_of(values: list[float]) -> RunningMoments:
-    x = np.array(values)
+def moments_of(values: np.ndarray | list[float]) -> RunningMoments:
+    x = np.array(values, np.float64)
     return RunningMoments(x.size, float(x.mean()), float(((x - x.mean()) ** 2).sum()))
 
 
@@ -218,18 +209,13 @@ def test_the_sum_of_moments_is_the_moments_of_all_numbers(parts):
     assert (moments_of([1e9, 1e9 + 1]) + moments_of([1e9 + 2, 1e9 + 3])).m2 == pytest.approx(5.0)
 
 
-@settings(deadline=None, max_examples=25)
-@given(
-    n=st.integers(400, 30_000),
-    cuts=st.lists(st.integers(0, 30_000), max_size=6),
-)
-def test_blocks_measure_as_the_whole_does(n, cuts):
+@pytest.mark.parametrize("n", [400, 63_999, 64_240, 64_399, 64_400, 200_000])
+def test_pieces_measure_as_the_whole_does(n):
     waveform = noise(n)
-    mel = spectrogram(torch.from_numpy(waveform)[None], FrontEnd("log_mel")).double()
-    total = moments(np.split(waveform, sorted(min(cut, n) for cut in cuts)))
-    assert total.count == mel.numel()
-    assert total.mean == pytest.approx(float(mel.mean()), abs=1e-5)
-    assert total.m2 == pytest.approx(float((mel - mel.mean()).square().sum()), rel=1e-5)
+    total, whole = moments(waveform), moments_of(spectrogram_of(waveform, FrontEnd("log_mel")))
+    assert total.count == whole.count
+    assert total.mean == pytest.approx(whole.mean, abs=1e-5)
+    assert total.m2 == pytest.approx(whole.m2, rel=1e-5)
 
 
 def test_statistics_survive_their_file(tmp_path):
@@ -240,37 +226,27 @@ def test_statistics_survive_their_file(tmp_path):
         read_stats(tmp_path / "stats.json")
 
 
-def changed(**values: object) -> str:
-    content = {
-        "kind": "s2f log-mel statistics",
-        "version": 1,
-        "of": {"n_mels": 128, "sample_rate": 16_000, "loudness_dbfs": -23.0},
-        "mean": -6.0,
-        "std": 2.0,
-        "frames": 1,
-        "files": 1,
-    }
-    return json.dumps(content | values)
-
-
 @pytest.mark.parametrize(
-    ("content", "part"),
+    ("change", "part"),
     [
         ("", "is no statistics"),
         ("\udcff", "is no statistics"),
-        (changed(kind="a recipe"), "is no statistics"),
-        (changed(version=2), "of this version"),
-        (changed(of={"n_mels": 64}), "of this version"),
-        (changed(std=0.0), "has mean -6.0 and std 0.0"),
-        (changed(mean=float("nan")), "has mean nan"),
-        (changed(std="2"), "is no statistics"),
-        (changed(median=-6.0), "is no statistics"),
+        ({"kind": "a recipe"}, "is no statistics"),
+        ({"version": 2}, "of this version"),
+        ({"of": {"n_mels": 64}}, "of this version"),
+        ({"std": 0.0}, "has mean -6.0 and std 0.0"),
+        ({"mean": float("nan")}, "has mean nan"),
+        ({"std": "2"}, "is no statistics"),
+        ({"median": -6.0}, "is no statistics"),
     ],
 )
-def test_a_file_of_something_else_is_refused_with_a_cure(tmp_path, content, part):
+def test_a_file_of_something_else_is_refused_with_a_cure(tmp_path, change, part):
     path = tmp_path / "stats.json"
+    write_stats(path, RunningMoments(128, -6.0, 512.0), files=1)
+    content = (
+        change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    )
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DatasetError, match=part) as caught:
         read_stats(path)
-    assert str(path) in caught.value.message
-    assert "s2f prep stats" in caught.value.hint
+    assert str(path) in caught.value.message and "s2f prep stats" in caught.value.hint
