@@ -1,9 +1,8 @@
 """The web page: its words, its layout, and what its buttons answer.
 
 What a visitor sends, a stream, becomes an answer in HTML (`answers.html.j2`; its looks are in
-`app.css`), whose pictures lie in it: no file is written for one, and none has to be deleted.
-Nothing is kept between two answers. What may be sent, when it is deleted and where the page lives
-is for `app_server`.
+`app.css`), whose pictures lie in it: no file is written for one, and nothing is kept between two
+answers. What may be sent, when it is deleted and where the page lives is for `app_server`.
 """
 
 import base64
@@ -14,7 +13,7 @@ import gc
 import io
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,9 +31,9 @@ from s2f.audio import SAMPLE_RATE, read_speech
 from s2f.checkpoint import Checkpoint
 from s2f.console import Progress, silent
 from s2f.errors import AudioError, ImageError, InputError, S2FError
-from s2f.face_detection import SIDE, choose_detector, cut_face, installed_detector
+from s2f.face_detection import SIDE, cut_face, installed_detector
 from s2f.images import FRAME, encode, open_photo
-from s2f.pipeline import Face, SpeechToFace
+from s2f.pipeline import SpeechToFace
 from s2f.spectrogram import spectrogram
 from s2f.visualize import draw_spectrogram
 
@@ -45,7 +44,6 @@ MOMENTS = (1.0, 3.0, 6.0)  # seconds from the beginning, whose faces stand besid
 MOST_PIXELS = 50_000_000  # of a photo: a small file may unfold to very many
 STEPS = 21  # faces from one voice to the other, both among them
 WAITING = 32  # visitors in the queue, beside the one who is answered
-MIME = {".png": "image/png", ".webp": "image/webp"}
 NETWORKS = {
     "voice_encoder": "the network that listens",
     "face_encoder": "the network that looks at photos",
@@ -78,9 +76,7 @@ PHOTO = """A photo of one face that looks at the camera. The model turns it into
 and draws a face from these numbers alone: the best that it can draw of anyone. {detector}
 """
 FINDS = "The largest face is found and framed."
-FINDS_NOT = """No face is looked for here, so the photo has to be framed already: a square, with the
-face in its middle.
-"""
+FINDS_NOT = "It has to be framed already: a square, with the face in its middle."
 VOICES = "Two voices, two faces, and the faces on the way from the one to the other."
 CARD = """## What this is, and what it does not know
 
@@ -92,7 +88,6 @@ not say so: any sound gives a face.
 
 What the networks of the model `{name}` say of themselves:
 """
-STYLE = Path(__file__).with_name("app.css")
 HEAD = """<script>
 // What browsers do to speech so that people understand it better, the model was not trained with.
 const devices = navigator.mediaDevices;
@@ -103,6 +98,7 @@ if (devices) {  // which is there on this machine itself, and over https
     ? {...wanted, audio: {...(wanted.audio === true ? {} : wanted.audio), ...plain}} : wanted);
 }
 </script>"""
+FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # on every machine
 THEME = {  # of the base theme what is not dark enough on light, or light enough on dark
     "button_primary_background_fill": "*primary_700",
     "button_primary_background_fill_hover": "*primary_800",
@@ -117,27 +113,25 @@ THEME = {  # of the base theme what is not dark enough on light, or light enough
 
 # Torch and the C library keep memory for every thread that has ever computed something.
 _ONE_THREAD = ThreadPoolExecutor(1)
-Answer = Callable[[list[BinaryIO], Progress], str]
+Answer = Callable[..., str]  # to what was sent, streams; it tells its progress
 
 
 def serving(
     model: SpeechToFace, settings: Settings, evaluation: str | None = None
 ) -> contextlib.AbstractContextManager[tuple[str, str | None]]:
-    """Serve the page for as long as the context lasts, which gives what `app_server.serve` does.
+    """Serve the page as long as the context lasts: gives and raises what `app_server.serve` does.
 
-    Args:
-        model: with all three networks.
-        settings: that `app_server.check_settings` gave back.
-        evaluation: of the model, Markdown.
-
-    Raises:
-        OutputError, DeviceError: as `app_server.serve`.
+    The model has all three networks; `evaluation`, of it, is Markdown.
     """
 
     def lay_out() -> "tuple[gr.Blocks, Mapping[str, Any]]":
-        page = build_page(model, settings, evaluation)
+        import gradio as gr
+
+        page = _build_page(model, settings, evaluation)
         gc.freeze()  # what is there now stays: only what answers leave is looked through
-        return page, {"css": STYLE.read_text(encoding="utf-8"), "head": HEAD, "theme": _theme()}
+        theme = gr.themes.Base(primary_hue="blue", font=FONTS, font_mono=MONO).set(**THEME)
+        style = Path(__file__).with_name("app.css").read_text(encoding="utf-8")
+        return page, {"css": style, "head": HEAD, "theme": theme}
 
     return app_server.serve(lay_out, settings)
 
@@ -160,38 +154,32 @@ def finder(settings: Settings) -> str | None:
     return (settings.detector or installed_detector()) if settings.align else None
 
 
-def build_page(
-    model: SpeechToFace, settings: Settings, evaluation: str | None = None
-) -> "gr.Blocks":
-    """Lay the page out; the arguments are those of `serving`."""
+def _build_page(model: SpeechToFace, settings: Settings, evaluation: str | None) -> "gr.Blocks":
     import gradio as gr
 
     detector, longest = finder(settings), settings.max_seconds
+    voice = functools.partial(answer_voice, model, max_seconds=longest)
+    voices = functools.partial(answer_voices, model, max_seconds=longest)
+    photo = functools.partial(answer_photo, model, detector=detector)
 
-    def voice(sent: list[BinaryIO], progress: Progress) -> str:
-        return answer_voice(model, sent[0], max_seconds=longest, progress=progress)
+    def sound(label: str) -> Any:
+        sources: Any = ["microphone", "upload"]
+        return gr.Audio(label=label, type="filepath", sources=sources, editable=False, buttons=[])
 
-    def voices(sent: list[BinaryIO], progress: Progress) -> str:
-        return answer_voices(model, *sent, max_seconds=longest, progress=progress)
-
-    def photo(sent: list[BinaryIO], progress: Progress) -> str:
-        progress(0, 1, "drawing")
-        return answer_photo(model, sent[0], align=detector is not None, detector=detector)
-
+    page: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION + LIMITS.format(max_mb=settings.max_mb, max_seconds=longest))
         with gr.Tab("A voice"):
             gr.Markdown(VOICE)
-            _add("Show the face", [_sound("A voice")], "voice", voice)
+            _add("Show the face", [sound("A voice")], "voice", voice)
         with gr.Tab("Two voices"):
             gr.Markdown(VOICES)
             with gr.Row():
-                both = [_sound(f"The {name} voice") for name in ("first", "second")]
+                both = [sound(f"The {name} voice") for name in ("first", "second")]
             _add("Show both faces", both, "voices", voices)
         with gr.Tab("A photo"):
             gr.Markdown(PHOTO.format(detector=FINDS if detector else FINDS_NOT))
             picture = gr.Image(label="A photo", type="filepath", sources=["upload", "webcam"])
-            app_server.hand_over(picture)
             _add("Draw the face again", [picture], "photo", photo)
         gr.Markdown(CARD.format(name=model.model.name))
         gr.HTML(show_cards(model.model.checkpoints))
@@ -199,101 +187,55 @@ def build_page(
             with gr.Accordion("How it was measured, and how well it does", open=False):
                 gr.Markdown(evaluation, elem_classes="s2f-tables")
     page.queue(max_size=WAITING, api_open=False)  # by the queue, or not at all
-    laid_out: gr.Blocks = page
-    return laid_out
-
-
-def _sound(label: str) -> Any:
-    import gradio as gr
-
-    sound = gr.Audio(
-        label=label,
-        type="filepath",
-        sources=["microphone", "upload"],
-        editable=False,
-        buttons=[],
-    )
-    app_server.hand_over(sound)
-    return sound
+    return page
 
 
 def _add(label: str, inputs: list[Any], name: str, answer: Answer) -> None:
-    """Add a button, and below it what it answers to what is in some components.
-
-    These are emptied: what was in them is deleted.
-    """
+    """Add a button, and below it what it answers to what is in components, which are emptied."""
     import gradio as gr
 
     def answered(*paths: str | None, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         if None in paths:
-            nothing = InputError(
-                "there is nothing to look at or to listen to yet",
-                hint="record it, or choose a file, above",
-            )
+            hint = "record it, or choose a file, above"
+            nothing = InputError("there is nothing to look at or to listen to yet", hint=hint)
             return refusal(nothing), *(gr.skip() for _ in paths)
         context = contextvars.copy_context()  # by which Gradio knows whose progress it is
         html = _ONE_THREAD.submit(context.run, reply, paths, answer, progress).result()
         return html, *(None for _ in paths)
 
-    button = gr.Button(label, variant="primary")
-    shown = gr.HTML()
-    button.click(
-        answered,
-        inputs,
-        [shown, *inputs],
-        api_name=name,
-        scroll_to_output=True,
-        show_progress_on=shown,
-        concurrency_id="model",
-        concurrency_limit=1,
-    )
+    for component in inputs:
+        app_server.hand_over(component)
+    button, shown = gr.Button(label, variant="primary"), gr.HTML()
+    how: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_name": name}
+    how |= {"scroll_to_output": True, "show_progress_on": shown}
+    button.click(answered, inputs, [shown, *inputs], **how)
 
 
-def reply(paths: Any, answer: Answer, progress: Callable[..., object]) -> str:
+def reply(paths: Iterable[Any], answer: Answer, progress: Callable[..., object]) -> str:
     """Answer to what a visitor sent, whatever it is: with sentences, if it cannot be used.
 
-    Args:
-        paths: of what was sent; it is deleted.
-        answer: makes the answer of it.
-        progress: Gradio's, called with what is done of what, and what happens now.
+    The files are deleted. Gradio's `progress` is told what is done of what, and what happens now.
     """
 
     def tell(done: int, total: int, what: str) -> None:
         progress((done, total), desc=what)
 
     try:
-        return answer(app_server.take(*paths), tell)
+        return answer(*app_server.take(*paths), progress=tell)
     except S2FError as error:
         return refusal(error)
     except Exception:
         logging.getLogger(__name__).exception("an answer failed")
-        sorry = S2FError(
-            "something went wrong here, and it is not your fault",
-            hint="try another recording or photo",
-        )
-        return refusal(sorry)
+        sorry = "something went wrong here, and it is not your fault"
+        return refusal(S2FError(sorry, hint="try another recording or photo"))
     finally:
         gc.collect()  # a drawing of matplotlib's holds itself, and would wait for many more
-
-
-def _theme() -> "gr.themes.Base":
-    """Choose the colours, and letters that every machine has."""
-    import gradio as gr
-
-    base = gr.themes.Base(
-        primary_hue="blue",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-    base.set(**THEME)
-    return base
 
 
 def refusal(error: S2FError) -> str:
     """Say what went wrong, and the cure: each a sentence, with a capital and a full stop."""
     said = [text for text in (error.message, error.hint) if text]
-    text = " ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in said)
-    return _html("refusal", text=text)
+    return _html("refusal", text=" ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in said))
 
 
 def answer_voice(
@@ -301,14 +243,8 @@ def answer_voice(
 ) -> str:
     """Show the face that a recording suggests, what was heard of it, and faces of its beginning.
 
-    Args:
-        model: with a voice encoder and a face decoder.
-        speech: a seekable stream of any recording.
-        max_seconds: that are heard; what comes after them is not even decoded.
-        progress: told of each face.
-
-    Raises:
-        AudioError: as `SpeechToFace.generate`.
+    Of the seekable stream, what comes after `max_seconds` is not even decoded. Raises AudioError as
+    `SpeechToFace.generate`.
     """
     steps = len(MOMENTS) + 2
     progress(0, steps, "listening")
@@ -322,27 +258,20 @@ def answer_voice(
     sound = draw_spectrogram(columns[:, :, : front_end.n_frames(len(waveform))], front_end)
     progress(1, steps, "drawing the face")
     face = model.generate(speech, duration=max_seconds)
-    pictures = {
-        "face": _face(face),
-        "overlay": _url(face.encoded(overlay=True), ".png"),
-        "sound": _url(encode(sound, ".png", {}), ".png"),
-    }
+    pictures = {"face": _url(face.encoded()), "overlay": _url(face.encoded(overlay=True))}
+    pictures["sound"] = _url(encode(sound, ".png", {}))
     beginnings = []
     for k, moment in enumerate(MOMENTS):
         progress(k + 2, steps, f"drawing the face of the first {moment:g} s")
         if moment < seconds:
             name = f"beginning{k}"
             with contextlib.suppress(AudioError):  # it is silent: the whole is not
-                pictures[name] = _face(model.generate(speech, duration=moment))
+                pictures[name] = _url(model.generate(speech, duration=moment).encoded())
             beginnings.append((moment, name if name in pictures else None))
-    return _html(
-        "voice",
-        pictures,
-        heard=seconds,
-        clip=front_end.clip_samples / SAMPLE_RATE,
-        cut_at=max_seconds if len(whole) > len(waveform) else None,
-        beginnings=beginnings,
-    )
+    clip = front_end.clip_samples / SAMPLE_RATE
+    cut_at = max_seconds if len(whole) > len(waveform) else None
+    facts = {"heard": seconds, "clip": clip, "cut_at": cut_at, "beginnings": beginnings}
+    return _html("voice", pictures, **facts)
 
 
 def answer_voices(
@@ -355,15 +284,8 @@ def answer_voices(
 ) -> str:
     """Show the faces from that of one voice to that of another, in `STEPS` even steps.
 
-    Args:
-        model: with a voice encoder and a face decoder.
-        first: a seekable stream of a recording.
-        second: likewise.
-        max_seconds: that are heard of each.
-        progress: told of each recording and each face.
-
-    Raises:
-        AudioError: as `SpeechToFace.generate`, with `The first voice:` or `second` before it.
+    Of each seekable stream `max_seconds` are heard. Raises AudioError as `SpeechToFace.generate`,
+    with `The first voice:` or `second` before it.
     """
     embeddings: list[NDArray[np.float32]] = []
     for k, (name, speech) in enumerate((("first", first), ("second", second))):
@@ -378,47 +300,36 @@ def answer_voices(
         place = f"{100 * k / (STEPS - 1):.0f} % of the way to the second voice"
         if k in (0, STEPS - 1):
             place = "the second voice" if k else "the first voice"
-            pictures["last" if k else "first"] = _face(face)
+            pictures["last" if k else "first"] = _url(face.encoded())
         places.append(place)
-        pictures[str(k)] = _url(face.encoded(".webp"), ".webp")
+        pictures[str(k)] = _url(face.encoded(".webp"), "webp")
     return _html("voices", pictures, places=places)
 
 
 def answer_photo(
-    model: SpeechToFace, photo: BinaryIO, *, align: bool = True, detector: str | None = None
+    model: SpeechToFace, photo: BinaryIO, *, detector: str | None, progress: Progress = silent
 ) -> str:
-    """Show a photo, and the face that is drawn from its embedding.
+    """Show a photo, a seekable stream, and the face that is drawn from its embedding.
 
-    Photos of more than 2048 pixels a side are made smaller before a face is looked for, and those
-    of more than 50 million refused: a visitor's photo must not keep all others waiting.
-
-    Args:
-        model: with a face encoder and a face decoder.
-        photo: a seekable stream of a picture.
-        align: whether its face is found and framed; otherwise the photo is framed already.
-        detector: that finds it; by default the one that is installed.
-
-    Raises:
-        ImageError: as `SpeechToFace.reconstruct`, or if it has too many pixels.
-        DependencyError: as `SpeechToFace.reconstruct`.
+    Without a detector the photo is framed already. Photos of more than 2048 pixels a side are made
+    smaller before a face is looked for, and those of more than 50 million refused: a visitor's
+    photo must not keep all others waiting. Raises ImageError for these, and what `cut_face` does.
     """
+    progress(0, 1, "drawing")
     with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(photo) as opened:
         if opened.width * opened.height > MOST_PIXELS:
-            raise ImageError(
-                f"the photo has {opened.width} x {opened.height} pixels; at most "
-                f"{MOST_PIXELS // 10**6} million are looked at",
-                hint="send a smaller one",
-            )
+            most = f"at most {MOST_PIXELS // 10**6} million are looked at"
+            message = f"the photo has {opened.width} x {opened.height} pixels; {most}"
+            raise ImageError(message, hint="send a smaller one")
     photo.seek(0)
-    framed = open_photo(photo, enough=SIDE if align else FRAME)
-    if align:
-        chosen = choose_detector(detector)
+    framed = open_photo(photo, enough=SIDE if detector else FRAME)
+    if detector:
         framed.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        framed = cut_face(framed, detector=chosen, device=str(model.device), name="the photo")
+        framed = cut_face(framed, detector=detector, device=str(model.device), name="the photo")
     face = model.reconstruct(framed, align=False)
     framed.thumbnail((2 * FRAME, 2 * FRAME))
-    photo_url = _url(encode(framed, ".webp", {}), ".webp")
-    return _html("photo", {"photo": photo_url, "face": _face(face)})
+    pictures = {"photo": _url(encode(framed, ".webp", {}), "webp"), "face": _url(face.encoded())}
+    return _html("photo", pictures)
 
 
 def show_cards(checkpoints: Mapping[str, Checkpoint]) -> str:
@@ -432,13 +343,8 @@ def show_cards(checkpoints: Mapping[str, Checkpoint]) -> str:
     return _html("cards", said=said.items())
 
 
-def _face(face: Face) -> str:
-    """Give the address of a face: of the very bytes that `s2f generate` writes of it."""
-    return _url(face.encoded(), ".png")
-
-
-def _url(content: bytes, suffix: str) -> str:
-    return f"data:{MIME[suffix]};base64,{base64.b64encode(content).decode()}"
+def _url(content: bytes, form: str = "png") -> str:
+    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
 def _html(macro: str, pictures: Mapping[str, str] | None = None, **facts: object) -> str:

@@ -1,15 +1,14 @@
 """Serves a page of Gradio's: its address, what a visit may cost, and that nothing of it stays.
 
-What a visitor sends lies in a folder that is private, is the program's own and ends with it; a
-file leaves it as soon as it is read, at the latest after ten minutes. Knows nothing of what is on
-the page: it is given a function that lays it out.
-
-Some of this reaches into parts of Gradio that it does not promise to keep: see `GRADIO`.
+What a visitor sends lies in a folder that is private, is the program's own and ends with it; a file
+leaves it as soon as it is read, at the latest after ten minutes. Knows nothing of what is on the
+page. Some of this reaches into parts of Gradio that it does not promise to keep: see `GRADIO`.
 """
 
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import logging
 import os
@@ -36,66 +35,48 @@ FORGOTTEN = 600.0  # seconds after which a file goes that nobody asked about
 OVERHEAD = 65_536  # bytes of an upload beside the file: its headers
 TOGETHER = 20  # uploads of the largest size that may wait to be asked about
 POSTED = ("/upload", "/queue/join", "/call/", "/cancel", "/reset")  # what the page sends to
+OFF = ("run_history", "enable_monitoring", "mcp_server", "ssr_mode", "pwa")  # of the page
 NOT_READ = ("file=http", "file/http", "proxy=", "deep_link", "/monitoring")
 POLICY = (  # whatever a page of ours or of Gradio's names: nothing outside is asked
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
 )
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
+Message = MutableMapping[str, Any]  # of ASGI, and its scope
 Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Where the page is served, and what a visitor may send.
+    """Where the page is served, and what a visitor may send."""
 
-    Attributes:
-        host: address that is listened at.
-        port: there; 0 for one that is free.
-        share: whether Gradio's servers give it a public address too.
-        max_mb: of a file.
-        max_seconds: that are heard of a recording.
-        align: whether faces are found in photos, and framed.
-        detector: that finds them; by default the one that is installed.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 7860
-    share: bool = False
-    max_mb: float = MAX_MB
-    max_seconds: float = MAX_SECONDS
-    align: bool = True
-    detector: str | None = None
+    host: str = "127.0.0.1"  # address that is listened at
+    port: int = 7860  # there; 0 for one that is free
+    share: bool = False  # whether Gradio's servers give it a public address too
+    max_mb: float = MAX_MB  # of a file
+    max_seconds: float = MAX_SECONDS  # that are heard of a recording
+    align: bool = True  # whether faces are found in photos, and framed
+    detector: str | None = None  # that finds them; by default the one that is installed
 
 
 def check_settings(settings: Settings) -> Settings:
     """Make sure that the page can be served, before anything slow is done; choose a port for 0.
 
-    Raises:
-        DependencyError: if Gradio is not installed, or another version of it.
-        UsageError: if nothing can listen there.
+    Raises DependencyError if Gradio is not installed, or another version of it; UsageError if
+    nothing can listen there.
     """
+    cure = "pip install 's2f[app]'"
     try:
         version = metadata.version("gradio")
     except metadata.PackageNotFoundError as error:
-        raise DependencyError(
-            "the page needs the package gradio, which is not installed",
-            hint="pip install 's2f[app]'",
-        ) from error
+        message = "the page needs the package gradio, which is not installed"
+        raise DependencyError(message, hint=cure) from error
     if not f"{version}.".startswith(f"{GRADIO}."):
-        raise DependencyError(
-            f"the page needs gradio {GRADIO}, of which it changes what would keep visitors' files; "
-            f"installed is {version}",
-            hint="pip install 's2f[app]'",
-        )
+        message = f"the page needs gradio {GRADIO}, of which it changes what would keep visitors'"
+        raise DependencyError(f"{message} files; installed is {version}", hint=cure)
     host, port = settings.host, settings.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        kind, passive = socket.SOCK_STREAM, socket.AI_PASSIVE
+        family, _, protocol, _, address = socket.getaddrinfo(host, port, 0, kind, 0, passive)[0]
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
@@ -107,10 +88,9 @@ def check_settings(settings: Settings) -> Settings:
             raise UsageError(f"{place} is taken by another program", hint=hint) from error
         if error.errno == errno.EACCES:
             raise UsageError(f"{place} may not be used", hint=f"{hint}, 1024 or more") from error
-        raise UsageError(
-            f"{host} is no address of this machine ({error.strerror or error})",
-            hint="--host 127.0.0.1 is for this machine alone, --host 0.0.0.0 for the whole network",
-        ) from error
+        message = f"{host} is no address of this machine ({error.strerror or error})"
+        hint = "--host 127.0.0.1 is for this machine alone, --host 0.0.0.0 for the whole network"
+        raise UsageError(message, hint=hint) from error
     return dataclasses.replace(settings, port=found)
 
 
@@ -118,18 +98,11 @@ def check_settings(settings: Settings) -> Settings:
 def serve(
     lay_out: Callable[[], tuple["gr.Blocks", Mapping[str, Any]]], settings: Settings
 ) -> Iterator[tuple[str, str | None]]:
-    """Serve a page for as long as the context lasts.
+    """Serve a page for as long as the context lasts, which gives its address and its public one.
 
-    Args:
-        lay_out: gives the page, and its `css`, `head` and `theme`. Gradio is imported by it.
-        settings: that `check_settings` gave back.
-
-    Yields:
-        The address of the page, and its public one if it is shared.
-
-    Raises:
-        OutputError: as `private_folder`.
-        DeviceError: if the page cannot be shared.
+    `lay_out`, by which Gradio is imported, gives the page, and its `css`, `head` and `theme`. The
+    settings are those that `check_settings` gave back. Raises OutputError as `private_folder`, and
+    DeviceError if the page cannot be shared.
     """
     with private_folder() as folder:
         # Gradio reads these when it is imported.
@@ -141,12 +114,10 @@ def serve(
 
         _patch()
         page, look = lay_out()
+        off: dict[str, Any] = dict.fromkeys(OFF, False)
         max_bytes = round(settings.max_mb * 2**20)  # as Gradio counts
-        guard = Middleware(
-            Guard,
-            max_bytes=2 * max_bytes,
-            room=lambda: has_room(folder, TOGETHER * max_bytes),
-        )
+        room = functools.partial(has_room, folder, TOGETHER * max_bytes)
+        guard = Middleware(Guard, max_bytes=2 * max_bytes, room=room)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
                 page.launch(
@@ -156,21 +127,15 @@ def serve(
                     prevent_thread_lock=True,
                     quiet=True,
                     footer_links=[],
-                    run_history=False,
-                    enable_monitoring=False,
-                    mcp_server=False,
-                    ssr_mode=False,
-                    pwa=False,
                     state_session_capacity=SESSIONS,
                     max_file_size=max_bytes,
                     app_kwargs={"middleware": [guard]},
+                    **off,
                     **look,
                 )
             if settings.share and not page.share_url:
-                raise DeviceError(
-                    "no public link could be made: the servers of Gradio's cannot be reached",
-                    hint="look at the network, or leave --share out",
-                )
+                message = "no public link could be made: the servers of Gradio's cannot be reached"
+                raise DeviceError(message, hint="look at the network, or leave --share out")
             yield str(page.local_url), page.share_url
         finally:
             if page.is_running:
@@ -184,16 +149,14 @@ def serve(
 def private_folder() -> Iterator[Path]:
     """Make the folder that Gradio keeps files in, for nobody else to read; it goes at the end.
 
-    Raises:
-        OutputError: if there is no place for it.
+    Raises OutputError if there is no place for it.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="s2f-page-"))
     except OSError as error:
-        raise OutputError(
-            f"no folder can be made for what visitors send ({error.strerror or error})",
-            hint="free some space, or set TMPDIR to a folder that can be written",
-        ) from error
+        message = f"no folder can be made for what visitors send ({error.strerror or error})"
+        hint = "free some space, or set TMPDIR to a folder that can be written"
+        raise OutputError(message, hint=hint) from error
     done = threading.Event()
 
     def tidy() -> None:
@@ -240,11 +203,9 @@ def has_room(folder: Path, max_bytes: int) -> bool:
 def take(*paths: str | Path) -> list[BinaryIO]:
     """Read what a visitor sent, and delete it: nothing of it lies anywhere while it is answered.
 
-    A request may name any path. One that is not of a file in the private folder is neither read nor
-    deleted, and is answered as if nothing were there.
-
-    Raises:
-        InputError: if a file is gone, or never was sent. The others are deleted all the same.
+    A request may name any path: one that is not of a file in the private folder is neither read nor
+    deleted. It raises an InputError, as a file that is gone does; the others are deleted all the
+    same.
     """
     folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
     real = [Path(path).resolve() for path in paths]
@@ -254,10 +215,8 @@ def take(*paths: str | Path) -> list[BinaryIO]:
             raise FileNotFoundError
         return [io.BytesIO(path.read_bytes()) for path in sent]
     except FileNotFoundError as error:
-        raise InputError(
-            "what you sent was deleted already: it was answered, or had waited for long",
-            hint="record it or choose it again",
-        ) from error
+        message = "what you sent was deleted already: it was answered, or had waited for long"
+        raise InputError(message, hint="record it or choose it again") from error
     finally:
         for path in sent:
             path.unlink(missing_ok=True)
@@ -303,25 +262,16 @@ def _patch() -> None:
 
 
 class Guard:
-    """Stands before the server: lets through what the page needs, and that only where it fits.
+    """Stands before the server, in ASGI: lets through what the page needs, and only where it fits.
 
     Gradio has more routes than the page asks for: some write files elsewhere, or have the server
-    fetch any address.
+    fetch any address. An upload has at most `max_bytes`, and passes while there is `room`.
     """
 
-    def __init__(
-        self, app: Application, max_bytes: int, room: Callable[[], bool] = lambda: True
-    ) -> None:
-        """Guard an application.
-
-        Args:
-            app: in ASGI.
-            max_bytes: of an upload.
-            room: whether there is room for another.
-        """
+    def __init__(self, app: Any, max_bytes: int, room: Callable[[], bool] = lambda: True) -> None:
         self.app, self.max_bytes, self.room = app, max_bytes, room
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         """Pass a request on, unless there is something against it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -342,7 +292,7 @@ class Guard:
 
         await self.app(scope, receive, answer)
 
-    def _refused(self, scope: Scope) -> tuple[int, str] | None:
+    def _refused(self, scope: Message) -> tuple[int, str] | None:
         path = str(scope["path"]).lower()
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             known = not any(part in path for part in NOT_READ)

@@ -27,16 +27,11 @@ BLOCK_CHANNELS = 48  # patterns that blocks of 8 x 8 pixels are drawn from
 class Windows:
     """Where the windows lie: a grid, each twice as wide as its pitch.
 
-    Attributes:
-        size: side of the picture, pixels.
-        count: windows a side.
-
-    Raises:
-        ValueError: if that does not divide the size into parts of an even length.
+    Raises ValueError if their number does not divide the size into parts of an even length.
     """
 
-    size: int
-    count: int
+    size: int  # side of the picture, pixels
+    count: int  # windows a side
 
     def __post_init__(self) -> None:
         if self.size % (2 * self.count):
@@ -78,27 +73,18 @@ class Windows:
 class PartsCode:
     """What registered faces vary along: in each window, and in shape.
 
-    A value of the code is one of a principal component, between whitened and not: its variance
-    goes with the root of the component's, so that plain distances between codes heed large
-    differences more, and do not drown in them. The texture's values come first.
-
-    Attributes:
-        windows: of the textures.
-        mean_texture: [3 s s].
-        mean_landmarks: [k 2].
-        texture_axes: [n² a 3·w·w]: what one unit adds to a window.
-        texture_code: [n² a 3·w·w]: what a window's difference from the mean is read by.
-        shape_axes: [m 2k]: what one unit adds to the landmarks.
-        shape_code: [m 2k].
+    A value of the code is one of a principal component, between whitened and not: its variance goes
+    with the root of the component's, so that plain distances between codes heed large differences
+    more, and do not drown in them. The texture's values come first.
     """
 
-    windows: Windows
-    mean_texture: Tensor
-    mean_landmarks: Tensor
-    texture_axes: Tensor
-    texture_code: Tensor
-    shape_axes: Tensor
-    shape_code: Tensor
+    windows: Windows  # of the textures
+    mean_texture: Tensor  # [3 s s]
+    mean_landmarks: Tensor  # [k 2]
+    texture_axes: Tensor  # [n² a 3·w·w]: what one unit adds to a window
+    texture_code: Tensor  # [n² a 3·w·w]: what a window's difference from the mean is read by
+    shape_axes: Tensor  # [m 2k]: what one unit adds to the landmarks
+    shape_code: Tensor  # [m 2k]
 
     @classmethod
     def fit(
@@ -110,9 +96,8 @@ class PartsCode:
         away = textures - mean
         fade = windows.fade().repeat(1, 3)  # [n² 3·w·w]
         found = [_components(windows.one(away, k) * fade[k], axes) for k in range(len(fade))]
-        to, back = (torch.stack(part) for part in zip(*found, strict=True))
         # All windows' values share one scale.
-        to, back = _scaled(to, back)
+        to, back = _scaled(*(torch.stack(part) for part in zip(*found, strict=True)))
         shape = _scaled(*_components((landmarks - middle).flatten(1), shape_axes))
         fade = fade[:, None]
         return cls(windows, mean, middle, to * fade, back * fade, *shape)
@@ -153,10 +138,6 @@ class LocalTexture(nn.Module):
     """Draws pictures [b 3 s s] from the values [b n² a] of their windows' axes.
 
     The pictures are made of blocks of 8 x 8 pixels, and those of some patterns.
-
-    Attributes:
-        axes: [n² a c·v·v]: for each axis of a window, the patterns of its v x v blocks.
-        patterns: [c 3 8 8].
     """
 
     BLOCK = 8
@@ -165,6 +146,7 @@ class LocalTexture(nn.Module):
         super().__init__()
         self.blocks = Windows(windows.size // self.BLOCK, windows.count)
         values = BLOCK_CHANNELS * (2 * self.blocks.pitch) ** 2
+        # For each axis of a window, the patterns of its v x v blocks: [n² a c·v·v].
         self.axes = nn.Parameter(torch.zeros(windows.count**2, axes, values))
         self.patterns = nn.Parameter(torch.zeros(BLOCK_CHANNELS, 3, self.BLOCK, self.BLOCK))
 
@@ -181,8 +163,8 @@ class LocalTexture(nn.Module):
         cut = axes.view(n, a, 3, side, block, side, block)
         cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # [n² a v v 3·8·8]
         flat = cut.flatten(0, 3)
-        patterns = torch.linalg.eigh((flat.T @ flat).double())[1].flip(1)[:, :BLOCK_CHANNELS]
-        patterns = patterns.float()
+        vectors = torch.linalg.eigh((flat.T @ flat).double())[1].flip(1)
+        patterns = vectors[:, :BLOCK_CHANNELS].float()
         self.patterns.copy_(patterns.T.reshape(self.patterns.shape))
         self.axes.copy_((cut @ patterns).permute(0, 1, 4, 2, 3).flatten(2))
 
@@ -208,12 +190,9 @@ class Detail(nn.Module):
 
     Source: Tiddeman, Burt and Perrett 2001, "Prototyping and Transforming Facial Textures for
     Perception Research" (the idea). Ours: a Laplacian pyramid without subsampling.
-
-    Attributes:
-        strengths: [bands s/8 s/8], of photos. Zero, as at first, leaves all as it is.
     """
 
-    strengths: Tensor
+    strengths: Tensor  # [bands s/8 s/8], of photos; zero, as at first, leaves all as it is
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -280,29 +259,23 @@ class LandmarkFinder(nn.Module):
 
     One map of likelihood a point, and its centre of mass: a point is found by what surrounds it,
     not by what faces are like on average, so that what sets a face apart is not lost. The side s is
-    a multiple of 16. Points may lie outside by a twelfth of it.
+    a multiple of 16. Points may lie outside by a twelfth of it. `channels` are those of the first
+    convolution, of four stages at a half to a sixteenth of the side, and of two on the way back to
+    a quarter.
 
     Source: Ronneberger et al. 2015, "U-Net" (the shape of the network); Sun et al. 2018, "Integral
     Human Pose Regression" (the centre of mass, which knows parts of a pixel and has gradients).
     """
 
     def __init__(self, landmarks: int, channels: tuple[int, ...]) -> None:
-        """Build the network.
-
-        Args:
-            landmarks: points to find.
-            channels: of the first convolution, of four stages at a half to a sixteenth of the
-                side, and of two on the way back to a quarter.
-        """
         super().__init__()
         first, half, quarter, eighth, sixteenth, back_eighth, back_quarter = channels
         stages = [nn.Sequential(_conv(3, first, 5, 2), _conv(first, half))]
         for a, b in ((half, quarter), (quarter, eighth), (eighth, sixteenth)):
             stages.append(nn.Sequential(_conv(a, b), _conv(b, b)))
         self.down = nn.ModuleList(stages)
-        self.up = nn.ModuleList(
-            [_conv(sixteenth + eighth, back_eighth), _conv(back_eighth + quarter, back_quarter)]
-        )
+        back = (sixteenth + eighth, back_eighth), (back_eighth + quarter, back_quarter)
+        self.up = nn.ModuleList(_conv(a, b) for a, b in back)
         self.maps = nn.Conv2d(back_quarter, landmarks, 1)
 
     def forward(self, faces: Tensor) -> Tensor:
@@ -337,50 +310,41 @@ LEAST_APART = 8.0  # pixels between the eyes
 
 @dataclass(frozen=True)
 class PartsEncoderConfig:
-    """The shape of the encoder.
+    """The shape of the encoder."""
 
-    Attributes:
-        embedding: values of the embedding: `windows`² times `axes`, and those of the shape.
-        landmarks: points that are found: 189 of the template, or 68 of iBUG order.
-        windows: a side.
-        axes: values a window.
-        finder: channels of the `LandmarkFinder`.
-        architecture: tells its checkpoints from those of VGG-Face.
-    """
-
-    embedding: int = 1024
-    landmarks: int = 189
-    windows: int = 7
-    axes: int = 20
-    finder: tuple[int, ...] = (24, 32, 64, 96, 128, 96, 64)
-    architecture: str = "parts"
+    embedding: int = 1024  # values: `windows`² times `axes`, and those of the shape
+    landmarks: int = 189  # points that are found: 189 of the template, or 68 of iBUG order
+    windows: int = 7  # a side
+    axes: int = 20  # values a window
+    finder: tuple[int, ...] = (24, 32, 64, 96, 128, 96, 64)  # channels of the `LandmarkFinder`
+    architecture: str = "parts"  # tells its checkpoints from those of VGG-Face
 
     image_size: ClassVar[int] = FRAME
     identities: ClassVar[int] = 0
     final_relu: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.shape_axes < 1:
-            raise ValueError(
-                f"an embedding of {self.embedding} has no room for {self.windows}² windows of "
-                f"{self.axes} values and a shape"
-            )
+        parts_room(self.embedding, self.windows, self.axes)
 
     @property
     def shape_axes(self) -> int:
         """Values of the shape."""
-        return self.embedding - self.windows**2 * self.axes
+        return parts_room(self.embedding, self.windows, self.axes)
+
+
+def parts_room(embedding: int, windows: int, axes: int) -> int:
+    """Tell how many values `windows`² of `axes` leave for the shape; ValueError if none."""
+    if (left := embedding - windows**2 * axes) < 1:
+        parts = f"{windows}² windows of {axes} values and a shape"
+        raise ValueError(f"an embedding of {embedding} has no room for {parts}")
+    return left
 
 
 CONFIGS = {"compact": PartsEncoderConfig()}
 
 
 def averaged_down(faces: Tensor, size: int) -> Tensor:
-    """Bring faces [b 3 h w] to a network's input size by averaging.
-
-    Raises:
-        ValueError: if their size is no multiple of it.
-    """
+    """Average faces [b 3 h w] down to a network's size; ValueError if theirs is no multiple."""
     ratio, rest = divmod(faces.shape[-1], size)
     if rest:
         raise ValueError(f"{faces.shape[-1]} pixels are no multiple of {size}")
@@ -395,21 +359,13 @@ class PartsEncoder(nn.Module):
     miss, the windows show: the decoder draws the one warped by the other, and errors cancel.
 
     Source: Jaderberg et al. 2015, "Spatial Transformer Networks" (registering one's own input).
-
-    Attributes:
-        finder: of the landmarks, in pictures of half the side.
-        mean_landmarks: [k 2], the shape that photos are registered to.
-        mean_texture: [3 112 112].
-        reading: [n² a 3·w·w], what the windows' values are read by.
-        shape_axes, shape_code: [m 2k], as `PartsCode` has them.
-        neutral: what is added to the code that was read: a smile is taken off. Zero at first.
     """
 
-    mean_landmarks: Tensor
-    mean_texture: Tensor
-    shape_axes: Tensor
+    mean_landmarks: Tensor  # [k 2], the shape that photos are registered to
+    mean_texture: Tensor  # [3 112 112]
+    shape_axes: Tensor  # [m 2k], as `PartsCode` has them, and the next
     shape_code: Tensor
-    reading: Tensor
+    reading: Tensor  # [n² a 3·w·w], what the windows' values are read by
 
     def __init__(self, config: PartsEncoderConfig, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -423,6 +379,7 @@ class PartsEncoder(nn.Module):
         self.register_buffer("shape_axes", torch.zeros(m, 2 * k))
         self.register_buffer("shape_code", torch.zeros(m, 2 * k))
         self.register_buffer("reading", torch.zeros(config.windows**2, config.axes, values))
+        # Added to the code that was read: a smile is taken off. Nothing, at first.
         self.neutral = nn.Linear(config.embedding, config.embedding)
         nn.init.zeros_(self.neutral.weight)
         nn.init.zeros_(self.neutral.bias)
@@ -459,14 +416,10 @@ class PartsEncoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, code: PartsCode, textures: Tensor) -> None:
-        """Learn to read a code from reduced pictures, by ridge regression in each window.
+        """Learn to read the code of textures [n 3 224 224] from reduced ones, by ridge regression.
 
         Where training's textures do not vary, as before a plain background, a photo may show
         anything: what is there is not heeded.
-
-        Args:
-            code: of textures of the full size.
-            textures: registered, [n 3 224 224].
         """
         self.mean_landmarks.copy_(code.mean_landmarks)
         self.mean_texture.copy_(functional.avg_pool2d(code.mean_texture[None], REDUCED)[0])

@@ -5,17 +5,12 @@
 They are different people, so faces are given to voices by what both carry: sex, and within a sex
 the rank of the voice's pitch and the rank of the face on the masculine-feminine axis. Which of the
 many faces of that rank a voice gets follows its timbre by a fixed rule that means nothing; it only
-makes sure that different voices get different faces.
-
-Unlimited identities come from a `FaceSpace` of registered faces: shapes and textures of real
-people, mirrored too, mixed separately. Mixes look photographic and their landmarks are exact.
-
-`train_demo` trains the networks on the trees and puts them together. In order of the file: what
-the cards say, the sources, the space of faces, the traits of voices, the trees, the training.
+makes sure that different voices get different faces. Unlimited identities come from a `FaceSpace`
+of registered faces: shapes and textures of real people, mirrored too, mixed separately. Mixes look
+photographic and their landmarks are exact. `train_demo` trains the networks.
 """
 
 import csv
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -24,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
@@ -32,7 +28,7 @@ from s2f import audio, landmarks, layout, spectrogram
 from s2f.checkpoint import KINDS, Card, load
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, UsageError
-from s2f.files import atomic_folder, atomic_write, read_array
+from s2f.files import atomic_folder, read_array
 from s2f.images import FRAME, load_face, to_image
 from s2f.labels import read_table
 from s2f.train import Note, Task, TrainConfig, TrainResult, train
@@ -110,17 +106,13 @@ def _read_people(table: Path, column: str) -> tuple[list[str], NDArray[np.str_]]
     read = read_table(table)
     wanted = (column, "sex")
     if not read.rows or set(wanted) - set(read.columns):
-        raise DatasetError(
-            f"{table}: has {len(read.rows)} rows of columns {', '.join(read.columns)}; "
-            f"wanted {', '.join(wanted)}",
-            hint="point to the folder that holds the source as its README describes it",
-        )
+        seen = f"{len(read.rows)} rows of columns {', '.join(read.columns)}"
+        hint = "point to the folder that holds the source as its README describes it"
+        raise DatasetError(f"{table}: has {seen}; wanted {', '.join(wanted)}", hint=hint)
     names, sexes = (read.column(read.columns.index(name)) for name in wanted)
     if wrong := set(sexes) - {"F", "M"}:
-        raise DatasetError(
-            f"{table}: column sex holds {', '.join(sorted(wrong))}; wanted F or M",
-            hint="the recipe pairs voices and faces by it",
-        )
+        message = f"{table}: column sex holds {', '.join(sorted(wrong))}; wanted F or M"
+        raise DatasetError(message, hint="the recipe pairs voices and faces by it")
     return names, np.array(sexes)
 
 
@@ -140,13 +132,8 @@ def split_by_sex(
 def kept_out(table: Path, split: str = "test", seed: int = 0) -> list[str]:
     """Name the people or speakers of a source's csv that `prepare_demo` keeps out of training.
 
-    Args:
-        table: `people.csv` or `speakers.csv`.
-        split: `test`, or `val`, of the speakers.
-        seed: that `prepare_demo` had.
-
-    Raises:
-        DatasetError: if the table cannot be read.
+    The table is `people.csv` or `speakers.csv`, the split `test`, or `val` of the speakers, the
+    seed that of `prepare_demo`. Raises DatasetError if the table cannot be read.
     """
     names, sexes = _read_people(table, "person" if table.name == "people.csv" else "speaker")
     train, kept = split_by_sex(sexes, TEST_SHARE, seed)
@@ -157,18 +144,12 @@ def kept_out(table: Path, split: str = "test", seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class PhotographedPeople:
-    """Photographed people in the 224 frame.
-
-    Attributes:
-        names, sexes: one a person.
-        photos: uint8 [n v 3 224 224]: neutral, smiling.
-        shapes: [n 189 2] of the neutral photos.
-    """
+    """Photographed people in the 224 frame."""
 
     names: list[str]
-    sexes: NDArray[np.str_]
-    photos: Tensor
-    shapes: Tensor
+    sexes: NDArray[np.str_]  # F or M
+    photos: Tensor  # uint8 [n v 3 224 224]: neutral, smiling
+    shapes: Tensor  # [n 189 2] of the neutral photos
 
     def with_mirrored(self, order: NDArray[np.intp]) -> "PhotographedPeople":
         """The people, and then themselves in a mirror; `order` gives a point's partner in it."""
@@ -189,11 +170,7 @@ class PhotographedPeople:
 
 
 def read_photographed(folder: Path) -> PhotographedPeople:
-    """Read the photographed people, with their templates.
-
-    Raises:
-        DatasetError: if somebody's photos or template are missing or of another kind.
-    """
+    """Read the photographed people; DatasetError if somebody's template is missing or another."""
     names, sexes = _read_people(folder / "people.csv", "person")
     photos, shapes = [], []
     for name in names:
@@ -206,11 +183,9 @@ def read_photographed(folder: Path) -> PhotographedPeople:
             side = photo.width
         points = read_array(path).astype(np.float64)
         if points.shape != (landmarks.TEMPLATE_POINTS, 2):
-            raise DatasetError(
-                f"{path}: holds an array {list(points.shape)}; "
-                f"wanted {[landmarks.TEMPLATE_POINTS, 2]}",
-                hint="the recipe needs the set's own templates",
-            )
+            wanted = [landmarks.TEMPLATE_POINTS, 2]
+            message = f"{path}: holds an array {list(points.shape)}; wanted {wanted}"
+            raise DatasetError(message, hint="the recipe needs the set's own templates")
         shapes.append(torch.from_numpy((points + 0.5) * (FRAME / side) - 0.5).float())
     return PhotographedPeople(names, sexes, torch.stack(photos), torch.stack(shapes))
 
@@ -218,8 +193,7 @@ def read_photographed(folder: Path) -> PhotographedPeople:
 def mirror_order(shape: NDArray[np.float32]) -> NDArray[np.intp]:
     """Find each template point's partner in the mirror, [189], from a mean shape [189 2].
 
-    Raises:
-        DatasetError: if some point is farther from its partner's reflection than faces are uneven.
+    Raises DatasetError if a point is farther from its partner's reflection than faces are uneven.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -229,11 +203,9 @@ def mirror_order(shape: NDArray[np.float32]) -> NDArray[np.intp]:
     order: NDArray[np.intp] = linear_sum_assignment(distances)[1]
     worst = distances[np.arange(len(shape)), order].max()
     if worst > MAX_UNEVENNESS:
-        raise DatasetError(
-            f"the mean template is not symmetric: a point is {worst:.0f} pixels from its partner; "
-            f"wanted at most {MAX_UNEVENNESS}",
-            hint="check the order of the points in the templates",
-        )
+        seen = f"a point is {worst:.0f} pixels from its partner; wanted at most {MAX_UNEVENNESS}"
+        hint = "check the order of the points in the templates"
+        raise DatasetError(f"the mean template is not symmetric: {seen}", hint=hint)
     return order
 
 
@@ -244,26 +216,23 @@ class FaceSpace:
     """
 
     def __init__(self, people: PhotographedPeople, mean_shape: Tensor) -> None:
-        shapes, sexes = people.shapes, people.sexes
+        self.shapes, self.sexes, self.mean_shape = people.shapes, people.sexes, mean_shape
         self.photographed = register(people, mean_shape)
         self.textures = on_background(self.photographed, mean_shape)
-        textures = self.textures
-        self.shapes, self.sexes, self.mean_shape = shapes, sexes, mean_shape
         # Appearance and shape on one scale: principal axes of both, whitened, the first 30 each.
-        axes = [_whitened(textures.flatten(1), 30), _whitened(shapes.flatten(1), 30)]
+        axes = [_whitened(part.flatten(1), 30) for part in (self.textures, self.shapes)]
         coordinates = np.concatenate(axes, axis=1)
-        male = sexes == "M"
+        male = self.sexes == "M"
         difference = coordinates[male].mean(0) - coordinates[~male].mean(0)
         within = np.concatenate([coordinates[of] - coordinates[of].mean(0) for of in (male, ~male)])
         covariance = within.T @ within / len(within) + 0.1 * np.eye(within.shape[1])
-        masculinity: NDArray[np.float64] = coordinates @ np.linalg.solve(covariance, difference)
-        self.masculinity = masculinity  # [n]
+        self.masculinity = coordinates @ np.linalg.solve(covariance, difference)  # [n]
 
     def of_sex(self, sex: str) -> NDArray[np.intp]:
         """Rows of the people of a sex."""
         return np.flatnonzero(self.sexes == sex)
 
-    def mix(self, sex: str, rng: np.random.Generator) -> NDArray[np.float64]:
+    def mix(self, sex: str, rng: Generator) -> NDArray[np.float64]:
         """Weights [2 n] of a convex mix of 2 to 4 people of a sex, texture and shape apart."""
         weights = np.zeros((2, len(self.sexes)))
         for row in weights:
@@ -271,7 +240,7 @@ class FaceSpace:
             row[parents] = rng.dirichlet(np.full(len(parents), 1.5))
         return weights
 
-    def draw(self, sex: str, rng: np.random.Generator, scale: float) -> NDArray[np.float64]:
+    def draw(self, sex: str, rng: Generator, scale: float) -> NDArray[np.float64]:
         """Weights [2 n] of a normal draw with the people's covariance times `scale` squared."""
         rows = self.of_sex(sex)
         weights = np.zeros((2, len(self.sexes)))
@@ -295,17 +264,14 @@ class FaceSpace:
         return vectors
 
     def voiced(
-        self, sex: str, rank: float, timbre: NDArray[np.float64], rng: np.random.Generator
+        self, sex: str, rank: float, timbre: NDArray[np.float64], rng: Generator
     ) -> NDArray[np.float64]:
         """Weights [2 n] of the face for a voice.
 
-        Args:
-            sex: of the speaker.
-            rank: of the voice's pitch within the sex, 0 (lowest) to 1: the lower, the more
-                masculine the face, as the real people's ranks are spread but wider, and a
-                little further from the other sex.
-            timbre: normal scores [a], laid on the a largest axes of variation.
-            rng: for the rest.
+        The `rank` of its pitch within the sex is 0 (lowest) to 1: the lower, the more masculine the
+        face, as the real people's ranks are spread but wider, and a little further from the other
+        sex. `timbre` are normal scores [a], laid on the a largest axes of variation; `rng` is for
+        the rest.
         """
         rows = self.of_sex(sex)
         left = self.axes(sex)[:, : len(timbre)]
@@ -387,11 +353,7 @@ def space_of(people: PhotographedPeople) -> tuple[PhotographedPeople, FaceSpace]
 
 
 def training_space(faces: Path, seed: int = 0) -> FaceSpace:
-    """Make the space of the people of a source whom `prepare_demo` does not keep out of training.
-
-    Raises:
-        DatasetError: if the source lacks what is needed.
-    """
+    """Make the space of a source's people whom `prepare_demo` does not keep out of training."""
     people = read_photographed(faces)
     return space_of(people.subset(split_by_sex(people.sexes, TEST_SHARE, seed)[0]))[1]
 
@@ -444,10 +406,10 @@ def normal_scores(
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What `prepare_demo` made: numbers of identities and files, by split."""
+    """What `prepare_demo` made."""
 
     out: Path
-    faces: dict[str, int]
+    faces: dict[str, int]  # identities, by split
     voices: dict[str, int]
 
 
@@ -460,20 +422,12 @@ def prepare_demo(
     seed: int = 0,
     progress: Progress = silent,
 ) -> DemoReport:
-    """Make the training trees `out/faces` and `out/voices` from the two sources.
+    """Make the training trees `out/faces` and `out/voices`; there is nothing until all is done.
 
-    Args:
-        faces: `people.csv` and a folder a person, as in the sources' framing.
-        voices: `speakers.csv` and a folder a reader.
-        out: where to; there is nothing until all is done.
-        identities: synthetic people for training.
-        seed: of the split and of the mixes.
-        progress: told of each identity.
-
-    Raises:
-        UsageError: if `out` exists.
-        DatasetError: if a source lacks what is needed.
-        OutputError: if `out` cannot be written.
+    `faces` holds `people.csv` and a folder a person, in the sources' framing, `voices`
+    `speakers.csv` and a folder a reader; `identities` are the synthetic people for training. Raises
+    UsageError if `out` exists, DatasetError if a source lacks what is needed, OutputError if `out`
+    cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out}: exists already", hint="remove it, or choose another folder")
@@ -482,23 +436,18 @@ def prepare_demo(
         mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
         space, made = _prepare_faces(faces, folder / "faces", identities, seed, mixing, progress)
         counts = _prepare_voices(voices, folder / "voices", space, seed, pairing, progress)
-        for path, data in (
-            (folder / "faces/card.json", FACES_CARD),
-            (folder / "voices/card.json", VOICES_CARD),
-            (folder / "demo.json", {"seed": seed, "faces": made, "voices": counts}),
+        done = {"seed": seed, "faces": made, "voices": counts}
+        for name, data in (
+            ("faces/card", FACES_CARD),
+            ("voices/card", VOICES_CARD),
+            ("demo", done),
         ):
-            with atomic_write(path) as file:
-                file.write(json.dumps(data, indent=1).encode())
+            (folder / f"{name}.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     return DemoReport(out, made, counts)
 
 
 def _prepare_faces(
-    source: Path,
-    out: Path,
-    identities: int,
-    seed: int,
-    rng: np.random.Generator,
-    progress: Progress,
+    source: Path, out: Path, identities: int, seed: int, rng: Generator, progress: Progress
 ) -> tuple[FaceSpace, dict[str, int]]:
     people = read_photographed(source)
     train, test = split_by_sex(people.sexes, TEST_SHARE, seed)
@@ -532,12 +481,7 @@ def _prepare_faces(
 
 
 def _prepare_voices(
-    source: Path,
-    out: Path,
-    space: FaceSpace,
-    seed: int,
-    rng: np.random.Generator,
-    progress: Progress,
+    source: Path, out: Path, space: FaceSpace, seed: int, rng: Generator, progress: Progress
 ) -> dict[str, int]:
     names, sexes = _read_people(source / "speakers.csv", "speaker")
     pitches, timbres = np.empty(len(names)), []
@@ -562,9 +506,10 @@ def _prepare_voices(
                 weights = space.voiced(sex, rank, scores[k], rng)
                 identity = out / split / names[k]
                 _write_jpeg(identity / "images/face.jpg", space.render(weights)[2])
+                (identity / "audios").mkdir()
                 for name, waveform in waveforms[k].items():
                     samples = np.rint(waveform * 32767).astype(np.int16)
-                    _write_array(identity / "audios" / f"{name}.npy", samples)
+                    np.save(identity / "audios" / f"{name}.npy", samples)
                 table.append([names[k], sex, split, f"{pitches[k]:.1f}"])
     _write_csv(out / "speakers.csv", ["speaker", "sex", "split", "pitch_hz"], sorted(table))
     return {split: len(members) for split, members in splits.items()}
@@ -576,8 +521,8 @@ def _write_face(identity: Path, face: Tensor, shape: Tensor, texture: Tensor) ->
     points = shape.numpy().astype(np.float32)
     _write_jpeg(stem.with_suffix(".jpg"), face)
     _write_jpeg(layout.beside(stem, layout.TEXTURE), texture)
-    _write_array(layout.beside(stem, layout.TEMPLATE), points)
-    _write_array(layout.beside(stem, layout.LANDMARKS), landmarks.to_68(points))
+    np.save(layout.beside(stem, layout.TEMPLATE), points)
+    np.save(layout.beside(stem, layout.LANDMARKS), landmarks.to_68(points))
 
 
 def _write_jpeg(path: Path, face: Tensor) -> None:
@@ -585,18 +530,9 @@ def _write_jpeg(path: Path, face: Tensor) -> None:
     to_image(face).save(path, format="JPEG", quality=97, subsampling=0)
 
 
-def _write_array(path: Path, array: NDArray[np.generic]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array)
-
-
 def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 @dataclass(frozen=True)
@@ -618,31 +554,20 @@ def train_demo(
 ) -> DemoModel:
     """Train the face encoder with its decoder, then the voice encoder, and put them together.
 
-    Goes on where it was stopped: what is trained already is not trained again.
-
-    Args:
-        data: the trees `faces` and `voices` that `demo.prepare_demo` makes.
-        out: the runs `encoder` and `voice`, and at the end the folder `model`.
-        device: to train on.
-        progress: told of each step.
-        note: takes a sentence for people.
-
-    Raises:
-        DatasetError: if `data` has not both trees.
-        UsageError, InputError, OutputError, KeyboardInterrupt: as `train`.
+    `data` holds the trees of `prepare_demo`, or it is a DatasetError; in `out` there are then the
+    runs `encoder` and `voice`, and the folder `model`. Goes on where it was stopped: what is
+    trained already is not trained again. Raises UsageError, InputError, OutputError,
+    KeyboardInterrupt as `train`.
     """
     for name in ("faces", "voices"):
         if not (data / name).is_dir():
-            raise DatasetError(
-                f"{data}: has no folder {name}", hint="make it with s2f prep demo FACES VOICES OUT"
-            )
+            cure = "make it with s2f prep demo FACES VOICES OUT"
+            raise DatasetError(f"{data}: has no folder {name}", hint=cure)
 
-    def run(
-        name: str, tree: Path, config: TrainConfig, build: Callable[[Card], Task]
-    ) -> TrainResult:
+    def run(name: str, tree: str, config: TrainConfig, make: Callable[[Card], Task]) -> TrainResult:
         note(f"training {name} in {out / name} on {device}")
         torch.manual_seed(config.seed)
-        task = build(Card.of_data(tree, f"demo {name}"))
+        task = make(Card.of_data(data / tree, f"demo {name}"))
         for text in task.notes:
             note(text)
         return train(task, out / name, config, device=device, progress=progress, note=note)
@@ -650,16 +575,17 @@ def train_demo(
     def faces_task(card: Card) -> Task:
         return PartsEncoderTask(data / "faces", "compact", card)
 
-    encoder = run("encoder", data / "faces", FACES, faces_task)
+    encoder = run("encoder", "faces", FACES, faces_task)
     files = encoder.best, encoder.best.with_name("decoder.safetensors")
 
     def voices_task(card: Card) -> Task:
-        networks = load(files[0], "face_encoder"), load(files[1], "face_decoder")
-        return VoiceEncoderTask(
-            data / "voices", "compact", *networks, card, device=device, progress=progress
+        tree, known = (
+            data / "voices",
+            (load(files[0], "face_encoder"), load(files[1], "face_decoder")),
         )
+        return VoiceEncoderTask(tree, "compact", *known, card, device=device, progress=progress)
 
-    voice = run("voice", data / "voices", VOICES, voices_task)
+    voice = run("voice", "voices", VOICES, voices_task)
     sources = {"face_encoder": files[0], "face_decoder": files[1], "voice_encoder": voice.best}
     with atomic_folder(out / "model", replace=True) as folder:
         for kind in KINDS:

@@ -2,78 +2,52 @@
 
 The texture is the face in the mean-shape frame; `draw_faces` warps it to the landmarks. One class
 for Cole et al.'s decoder, the seed's and the bundled one, whose parts are in `appearance_model`.
-Knows nothing of files or losses.
-
 Source: Cole et al. 2017; Oh et al. 2019.
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows
+from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows, parts_room
 from s2f.landmarks import MAP_72
 from s2f.warp import warp
+
+STAGES = ((128, 5, 2), (64, 5, 2), (32, 5, 2), (32, 5, 2), (3, 1, 1))  # of the paper
 
 
 @dataclass(frozen=True)
 class FaceDecoderConfig:
-    """The shape of a face decoder. The defaults are the paper's.
+    """The shape of a face decoder. The defaults are the paper's."""
 
-    Attributes:
-        embedding: values of the embedding.
-        trunk: widths of the layers that both heads share; the first is the losses' `first_layers`.
-        landmarks: points that the decoder predicts.
-        landmark_hidden: widths of the landmark head's hidden layers.
-        seed_size: side of the texture head's first map, or of its map of 8 x 8 blocks.
-        seed_channels: channels of that map.
-        seed_relu: whether a ReLU follows that map.
-        stages: (channels, kernel, stride) of each transposed convolution; the last gives RGB and
-            has no ReLU.
-        batch_norm: BatchNorm in the trunk and the landmark head (the seed's).
-        windows: a side, where the embedding is a `PartsCode`; 0 where it is none. The texture is
-            drawn in windows then, and there are no stages.
-        axes: values of the embedding a window; what is left of it are the shape's.
-        detail: whether what is fainter than in photos is amplified, as `Detail` does.
-        output: `sigmoid`, or `linear` around a learned mean texture.
-        is_face: whether the texture already is the face, with nothing to warp (the seed's).
-        landmarks_68: one (i, j, weight) for each of the 68 points of iBUG order: the point is
-            (1 - weight) P_i + weight P_j of the predicted ones. Empty where they are the 68.
-    """
-
-    embedding: int = 4096
-    trunk: tuple[int, ...] = (1000,)
-    landmarks: int = 68
-    landmark_hidden: tuple[int, ...] = (512, 256)
-    seed_size: int = 14
-    seed_channels: int = 256
-    seed_relu: bool = True
+    embedding: int = 4096  # values
+    trunk: tuple[int, ...] = (1000,)  # widths of the layers that both heads share
+    landmarks: int = 68  # points that the decoder predicts
+    landmark_hidden: tuple[int, ...] = (512, 256)  # widths of the landmark head's hidden layers
+    seed_size: int = 14  # side of the texture head's first map, or of its map of 8 x 8 blocks
+    seed_channels: int = 256  # of that map
+    seed_relu: bool = True  # whether a ReLU follows that map
+    # Windows a side, where the embedding is a `PartsCode`: the texture is drawn in them, without
+    # stages. `axes` are the values of the embedding a window; what is left of it are the shape's.
     windows: int = 0
     axes: int = 0
-    detail: bool = False
-    stages: tuple[tuple[int, int, int], ...] = (
-        (128, 5, 2),
-        (64, 5, 2),
-        (32, 5, 2),
-        (32, 5, 2),
-        (3, 1, 1),
-    )
-    batch_norm: bool = False
-    output: str = "sigmoid"
-    is_face: bool = False
+    detail: bool = False  # whether what is fainter than in photos is amplified, as `Detail` does
+    # (channels, kernel, stride) of each transposed convolution; the last gives RGB, without a ReLU
+    stages: tuple[tuple[int, int, int], ...] = STAGES
+    batch_norm: bool = False  # in the trunk and the landmark head (the seed's)
+    output: str = "sigmoid"  # or `linear`, around a learned mean texture
+    is_face: bool = False  # whether the texture is the face, with nothing to warp (the seed's)
+    # One (i, j, w) for each of the 68 points of iBUG order, which is (1 - w) P_i + w P_j of the
+    # predicted ones; empty where they are the 68.
     landmarks_68: tuple[tuple[int, int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.windows:
-            if self.embedding <= self.windows**2 * self.axes:
-                raise ValueError(
-                    f"an embedding of {self.embedding} has no room for {self.windows}² windows of "
-                    f"{self.axes} values and a shape"
-                )
-            return
-        if self.stages[-1][0] != 3:
+            parts_room(self.embedding, self.windows, self.axes)
+        elif self.stages[-1][0] != 3:
             raise ValueError(f"the last stage gives {self.stages[-1][0]} channels; RGB has 3")
 
     @property
@@ -86,10 +60,7 @@ class FaceDecoderConfig:
         """Side of the texture, pixels."""
         if self.windows:
             return self.seed_size * LocalTexture.BLOCK
-        size = self.seed_size
-        for _, _, stride in self.stages:
-            size *= stride
-        return size
+        return self.seed_size * math.prod(stride for _, _, stride in self.stages)
 
 
 CONFIGS: dict[str, FaceDecoderConfig] = {
@@ -129,9 +100,8 @@ def _mlp(widths: list[int], *, batch_norm: bool) -> nn.Sequential:
 class FaceDecoder(nn.Module):
     """Embedding to landmarks and texture.
 
-    Attributes:
-        mean_landmarks: [k 2] xy pixels: the shape that the texture is drawn in. Set from the
-            training set before training; part of the checkpoint.
+    `mean_landmarks` [k 2], xy pixels, is the shape that the texture is drawn in: set from the
+    training set before training, and part of the checkpoint.
     """
 
     mean_landmarks: Tensor
@@ -169,20 +139,15 @@ class FaceDecoder(nn.Module):
             channels = out
 
     def first_layers(self, embedding: Tensor) -> Tensor:
-        """The trunk's first layer, [b d] to [b w]: what the voice encoder's L1 compares.
-
-        The embedding itself, where there is no trunk.
-        """
-        first: Tensor = self.trunk[:1](embedding)
-        return first
+        """The trunk's first layer, [b d] to [b w], or the embedding: what the voice's L1 sees."""
+        return self.trunk[:1](embedding)  # type: ignore[no-any-return]
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode embeddings [b d].
+        """Decode embeddings [b d] to landmarks [b k 2] and textures [b 3 s s].
 
-        Returns:
-            landmarks [b k 2], xy pixels in the frame, and texture [b 3 s s], RGB about 0..1
-            (not clamped where the config's output is linear). Both float32 under autocast too:
-            half precision has no parts of a pixel.
+        Landmarks are xy pixels in the frame, textures RGB about 0..1 (not clamped where the
+        config's output is linear). Both float32 under autocast too: half precision has no parts of
+        a pixel.
         """
         landmarks, texture = self.plain(embedding)
         if self.config.detail:
@@ -222,23 +187,15 @@ class FaceDecoder(nn.Module):
     def start_linear(self, textures: Tensor, landmarks: Tensor) -> PartsCode:
         """Set the weights to the linear model of the parts of some registered faces.
 
-        The embedding then is their code. What the blocks' patterns cannot show is left out.
-
-        Args:
-            textures: [n 3 s s], registered.
-            landmarks: [n k 2].
-
-        Returns:
-            The way from faces to the code: what an encoder has to learn.
-
-        Raises:
-            ValueError: if the config is not one that can be linear, as `compact` is.
+        The faces are textures [n 3 s s] and landmarks [n k 2]. The embedding then is their code,
+        which is given back: what an encoder has to learn. What the blocks' patterns cannot show is
+        left out. Raises ValueError if the config is not one that can be linear, as `compact` is.
         """
         config = self.config
         if not config.windows or config.trunk or config.landmark_hidden:
             raise ValueError("this decoder's config has no linear form")
         windows = Windows(config.image_size, config.windows)
-        shape_axes = config.embedding - config.windows**2 * config.axes
+        shape_axes = parts_room(config.embedding, config.windows, config.axes)
         code = PartsCode.fit(textures, landmarks, windows, config.axes, shape_axes)
         self.local.fit(code.texture_axes)
         last = self.landmarks[-1]
@@ -253,11 +210,9 @@ class FaceDecoder(nn.Module):
 
 
 def draw_faces(decoder: FaceDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw the faces of embeddings [b d].
+    """Draw the faces of embeddings [b d]: landmarks [b k 2], xy pixels, and faces [b 3 s s], RGB.
 
-    Returns:
-        landmarks [b k 2], xy pixels in the frame, and finished faces [b 3 s s], RGB: 0..1 where
-        the decoder's textures are warped, else as the decoder gives them.
+    Faces are 0..1 where the decoder's textures are warped, else as the decoder gives them.
     """
     points, texture = decoder(embeddings)
     faces = finished(decoder, texture, points)

@@ -1,30 +1,23 @@
 """Faces in photos: found with their 68 points, cut out level, and framed as training's faces are.
 
-`cut_face` does all of it. A detector is one of two packages behind one call:
+`cut_face` does all of it. A detector is one of two packages behind one call. `dlib`: a
+histogram-of-gradients detector and an ensemble of regression trees, on the CPU, without a download:
+the trees come with the package face_recognition_models. They were trained on iBUG 300-W, whose
+terms exclude commercial use. `face-alignment`: two convolutional networks, S3FD and 2DFAN-4, on any
+device. Both look at a copy of bounded size, so that a photo may have any, and then at each face
+enlarged or shrunk to one size, so that the points are as exact on small faces as they can be.
 
-`dlib`: a histogram-of-gradients detector and an ensemble of regression trees, on the CPU. Needs
-no download: the trees come with the package face_recognition_models. They were trained on
-iBUG 300-W, whose terms exclude commercial use.
-`face-alignment`: two convolutional networks, S3FD and 2DFAN-4, on any device.
-
-Both look at a copy of bounded size, so that a photo may have any, and then at each face enlarged
-or shrunk to one size, so that the points are as exact on small faces as they can be. A face is cut
-out by a similarity (`Cut`): turned, scaled and moved, never squashed.
-
-Points are xy pixels with (0, 0) at the centre of the first pixel. Within this module a place is
-a complex number, measured from the upper left corner; a similarity is then one product and one
-sum. Knows nothing of what becomes of a face.
-
-Source: King 2009, "Dlib-ml"; Bulat and Tzimiropoulos 2017, "How far are we from solving the 2D &
-3D face alignment problem?"; the packages' own code for how they are called.
+Points are xy pixels with (0, 0) at the centre of the first pixel. Within this module a place is a
+complex number, measured from the upper left corner; a similarity is then one product and one sum.
+Source: King 2009, "Dlib-ml"; Bulat and Tzimiropoulos 2017, "How far are we from solving the 2D & 3D
+face alignment problem?"; the packages' own code for how they are called.
 """
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +45,10 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class FoundFace:
-    """A face in a picture.
+    """A face in a picture."""
 
-    Attributes:
-        box: float32 [4]: left, top, right, bottom, pixels from the picture's corner.
-        points: float32 [68 2] xy pixels, (0, 0) at the centre of the first; iBUG order.
-    """
-
-    box: NDArray[np.float32]
-    points: NDArray[np.float32]
+    box: NDArray[np.float32]  # [4]: left, top, right, bottom, pixels from the picture's corner
+    points: NDArray[np.float32]  # [68 2] xy pixels, (0, 0) at the centre of the first; iBUG order
 
     @property
     def size(self) -> float:
@@ -68,29 +56,17 @@ class FoundFace:
         return float(self.points.std(axis=0).max())
 
 
-class Detector(Protocol):
-    """Finds the faces of pictures."""
-
-    def __call__(self, pictures: Sequence[Pixels], /) -> list[list[FoundFace]]:
-        """Find the faces in each picture, uint8 [h w 3] RGB, the largest face first."""
+# Finds the faces in each picture, uint8 [h w 3] RGB, the largest face first.
+Detector = Callable[[Sequence[Pixels]], list[list[FoundFace]]]
 
 
 def open_face(
     photo: PhotoSource, *, align: bool = True, detector: str | None = None, device: str = "cpu"
 ) -> Image.Image:
-    """Open a photo, and cut out its largest face, unless the photo is framed already.
+    """Open a photo, a path or as for `open_photo`, and (`align`) cut out its largest face, framed.
 
-    Args:
-        photo: a path, or as for `images.open_photo`.
-        align: whether its face is to be cut out.
-        detector: that finds it; by default the one that is installed.
-        device: as for `cut_face`.
-
-    Returns:
-        RGB; 224 x 224 if it was aligned.
-
-    Raises:
-        ImageError, UsageError, DependencyError, DeviceError: as `cut_face`, `choose_detector`.
+    By default with the detector that is installed. Without `align` the photo is framed already, and
+    comes as it is. Raises what `cut_face` and `choose_detector` do.
     """
     source = Path(photo) if isinstance(photo, str) else photo
     if not align:
@@ -101,20 +77,11 @@ def open_face(
 def cut_face(
     source: Source, *, detector: str, device: str = "cpu", name: str | None = None
 ) -> Image.Image:
-    """Cut out the largest face of a photo: level, 224 x 224, framed.
+    """Cut out the largest face of a photo as `s2f prep faces` does: level, 224 x 224, framed.
 
-    Args:
-        source: as for `images.open_photo`. Of a file, as much is decoded as the detector wants.
-        detector: a key of `DETECTORS`.
-        device: that a detector of networks runs on; `dlib` is always on the CPU.
-        name: as for `images.open_photo`.
-
-    Returns:
-        The picture that `s2f prep faces` writes of the photo.
-
-    Raises:
-        ImageError: as `images.open_photo`; if no face is found, or it cannot be framed.
-        UsageError, DependencyError, DeviceError: as `face_detection.load_detector`.
+    Of a file, as much is decoded as the detector wants; dlib is on the CPU whatever the device.
+    Source and `name` are as for `open_photo`. Raises ImageError as that, if no face is found, or if
+    it cannot be framed; UsageError, DependencyError, DeviceError as `load_detector`.
     """
     name = name or called(source)
     photo = open_to_search(source, detector, name=name)
@@ -123,16 +90,7 @@ def cut_face(
 
 
 def open_to_search(source: Source, detector: str, *, name: str | None = None) -> Image.Image:
-    """Open a photo as large as a detector wants it: all of it, or at most 2048 pixels a side.
-
-    Args:
-        source: as for `images.open_photo`.
-        detector: a key of `DETECTORS`.
-        name: as for `images.open_photo`.
-
-    Raises:
-        ImageError: as `images.open_photo`.
-    """
+    """Open a photo as large as a detector wants it: all of it, or at most 2048 pixels a side."""
     if detector == "dlib":
         return open_photo(source, enough=None, name=name)
     photo = open_photo(source, enough=SIDE, name=name)
@@ -141,31 +99,20 @@ def open_to_search(source: Source, detector: str, *, name: str | None = None) ->
 
 
 def largest(name: str, faces: list[FoundFace]) -> FoundFace:
-    """Take the largest of the faces of a photo, which is called `name`.
-
-    Raises:
-        ImageError: if there is none.
-    """
+    """Take the largest of the faces of a photo that is called `name`; ImageError if none."""
     if not faces:
-        raise ImageError(
-            f"{name}: no face was found in it",
-            hint="wanted a face that looks at the camera; leave the photo out, or crop it",
-        )
+        hint = "wanted a face that looks at the camera; leave the photo out, or crop it"
+        raise ImageError(f"{name}: no face was found in it", hint=hint)
     return faces[0]
 
 
 def frame(name: str, photo: Image.Image, faces: list[FoundFace]) -> Image.Image:
-    """Cut out the largest of the faces of a photo, which is called `name`.
-
-    Raises:
-        ImageError: if there is none, or its eyes lie in one place.
-    """
+    """Cut out the largest of a photo's faces; ImageError if none, or its eyes are in one place."""
     try:
         cut = framed(largest(name, faces).points, FRAME)
     except ValueError as error:
-        raise ImageError(
-            f"{name}: its largest face cannot be framed: {error}", hint="leave the photo out"
-        ) from error
+        message = f"{name}: its largest face cannot be framed: {error}"
+        raise ImageError(message, hint="leave the photo out") from error
     return cut.take(photo, oversample=2)
 
 
@@ -178,21 +125,16 @@ def installed_detector() -> str | None:
 
 
 def choose_detector(name: str | None) -> str:
-    """Choose the detector that was asked for, or else the one that is installed.
+    """Choose the detector that was asked for, or else the one that is installed, for any device.
 
-    Whatever the device of the model is: `cut_face` runs dlib on the CPU.
-
-    Raises:
-        UsageError: if there is no such detector.
-        DependencyError: if its packages are not installed, or those of none are.
+    Raises UsageError if there is no such detector, DependencyError if its packages are not
+    installed, or those of none are.
     """
     chosen = name or installed_detector()
     if chosen is None:
         extras = " or ".join(f"pip install 's2f[{extra}]'" for _, extra in DETECTORS.values())
-        raise DependencyError(
-            "no detector of faces is installed",
-            hint=f"{extras}; or give --no-align for photos that are framed already",
-        )
+        hint = f"{extras}; or give --no-align for photos that are framed already"
+        raise DependencyError("no detector of faces is installed", hint=hint)
     check_detector(chosen, "cpu")
     return chosen
 
@@ -200,40 +142,28 @@ def choose_detector(name: str | None) -> str:
 def check_detector(name: str, device: str) -> None:
     """See, without importing it, that a detector can be had.
 
-    Raises:
-        UsageError: if there is no such detector.
-        DependencyError: if its packages are not installed.
-        DeviceError: if it cannot run on the device.
+    Raises UsageError if there is no such one, DependencyError if its packages are not installed,
+    DeviceError if it cannot run on the device.
     """
     if name not in DETECTORS:
-        raise UsageError(
-            f"there is no detector {name!r}", hint=f"choose one of {', '.join(DETECTORS)}"
-        )
+        hint = f"choose one of {', '.join(DETECTORS)}"
+        raise UsageError(f"there is no detector {name!r}", hint=hint)
     packages, extra = DETECTORS[name]
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise DependencyError(
-                f"the detector {name} needs the package {package}, which is not installed",
-                hint=f"pip install 's2f[{extra}]'",
-            )
+            message = f"the detector {name} needs the package {package}, which is not installed"
+            raise DependencyError(message, hint=f"pip install 's2f[{extra}]'")
     if name == "dlib" and device not in ("auto", "cpu"):
-        raise DeviceError(
-            f"the detector dlib runs on the CPU, not on {device!r}",
-            hint="use --device cpu, or --detector face-alignment",
-        )
+        message = f"the detector dlib runs on the CPU, not on {device!r}"
+        raise DeviceError(message, hint="use --device cpu, or --detector face-alignment")
 
 
 @functools.cache
 def load_detector(name: str, device: str = "cpu") -> Detector:
-    """Load a detector, once a process.
+    """Load a detector, once a process, for a device as `choose_device` takes it.
 
-    Args:
-        name: a key of `DETECTORS`.
-        device: as for `device.choose_device`.
-
-    Raises:
-        UsageError, DependencyError, DeviceError: as `check_detector`, and if the model files are
-            missing, damaged or cannot be fetched.
+    Raises what `check_detector` does, and DependencyError if the model files are missing, damaged
+    or cannot be fetched.
     """
     check_detector(name, device)
     return _Dlib() if name == "dlib" else _FaceAlignment(str(choose_device(device)))
@@ -241,17 +171,11 @@ def load_detector(name: str, device: str = "cpu") -> Detector:
 
 @dataclass(frozen=True)
 class Cut:
-    """A square that lies in a photo in any place, size and turn.
+    """A square that lies in a photo in any place, size and turn; what is cut is never squashed."""
 
-    Attributes:
-        size: side of the picture that is cut out, pixels.
-        zoom: photo pixels a pixel of the cut, times e^(i turn).
-        origin: where in the photo the cut's upper left corner lies.
-    """
-
-    size: int
-    zoom: complex
-    origin: complex
+    size: int  # side of the picture that is cut out, pixels
+    zoom: complex  # photo pixels a pixel of the cut, times e^(i turn)
+    origin: complex  # where in the photo the cut's upper left corner lies
 
     def to_photo(self, points: Points) -> NDArray[np.float64]:
         """Find points of the cut [k 2] in the photo."""
@@ -261,9 +185,7 @@ class Cut:
     def take(self, photo: Image.Image, *, oversample: int = 1) -> Image.Image:
         """Cut the square out of an RGB photo. What lies outside of it repeats its edge.
 
-        Args:
-            photo: RGB.
-            oversample: pixels a side that are sampled for one of the cut: 2 blurs less.
+        `oversample` is the pixels a side that are sampled for one of the cut: 2 blurs less.
         """
         step = self.zoom / oversample
         side = self.size * oversample
@@ -272,12 +194,9 @@ class Cut:
         shrink = min(1.0, 1 / abs(step))
         left, right = _within(corners.real, 4 / shrink, photo.width)
         top, bottom = _within(corners.imag, 4 / shrink, photo.height)
-        part = photo.resize(
-            (max(1, round((right - left) * shrink)), max(1, round((bottom - top) * shrink))),
-            Image.Resampling.LANCZOS,
-            box=(left, top, right, bottom),
-            reducing_gap=3.0,
-        )
+        box = left, top, right, bottom
+        size = [max(1, round(n * shrink)) for n in (right - left, bottom - top)]
+        part = photo.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=3.0)
         fx, fy = part.width / (right - left), part.height / (bottom - top)
         x, y = (corners.real - left) * fx, (corners.imag - top) * fy
         margins = [
@@ -291,16 +210,15 @@ class Cut:
             *(fx * step.real, -fx * step.imag, fx * start.real + before),
             *(fy * step.imag, fy * step.real, fy * start.imag + above),
         )
-        sampled = padded.transform(
-            (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
-        )
+        how = Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+        sampled = padded.transform((side, side), *how)
         if oversample == 1:
             return sampled
         return sampled.resize((self.size, self.size), Image.Resampling.LANCZOS)
 
 
 def eyes(points: Points) -> tuple[complex, complex]:
-    """Find the centres of the eyes of 68 points [68 2], the picture's left one first."""
+    """Find the centres of the eyes of 68 points, the picture's left one first."""
     places = _plane(points)
     return complex(places[36:42].mean()), complex(places[42:48].mean())
 
@@ -308,8 +226,7 @@ def eyes(points: Points) -> tuple[complex, complex]:
 def framed(points: Points, size: int) -> Cut:
     """Frame the face of 68 points [68 2]: eyes level, of their distance and in their place.
 
-    Raises:
-        ValueError: if the eyes lie less than a pixel apart.
+    Raises ValueError if the eyes lie less than a pixel apart.
     """
     left, right = eyes(points)
     if not abs(right - left) >= 1:
@@ -319,13 +236,10 @@ def framed(points: Points, size: int) -> Cut:
 
 
 def around(box: Points, size: int, share: float, turn: complex = 1) -> Cut:
-    """Cut a square around a box [4] (left, top, right, bottom), in its middle.
+    """Cut a square around a box [4]: left, top, right, bottom, from the photo's corner.
 
-    Args:
-        box: in photo pixels, from the photo's corner.
-        size: of the cut.
-        share: of the cut's side that the box's longer side takes.
-        turn: e^(i angle) of the square in the photo.
+    The box lies in its middle, and the longer side takes `share` of the cut's `size`; `turn` is
+    e^(i angle) of the square.
     """
     left, top, right, bottom = (float(v) for v in box)
     zoom = turn * max(right - left, bottom - top) / (share * size)
@@ -368,14 +282,12 @@ class _Dlib:
         try:
             self.predictor = dlib.shape_predictor(str(path))
         except RuntimeError as error:
-            raise DependencyError(
-                f"{path}: cannot be read: {error}",
-                hint="pip install --force-reinstall face_recognition_models==0.3.0",
-            ) from error
+            cure = "pip install --force-reinstall face_recognition_models==0.3.0"
+            raise DependencyError(f"{path}: cannot be read: {error}", hint=cure) from error
         self.detector = dlib.get_frontal_face_detector()
         self.rectangle = dlib.rectangle
 
-    def __call__(self, pictures: Sequence[Pixels], /) -> list[list[FoundFace]]:
+    def __call__(self, pictures: Sequence[Pixels]) -> list[list[FoundFace]]:
         photos = [Image.fromarray(picture) for picture in pictures]
         found = [[FoundFace(box, self._points(p, box)) for box in self._boxes(p)] for p in photos]
         return [sorted(faces, key=lambda face: -face.size) for faces in found]
@@ -441,7 +353,7 @@ class _FaceAlignment:
             max_batch_size=self.FACES,
         )
 
-    def __call__(self, pictures: Sequence[Pixels], /) -> list[list[FoundFace]]:
+    def __call__(self, pictures: Sequence[Pixels]) -> list[list[FoundFace]]:
         photos = [Image.fromarray(picture) for picture in pictures]
         boxes = [(k, box) for k, found in enumerate(self._boxes(photos)) for box in found]
         found: list[list[FoundFace]] = [[] for _ in photos]

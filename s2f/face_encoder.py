@@ -1,10 +1,8 @@
 """The face encoder: a photo becomes the embedding that defines the space of faces.
 
-VGG-Face is VGG-16 with 2622 identities; the small bundled encoder is the `PartsEncoder` of
-`appearance_model`. `batch_embedder` makes either ready for very many photos. Knows nothing of
-files; how a picture must be prepared travels in `Preprocessing`.
-
-Source: Parkhi et al. 2015, "Deep Face Recognition" (the VGG-16 layout).
+VGG-Face is VGG-16 with 2622 identities (Parkhi et al. 2015, "Deep Face Recognition"); the small
+bundled encoder is the `PartsEncoder` of `appearance_model`. `batch_embedder` makes either ready for
+very many photos. Knows nothing of files; how a picture must be prepared travels in `Preprocessing`.
 """
 
 from collections.abc import Callable
@@ -22,32 +20,21 @@ VGG16 = (64, 64, "M", 128, 128, "M", *3 * (256,), "M", *3 * (512,), "M", *3 * (5
 
 @dataclass(frozen=True)
 class VGGFaceConfig:
-    """The shape of a face encoder. The defaults are VGG-Face.
+    """The shape of a face encoder. The defaults are VGG-Face."""
 
-    Attributes:
-        layers: channels of each padded 3x3 convolution, "M" for 2x2 max pooling.
-        image_size: side of the square input, pixels; pictures come as a multiple of it.
-        hidden: channels of fc6.
-        embedding: values of fc7, the embedding.
-        identities: logits of fc8; 0 leaves fc8 out.
-        final_relu: whether the embedding ends in a ReLU, as VGG-Face's does.
-        batch_norm: BatchNorm after each convolution; VGG-Face has none, small nets learn faster.
-    """
-
-    layers: tuple[int | str, ...] = VGG16
-    image_size: int = 224
-    hidden: int = 4096
-    embedding: int = 4096
-    identities: int = 2622
-    final_relu: bool = True
-    batch_norm: bool = False
+    layers: tuple[int | str, ...] = VGG16  # channels of padded 3x3 convolutions; "M" max pools 2x2
+    image_size: int = 224  # side of the square input, pixels; pictures come as a multiple of it
+    hidden: int = 4096  # channels of fc6
+    embedding: int = 4096  # values of fc7, the embedding
+    identities: int = 2622  # logits of fc8; 0 leaves fc8 out
+    final_relu: bool = True  # whether the embedding ends in a ReLU, as VGG-Face's does
+    batch_norm: bool = False  # after each convolution; VGG-Face has none, small nets learn faster
 
     def __post_init__(self) -> None:
         halvings = self.layers.count("M")
         if self.image_size % 2**halvings:
-            raise ValueError(
-                f"image_size {self.image_size} cannot be halved {halvings} times without a rest"
-            )
+            unhalved = f"image_size {self.image_size} cannot be halved {halvings} times"
+            raise ValueError(f"{unhalved} without a rest")
 
     @property
     def map_size(self) -> int:
@@ -61,8 +48,7 @@ CONFIGS: dict[str, VGGFaceConfig] = {"paper": VGGFaceConfig()}
 class VGGFace(nn.Module):
     """A photo to features, embedding and identity logits: three named taps.
 
-    `forward` takes [b 3 h w] RGB 0..1 (h and w a multiple of `config.image_size`) and returns the
-    embedding [b d]. fc6, fc7 and fc8 are convolutions, as in the published weights.
+    fc6, fc7 and fc8 are convolutions, as in the published weights.
     """
 
     mean: Tensor
@@ -92,8 +78,7 @@ class VGGFace(nn.Module):
     def preprocess(self, faces: Tensor) -> Tensor:
         """Bring [b 3 h w] RGB 0..1 to this network's size, channel order and range.
 
-        Raises:
-            ValueError: as `averaged_down`.
+        Raises ValueError if a side is no multiple of the size.
         """
         faces = averaged_down(faces, self.config.image_size)
         if self.preprocessing.channels == "BGR":
@@ -115,7 +100,7 @@ class VGGFace(nn.Module):
         return x.relu() if self.config.final_relu else x
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Embed faces: [b 3 h w] RGB 0..1 to [b d]."""
+        """Embed faces [b 3 h w] RGB 0..1, h and w a multiple of the size, to [b d]."""
         return self.embed(self.features(faces))
 
     def logits(self, embedding: Tensor) -> Tensor:
@@ -129,18 +114,11 @@ FaceEncoder = VGGFace | PartsEncoder
 def batch_embedder(
     network: FaceEncoder, *, device: torch.device, batch_size: int
 ) -> Callable[[Tensor], Tensor]:
-    """Make a network ready to embed very many photos.
+    """Make a network ready to embed very many photos: it is taken over, and moved to the device.
 
-    The result differs from `forward`'s by rounding, some 1e-6 of its norm, and the embedding of
-    a photo is the same to the bit whatever photos share its batch.
-
-    Args:
-        network: taken over: moved to the device, its weights in another order in memory.
-        device: to run on.
-        batch_size: photos at a time, at most.
-
-    Returns:
-        A function from [b 3 h w], RGB 0..1, b <= batch_size, to [b d] on the device.
+    Gives a function from [b 3 h w], RGB 0..1, b <= batch_size, to [b d] on the device. Its result
+    differs from `forward`'s by rounding, some 1e-6 of its norm, and the embedding of a photo is the
+    same to the bit whatever photos share its batch.
     """
     network = network.to(device).eval()
     if isinstance(network, PartsEncoder):
@@ -177,11 +155,11 @@ TILE = 4  # outputs a side
 class WinogradConv2d(nn.Module):
     """A padded 3x3 convolution of stride 1: [b c h w] to [b k h w], h and w multiples of 4.
 
-    Made of such an `nn.Conv2d`, whose weights it holds transformed, in four times the space.
-    Without gradients. Winograd's minimal filtering F(4x4, 3x3): 4 x 4 outputs are found from 6 x 6
-    inputs by 36 multiplications a pair of channels instead of 144, all in products of matrices.
-    In float32 it is about three times as far from the exact result as a direct convolution: some
-    2e-6 of its norm. Quickest in the channels-last format, which its result has.
+    Made of such an `nn.Conv2d`, whose weights it holds transformed, in four times the space;
+    without gradients. Winograd's minimal filtering F(4x4, 3x3): 4 x 4 outputs are found from 6 x 6
+    inputs by 36 multiplications a pair of channels instead of 144, all in products of matrices. In
+    float32 it is about three times as far from the exact result as a direct convolution: some 2e-6
+    of its norm. Quickest in the channels-last format, which its result has.
 
     Source: Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks".
     """

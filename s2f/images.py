@@ -47,7 +47,11 @@ _UPRIGHT = {  # by EXIF's orientation: what makes the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What Pillow's readers raise for files that are broken in one of many ways.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error)
 _WANTED = f"give a picture as {', '.join(FORMATS)}"
+_MOST = f"at most {MAX_PIXELS // 10**6} megapixels are read"
+_SHADES = "wanted shades of 8 bits, or of 16: 0 to 65535"
 
 
 def open_photo(
@@ -55,22 +59,15 @@ def open_photo(
 ) -> Image.Image:
     """Open a photo the way it is looked at: upright, RGB, on white where it is transparent.
 
-    Colours are those that are stored: a colour profile is not applied. Of an animation it is the
-    first picture.
+    The source is a file, a binary stream (one that cannot seek is read into memory), a picture of
+    Pillow (which stays as it is), or an array uint8: [h w 3] RGB, [h w 4] RGBA or [h w] grey.
+    Colours are those that are stored: a profile is not applied. Of an animation it is the first
+    picture.
 
-    Args:
-        source: a file, a binary stream (one that cannot seek is read into memory), a picture of
-            Pillow, or an array uint8: [h w 3] RGB, [h w 4] RGBA or [h w] grey.
-        enough: pixels a side that are of interest: a larger JPEG may be decoded at a half, a
-            quarter or an eighth of its size, never below twice this. None decodes all of it.
-        name: what errors call it; the path, or else "the photo".
-
-    Returns:
-        A new picture: the one that was given stays as it is.
-
-    Raises:
-        ImageError: if it is missing, no regular file, not a JPEG, PNG, WebP or BMP, broken, or
-            over 100 megapixels; if an array is of another type or shape.
+    `enough` is the pixels a side that are of interest: a larger JPEG may be decoded at a half, a
+    quarter or an eighth of its size, never below twice this; None decodes all of it. `name` is what
+    errors call the photo. Raises ImageError if it is missing, no regular file, not a JPEG, PNG,
+    WebP or BMP, broken, or over 100 megapixels; if an array is of another type or shape.
     """
     name = name or called(source)
     try:
@@ -102,20 +99,9 @@ def open_photo(
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: is not a picture that can be read", hint=_WANTED) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{name}: is too large; at most {MAX_PIXELS // 10**6} megapixels are read: {error}",
-            hint="make it smaller first",
-        ) from error
-    # Pillow's readers raise these for files that are broken in one of many ways.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        LookupError,
-        struct.error,
-        zlib.error,
-    ) as error:
+        message = f"{name}: is too large; {_MOST}: {error}"
+        raise ImageError(message, hint="make it smaller first") from error
+    except _BROKEN as error:
         raise ImageError(f"{name}: cannot be read: {error}", hint=_WANTED) from error
 
 
@@ -127,10 +113,8 @@ def called(source: Source) -> str:
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not is_picture:
-        raise ImageError(
-            f"{name}: is an array of {array.dtype} {list(array.shape)}",
-            hint="wanted uint8 0..255: [h w 3] RGB, [h w 4] RGBA or [h w] grey",
-        )
+        wanted = "wanted uint8 0..255: [h w 3] RGB, [h w 4] RGBA or [h w] grey"
+        raise ImageError(f"{name}: is an array of {array.dtype} {list(array.shape)}", hint=wanted)
     return Image.fromarray(array)
 
 
@@ -139,11 +123,8 @@ def _read(stream: BinaryIO, name: str) -> BinaryIO:
     held = io.BytesIO()
     while block := stream.read(2**20):
         if held.tell() + len(block) > MAX_BYTES:
-            raise ImageError(
-                f"{name}: holds more than {MAX_BYTES // 2**20} MB, which is the most that is "
-                "read of a stream",
-                hint="give it as a file",
-            )
+            most = f"{MAX_BYTES // 2**20} MB, which is the most that is read of a stream"
+            raise ImageError(f"{name}: holds more than {most}", hint="give it as a file")
         held.write(block)
     return held
 
@@ -151,11 +132,9 @@ def _read(stream: BinaryIO, name: str) -> BinaryIO:
 def _check_size(picture: Image.Image, name: str) -> None:
     pixels = picture.width * picture.height
     if not 0 < pixels <= MAX_PIXELS:
-        raise ImageError(
-            f"{name}: is {picture.width} x {picture.height} pixels; "
-            f"at most {MAX_PIXELS // 10**6} megapixels are read",
-            hint="make it smaller first" if pixels else "wanted at least one pixel",
-        )
+        seen = f"{picture.width} x {picture.height} pixels"
+        hint = "make it smaller first" if pixels else "wanted at least one pixel"
+        raise ImageError(f"{name}: is {seen}; {_MOST}", hint=hint)
 
 
 def _looked_at(picture: Image.Image, name: str) -> Image.Image:
@@ -165,17 +144,12 @@ def _looked_at(picture: Image.Image, name: str) -> Image.Image:
     if upright.mode.startswith("I"):  # 16 bits, which `convert` would clip to white
         shades = np.asarray(upright)
         if not 0 <= shades.min() <= shades.max() < 2**16:
-            raise ImageError(
-                f"{name}: has shades from {shades.min()} to {shades.max()}",
-                hint="wanted shades of 8 bits, or of 16: 0 to 65535",
-            )
+            seen = f"shades from {shades.min()} to {shades.max()}"
+            raise ImageError(f"{name}: has {seen}", hint=_SHADES)
         bits = 8 if upright.mode == "I" and shades.max() < 2**8 else 16
         return Image.fromarray((shades >> bits - 8).astype(np.uint8)).convert("RGB")
     if upright.mode == "F":
-        raise ImageError(
-            f"{name}: has shades that are floating point numbers",
-            hint="wanted shades of 8 bits, or of 16: 0 to 65535",
-        )
+        raise ImageError(f"{name}: has shades that are floating point numbers", hint=_SHADES)
     if upright.has_transparency_data:  # whose hidden colours `convert` would show
         upright = upright.convert("RGBA")
         ground = Image.new("RGB", upright.size, "white")
@@ -186,20 +160,12 @@ def _looked_at(picture: Image.Image, name: str) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture is made ready for one set of weights.
+    """How a picture is made ready for one set of weights."""
 
-    Attributes:
-        channels: order in which the network reads colours.
-        scale: the value that 1.0 (white) becomes.
-        mean: taken away after scaling, in the network's channel order.
-        fit: `squash` resizes both sides to the input size; `letterbox` keeps the proportions
-            and fills with black. `fit_frame` does it; the networks do the rest.
-    """
-
-    channels: Literal["RGB", "BGR"] = "RGB"
-    scale: float = 1.0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    fit: Fit = "squash"
+    channels: Literal["RGB", "BGR"] = "RGB"  # order in which the network reads colours
+    scale: float = 1.0  # the value that 1.0, white, becomes
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # taken away then, in that order
+    fit: Fit = "squash"  # done by `fit_frame`; the networks do the rest
 
 
 PREPROCESSING: dict[str, Preprocessing] = {
@@ -216,38 +182,25 @@ PREPROCESSING: dict[str, Preprocessing] = {
 
 
 def fit_frame(photo: Image.Image, fit: Fit) -> "Tensor":
-    """Fit an RGB photo into the frame: uint8 [3 224 224].
+    """Fit an RGB photo that is framed already into the frame: uint8 [3 224 224].
 
-    Args:
-        photo: framed already.
-        fit: what becomes of a photo that is no square. `squash` fills the frame; `letterbox`
-            keeps the proportions, centred on black.
+    One that is no square is squashed, or by `letterbox` keeps its proportions, centred on black.
     """
     import torch  # takes seconds, and who only lists and resizes photos needs no tensors
 
-    frame = (FRAME, FRAME)
-    if photo.size != frame:
-        if fit == "letterbox":
-            # Pillow's own `pad` leaves nothing of a photo 500 times as high as wide.
-            width, height = (max(1, round(side / max(photo.size) * FRAME)) for side in photo.size)
-            inner = photo.resize((width, height), Image.Resampling.LANCZOS)
-            photo = Image.new("RGB", frame)
-            photo.paste(inner, (round((FRAME - width) / 2), round((FRAME - height) / 2)))
-        else:
-            photo = photo.resize(frame, Image.Resampling.LANCZOS)
+    # Pillow's own `pad` leaves nothing of a photo 500 times as high as wide.
+    longest = max(photo.size) if fit == "letterbox" else 0
+    width, height = (max(1, round(n / (longest or n) * FRAME)) for n in photo.size)
+    if photo.size != (width, height):
+        photo = photo.resize((width, height), Image.Resampling.LANCZOS)
+    if (width, height) != (FRAME, FRAME):
+        inner, photo = photo, Image.new("RGB", (FRAME, FRAME))
+        photo.paste(inner, (round((FRAME - width) / 2), round((FRAME - height) / 2)))
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1)
 
 
 def load_face(path: Path, *, fit: Fit = "squash") -> "Tensor":
-    """Load a photo that is framed already into the frame: uint8 [3 224 224] RGB.
-
-    Args:
-        path: of the photo.
-        fit: as for `fit_frame`.
-
-    Raises:
-        ImageError: as `open_photo`.
-    """
+    """Load a framed photo, uint8 [3 224 224] RGB; raises ImageError as `open_photo`."""
     return fit_frame(open_photo(path), fit)
 
 
@@ -263,21 +216,15 @@ def save_photo(photo: Image.Image, path: Path) -> None:
 
 
 def encode(image: Image.Image, suffix: str, text: Mapping[str, str]) -> bytes:
-    """Encode a picture. The same input gives the same bytes.
+    """Encode an RGB picture for a file of a suffix: .png, .jpg, .jpeg or .webp, else a UsageError.
 
-    Args:
-        image: RGB.
-        suffix: of the file that it is for: .png, .jpg, .jpeg or .webp.
-        text: facts by name that travel along: as text chunks of a PNG, else as `exif`.
-
-    Raises:
-        UsageError: if the suffix is another one.
+    The same input gives the same bytes. `text` are facts that travel along: as text chunks of a
+    PNG, else as `exif`.
     """
     options = ENCODING.get(suffix.lower(), {})
     if options.get("format") not in ("PNG", "JPEG", "WEBP"):
-        raise UsageError(
-            f"faces cannot be written as {suffix!r}", hint="wanted .png, .jpg or .webp"
-        )
+        wanted = "wanted .png, .jpg or .webp"
+        raise UsageError(f"faces cannot be written as {suffix!r}", hint=wanted)
     if options["format"] != "PNG":
         return _encoded(image, options | {"exif": exif(text)})
     chunks = PngImagePlugin.PngInfo()

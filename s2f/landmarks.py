@@ -1,11 +1,9 @@
 """Face landmarks: the dense template, the 68 points it holds, and pictures of both.
 
-Points are xy pixels with (0, 0) at the centre of the first pixel. Left and right are the
-picture's. The 68 points are in iBUG order: 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes,
-48-67 mouth.
-
-Source: the template is the 189-point one of the Face Research Lab London Set (DeBruine and
-Jones 2017); which of its points make up the 68 is ours.
+Points are xy pixels with (0, 0) at the centre of the first pixel; left and right are the picture's.
+The 68 are in iBUG order: 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes, 48-67 mouth. The template
+is the 189-point one of the Face Research Lab London Set (DeBruine and Jones 2017); which of its
+points make up the 68 is ours.
 """
 
 import numpy as np

@@ -1,8 +1,7 @@
 """Spline warp: move a picture so that its marked points come to rest on given landmarks.
 
 Tensors in, tensors out: batched, differentiable in the picture and in both point sets, the same
-code on CPU and GPU. `warp` samples a picture along the field that `flow` fits through the
-displacements of the landmarks. Points are xy pixels with (0, 0) at the centre of the first pixel.
+code on CPU and GPU. Points are xy pixels with (0, 0) at the centre of the first pixel.
 
 Source: Cole et al. 2017. Departures: one spline moves x and y together and has an affine part; and
 the points that stand still lie on a ring around the frame instead of on its border, so that hair
@@ -22,19 +21,11 @@ SMOOTHING = 1e-4  # lets two landmarks that fall together disagree, instead of n
 
 
 def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Warp pictures so that what is at the source points comes to the target points.
+    """Warp pictures [b c h w] so that what is at the source points comes to the target points.
 
-    Args:
-        picture: [b c h w].
-        source: points of the picture, [b k 2] or [1 k 2].
-        target: where they shall be, [b k 2] or [1 k 2].
-
-    Returns:
-        [b c h w], float32 at least, whatever autocast is on; what comes from outside the frame
-        repeats its border.
-
-    Raises:
-        ValueError: if the point sets differ in shape.
+    Points are [b k 2] or [1 k 2]. The result is [b c h w], float32 at least, whatever autocast is
+    on; what comes from outside the frame repeats its border. Raises ValueError if the point sets
+    differ in shape.
     """
     if source.shape[1:] != target.shape[1:]:
         raise ValueError(f"points {list(source.shape)} and {list(target.shape)} do not pair up")
@@ -48,7 +39,7 @@ def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
         y = torch.arange(height).to(picture)[:, None] + moves[:, 1]
         repeatable = torch.are_deterministic_algorithms_enabled()
         if picture.device.type not in ("cpu", "cuda") or (picture.is_cuda and repeatable):
-            return _gathered(picture, x, y)
+            return _gathered(picture, x, y)  # whose gradients CUDA adds up in one order
         grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
         # Not bilinear: a face that is registered and drawn again loses 43 % of its sharpness to
         # that, and 13 % to this.
@@ -58,21 +49,12 @@ def warp(picture: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
-    """Fit the displacement field that leads from each target point back to its source point.
+    """Fit the field that leads from each target point back to its source point, both [b k 2].
 
-    The basis is -sqrt(r^2 + c^2): near a landmark as smooth as a thin plate, so that coarse nodes
-    catch it, and farther off linear, so that it does not overshoot between points that lie close
-    and move apart, as lips and eyelids do.
-
-    Args:
-        source: where the points are in the picture, [b k 2].
-        target: where they shall be, [b k 2].
-        height: of the frame, pixels.
-        width: of the frame, pixels.
-
-    Returns:
-        [b 2 h w], xy pixels to add to a position of the result to find it in the picture. Zero
-        everywhere if source and target are equal.
+    The result [b 2 h w] is xy pixels to add to a position of the warped picture to find it in the
+    source; zero everywhere if the points are equal. The basis is -sqrt(r^2 + c^2): near a landmark
+    as smooth as a thin plate, so that coarse nodes catch it, and farther off linear, so that it
+    does not overshoot between points that lie close and move apart, as lips and eyelids do.
     """
     b, k, _ = target.shape
     side = max(height, width)  # the fit is done in units of it, well scaled in float32
@@ -117,10 +99,8 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _bicubic(n: int) -> Tensor:
-    """Cubic interpolation from the nodes of a side to its pixels, as a matrix [n nodes].
-
-    That of `interpolate`, whose own gradient CUDA adds up in any order.
-    """
+    """Cubic interpolation from the nodes of a side to its pixels, as a matrix [n nodes]."""
+    # That of `interpolate`, whose own gradient CUDA adds up in any order.
     nodes = 1 + -(-(n - 1) // STEP)
     return functional.interpolate(
         torch.eye(nodes)[None, None], size=(n, nodes), mode="bicubic", align_corners=True
@@ -128,10 +108,7 @@ def _bicubic(n: int) -> Tensor:
 
 
 def _gathered(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample pictures [b c h w] at x, y [b h w], as bicubic `grid_sample` does.
-
-    Slower, but on any device, and with gradients that CUDA adds up in one order if asked to.
-    """
+    """Sample pictures [b c h w] at x, y [b h w] as bicubic `grid_sample` does, on any device."""
     _, c, height, width = picture.shape
     left, top = x.detach().floor(), y.detach().floor()
     across, down = _cubic(x - left), _cubic(y - top)
@@ -146,10 +123,7 @@ def _gathered(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _cubic(t: Tensor) -> list[Tensor]:
-    """Shares of the pixels at -1, 0, 1 and 2 in what lies at t, 0..1.
-
-    Source: Keys 1981, "Cubic Convolution Interpolation", with a = -0.75 as torch has it.
-    """
+    """Shares of the pixels at -1, 0, 1 and 2 in what lies at t, 0..1. Source: Keys 1981."""
     a = -0.75
     near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t)]
     far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (1 + t, 2 - t)]

@@ -171,7 +171,7 @@ def test_the_voice_that_cannot_be_used_is_named(model: SpeechToFace, speech: Pat
 
 def test_a_photo_is_drawn_again(model: SpeechToFace, tmp_path: Path) -> None:
     photo = write_photo(tmp_path / "a.png")
-    page = Page(answer_photo(model, opened(photo), align=False))
+    page = Page(answer_photo(model, opened(photo), detector=None))
     face = model.reconstruct(photo, align=False)
     assert page.picture("Face drawn from the photo") == face.encoded()
     with (
@@ -190,11 +190,10 @@ def test_a_photo_is_framed_first_but_only_a_smaller_copy_of_a_large_one(
         searched.append(photo.size)
         return photo.crop((0, 0, 224, 224))
 
-    monkeypatch.setattr(app, "choose_detector", lambda name: name or "dlib")
     monkeypatch.setattr(app, "cut_face", cut)
     large = io.BytesIO()
     Image.new("RGB", (6000, 3000), "grey").save(large, "PNG")
-    assert "Drawn again" in answer_photo(model, large)
+    assert "Drawn again" in answer_photo(model, large, detector="dlib")
     assert searched == [(2048, 1024)]
 
 
@@ -202,13 +201,13 @@ def test_a_photo_of_too_many_pixels_is_refused(model: SpeechToFace) -> None:
     bomb = io.BytesIO()
     Image.new("1", (8000, 8000)).save(bomb, "PNG")
     with pytest.raises(ImageError, match="8000 x 8000 pixels; at most 50 million"):
-        answer_photo(model, bomb)
+        answer_photo(model, bomb, detector="dlib")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(99)])
 def test_what_is_no_photo_is_refused(model: SpeechToFace, content: bytes) -> None:
     with pytest.raises(ImageError, match="the photo: "):
-        answer_photo(model, io.BytesIO(content), align=False)
+        answer_photo(model, io.BytesIO(content), detector=None)
 
 
 def test_the_page_is_warmed_up_with_every_answer(
@@ -255,17 +254,17 @@ def test_a_refusal_is_sentences_that_are_read_out() -> None:
     assert page.named("b") == []
 
 
-def listened(sent: list[BinaryIO], progress: Progress) -> str:
+def listened(sent: BinaryIO, *, progress: Progress) -> str:
     progress(0, 2, "listening")
-    return sent[0].read().decode()
+    return sent.read().decode()
 
 
-def broken(sent: list[BinaryIO], progress: Progress) -> str:
+def broken(sent: BinaryIO, *, progress: Progress) -> str:
     progress(0, 2, "listening")
     raise AudioError("the recording is broken", hint="record it again")
 
 
-def bug(sent: list[BinaryIO], progress: Progress) -> str:
+def bug(sent: BinaryIO, *, progress: Progress) -> str:
     progress(0, 2, "listening")
     return str(1 / 0)
 
@@ -291,9 +290,9 @@ def test_the_file_is_gone_before_the_answer_whatever_comes_of_it(
     path.write_bytes(b"sound")
     told: list[Any] = []
 
-    def checked(sent: list[BinaryIO], progress: Progress) -> str:
+    def checked(sent: BinaryIO, *, progress: Progress) -> str:
         assert not path.exists()
-        return answer(sent, progress)
+        return answer(sent, progress=progress)
 
     with caplog.at_level(logging.ERROR):
         html = app.reply([str(path)], checked, lambda share, desc: told.append((share, desc)))

@@ -11,13 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from s2f import face_encoder
-from s2f.face_encoder import (
-    CONFIGS,
-    VGGFace,
-    VGGFaceConfig,
-    WinogradConv2d,
-    batch_embedder,
-)
+from s2f.face_encoder import CONFIGS, VGGFace, VGGFaceConfig, WinogradConv2d, batch_embedder
 from s2f.images import PREPROCESSING
 
 TINY = VGGFaceConfig(layers=(4, "M", 8, "M"), image_size=16, hidden=12, embedding=10, identities=7)
