@@ -9,15 +9,16 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from s2f.console import Console
+from s2f.console import Console, count, duration, size
 from s2f.errors import S2FError, UsageError
 from s2f.options import (
     GROUP,
@@ -28,6 +29,7 @@ from s2f.options import (
     SeedOpt,
     choose_console,
     examples,
+    gather,
     given,
     option,
 )
@@ -35,84 +37,57 @@ from s2f.options import (
 if TYPE_CHECKING:
     import torch
 
-    from s2f.console import Progress
     from s2f.distributed import Ranks
-    from s2f.train import Task
+    from s2f.train import Rehearsal, Task, TrainResult
 
 app = typer.Typer(help="Train the networks.", **GROUP)
-
-
-def _training(help: str, *names: str, **settings: Any) -> Any:
-    return option("Training", help, *names, **settings)
-
-
-def _run(help: str, *names: str, **settings: Any) -> Any:
-    return option("Run", help, *names, **settings)
+_in, _model, _how, _run, _out = (
+    functools.partial(option, panel) for panel in ("Input", "Model", "Training", "Run", "Output")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """The options that the training commands share; those of `TrainConfig` have its names."""
 
-    steps: Annotated[int | None, _training("Optimizer steps (10000).", min=1)] = None
-    epochs: Annotated[float | None, _training("Times through the data, instead of --steps.")] = None
-    batch_size: Annotated[int | None, _training("Samples a step, of all devices.", min=1)] = None
-    accumulate: Annotated[int | None, _training("Parts a device computes them in.", min=1)] = None
-    optimizer: Annotated[str | None, _training("adam or adamw.")] = None
-    lr: Annotated[float | None, _training("Peak learning rate.", min=0)] = None
-    betas: Annotated[tuple[float, float] | None, _training("The optimizer's two.")] = None
-    eps: Annotated[float | None, _training("The optimizer's.", min=0)] = None
-    weight_decay: Annotated[float | None, _training("The optimizer's.", min=0)] = None
-    schedule: Annotated[
-        str | None, _training("cosine, constant, or paper: x 0.95 every 10,000 steps.")
-    ] = None
-    clip: Annotated[float | None, _training("Largest gradient norm (5).", min=0)] = None
-    patience: Annotated[
-        int | None, _training("End after so many validations without a better one.", min=1)
-    ] = None
-    loss_weight: Annotated[
-        list[str] | None, _training("Of a loss; may be repeated.", metavar="NAME=VALUE")
-    ] = None
+    steps: Annotated[int | None, _how("Optimizer steps (10000).", min=1)] = None
+    epochs: Annotated[float | None, _how("Times through the data, instead of --steps.")] = None
+    batch_size: Annotated[int | None, _how("Samples a step, of all devices.", min=1)] = None
+    accumulate: Annotated[int | None, _how("Parts a device computes them in.", min=1)] = None
+    optimizer: Annotated[str | None, _how("adam or adamw.")] = None
+    lr: Annotated[float | None, _how("Peak learning rate.", min=0)] = None
+    betas: Annotated[tuple[float, float] | None, _how("The optimizer's two.")] = None
+    eps: Annotated[float | None, _how("The optimizer's.", min=0)] = None
+    weight_decay: Annotated[float | None, _how("The optimizer's.", min=0)] = None
+    schedule: Annotated[str | None, _how("cosine, constant, or paper: x 0.95 every 10,000.")] = None
+    clip: Annotated[float | None, _how("Largest gradient norm (5).", min=0)] = None
+    patience: Annotated[int | None, _how("End after so many validations in vain.", min=1)] = None
+    loss_weight: Annotated[list[str] | None, _how("Of one loss.", metavar="NAME=VALUE")] = None
     seed: SeedOpt = None
     every: Annotated[int | None, _run("Steps between validations and saves (500).", min=1)] = None
     resume: Annotated[bool, _run("Go on with a run that is there (default).")] = True
-    dry_run: Annotated[
-        bool, _run("Try a batch, tell what training would take, and end.", "--dry-run")
-    ] = False
+    dry_run: Annotated[bool, _run("Try a batch, and tell what it would take.", "--dry-run")] = False
     max_bad: Annotated[int | None, _run("Unreadable items to go on without (0).", min=0)] = None
     workers: Annotated[int | None, _run("Processes a device that read; 0: its own.", min=0)] = None
     device: DeviceOpt = "auto"
-    devices: Annotated[int | None, _run("Devices of this machine to train on together.", min=1)] = (
-        None
-    )
+    devices: Annotated[int | None, _run("Devices here to train on together.", min=1)] = None
     precision: Annotated[str | None, _run("fp32 (default) or bf16.")] = None
     compile: Annotated[bool | None, _run("Compile the network.", "--compile")] = None
-    deterministic: Annotated[
-        bool | None, _run("Have a GPU repeat itself exactly.", "--deterministic")
-    ] = None
-    tensorboard: Annotated[
-        bool, option("Output", "Write TensorBoard's files too.", "--tensorboard")
-    ] = False
-    half: Annotated[
-        bool | None, option("Output", "Store the best in half precision.", "--half")
-    ] = None
+    deterministic: Annotated[bool | None, _run("A GPU repeats itself.", "--deterministic")] = None
+    tensorboard: Annotated[bool, _out("TensorBoard's files too.", "--tensorboard")] = False
+    half: Annotated[bool | None, _out("Store the best in half precision.", "--half")] = None
     as_json: JsonOpt = False
     quiet: QuietOpt = False
 
     def config(self) -> dict[str, Any]:
-        """Give the fields of `TrainConfig` that were said.
-
-        Raises:
-            UsageError: if a weight is no NAME=VALUE, or --epochs no number or not the only one.
-        """
+        """Give the fields of `TrainConfig` that were said, or raise a `UsageError`."""
         from s2f.train import TrainConfig
 
         if self.epochs is not None and self.steps is not None:
             raise UsageError("--epochs and --steps say the same", hint="give one of them")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise UsageError(
-                f"--epochs {self.epochs}: is not above 0", hint="give for instance --epochs 3"
-            )
+            hint = "give for instance --epochs 3"
+            raise UsageError(f"--epochs {self.epochs}: is not above 0", hint=hint)
         weights: dict[str, float] = {}
         for assignment in self.loss_weight or ():
             name, _, value = assignment.partition("=")
@@ -147,101 +122,141 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _learn(
-    ctx: typer.Context,
-    options: TrainOptions,
-    output: Path,
-    make: "Callable[[torch.device, Progress], Task]",
-    **config: Any,
-) -> None:
-    """Train what `make` gives, on one device or with others.
-
-    `config` are fields of `TrainConfig` that the command has options of its own for.
-    """
+@contextlib.contextmanager
+def _joined(
+    ctx: typer.Context, options: TrainOptions
+) -> "Iterator[tuple[Console, Ranks, torch.device]]":
+    """Join the processes that train together, or start them and end; the first of them speaks."""
     console = choose_console(ctx, options.as_json, options.quiet)
     from s2f.device import choose_device
-    from s2f.distributed import is_first, join_ranks, launch, world_size
+    from s2f.distributed import join_ranks, launch, world_size
 
     devices, others = options.devices or 0, world_size()
+    first = os.environ.get("RANK", "0") == "0"
     if devices > 1 and not others:
         raise typer.Exit(launch(devices, options.device, sys.argv[1:]))
     if devices and others and devices != others:
-        raise UsageError(
-            f"--devices {devices}: torchrun has started {others} processes",
-            hint="leave --devices out under torchrun",
-        )
-    if not is_first():
+        message = f"--devices {devices}: torchrun has started {others} processes"
+        raise UsageError(message, hint="leave --devices out under torchrun")
+    if not first:
         console = ctx.find_root().obj = Console("quiet")
     own = choose_device(options.device)
     try:
         with join_ranks(own) as (ranks, device):
-            _learn_here(console, options, config | options.config(), output, make, device, ranks)
+            yield console, ranks, device
     except (S2FError, KeyboardInterrupt) as reason:
-        if is_first():
+        if first:
             raise
         raise typer.Exit(getattr(reason, "exit_code", INTERRUPTED)) from None  # the first says it
 
 
-def _learn_here(
-    console: Console,
+def _learn(
+    ctx: typer.Context,
     options: TrainOptions,
-    chosen: dict[str, Any],
     output: Path,
-    make: "Callable[[torch.device, Progress], Task]",
-    device: "torch.device",
-    ranks: "Ranks",
+    make: "Callable[..., Task]",
+    **own: Any,
 ) -> None:
-    """Train in this process, or rehearse it."""
-    import torch
+    """Train what `make(device=, progress=)` gives, or rehearse it.
 
-    from s2f.train import TrainConfig, rehearse, train
+    `own` are fields of `TrainConfig` that the command has options of its own for.
+    """
+    with _joined(ctx, options) as (console, ranks, device):
+        import torch
 
-    begun = (output / "config.json").is_file()
-    if begun and not options.resume and not options.dry_run:
-        raise UsageError(
-            f"{output}: holds a run, and --no-resume was given",
-            hint="leave it out to go on with the run, or give another folder with -o",
-        )
-    # What is wrong with it is better known before the data are read.
-    torch.manual_seed(TrainConfig(**chosen).seed)  # of the new network's weights
-    with console.progress("reading the data") as progress:
-        task = make(device, progress)
-    chosen = {**task.defaults, **chosen}
-    if options.epochs is not None:
-        size = chosen.get("batch_size", TrainConfig.batch_size)
-        chosen["steps"] = math.ceil(options.epochs * len(task.train_data) / size)
-    config = TrainConfig(**chosen)
-    if options.dry_run:
-        rehearsal = rehearse(task, output, config, device=device, ranks=ranks)
-        if ranks.first:
-            for name, value in rehearsal.facts():
-                console.line(f"{name:<12}  {value}")
-            console.summary(dataclasses.asdict(rehearsal))
-        return
-    for text in task.notes:
-        console.note(text)
-    console.note(f"{'going on with' if begun else 'training in'} {output} on {device}")
-    try:
-        with console.progress(f"training {task.name}") as progress:
-            result = train(
-                *(task, output, config),
-                device=device,
-                ranks=ranks,
-                tensorboard=options.tensorboard,
-                progress=progress,
-                note=console.note,
+        from s2f.train import TrainConfig, rehearse, train
+
+        chosen, begun = own | options.config(), (output / "config.json").is_file()
+        if begun and not options.resume and not options.dry_run:
+            raise UsageError(
+                f"{output}: holds a run, and --no-resume was given",
+                hint="leave it out to go on with the run, or give another folder with -o",
             )
-    except KeyboardInterrupt:
-        if not (output / "last").is_dir():
-            raise  # before there was anything to save
+        # What is wrong with it is better known before the data are read.
+        torch.manual_seed(TrainConfig(**chosen).seed)  # of the new network's weights
+        with console.progress("reading the data") as progress:
+            task = make(device=device, progress=progress)
+        chosen = {**task.defaults, **chosen}
+        if options.epochs is not None:
+            batch_size = chosen.get("batch_size", TrainConfig.batch_size)
+            chosen["steps"] = math.ceil(options.epochs * len(task.train_data) / batch_size)
+        config = TrainConfig(**chosen)
+        if options.dry_run:
+            rehearsal = rehearse(task, output, config, device=device, ranks=ranks)
+            if ranks.first:
+                for name, value in _rehearsed(rehearsal):
+                    console.line(f"{name:<12}  {value}")
+                console.summary(dataclasses.asdict(rehearsal))
+            return
+        for text in task.notes:
+            console.note(text)
+        console.note(f"{'going on with' if begun else 'training in'} {output} on {device}")
+        try:
+            with console.progress(f"training {task.name}") as progress:
+                result = train(
+                    *(task, output, config),
+                    device=device,
+                    ranks=ranks,
+                    tensorboard=options.tensorboard,
+                    progress=progress,
+                    note=console.note,
+                )
+        except KeyboardInterrupt:
+            if not (output / "last").is_dir():
+                raise  # before there was anything to save
+            if ranks.first:
+                _say_interrupted(console, output)
+            raise typer.Exit(INTERRUPTED) from None
         if ranks.first:
-            _say_interrupted(console, output)
-        raise typer.Exit(INTERRUPTED) from None
-    if ranks.first:
-        console.table(result.facts())
-        console.table(result.compared(), ("loss", "weight", "training", "validation"))
-        console.line(result.best)
-        console.summary(dataclasses.asdict(result))
+            _tell(console, result)
+
+
+def _rehearsed(told: "Rehearsal") -> Iterator[tuple[str, str]]:
+    """Tell people what a training would take, in names and values."""
+    yield "device", told.device + (f" x {told.devices}" if told.devices > 1 else "")
+    for split, counts in told.data.items():
+        yield split, ", ".join(f"{n:,} {what}" for what, n in counts.items())
+    yield "parameters", count(told.parameters)
+    for stage in told.stages:
+        start = f" from step {stage.start:,}" if len(told.stages) > 1 else ""
+        yield "", f"{count(stage.trained)} trained{start}, {duration(stage.seconds)} a step"
+    yield "steps", f"{told.steps:,} of {told.batch_size} samples, {told.epochs:.3g} epochs"
+    yield "reading", f"{duration(told.read_seconds)} a batch, in one process"
+    yield "validation", f"{duration(told.validation_seconds)} each"
+    yield "speed", f"about {told.samples_per_second:.3g} samples/s"
+    yield "in all", f"about {duration(told.seconds)}"
+    memory = {name: size(n) for name, n in told.memory.items() if n}
+    peak = memory.pop("peak", None)
+    yield "memory", ", ".join(f"{name} {n}" for name, n in memory.items())
+    if peak:
+        yield "at its peak", f"{peak}, measured"
+    yield "checkpoint", size(told.checkpoint_bytes)
+    yield "saved state", size(told.state_bytes)
+    yield "losses", ", ".join(f"{name} {value:.4g}" for name, value in told.losses.items())
+    for text in (*told.notes, *told.bad):
+        yield "left out", text
+
+
+def _tell(console: Console, result: "TrainResult") -> None:
+    """Tell how a training ended, and the losses of its best step."""
+    speed = f"{duration(result.seconds)}, {result.samples_per_second:.1f} samples/s"
+    written = [result.best, result.run / "loss.png", result.run / "samples"]
+    rows = [
+        ("steps", f"{result.steps:,}, best at {result.step:,}"),
+        ("samples", f"{result.samples:,}"),
+        ("time", speed if result.samples_per_second else "there was nothing left to do"),
+    ]
+    rows += [("bad items", f"{result.bad:,}")] if result.bad else []
+    there = [str(path) for path in written if path.exists()]
+    console.table([*rows, *zip(("written", "", ""), there, strict=False)])
+    columns = result.loss_weights, result.train_losses, result.losses
+    losses = [
+        (name, *(f"{values[name]:.4g}" if name in values else "" for values in columns))
+        for name in result.loss_weights
+    ]
+    console.table(losses, ("loss", "weight", "training", "validation"))
+    console.line(result.best)
+    console.summary(dataclasses.asdict(result))
 
 
 def _say_interrupted(console: Console, output: Path) -> None:
@@ -250,11 +265,11 @@ def _say_interrupted(console: Console, output: Path) -> None:
 
 
 DataArg = Annotated[Path, typer.Argument(help="Folder that holds train and val.")]
-RunOpt = Annotated[Path, option("Output", "Run folder; one begun there goes on.", "--output", "-o")]
-PRESET = option("Model", "Shape of the network (default: compact).")
+RunOpt = Annotated[Path, _out("Run folder; one begun there goes on.", "--output", "-o")]
+PRESET = _model("Shape of the network (default: compact).")
 PresetOpt = Annotated[Literal["paper", "seed", "compact"], PRESET]
-FaceEncoderOpt = Annotated[Path, option("Input", "Checkpoint that defines the embedding.")]
-NoAugmentOpt = Annotated[bool | None, _training("Leave inputs undisturbed.", " /--no-augment")]
+FaceEncoderOpt = Annotated[Path, _in("Checkpoint that defines the embedding.")]
+NoAugmentOpt = Annotated[bool | None, _how("Leave inputs undisturbed.", " /--no-augment")]
 
 
 @app.command("encoder", epilog=examples("s2f train encoder data/demo/faces -o runs/encoder"))
@@ -270,7 +285,7 @@ def _encoder(
 ) -> None:
     """Train a face encoder: photos to the embedding that a decoder can draw them from."""
 
-    def task(device: "torch.device", progress: "Progress") -> "Task":
+    def task(**where: Any) -> "Task":
         from s2f.checkpoint import Card
         from s2f.train_faces import FaceEncoderTask, PartsEncoderTask
 
@@ -292,24 +307,18 @@ def _decoder(
     ctx: typer.Context,
     data: DataArg,
     face_encoder: FaceEncoderOpt,
-    start: Annotated[
-        Path | None, option("Input", "Face decoder to go on from, not a new one.")
-    ] = None,
+    start: Annotated[Path | None, _in("Face decoder to go on from, not a new one.")] = None,
     output: RunOpt = Path("runs/decoder"),
     preset: PresetOpt = "compact",
-    no_warp: Annotated[
-        bool, option("Model", "Draw the face itself, without a warp.", "--no-warp")
-    ] = False,
-    morph: Annotated[
-        float, _training("Share of samples that are morphs of two near faces (0).")
-    ] = 0.0,
+    no_warp: Annotated[bool, _model("Draw the face itself: no warp.", "--no-warp")] = False,
+    morph: Annotated[float, _how("Share of samples that are morphs of two near faces (0).")] = 0.0,
     augment: NoAugmentOpt = None,
     *,
     options: TrainOptions,
 ) -> None:
     """Train a face decoder: embeddings to landmarks and texture."""
 
-    def task(device: "torch.device", progress: "Progress") -> "Task":
+    def task(**where: Any) -> "Task":
         from s2f.checkpoint import Card, load
         from s2f.train_faces import FaceDecoderTask
 
@@ -318,10 +327,9 @@ def _decoder(
         decoder = None if start is None else load(start, "face_decoder")
         return FaceDecoderTask(
             *(data, preset, encoder, decoder, card),
-            device=device,
             morph=morph,
             no_warp=no_warp,
-            progress=progress,
+            **where,
         )
 
     _learn(ctx, options, output, task, **given(augment=augment))
@@ -339,57 +347,27 @@ def _voice(
     ctx: typer.Context,
     data: DataArg,
     face_encoder: FaceEncoderOpt,
-    face_decoder: Annotated[Path, option("Input", "Checkpoint made for that encoder.")],
+    face_decoder: Annotated[Path, _in("Checkpoint made for that encoder.")],
     output: RunOpt = Path("runs/voice"),
     pairing: Annotated[
         Literal["all-to-all", "one-to-one", "all-to-one", "same-clip"],
-        option(
-            "Input",
-            "Which face a recording comes with: any of the person's (all-to-all, default), one "
-            "each, always the first, or that of the same clip.",
-        ),
+        _in("Face of a recording: any of the person's, one each, the first, of the same clip."),
     ] = "all-to-all",
-    per_identity: Annotated[
-        int | None, option("Input", "Recordings of a person, at most.", min=1)
-    ] = None,
+    per_identity: Annotated[int | None, _in("Recordings of a person, at most.", min=1)] = None,
     preset: PresetOpt = "compact",
-    arch: Annotated[
-        Literal["conv", "ast"], option("Model", "conv (default), or ast: a transformer.")
-    ] = "conv",
-    pretrained: Annotated[
-        str | None, option("Model", "Where AST starts: a folder or id of Hugging Face.")
+    arch: Annotated[Literal["conv", "ast"], _model("conv (default), or a transformer.")] = "conv",
+    pretrained: Annotated[str | None, _model("AST's start: folder or Hugging Face's id.")] = None,
+    random_init: Annotated[bool, _model("Start AST at random.", "--random-init")] = False,
+    stats: Annotated[Path | None, _model("Mean and std of the log-mel, of prep stats.")] = None,
+    head_steps: Annotated[int | None, _how("Of AST's head alone, at first (1000).", min=0)] = None,
+    unfreeze: Annotated[int | None, _how("Last layers of AST trained then (all).", min=0)] = None,
+    min_seconds: Annotated[float | None, _how("Shortest clips (compact: 2; not for ast).")] = None,
+    augment: Annotated[str | None, _how("all, none, or of noise,gain,speed,band,spec.")] = None,
+    loss_weights: Annotated[
+        str | None, _how("paper, seed, seed-ast, auto (equal gradients), or NAME=VALUE,...")
     ] = None,
-    random_init: Annotated[bool, option("Model", "Start AST at random.", "--random-init")] = False,
-    stats: Annotated[
-        Path | None, option("Model", "Mean and std of the log-mel, from prep stats.")
-    ] = None,
-    head_steps: Annotated[
-        int | None, _training("Steps of a pretrained AST's head alone (1000).", min=0)
-    ] = None,
-    unfreeze: Annotated[
-        int | None, _training("Last layers of it that are trained after that (all).", min=0)
-    ] = None,
-    min_seconds: Annotated[
-        float | None, _training("Shortest clips (compact: 2; not for ast).")
-    ] = None,
-    disturb: Annotated[
-        str | None,
-        _training("all, none, or of noise,gain,speed,band,spec.", "--augment", metavar="LIST"),
-    ] = None,
-    loss_set: Annotated[
-        str | None,
-        _training(
-            "Which losses: paper, seed, seed-ast, auto (equal gradients), or NAME=VALUE,...",
-            "--loss-weights",
-            metavar="SET",
-        ),
-    ] = None,
-    calibrate_at: Annotated[
-        int | None, _training("Step at which auto finds weights (1000).", min=0)
-    ] = None,
-    contrastive: Annotated[
-        float | None, _training("Add InfoNCE with this weight.", metavar="W")
-    ] = None,
+    calibrate_at: Annotated[int | None, _how("Step of auto's weights (1000).", min=0)] = None,
+    contrastive: Annotated[float | None, _how("Add InfoNCE with this weight.", metavar="W")] = None,
     *,
     options: TrainOptions,
 ) -> None:
@@ -397,33 +375,25 @@ def _voice(
     choose_console(ctx, options.as_json, options.quiet)  # before torch, and before errors
     from s2f.losses import calibration_step
 
-    calibrate_at = calibration_step(loss_set, calibrate_at, options.loss_weight or ())
+    calibrate_at = calibration_step(loss_weights, calibrate_at, options.loss_weight or ())
 
-    def task(device: "torch.device", progress: "Progress") -> "Task":
+    def task(**where: Any) -> "Task":
         from s2f.checkpoint import Card, load
         from s2f.train_voice import HEAD_STEPS, VoiceEncoderTask, VoiceOptions
 
         card = Card.of_data(data, output.resolve().name)
         encoder, decoder = load(face_encoder, "face_encoder"), load(face_decoder, "face_decoder")
-        voice = VoiceOptions(
-            arch=arch,
-            pretrained=pretrained,
-            random_init=random_init,
-            head_steps=head_steps if head_steps is not None else HEAD_STEPS * bool(pretrained),
-            unfreeze=unfreeze,
-            stats=stats,
-            augment=disturb,
-            min_seconds=min_seconds,
-        )
+        voice = gather(ctx, VoiceOptions)
+        if head_steps is None:
+            voice = dataclasses.replace(voice, head_steps=HEAD_STEPS * bool(pretrained))
         return VoiceEncoderTask(
             *(data, preset, encoder, decoder, card),
-            device=device,
             options=voice,
-            loss_weights=loss_set,
+            loss_weights=loss_weights,
             contrastive=contrastive,
             pairing=pairing,
             per_identity=per_identity,
-            progress=progress,
+            **where,
         )
 
     _learn(ctx, options, output, task, **given(calibrate_at=calibrate_at))
@@ -433,9 +403,9 @@ def _voice(
 def _demo(
     ctx: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder that s2f prep demo has made.")],
-    output: Annotated[
-        Path, option("Output", "Folder of the runs and the model.", "--output", "-o")
-    ] = Path("runs/demo"),
+    output: Annotated[Path, _out("Folder of the runs and the model.", "--output", "-o")] = Path(
+        "runs/demo"
+    ),
     device: DeviceOpt = "auto",
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,

@@ -7,7 +7,7 @@ devices. Knows nothing of what the samples are.
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,31 +20,22 @@ Item = dict[str, Tensor]
 
 
 class Key(NamedTuple):
-    """What a dataset is asked for.
-
-    `share`, 0..1, is random but the same for all items of a step: for what has to be equal in a
-    batch, such as the length of clips. It is 1 where nothing is to be random.
-    """
+    """What a dataset is asked for."""
 
     item: int  # its index
     seed: int  # of what is random about it
+    # Random, 0..1, but one for all items of a step: for what has to be equal in a batch, such as
+    # the length of clips. 1 where nothing is to be random.
     share: float = 1.0
 
 
 def plan_steps(
     n: int, batch_size: int, *, seed: int, steps: range, parts: int = 1, mine: Iterable[int] = (0,)
 ) -> Iterator[list[Key]]:
-    """Give the keys of training steps, in a new permutation each epoch.
+    """Give the keys of training steps, in a new permutation of the `n` samples each epoch.
 
-    The samples of a step and their order are the same however many parts it is split into.
-
-    Args:
-        n: samples of an epoch.
-        batch_size: samples of a step, a multiple of `parts`.
-        seed: of everything random.
-        steps: which.
-        parts: that each step's samples are split into, in their order.
-        mine: which of these are given, one batch each.
+    Each step's `batch_size` samples, a multiple of `parts`, are split into so many parts, of which
+    `mine` are given, a batch each. Which they are and their order depend on no number of parts.
     """
     epoch, order = -1, torch.empty(0, dtype=torch.long)
     size = batch_size // parts
@@ -61,44 +52,37 @@ def plan_steps(
 
 
 class Loaded(NamedTuple):
-    """A batch, as it comes from where it was read; errors travel as values, from any process."""
+    """A batch as it was read, in this process or another: errors travel as values."""
 
     keys: list[Key]  # of the items, or that were asked for where there are none
     items: Item | None  # by name [b ...]; None where it cannot be made up
     bad: list[S2FError]  # why items could not be read; others took the place of these
 
 
-class _Careful(Dataset[Loaded]):
-    """A dataset that puts the next readable item in the place of one that is not.
-
-    Raised in a worker process, an error would reach the loop as another one, with the worker's
-    traceback in its message.
-    """
+class _Batches(Dataset[Loaded]):
+    """Batches by their keys, with the next readable item in the place of one that is not."""
 
     def __init__(self, data: Any, max_bad: int) -> None:
         self.data, self.max_bad = data, max_bad
 
-    def __getitem__(self, key: Key) -> Loaded:
+    def __getitem__(self, keys: list[Key]) -> Loaded:
+        read: list[Key] = []
+        items: list[Item] = []
         bad: list[S2FError] = []
-        for index in range(key.item, key.item + min(self.max_bad + 1, len(self.data))):
-            read = key._replace(item=index % len(self.data))
-            try:
-                return Loaded([read], self.data[read], bad)
-            except InputError as error:
-                bad.append(error)
-            except S2FError as error:  # no matter of this item
-                return Loaded([key], None, [error])
-        return Loaded([key], None, bad)
-
-
-def _stack(loaded: Sequence[Loaded]) -> Loaded:
-    """Stack items [...] to a batch [b ...]."""
-    keys = [key for one in loaded for key in one.keys]
-    bad = [error for one in loaded for error in one.bad]
-    items = [one.items for one in loaded if one.items is not None]
-    if len(items) < len(loaded):
-        return Loaded(keys, None, bad)
-    return Loaded(keys, {k: torch.stack([item[k] for item in items]) for k in items[0]}, bad)
+        for key in keys:
+            for index in range(key.item, key.item + min(self.max_bad + 1, len(self.data))):
+                place = key._replace(item=index % len(self.data))
+                try:
+                    items.append(self.data[place])
+                    read.append(place)
+                    break
+                except InputError as error:
+                    bad.append(error)
+                except S2FError as error:  # no matter of this item
+                    return Loaded(keys, None, [error])
+            else:
+                return Loaded(keys, None, bad)
+        return Loaded(read, {k: torch.stack([i[k] for i in items]) for k in items[0]}, bad)
 
 
 def load_batches(
@@ -110,28 +94,23 @@ def load_batches(
     Pictures travel as bytes and are 0..1 from there on.
     """
     loader: DataLoader[Any] = DataLoader(
-        _Careful(data, max_bad),
-        batch_sampler=keys,
+        _Batches(data, max_bad),
+        batch_size=None,
+        sampler=keys,
         num_workers=workers,
-        collate_fn=_stack,
         pin_memory=device.type == "cuda",
     )
     for loaded in loader:
-        if loaded.items is None:
-            yield loaded
-            continue
-        moved = {k: v.to(device, non_blocking=True) for k, v in loaded.items.items()}
-        items = {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}
-        yield loaded._replace(items=items)
+        if loaded.items is not None:
+            moved = {k: v.to(device, non_blocking=True) for k, v in loaded.items.items()}
+            items = {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}
+            loaded = loaded._replace(items=items)
+        yield loaded
 
 
 @contextlib.contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Say what it means where a process that reads has died: the loop hears of it at any point.
-
-    Raises:
-        DeviceError: if one has died.
-    """
+    """Raise a `DeviceError` where a process that reads has died: the loop hears of it anywhere."""
     try:
         yield
     except RuntimeError as error:

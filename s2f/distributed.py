@@ -37,17 +37,11 @@ WHY = "why"  # key of the error that ended a process, where the others find it
 
 
 def launch(size: int, device: str, arguments: Sequence[str]) -> int:
-    """Run `s2f` with some arguments in several processes of this machine.
+    """Run `s2f` with some arguments in `size` processes of this machine, and return its exit code.
 
-    What goes wrong the first of them says, but for a process that was killed. SIGTERM and Ctrl-C
-    are passed on; the processes have 30 seconds to save.
-
-    Returns:
-        The exit code: of the process that failed first, 0 if none did, 130 if interrupted.
-
-    Raises:
-        DeviceError: if the devices that the name stands for are not there, or a process was
-            killed.
+    That is the one of the process that failed first, 0 if none did, 130 if interrupted. What goes
+    wrong the first process says. SIGTERM and Ctrl-C are passed on; the processes have 30 seconds
+    to save. Raises a DeviceError if the devices are not there, or a process was killed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -61,16 +55,8 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # we say it ourselves
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     os.environ[LAUNCHED] = str(os.getpid())
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=size,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
+    config = LaunchConfig(1, 1, size, run_id=uuid.uuid4().hex, max_restarts=0)
+    config.rdzv_backend, config.rdzv_endpoint = "c10d", "localhost:0"
     try:
         elastic_launch(config, sys.executable)("-m", "s2f", *arguments)
     except ChildFailedError as error:
@@ -140,31 +126,24 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 0
 
 
-def is_first() -> bool:
-    """Tell by the environment whether this process is the one that speaks."""
-    return world_size() == 0 or os.environ["RANK"] == "0"
-
-
 @contextlib.contextmanager
 def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the other processes, if there are any; of a device `cuda`, give this process's own.
 
-    Raises:
-        DeviceError: if this process has no device of its own, or another process has ended.
-        S2FError: why another process has ended, if it could tell.
+    Raises a DeviceError if this process has no device of its own; and where another process has
+    ended, the S2FError that it ended with, or a DeviceError if it could not tell.
     """
     if world_size() < 2:
         yield ALONE, device
         return
+    backend = "gloo"
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         _check_devices("cuda", local + 1)
-        device = torch.device("cuda", local)
+        device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     launcher = os.getppid()
     store, rank, size = next(rendezvous("env://"))
-    # gloo for what is told, and on CPUs
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     own = distributed.PrefixStore("group", store)  # type: ignore[attr-defined]
     distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
     try:
@@ -178,10 +157,13 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         if not (isinstance(error, distributed.DistError) or any(w in str(error) for w in GONE)):
             raise
         _see_to_the_end()
-        why = _why(store)
-        if why is None and LAUNCHED in os.environ:
+        with contextlib.suppress(RuntimeError):  # whoever kept it has ended too
+            if store.check([WHY]):
+                why = json.loads(store.get(WHY))
+                raise getattr(errors, why["error"])(why["message"], hint=why["hint"]) from error
+        if LAUNCHED in os.environ:
             raise SystemExit(LOST) from error
-        raise why or _lost() from error
+        raise _lost() from error
     finally:
         gc.collect()  # what averages gradients holds the group, in a circle, and must go first
         distributed.destroy_process_group()
@@ -191,16 +173,6 @@ def _see_to_the_end() -> None:
     """Ignore SIGTERM, which is what a launcher answers an error with, so as to say what it is."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _why(store: Any) -> S2FError | None:
-    """Ask why another process has ended; None if it had no time to tell."""
-    with contextlib.suppress(RuntimeError):  # whoever kept it has ended too
-        if store.check([WHY]):
-            why = json.loads(store.get(WHY))
-            error: S2FError = getattr(errors, why["error"])(why["message"], hint=why["hint"])
-            return error
-    return None
 
 
 def _lost() -> DeviceError:
@@ -242,10 +214,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 class _SyncedBatchNorm(_BatchNorm):
-    """BatchNorm over the samples of all processes, on CPUs, where torch has none.
-
-    Every process has as many.
-    """
+    """BatchNorm over the samples of all processes, as many each, on CPUs, where torch has none."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Take any shape [b c ...]."""
@@ -254,19 +223,18 @@ class _SyncedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(x)
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        mean = gather_rows(x.mean(axes)).mean(0)
-        centred = x - mean.view(shape)
-        var = gather_rows(centred.square().mean(axes)).mean(0)
+        mean = gather_rows(x.mean(axes, keepdim=True)).mean(0)
+        centred = x - mean
+        var = gather_rows(centred.square().mean(axes, keepdim=True)).mean(0)
         n = distributed.get_world_size() * x.numel() // x.shape[1]
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None and self.momentum is not None
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)
-        normal = centred * (var + self.eps).rsqrt().view(shape)
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(var.flatten() * n / (n - 1), self.momentum)
+        scale = self.weight.view_as(mean) * (var + self.eps).rsqrt()
+        return centred * scale + self.bias.view_as(mean)
 
 
 def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:

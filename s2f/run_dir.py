@@ -17,21 +17,17 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from s2f.errors import CheckpointError, UsageError
-from s2f.files import atomic_write
+from s2f.files import write_bytes
 from s2f.images import encode, to_image
 
-DAMAGED = (  # what a state that is none of this run's raises
-    *(safetensors.SafetensorError, OSError, KeyError),
-    *(TypeError, ValueError, RuntimeError),
-)
+DAMAGED = (SafetensorError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
-SAVED = (  # fields of `Run` in the saved state, in this order, before the calibrated weights
-    *("step", "best", "best_step", "best_losses", "best_running"),
-    *("running", "logged", "bad", "ended"),
-)
+# Fields of `Run` in the saved state, in this order, before the calibrated weights.
+SAVED = "step best best_step best_losses best_running running logged bad ended".split()
 
 
 @dataclass
@@ -57,11 +53,6 @@ class Run:
         return self.folder / "last" / "state.safetensors"
 
     @property
-    def best_file(self) -> Path:
-        """The best checkpoint."""
-        return self.folder / "best.safetensors"
-
-    @property
     def log_file(self) -> Path:
         """The history, one JSON object a line."""
         return self.folder / "history.jsonl"
@@ -69,10 +60,8 @@ class Run:
     def claim(self, config: Mapping[str, object]) -> None:
         """Write the config of a new run, or make sure that an old one is the same.
 
-        Raises:
-            UsageError: if the directory holds a run with another config, or no run; logs apart.
-            CheckpointError: if its config cannot be read.
-            OutputError: if the directory cannot be written.
+        Raises a UsageError if the directory holds a run with another config, or no run but other
+        files than logs; a CheckpointError if its config cannot be read; or an OutputError.
         """
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
         mine, path = json.loads(json.dumps(config)), self.folder / "config.json"
@@ -80,112 +69,91 @@ class Run:
         if not path.is_file():
             strangers = [p.name for p in self.folder.glob("[!.]*") if p.suffix not in LOGS]
             if strangers:
-                raise UsageError(
-                    f"{self.folder}: is no run: it holds {min(strangers)} and no config.json",
-                    hint=cure,
-                )
-            with atomic_write(path) as file:
-                file.write(json.dumps(mine, indent=1).encode())
+                holds = f"it holds {min(strangers)} and no config.json"
+                raise UsageError(f"{self.folder}: is no run: {holds}", hint=cure)
+            write_bytes(path, json.dumps(mine, indent=1).encode())
             return
         try:
             theirs = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
-            text = f"{path}: is not the config of a run: {error}"
-            raise CheckpointError(text, hint=cure) from error
+            message = f"{path}: is not the config of a run: {error}"
+            raise CheckpointError(message, hint=cure) from error
         if "task" not in theirs:
             raise UsageError(f"{path}: is the config of something else than a run", hint=cure)
         for key in mine | theirs:
-            if mine.get(key) != theirs.get(key):
+            there, here = theirs.get(key), mine.get(key)
+            if there != here:
                 raise UsageError(
-                    f"{self.folder}: holds a run with {key} {theirs.get(key)}; "
-                    f"this one has {mine.get(key)}",
-                    hint=f"give the same options to go on with it, or {cure.removeprefix('give ')}",
+                    f"{self.folder}: holds a run with {key} {there}; this one has {here}",
+                    hint="give the same options to go on with it, or another folder with -o",
                 )
 
     def log(self, rate: float, measured: Mapping[str, float], *, solved: bool = False) -> None:
         """Add this step's learning rate and losses to the history."""
         record = {"step": self.step, "lr": rate, "train": self.running, "val": measured}
-        if self.loss_weights:
-            record["loss_weights"] = self.loss_weights
-        if solved:
-            record["solved"] = True
+        record |= {"loss_weights": self.loss_weights} if self.loss_weights else {}
+        record |= {"solved": True} if solved else {}
         if self.writes:
             path = self.log_file
             lines = path.read_bytes().splitlines() if path.is_file() else []
             # Steps after the last save are trained again after a kill: drop what they had logged.
             lines = [*lines[: self.logged], json.dumps(record).encode()]
-            with atomic_write(path) as file:
-                file.write(b"".join(line + b"\n" for line in lines))
+            write_bytes(path, b"".join(line + b"\n" for line in lines))
         self.logged += 1
 
     def history(self) -> list[dict[str, Any]]:
-        """Read what was logged.
-
-        Raises:
-            CheckpointError: if it cannot be read.
-        """
+        """Read what was logged, or raise a `CheckpointError`."""
         try:
             lines = self.log_file.read_text(encoding="utf-8").splitlines()[: self.logged]
             return [json.loads(line) for line in lines]
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.log_file}: is not the history of a run: {error}",
-                hint=f"remove {self.folder} to train anew",
-            ) from error
+            raise self._damaged(f"{self.log_file}: is not the history of a run", error) from error
+
+    def _damaged(self, what: str, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{what}: {error}", hint=f"remove {self.folder} to train anew")
 
     def show(self, picture: Tensor) -> None:
-        """Write the sample [3 h w] of this step."""
-        png = encode(to_image(picture), ".png", {})
-        with atomic_write(self.folder / "samples" / f"{self.step:07d}.png") as file:
-            file.write(png)
+        """Write the sample [3 h w], 0..1, of this step."""
+        path = self.folder / "samples" / f"{self.step:07d}.png"
+        write_bytes(path, encode(to_image(picture), ".png", {}))
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write everything that `restore` needs.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
+        """Write everything that `restore` needs."""
         if not self.writes:
             return
         tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in values.items()}
         numbers = {name: getattr(self, name) for name in SAVED}
-        if self.loss_weights:
-            numbers["loss_weights"] = self.loss_weights
-        with atomic_write(self.file) as file:
-            file.write(safetensors.torch.save(tensors, {"run": json.dumps(numbers)}))
+        numbers |= {"loss_weights": self.loss_weights} if self.loss_weights else {}
+        write_bytes(self.file, safetensors.torch.save(tensors, {"run": json.dumps(numbers)}))
 
     def restore(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
     ) -> None:
-        """Go back to where the last save was.
-
-        Raises:
-            CheckpointError: if what was saved is damaged, or of another network.
-        """
+        """Go back to the last save; a `CheckpointError` if it is damaged or of another network."""
         try:
-            with safetensors.safe_open(self.file, framework="pt", device=str(device)) as file:
+            with safe_open(self.file, framework="pt", device=str(device)) as file:
                 numbers = json.loads(file.metadata()["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            own = {k: v for k, v in tensors.items() if k.startswith("network.")}
-            network.load_state_dict({k.removeprefix("network."): v for k, v in own.items()})
-            moments: dict[int, dict[str, Tensor]] = {}
             trained = [p for group in optimizer.param_groups for p in group["params"]]
+            weights: dict[str, Tensor] = {}
+            moments: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():
-                if name.startswith("optimizer."):
-                    _, index, key = name.split(".", 2)
+                kind, _, key = name.partition(".")
+                if kind == "network":
+                    weights[key] = tensor
+                else:
+                    index, _, key = key.partition(".")
                     # In the parameter's memory format: a fused optimizer looks at neither's.
                     like = trained[int(index)]
                     same = tensor.shape == like.shape
                     value = torch.empty_like(like).copy_(tensor) if same else tensor
                     moments.setdefault(int(index), {})[key] = value
+            network.load_state_dict(weights)
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
             for name in SAVED:
                 setattr(self, name, numbers[name])
             self.loss_weights = numbers.get("loss_weights", {})
         except DAMAGED as error:
-            raise CheckpointError(
-                f"{self.file}: is not a state of this run: {error}",
-                hint=f"remove {self.folder} to train anew",
-            ) from error
+            raise self._damaged(f"{self.file}: is not a state of this run", error) from error

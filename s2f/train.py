@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from s2f import console, losses, training_log
+from s2f import losses, training_log
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key, load_batches, naming_dead_workers, plan_steps
 from s2f.device import interruptible, keep_memory
@@ -38,6 +38,7 @@ from s2f.files import alone_in
 from s2f.run_dir import Run
 
 Note = Callable[[str], None]  # what takes a sentence for people
+BEST = "best.safetensors"
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("cosine", "paper", "constant")
 TRAINED_IN = ("fp32", "bf16")
@@ -59,43 +60,20 @@ class Group:
     lr: float = 1.0  # their share of the learning rate
 
 
-class Data(Protocol):
-    """Samples by key. May have `counts`, how many of what there is, besides its length."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, key: Key) -> Item:
-        """Read one: tensors by name, equal names and shapes for all keys of a step."""
-
-    def name(self, index: int) -> str:
-        """Name one, as a person finds it."""
-
-
 class Task(Protocol):
-    """What is learned: networks, data, and how a batch becomes losses.
+    """What is learned: networks, data, and how a batch becomes losses."""
 
-    Attributes:
-        name: what is learned, in a word.
-        settings: what tells this task from others of its name: a run goes on only where it is
-            equal.
-        defaults: fields of the config, by name, that it would rather have than the general ones.
-        notes: what people should know of the data before they are trained on.
-        network: what is trained, a module.
-        groups: which of its parameters, and from when on; the others stay as they are.
-        train_data: `Data` to learn from.
-        val_data: `Data` to measure on.
-        loss_weights: the weight of each loss, where the config names no other.
-    """
-
-    name: str
-    settings: dict[str, object]
-    notes: list[str]
-    loss_weights: dict[str, float]
+    name: str  # what is learned, in a word
+    settings: dict[str, object]  # what tells it from others of its name; all of a run has the same
+    notes: list[str]  # what people should know of the data before they are trained on
+    loss_weights: dict[str, float]  # of each loss, where the config names no other
     # Each task has its own kinds of these, which attributes of a protocol may not be.
-    defaults: Any
-    network: Any
-    groups: Any
+    defaults: Any  # fields of the config, by name, that it would rather have than the general ones
+    network: Any  # what is trained, a module
+    groups: Any  # which of its parameters, as `Group`s; the others stay as they are
+    # What is learned from, and measured on: by `Key`, tensors by name, of equal names and shapes
+    # for all keys of a step. They have a length, `name(index)`, as a person finds an item, and may
+    # have `counts`, how many of what else there is.
     train_data: Any
     val_data: Any
 
@@ -118,11 +96,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
-
-    Raises:
-        UsageError: if a value is none of these, or not in its range.
-    """
+    """How to train; a `UsageError` if a value is none of these, or not in its range."""
 
     steps: int = 10_000  # optimizer steps
     batch_size: int = 32  # samples a step, on all devices together
@@ -163,10 +137,9 @@ class TrainConfig:
                 if not fits(getattr(self, name)):
                     raise UsageError(f"{name} {getattr(self, name)!r}: wanted {wanted}")
         if self.calibrate_at is not None and not 0 <= self.calibrate_at < self.steps:
-            raise UsageError(
-                f"weights calibrated at step {self.calibrate_at} of {self.steps} are never used",
-                hint="give a --calibrate-at below --steps",
-            )
+            when = f"at step {self.calibrate_at} of {self.steps}"
+            hint = "give a --calibrate-at below --steps"
+            raise UsageError(f"weights calibrated {when} are never used", hint=hint)
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
@@ -189,33 +162,27 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
             raise DatasetError(f"there is nothing in {split}", hint="add to it, or split anew")
     for name in config.loss_weights:
         if name not in task.loss_weights:
-            wanted = ", ".join(sorted(task.loss_weights))
-            raise UsageError(
-                f"--loss-weight {name}: is no loss of this task; wanted one of {wanted}",
-                hint="correct the name",
+            wanted = (
+                f"is no loss of this task; wanted one of {', '.join(sorted(task.loss_weights))}"
             )
+            raise UsageError(f"--loss-weight {name}: {wanted}", hint="correct the name")
     weights, size = task.loss_weights | dict(config.loss_weights), config.batch_size
     calibrated = config.calibrate_at is not None
     losses.check_weights(task, weights, batch_size=size, calibrated=calibrated)
     if not any(weights.values()):
-        raise UsageError(
-            f"nothing is learned: all losses have weight 0: {', '.join(weights)}",
-            hint="give one of them another --loss-weight",
-        )
+        message = f"nothing is learned: all losses have weight 0: {', '.join(weights)}"
+        raise UsageError(message, hint="give one of them another --loss-weight")
     latest = max(group.start for group in task.groups)
     if latest >= config.steps:
         raise UsageError(
-            f"layers that are trained from step {latest} on never are: there are {config.steps} "
-            "steps",
+            f"layers trained from step {latest} on never are: there are {config.steps} steps",
             hint="raise --steps, lower --head-steps, or train the head alone: --unfreeze 0",
         )
     parts = ranks.size * config.accumulate
     if size % parts:
-        raise UsageError(
-            f"a batch of {size} cannot be split evenly for {ranks.size} devices, each in "
-            f"{config.accumulate} parts",
-            hint=f"give a --batch-size that is a multiple of {parts}",
-        )
+        split = f"for {ranks.size} devices, each in {config.accumulate} parts"
+        hint = f"give a --batch-size that is a multiple of {parts}"
+        raise UsageError(f"a batch of {size} cannot be split evenly {split}", hint=hint)
     together = size // config.accumulate  # on all devices: BatchNorm is synchronised
     if together < 2 and any(isinstance(m, _BatchNorm) for m in task.network.modules()):
         raise UsageError(
@@ -223,10 +190,8 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
             hint="give a --batch-size of 2 or more for each part that --accumulate asks for",
         )
     if config.compile and device.type == "cpu" and not (shutil.which("g++") or "CXX" in os.environ):
-        raise DependencyError(
-            "compiling a network for the CPU needs g++, which is not installed",
-            hint="install it, or leave --compile out",
-        )
+        message = "compiling a network for the CPU needs g++, which is not installed"
+        raise DependencyError(message, hint="install it, or leave --compile out")
     return dataclasses.replace(config, loss_weights=weights)
 
 
@@ -246,27 +211,6 @@ class TrainResult:
     seconds: float = field(compare=False)  # that this session took; of one that went on, only its
     samples_per_second: float = field(compare=False)  # in this session, with all in between
 
-    def facts(self) -> list[tuple[str, str]]:
-        """Tell people how it ended, in names and values."""
-        paths = [self.best, self.run / training_log.LOSSES, self.run / "samples"]
-        written = [str(path) for path in paths if path.exists()]
-        speed = f"{console.duration(self.seconds)}, {self.samples_per_second:.1f} samples/s"
-        return [
-            ("steps", f"{self.steps:,}, best at {self.step:,}"),
-            ("samples", f"{self.samples:,}"),
-            ("time", speed if self.samples_per_second else "there was nothing left to do"),
-            *([("bad items", f"{self.bad:,}")] if self.bad else []),
-            *zip(("written", "", ""), written, strict=False),
-        ]
-
-    def compared(self) -> list[tuple[str, ...]]:
-        """Tell people the losses of the best step: name, weight, in training, in validation."""
-        columns = (self.loss_weights, self.train_losses, self.losses)
-        return [
-            (name, *(f"{values[name]:.4g}" if name in values else "" for values in columns))
-            for name in self.loss_weights
-        ]
-
 
 def train(
     task: Task,
@@ -281,19 +225,12 @@ def train(
 ) -> TrainResult:
     """Train a task in a run directory, going on from where it stopped if it was begun there.
 
-    SIGTERM and Ctrl-C save before they end the run, between two steps.
-
-    Raises:
-        UsageError: if the directory holds a run with another config or another run is at work
-            there, the config does not fit the task or the devices, the training diverges, or as
-            `losses.check_weights` and `losses.calibrate`.
-        InputError: if more items cannot be read than may, or there are none.
-        CheckpointError: if the state of that run is damaged.
-        DependencyError: if the network is to be compiled and there is no compiler, or if
-            TensorBoard is wanted and not installed.
-        OutputError: if the directory cannot be written.
-        DeviceError: if a process that reads the data has died.
-        KeyboardInterrupt: if it was interrupted, once the state is saved.
+    SIGTERM and Ctrl-C save, between two steps, and end it with a KeyboardInterrupt. Raises a
+    UsageError if the directory holds a run with another config or another run is at work there,
+    the config does not fit the task or the devices, or the training diverges; an InputError if
+    there are no items, or more cannot be read than may; a CheckpointError if the state of that run
+    is damaged; a DependencyError if a compiler or TensorBoard is wanted and not installed; a
+    DeviceError if a process that reads the data has died; or an OutputError.
     """
     config = _complete(task, config, ranks, device)
     if tensorboard:
@@ -313,8 +250,8 @@ def train(
         if state.file.is_file():
             state.restore(training.network, training.optimizer, device)
         if tensorboard and ranks.first:
-            folder = run / "tensorboard"
-            board = stack.enter_context(training_log.open_board(folder, after=state.step))
+            log = training_log.open_board(run / "tensorboard", after=state.step)
+            board = stack.enter_context(log)
         batches = training.read_steps(range(state.step, config.steps))
         # Closed, or its processes would hold the directory for a while.
         stack.enter_context(contextlib.closing(batches))
@@ -362,7 +299,7 @@ def train(
         seconds = time.perf_counter() - began
         return TrainResult(
             run=run,
-            best=state.best_file,
+            best=run / BEST,
             step=state.best_step,
             losses=state.best_losses,
             train_losses=state.best_running,
@@ -399,12 +336,12 @@ class _Training:
         self,
         task: Task,
         config: TrainConfig,
-        state: Run,
+        run: Run,
         device: torch.device,
         ranks: Ranks,
-        note: Note = lambda text: None,
+        note: Note,
     ) -> None:
-        self.task, self.config, self.state = task, config, state
+        self.task, self.config, self.state = task, config, run
         self.device, self.ranks, self.note = device, ranks, note
         self.network: nn.Module = task.network.to(device)
         self.network.to(memory_format=torch.channels_last)
@@ -414,14 +351,10 @@ class _Training:
             self.network.compile()
         elif device.type == "cpu":
             keep_memory(largest=None, spare=-1)
-        self.optimizer = OPTIMIZERS[config.optimizer](
-            [{"params": list(group.parameters)} for group in task.groups],
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        groups = [{"params": list(group.parameters)} for group in task.groups]
+        chosen = {name: getattr(config, name) for name in ("lr", "betas", "eps", "weight_decay")}
+        fused = device.type in ("cpu", "cuda")
+        self.optimizer = OPTIMIZERS[config.optimizer](groups, fused=fused, **chosen)
         self.losses = _Losses(task, config, device)
         self.model: _Losses | DistributedDataParallel | None = None  # made at the first step
         # Which of the parts that a step is split into are this process's.
@@ -444,7 +377,7 @@ class _Training:
         return {**self.config.loss_weights, **self.state.loss_weights}
 
     def read(
-        self, data: Data, keys: Iterable[list[Key]]
+        self, data: Any, keys: Iterable[list[Key]]
     ) -> Generator[tuple[list[Key], Item], None, None]:
         """Read batches, each with its keys, and remember what could not be read."""
         workers, limit = self.config.workers, self.config.max_bad
@@ -456,16 +389,12 @@ class _Training:
 
     def read_steps(self, steps: range) -> Generator[tuple[list[Key], Item], None, None]:
         """Read this process's parts of steps."""
-        data, config = self.task.train_data, self.config
+        config, n = self.config, len(self.task.train_data)
         parts = self.ranks.size * config.accumulate
         keys = plan_steps(
-            *(len(data), config.batch_size),
-            seed=config.seed,
-            steps=steps,
-            parts=parts,
-            mine=self.parts,
+            n, config.batch_size, seed=config.seed, steps=steps, parts=parts, mine=self.parts
         )
-        return self.read(data, keys)
+        return self.read(self.task.train_data, keys)
 
     def step(self, batches: Iterator[tuple[list[Key], Item]]) -> None:
         """Take one step of the optimizer."""
@@ -514,24 +443,20 @@ class _Training:
                 )
         return self.model
 
-    def look(self, interrupted: bool) -> bool:
+    def look(self, interrupted: bool = False) -> bool:
         """Look at the losses of the last steps and at items that could not be read since.
 
         A look waits for a GPU, so several steps are looked at together; and all processes look
         together, so that they decide the same. Returns whether one of them was interrupted.
         """
-        state = self.state
-        rows = [
-            torch.stack([*(value.mean() for value in values.values()), norm])
-            for _, values, norm in self.unseen
-        ]
+        state, unseen = self.state, self.unseen
+        rows = [torch.stack([*(v.mean() for v in now.values()), norm]) for _, now, norm in unseen]
         table = torch.stack(rows).cpu().double() if rows else torch.empty(0)
-        told = self.ranks.gather((table, self.bad, interrupted))
-        table = torch.stack([theirs for theirs, _, _ in told]).mean(0)
+        tables, bad, stops = zip(*self.ranks.gather((table, self.bad, interrupted)), strict=True)
+        means = torch.stack(tables).mean(0).tolist()
+        self.unseen, self.bad = [], {}
         first = state.step - len(rows) + 1
-        for step, (*row, norm), (keys, values, _) in zip(
-            range(first, state.step + 1), table.tolist(), self.unseen, strict=True
-        ):
+        for step, (*row, norm), (keys, values, _) in zip(itertools.count(first), means, unseen):
             now = dict(zip(values, row, strict=True))
             if not all(map(math.isfinite, [*row, norm])):
                 finite = losses.per_sample(values, self.weights).isfinite().tolist()
@@ -539,36 +464,34 @@ class _Training:
                 mine = [self.task.train_data.name(key.item) for key in broken]
                 names = [name for theirs in self.ranks.gather(mine) for name in theirs]
                 found = ", ".join(f"{name} {value:g}" for name, value in now.items())
+                some = ", ".join(names[:4]) + " and others" * (len(names) > 4)
                 raise self._diverged(
-                    f"step {step} the loss is {found}, the gradient {norm:g}, "
-                    f"for {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
+                    f"step {step} the loss is {found}, the gradient {norm:g}, for {some}"
                 )
             for name, value in now.items():
                 state.running[name] = 0.98 * state.running.get(name, value) + 0.02 * value
-        self.unseen, self.bad = [], {}
-        for message, error in itertools.chain(*(bad.items() for _, bad, _ in told)):
+        for message, error in itertools.chain(*(theirs.items() for theirs in bad)):
             if message not in state.bad:
                 state.bad.append(message)
                 if len(state.bad) > self.config.max_bad:
                     raise self._too_many(error)
                 self.note(f"left out: {message}")
-        return any(flag for _, _, flag in told)
+        return any(stops)
 
     def _diverged(self, where: str) -> UsageError:
+        lower = f"use a lower --lr than {self.config.lr:g} and another folder"
         return UsageError(
             f"{self.state.folder}: the training diverged: at {where}",
-            hint=f"use a lower --lr than {self.config.lr:g} and another folder; what was saved "
-            "before is kept",
+            hint=f"{lower}; what was saved before is kept",
         )
 
     def _too_many(self, error: S2FError) -> S2FError:
-        if self.config.max_bad == 0:
+        limit = self.config.max_bad
+        if limit == 0:
             hint = f"{error.hint or 'make it again'}; or go on without it: --max-bad 1"
             return type(error)(error.message, hint=hint)
-        return DatasetError(
-            f"more than {self.config.max_bad} items cannot be read; the last: {error.message}",
-            hint="mend them, or raise --max-bad",
-        )
+        message = f"more than {limit} items cannot be read; the last: {error.message}"
+        return DatasetError(message, hint="mend them, or raise --max-bad")
 
     def measure(self, keys: list[list[Key]]) -> list[dict[str, Tensor]]:
         """Compute the losses of batches of the validation data, undisturbed."""
@@ -597,7 +520,7 @@ class _Training:
             state.best_losses, state.best_running = measured, dict(state.running)
             if ranks.first:
                 storage = torch.float16 if self.config.half else torch.float32
-                self.task.save(state.best_file, storage, measured)
+                self.task.save(state.folder / BEST, storage, measured)
 
     def passes(self, k: int, interrupted: Callable[[], bool]) -> Iterator[Item]:
         """Go k times through the training data, in another order than the steps did."""
@@ -639,12 +562,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a training would take. Bytes and seconds are those of the process that has most.
-
-    `memory` has, exactly, `weights`, `gradients` and `optimizer`; `activations`, what one part of a
-    batch keeps for its gradients, counted; `peak`, the most that was held at once, by the GPU or
-    else by the process with all its code, measured; where there is no telling, 0.
-    """
+    """What a training would take. Bytes and seconds are those of the process that has most."""
 
     task: str  # what is learned
     device: str  # that it is learned on
@@ -664,38 +582,10 @@ class Rehearsal:
     samples_per_second: float  # an estimate of the speed between validations, on average
     checkpoint_bytes: int  # of the network as a checkpoint has it
     state_bytes: int  # of the state that a run goes on from
-    memory: Mapping[str, int]  # bytes
-
-    def facts(self) -> list[tuple[str, str]]:
-        """Tell people, in names and values."""
-        stages = [
-            f"{console.count(stage.trained)} trained"
-            + (f" from step {stage.start:,}" if len(self.stages) > 1 else "")
-            + f", {console.duration(stage.seconds)} a step"
-            for stage in self.stages
-        ]
-        memory = {name: console.size(n) for name, n in self.memory.items() if n}
-        peak = memory.pop("peak", None)
-        return [
-            ("device", self.device + (f" x {self.devices}" if self.devices > 1 else "")),
-            *(
-                (split, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
-                for split, counts in self.data.items()
-            ),
-            ("parameters", console.count(self.parameters)),
-            *(("", text) for text in stages),
-            ("steps", f"{self.steps:,} of {self.batch_size} samples, {self.epochs:.3g} epochs"),
-            ("reading", f"{console.duration(self.read_seconds)} a batch, in one process"),
-            ("validation", f"{console.duration(self.validation_seconds)} each"),
-            ("speed", f"about {self.samples_per_second:.3g} samples/s"),
-            ("in all", f"about {console.duration(self.seconds)}"),
-            ("memory", ", ".join(f"{name} {n}" for name, n in memory.items())),
-            *([("at its peak", f"{peak}, measured")] if peak else []),
-            ("checkpoint", console.size(self.checkpoint_bytes)),
-            ("saved state", console.size(self.state_bytes)),
-            ("losses", ", ".join(f"{name} {value:.4g}" for name, value in self.losses.items())),
-            *(("left out", text) for text in (*self.notes, *self.bad)),
-        ]
+    # Bytes: `weights`, `gradients` and `optimizer`, exactly; `activations`, what one part of a
+    # batch keeps for its gradients, counted; `peak`, the most that was held at once, by the GPU or
+    # else by the process with all its code, measured; 0 where there is no telling.
+    memory: Mapping[str, int]
 
 
 def rehearse(
@@ -704,18 +594,15 @@ def rehearse(
     """Take two steps of each stage of a training, and tell what the whole would take.
 
     Nothing is written, and the network is worth nothing afterwards. Of `ranks`, all rehearse; `run`
-    is there for messages.
-
-    Raises:
-        UsageError: if the config does not fit the task or the devices, or a loss is not finite.
-        InputError: if more items of the batches cannot be read than may.
-        DependencyError: if the network is to be compiled and there is no compiler.
+    is there for messages. Raises a UsageError if the config does not fit the task or the devices,
+    or a loss is not finite; an InputError if more items of the batches cannot be read than may; a
+    DependencyError if the network is to be compiled and there is no compiler.
     """
     config = _complete(task, config, ranks, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     own = dataclasses.replace(config, workers=0)  # reads alone, so that the time can be told
-    training = _Training(task, own, Run(run, writes=False), device, ranks)
+    training = _Training(task, own, Run(run, writes=False), device, ranks, note=lambda text: None)
     state, network = training.state, training.network
     starts = sorted({group.start for group in task.groups})
     stages: list[Stage] = []
@@ -731,7 +618,7 @@ def rehearse(
                 parts = [next(batches) for _ in training.parts]
                 read = time.perf_counter()
                 training.step(iter(parts))
-                training.look(False)  # waits for a GPU
+                training.look()  # waits for a GPU
                 reading, computing = read - began, time.perf_counter() - read
                 first = first or dict(state.running)
             trained = [p for p in network.parameters() if p.requires_grad]
@@ -743,8 +630,8 @@ def rehearse(
         began = time.perf_counter()
         training.measure(chunks[:1])
         validation = (time.perf_counter() - began) * -(-len(chunks) // ranks.size)
-        weights = [*network.parameters(), *network.buffers()]
-        moments = [v for values in training.optimizer.state.values() for v in values.values()]
+    weights = [*network.parameters(), *network.buffers()]
+    moments = [v for values in training.optimizer.state.values() for v in values.values()]
     memory = {"weights": _bytes(weights), "gradients": gradients, "optimizer": _bytes(moments)}
     memory |= {"activations": activations, "peak": _peak(device)}
     told = ranks.gather([reading, validation, *memory.values()])
@@ -753,14 +640,12 @@ def rehearse(
     both, readers = (max, config.workers) if config.workers else (operator.add, 1)
     spent = sum(stage.steps * both(stage.seconds, reading / readers) for stage in stages)
     samples, storage = config.steps * config.batch_size, 2 if config.half else 4
+    splits = {"train": task.train_data, "val": task.val_data}
     return Rehearsal(
         task=task.name,
         device=str(device),
         devices=ranks.size,
-        data={
-            split: {"samples": len(data), **getattr(data, "counts", {})}
-            for split, data in (("train", task.train_data), ("val", task.val_data))
-        },
+        data={k: {"samples": len(v), **getattr(v, "counts", {})} for k, v in splits.items()},
         notes=task.notes,
         batch_size=config.batch_size,
         steps=config.steps,
@@ -787,20 +672,20 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _kept(training: _Training, batch: Item) -> int:
     """Count the bytes that the losses of a batch keep for the gradients, apart from weights."""
-    weights = (*training.network.parameters(), *training.network.buffers())
-    own = {tensor.untyped_storage().data_ptr() for tensor in weights}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
         # What is no number or follows from the network; the rest is other networks' weights.
         if tensor.requires_grad or not tensor.is_floating_point():
+            storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         training.losses(batch)
-    return sum(n for pointer, n in kept.items() if pointer not in own)
+    for own in (*training.network.parameters(), *training.network.buffers()):
+        kept.pop(own.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
 
 
 def _peak(device: torch.device) -> int:

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from s2f import visualize
 from s2f.errors import DependencyError
-from s2f.files import atomic_write, unwritable
+from s2f.files import unwritable, write_bytes
 from s2f.run_dir import Run
 
-LOSSES = "loss.png"
 REST = 10  # times as long as `loss.png` took that it is left alone: short runs are not slowed
 
 # Takes a step, its numbers by name (what is before the first slash groups them), and perhaps the
@@ -31,19 +30,13 @@ def renew_loss_curves(run: Run, stages: Mapping[int, str]) -> float:
     """Renew a run's `loss.png` where it is older than the history; `stages` begin at these steps.
 
     A killed run does not miss it: where the last is not of the end, the next session draws it.
-    Returns when it may be drawn again, by the monotonic clock.
-
-    Raises:
-        CheckpointError: as `Run.history`.
-        OutputError: if it cannot be written.
+    Returns when it may be drawn again, by the monotonic clock; raises as `Run.history`.
     """
-    began, path = time.monotonic(), run.folder / LOSSES
+    began, path = time.monotonic(), run.folder / "loss.png"
     drawn = path.stat().st_mtime_ns if path.is_file() else -1
     if not run.writes or not run.logged or drawn >= run.log_file.stat().st_mtime_ns:
         return began
-    png = visualize.draw_losses(run.history(), best=run.best_step, stages=stages)
-    with atomic_write(path) as file:
-        file.write(png)
+    write_bytes(path, visualize.draw_losses(run.history(), best=run.best_step, stages=stages))
     ended = time.monotonic()
     return ended + REST * (ended - began)
 
@@ -53,10 +46,7 @@ def open_board(folder: Path, *, after: int) -> Iterator[Board]:
     """Open TensorBoard's file of one session of a run in a folder; gives what takes the steps.
 
     What was told before of steps `after` the one that the session goes on from counts no more.
-
-    Raises:
-        DependencyError: if TensorBoard is not installed.
-        OutputError: if the folder or a file in it cannot be written, now or when a step is told.
+    Raises as `require_tensorboard`, and, when a step is told too, an `OutputError`.
     """
     require_tensorboard()
     # Or it would import TensorFlow, where that is installed, to make files.
@@ -90,14 +80,9 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def require_tensorboard() -> None:
-    """Make sure that TensorBoard is there.
-
-    Raises:
-        DependencyError: if it is not installed.
-    """
+    """Raise a `DependencyError` if TensorBoard is not installed."""
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
-        raise DependencyError(
-            "--tensorboard needs TensorBoard", hint="pip install 's2f[train]'"
-        ) from error
+        cure = "pip install 's2f[train]'"
+        raise DependencyError("--tensorboard needs TensorBoard", hint=cure) from error
