@@ -2,13 +2,11 @@
 
 Every command that takes a folder lists it here, so that all agree on what is passed over (hidden
 files, `__MACOSX`), in which order files come, and where links lead. What `place_all` places may be
-placed again: what is there and right is kept, so that running a killed run again finishes it. Knows
-nothing of what is in a file, but for arrays.
+placed again: what is there and right is kept, so that running a killed run again finishes it.
 """
 
 import contextlib
 import errno
-import functools
 import os
 import shutil
 import stat
@@ -22,12 +20,6 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, UsageError
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are not noticed there
-    fcntl = None  # type: ignore[assignment]
-
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -38,9 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Name a temporary file beside `path` that takes its name only when all went well.
 
     Several processes may write `path` at once; a run that is killed leaves the temporary file.
-
-    Raises:
-        OutputError: if the folder or the file cannot be written.
+    Raises an `OutputError` if the folder or the file cannot be written.
     """
     with _writing(path):
         descriptor, name = tempfile.mkstemp(prefix=".s2f-", dir=path.parent)
@@ -76,17 +66,12 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a temporary folder beside `path` that takes its name only when all went well.
 
     There may be an empty folder of that name; one that holds something gives way to `replace`.
-
-    Raises:
-        OutputError: if it cannot be made.
+    Raises an `OutputError` if it cannot be made.
     """
-    with (
-        _writing(path),
-        tempfile.TemporaryDirectory(
-            prefix=".s2f-", dir=path.parent, ignore_cleanup_errors=True
-        ) as temporary,
-    ):
-        new, old = Path(temporary, "new"), Path(temporary, "old")
+    with _writing(path), contextlib.ExitStack() as stack:
+        options: Any = {"dir": path.parent, "ignore_cleanup_errors": True}
+        inside = stack.enter_context(tempfile.TemporaryDirectory(prefix=".s2f-", **options))
+        new, old = Path(inside, "new"), Path(inside, "old")
         new.mkdir()
         try:
             yield new
@@ -118,39 +103,26 @@ def unwritable(path: Path, error: OSError) -> OutputError:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
     """Make a folder, and hold it against other runs that would; a run that is killed lets go.
 
-    Raises:
-        UsageError: if another run holds it.
-        OutputError: if it cannot be made.
+    What they hold is the file `lock`, by default `.lock` in the folder. Raises a `UsageError` if
+    another run holds it, and an `OutputError` if it cannot be made.
     """
-    held: list[int] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is not None:
-            held.append(os.open(folder, os.O_RDONLY))
-            # Processes that are forked meanwhile, and outlive this one, would hold it too.
-            os.register_at_fork(after_in_child=functools.partial(_close, held))
-            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # over a network
-            _close(held)
-            if isinstance(error, BlockingIOError):
-                raise UsageError(
-                    f"{folder}: another s2f is at work there",
-                    hint="wait until it has ended, or choose another folder",
-                ) from error
-            raise unwritable(folder, error) from error
-    try:
+    from filelock import FileLock, Timeout  # slow to import
+
+    lock = lock or folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(lock, timeout=0))
+        except Timeout as error:
+            hint = "wait until it has ended, or choose another folder"
+            raise UsageError(f"{folder}: another s2f is at work there", hint=hint) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a network's, without locks
+                raise unwritable(folder, error) from error
         yield
-    finally:
-        _close(held)
-
-
-def _close(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
 
 
 Wants = Callable[[str], bool]
@@ -160,16 +132,10 @@ _Identity = tuple[int, int]  # of a folder, however it was reached: device and i
 
 
 class File(NamedTuple):
-    """A file of a tree.
+    """A file of a tree."""
 
-    Attributes:
-        path: below the folder that was listed, with slashes.
-        size: bytes; -1 if it is no regular file, or a link that leads nowhere.
-        mtime_ns: when it was last changed.
-    """
-
-    path: str
-    size: int
+    path: str  # below the folder that was listed, with slashes
+    size: int  # bytes; -1 if it is no regular file, or a link that leads nowhere
     mtime_ns: int
 
 
@@ -177,10 +143,7 @@ def list_files(folder: Path, wants: Wants, *, without: Path | None = None) -> li
     """List the wanted files of a folder, but for those `without`, at every depth, sorted.
 
     Links to folders are followed, but not to a folder that they lie in. Hidden files and folders
-    and `__MACOSX` are passed over.
-
-    Raises:
-        DatasetError: if a folder cannot be read.
+    and `__MACOSX` are passed over. Raises a `DatasetError` if a folder cannot be read.
     """
     passed = [_identity(without)] if without else []
     found = []
@@ -213,13 +176,9 @@ def is_seen(name: str) -> bool:
 def find_files(
     paths: Sequence[Path], wants: Wants, sources: str, error: type[InputError]
 ) -> list[Path]:
-    """List the wanted files among files, kept whatever their names, and folders.
+    """List the wanted files among files, kept whatever their names, and folders, sorted; each once.
 
-    Returns:
-        The files in the order of `paths`, sorted within a folder, each once.
-
-    Raises:
-        InputError: an `error` that tells of `sources`, if a path is missing or a folder holds none.
+    Raises an `error` that tells of `sources` if a path is missing or a folder holds none.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -298,11 +257,7 @@ class PlaceReport:
 
 
 def refuse_overlap(tree: Path, out: Path) -> None:
-    """Refuse an output that lies in its own source, or the other way round.
-
-    Raises:
-        UsageError: if one of the folders is or holds the other.
-    """
+    """Raise a `UsageError` if an output is, holds or lies in its own source."""
     one, other = os.path.realpath(tree), os.path.realpath(out)
     if os.path.commonpath([one, other]) in (one, other):
         raise UsageError(f"{out}: overlaps with {tree}", hint="choose a folder outside of it")
@@ -311,11 +266,7 @@ def refuse_overlap(tree: Path, out: Path) -> None:
 def place_all(
     plan: Sequence[Folder], link: Link = Link.HARD, *, progress: Progress = silent
 ) -> PlaceReport:
-    """Place all files of a plan; one that cannot be used costs itself only.
-
-    Raises:
-        OutputError: if nothing can be placed there.
-    """
+    """Place all files of a plan as `place_file` does; one that cannot be used costs itself only."""
     total = sum(len(folder.names) for folder in plan)
     made, failed = 0, []
     for k, (folder, name) in enumerate((f, name) for f in plan for name in f.names):
@@ -331,18 +282,13 @@ def place_all(
 
 
 def place_file(source: str, target: str, link: Link) -> bool:
-    """Give a file a second place; folders on the way are made.
+    """Give a file a second place; folders on the way are made. Return False if it was there.
 
     What is there already is kept if it is right: the same file for a hard link, the same size and
     time for a copy, a link to the same place for a symlink. It is replaced if it is older than the
-    source. Symlinks are relative, so that both trees can be moved together.
-
-    Returns:
-        Whether it was placed; False if it was there.
-
-    Raises:
-        InputError: if the source is gone or no regular file, or something else is at the target.
-        OutputError: if the target's folder takes no such file.
+    source. Symlinks are relative, so that both trees can be moved together. Raises an `InputError`
+    if the source is gone or no regular file, or something else is at the target, and an
+    `OutputError` if the target's folder takes no such file.
     """
     with _reading(source):
         from_ = os.stat(source)
@@ -360,13 +306,29 @@ def place_file(source: str, target: str, link: Link) -> bool:
                 os.unlink(target)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if link is Link.COPY:
-            _copy(source, Path(target))
+            with _reading(source):
+                file = open(source, "rb")
+            with file, atomic_path(Path(target)) as temporary:
+                with temporary.open("wb") as copy:
+                    shutil.copyfileobj(file, copy, 1 << 20)
+                times = os.stat(source)
+                os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
         elif link is Link.SYMLINK:
             os.symlink(_way(source, target), target)
         else:
             os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
     except OSError as error:
-        raise _refused(target, error) from error
+        message = f"{target}: cannot be written: {error.strerror}"
+        if error.errno == errno.ENAMETOOLONG:  # costs this name only; the others cost all
+            raise InputError(message, hint="shorten the name") from error
+        if error.errno == errno.EXDEV:
+            message = f"{target}: a hard link cannot reach another file system"
+            hint = "give --link copy or --link symlink, or choose a place beside the source"
+            raise OutputError(message, hint=hint) from error
+        if error.errno in (errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            hint = "this file system refuses the link; give --link copy"
+            raise OutputError(message, hint=hint) from error
+        raise unwritable(Path(target), error) from error
     return True
 
 
@@ -380,16 +342,6 @@ def _is_right(
         return same
     figures = (there.st_size, there.st_mtime_ns) == (from_.st_size, from_.st_mtime_ns)
     return stat.S_ISREG(there.st_mode) and figures and not same
-
-
-def _copy(source: str, target: Path) -> None:
-    with _reading(source):
-        file = open(source, "rb")
-    with file, atomic_path(target) as temporary:
-        with temporary.open("wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-        times = os.stat(source)
-        os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @contextlib.contextmanager
@@ -406,21 +358,6 @@ def _way(source: str, target: str) -> str:
     folder, name = os.path.split(source)
     start = os.path.realpath(os.path.dirname(target))
     return os.path.join(os.path.relpath(os.path.realpath(folder), start), name)
-
-
-def _refused(target: str, error: OSError) -> InputError | OutputError:
-    """Tell what one name costs from what all would cost."""
-    message = f"{target}: cannot be written: {error.strerror}"
-    if error.errno == errno.ENAMETOOLONG:
-        return InputError(message, hint="shorten the name")
-    if error.errno == errno.EXDEV:
-        return OutputError(
-            f"{target}: a hard link cannot reach another file system",
-            hint="give --link copy or --link symlink, or choose a place beside the source",
-        )
-    if error.errno in (errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-        return OutputError(message, hint="this file system refuses the link; give --link copy")
-    return unwritable(Path(target), error)
 
 
 def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
@@ -446,19 +383,13 @@ def save_array(array: "NDArray[Any]", path: Path) -> None:
 
 
 def map_waveform(path: Path) -> "NDArray[np.generic]":
-    """Map a stored waveform into memory: [n], n >= 1, int16 or floating point.
-
-    Raises:
-        DatasetError: if it cannot be read, or is no waveform.
-    """
+    """Map a stored waveform [n], n >= 1, int16 or floating point, or raise a `DatasetError`."""
     import numpy as np
 
     samples = read_array(path, mmap=True)
     known = samples.dtype in (np.int16, np.float16, np.float32, np.float64)
     if samples.ndim != 1 or len(samples) == 0 or not known:
-        raise DatasetError(
-            f"{path}: holds {samples.dtype} values {list(samples.shape)}; wanted a waveform "
-            "[n], int16 or floating point",
-            hint="save it as int16 or float32, one channel, 16 kHz",
-        )
+        found = f"{path}: holds {samples.dtype} values {list(samples.shape)}"
+        hint = "save it as int16 or float32, one channel, 16 kHz"
+        raise DatasetError(f"{found}; wanted a waveform [n], int16 or floating point", hint=hint)
     return samples

@@ -511,8 +511,6 @@ class Journal:
             DatasetError: if it is damaged.
             OutputError: if it cannot be written.
         """
-        from filelock import FileLock, Timeout  # slow to import
-
         self.folder = folder
         self.path = folder / FOLDER / f"{step}.journal"
         self.parts = folder / FOLDER / step / secrets.token_hex(4)
@@ -520,19 +518,13 @@ class Journal:
         self._header = json.dumps({"version": VERSION, "step": step, "settings": {**settings}})
         self._is_compact = True
         with contextlib.ExitStack() as stack:
+            stack.enter_context(files.alone_in(folder, self.path.with_suffix(".lock")))
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(self.path.with_suffix(".lock"), timeout=0))
                 self._file = self.path.open("a+b")
                 stack.callback(lambda: self._file.close())
                 shutil.rmtree(self.parts.parent, ignore_errors=True)  # of a run that was killed
                 self.parts.mkdir(parents=True)
                 self._read()
-            except Timeout as error:
-                raise UsageError(
-                    f"{folder}: another s2f is at work there",
-                    hint="wait until it has ended, or choose another folder",
-                ) from error
             except OSError as error:
                 raise unwritable(self.path, error) from error
             self._close = stack.pop_all().close

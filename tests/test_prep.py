@@ -566,7 +566,7 @@ def test_names_that_are_no_text_are_kept(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"audio\.journal: cannot be written"):
+    with pytest.raises(OutputError, match=r"file: cannot be written"):
         Journal(tmp_path / "file", "audio", SETTINGS)
 
 

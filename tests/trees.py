@@ -16,11 +16,11 @@ def grow(root: Path, paths: Iterable[str], data: bytes | None = None) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Give all files below a folder, hidden and linked ones too."""
+    """Give all files below a folder, hidden and linked ones too, but for locks."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 
