@@ -1,12 +1,11 @@
 """Faces and voices, disturbed the way cameras, rooms and telephones disturb them.
 
-First pictures, then waveforms, then spectrograms (SpecAugment). What is learned from them must not
-change with the disturbance: identity and landmarks for faces, sex and pitch rank for voices, so
-every range here is mild. Tensors in, tensors out; randomness comes from torch's global generator,
-which the training loop seeds anew for every step.
+What is learned must not change with the disturbance (identity and landmarks of faces, sex and pitch
+rank of voices), so every range here is mild. Tensors in, tensors out; randomness comes from torch's
+global generator, which the training loop seeds anew for every step.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -14,6 +13,9 @@ from torch.nn import functional
 
 from s2f.errors import UsageError
 
+# Of voices: coloured noise, 5 to 40 dB below the speech; -6 to 3 dB; pitch, formants and tempo by
+# at most 2 %; a telephone's band, for a quarter; bands and spells of the spectrogram hidden.
+WAYS = ("noise", "gain", "speed", "band", "spec")
 KNOTS, BEND = 7, 0.01  # a side; the largest deviation of a knot, of the picture's side
 MASKS = 2  # of bands, and as many of spells, on a spectrogram
 MASKED_FREQS, MASKED_FRAMES = 0.125, 0.1  # the widest mask: a share of all bands or frames
@@ -38,16 +40,13 @@ def faces(pictures: Tensor) -> Tensor:
     turn, shift = _turn(pictures, 0.05, 0.05), _uniform(pictures, -0.03, 0.03, 2)
     matrix = torch.cat([turn, shift[:, :, None]], dim=2)
     grid = functional.affine_grid(matrix, list(pictures.shape), align_corners=False)
-    x = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-    return lit(x)
+    return lit(functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False))
 
 
 def lit(pictures: Tensor) -> Tensor:
     """Change light, colour and sharpness of [b 3 h w] RGB 0..1; everything stays in its place."""
-    x = pictures
-    blurred = functional.interpolate(
-        functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=False
-    )
+    x, small = pictures, functional.avg_pool2d(pictures, 2)
+    blurred = functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
     x = torch.lerp(x, blurred, _uniform(x, 0, 1, 1, 1, 1).square())
     x = x.clamp_min(1e-4) ** _uniform(x, 0.85, 1.18, 1, 1, 1)
     x = x * _uniform(x, 0.88, 1.12, 1, 1, 1) * _uniform(x, 0.95, 1.05, 3, 1, 1)
@@ -69,16 +68,13 @@ def _bent(pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     turn = _turn(pictures, 0.08, 0.08)
     shift = _uniform(pictures, -0.04, 0.04, 2)[:, None] * size
     knots = torch.randn(b, 2, KNOTS, KNOTS, dtype=pictures.dtype, device=pictures.device)
-    bend = functional.interpolate(
-        knots * _uniform(pictures, 0, BEND * size, 1, 1, 1),
-        size=(size // 4 + 1,) * 2,
-        mode="bicubic",
-        align_corners=True,
-    )
+    knots *= _uniform(pictures, 0, BEND * size, 1, 1, 1)
+    side = size // 4 + 1
+    bend = functional.interpolate(knots, (side, side), mode="bicubic", align_corners=True)
     centre = (size - 1) / 2
 
     def source(places: Tensor) -> Tensor:
-        """Tell where in the pictures what comes to places [b m 2] is."""
+        """Where in the pictures what comes to places [b m 2] is."""
         grid = (places / centre - 1)[:, :, None]
         by = functional.grid_sample(bend, grid, padding_mode="border", align_corners=True)
         return (places - centre) @ turn.mT + centre + shift + by[..., 0].mT
@@ -93,55 +89,30 @@ def _bent(pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     return moved, places
 
 
-@dataclass(frozen=True)
-class VoiceAugment:
-    """How voices are disturbed.
+def read_ways(text: str) -> tuple[str, ...]:
+    """Read some of `WAYS`, in their order, from names with commas between, `all` or `none`.
 
-    Attributes:
-        noise: coloured noise, at 5 to 40 dB below the speech.
-        gain: by -6 to 3 dB.
-        speed: pitch, formants and tempo up or down by at most 2 %.
-        band: a telephone's, for a quarter of the recordings.
-        spec: bands and spells of the spectrogram hidden.
+    Raises a UsageError if one is another name.
     """
-
-    noise: bool = False
-    gain: bool = False
-    speed: bool = False
-    band: bool = False
-    spec: bool = False
-
-    @classmethod
-    def of(cls, text: str) -> "VoiceAugment":
-        """Read names with commas between them, `all` or `none`.
-
-        Raises:
-            UsageError: if one is another name.
-        """
-        known = [field.name for field in fields(cls)]
-        names = {"all": known, "none": []}.get(text, text.split(","))
-        for name in names:
-            if name not in known:
-                raise UsageError(
-                    f"--augment {name!r}: is none of {', '.join(known)}",
-                    hint=f"give some of them, for instance {known[0]},{known[-1]}, or all or none",
-                )
-        return cls(**dict.fromkeys(names, True))
-
-    def __str__(self) -> str:
-        return ",".join(field.name for field in fields(self) if getattr(self, field.name)) or "none"
+    chosen = {"all": list(WAYS), "none": []}.get(text, text.split(","))
+    for name in chosen:
+        if name not in WAYS:
+            message = f"--augment {name!r}: is none of {', '.join(WAYS)}"
+            hint = f"give some of them, for instance {WAYS[0]},{WAYS[-1]}, or all or none"
+            raise UsageError(message, hint=hint)
+    return tuple(name for name in WAYS if name in chosen)
 
 
-def voices(waveforms: Tensor, how: VoiceAugment) -> Tensor:
-    """Disturb waveforms [b n], each otherwise, in all ways but `spec`."""
+def voices(waveforms: Tensor, ways: Collection[str]) -> Tensor:
+    """Disturb waveforms [b n], each otherwise, in some of `WAYS`; `spec` is `masked`."""
     x = waveforms
-    if how.speed:
+    if "speed" in ways:
         x = _resampled(x, _uniform(x, 0.98, 1.02))
-    if how.band:
+    if "band" in ways:
         x = _telephoned(x)
-    if how.noise:
+    if "noise" in ways:
         x = _noisy(x)
-    if how.gain:
+    if "gain" in ways:
         x = x * 10 ** (_uniform(x, -6, 3, 1) / 20)
     return x
 
@@ -176,10 +147,7 @@ def _noisy(x: Tensor, quiet: float = 0.3) -> Tensor:
 
 
 def masked(spectrograms: Tensor) -> Tensor:
-    """Hide bands and spells of spectrograms [b c f t] behind their channel's mean.
-
-    `MASKS` of each, of any width up to `MASKED_FREQS` and `MASKED_FRAMES` of the whole, so that
-    most of it is always seen.
+    """Hide bands and spells of spectrograms [b c f t] behind their channel's mean, `MASKS` of each.
 
     Source: Park et al. 2019, "SpecAugment", without its warp of time; the widths are ours.
     """

@@ -379,21 +379,12 @@ def _voice(
 
     def task(**where: Any) -> "Task":
         from s2f.checkpoint import Card, load
-        from s2f.train_voice import HEAD_STEPS, VoiceEncoderTask, VoiceOptions
+        from s2f.train_voice import VoiceEncoderTask, VoiceOptions
 
         card = Card.of_data(data, output.resolve().name)
         encoder, decoder = load(face_encoder, "face_encoder"), load(face_decoder, "face_decoder")
-        voice = gather(ctx, VoiceOptions)
-        if head_steps is None:
-            voice = dataclasses.replace(voice, head_steps=HEAD_STEPS * bool(pretrained))
         return VoiceEncoderTask(
-            *(data, preset, encoder, decoder, card),
-            options=voice,
-            loss_weights=loss_weights,
-            contrastive=contrastive,
-            pairing=pairing,
-            per_identity=per_identity,
-            **where,
+            *(data, preset, encoder, decoder, card), options=gather(ctx, VoiceOptions), **where
         )
 
     _learn(ctx, options, output, task, **given(calibrate_at=calibrate_at))

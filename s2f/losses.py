@@ -1,14 +1,13 @@
 """The losses, what they weigh, and the paper's rule that finds their weights.
 
-Each loss is one value a sample [b]; a value never depends on what else is in the batch, but for
-InfoNCE, which contrasts the samples of a batch with each other. What is learned is one flat dict
-of losses, by names like `decoder/l1`, times one dict of weights. Tensors in, tensors out; knows
-losses by name and nothing of networks.
+Each loss is one value a sample [b], which depends on nothing else in the batch, but for InfoNCE.
+What is learned is one flat dict of losses, by names like `decoder/l1`, times one dict of weights.
+Knows losses by name and nothing of networks.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,8 +67,7 @@ def landmarks_huber(predicted: Tensor, target: Tensor) -> Tensor:
 
     Least squares below a pixel, distances above: points that are hidden by hair do not rule.
     """
-    loss = functional.smooth_l1_loss(predicted, target, reduction="none")
-    return loss.flatten(1).mean(1)
+    return functional.smooth_l1_loss(predicted, target, reduction="none").mean((1, 2))
 
 
 def texture_mae(predicted: Tensor, target: Tensor) -> Tensor:
@@ -88,14 +86,13 @@ def identity_cross_entropy(logits: Tensor, identity: Tensor) -> Tensor:
 
 
 def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
-    """Contrast each prediction with the targets of the batch, and each target with its predictions.
+    """Contrast each prediction [b d] with the targets [b d] of the batch, and each target likewise.
 
-    The mean of two cross-entropies of embeddings [b d], voice to face and face to voice, over
-    cosines divided by `CONTRAST_TEMPERATURE`: minus the logarithm of the share that all samples of
-    one's own identity [b] have in the softmax over the batch. So samples of one identity are no
-    negatives of each other, and duplicating the batch changes nothing. 0, with no gradient, where
-    the batch has one identity only. The target gets no gradient. Where several processes train,
-    the batch is that of all of them.
+    The mean of two cross-entropies, voice to face and face to voice, over cosines divided by
+    `CONTRAST_TEMPERATURE`: minus the logarithm of the share that all samples of one's own identity
+    [b] have in the softmax over the batch, that of all processes. So samples of one identity are no
+    negatives of each other, duplicating the batch changes nothing, and a batch of one identity
+    gives 0. The target gets no gradient.
 
     Source: van den Oord et al. 2018, both ways as in Radford et al. 2021; several positives inside
     the logarithm as in Khosla et al. 2020, L_in, but their sum and not their mean.
@@ -129,18 +126,10 @@ def choose_weights(
 ) -> dict[str, float]:
     """Find which losses there are, and the weights that training starts with.
 
-    Args:
-        choice: None for the default, `auto`, one of `PUBLISHED_WEIGHTS`, or
-            NAME=VALUE,NAME=VALUE,...: the losses that are named and no others. `auto`
-            starts with the default, scaled so that the first weight is 1. A set goes
-            without the terms that are not known.
-        default: the preset's weights.
-        known: names of the losses that these networks have.
-        width: of the decoder's first layer.
-
-    Raises:
-        UsageError: if the choice names no set and no known losses, one twice, or with a value
-            that is not above 0.
+    `choice` is None for the preset's `default`; `auto` for that, scaled so that the first weight is
+    1; one of `PUBLISHED_WEIGHTS`, without the losses that are not `known`; or NAME=VALUE,...: the
+    losses that are named and no others. `width` is that of the decoder's first layer. Raises a
+    UsageError if it names no set and no known loss, one twice, or with a value not above 0.
     """
     if choice is None:
         return dict(default)
@@ -153,10 +142,9 @@ def choose_weights(
             chosen["decoder/l1"] /= width
         return {name: weight for name, weight in chosen.items() if name in known}
     if "=" not in choice:
-        raise UsageError(
-            f"--loss-weights {choice}: is none of {', '.join((AUTO, *PUBLISHED_WEIGHTS))}",
-            hint="name one, or give for instance --loss-weights decoder/l1=1,embedding/l2=0.025",
-        )
+        message = f"--loss-weights {choice}: is none of {', '.join((AUTO, *PUBLISHED_WEIGHTS))}"
+        hint = "name one, or give for instance --loss-weights decoder/l1=1,embedding/l2=0.025"
+        raise UsageError(message, hint=hint)
     weights: dict[str, float] = {}
     for assignment in choice.split(","):
         name, _, text = assignment.partition("=")
@@ -171,11 +159,9 @@ def choose_weights(
         except ValueError:
             value = math.nan
         if name in weights or not 0 < value < math.inf:
-            raise UsageError(
-                f"--loss-weights {assignment}: is not NAME=VALUE with a value above 0, "
-                "each name once",
-                hint="leave a loss out to train without it",
-            )
+            message = f"{assignment}: is not NAME=VALUE with a value above 0, each name once"
+            hint = "leave a loss out to train without it"
+            raise UsageError(f"--loss-weights {message}", hint=hint)
         weights[name] = value
     return weights
 
@@ -186,15 +172,10 @@ def weights_text(weights: Mapping[str, float]) -> str:
 
 
 def calibration_step(choice: str | None, step: int | None, single: Sequence[str]) -> int | None:
-    """Decide after which step the weights are calibrated, None for never.
+    """Decide after which step the weights of a `choice` are calibrated; None is never.
 
-    Args:
-        choice: as for `choose_weights`.
-        step: that was asked for; None for the paper's, where there is something to calibrate.
-        single: weights of single losses that were given besides.
-
-    Raises:
-        UsageError: if these contradict each other.
+    `step` was asked for, None for the paper's; `single` weights were given besides. Raises a
+    UsageError if these contradict each other.
     """
     if choice == AUTO and single:
         raise UsageError(
@@ -202,57 +183,31 @@ def calibration_step(choice: str | None, step: int | None, single: Sequence[str]
             hint="leave one of them out",
         )
     if choice != AUTO and step is not None:
-        raise UsageError(
-            f"--calibrate-at {step}: there is nothing to calibrate",
-            hint=f"give --loss-weights {AUTO} too",
-        )
+        message = f"--calibrate-at {step}: there is nothing to calibrate"
+        raise UsageError(message, hint=f"give --loss-weights {AUTO} too")
     return CALIBRATE_AT if choice == AUTO and step is None else step
-
-
-@runtime_checkable
-class Predicts(Protocol):
-    """A task whose losses all compare one predicted embedding, of the last batch [b d]."""
-
-    predicted: Tensor
 
 
 def check_weights(
     task: object, weights: Mapping[str, float], *, batch_size: int, calibrated: bool
 ) -> None:
-    """Make sure, before training, that the losses have what they need.
-
-    Raises:
-        UsageError: if there is nothing to contrast in a batch, or no embedding to calibrate by.
-    """
+    """Raise a UsageError if there is nothing to contrast, or no embedding to calibrate by."""
     if CONTRASTIVE in weights and batch_size < 2:
-        raise UsageError(
-            f"{CONTRASTIVE}: a batch of {batch_size} has nothing to contrast",
-            hint="give --batch-size 2 or more, or no --contrastive",
-        )
-    if calibrated and not isinstance(task, Predicts):
-        raise UsageError(
-            "the weights of these losses cannot be calibrated: they share no predicted embedding",
-            hint="give them with --loss-weight",
-        )
+        message = f"{CONTRASTIVE}: a batch of {batch_size} has nothing to contrast"
+        raise UsageError(message, hint="give --batch-size 2 or more, or no --contrastive")
+    if calibrated and not hasattr(task, "predicted"):
+        message = "the weights of these losses cannot be calibrated: they share no predicted "
+        raise UsageError(f"{message}embedding", hint="give them with --loss-weight")
 
 
-def calibrate(task: object, values: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
+def calibrate(task: Any, values: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
     """Find the weights that make the gradients of a task's losses equally long; the first is 1.
 
-    The gradients are those of the losses' means with respect to the predicted embedding, at the
-    batch that was just compared. InfoNCE is left out: its weight is one that was given.
-
-    Args:
-        task: one that `Predicts`, as `check_weights` makes sure.
-        values: what its `losses` returned last, each [b]; their graph is kept.
-        ranks: the processes, each with a part of the batch.
-
-    Raises:
-        UsageError: if a gradient is 0 or not finite, so that no weight does.
-
-    Source: Oh et al. 2019, the choice of lambda 1 and lambda 2.
+    The gradients are those of the means of `values`, what its `losses` returned last, each [b],
+    whose graph is kept, with respect to `predicted`, the embedding [b d] that these compared; of
+    all processes. InfoNCE is left out: its weight is one that was given. Raises a UsageError if
+    a gradient is 0 or not finite. Source: Oh et al. 2019, the choice of lambda 1 and lambda 2.
     """
-    assert isinstance(task, Predicts)
     mine = {}
     for name, value in values.items():
         if name != CONTRASTIVE:
@@ -265,10 +220,9 @@ def calibrate(task: object, values: Mapping[str, Tensor], ranks: Ranks) -> dict[
     norms = {name: math.hypot(*(part[name] for part in told)) for name in mine}
     for name, norm in norms.items():
         if not 0 < norm < math.inf:
-            raise UsageError(
-                f"--loss-weights {AUTO}: the gradient of {name} is {norm:g} where the weights are "
-                "calibrated: no weight makes it as long as the others",
-                hint="give another --calibrate-at, or weights, and another folder",
-            )
+            message = f"--loss-weights {AUTO}: the gradient of {name} is {norm:g} where the weights"
+            message += " are calibrated: no weight makes it as long as the others"
+            hint = "give another --calibrate-at, or weights, and another folder"
+            raise UsageError(message, hint=hint)
     first = next(iter(norms.values()))
     return {name: first / norm for name, norm in norms.items()}

@@ -1,7 +1,4 @@
-"""Ridge regression from sums, so that the data may be any number of batches.
-
-Tensors in, tensors out; or two last layers of a network that become the regression.
-"""
+"""Ridge regression from sums, so that the data may be any number of batches."""
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +10,23 @@ TOGETHER = 1024  # rows that are summed up at a time: large products are fast on
 
 
 class RidgeSums:
-    """Sums of features and of what they shall predict, from which any ridge regression follows."""
+    """Sums of features and of what they shall predict, from which any ridge regression follows.
+
+    In double precision: a variance is a small difference of large sums.
+    """
 
     def __init__(self) -> None:
-        self.n, self.device = 0, torch.device("cpu")
+        self.n = 0
         self.xx = self.xy = self.x = self.y = torch.zeros(())
         self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count features [b f] and targets [b d] in."""
         self.waiting.append((x, y))
-        self.device = x.device
         if sum(len(part) for part, _ in self.waiting) >= TOGETHER:
             self._flush()
 
     def _flush(self) -> None:
-        # In double precision: a variance is a small difference of large sums.
         x, y = (torch.cat(parts).double() for parts in zip(*self.waiting, strict=True))
         self.waiting = []
         self.n += len(x)

@@ -2,7 +2,7 @@
 
 Speech is to reach the embedding that a face encoder, which is not trained here, gives the
 speaker's face. A preset and options become a plan: a network, what it hears, and a recipe. The
-task adds the data and the losses; the loop that takes its steps is `train`'s.
+task adds the data and the losses; the loop is `train`'s.
 """
 
 import contextlib
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from s2f import ast_encoder, augment, face_decoder, face_encoder, layout, losses, voice_encoder
-from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig, PretrainedAST, read_ast
+from s2f.ast_encoder import ASTEncoder, ASTEncoderConfig, read_ast
 from s2f.audio import SAMPLE_RATE
-from s2f.augment import VoiceAugment
 from s2f.checkpoint import AnyVoiceEncoder, Card, Checkpoint, check_space, payload_sha256, save
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key, load_batches
@@ -28,41 +27,31 @@ from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
 from s2f.face_decoder import draw_faces, sheet
 from s2f.face_encoder import batch_embedder
 from s2f.images import load_face
-from s2f.pack import is_pack
 from s2f.ridge import RidgeSums, solve_last_layers
 from s2f.spectrogram import FRONT_ENDS, HOP_LENGTH, WIN_LENGTH, FrontEnd, read_stats, spectrogram
 from s2f.train import Group
-from s2f.voice_data import PackedVoices, Pairing, Sampling, Voices
+from s2f.voice_data import Pairing, Sampling, Voices
 from s2f.voice_encoder import VoiceEncoder, VoiceEncoderConfig
 
 EXAMPLE = "MIT/ast-finetuned-audioset-10-10-0.4593"  # an id of Hugging Face's hub
 HEAD_STEPS = 1000  # that train the head of a pretrained AST alone; ours
 BODY_LR = 0.1  # of AST's body: its share of the learning rate, which is the head's
-UNDISTURBED = VoiceAugment()
 
 
 @dataclass(frozen=True)
 class VoicePreset:
-    """A voice encoder, what it hears, and how it is trained.
+    """A voice encoder, what it hears, and how it is trained."""
 
-    Attributes:
-        network: its shape. The front end decides how many channels and frequencies it has, the
-            face encoder how many values its embedding has, and a pretrained AST all but its ReLU.
-        front_end: what it hears; an AST clips of the length that its positions have.
-        losses: with their weights; `encoder/distill` only where the face encoder knows identities.
-        training: fields of TrainConfig, where they are not the general ones.
-        augment: how recordings are disturbed.
-        shortest: samples of the shortest clips; None where all have the front end's length.
-        passes: through the training data, each recording disturbed anew, from which the last
-            layers are solved in the end; 0 where all is learned by gradient steps.
-    """
-
+    # Its shape. The front end decides how many channels and frequencies it has, the face encoder
+    # how many values its embedding has, and a pretrained AST all but its ReLU.
     network: VoiceEncoderConfig | ASTEncoderConfig
-    front_end: FrontEnd
-    losses: Mapping[str, float]
-    training: Mapping[str, object] = field(default_factory=dict)
-    augment: VoiceAugment = UNDISTURBED
-    shortest: int | None = None
+    front_end: FrontEnd  # what it hears; an AST clips of the length that its positions have
+    losses: Mapping[str, float]  # weights; `encoder/distill` only if the encoder knows identities
+    training: Mapping[str, object] = field(default_factory=dict)  # of TrainConfig, where another
+    augment: tuple[str, ...] = ()  # of `augment.WAYS`: how recordings are disturbed
+    shortest: int | None = None  # samples of the shortest clips; None: all have the front end's
+    # Through the training data, each recording disturbed anew, from which the last layers are
+    # solved in the end; 0 where all is learned by gradient steps.
     passes: int = 0
 
 
@@ -93,7 +82,7 @@ _COMPACT = VoicePreset(
     network=voice_encoder.CONFIGS["compact"],
     front_end=dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel", clip_samples=96_000),
     losses={"embedding/mse": 1.0, "embedding/l2": 0.1},
-    augment=VoiceAugment(noise=True, gain=True, speed=True, band=True),
+    augment=("noise", "gain", "speed", "band"),
     shortest=32_000,
     passes=25,
 )
@@ -127,100 +116,45 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class VoiceOptions:
-    """What can be said of a voice encoder besides its preset.
+    """What can be said of a voice encoder besides its preset; None is the preset's."""
 
-    Attributes:
-        arch: convolutions as in the paper, or an Audio Spectrogram Transformer.
-        pretrained: where AST starts: a folder, or an id of Hugging Face's hub.
-        random_init: whether AST starts at random; goes without saying for `compact`.
-        head_steps: steps that train the head of a pretrained AST alone.
-        unfreeze: transformer layers of a pretrained AST, the last ones, that are trained after
-            these; None for all of it.
-        stats: file of the mean and standard deviation of the log-mel.
-        augment: as `VoiceAugment.of`; None for the preset's.
-        min_seconds: length of the shortest clips that are trained on; None for the preset's.
-    """
-
-    arch: Literal["conv", "ast"] = "conv"
-    pretrained: str | None = None
-    random_init: bool = False
-    head_steps: int = 0
-    unfreeze: int | None = None
-    stats: Path | None = None
-    augment: str | None = None
-    min_seconds: float | None = None
+    arch: Literal["conv", "ast"] = "conv"  # as in the paper, or an Audio Spectrogram Transformer
+    pretrained: str | None = None  # where AST starts: a folder, or an id of Hugging Face's hub
+    random_init: bool = False  # whether AST starts at random; goes without saying for `compact`
+    head_steps: int | None = None  # that train the head of a pretrained AST alone; None: 1000
+    unfreeze: int | None = None  # last layers of it that are trained after these; None: all of it
+    stats: Path | None = None  # file of the mean and standard deviation of the log-mel
+    augment: str | None = None  # as `augment.read_ways`
+    min_seconds: float | None = None  # length of the shortest clips that are trained on
+    loss_weights: str | None = None  # as `losses.choose_weights`
+    contrastive: float | None = None  # weight of InfoNCE, which is not there without
+    pairing: Pairing = "all-to-all"  # of recordings with faces
+    per_identity: int | None = None  # most recordings of a person; None for all
 
 
 NOTHING_ELSE = VoiceOptions()
 
 
-def check_options(preset: str, options: VoiceOptions) -> None:
-    """Make sure that options fit together and to a preset.
-
-    Raises:
-        UsageError: if they do not.
-    """
-    of_ast = ("pretrained", "random_init", "head_steps", "unfreeze")
-    given = [n for n in of_ast if getattr(options, n) != getattr(NOTHING_ELSE, n)]
-    flags = [f"--{name.replace('_', '-')}" for name in given]
-    starts = [name for name in given if name in ("pretrained", "random_init")]
-    message, hint = "", "leave it out"
-    if options.arch == "conv":
-        if given:
-            message = (
-                f"{flags[0]}: a convolutional encoder is trained from the beginning, all at once"
-            )
-            hint += f", or give --arch ast; that is where {flags[0]} belongs"
-        elif options.stats is not None and not PRESETS["conv", preset].front_end.is_log_mel:
-            message = f"--stats {options.stats}: the preset {preset} hears no log-mel"
-            hint += ", or give --preset compact or --arch ast"
-    elif len(starts) == 2 or (not starts and preset != "compact"):
-        said = "both --pretrained and --random-init were given" if starts else "nothing says so"
-        message = f"--arch ast starts either from pretrained weights or at random, and {said}"
-        hint = f"give --pretrained {EXAMPLE} (or a folder), or --random-init"
-    elif options.pretrained is None and (extra := flags[len(starts) :]):
-        message = f"{extra[0]}: weights that start at random are all trained from the first step"
-        hint += f", or give --pretrained {EXAMPLE} (or a folder)"
-    elif options.min_seconds is not None:
-        message = (
-            "--min-seconds: AST's table of positions has one length, so that its clips have too"
-        )
-    if message:
-        raise UsageError(message, hint=hint)
-
-
 class VoicePlan(NamedTuple):
-    """The preset as the options have it, its network, and which parameters of that are trained.
-
-    Gradients are on where training begins with them; `settings` are of options that are not at
-    their defaults, `notes` are for people.
-    """
+    """The preset as the options have it, and its network."""
 
     recipe: VoicePreset
     network: AnyVoiceEncoder
     groups: Sequence[Group]
-    settings: Mapping[str, object]
-    notes: Sequence[str]
+    settings: Mapping[str, object]  # of options that are not at their defaults
+    notes: Sequence[str]  # for people
 
 
 def plan_voice(preset: str, options: VoiceOptions, *, embedding: int) -> VoicePlan:
-    """Make the network of a preset, and decide how it is trained.
+    """Make the network of a preset for embeddings of so many values, and decide how it is trained.
 
-    Args:
-        preset: `paper`, `seed` or `compact`. A pretrained AST has its own shape; there the preset
-            decides on the final ReLU and the recipe.
-        options: what else was said.
-        embedding: its values.
-
-    Raises:
-        UsageError: if the options contradict each other, the preset or the network.
-        DependencyError: if transformers is needed and not installed.
-        CheckpointError: as `ast_encoder.read_ast`.
-        DatasetError: as `spectrogram.read_stats`.
+    A pretrained AST has its own shape; there the preset decides on the final ReLU and the recipe.
+    Raises a UsageError if the options contradict each other, the preset or the network, or as
+    `read_ast` and `read_stats`.
     """
-    check_options(preset, options)
+    _check(preset, options)
     recipe = PRESETS[options.arch, preset]
-    front_end, augment, shortest = recipe.front_end, recipe.augment, recipe.shortest
+    front_end, shortest = recipe.front_end, recipe.shortest
     network: AnyVoiceEncoder
     settings: dict[str, object] = {}
     notes: list[str] = []
@@ -238,69 +172,82 @@ def plan_voice(preset: str, options: VoiceOptions, *, embedding: int) -> VoicePl
             shortest = _shortest(options.min_seconds, config, front_end)
             settings["min_seconds"] = options.min_seconds
     else:
-        start = None if options.pretrained is None else read_ast(options.pretrained)
-        network, groups = _make_ast(recipe.network, options, start, embedding)
+        shape, start, features, head_steps = recipe.network, None, None, 0
+        if options.pretrained is not None:
+            start = read_ast(options.pretrained)
+            shape = dataclasses.replace(start.config, final_relu=shape.final_relu)
+            features = start.features
+            settings["pretrained"] = payload_sha256(start.body)
+            head_steps = HEAD_STEPS if options.head_steps is None else options.head_steps
+            settings["head_steps"], settings["unfreeze"] = head_steps, options.unfreeze
+        last = shape.layers if options.unfreeze is None else options.unfreeze
+        if not 0 <= last <= shape.layers:
+            has = f"{options.pretrained} has {shape.layers} transformer layers"
+            hint = f"give 0 to {shape.layers}, or leave it out to train all"
+            raise UsageError(f"--unfreeze {last}: {has}", hint=hint)
+        network = ASTEncoder(dataclasses.replace(shape, embedding=embedding))
+        if start is not None:
+            start.begin(network)
+        groups = [Group(network.head())]
+        if last:
+            groups.append(Group(network.body(last), head_steps, BODY_LR))
         settings["arch"] = "ast"
         # 10.26 s of 1024 frames, 6 s of 598
         clip_samples = HOP_LENGTH * (network.config.n_frames + 2)
         # At another length than the published AST's, a checkpoint is read as our own log-mel's.
         kind = front_end.kind if clip_samples == front_end.clip_samples else "log_mel"
         front_end = dataclasses.replace(front_end, kind=kind, clip_samples=clip_samples)
-        if start is not None:
-            settings["pretrained"] = payload_sha256(start.body)
-            settings["head_steps"], settings["unfreeze"] = options.head_steps, options.unfreeze
-            if start.features is not None:
-                mean, std = start.features
-                front_end = dataclasses.replace(front_end, mean=mean, std=std)
-            elif options.stats is None:
-                notes.append(
-                    f"{options.pretrained} has no preprocessor_config.json: its features are "
-                    "taken to be normalised by the mean and std of AudioSet"
-                )
+        if features is not None:
+            front_end = dataclasses.replace(front_end, mean=features[0], std=features[1])
+        elif start is not None and options.stats is None:
+            notes.append(
+                f"{options.pretrained} has no preprocessor_config.json: its features are "
+                "taken to be normalised by the mean and std of AudioSet"
+            )
     if options.stats is not None:
         stats = read_stats(options.stats)
         front_end = dataclasses.replace(front_end, mean=stats.mean, std=stats.std)
     if (front_end.mean, front_end.std) != (recipe.front_end.mean, recipe.front_end.std):
         settings["log_mel"] = [front_end.mean, front_end.std]
-    if options.augment is not None:
-        augment = VoiceAugment.of(options.augment)
-        if augment != recipe.augment:
-            settings["augment"] = str(augment)
+    ways = recipe.augment if options.augment is None else augment.read_ways(options.augment)
+    if ways != recipe.augment:
+        settings["augment"] = ",".join(ways) or "none"
     recipe = dataclasses.replace(
         recipe,
         network=network.config,
         front_end=front_end,
-        training={**recipe.training, **({"augment": False} if augment == UNDISTURBED else {})},
-        augment=augment,
+        training={**recipe.training, **({} if ways else {"augment": False})},
+        augment=ways,
         shortest=shortest,
     )
     return VoicePlan(recipe, network, groups, settings, notes)
 
 
-def _make_ast(
-    config: ASTEncoderConfig, options: VoiceOptions, start: PretrainedAST | None, embedding: int
-) -> tuple[ASTEncoder, list[Group]]:
-    """Make an AST with its head, and its body as far as it is trained, as groups."""
-    if start is not None:
-        config = dataclasses.replace(start.config, final_relu=config.final_relu)
-    layers = config.layers
-    last = layers if options.unfreeze is None else options.unfreeze
-    if not 0 <= last <= layers:
-        raise UsageError(
-            f"--unfreeze {last}: {options.pretrained} has {layers} transformer layers",
-            hint=f"give 0 to {layers}, or leave it out to train all",
-        )
-    network = ASTEncoder(dataclasses.replace(config, embedding=embedding))
-    if start is not None:
-        start.begin(network)
-    network.requires_grad_(False)
-    groups = [Group(network.head())]
-    if last:
-        groups.append(Group(network.body(last), options.head_steps, BODY_LR))
-    for group in groups:
-        for parameter in group.parameters:
-            parameter.requires_grad_(group.start == 0)
-    return network, groups
+def _check(preset: str, options: VoiceOptions) -> None:
+    """See that the options fit together and to a preset."""
+    of_ast = ("pretrained", "random_init", "head_steps", "unfreeze")
+    given = [n for n in of_ast if getattr(options, n) != getattr(NOTHING_ELSE, n)]
+    flags = [f"--{name.replace('_', '-')}" for name in given]
+    starts = [name for name in given if name in ("pretrained", "random_init")]
+    message, hint = "", "leave it out"
+    if options.arch == "conv":
+        if given:
+            message = f"{flags[0]}: a convolutional encoder is trained from the start, all at once"
+            hint += f", or give --arch ast; that is where {flags[0]} belongs"
+        elif options.stats is not None and not PRESETS["conv", preset].front_end.is_log_mel:
+            message = f"--stats {options.stats}: the preset {preset} hears no log-mel"
+            hint += ", or give --preset compact or --arch ast"
+    elif len(starts) == 2 or (not starts and preset != "compact"):
+        said = "both --pretrained and --random-init were given" if starts else "nothing says so"
+        message = f"--arch ast starts either from pretrained weights or at random, and {said}"
+        hint = f"give --pretrained {EXAMPLE} (or a folder), or --random-init"
+    elif options.pretrained is None and (extra := flags[len(starts) :]):
+        message = f"{extra[0]}: weights that start at random are all trained from the first step"
+        hint += f", or give --pretrained {EXAMPLE} (or a folder)"
+    elif options.min_seconds is not None:
+        message = "--min-seconds: AST's table of positions has one length, and so have its clips"
+    if message:
+        raise UsageError(message, hint=hint)
 
 
 def _shortest(seconds: float, config: VoiceEncoderConfig, front_end: FrontEnd) -> int:
@@ -312,18 +259,15 @@ def _shortest(seconds: float, config: VoiceEncoderConfig, front_end: FrontEnd) -
     shortest = round(seconds * SAMPLE_RATE) if math.isfinite(seconds) else -1
     if not least <= shortest <= whole:
         bounds = f"{least / SAMPLE_RATE:g} to {whole / SAMPLE_RATE:g}"
-        raise UsageError(
-            f"--min-seconds {seconds:g}: this encoder learns from clips of {bounds} s",
-            hint=f"give {bounds}",
-        )
+        message = f"--min-seconds {seconds:g}: this encoder learns from clips of {bounds} s"
+        raise UsageError(message, hint=f"give {bounds}")
     return shortest
 
 
 class VoiceEncoderTask:
     """Learn to reach from speech the embedding of a face. Source: Oh et al. 2019.
 
-    Attributes:
-        predicted: the embeddings [b d] that `losses` compared last.
+    `predicted` are the embeddings [b d] that `losses` compared last.
     """
 
     name = "voice"
@@ -338,34 +282,15 @@ class VoiceEncoderTask:
         *,
         device: torch.device,
         options: VoiceOptions = NOTHING_ELSE,
-        loss_weights: str | None = None,
-        contrastive: float | None = None,
-        pairing: Pairing = "all-to-all",
-        per_identity: int | None = None,
         progress: Progress = silent,
     ) -> None:
-        """Make the network and open the data.
+        """Make the network, and open the trees or packs of train and val in `data`.
 
-        Args:
-            data: folder that holds the trees or packs of train and val.
-            preset: of the network and of its training: `paper`, `seed` or `compact`.
-            encoder: the face encoder that defines the embedding.
-            decoder: a face decoder made for it.
-            card: of the checkpoint.
-            device: that the two frozen networks compute on.
-            options: what else is said of the voice encoder.
-            loss_weights: which losses, and their weights, as `losses.choose_weights` reads them.
-            contrastive: weight of InfoNCE, which is not there without.
-            pairing: of recordings with faces, as `voice_data.Sampling` has it.
-            per_identity: most recordings of a person; None for all.
-            progress: told of faces that are embedded.
-
-        Raises:
-            UsageError: if the weights are no weights of this task's losses, or as `plan_voice`.
-            DatasetError: as `Voices` and `PackedVoices`, or if `train` has one identity.
-            CheckpointError: if the networks or the pack are of different spaces or sizes, or as
-                `plan_voice`.
-            DependencyError: as `plan_voice`.
+        The face encoder defines the embedding, the face decoder is one made for it; both compute
+        on `device`, and stay as they are. `progress` is told of faces that are embedded. Raises a
+        CheckpointError if they are of different spaces or sizes, a UsageError if the weights are no
+        weights of this task's losses, a DatasetError if `train` has one identity, or as
+        `plan_voice` and `Voices`.
         """
         assert isinstance(encoder.network, face_encoder.FaceEncoder)
         assert isinstance(decoder.network, face_decoder.FaceDecoder)
@@ -375,31 +300,39 @@ class VoiceEncoderTask:
         folders = [layout.split(data, name) for name in ("train", "val")]
         embedding = self.encoder.config.embedding
         if self.decoder.config.embedding != embedding:
-            raise CheckpointError(
-                f"{decoder.path}: draws from embeddings of {self.decoder.config.embedding} values; "
-                f"{encoder.path} gives {embedding}",
-                hint="use networks that were trained with the same face encoder",
-            )
+            message = f"{decoder.path}: draws from embeddings of {self.decoder.config.embedding}"
+            message += f" values; {encoder.path} gives {embedding}"
+            hint = "use networks that were trained with the same face encoder"
+            raise CheckpointError(message, hint=hint)
         plan = plan_voice(preset, options, embedding=embedding)
         self.network, self.groups, self.recipe = plan.network, plan.groups, plan.recipe
         self.front_end, self.defaults = plan.recipe.front_end, plan.recipe.training
-        self.loss_weights = self._weights(loss_weights, contrastive)
+        if options.contrastive is not None and not 0 < options.contrastive < math.inf:
+            message = f"--contrastive {options.contrastive}: is no weight above 0"
+            raise UsageError(message, hint="leave it out to train without InfoNCE")
+        known = ["decoder/l1", "embedding/l2", "embedding/mse"]
+        if self.encoder.config.identities:
+            known.append("encoder/distill")
+        usual = {name: weight for name, weight in self.recipe.losses.items() if name in known}
+        width = self.decoder.config.first_width
+        self.loss_weights = losses.choose_weights(options.loss_weights, usual, known, width)
+        if options.contrastive is not None:
+            self.loss_weights[losses.CONTRASTIVE] = options.contrastive
         sampling = Sampling(
-            self.front_end.clip_samples, plan.recipe.shortest, pairing, per_identity
+            *(self.front_end.clip_samples, self.recipe.shortest),
+            *(options.pairing, options.per_identity),
         )
         embed = batch_embedder(self.encoder, device=device, batch_size=BATCH)
         maker = Maker("the face encoder", embedding, self.encoder.preprocessing.fit, embed)
         self.train_data, self.val_data = (
-            PackedVoices(folder, self.space, sampling)
-            if is_pack(folder)
-            else Voices(folder, maker, sampling, progress)
-            for folder in folders
+            Voices(folder, sampling, maker, self.space, progress) for folder in folders
         )
         if self.train_data.n_identities < 2:
-            raise DatasetError(
-                f"{folders[0]}: has one identity with a voice and a face: nothing to tell apart",
-                hint="add people; s2f prep split makes train, val and test of a tree",
+            message = (
+                f"{folders[0]}: has one identity with a voice and a face: nothing to tell apart"
             )
+            hint = "add people; s2f prep split makes train, val and test of a tree"
+            raise DatasetError(message, hint=hint)
         self.settings: dict[str, object] = {
             "preset": preset,
             "recordings": len(self.train_data),
@@ -407,29 +340,14 @@ class VoiceEncoderTask:
             "face_decoder": decoder.sha256,
             **plan.settings,
         }
-        chosen = {"pairing": pairing, "per_identity": per_identity}
-        usual = {"pairing": "all-to-all", "per_identity": None}
-        self.settings |= {name: value for name, value in chosen.items() if value != usual[name]}
+        for name in ("pairing", "per_identity"):
+            if (value := getattr(options, name)) != getattr(NOTHING_ELSE, name):
+                self.settings[name] = value
         for split, voices in (("train", self.train_data), ("val", self.val_data)):
-            if isinstance(voices, PackedVoices):
-                self.settings[f"{split}_pack"] = voices.sha256
+            if voices.pack is not None:  # its index knows the hashes of all its files
+                self.settings[f"{split}_pack"] = voices.pack.index.sha256
         self.notes = [*plan.notes, *self.train_data.notes, *self.val_data.notes]
         self.predicted = torch.empty(0)
-
-    def _weights(self, choice: str | None, contrastive: float | None) -> dict[str, float]:
-        if contrastive is not None and not 0 < contrastive < math.inf:
-            raise UsageError(
-                f"--contrastive {contrastive}: is no weight above 0",
-                hint="leave it out to train without InfoNCE",
-            )
-        known = ["decoder/l1", "embedding/l2", "embedding/mse"]
-        if self.encoder.config.identities:
-            known.append("encoder/distill")
-        usual = {name: weight for name, weight in self.recipe.losses.items() if name in known}
-        weights = losses.choose_weights(choice, usual, known, self.decoder.config.first_width)
-        if contrastive is not None:
-            weights[losses.CONTRASTIVE] = contrastive
-        return weights
 
     def _hear(self, waveforms: Tensor, *, augmented: bool) -> Tensor:
         """Turn waveforms [b n] into spectrograms; always in single precision."""
@@ -437,7 +355,7 @@ class VoiceEncoderTask:
             if augmented:
                 waveforms = augment.voices(waveforms, self.recipe.augment)
             heard = spectrogram(waveforms, self.front_end)
-            return augment.masked(heard) if augmented and self.recipe.augment.spec else heard
+            return augment.masked(heard) if augmented and "spec" in self.recipe.augment else heard
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Losses of a batch, one value a sample; single precision, whatever the network's is.
@@ -445,9 +363,8 @@ class VoiceEncoderTask:
         In validation without InfoNCE: its value is one of the batch, and batches there are mostly
         of one person, as recordings come in the order of the people.
         """
-        target = batch["embedding"]
-        predicted = self.network(self._hear(batch["waveform"], augmented=augmented)).float()
-        self.predicted = predicted
+        target, heard = batch["embedding"], self._hear(batch["waveform"], augmented=augmented)
+        self.predicted = predicted = self.network(heard).float()
         terms: dict[str, Callable[[], Tensor]] = {
             "decoder/l1": lambda: losses.decoder_l1(
                 *(self.decoder.first_layers(e).float() for e in (predicted, target))
@@ -479,9 +396,9 @@ class VoiceEncoderTask:
             heard = self._hear(batch["waveform"], augmented=True)
             sums.add(network.features(heard), batch["embedding"])
         x, y = [], []
-        n = len(self.val_data)
+        n, device = len(self.val_data), network.embedding.weight.device
         keys = [[Key(i, seed)] for i in range(n) for seed in range(4)]
-        for loaded in load_batches(self.val_data, keys, sums.device, workers=0, max_bad=n):
+        for loaded in load_batches(self.val_data, keys, device, workers=0, max_bad=n):
             if loaded.items is None:
                 raise loaded.bad[-1]
             x.append(network.features(self._hear(loaded.items["waveform"], augmented=False)))

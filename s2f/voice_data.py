@@ -1,15 +1,14 @@
 """Recordings of a voice tree, or clips of a pack, each with the embedding of a face of its person.
 
 Recordings and faces are numbered through, person by person, in the order of their names. `pair`
-decides by these numbers which goes with which; the two torch Datasets read what was paired. What
-is heard in a clip, and who made an embedding, is not known here.
+decides by these numbers which goes with which; `Voices` reads what was paired. What is heard in a
+clip, and who made an embedding, is not known here.
 """
 
 import contextlib
 import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,66 +26,52 @@ from s2f.embeddings import Gallery, Maker
 from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
 from s2f.files import map_waveform
 from s2f.layout import FaceFiles, Speaker
-from s2f.pack import Pack
+from s2f.pack import Index, Pack, is_pack
 
+# `all-to-all`: each recording with any face of the person. `one-to-one`: the first recording with
+# the first face and so on; what is over of either is left out. `all-to-one`: each recording with
+# the person's first face. `same-clip`: those whose names match: `audios/VIDEO/1.npy` goes with
+# `images/VIDEO/1.jpg`, and so does `images/VIDEO_1.jpg`.
 Pairing = Literal["all-to-all", "one-to-one", "all-to-one", "same-clip"]
 SHOWN = 5  # names in a note
 
 _Numbers = NDArray[np.int64]
+_Absent = dict[str, list[str]]  # names by reason
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which recordings are items, and how long a clip of them is.
-
-    Attributes:
-        clip_samples: length of the clips.
-        shortest: length of the shortest clips, where that is random; 1 to `clip_samples`.
-        pairing: `all-to-all`: each recording with any face of the person. `one-to-one`: the first
-            recording with the first face and so on; what is over of either is left out.
-            `all-to-one`: each recording with the person's first face. `same-clip`: those whose
-            names match: `audios/VIDEO/1.npy` goes with `images/VIDEO/1.jpg`, and so does
-            `images/VIDEO_1.jpg`.
-        per_identity: items that a person has at most, spread evenly over all of them.
-
-    Raises:
-        UsageError: if `per_identity` is below 1.
-    """
+    """Which recordings are items, and how long a clip of them is, in samples."""
 
     clip_samples: int
-    shortest: int | None = None
+    shortest: int | None = None  # clips, where their length is random; 1 to `clip_samples`
     pairing: Pairing = "all-to-all"
-    per_identity: int | None = None
+    per_identity: int | None = None  # items of a person at most, spread evenly over all of them
 
     def __post_init__(self) -> None:
         if self.per_identity is not None and self.per_identity < 1:
-            raise UsageError(
-                f"at most {self.per_identity} recordings of a person leaves none",
-                hint="give --per-identity 1 or more, or leave it out",
-            )
+            message = f"at most {self.per_identity} recordings of a person leaves none"
+            raise UsageError(message, hint="give --per-identity 1 or more, or leave it out")
 
     def length(self, share: float) -> int:
-        """Choose the length of the clips of a step: even in its logarithm, whole at a share of 1.
-
-        Without `shortest` it is always `clip_samples`.
-        """
+        """Choose the length of a step's clips: even in its logarithm, whole at a share of 1."""
         if self.shortest is None:
             return self.clip_samples
         return round(self.shortest * math.pow(self.clip_samples / self.shortest, share))
 
 
 class Pairs(NamedTuple):
-    """The items [n] of a data set, by number, and sentences on what was left out.
+    """The items [n] of a data set, by number.
 
-    Item k is a recording of a person; it may come with faces `faces[k]`, `faces[k] + 1`, ...,
-    which are `choices[k]`.
+    Item k is a recording of a person; it may come with any of the faces `faces[k]`,
+    `faces[k] + 1`, ..., which are `choices[k]`.
     """
 
     recordings: _Numbers
     people: _Numbers
     faces: _Numbers
     choices: _Numbers
-    notes: list[str]
+    notes: list[str]  # sentences on what was left out
 
     def all_faces(self) -> list[int]:
         """List the faces that any recording may come with, sorted."""
@@ -151,43 +136,107 @@ def _same_clip(speakers: Sequence[Speaker]) -> _Numbers:
     return np.array([known.get(clip, -1) for clip in heard], np.int64)
 
 
-class _Paired(Dataset[Item], ABC):
-    """Recordings, each with the embedding of a face of the same identity.
+class Voices(Dataset[Item]):
+    """Recordings of a tree, or clips of a pack, each with the embedding of a face of its person."""
 
-    Attributes:
-        n_identities: people in it.
-        counts: how many of what there is, for people.
-        notes: sentences on what was left out.
-    """
+    pack: Pack | None = None  # None for a tree
+    table: NDArray[np.float32]  # of a tree: embeddings [m d], and below the row of each face
+    rows: _Numbers
+    photos: Sequence[str | None] = ()  # of the faces
+    paths: NDArray[np.bytes_]  # of the recordings
 
     def __init__(
         self,
         folder: Path,
         sampling: Sampling,
-        pairs: Pairs,
-        people: Sequence[str],
-        absent: Mapping[str, list[str]],
-        unpaired: str,
+        maker: Maker,
+        space: str,
+        progress: Progress = silent,
     ) -> None:
-        """Hold pairs of some of the people; `absent` is who is none of them, by reason."""
-        there = set(np.unique(pairs.people).tolist())
-        if not there:
-            raise DatasetError(
-                f"{folder}: no recording has a face to be paired with",
-                hint="choose another --pairing; same-clip wants audios/VIDEO/1.npy with "
-                "images/VIDEO/1.jpg",
-            )
-        absent = {**absent, unpaired: [name for k, name in enumerate(people) if k not in there]}
+        """List a split; of a tree also read or make the embeddings of the faces that are paired.
+
+        The face encoder that they are made by is the `maker`, the embeddings of a pack are to be of
+        its `space`, and `progress` is told of faces. Raises a DatasetError if nothing can be
+        paired, all photos of a person are broken, a pack's clips are shorter or are to be paired by
+        names, or as `layout.speakers`, `read_embedding` and `Pack`; an ImageError if the photos
+        that would tell who made the stored embeddings are broken; a CheckpointError if another face
+        encoder did.
+        """
+        self.folder, self.sampling = folder, sampling
+        self.notes: list[str] = []  # sentences on what was left out
+        if is_pack(folder):
+            self.pack = Pack(folder)
+            people, absent = self._pair_pack(self.pack.index, space)
+        else:
+            people, absent = self._pair_tree(maker, progress)
+        there = set(np.unique(self.pairs.people).tolist())
+        unpaired = f"without a voice{' and a face of one clip' if self.pack is None else ''}"
+        absent[unpaired] = [name for k, name in enumerate(people) if k not in there]
         reasons = [f"{len(who)} {why} ({_some(who)})" for why, who in absent.items() if who]
-        notes = pairs.notes
+        notes = [*self.pairs.notes, *self.notes]
         if reasons:
-            many = _count(sum(map(len, absent.values())), "identity")
-            notes = [f"{many} left out: {', '.join(reasons)}", *notes]
+            many = sum(map(len, absent.values()))
+            notes.insert(0, f"identities left out, {many}: {', '.join(reasons)}")
         self.notes = [f"{folder.name}: {note}" for note in notes]
         self.n_identities = len(there)
-        self.counts = {"identities": len(there), "pairs": int(pairs.choices.sum())}
-        self.folder, self.sampling, self.pairs = folder, sampling, pairs
-        self.photos: list[str | None] = []  # of the faces, where there are any
+        self.counts = {"identities": len(there), "pairs": int(self.pairs.choices.sum())}
+
+    def _pair(
+        self, recordings: list[int], faces: list[int], same_clip: _Numbers | None = None
+    ) -> None:
+        self.pairs = pair(recordings, faces, self.sampling, same_clip)
+        if not len(self):
+            message = f"{self.folder}: no recording has a face to be paired with"
+            hint = "choose another --pairing; same-clip wants audios/VIDEO/1.npy with "
+            raise DatasetError(message, hint=f"{hint}images/VIDEO/1.jpg")
+
+    def _pair_pack(self, index: Index, space: str) -> tuple[list[str], _Absent]:
+        """Give who there is, and who is not, by reason."""
+        folder, wanted = self.folder, self.sampling.clip_samples
+        if index.embedding_space != space:
+            raise CheckpointError(
+                f"{folder}: its embeddings are of the space {index.embedding_space[:8]}; "
+                f"the face encoder's is {space[:8]}",
+                hint="give the face encoder that it was packed with, or pack the tree again",
+            )
+        if index.clip_samples < wanted:
+            message = f"{folder}: its clips have {index.clip_samples} samples; wanted {wanted}"
+            hint = f"pack the tree again, with clips of {wanted / SAMPLE_RATE:g} s"
+            raise DatasetError(message, hint=hint)
+        if self.sampling.pairing == "same-clip":
+            message = f"{folder}: is a pack, which does not keep the names that same-clip goes by"
+            hint = "train from the tree that was packed, or choose another --pairing"
+            raise DatasetError(message, hint=hint)
+        people = index.identities
+        self._pair([person.clips for person in people], [person.embeddings for person in people])
+        return [person.name for person in people], {}
+
+    def _pair_tree(self, maker: Maker, progress: Progress) -> tuple[list[str], _Absent]:
+        folder = self.folder
+        speakers, absent = layout.speakers(folder)
+        gallery = Gallery(folder, maker, progress)
+        broken: dict[FaceFiles, ImageError] = {}
+        while True:  # a face that is broken gives way to the next one
+            faces = [face for speaker in speakers for face in speaker.faces]
+            same_clip = _same_clip(speakers) if self.sampling.pairing == "same-clip" else None
+            recordings = [len(speaker.audios) for speaker in speakers]
+            self._pair(recordings, [len(speaker.faces) for speaker in speakers], same_clip)
+            failed = gallery.add([faces[k] for k in self.pairs.all_faces()])
+            if not failed:
+                break
+            broken |= failed
+            speakers = [_without(failed, speaker, folder) for speaker in speakers]
+        if broken:
+            told = _some([error.message for error in broken.values()], "; ")
+            self.notes = [f"photos left out, {len(broken)}: {told}"]
+        if gallery.n_unchecked:
+            many = f"embeddings without a photo, {gallery.n_unchecked}"
+            self.notes.append(f"{many}: nothing tells whether {maker.name} made them")
+        self.photos = [face.photo for face in faces]
+        self.table, self.rows = gallery.table(faces)
+        # One array: processes that are forked would copy a list by and by.
+        self.paths = np.array([os.fsencode(path) for s in speakers for path in s.audios])
+        return [speaker.identity for speaker in speakers], absent
 
     def __len__(self) -> int:
         return len(self.pairs.recordings)
@@ -195,11 +244,8 @@ class _Paired(Dataset[Item], ABC):
     def __getitem__(self, key: Key) -> Item:
         """Give `waveform` [n], a clip from anywhere, `embedding` [d], `identity` [] and `index` [].
 
-        n is as `Sampling.length` has it for the key's share. A recording that is shorter is
-        looped.
-
-        Raises:
-            DatasetError: if the recording cannot be read, or holds NaN or infinite samples.
+        n is as `Sampling.length` has it for the key's share; a recording that is shorter is looped.
+        Raises a DatasetError if it cannot be read, or holds NaN or infinite samples.
         """
         face, generator = self._draw_face(key.item, key.seed)
         n = self.sampling.length(key.share)
@@ -209,12 +255,13 @@ class _Paired(Dataset[Item], ABC):
         if clip.dtype == np.int16:
             clip = clip.astype(np.float32) / 32768
         elif not np.isfinite(clip).all():
-            raise DatasetError(
-                f"{self.name(key.item)}: holds NaN or infinite samples", hint="make it again"
-            )
+            message = f"{self.name(key.item)}: holds NaN or infinite samples"
+            raise DatasetError(message, hint="make it again")
+        pack = self.pack
+        embedding = self.table[self.rows[face]] if pack is None else pack.embedding(face)
         return {
             "waveform": torch.from_numpy(np.ascontiguousarray(clip, np.float32)),
-            "embedding": torch.from_numpy(self._embedding(face)),
+            "embedding": torch.from_numpy(embedding),
             "identity": torch.tensor(int(self.pairs.people[key.item])),
             "index": torch.tensor(key.item),
         }
@@ -224,149 +271,28 @@ class _Paired(Dataset[Item], ABC):
         choice = torch.randint(int(self.pairs.choices[index]), (), generator=generator)
         return int(self.pairs.faces[index]) + int(choice), generator
 
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """Name the recording of an item."""
-
-    def photo(self, index: int) -> Path | None:
-        """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
-        photo = self.photos[self._draw_face(index, index)[0]] if self.photos else None
-        return None if photo is None else self.folder / photo
-
-    @abstractmethod
-    def _samples(self, recording: int) -> NDArray[Any]: ...
-
-    @abstractmethod
-    def _embedding(self, face: int) -> NDArray[np.float32]: ...
-
-
-class Voices(_Paired):
-    """Recordings of a voice tree, each with the embedding of a face of the same identity."""
-
-    def __init__(
-        self, folder: Path, maker: Maker, sampling: Sampling, progress: Progress = silent
-    ) -> None:
-        """List the tree, and read or make the embeddings of the faces that are paired.
-
-        Args:
-            folder: of one split.
-            maker: the face encoder that embeddings are, or have to be, made by.
-            sampling: which recordings are items, and how long their clips are.
-            progress: told of faces.
-
-        Raises:
-            DatasetError: as `layout.speakers` and `embeddings.read_embedding`, if all photos of a
-                person are broken, or nothing can be paired.
-            ImageError: if the photos that would tell who made the stored embeddings are broken.
-            CheckpointError: if another face encoder made these.
-        """
-        speakers, absent = layout.speakers(folder)
-        gallery = Gallery(folder, maker, progress)
-        broken: dict[FaceFiles, ImageError] = {}
-        while True:  # a face that is broken gives way to the next one
-            faces = [face for speaker in speakers for face in speaker.faces]
-            pairs = pair(
-                [len(speaker.audios) for speaker in speakers],
-                [len(speaker.faces) for speaker in speakers],
-                sampling,
-                _same_clip(speakers) if sampling.pairing == "same-clip" else None,
-            )
-            failed = gallery.add([faces[k] for k in pairs.all_faces()])
-            if not failed:
-                break
-            broken |= failed
-            speakers = [_without(failed, speaker, folder) for speaker in speakers]
-        people = [speaker.identity for speaker in speakers]
-        unpaired = "without a voice and a face of one clip"
-        super().__init__(folder, sampling, pairs, people, absent, unpaired)
-        if broken:
-            told = _some([error.message for error in broken.values()], "; ")
-            self.notes.append(f"{folder.name}: photos left out, {len(broken)}: {told}")
-        if gallery.n_unchecked:
-            self.notes.append(
-                f"{folder.name}: embeddings without a photo, {gallery.n_unchecked}: "
-                f"nothing tells whether {maker.name} made them"
-            )
-        self.photos = [face.photo for face in faces]
-        self.table, self.rows = gallery.table(faces)
-        # One array: processes that are forked would copy a list by and by.
-        self.paths = np.array([os.fsencode(path) for s in speakers for path in s.audios])
-
-    def name(self, index: int) -> str:
-        """Name the recording of an item by its path."""
-        return str(self._path(int(self.pairs.recordings[index])))
-
-    def _path(self, recording: int) -> Path:
-        return self.folder / os.fsdecode(self.paths[recording])
-
     def _samples(self, recording: int) -> NDArray[Any]:
-        path = self._path(recording)
+        if self.pack is not None:
+            return self.pack[recording][0]
+        path = self.folder / os.fsdecode(self.paths[recording])
         with contextlib.suppress(OSError, ValueError, EOFError):
             samples: NDArray[Any] = np.load(path, mmap_mode="r")
             if samples.ndim == 1 and len(samples) and samples.dtype in (np.int16, np.float32):
                 return samples
         return map_waveform(path)  # of a rarer type, or no waveform, which it says why
 
-    def _embedding(self, face: int) -> NDArray[np.float32]:
-        row: NDArray[np.float32] = self.table[self.rows[face]]
-        return row
-
-
-class PackedVoices(_Paired):
-    """Clips of a pack, each with the embedding of a face of the same identity.
-
-    Attributes:
-        sha256: of the pack's index, which knows the hashes of all its files.
-    """
-
-    def __init__(self, folder: Path, embedding_space: str, sampling: Sampling) -> None:
-        """Open the pack of one split.
-
-        Args:
-            folder: of the split.
-            embedding_space: that the embeddings have to be of.
-            sampling: as for `Voices`, but for `same-clip`: a pack has no names.
-
-        Raises:
-            DatasetError: as `pack.Pack`, if the pack's clips are shorter, or it is to be paired
-                by names.
-            CheckpointError: if its embeddings are of another space.
-        """
-        self.pack = Pack(folder)
-        index = self.pack.index
-        if index.embedding_space != embedding_space:
-            raise CheckpointError(
-                f"{folder}: its embeddings are of the space {index.embedding_space[:8]}; "
-                f"the face encoder's is {embedding_space[:8]}",
-                hint="give the face encoder that it was packed with, or pack the tree again",
-            )
-        people, wanted = index.identities, sampling.clip_samples
-        if index.clip_samples < wanted:
-            raise DatasetError(
-                f"{folder}: its clips have {index.clip_samples} samples; wanted {wanted}",
-                hint=f"pack the tree again, with clips of {wanted / SAMPLE_RATE:g} s",
-            )
-        if sampling.pairing == "same-clip":
-            raise DatasetError(
-                f"{folder}: is a pack, which does not keep the names that same-clip goes by",
-                hint="train from the tree that was packed, or choose another --pairing",
-            )
-        clips = [person.clips for person in people]
-        pairs = pair(clips, [person.embeddings for person in people], sampling)
-        names = [person.name for person in people]
-        super().__init__(folder, sampling, pairs, names, {}, "without a voice")
-        self.sha256 = index.sha256
-
     def name(self, index: int) -> str:
-        """Name a clip by its person and its number in the pack."""
-        person = self.pack.index.identities[int(self.pairs.people[index])]
-        return f"{person.name} (clip {self.pairs.recordings[index]})"
+        """Name the recording of an item: its path, or its person and its number in the pack."""
+        recording = self.pairs.recordings[index]
+        if self.pack is not None:
+            person = self.pack.index.identities[int(self.pairs.people[index])]
+            return f"{person.name} (clip {recording})"
+        return str(self.folder / os.fsdecode(self.paths[recording]))
 
-    def _samples(self, recording: int) -> NDArray[Any]:
-        return self.pack[recording][0]
-
-    def _embedding(self, face: int) -> NDArray[np.float32]:
-        return self.pack.embedding(face)
+    def photo(self, index: int) -> Path | None:
+        """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
+        photo = self.photos[self._draw_face(index, index)[0]] if self.photos else None
+        return None if photo is None else self.folder / photo
 
 
 def _without(failed: dict[FaceFiles, ImageError], speaker: Speaker, folder: Path) -> Speaker:
@@ -388,4 +314,4 @@ def _some(names: Sequence[str], between: str = ", ") -> str:
 
 
 def _count(n: int, what: str) -> str:
-    return f"{n} {what if n == 1 else what.removesuffix('y') + ('ies' if what[-1] == 'y' else 's')}"
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -1,6 +1,7 @@
 """The losses and their weights: hand numbers, what must not change them, where gradients go."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,8 @@ from s2f.distributed import ALONE
 from s2f.errors import UsageError
 
 PAIRS = {
-    "decoder_l1": (6,),
-    "embedding_l2": (6,),
-    "embedding_mse": (6,),
-    "encoder_distill": (6,),
-    "landmarks_mse": (4, 2),
-    "landmarks_huber": (4, 2),
+    **dict.fromkeys(("decoder_l1", "embedding_l2", "embedding_mse", "encoder_distill"), (6,)),
+    **dict.fromkeys(("landmarks_mse", "landmarks_huber"), (4, 2)),
     "texture_mae": (3, 5, 5),
     "identity_cosine": (6,),
 }
@@ -83,10 +80,15 @@ def test_infonce_is_the_mean_of_both_ways(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CONTRAST_TEMPERATURE", 1.0)
-    predicted, target = directions(0, 90, 180), directions(0, 90, 180)
+    predicted = directions(0, 90, 180).requires_grad_()
+    target = directions(0, 90, 180)
     value = losses.infonce(predicted, target, torch.tensor([0, 0, 1]))[0]
     e = math.e  # cosines of the first: 1, 0, -1; the second is its own identity
-    assert float(value) == pytest.approx(-math.log((e + 1) / (e + 1 + 1 / e)), rel=1e-5)
+    assert float(value.detach()) == pytest.approx(-math.log((e + 1) / (e + 1 + 1 / e)), rel=1e-5)
+    nothing = losses.infonce(predicted, target, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(nothing, torch.zeros(3), atol=1e-6, rtol=0)  # of one identity
+    (gradient,) = torch.autograd.grad(nothing.sum(), predicted)
+    torch.testing.assert_close(gradient, torch.zeros(3, 2), atol=1e-6, rtol=0)
 
 
 def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient() -> None:
@@ -104,14 +106,6 @@ def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient() -> None:
     torch.testing.assert_close(twice.grad[:5] + twice.grad[5:], once.grad)
 
 
-def test_one_identity_has_nothing_to_contrast() -> None:
-    a = torch.randn(3, 4, requires_grad=True)
-    value = losses.infonce(a, torch.randn(3, 4), torch.zeros(3, dtype=torch.long))
-    value.sum().backward()
-    torch.testing.assert_close(value, torch.zeros(3), atol=1e-6, rtol=0)
-    torch.testing.assert_close(a.grad, torch.zeros(3, 4), atol=1e-6, rtol=0)
-
-
 def test_the_total_is_the_weighted_sum_of_means() -> None:
     values = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 20.0])}
     assert float(losses.total(values, {"a": 1.0, "b": 0.1})) == 3.5
@@ -120,10 +114,10 @@ def test_the_total_is_the_weighted_sum_of_means() -> None:
 
 
 DEFAULT = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
-KNOWN = ["decoder/l1", "embedding/l2", "embedding/mse", "encoder/distill"]
 
 
-def choose(choice: str | None, known: list[str] = KNOWN) -> dict[str, float]:
+def choose(choice: str | None, *without: str) -> dict[str, float]:
+    known = [name for name in ("embedding/mse", *DEFAULT) if name not in without]
     return losses.choose_weights(choice, DEFAULT, known, 1000)
 
 
@@ -143,7 +137,7 @@ def test_a_set_has_its_published_numbers(choice: str | None, weights: tuple[floa
 
 
 def test_losses_that_are_not_there_or_not_named_are_left_out() -> None:
-    assert set(choose("paper", KNOWN[:3])) == {"decoder/l1", "embedding/l2"}
+    assert set(choose("paper", "encoder/distill")) == {"decoder/l1", "embedding/l2"}
     assert choose("embedding/l2=0.5,decoder/l1=2") == {"embedding/l2": 0.5, "decoder/l1": 2.0}
 
 
@@ -151,11 +145,9 @@ def test_losses_that_are_not_there_or_not_named_are_left_out() -> None:
     ("choice", "why"),
     [
         ("papers", "is none of auto, paper, seed, seed-ast"),
-        ("texture/mae=1", "wanted some of decoder/l1, embedding/l2, embedding/mse, encoder/dis"),
+        ("texture/mae=1", "wanted some of decoder/l1, embedding/l2, embedding/mse"),
         ("contrastive/infonce=1", "is no loss of this task"),
-        ("decoder/l1=1,", "is no loss of this task"),
         ("decoder/l1=0", "value above 0"),
-        ("decoder/l1=nan", "value above 0"),
         ("decoder/l1=inf", "value above 0"),
         ("decoder/l1=much", "value above 0"),
         ("decoder/l1=1,decoder/l1=2", "each name once"),
@@ -177,16 +169,15 @@ def test_auto_calibrates_at_the_papers_step_unless_told_another() -> None:
         losses.calibration_step("auto", 5, ["a=1"])
 
 
-class Task:
-    """Predicts a tensor, so many times."""
-
-    def __init__(self, times: int = 1) -> None:
-        self.predicted = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(times, 1).requires_grad_()
+def a_task(times: int = 1) -> SimpleNamespace:
+    """One that predicts a tensor, so many times."""
+    predicted = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(times, 1).requires_grad_()
+    return SimpleNamespace(predicted=predicted)
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(times: int) -> None:
-    task = Task(times)
+    task = a_task(times)
     x = task.predicted
     # Gradients of means over 2 samples: "a" is 1/2 four times, of length 1, "b" 4/2 twice.
     values = {"a": x.sum(1), "b": 4 * x[:, 0], losses.CONTRASTIVE: 9 * x[:, 1]}
@@ -195,7 +186,7 @@ def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(ti
 
 @pytest.mark.parametrize("value", [0.0, math.nan, None])
 def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float | None) -> None:
-    task = Task()
+    task = a_task()
     b = torch.ones(2, requires_grad=True) if value is None else value * task.predicted.sum(1)
     with pytest.raises(UsageError, match="the gradient of b is"):
         losses.calibrate(task, {"a": task.predicted.sum(1), "b": b}, ALONE)
@@ -203,10 +194,10 @@ def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float | None) ->
 
 def test_losses_must_have_what_they_need() -> None:
     weights = {"a": 1.0, losses.CONTRASTIVE: 1.0}
-    losses.check_weights(Task(), weights, batch_size=2, calibrated=True)
-    losses.check_weights(Task(), {"a": 1.0}, batch_size=1, calibrated=True)
+    losses.check_weights(a_task(), weights, batch_size=2, calibrated=True)
+    losses.check_weights(a_task(), {"a": 1.0}, batch_size=1, calibrated=True)
     losses.check_weights(object(), {}, batch_size=1, calibrated=False)
     with pytest.raises(UsageError, match="a batch of 1 has nothing to contrast"):
-        losses.check_weights(Task(), weights, batch_size=1, calibrated=False)
+        losses.check_weights(a_task(), weights, batch_size=1, calibrated=False)
     with pytest.raises(UsageError, match="share no predicted embedding"):
         losses.check_weights(object(), {}, batch_size=1, calibrated=True)

@@ -19,18 +19,13 @@ from s2f.dataloader import Key, plan_steps
 from s2f.embeddings import Maker
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.pack import Identity, Index, Shard
-from s2f.voice_data import PackedVoices, Pairing, Sampling, Voices, pair
+from s2f.voice_data import Pairing, Sampling, Voices, pair
 
 MAKER = Maker("the face encoder", 4, "squash", lambda photos: pytest.fail("makes embeddings"))
 COLOURS = Maker("the face encoder", 3, "squash", lambda photos: photos.mean((2, 3)))
 HUNDRED = Sampling(100)
 
 Item = tuple[int, int, list[int]]  # recording, person, faces
-
-
-def items_of(pairs) -> list[Item]:
-    rows = zip(pairs.recordings, pairs.people, pairs.faces, pairs.choices, strict=True)
-    return [(int(r), int(p), list(range(f, f + n))) for r, p, f, n in rows]
 
 
 def written_out(people: list[tuple[int, int]], pairing: str, most: int | None) -> list[Item]:
@@ -65,7 +60,8 @@ def test_a_pairing_is_what_it_means(
 ) -> None:
     found = pair(*zip(*people, strict=True), Sampling(1, None, pairing, most))
     expected = written_out(people, pairing, most)
-    assert items_of(found) == expected
+    rows = zip(found.recordings, found.people, found.faces, found.choices, strict=True)
+    assert [(r, p, list(range(f, f + n))) for r, p, f, n in rows] == expected
     assert found.all_faces() == sorted({face for _, _, faces in expected for face in faces})
 
 
@@ -83,15 +79,12 @@ def test_what_is_over_of_either_is_counted(
     recordings: list[int], faces: list[int], pairing: Pairing, most: int | None, notes: list[str]
 ) -> None:
     found = pair(recordings, faces, Sampling(1, None, pairing, most)).notes
-    assert [note.startswith(start) for note, start in zip(found, notes, strict=True)] == [
-        True for _ in notes
-    ]
+    assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
 
 
-@pytest.mark.parametrize("most", [0, -1])
-def test_nobody_can_have_less_than_one_recording(most: int) -> None:
-    with pytest.raises(UsageError, match="recordings of a person leaves none"):
-        Sampling(100, per_identity=most)
+def test_nobody_can_have_less_than_one_recording() -> None:
+    with pytest.raises(UsageError, match="at most 0 recordings of a person leaves none"):
+        Sampling(100, per_identity=0)
 
 
 @given(share=st.floats(0, 1), shortest=st.integers(1, 200_000), more=st.integers(0, 200_000))
@@ -111,12 +104,19 @@ def test_a_million_recordings_are_paired_in_no_time() -> None:
     assert np.array_equal(pairs.recordings[:4], [0, 2, 4, 6])
 
 
-def make_voice(folder: Path, samples: np.ndarray, embedding: tuple = (1, 2, 3, 4)) -> Path:
+def one_voice(folder: Path, samples: np.ndarray, embedding: tuple = (1, 2, 3, 4)) -> Path:
+    """A tree of one person, with one recording and one embedding."""
     for name in ("audios", "images"):
-        (folder / name).mkdir(parents=True)
-    np.save(folder / "audios/0.npy", samples)
-    np.save(folder / "images/face.npy", np.array(embedding, np.float32))
-    return folder.parent
+        (folder / "s" / name).mkdir(parents=True)
+    np.save(folder / "s/audios/0.npy", samples)
+    np.save(folder / "s/images/face.npy", np.array(embedding, np.float32))
+    return folder
+
+
+def opened(
+    folder: Path, sampling: Sampling = HUNDRED, maker: Maker = COLOURS, space: str = "space"
+) -> Voices:
+    return Voices(folder, sampling, maker, space)
 
 
 @pytest.fixture
@@ -128,33 +128,28 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "p"
 
 
-@pytest.mark.parametrize("n", [50, 100, 330])
-def test_a_clip_has_its_length_whatever_the_recordings(tmp_path: Path, n: int) -> None:
-    tree = make_voice(tmp_path / "s", np.arange(n, dtype=np.int16))
-    item = Voices(tree, MAKER, HUNDRED)[Key(0, 5)]
-    assert item["waveform"].shape == (100,) and item["waveform"].dtype == torch.float32
-    assert item["waveform"].max() <= n / 32768
-    assert item["embedding"].tolist() == [1, 2, 3, 4]
+def test_a_clip_has_its_length_whatever_the_recordings(tmp_path: Path) -> None:
+    for n in (50, 100, 330):
+        tree = one_voice(tmp_path / str(n), np.arange(n, dtype=np.int16))
+        item = opened(tree, maker=MAKER)[Key(0, 5)]
+        assert item["waveform"].shape == (100,) and item["waveform"].dtype == torch.float32
+        assert item["waveform"].max() <= n / 32768
+        assert item["embedding"].tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kind", ["tree", "pack"])
 def test_share_and_seed_decide_how_long_a_clip_is_and_where_it_starts(
     tmp_path: Path, packed: Path, kind: str
 ) -> None:
-    tree = make_voice(tmp_path / "tree/s", np.arange(300, dtype=np.int16))
-
-    def opened(sampling: Sampling) -> Voices | PackedVoices:
-        if kind == "tree":
-            return Voices(tree, MAKER, sampling)
-        return PackedVoices(packed, "space", sampling)
-
-    voices = opened(Sampling(100, 25))
+    tree = one_voice(tmp_path / "tree", np.arange(300, dtype=np.int16))
+    folder = tree if kind == "tree" else packed
+    voices = opened(folder, Sampling(100, 25), MAKER)
     for share, n in ((0.0, 25), (0.5, 50), (1.0, 100)):
         clips = [voices[Key(0, seed, share)]["waveform"] * 32768 for seed in range(30)]
         assert all(torch.equal(clip, torch.arange(n) + clip[0]) for clip in clips)
         assert len({float(clip[0]) for clip in clips}) > (10 if n < 100 or kind == "tree" else 0)
         assert torch.equal(voices[Key(0, 3, share)]["waveform"] * 32768, clips[3])
-    assert opened(HUNDRED)[Key(0, 0, 0.0)]["waveform"].shape == (100,)
+    assert opened(folder, maker=MAKER)[Key(0, 0, 0.0)]["waveform"].shape == (100,)
 
 
 @pytest.mark.parametrize(
@@ -162,21 +157,14 @@ def test_share_and_seed_decide_how_long_a_clip_is_and_where_it_starts(
     [
         (np.zeros((2, 5)), (1, 2, 3, 4), r"0.npy: holds float64 values \[2, 5\]"),
         (np.full(9, np.nan, np.float32), (1, 2, 3, 4), r"0\.npy: holds NaN or infinite samples"),
-        (np.full(9, np.inf, np.float32), (1, 2, 3, 4), r"0\.npy: holds NaN or infinite samples"),
         (np.zeros(9, np.int16), (1, 2, 3, 4, 5), r"face\.npy: holds float32 values \[5\]; wanted"),
     ],
 )
 def test_what_cannot_be_learned_from_is_named(
     tmp_path: Path, samples: np.ndarray, embedding: tuple, why: str
 ) -> None:
-    tree = make_voice(tmp_path / "s", samples, embedding)
     with pytest.raises(DatasetError, match=why):
-        Voices(tree, MAKER, HUNDRED)[Key(0, 0)]
-
-
-def test_a_tree_without_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="holds no speaker"):
-        Voices(tmp_path, MAKER, HUNDRED)
+        opened(one_voice(tmp_path, samples, embedding), maker=MAKER)[Key(0, 0)]
 
 
 def paint(path: Path, red: int) -> None:
@@ -222,7 +210,7 @@ def test_recordings_come_with_the_faces_of_their_pairing(
         embedded.append(len(photos))
         return photos.mean((2, 3))
 
-    voices = Voices(tree, Maker("it", 3, "squash", embed), Sampling(100, pairing=pairing))
+    voices = opened(tree, Sampling(100, pairing=pairing), Maker("it", 3, "squash", embed))
     assert embedded == [len(set.union(*faces))]  # no others
     heard = [round(32768 * float(voices[Key(i, 0)]["waveform"][0])) for i in range(len(voices))]
     assert heard == recordings and reds(voices) == faces
@@ -238,44 +226,43 @@ def test_of_two_faces_of_one_clip_the_first_is_taken_and_only_of_the_same_person
 ) -> None:
     paint(tree / "ann/images/v/2.png", 15)
     paint(tree / "bob/images/w.png", 35)
-    assert reds(Voices(tree, COLOURS, Sampling(100, pairing="same-clip"))) == [{15}, {20}]
+    assert reds(opened(tree, Sampling(100, pairing="same-clip"))) == [{15}, {20}]
 
 
 def test_who_cannot_be_paired_is_told(tree: Path) -> None:
     for k in range(7):
         paint(tree / f"mute{k}/images/x.png", 0)
     same_clip = Sampling(100, pairing="same-clip", per_identity=1)
-    voices = Voices(tree, COLOURS, same_clip)
+    voices = opened(tree, same_clip)
     assert voices.n_identities == 1
     mute = ", ".join(f"mute{k}" for k in range(5))
     assert voices.notes == [
-        f"train: 8 identities left out: 7 without a voice ({mute} and 2 more), "
+        f"train: identities left out, 8: 7 without a voice ({mute} and 2 more), "
         "1 without a voice and a face of one clip (bob)",
         "train: 2 recordings and 1 face left out: the pairing is same-clip",
         "train: 1 recording left out: at most 1 of a person",
     ]
     shutil.rmtree(tree / "ann")
     with pytest.raises(DatasetError, match="train: no recording has a face to be paired with"):
-        Voices(tree, COLOURS, same_clip)
+        opened(tree, same_clip)
 
 
 @pytest.mark.parametrize("pairing", ["all-to-all", "all-to-one"])
 def test_a_broken_photo_gives_way_to_the_next(tree: Path, pairing: Pairing) -> None:
     (tree / "ann/images/v_2.png").write_bytes(b"no picture")
-    voices = Voices(tree, COLOURS, Sampling(100, pairing=pairing))
+    voices = opened(tree, Sampling(100, pairing=pairing))
     assert reds(voices) == [{20}] * 3 + [{30}]
     (note,) = [note for note in voices.notes if "photos" in note]
     assert note.startswith("train: photos left out, 1: ") and "v_2.png" in note
     (tree / "ann/images/w.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match=r"ann: none of its photos can be read: .*png"):
-        Voices(tree, COLOURS, Sampling(100, pairing=pairing))
+        opened(tree, Sampling(100, pairing=pairing))
 
 
 def test_embeddings_alone_have_no_photo_and_nobody_to_vouch_for_them(tree: Path) -> None:
-    shutil.rmtree(tree / "bob/images")
-    (tree / "bob/images").mkdir()
+    (tree / "bob/images/x.png").unlink()
     np.save(tree / "bob/images/x.npy", np.array([[0.2, 0.0, 0.0]], np.float32))
-    voices = Voices(tree, COLOURS, HUNDRED)
+    voices = opened(tree)
     assert reds(voices)[3] == {51}
     assert voices.photo(3) is None and voices.photo(0) is not None
     assert voices.notes == [
@@ -286,19 +273,19 @@ def test_embeddings_alone_have_no_photo_and_nobody_to_vouch_for_them(tree: Path)
 def test_embeddings_of_another_space_are_refused(tree: Path) -> None:
     np.save(tree / "bob/images/x_embedding.npy", np.array([0.5, 0.5, 0.5], np.float32))
     with pytest.raises(CheckpointError, match=r"x_embedding\.npy: is not what the face encoder"):
-        Voices(tree, COLOURS, HUNDRED)
+        opened(tree)
 
 
 def test_a_tree_of_any_names_is_read_by_other_processes(tree: Path) -> None:
     strange = os.fsdecode(b"ann/audios/\xff\xc5\xbd.npy")
     np.save(tree / strange, np.full(100, 7, np.int16))
-    voices = Voices(tree, COLOURS, HUNDRED)
+    voices = opened(tree)
     (index,) = [i for i in range(len(voices)) if voices.name(i).endswith(strange)]
     # What makes embeddings is not pickled with what was made.
-    loader = DataLoader(
-        voices, batch_sampler=[[Key(index, 0)]], num_workers=1, multiprocessing_context="spawn"
+    keys = [[Key(index, 0)]]
+    (batch,) = DataLoader(
+        voices, batch_sampler=keys, num_workers=1, multiprocessing_context="spawn"
     )
-    (batch,) = loader
     assert (batch["waveform"] * 32768 == 7).all()
 
 
@@ -313,22 +300,21 @@ def test_a_tree_of_any_names_is_read_by_other_processes(tree: Path) -> None:
 def test_clips_of_a_pack_come_with_the_faces_of_their_pairing(
     packed: Path, pairing: Pairing, faces: list[set[float]]
 ) -> None:
-    voices = PackedVoices(packed, "space", Sampling(100, pairing=pairing))
-    assert [
-        {float(voices[Key(i, seed)]["embedding"][0]) for seed in range(20)}
-        for i in range(len(voices))
-    ] == faces
-    items = [voices[Key(i, 7)] for i in range(len(voices))]
-    assert [float(item["waveform"][0]) * 32768 for item in items[:-1]] == [0, 100][: len(items) - 1]
-    assert [int(item["identity"]) for item in items] == [0] * (len(items) - 1) + [1]
-    assert voices.name(len(voices) - 1) == "b (clip 2)" and voices.photo(0) is None
+    voices = opened(packed, Sampling(100, pairing=pairing))
+    n = len(voices)
+    seen = [{float(voices[Key(i, k)]["embedding"][0]) for k in range(20)} for i in range(n)]
+    assert seen == faces
+    items = [voices[Key(i, 7)] for i in range(n)]
+    assert [float(item["waveform"][0]) * 32768 for item in items[:-1]] == [0, 100][: n - 1]
+    assert [int(item["identity"]) for item in items] == [0] * (n - 1) + [1]
+    assert voices.name(n - 1) == "b (clip 2)" and voices.photo(0) is None
     assert voices.n_identities == 2
 
 
 def test_packed_items_are_those_of_a_tree(tmp_path: Path, packed: Path) -> None:
-    tree = make_voice(tmp_path / "tree/s", np.arange(100, dtype=np.int16), (1, 2))
-    theirs = Voices(tree, Maker("it", 2, "squash", MAKER.embed), HUNDRED)[Key(0, 1)]
-    mine = PackedVoices(packed, "space", HUNDRED)[Key(0, 1)]
+    tree = one_voice(tmp_path / "tree", np.arange(100, dtype=np.int16), (1, 2))
+    theirs = opened(tree, maker=Maker("it", 2, "squash", MAKER.embed))[Key(0, 1)]
+    mine = opened(packed)[Key(0, 1)]
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[k], v) and mine[k].dtype == v.dtype for k, v in theirs.items())
 
@@ -345,20 +331,20 @@ def test_a_pack_that_does_not_fit_is_refused(
     packed: Path, space: str, sampling: Sampling, error: type[Exception], why: str
 ) -> None:
     with pytest.raises(error, match=why):
-        PackedVoices(packed, space, sampling)
+        opened(packed, sampling, space=space)
 
 
 def test_a_person_of_a_pack_without_clips_is_told(tmp_path: Path) -> None:
     clips, faces = np.zeros((2, 100), np.int16), np.ones((2, 2), np.float16)
     write_pack(tmp_path / "val", [clips], [faces], [("a", 0, 1), ("b", 2, 1)])
-    voices = PackedVoices(tmp_path / "val", "space", HUNDRED)
+    voices = opened(tmp_path / "val")
     assert voices.n_identities == 1
-    assert voices.notes == ["val: 1 identity left out: 1 without a voice (a)"]
+    assert voices.notes == ["val: identities left out, 1: 1 without a voice (a)"]
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_pack_is_read_by_other_processes(packed: Path, start: str) -> None:
-    voices = PackedVoices(packed, "space", HUNDRED)
+    voices = opened(packed, maker=Maker("it", 2, "squash", torch.flatten))
     expected = voices[Key(0, 0)]["waveform"]  # maps the file here first
     keys = [[Key(0, 0), Key(2, 0)]]
     loader = DataLoader(voices, batch_sampler=keys, num_workers=1, multiprocessing_context=start)
@@ -377,18 +363,10 @@ def test_a_million_clips_are_open_in_a_moment(tmp_path: Path, sampling: Sampling
     np.save(folder / "embeddings-00000.npy", np.ones((people, 4096), np.float16))
     each = tuple(Identity(f"id{k:05}", clips // people, 1) for k in range(people))
     faces = (Shard("embeddings-00000.npy", people, "0" * 64),)
-    index = Index(
-        clip_samples=96_000,
-        embedding=4096,
-        embedding_space="space",
-        shard_bytes=10**9,
-        identities=each,
-        clips=tuple(shards),
-        embeddings=faces,
-    )
+    index = Index(96_000, 4096, "space", 10**9, each, tuple(shards), faces)
     (folder / "index.json").write_bytes(index.encode())
     started = time.perf_counter()
-    voices = PackedVoices(folder, "space", sampling)
+    voices = opened(folder, sampling)
     order = plan_steps(len(voices), 32, seed=0, steps=range(1))
     batch = next(iter(DataLoader(voices, batch_sampler=order)))
     assert time.perf_counter() - started < 4  # 0.6 s on a free core
