@@ -7,7 +7,7 @@ Last stands the section of a report that both fill. Knows nothing of trees and n
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,9 +47,7 @@ class EmbeddingProbe:
         covariance within classes is shrunk as Ledoit and Wolf 2004 find best. All classes are taken
         to be as frequent, and what the mean of few examples owes to chance is taken off (Moran and
         Murphy 1979); scikit-learn's discriminant does not, and takes a minute for 4096 values.
-
-        Raises:
-            UsageError: if there is one class only, or one has a single example.
+        Raises UsageError if there is one class only, or one has a single example.
         """
         from scipy.linalg import cho_factor, cho_solve
         from sklearn.covariance import ledoit_wolf
@@ -71,72 +69,49 @@ class EmbeddingProbe:
 
     def predict(self, embeddings: NDArray[np.floating]) -> list[str]:
         """Tell the class of embeddings [n d]."""
-        best = (embeddings @ self.weight + self.bias).argmax(1)
-        return [self.classes[k] for k in best]
+        return [self.classes[k] for k in (embeddings @ self.weight + self.bias).argmax(1)]
 
 
 @dataclass(frozen=True)
 class PixelProbe:
-    """A classifier of faces by their pixels, and the share of photos it is right on.
-
-    That is of people that it was not fitted to; `balanced` is the mean over classes.
-    """
+    """A classifier of faces by their pixels: of the inner face, brows to chin, in 32 x 40."""
 
     classes: tuple[str, ...]  # the labels, sorted
-    accuracy: float
-    balanced: float
+    accuracy: float  # share of photos that it is right on, of people that it was not fitted to
     model: "Pipeline"  # fitted to all photos
 
     @classmethod
     def fit(
-        cls, photos: Iterable[Image.Image], labels: Sequence[str], groups: Sequence[Hashable]
+        cls, photos: Iterable[Image.Image], labels: Sequence[str], groups: Sequence[str | int]
     ) -> "PixelProbe":
-        """Fit a probe to real photos.
+        """Fit a shrunk linear discriminant to 40 principal components of real photos.
 
-        It reads the inner face (brows to chin, no hair) in 32 x 40 pixels, each photo brought to
-        mean 0 and deviation 1: 40 principal components, and a shrunk linear discriminant.
-
-        Args:
-            photos: of faces in the 224 frame, or in larger ones of the same framing.
-            labels: one a photo.
-            groups: who is on each photo: people are never split in measuring the accuracy.
-
-        Raises:
-            UsageError: if there is one class only, or all photos of one show one person.
+        Each photo, in the 224 frame or a larger one of the same framing, is brought to mean 0 and
+        deviation 1, and has a label and a group, who is on it: people are never split in measuring
+        the accuracy. Raises UsageError if there is one class only, or one of a single person.
         """
         from sklearn.model_selection import GroupKFold
 
         seen = dict.fromkeys(zip(labels, groups, strict=True))
         names = _classes([label for label, _ in seen], "people")
-        order = {who: k for k, who in enumerate(dict.fromkeys(groups))}
         x, y = _stack(photos), np.asarray(labels)
         said = np.empty_like(y)
-        folds = GroupKFold(min(FOLDS, len(order)))
-        for train, test in folds.split(x, y, [order[who] for who in groups]):
+        folds = GroupKFold(min(FOLDS, len({*groups})))
+        for train, test in folds.split(x, y, groups):
             counts = Counter(y[train].tolist())
             train = train[[counts[label] > 1 for label in y[train]]]
             if len({*y[train]}) < 2:
                 said[test] = counts.most_common(1)[0][0]
             else:
                 said[test] = _fit_pixels(x[train], y[train]).predict(x[test])
-        tried = [*labels], said.tolist()
-        return cls(names, _agreement(*tried), _balanced(*tried), _fit_pixels(x, y))
+        return cls(names, float(np.mean(said == y)), _fit_pixels(x, y))
 
     def predict(self, images: Sequence[Image.Image]) -> list[str]:
         """Tell the class of faces."""
         return list(self.model.predict(_stack(images)).tolist()) if images else []
 
     def score(self, images: Sequence[Image.Image]) -> Vector:
-        """How much faces are of the second of two classes rather than of the first, [n].
-
-        Raises:
-            UsageError: if there are more than two classes.
-        """
-        if len(self.classes) != 2:
-            raise UsageError(
-                f"a score needs two classes, and there are {', '.join(self.classes)}",
-                hint="use predict",
-            )
+        """How much faces are of the second of two classes rather than of the first, [n]."""
         scores: Vector = self.model.decision_function(_stack(images)) if images else np.zeros(0)
         return scores
 
@@ -166,31 +141,12 @@ def _classes(labels: Sequence[str], what: str) -> tuple[str, ...]:
     """Name the classes, sorted, if there are some to tell apart."""
     counts = Counter(labels)
     if len(counts) < 2:
-        raise UsageError(
-            f"nothing can be told apart by a label of {len(counts)} class: "
-            f"{', '.join(counts) or 'there are no examples'}",
-            hint="leave the label out",
-        )
+        said = f"a label of {len(counts)} class: {', '.join(counts) or 'there are no examples'}"
+        raise UsageError(f"nothing can be told apart by {said}", hint="leave the label out")
     if few := sorted(name for name, count in counts.items() if count < 2):
-        raise UsageError(
-            f"a class needs 2 {what} at least, and {few[0]!r} has one",
-            hint="leave the label out, or its rare classes",
-        )
+        message = f"a class needs 2 {what} at least, and {few[0]!r} has one"
+        raise UsageError(message, hint="leave the label out, or its rare classes")
     return tuple(sorted(counts))
-
-
-def _agreement(true: Sequence[str], said: Sequence[str]) -> float:
-    return float(np.mean([a == b for a, b in zip(true, said, strict=True)]))
-
-
-def _balanced(true: Sequence[str], said: Sequence[str]) -> float:
-    """Mean over the classes that have examples of the share that was taken for it.
-
-    Guessing gives one over their number, however unequal they are.
-    """
-    from sklearn.metrics import recall_score
-
-    return float(recall_score(true, said, labels=sorted({*true}), average="macro"))
 
 
 Judged = dict[str, tuple[Sequence[str], Sequence[str]]]
@@ -202,10 +158,7 @@ def attributes_section(
 ) -> tuple[Section, Samples]:
     """Judge labels of true faces, of the faces from photos and of those from voices.
 
-    Args:
-        case: whose faces.
-        examples: that judges are fitted on.
-        notes: sentences on labels that are missing.
+    The judges are fitted on examples; notes are sentences on labels that are missing.
     """
     rows: list[Row] = []
     matrices: list[Matrix] = []
@@ -227,25 +180,28 @@ def attributes_section(
                 known = [k for k, who in enumerate(people) if who in values]
                 if not known:
                     continue
-                true, said = [values[people[k]] for k in known], [found[k] for k in known]
+                true = np.array([values[people[k]] for k in known])
+                said = np.array([found[k] for k in known])
+                right, kinds = true == said, sorted({*true.tolist()})
                 title = f"{label}, judge of {judge}: true and from {source}"
-                classes, pairs = sorted({*true, *said}), Counter(zip(true, said, strict=True))
+                classes = sorted({*kinds, *said.tolist()})
+                pairs = Counter(zip(true.tolist(), said.tolist(), strict=True))
                 counts = tuple(tuple(pairs[a, b] for b in classes) for a in classes)
                 matrices.append(Matrix(title, tuple(classes), counts))
-                cells[source] = _agreement(true, said)
+                cells[source] = float(right.mean())
                 if source == "voice":
-                    cells["balanced"] = _balanced(true, said)
-                    cells["commonest"] = max(Counter(true).values()) / len(true)
+                    cells["balanced"] = float(np.mean([right[true == k].mean() for k in kinds]))
+                    cells["commonest"] = max(float(np.mean(true == k)) for k in kinds)
                 if source == "voice" and judge == "pixels":
-                    right = np.full(len(people), np.nan)
-                    right[known] = [100 * (a == b) for a, b in zip(true, said, strict=True)]
-                    samples[f"{label} agrees, %"] = case.by_person(right)
+                    agrees = np.full(len(people), np.nan)
+                    agrees[known] = 100 * right
+                    samples[f"{label} agrees, %"] = case.by_person(agrees)
             shown = ("face", "photo", "voice", "balanced", "commonest")
             rows.append((label, judge, *map(cells.get, shown)))
     heads = ("label", "judge of", "true face %", "from photo %", "from voice %")
     table = Table(
         "Agreement with the true label",
-        (*heads, "balanced, from voice %", "commonest label %"),
+        (*heads, "balanced %", "commonest label %"),
         tuple(rows),
         "From photo is the ceiling: what the decoder keeps of a true embedding. A judge of "
         "embeddings sees those; a judge of pixels was fitted on photos only, and sees faces. "
@@ -290,7 +246,7 @@ def _judge_pixels(case: Case, examples: Examples, label: str, notes: list[str]) 
     )
     fresh = [(photo, values[who]) for photo, who in examples.fresh if who in values]
     if fresh:
-        share = _agreement([value for _, value in fresh], ask([photo for photo, _ in fresh]))
+        share = np.mean(np.array(ask([p for p, _ in fresh])) == [value for _, value in fresh])
         note += f", and on {100 * share:.1f} % of {len(fresh)} photos of new people"
     notes.append(f"{note}.")
     heard = [names[k] for k in case.people.speakers]

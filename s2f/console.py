@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -51,7 +52,7 @@ class Console:
         Paths become strings, NaN and infinity null.
         """
         if self.mode == "json":
-            _write(sys.stdout, json.dumps(_plain(value)))
+            _write(sys.stdout, json.dumps(jsonable(value)))
 
     def note(self, text: str) -> None:
         """Tell people something that is no result."""
@@ -193,15 +194,18 @@ def _write(stream: TextIO | None, line: str) -> None:
         ) from error
 
 
-def _plain(value: object) -> Any:
-    """Turn mappings, sequences, paths and numbers into what JSON has."""
+def jsonable(value: object) -> Any:
+    """Turn mappings, sequences, paths and numbers, NumPy's too, into what JSON has."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | None) else str(value)
+        return [jsonable(item) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Real):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        return number if math.isfinite(number) else None
+    return str(value)
 
 
 def duration(seconds: float) -> str:

@@ -1,12 +1,10 @@
 """What a model is evaluated on, and what it makes of that.
 
 DATA is a voice tree (`SPLIT/IDENTITY/audios/*.npy`, `images/*`), or a folder with such a tree
-`voices` and a face tree `faces`, as `s2f prep demo` makes.
+`voices` and a face tree `faces`, as `s2f prep demo` makes. Knows nothing of figures and reports.
 
 DATA -> people of a split with voices and faces, labels -> examples that judges learn from
      -> the case: embeddings of all voices, faces drawn from voices and photos, made once
-
-Knows nothing of figures and reports.
 """
 
 import dataclasses
@@ -77,7 +75,7 @@ class Examples:
     embeddings: NDArray[np.float32]  # of their photos, [m d]
     labels: Labels  # of these people
     photos: Photos  # labelled ones, to judge pixels by
-    photo_labels: Labels  # of those people
+    photo_labels: Labels  # of those people, who may be called otherwise in the same csv file
     own: Photos  # of the people that are evaluated
     fresh: Photos  # of the evaluated split's faces; with a face tree those are other people
     notes: tuple[str, ...] = ()  # sentences on what is missing
@@ -89,24 +87,11 @@ class Case:
 
     people: People
     labels: Labels
-    heard: Mapping[str, NDArray[np.float32]]
-    """Embeddings of the recordings [q d], by how much of them was heard; `WHOLE` last."""
+    heard: Mapping[str, NDArray[np.float32]]  # the recordings [q d], by how much; `WHOLE` last
     from_voices: Sequence[Face]  # of the whole recordings, [q]
     from_photos: Sequence[Face]  # of people's mean embeddings, [n]: the best the decoder could do
     voices_again: NDArray[np.float32]  # embeddings of `from_voices`, [q d]
     photos_again: NDArray[np.float32]  # embeddings of `from_photos`, [n d]
-
-    @property
-    def sexes(self) -> NDArray[np.int64] | None:
-        """A number for the sex of each person, [n], -1 where it is not known; None without any."""
-        for name, known in self.labels.items():
-            from s2f.labels import canonical
-
-            if canonical(name) in ("sex", "gender"):
-                values = [known.get(who, "") for who in self.people.names]
-                kinds = {value: k for k, value in enumerate(sorted({*values} - {""}))}
-                return np.array([kinds.get(value, -1) for value in values], np.int64)
-        return None
 
     def by_person(self, values: NDArray[np.floating]) -> dict[str, float]:
         """Mean of what was measured on each recording [q], by person; NaN was not measured."""
@@ -119,23 +104,14 @@ class Case:
 
 
 def find_sources(data: Path, labels: Sequence[Path] = ()) -> tuple[Path, Path, list[Path]]:
-    """Find the parts of DATA.
+    """Find the voice tree of DATA, the tree of photos that faces are judged by, and csv of labels.
 
-    Args:
-        data: a voice tree, or a folder of `voices` and `faces`.
-        labels: csv files; by default those of the names in `LABELS` that are there.
-
-    Returns:
-        The voice tree; the tree of photos that faces are judged by, which may be the same; and csv
-        files of labels.
-
-    Raises:
-        DatasetError: if there is no such folder.
+    Both trees may be the same. Labels not given are the files of the names in `LABELS` that are
+    there. Raises DatasetError if there is no such folder.
     """
     if not data.is_dir():
-        raise DatasetError(
-            f"{data}: is no folder", hint="give a voice tree, or what prep demo made"
-        )
+        hint = "give a voice tree, or what prep demo made"
+        raise DatasetError(f"{data}: is no folder", hint=hint)
     voices = data / "voices" if (data / "voices").is_dir() else data
     faces = data / "faces" if (data / "faces").is_dir() else voices
     places = dict.fromkeys([data, voices, faces])
@@ -154,17 +130,10 @@ def read_people(
 ) -> People:
     """Read the people of a split of a voice tree, and embed their photos where that is to be done.
 
-    Args:
-        tree: the voice tree.
-        split: `train`, `val` or `test`.
-        maker: the model's face encoder.
-        most: recordings and photos of one person, spread evenly over what there is.
-        people: how many of them, spread likewise; by default all.
-        progress: told of photos.
-
-    Raises:
-        DatasetError: if the split has nobody with a voice and a face, or a file cannot be read.
-        CheckpointError: if stored embeddings are of another face encoder.
+    `most` bounds the recordings and photos of one person, and `people` how many there are, both
+    spread evenly over what is there. Raises DatasetError if the split has not two people with a
+    voice and a face, or a file cannot be read, and CheckpointError if stored embeddings are not by
+    the maker, the model's face encoder.
     """
     folder = split_folder(tree, split)
     found, left_out = speakers(folder)
@@ -174,28 +143,24 @@ def read_people(
     failed = gallery.add([face for who in found for face in spread(who.faces, most)])
     notes += [error.message for error in failed.values()]
     if gallery.n_unchecked:
-        notes.append(
-            f"{gallery.n_unchecked} embeddings have no photo to tell which face encoder made them"
-        )
+        why = "have no photo to tell which face encoder made them"
+        notes.append(f"{gallery.n_unchecked} embeddings {why}")
     seen = [(who, [f for f in spread(who.faces, most) if f not in failed]) for who in found]
     seen = [(who, faces) for who, faces in seen if faces]
     if len(seen) < 2:
-        raise DatasetError(
-            f"{folder}: has {len(seen)} people with a voice and a face",
-            hint="wanted two or more, who can be told apart",
-        )
-    recordings = [
-        (folder / audio, k) for k, (who, _) in enumerate(seen) for audio in spread(who.audios, most)
-    ]
-    faces = [(face, k) for k, (_, mine) in enumerate(seen) for face in mine]
-    table, rows = gallery.table([face for face, _ in faces])
+        message = f"{folder}: has {len(seen)} people with a voice and a face"
+        raise DatasetError(message, hint="wanted two or more, who can be told apart")
+    recordings = [spread(who.audios, most) for who, _ in seen]
+    faces = [face for _, mine in seen for face in mine]
+    table, rows = gallery.table(faces)
+    order = np.arange(len(seen))
     return People(
         tuple(who.identity for who, _ in seen),
-        tuple(path for path, _ in recordings),
-        np.array([k for _, k in recordings], np.int64),
-        tuple(folder / face.photo if face.photo else None for face, _ in faces),
+        tuple(folder / audio for mine in recordings for audio in mine),
+        order.repeat([len(mine) for mine in recordings]),
+        tuple(folder / face.photo if face.photo else None for face in faces),
         table[rows],
-        np.array([k for _, k in faces], np.int64),
+        order.repeat([len(mine) for _, mine in seen]),
         tuple(notes),
     )
 
@@ -212,15 +177,10 @@ def read_labels(
 ) -> dict[str, dict[str, str]]:
     """Read labels of people: by the label's name, the value of each person who has one.
 
-    Args:
-        paths: csv files; a file that names none of the people is passed over.
-        people: their names.
-        columns: which labels; if empty, those of `COLUMNS` that a file has.
-        notes: is told of columns nobody asked for that are no labels.
-
-    Raises:
-        DatasetError: if a file cannot be read, or as `split.labels_of`.
-        UsageError: if no file has a label that was asked for.
+    A csv file that names none of the people is passed over. Without columns they are those of
+    `COLUMNS` that a file has, and notes are told of those that are no labels. Raises UsageError if
+    no file has a label that was asked for, and DatasetError if a file cannot be read, or as
+    `split.labels_of`.
     """
     if not paths and not columns:
         return {}
@@ -249,10 +209,9 @@ def read_labels(
                     found.setdefault(name, {})[who] = value
     for name in columns:
         if name not in seen:
-            raise UsageError(
-                f"no label {name!r} in {', '.join(map(str, paths)) or 'any csv file'}",
-                hint=f"there are {', '.join(sorted(seen)) or 'none'}; give files with --labels",
-            )
+            where = ", ".join(map(str, paths)) or "any csv file"
+            hint = f"there are {', '.join(sorted(seen)) or 'none'}; give files with --labels"
+            raise UsageError(f"no label {name!r} in {where}", hint=hint)
     return {name: values for name, values in found.items() if values}
 
 
@@ -266,19 +225,9 @@ def read_examples(
 ) -> Examples:
     """Read what judges are fitted on: people of the training split, and labelled photos.
 
-    Nobody who is evaluated is among them. What is missing is noted.
-
-    Args:
-        sources: where all is, as `find_sources` gives it.
-        columns: which labels, as for `read_labels`.
-        maker: the model's face encoder.
-        split: that is evaluated.
-        people: of that split.
-        progress: told of photos.
-
-    Raises:
-        DatasetError: if a file of labels cannot be read.
-        CheckpointError: as `read_people`.
+    Sources are as `find_sources` gives them, columns as for `read_labels`; the people are those of
+    the split that are evaluated, and nobody of them is among the examples. What is missing is
+    noted. Raises DatasetError if a file of labels cannot be read, CheckpointError as `read_people`.
     """
     voices, faces, tables = sources
     notes: list[str] = []
@@ -302,15 +251,12 @@ def read_examples(
             names, embeddings = [owners[k] for k in new], training.embeddings[new]
             labels = read_labels(tables, training.names, columns, [])
         seen = evaluated | set(people.names)
-        everyone = names_in_split(faces, "train") | seen
-        photo_labels = read_labels(tables, sorted(everyone), columns, [])
+        everyone = sorted(names_in_split(faces, "train") | seen)
+        photo_labels = read_labels(tables, everyone, columns, [])
         known = {who for values in photo_labels.values() for who in values} - seen
         labelled = photos_of(faces, "train", known, TRAINING_PHOTOS)
-    own = [
-        (path, people.names[owner])
-        for path, owner in zip(people.photos, people.owners, strict=True)
-        if path is not None
-    ]
+    whose = zip(people.photos, people.owners, strict=True)
+    own = [(path, people.names[owner]) for path, owner in whose if path is not None]
     real = photos_of(faces, split, evaluated, TRAINING_PHOTOS)
     photos = _open_photos(spread(labelled, TRAINING_PEOPLE * TRAINING_PHOTOS), notes)
     mine, fresh = (_open_photos(spread(some, MOST), notes) for some in (own, real))
@@ -331,8 +277,8 @@ def photos_of(tree: Path, split: str, people: Collection[str], most: int) -> lis
     found = []
     for name in sorted(names_in_split(tree, split) & set(people)):
         identity = split_folder(tree, split) / name
-        inside = list(files.names(identity, is_photo))
-        found += [(identity / path, name) for path in spread(inside, most)]
+        inside = spread(list(files.names(identity, is_photo)), most)
+        found += [(identity / path, name) for path in inside]
     return found
 
 
@@ -341,20 +287,18 @@ def _open_photos(photos: Sequence[tuple[Path, str]], notes: list[str]) -> Photos
     opened: Photos = []
     for path, name in photos:
         try:
-            photo = open_photo(path)
+            photo = open_photo(path).resize((FRAME, FRAME), Image.Resampling.LANCZOS)
+            opened.append((photo, name))
         except ImageError as error:
             notes.append(f"Left out: {error.message}.")
-        else:
-            opened.append((photo.resize((FRAME, FRAME), Image.Resampling.LANCZOS), name))
     return opened
 
 
 def face_encoder_of(model: SpeechToFace) -> Maker:
     """Make a model's face encoder ready to embed many photos."""
     encoder = model.model.checkpoints["face_encoder"].network
-    quick: Callable[[Tensor], Tensor]
     if isinstance(encoder, PartsEncoder):
-        quick = encoder.to(model.device).eval().one_by_one
+        quick: Callable[[Tensor], Tensor] = encoder.to(model.device).eval().one_by_one
     else:
         from s2f.face_encoder import VGGFace, batch_embedder
 
@@ -378,31 +322,21 @@ def embed_images(maker: Maker, images: Sequence[Image.Image]) -> NDArray[np.floa
 
 
 def build_case(
-    model: SpeechToFace,
-    people: People,
-    labels: Labels,
-    maker: Maker,
-    progress: Progress = silent,
+    model: SpeechToFace, people: People, labels: Labels, maker: Maker, progress: Progress = silent
 ) -> Case:
-    """Hear all recordings, and draw all faces.
+    """Hear all recordings, and draw all faces; a recording without speech is left out, with a note.
 
-    Recordings that hold no speech are left out, with a note.
-
-    Raises:
-        DatasetError: if a recording cannot be read, or none holds speech.
+    Raises DatasetError if a recording cannot be read, or none holds speech.
     """
-    n = len(people.recordings)
     found: dict[str, list[Embedded]] = {}
-    for seconds in (*SECONDS, None):
-        name = WHOLE if seconds is None else f"{seconds} s"
-        stop = seconds and seconds * SAMPLE_RATE
+    for name, stop in {**{f"{s} s": s * SAMPLE_RATE for s in SECONDS}, WHOLE: None}.items():
         waveforms = (  # read one by one, as they are heard
             Waveform(np.asarray(files.map_waveform(path)[:stop]), SAMPLE_RATE)
             for path in people.recordings
         )
         found[name] = []
         for item in model.embed_voices(waveforms):
-            progress(len(found[name]), n, f"listening, {name}")
+            progress(len(found[name]), len(people.recordings), f"listening, {name}")
             found[name].append(item)
     kept, notes = [], []
     for k, (path, *items) in enumerate(zip(people.recordings, *found.values(), strict=True)):
@@ -425,5 +359,5 @@ def build_case(
         for row in rows:
             progress(len(drawn[-1]), len(rows), f"drawing faces from {what}")
             drawn[-1].append(model.decode(row))
-    again = [embed_images(maker, [face.image for face in faces]) for faces in drawn]
-    return Case(people, labels, heard, drawn[0], drawn[1], again[0], again[1])
+    voices, photos = (embed_images(maker, [face.image for face in faces]) for faces in drawn)
+    return Case(people, labels, heard, drawn[0], drawn[1], voices, photos)

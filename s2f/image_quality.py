@@ -28,8 +28,7 @@ INNER = (62, 78, 162, 203)
 """Left, top, right, bottom of the inner face in the 224 frame: brows to chin, no hair."""
 AT_ONCE = 2**23  # values of pictures that are compared at once
 PHOTOS = 32  # that a detector is given at once
-SHOWN = 8  # faces in a row of a picture
-SIDE = 112  # pixels of a face there
+SHOWN, SIDE = 8, 112  # faces in a row of a picture, and pixels of one
 SHUFFLES = 100
 
 Vector = NDArray[np.float64]
@@ -51,17 +50,13 @@ def diversity(images: Sequence[Image.Image]) -> Vector:
     """Mean absolute difference, 0..255, of each picture to all others, [n]; exact.
 
     The mean of them is the mean distance of two different pictures. 0 where there is one alone.
-    Beside the pictures it takes some 300 MB for up to some thousand of them.
-
-    Raises:
-        UsageError: if the pictures are of different sizes.
+    Beside the pictures it takes some 300 MB for up to some thousand of them. Raises UsageError if
+    they are of different sizes.
     """
     sizes = {image.size for image in images}
     if len(sizes) > 1:
-        raise UsageError(
-            f"pictures of different sizes cannot be compared: {sorted(sizes)}",
-            hint="bring them to one size first",
-        )
+        message = f"pictures of different sizes cannot be compared: {sorted(sizes)}"
+        raise UsageError(message, hint="bring them to one size first")
     n = len(images)
     if n < 2:
         return np.zeros(n)
@@ -102,12 +97,12 @@ def all_points_found(images: Sequence[Image.Image], detector: "Detector") -> NDA
     """
     found: list[bool] = []
     for start in range(0, len(images), PHOTOS):
-        part = [np.asarray(image.convert("RGB")) for image in images[start : start + PHOTOS]]
-        for picture, faces in zip(part, detector(part), strict=True):
-            size = picture.shape[1::-1]
+        part = images[start : start + PHOTOS]
+        seen = detector([np.asarray(image.convert("RGB")) for image in part])
+        for image, faces in zip(part, seen, strict=True):
             # (0, 0) is the centre of the first pixel: the picture begins half a pixel before it.
             places = [face.points + 0.5 for face in faces]
-            found.append(any(((p >= 0) & (p <= size)).all() for p in places))
+            found.append(any(((p >= 0) & (p <= image.size)).all() for p in places))
     return np.array(found, bool)
 
 
@@ -117,20 +112,11 @@ def vgg_face_score(
     """Score how clearly faces are somebody, and how many different people they are.
 
     exp of the mean KL divergence of each picture's distribution over the identities of a face
-    classifier to the mean distribution: 1 where all are alike, up to the number of identities.
-    Each split is scored alone, and none can reach more than the pictures it holds: compare only
-    scores of equally many pictures and splits. Does not depend on the order of the pictures.
-
-    Args:
-        logits: [n i] before the softmax.
-        splits: parts of the pictures, drawn at random; no more than pictures.
-        seed: of the draw.
-
-    Returns:
-        (mean, deviation) over the splits.
-
-    Raises:
-        UsageError: if there are no pictures.
+    classifier, of logits [n i], to the mean distribution: 1 where all are alike, up to the number
+    of identities. Gives mean and deviation over splits, no more than pictures, drawn at random but
+    not dependent on the order of the pictures. Each is scored alone, and none can reach more than
+    the pictures it holds: compare only scores of equally many pictures and splits. Raises
+    UsageError if there are no pictures.
 
     Source: the VGGFace score of Bai et al. 2022, "SF2F", who take 5 splits and a ResNet-50
     trained on VGGFace2; the form is that of the Inception score, Salimans et al. 2016.
@@ -165,8 +151,8 @@ def geometry_section(case: Case) -> tuple[Section, Samples]:
         r, p, n = correlation(seen[name][there], values)
         by_chance = np.mean([correlation(seen[name][other], values)[0] for other in shuffled])
         rows.append((name, r, p, float(by_chance), n))
-    means = np.array([[row[1], row[3]] for row in rows], float).mean(0)
-    rows.append(("mean", float(means[0]), None, float(means[1]), len(there)))
+    mean, chance = np.array([[row[1], row[3]] for row in rows], float).mean(0).tolist()
+    rows.append(("mean", mean, None, chance, len(there)))
     table = Table(
         "Craniofacial measures: the face from a voice and the face from the speaker's photos",
         ("measure", "Pearson r", "p", "r of shuffled people", "N"),
@@ -184,13 +170,9 @@ def quality_section(
     detector: "Detector | None",
     logits: NDArray[np.float32] | None,
 ) -> tuple[Section, Samples]:
-    """Measure generated faces as pictures.
+    """Measure generated faces as pictures, relative to real photos.
 
-    Args:
-        case: whose faces.
-        photos: real ones, which sharpness and diversity are relative to.
-        detector: of landmarks.
-        logits: of the faces from voices by a face classifier, [q i].
+    Logits [q i] are those of a face classifier for the faces from voices.
     """
     kinds = [photos, *([f.image for f in faces] for faces in (case.from_photos, case.from_voices))]
     some = [spread(images, MOST) for images in kinds]  # of which pairs are compared, or searched

@@ -1,10 +1,9 @@
 """What an evaluation found: tables, matrices, pictures and curves, as data and as pages.
 
 Report -> `report.html` (one page that needs nothing else), `report.md` (for diffs) and
-`report.json`, from which it is read again; two reports -> one that compares them.
-
-Knows nothing of models and metrics. A share 0..1 is shown in percent where the head of its column,
-or the label of its axis, ends in "%"; the data always hold the share.
+`report.json`, from which it is read again; two reports -> one that compares them. A share 0..1 is
+shown in percent where the head of its column, or the label of its axis, ends in "%"; the data
+always hold the share. Knows nothing of models and metrics.
 """
 
 import base64
@@ -15,15 +14,15 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from html import escape
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 
-from s2f.console import one_line
+from s2f.console import jsonable, one_line
 from s2f.errors import DatasetError, UsageError
 from s2f.files import atomic_write
 from s2f.metrics import estimate
@@ -44,10 +43,8 @@ class Table:
     """Cells by row under the heads of their columns, shares under a head that ends in "%".
 
     None and NaN say that there is nothing to tell. As for every part of a section, its title is
-    that of no other part there, and its note is what a reader has to know beside it.
-
-    Raises:
-        ValueError: if a row has not one cell a head.
+    that of no other part there, and its note is what a reader has to know beside it. A row that
+    has not one cell a head is a ValueError.
     """
 
     title: str
@@ -65,8 +62,7 @@ class Table:
 class Matrix:
     """A confusion matrix: how often the class of the row was taken for that of the column.
 
-    Raises:
-        ValueError: if the counts of c classes are not [c c].
+    Counts that are not [c c] of c classes are a ValueError.
     """
 
     title: str
@@ -146,33 +142,21 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that an evaluation found.
-
-    Attributes:
-        title: of the report.
-        facts: what was evaluated, on what, with what: `model`, `data`, versions, licences. No
-            dates: the same evaluation gives the same report.
-        sections: in order.
-        samples: what two reports are compared by: for each metric its value by identity.
-        lower: the metrics of `samples` of which less is better.
-    """
+    """All that an evaluation found."""
 
     title: str
+    # What was evaluated, on what, with what. No dates: the same evaluation gives the same report.
     facts: Mapping[str, str] = field(default_factory=dict)
     sections: tuple[Section, ...] = ()
+    # What two reports are compared by: for each metric its value by identity.
     samples: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    lower: frozenset[str] = frozenset()
+    lower: frozenset[str] = frozenset()  # metrics of `samples` of which less is better
 
 
 def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> list[Path]:
-    """Write `report.html`, `report.md` and `report.json` into a folder.
+    """Write `report.html`, `report.md` and `report.json` into a folder, and give their paths.
 
-    Returns:
-        Their paths.
-
-    Raises:
-        UsageError: if one is there already, unless it may be overwritten.
-        OutputError: if one cannot be written.
+    Raises UsageError as `check_new`, and OutputError if one cannot be written.
     """
     check_new(folder, overwrite=overwrite)
     for name, page in PAGES.items():
@@ -188,25 +172,21 @@ def check_new(folder: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{folder}: is a file", hint="give the name of a folder with -o")
     there = [folder / name for name in PAGES if os.path.lexists(folder / name)]
     if there and not overwrite:
-        raise UsageError(
-            f"{there[0]}: exists already",
-            hint="give --overwrite to replace it, or another place with -o",
-        )
+        hint = "give --overwrite to replace it, or another place with -o"
+        raise UsageError(f"{there[0]}: exists already", hint=hint)
 
 
 def read_report(path: Path) -> Report:
-    """Read a report: a folder that `write_report` wrote into, or its report.json.
+    """Read a folder that `write_report` wrote into, or its report.json: all but the pictures.
 
-    Raises:
-        DatasetError: if it is missing, or none.
+    Raises DatasetError if it is missing, no report, or of another format.
     """
     file = path / "report.json" if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{file}: is no report that can be read", hint="give a folder that s2f evaluate made"
-        ) from error
+        hint = "give a folder that s2f evaluate made"
+        raise DatasetError(f"{file}: is no report that can be read", hint=hint) from error
     return from_json(text, str(file))
 
 
@@ -289,46 +269,44 @@ STYLE: dict[str, Any] = {
 
 
 def draw_curves(curves: Curves) -> str:
-    """Draw lines, axes and a legend as an `<svg>` element for a page.
+    """Draw lines, axes and a legend as an `<svg>` element for a page; the same curves, the same.
 
     Lines differ by colour and by dashes: for print, and for those who see no colours. The page
-    chooses the colours by its variables `--line0` to `--line7`; without them all is on a light
-    ground. The same curves give the same text.
+    chooses the colours by its variables `--line0` to `--line7`; without them the ground is light.
     """
     from matplotlib import style
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    title = one_line(curves.title)
+    title, drawn = one_line(curves.title), list(curves.drawn().values())
     labels = [one_line(label) for label in (curves.x_label, curves.y_label)]
     across, up = (100 if label.endswith("%") else 1 for label in labels)
-    height = 2.9 + 0.2 * len(curves.lines)  # inches
+    height = 2.9 + 0.2 * len(drawn)  # inches
     with style.context(["default", STYLE | {"svg.hashsalt": title}]):
         figure = Figure(figsize=(5, height))
-        FigureCanvasSVG(figure)
         figure.subplots_adjust(left=0.1, right=0.97, top=1 - 0.3 / height, bottom=1 - 2.4 / height)
         axes = figure.subplots()
-        handles = []
-        for k, points in enumerate(curves.drawn().values()):
-            marker = "o" if len(points) <= MARKED else ""
+        for k, points in enumerate(drawn):
+            marker, dashes = "o" if len(points) <= MARKED else "", DASHES[k % len(DASHES)]
             xs, ys = [across * x for x, _ in points], [up * y for _, y in points]
-            colour, dashes = LIGHT[k % len(LIGHT)], DASHES[k % len(DASHES)]
-            handles += axes.plot(
-                xs, ys, color=colour, linestyle=dashes, marker=marker, markersize=4
-            )
-        if not any(curves.drawn().values()):
+            look: dict[str, Any] = {
+                "color": LIGHT[k % len(LIGHT)],
+                "marker": marker,
+                "markersize": 4,
+            }
+            axes.plot(xs, ys, linestyle=dashes, **look)
+        if not any(drawn):
             axes.text(0.5, 0.5, "nothing to draw", ha="center", transform=axes.transAxes)
         axes.set_xlabel(labels[0], loc="right")
         axes.set_title(labels[1], loc="left", fontsize=9)
         names = [one_line(name) for name in curves.lines]
         short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
-        figure.legend(handles, short, loc="lower left", frameon=False, handlelength=4)
+        figure.legend(axes.lines, short, loc="lower left", frameon=False, handlelength=4)
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
-    look = f'class="chart" role="img" aria-label="{escape(title)}"'
-    svg = re.sub(r'width="\S+" height="\S+"', lambda _: look, svg[svg.index("<svg") :], count=1)
+    named = f'class="chart" role="img" aria-label="{escape(title)}"'
+    svg = re.sub(r'width="\S+" height="\S+"', lambda _: named, svg[svg.index("<svg") :], count=1)
     svg = re.sub(r'<style.*?</style>| id="[^"]*_\d+"', "", svg)  # of the whole page, and of no use
     for k, colour in enumerate(LIGHT):
         svg = svg.replace(colour, f"var(--line{k},{colour})")
@@ -336,10 +314,7 @@ def draw_curves(curves: Curves) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """Write a report as Markdown (with GitHub's tables).
-
-    Pictures are named by their titles, and curves are tables of a few points.
-    """
+    """Write a report as GitHub's Markdown; pictures by what they show, curves by a few points."""
     safe = _markdown_safe
     blocks = [f"# {safe(report.title)}"]
     if report.facts:
@@ -377,99 +352,54 @@ def _markdown_safe(text: str) -> str:
 
 def to_json(report: Report) -> str:
     """Write a report as JSON: numbers as they are, null for what is not finite, no pictures."""
-    return json.dumps({"format": FORMAT} | _plain(report), indent=1, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Turn a report or a part of it, also numbers of NumPy, into what JSON has."""
-    match value:
-        case None | str():
-            return value
-        case Report() | Section() | Table() | Matrix() | Curves():
-            of = {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-            is_part = not isinstance(value, Report | Section)
-            return {"kind": type(value).__name__.lower()} | of if is_part else of
-        case Mapping():
-            return {key: _plain(item) for key, item in value.items()}
-        case frozenset():
-            return sorted(value)
-        case list() | tuple():
-            return [_plain(item) for item in value if not isinstance(item, Picture)]
-        case Integral():
-            return int(value)
-    return float(value) if math.isfinite(value) else None
+    sections = []
+    for section in report.sections:
+        parts = [part for part in section.parts if not isinstance(part, Picture)]
+        named = [{"kind": type(part).__name__.lower()} | vars(part) for part in parts]
+        sections.append(vars(section) | {"parts": named})
+    value = vars(report) | {"sections": sections, "lower": sorted(report.lower)}
+    return json.dumps(jsonable({"format": FORMAT} | value), indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str, name: str) -> Report:
-    """Read what `to_json` wrote, as far as reports are compared by it: all but pictures and curves.
+    """Read what `to_json` wrote into a file of a name; null is NaN, or no cell.
 
-    Args:
-        text: the JSON; null is NaN, or no cell.
-        name: of its file, for errors.
-
-    Raises:
-        DatasetError: if it is no report, or of another format.
+    Raises DatasetError if it is no report, or of another format.
     """
     try:
         data = json.loads(text)
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r:.40}, and {FORMAT} was wanted")
-        return Report(
-            _text(data["title"]),
-            {key: _text(fact) for key, fact in data["facts"].items()},
-            tuple(_section(section) for section in data["sections"]),
-            {
-                metric: {who: _number(value) for who, value in values.items()}
-                for metric, values in data["samples"].items()
-            },
-            frozenset(_texts(data["lower"])),
-        )
+        report: Report = _made(Report, data)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DatasetError(
-            f"{name}: is not a report of s2f: {why}",
-            hint="give a report.json that s2f evaluate has written",
-        ) from error
+        hint = "give a report.json that s2f evaluate has written"
+        raise DatasetError(f"{name}: is not a report of s2f: {why}", hint=hint) from error
+    return report
 
 
-def _section(data: Any) -> Section:
-    parts: list[Part] = []
-    for part in data["parts"]:
-        if (kind := part["kind"]) == "matrix":
-            counts = tuple(tuple(int(_number(n)) for n in row) for row in part["counts"])
-            parts.append(
-                Matrix(_text(part["title"]), _texts(part["classes"]), counts, _text(part["note"]))
-            )
-        elif kind == "table":
-            rows = tuple(tuple(map(_cell, row)) for row in part["rows"])
-            parts.append(
-                Table(_text(part["title"]), _texts(part["heads"]), rows, _text(part["note"]))
-            )
-        elif kind != "curves":
-            raise ValueError(f"{kind!r:.40} is no part of one")
-    return Section(_text(data["title"]), _texts(data["text"]), tuple(parts))
+WORDS: dict[Any, str] = {str: "a text", float: "a number", int: "a whole number", Cell: "a cell"}
 
 
-def _checked(value: Any, kind: Any, what: str) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} where a {what} was wanted")
-    return value
-
-
-def _text(value: Any) -> str:
-    return str(_checked(value, str, "text"))
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    return tuple(map(_text, _checked(values, list, "list")))
-
-
-def _number(value: Any) -> Any:
-    return math.nan if value is None else _checked(value, int | float, "number")
-
-
-def _cell(value: Any) -> Cell:
-    return value if value is None or isinstance(value, str) else _number(value)
+def _made(kind: Any, data: Any) -> Any:
+    """Make of JSON what the type of a field says."""
+    if kind == Part:
+        kind = {"table": Table, "matrix": Matrix, "curves": Curves}.get(data["kind"])
+        if kind is None:
+            raise ValueError(f"{data['kind']!r:.40} is no part of one")
+    if is_dataclass(kind):
+        made = {item.name: _made(item.type, data[item.name]) for item in fields(kind)}
+        return kind(**made)  # type: ignore[operator]
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Mapping:
+        return {key: _made(args[1], item) for key, item in data.items()}
+    if kind is float and data is None:
+        return math.nan
+    shape: Any = {tuple: tuple, frozenset: frozenset, Sequence: list}.get(origin)
+    wanted: Any = list if shape else float | int if kind is float else kind
+    if not isinstance(data, wanted) or isinstance(data, bool):
+        raise TypeError(f"{data!r:.40} where {WORDS.get(kind, 'a list')} was wanted")
+    return shape(_made(args[0], item) for item in data) if shape else data
 
 
 def compare_reports(a: Report, b: Report, name_a: str, name_b: str) -> Report:
@@ -477,16 +407,8 @@ def compare_reports(a: Report, b: Report, name_a: str, name_b: str) -> Report:
 
     Metrics are compared over the identities that both reports have, by a paired bootstrap over
     identities. Tables are compared that both have, with one title and one header, in sections of
-    one title; their rows are matched by the first cell.
-
-    Args:
-        a: a report.
-        b: another.
-        name_a: what to call the first.
-        name_b: what to call the second.
-
-    Raises:
-        UsageError: if no identity has a metric in both.
+    one title; their rows are matched by the first cell. The names are what the two are called.
+    Raises UsageError if no identity has a metric in both.
     """
     sections = [_differences(a, b, name_a, name_b)]
     theirs = {section.title: section for section in b.sections}
@@ -524,10 +446,8 @@ def _differences(a: Report, b: Report, name_a: str, name_b: str) -> Section:
         cells = (*means, gain.value, gain.low, gain.high, gain.p, gain.n)
         rows.append((metric, *cells, word if gain.p < LEVEL else "no difference"))
     if not rows:
-        raise UsageError(
-            f"{name_a} and {name_b} cannot be compared: no identity has a metric in both",
-            hint="evaluate both models on the same data",
-        )
+        message = f"{name_a} and {name_b} cannot be compared: no identity has a metric in both"
+        raise UsageError(message, hint="evaluate both models on the same data")
     heads = ("metric", name_a, name_b, "difference", "from", "to", "p", "N", f"{name_b} is")
     note = (
         f"Means over the N identities that both have; the difference is {name_b} - {name_a}, with "

@@ -362,15 +362,19 @@ def retrieval_section(case: Case) -> tuple[Section, Samples]:
 
 def matching_section(case: Case) -> tuple[Section, Samples]:
     """Share of voices whose face is chosen among a few, of anyone and of the speaker's sex."""
-    people, sexes = case.people, case.sexes
-    groups = {"anyone": np.zeros(len(people.names), np.int64)}
-    if sexes is not None:
-        groups["of the same sex"] = sexes
+    from s2f.labels import canonical
+
+    people = case.people
+    groups = {"anyone": np.full(len(people.names), "all")}
+    for label, sexes in case.labels.items():
+        if canonical(label) in ("sex", "gender"):
+            known = np.array([sexes.get(name, "") for name in people.names])
+            groups.setdefault("of the same sex", known)
     rows: list[Row] = []
     samples: Samples = {}
     for others, group in groups.items():
         placed: list[tuple[NDArray[np.bool_], Placement]] = []  # whose voices, by group
-        for one in np.unique(group[group >= 0]):
+        for one in {*group.tolist()} - {""}:
             voices, photos = group[people.speakers] == one, group[people.owners] == one
             gallery = (people.embeddings[photos], people.owners[photos])
             found = place_queries(case.heard[WHOLE][voices], people.speakers[voices], *gallery)
@@ -389,7 +393,7 @@ def matching_section(case: Case) -> tuple[Section, Samples]:
     text = (
         "How often the speaker's face is nearer to the voice than all of some other faces, drawn "
         "at random: the exact mean over all draws. Within one sex, sex alone is of no help."
-        + ("" if sexes is not None else " No label says who is of which sex.")
+        + ("" if len(groups) > 1 else " No label says who is of which sex.")
     )
     return Section(
         "Matching", (text,), (Table("One voice, some faces", heads, tuple(rows)),)

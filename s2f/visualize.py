@@ -32,12 +32,7 @@ HOLD = 500  # milliseconds that the first and the last picture of an animation s
 
 
 def side_by_side(columns: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Lay pictures side by side on white, each above its caption.
-
-    Args:
-        columns: caption and picture of each. Pictures are RGB, all of one size; captions are cut
-            to their width.
-    """
+    """Lay RGB pictures of one size side by side on white, each above its caption, cut to fit."""
     width, height = columns[0][1].size
     gap = _gap(width)
     size = (gap + len(columns) * (width + gap), gap + height + _band(width) + gap)
@@ -52,11 +47,6 @@ def side_by_side(columns: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 class ContactSheet:
     """A sheet of the faces of a batch, which are added one by one and shrunk at once.
 
-    Attributes:
-        side: pixels of a face on it.
-        columns: faces in a row.
-        added: faces so far.
-
     Example:
         >>> sheet = ContactSheet(5)
         >>> sheet.add("anna", Image.new("RGB", (224, 224)))
@@ -64,14 +54,14 @@ class ContactSheet:
         (224, 3, 1)
     """
 
+    side: int  # pixels of a face on it
+    columns: int  # faces in a row
+    added: int  # faces so far
+
     def __init__(self, n: int) -> None:
-        """Plan a sheet, about as wide as high: at most 4096 pixels, if 48 a face allow it.
+        """Plan a sheet of n faces, about as wide as high: at most 4096 pixels, if 48 a face allow.
 
-        Args:
-            n: faces that are expected. Those that never come leave no hole.
-
-        Raises:
-            UsageError: if they are too many to be looked at.
+        Faces that never come leave no hole. Raises UsageError if they are too many to look at.
         """
         if n > MOST:
             raise UsageError(
@@ -112,14 +102,10 @@ class ContactSheet:
 
 
 def animate(frames: Iterable[Image.Image], *, seconds: float, text: Mapping[str, str]) -> bytes:
-    """Encode pictures as an animated WebP that starts again for ever.
+    """Encode two or more RGB pictures of one size as an animated WebP that starts again for ever.
 
-    All frames take the same time; one that is the same as the one before prolongs it.
-
-    Args:
-        frames: two or more RGB pictures of one size.
-        seconds: that they take, without the half second more that the first and the last stay.
-        text: facts that travel along, as for `images.encode`.
+    All frames take the same share of the seconds, and the first and the last half a second more;
+    one that is the same as the one before prolongs it. Text is as for `images.encode`.
     """
     first, *others = frames
     milliseconds = np.diff(np.rint(np.linspace(0, 1000 * seconds, 2 + len(others))).astype(int))
@@ -178,16 +164,12 @@ STYLE: dict[str, Any] = {
 def draw_losses(
     history: Sequence[Record], *, best: int | None = None, stages: Mapping[int, str] | None = None
 ) -> bytes:
-    """Draw the losses of a run, in training and in validation, as PNG.
+    """Draw the losses of a run, in training and in validation, as PNG: the same input, the same.
 
-    A loss whose values span more than a power of ten has a logarithmic scale. The same input gives
-    the same bytes.
-
-    Args:
-        history: at least one record, in order of the steps: `step`, and the losses by name as
-            `train` and `val`; with `solved` if they are of what was solved for at the end.
-        best: step of the best score, which is marked.
-        stages: by step, what began there.
+    The history has at least one record, in order of the steps: `step`, and the losses by name as
+    `train` and `val`; with `solved` if they are of what was solved for at the end. The step of the
+    best score is marked, and by their steps the stages that began there. A loss whose values span
+    more than a power of ten has a logarithmic scale.
     """
     from matplotlib import style
 
@@ -248,14 +230,9 @@ GAP = 0.1  # of the height, that two numbers at an axis need
 
 
 def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> Image.Image:
-    """Draw a spectrogram: time to the right, pitch upwards, light where it is loud.
+    """Draw a spectrogram [c f t] of a front end: time to the right, pitch upwards, loud is light.
 
-    Args:
-        spectrogram: [c f t], as `spectrogram.spectrogram` gives it.
-        front_end: that made it.
-
-    Returns:
-        RGB, 530 x 258.
+    The picture is RGB, 530 x 258.
     """
     from matplotlib import style
 
