@@ -30,13 +30,13 @@ from s2f.errors import CheckpointError, InputError, S2FError, UsageError
 from s2f.options import (
     GROUP,
     INTERRUPTED,
-    PARTLY_FAILED,
     DeviceOpt,
     JsonOpt,
     OverwriteOpt,
     QuietOpt,
     choose_console,
     examples,
+    finish,
     gather,
     given,
     option,
@@ -44,10 +44,12 @@ from s2f.options import (
 
 if TYPE_CHECKING:
     from s2f.checkpoint import Entry, Facts
-    from s2f.report import Report
 
-
-LICENCE = 20  # characters of one that the table shows; the card has all
+PUBLIC = """the public link works for anyone who has it, for up to a week; what visitors send \
+passes through servers of Gradio's"""
+WHERE = "A picture for one file, or a folder"
+OPEN = """whoever reaches this machine reaches the page; browsers record only on this machine \
+itself or over https, and take files everywhere"""
 
 
 class _Group(TyperGroup):
@@ -62,10 +64,9 @@ class _Group(TyperGroup):
         except OSError as error:  # of a path that cannot even be looked at
             if error.filename is None:
                 raise
-            failure = InputError(
-                f"{os.fsdecode(error.filename)}: cannot be reached: {error.strerror}",
-                hint="check its name, and the permissions of the folders above it",
-            )
+            message = f"{os.fsdecode(error.filename)}: cannot be reached: {error.strerror}"
+            hint = "check its name, and the permissions of the folders above it"
+            failure = InputError(message, hint=hint)
         except KeyboardInterrupt:
             (ctx.obj or Console()).interrupted("interrupted; what was finished is kept")
             raise typer.Exit(INTERRUPTED) from None
@@ -96,47 +97,32 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
 
 
-def _file(help: str, name: str) -> Any:
-    return option("Model", help, name, metavar="FILE")
-
-
-_IN_PLACE, _WHERE = "In the place of the model's.", "A picture for one file, or a folder"
-ModelOpt = Annotated[
-    str | None, option("Model", "A name that s2f models knows, or a folder.", "--model")
-]
-VoiceEncoderOpt = Annotated[Path | None, _file(_IN_PLACE, "--voice-encoder")]
-FaceEncoderOpt = Annotated[Path | None, _file(_IN_PLACE, "--face-encoder")]
-FaceDecoderOpt = Annotated[Path | None, _file(_IN_PLACE, "--face-decoder")]
+ModelOpt = Annotated[str | None, option("Model", "A name that s2f models knows, or a folder.")]
+OwnOpt = Annotated[Path | None, option("Model", "In the place of the model's.", metavar="FILE")]
 DetectorOpt = Annotated[
     Literal["face-alignment", "dlib"] | None,
-    option(
-        "Input", "Of faces in photos: dlib (default, if installed), face-alignment.", "--detector"
-    ),
+    option("Input", "Of faces in photos: dlib (default, if installed), face-alignment."),
 ]
-AlignOpt = Annotated[
-    bool,
-    option("Input", "Find and frame the face in a photo (default), or not.", "--align/--no-align"),
-]
+AlignOpt = Annotated[bool, option("Input", "Find and frame the face in a photo (default), or not.")]
 PrecisionOpt = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
-    option("Run", "fp32 (default; on a GPU the files' own), bf16 or fp16.", "--precision"),
+    option("Run", "fp32 (default; on a GPU the files' own), bf16 or fp16."),
 ]
 OutputOpt = Annotated[
     Path | None,
-    option("Output", f"{_WHERE} (default: this one) that mirrors the input's.", "--output", "-o"),
+    option("Output", f"{WHERE} (default: this one) that mirrors the input's.", "--output", "-o"),
 ]
 FormatOpt = Annotated[
     Literal["png", "jpg", "webp"] | None,
-    option("Output", "Of the pictures: png (default), jpg or webp.", "--format"),
+    option("Output", "Of the pictures: png (default), jpg or webp."),
 ]
-SizeOpt = Annotated[int | None, option("Output", "Side, pixels.", "--size", min=16, max=4096)]
+SizeOpt = Annotated[int | None, option("Output", "Side, pixels.", min=16, max=4096)]
 LandmarksOpt = Annotated[
     bool, option("Output", "Also NAME_landmarks: the 68 points drawn on it.", "--landmarks")
 ]
@@ -144,7 +130,7 @@ EmbeddingOpt = Annotated[
     bool, option("Output", "Also NAME_embedding.npy: what it was drawn from.", "--embedding")
 ]
 SheetOpt = Annotated[
-    Path | None, option("Output", "Also a contact sheet of all faces.", "--sheet", metavar="FILE")
+    Path | None, option("Output", "Also a contact sheet of all faces.", metavar="FILE")
 ]
 
 
@@ -171,23 +157,21 @@ def generate(
         ),
     ] = None,
     record: Annotated[
-        float | None, option("Input", "Record so many seconds.", "--record", metavar="SECONDS")
+        float | None, option("Input", "Record so many seconds.", metavar="SECONDS")
     ] = None,
-    start: Annotated[
-        float | None, option("Input", "Where speech starts in a recording, seconds.", "--start")
-    ] = None,
+    start: Annotated[float, option("Input", "Where speech starts in a recording, seconds.")] = 0.0,
     duration: Annotated[
-        float | None, option("Input", "Of the speech, seconds (default: all).", "--duration")
+        float | None, option("Input", "Of the speech, seconds (default: all).")
     ] = None,
     trim_silence: Annotated[
-        float | None, option("Input", "Cut ends this many dB below the loudest.", "--trim-silence")
+        float | None, option("Input", "Cut ends this many dB below the loudest.")
     ] = None,
     detector: DetectorOpt = None,
     align: AlignOpt = True,
     model: ModelOpt = None,
-    voice_encoder: VoiceEncoderOpt = None,
-    face_encoder: FaceEncoderOpt = None,
-    face_decoder: FaceDecoderOpt = None,
+    voice_encoder: OwnOpt = None,
+    face_encoder: OwnOpt = None,
+    face_decoder: OwnOpt = None,
     output: OutputOpt = None,
     format: FormatOpt = None,
     size: SizeOpt = None,
@@ -197,19 +181,17 @@ def generate(
         Path | None,
         option(
             "Output",
-            "Also NAME_compare: this photo, the face from it, and the one from the voice.",
-            "--compare",
+            "Also NAME_compare: this photo, the face from it, and the voice's.",
             metavar="PHOTO",
         ),
     ] = None,
     sheet: SheetOpt = None,
     morph: Annotated[
         tuple[Path, Path] | None,
-        option("Output", "Animate from one voice's face to another's.", "--morph", metavar="A B"),
+        option("Output", "Animate from one voice's face to another's.", metavar="A B"),
     ] = None,
     frames: Annotated[
-        int | None,
-        option("Output", f"Of --morph (default: {jobs.FRAMES}).", "--frames", min=2, max=500),
+        int | None, option("Output", f"Of --morph (default: {jobs.FRAMES}).", min=2, max=500)
     ] = None,
     overwrite: OverwriteOpt = False,
     device: DeviceOpt = "auto",
@@ -225,7 +207,7 @@ def generate(
             ending = jobs.run_morph(options, progress=progress)
         console.line(ending.written)
         shown = {"morph": ending.written, "frames": options.frames or jobs.FRAMES}
-        _sum_up(console, ending, sources=options.morph, **shown)
+        console.summary(_told(ending, sources=options.morph, **shown))
     else:
         _draw(console, options)
 
@@ -253,8 +235,8 @@ def reconstruct(
     detector: DetectorOpt = None,
     align: AlignOpt = True,
     model: ModelOpt = None,
-    face_encoder: FaceEncoderOpt = None,
-    face_decoder: FaceDecoderOpt = None,
+    face_encoder: OwnOpt = None,
+    face_decoder: OwnOpt = None,
     output: OutputOpt = None,
     format: FormatOpt = None,
     size: SizeOpt = None,
@@ -275,7 +257,6 @@ def reconstruct(
 def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     """Make the pictures of all sources, report them, and exit with what became of them."""
     outcomes: list[jobs.Outcome] = []
-    errors: list[S2FError] = []
     ending = None
     unit = "files" if options.is_batch else "clips"
     with console.progress("drawing", unit) as progress, ended_by_sigterm():
@@ -284,40 +265,34 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
                 ending = item
                 continue
             outcomes.append(item)
-            if item.error:
-                errors.append(item.error)
-            elif item.status == "made":
+            if item.status == "made":
                 for path in item.files.values():
                     console.line(path)
-            else:
+            elif item.status == "skipped":
                 console.note(f"skipped {item.source}: {item.files[jobs.FACE]} is there, and newer")
     assert ending
+    errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors and len(outcomes) == 1:
         raise errors[0]
     if ending.written:
         console.line(ending.written)
-    if console.mode == "json":
-        results = [_result(outcome) for outcome in outcomes]
-        _sum_up(console, ending, sheet=ending.written, results=results)
-    if errors := [*errors, *ending.errors]:
-        console.failures(errors, len(outcomes))
-        raise typer.Exit(PARTLY_FAILED)
+    results = [
+        {
+            "source": outcome.source,
+            **{name: outcome.files.get(name) for name in (jobs.FACE, *jobs.ENDINGS)},
+            "status": outcome.status,
+            "clips": outcome.clips,
+            "seconds": round(outcome.seconds, 3),
+            "error": outcome.error and described(outcome.error),
+        }
+        for outcome in outcomes
+    ]
+    told = _told(ending, sheet=ending.written, results=results)
+    finish(console, told, [*errors, *ending.errors], len(outcomes))
 
 
-def _result(outcome: jobs.Outcome) -> dict[str, object]:
-    error = outcome.error
-    return {
-        "source": outcome.source,
-        **{name: outcome.files.get(name) for name in (jobs.FACE, *jobs.ENDINGS)},
-        "status": outcome.status,
-        "clips": outcome.clips,
-        "seconds": round(outcome.seconds, 3),
-        "error": error and described(error),
-    }
-
-
-def _sum_up(console: Console, ending: jobs.Ending, **made: object) -> None:
-    """Print what was made as JSON, and with what, if that was asked for."""
+def _told(ending: jobs.Ending, **made: object) -> dict[str, object]:
+    """Tell as JSON what was made, and with what."""
     model = None
     if networks := ending.model:
         cards = networks.model.checkpoints.items()
@@ -328,7 +303,7 @@ def _sum_up(console: Console, ending: jobs.Ending, **made: object) -> None:
             "cards": {kind: dataclasses.asdict(checkpoint.card) for kind, checkpoint in cards},
         }
     seconds = round(ending.seconds, 3)
-    console.summary({"s2f": s2f.__version__, "model": model, "seconds": seconds, **made})
+    return {"s2f": s2f.__version__, "model": model, "seconds": seconds, **made}
 
 
 @app.command(
@@ -341,28 +316,27 @@ def _sum_up(console: Console, ending: jobs.Ending, **made: object) -> None:
 def _app(
     ctx: typer.Context,
     host: Annotated[
-        str, option("Run", "Address to serve at (127.0.0.1: this machine alone).", "--host")
+        str, option("Run", "Address to serve at (127.0.0.1: this machine alone).")
     ] = "127.0.0.1",
     port: Annotated[
-        int, option("Run", "Port (7860); 0: any that is free.", "--port", min=0, max=65535)
+        int, option("Run", "Port (7860); 0: any that is free.", min=0, max=65535)
     ] = 7860,
     share: Annotated[
         bool, option("Run", "Also a public link, through servers of Gradio's.", "--share")
     ] = False,
     browser: Annotated[bool, option("Run", "Open the page in the browser.", "--open")] = False,
     max_mb: Annotated[
-        float, option("Input", "Of a file that is sent, MB (25).", "--max-mb", min=0.1, max=1000)
+        float, option("Input", "Of a file that is sent, MB (25).", min=0.1, max=1000)
     ] = MAX_MB,
     max_seconds: Annotated[
-        float,
-        option("Input", "Heard of a recording, seconds (60).", "--max-seconds", min=1, max=600),
+        float, option("Input", "Heard of a recording, seconds (60).", min=1, max=600)
     ] = MAX_SECONDS,
     align: AlignOpt = True,
     detector: DetectorOpt = None,
     model: ModelOpt = None,
-    voice_encoder: VoiceEncoderOpt = None,
-    face_encoder: FaceEncoderOpt = None,
-    face_decoder: FaceDecoderOpt = None,
+    voice_encoder: OwnOpt = None,
+    face_encoder: OwnOpt = None,
+    face_decoder: OwnOpt = None,
     device: DeviceOpt = "auto",
     precision: PrecisionOpt = None,
     as_json: JsonOpt = False,
@@ -388,34 +362,23 @@ def _app(
     warm(networks, settings)
     try:
         with ended_by_sigterm(), serving(networks, settings, evaluation) as (url, public):
-            _tell_address(console, host, url, public)
+            if public:
+                console.note(PUBLIC)
+            elif host not in ("127.0.0.1", "localhost", "::1"):
+                console.note(OPEN)
+            for address in filter(None, (url, public)):
+                console.line(address)
+            console.note("Ctrl-C ends it")
             told = {"url": url, "public_url": public, "model": networks.model.name}
             limits = {"max_mb": max_mb, "max_seconds": max_seconds}
-            device = str(networks.device)
-            console.summary({"s2f": s2f.__version__, **told, "device": device, **limits})
+            told |= {"device": str(networks.device)}
+            console.summary({"s2f": s2f.__version__, **told, **limits})
             if browser:
                 webbrowser.open(url)
             threading.Event().wait()
     except KeyboardInterrupt:
         console.note("closed; nothing of its visitors is kept")
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _tell_address(console: Console, host: str, url: str, public: str | None) -> None:
-    """Print where the page is, and who reaches it."""
-    if public:
-        console.note(
-            "the public link works for anyone who has it, for up to a week; what visitors "
-            "send passes through servers of Gradio's"
-        )
-    elif host not in ("127.0.0.1", "localhost", "::1"):
-        console.note(
-            "whoever reaches this machine reaches the page; browsers record only on this "
-            "machine itself or over https, and take files everywhere"
-        )
-    for address in filter(None, (url, public)):
-        console.line(address)
-    console.note("Ctrl-C ends it")
 
 
 @app.command(
@@ -438,26 +401,23 @@ def _evaluate(
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        option("Input", "Reports of two models, side by side.", "--compare", metavar="A B"),
+        option("Input", "Reports of two models, side by side.", metavar="A B"),
     ] = None,
     split: Annotated[
-        Literal["test", "val", "train"], option("Input", "test (default), val or train.", "--split")
+        Literal["test", "val", "train"], option("Input", "test (default), val or train.")
     ] = "test",
     labels: Annotated[
-        list[Path] | None,
-        option("Input", "A csv of people (default: those in DATA); repeatable.", "--labels"),
+        list[Path] | None, option("Input", "A csv of people (default: those in DATA); repeatable.")
     ] = None,
     columns: Annotated[
-        str | None, option("Input", "Which labels (default: sex, age, ...).", "--columns")
+        str | None, option("Input", "Which labels (default: sex, age, ...).")
     ] = None,
     per_identity: Annotated[
-        int | None,
-        option("Input", "Recordings and photos of a person (5).", "--per-identity", min=1),
+        int | None, option("Input", "Recordings and photos of a person (5).", min=1)
     ] = None,
     model: ModelOpt = None,
     classifier: Annotated[
-        Path | None,
-        option("Model", "A face encoder with logits, for the VGGFace score.", "--classifier"),
+        Path | None, option("Model", "A face encoder with logits, for the VGGFace score.")
     ] = None,
     detector: DetectorOpt = None,
     output: Annotated[
@@ -471,62 +431,51 @@ def _evaluate(
 ) -> None:
     """Measure a model on people kept out of training: the papers' tables, as one page."""
     console = choose_console(ctx, as_json, quiet)
-    if (data is None) == (compare is None):
-        raise UsageError(
-            "there is nothing to evaluate" if data is None else "both DATA and --compare are given",
-            hint="name DATA, or give --compare A B",
-        )
-    if compare is not None:
-        for name in ("labels", "columns", "per_identity", "model", "classifier", "detector"):
-            if ctx.params[name]:
-                named = f"--{name.replace('_', '-')}"
-                hint = "two reports are compared as they are"
-                raise UsageError(f"{named} does not go with --compare", hint=hint)
-    from s2f.report import check_new, compare_reports, read_report
+    if compare is None and data is None:
+        hint = "name DATA, or give --compare A B"
+        raise UsageError("there is nothing to evaluate", hint=hint)
+    for name in ("data", "labels", "columns", "per_identity", "model", "classifier", "detector"):
+        if compare and ctx.params[name]:
+            named = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+            hint = "two reports are compared as they are"
+            raise UsageError(f"{named} does not go with --compare", hint=hint)
+    from s2f import report
 
-    check_new(output, overwrite=overwrite)
-    if compare is not None:
-        first, last = (read_report(path) for path in compare)
-        made = compare_reports(first, last, str(compare[0]), str(compare[1]))
-        _finish_evaluation(console, made, output, overwrite)
-        return
-    assert data is not None
-    from s2f.checkpoint import load
-    from s2f.evaluate import evaluate as measure
-    from s2f.face_detection import installed_detector, load_detector
-    from s2f.pipeline import SpeechToFace
+    report.check_new(output, overwrite=overwrite)
+    if compare:
+        first, last = map(report.read_report, compare)
+        made = report.compare_reports(first, last, *map(str, compare))
+    else:
+        assert data
+        from s2f.checkpoint import load
+        from s2f.evaluate import evaluate as measure
+        from s2f.face_detection import installed_detector, load_detector
+        from s2f.pipeline import SpeechToFace
 
-    networks = SpeechToFace.load(model or "demo", device=device, precision=precision)
-    # dlib needs nothing but its package; the other one is for who asks for it.
-    finder = detector or ("dlib" if installed_detector() == "dlib" else None)
-    with console.progress("evaluating") as progress:
-        made = measure(
-            networks,
-            data,
-            split=split,
-            labels=labels or (),
-            columns=[name.strip() for name in (columns or "").split(",") if name.strip()],
-            classifier=load(classifier, "face_encoder") if classifier else None,
-            detector=finder and load_detector(finder, "cpu" if finder == "dlib" else device),
-            progress=progress,
-            **given(per_identity=per_identity),
-        )
-    _finish_evaluation(console, made, output, overwrite)
-
-
-def _finish_evaluation(console: Console, made: "Report", output: Path, overwrite: bool) -> None:
-    """Write a report, and tell where and what is in it."""
-    from s2f.report import Table, show, to_json, write_report
-
-    for path in write_report(made, output, overwrite=overwrite):
+        networks = SpeechToFace.load(model or "demo", device=device, precision=precision)
+        # dlib needs nothing but its package; the other one is for who asks for it.
+        finder = detector or ("dlib" if installed_detector() == "dlib" else None)
+        with console.progress("evaluating") as progress:
+            made = measure(
+                networks,
+                data,
+                split=split,
+                labels=labels or (),
+                columns=[name.strip() for name in (columns or "").split(",") if name.strip()],
+                classifier=load(classifier, "face_encoder") if classifier else None,
+                detector=finder and load_detector(finder, "cpu" if finder == "dlib" else device),
+                progress=progress,
+                **given(per_identity=per_identity),
+            )
+    for path in report.write_report(made, output, overwrite=overwrite):
         console.line(path)
-    for section in made.sections:
-        for part in section.parts:
-            if isinstance(part, Table):
-                console.note(part.title)
-                cells = [[*map(show, row, part.heads)] for row in part.rows]
-                console.table(cells, part.heads)
-    console.summary({"s2f": s2f.__version__, "output": output, **json.loads(to_json(made))})
+    for part in (part for section in made.sections for part in section.parts):
+        if isinstance(part, report.Table):
+            console.note(part.title)
+            cells = [[*map(report.show, row, part.heads)] for row in part.rows]
+            console.table(cells, part.heads)
+    told = json.loads(report.to_json(made))
+    console.summary({"s2f": s2f.__version__, "output": output, **told})
 
 
 @app.command(
@@ -553,21 +502,45 @@ def _models(
 
     entries = checkpoint.entries(*(model or ()))
     errors = [error for entry in entries for error in entry.errors.values()]
-    if model:
-        for entry in entries:
+    rows = []
+    for entry in entries:
+        if model:
             _show(console, entry)
-    else:
-        console.table(
-            [row for entry in entries for row in _rows(entry)],
-            ("model", "where", "network", "parameters", "size", "licence"),
-        )
-        for entry in entries:
-            console.line(entry.name)
-        for error in errors:
-            console.note(error.message)
+            continue
+        console.line(entry.name)
+        for kind, facts in entry.networks.items():
+            licence = textwrap.shorten(str(facts.card.get("licence", "")), 20, placeholder=" ...")
+            figures = count(facts.parameters), size(facts.n_bytes)
+            rows.append((entry.name, entry.where, kind, *figures, licence))
+        rows += [(entry.name, entry.where, kind, "", "", "damaged") for kind in entry.errors]
+    console.table(rows, ("model", "where", "network", "parameters", "size", "licence"))
+    for error in () if model else errors:
+        console.note(error.message)
     n_files = sum(len(entry.networks) + len(entry.errors) for entry in entries)
-    value = {"cache": checkpoint.cache(), "models": [_record(entry) for entry in entries]}
-    _finish_models(console, value, errors if model else [], n_files)
+    listed = []
+    for entry in entries:
+        failed = {kind: described(error) for kind, error in entry.errors.items()}
+        listed.append({**dataclasses.asdict(entry), "errors": failed})
+    told = {"cache": checkpoint.cache(), "models": listed}
+    _finish(console, told, errors if model else [], n_files)
+
+
+def _show(console: Console, entry: "Entry") -> None:
+    """Print what the files of a model say, cards and all; escaped, for strangers wrote it."""
+    console.line(f"{entry.name} ({entry.where}): {entry.folder}")
+    lines = []
+    for kind, facts in entry.networks.items():
+        figures = f"{count(facts.parameters)} parameters, {size(facts.n_bytes)}, {facts.storage}"
+        lines += ["", f"{kind}: {figures}"]
+        lines += [f"  embedding space: {facts.embedding_space}", f"  sha256: {facts.sha256}"]
+        for name, value in facts.card.items():
+            if isinstance(value, Mapping):
+                lines.append(f"  {name}:")
+                lines += [f"    {key}: {figure}" for key, figure in value.items()]
+            elif value:
+                lines.append(f"  {name}: {value}")
+    for line in [*lines, *(entry.evaluation or "").splitlines()]:
+        console.line(one_line(line))
 
 
 @app.command(
@@ -575,15 +548,13 @@ def _models(
     no_args_is_help=True,
     rich_help_panel="Use",
     epilog=examples(
-        "s2f verify runs/voice/best.safetensors",
-        "s2f verify models/pietkun models/mine",
+        "s2f verify runs/voice/best.safetensors", "s2f verify models/pietkun models/mine"
     ),
 )
 def _verify(
     ctx: typer.Context,
     file: Annotated[
-        list[Path],
-        typer.Argument(help="Checkpoints, or folders of them.", metavar="FILE"),
+        list[Path], typer.Argument(help="Checkpoints, or folders of them.", metavar="FILE")
     ],
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -600,83 +571,46 @@ def _verify(
         for source in dict.fromkeys(file)
     }
     total = sum(map(len, groups.values()))
-    results: list[dict[str, object]] = []
-    errors: list[CheckpointError] = []
-
-    def failed(path: Path, error: CheckpointError) -> None:
-        errors.append(error)
-        results.append({"path": path, "status": "failed", "error": described(error)})
-
+    found: list[tuple[Path, Facts | CheckpointError]] = []
     with console.progress("verifying", "files") as progress:
         for source, paths in groups.items():
-            whole: list[Facts] = []
+            model = []
             for path in paths:
-                progress(len(results), total, str(path))
+                progress(len(found), total, str(path))
                 try:
                     facts = checkpoint.verify(path)
                 except CheckpointError as error:
-                    failed(path, error)
+                    found.append((path, error))
                 else:
-                    whole.append(facts)
-                    results.append({**dataclasses.asdict(facts), "status": "ok", "error": None})
+                    found.append((path, facts))
                     console.line(f"{path}: ok: {facts.kind}, sha256 {facts.sha256[:12]}")
+                    if path.stem == facts.kind:
+                        model.append(facts)
             try:
-                checkpoint.check_space([f for f in whole if f.path.stem == f.kind])  # of a model
+                checkpoint.check_space(model)
+                if not paths:
+                    hint = "give .safetensors files, or the folder that they are in"
+                    raise CheckpointError(f"{source}: holds no checkpoints", hint=hint)
             except CheckpointError as error:
-                failed(source, error)
-            if not paths:
-                hint = "give .safetensors files, or the folder that they are in"
-                failed(source, CheckpointError(f"{source}: holds no checkpoints", hint=hint))
-    _finish_models(console, {"results": results}, errors, len(results))
+                found.append((source, error))
+    errors: list[S2FError] = []
+    results: list[dict[str, object]] = []
+    for path, what in found:
+        if isinstance(what, CheckpointError):
+            errors.append(what)
+            results.append({"path": path, "status": "failed", "error": described(what)})
+        else:
+            results.append({**dataclasses.asdict(what), "status": "ok", "error": None})
+    _finish(console, {"results": results}, errors, len(results))
 
 
-def _finish_models(
-    console: Console, value: Mapping[str, object], errors: Sequence[S2FError], total: int
+def _finish(
+    console: Console, told: Mapping[str, object], errors: Sequence[S2FError], total: int
 ) -> None:
-    """Print the JSON, and exit as a batch does if anything of it failed."""
+    """End as a batch does, but a single thing that failed with its own error."""
     if errors and total == 1:
         raise errors[0]
-    console.summary({"s2f": s2f.__version__, **value})
-    if errors:
-        console.failures(errors, total)
-        raise typer.Exit(PARTLY_FAILED)
-
-
-def _rows(entry: "Entry") -> list[tuple[str, ...]]:
-    """Make a row of the table for each network of a model."""
-    rows: list[tuple[str, ...]] = []
-    for facts in entry.networks.values():
-        licence = textwrap.shorten(str(facts.card.get("licence", "")), LICENCE, placeholder=" ...")
-        n_parameters, n_bytes = count(facts.parameters), size(facts.n_bytes)
-        rows.append((entry.name, entry.where, facts.kind, n_parameters, n_bytes, licence))
-    return rows + [(entry.name, entry.where, kind, "", "", "damaged") for kind in entry.errors]
-
-
-def _show(console: Console, entry: "Entry") -> None:
-    """Print what the files of a model say, cards and all; escaped, for strangers wrote it."""
-    console.line(f"{entry.name} ({entry.where}): {entry.folder}")
-    for kind, facts in entry.networks.items():
-        console.line("")
-        console.line(
-            f"{kind}: {count(facts.parameters)} parameters, {size(facts.n_bytes)}, {facts.storage}"
-        )
-        console.line(f"  embedding space: {one_line(facts.embedding_space)}")
-        console.line(f"  sha256: {one_line(facts.sha256)}")
-        for name, value in facts.card.items():
-            if isinstance(value, Mapping):
-                console.line(f"  {one_line(name)}:")
-                for key, figure in value.items():
-                    console.line(f"    {one_line(key)}: {one_line(str(figure))}")
-            elif value:
-                console.line(f"  {one_line(name)}: {one_line(str(value))}")
-    for line in (entry.evaluation or "").splitlines():
-        console.line(one_line(line))
-
-
-def _record(entry: "Entry") -> dict[str, object]:
-    networks = {kind: dataclasses.asdict(facts) for kind, facts in entry.networks.items()}
-    errors = {kind: described(error) for kind, error in entry.errors.items()}
-    return {**vars(entry), "networks": networks, "errors": errors}
+    finish(console, {"s2f": s2f.__version__, **told}, errors, total)
 
 
 app.add_typer(cli_prep.app, name="prep", rich_help_panel="Prepare data")

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,12 +20,12 @@ from s2f.errors import OutputError, S2FError
 Progress = Callable[[int, int, str], None]
 """What a job reports to: (done, total, what happens now)."""
 
+Mode = Literal["human", "json", "quiet"]
+_UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+
 
 def silent(done: int, total: int, what: str) -> None:
     """Report nothing: the default progress."""
-
-
-Mode = Literal["human", "json", "quiet"]
 
 
 @dataclass
@@ -60,12 +60,7 @@ class Console:
             _write(sys.stderr, one_line(text))
 
     def table(self, rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> None:
-        """Tell people facts in rows, their columns aligned: under heads, numbers to the right.
-
-        Args:
-            rows: each with as many values.
-            heads: of the columns.
-        """
+        """Tell people facts in rows of equal length, aligned: under heads, numbers to the right."""
         if self.mode != "human" or not rows:
             return
         # rich is slow to import and only needed here.
@@ -76,8 +71,8 @@ class Console:
 
         table = Table(box=box.SIMPLE_HEAD if heads else None, show_header=bool(heads))
         for k in range(len(rows[0])):
-            head = Text(heads[k]) if heads else ""
             right = heads and any(row[k].lstrip("-+")[:1].isdigit() for row in rows)
+            head = Text(heads[k]) if heads else ""
             table.add_column(head, justify="right" if right else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(one_line(value)) for value in row))
@@ -86,65 +81,48 @@ class Console:
 
     def error(self, error: S2FError) -> None:
         """Report why the command failed, and the cure."""
-        self._failure(described(error))
+        self.summary(described(error))
+        self._fail(error.message, [error.hint])
 
     def interrupted(self, message: str, hint: str | None = None) -> None:
         """Report that the user stopped the command, and what there is of its work."""
-        self._failure({"error": "Interrupted", "message": message, "hint": hint})
-
-    def _failure(self, failure: Mapping[str, str | None]) -> None:
-        if self.mode == "json":
-            self.summary(failure)
-            return
-        _write(sys.stderr, f"error: {one_line(failure['message'] or '')}")
-        self._cure(failure["hint"])
+        self.summary({"error": "Interrupted", "message": message, "hint": hint})
+        self._fail(message, [hint])
 
     def failures(self, errors: Sequence[S2FError], total: int) -> None:
         """Name each file of a batch that failed; under json the results say it already."""
-        if self.mode == "json":
-            return
-        _write(sys.stderr, f"error: {len(errors)} of {total} failed")
-        for error in errors:
-            _write(sys.stderr, f"  {one_line(error.message)}")
-        for hint in dict.fromkeys(error.hint for error in errors):
-            self._cure(hint)
+        details = [error.message for error in errors]
+        self._fail(f"{len(errors)} of {total} failed", [e.hint for e in errors], details)
 
-    def _cure(self, hint: str | None) -> None:
-        if hint:
-            _write(sys.stderr, f"cure: {one_line(hint)}")
+    def _fail(self, message: str, hints: Iterable[str | None], details: Iterable[str] = ()) -> None:
+        cures = [f"cure: {one_line(hint)}" for hint in dict.fromkeys(hints) if hint]
+        lines = [f"error: {one_line(message)}", *(f"  {one_line(d)}" for d in details), *cures]
+        for line in lines if self.mode != "json" else ():
+            _write(sys.stderr, line)
 
     @contextlib.contextmanager
     def progress(self, title: str, unit: str | None = None) -> Iterator[Progress]:
         """Show a bar while a job runs: done of total, rate, time left, and what happens now.
 
-        Only for people at a terminal; otherwise the callable that is yielded does nothing.
-
-        Args:
-            title: of the job.
-            unit: of what is counted, for the rate; None if the job tells its rate itself.
+        Only for people at a terminal; otherwise the callable that is yielded does nothing. `unit`
+        is of what is counted, for the rate; None if the job tells its rate itself.
         """
         if self.mode != "human" or not sys.stderr.isatty():
             yield silent
             return
         # rich is slow to import and only needed here.
+        from rich import progress as bars
         from rich.console import Console as Terminal
         from rich.console import Group
         from rich.live import Live
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
         from rich.text import Text
 
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+        bar = bars.Progress(
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(bar_width=30),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
+            bars.TimeRemainingColumn(),
             speed_estimate_period=120,
         )
         task = bar.add_task(title, total=1, rate="")
@@ -155,8 +133,7 @@ class Console:
             if bar.tasks[0].total != total:  # the next part of a job counts anew
                 bar.reset(task, total=total)
             speed = bar.tasks[0].speed
-            rate = f"{speed:.1f} {unit}/s" if unit and speed else ""
-            bar.update(task, completed=done, rate=rate)
+            bar.update(task, completed=done, rate=f"{speed:.1f} {unit}/s" if unit and speed else "")
             now.plain = one_line(what)
 
         terminal = Terminal(stderr=True)
@@ -166,8 +143,7 @@ class Console:
 
 def described(error: S2FError) -> dict[str, str | None]:
     """Give an error as JSON has it: `error`, its kind; `message`; `hint`, the cure."""
-    kind = next(k.__name__ for k in type(error).__mro__ if not k.__name__.startswith("_"))
-    return {"error": kind, "message": error.message, "hint": error.hint}
+    return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
 def one_line(text: str) -> str:
@@ -189,9 +165,8 @@ def _write(stream: TextIO | None, line: str) -> None:
         with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
             # What is left in the stream would fail again as the program ends: exit code 120.
             os.dup2(nowhere.fileno(), stream.fileno())
-        raise OutputError(
-            f"{stream.name}: cannot be written: {error.strerror}", hint="look at what it leads to"
-        ) from error
+        message = f"{stream.name}: cannot be written: {error.strerror}"
+        raise OutputError(message, hint="look at what it leads to") from error
 
 
 def jsonable(value: object) -> Any:
@@ -213,11 +188,7 @@ def duration(seconds: float) -> str:
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     whole = round(seconds)
-    for larger, name, smaller, below in (
-        (86_400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
+    for larger, name, smaller, below in _UNITS:
         if whole >= larger:
             return f"{whole // larger} {name} {whole % larger // smaller} {below}"
     return f"{whole} s"

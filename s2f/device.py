@@ -8,8 +8,7 @@ import ctypes
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from s2f.errors import DeviceError, UsageError
 
@@ -17,118 +16,57 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # names of dtypes of torch
-
-
-def check_precision(precision: str, device: "torch.device") -> None:
-    """Make sure that a device computes in a precision.
-
-    Raises:
-        UsageError: if there is no such precision.
-        DeviceError: if the device does not.
-    """
-    if precision not in PRECISIONS:
-        raise UsageError(
-            f"there is no precision {precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}"
-        )
-    if precision == "fp16" and device.type == "cpu":
-        raise DeviceError(
-            "a CPU does not compute in fp16", hint="use fp32 or bf16, or --device cuda"
-        )
-
-
-@contextlib.contextmanager
-def computing(device: "torch.device", precision: str = "fp32") -> Iterator[None]:
-    """Compute without gradients, in a precision where that is safe, and the same way each time.
-
-    `fp32` is that on a GPU too, where convolutions are otherwise rounded to TF32.
-
-    Raises:
-        DeviceError: if the device has too little memory.
-    """
-    import torch
-
-    dtype = getattr(torch, PRECISIONS[precision])
-    cudnn = torch.backends.cudnn
-    try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-            cudnn.flags(
-                enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
-            ),
-        ):
-            yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{device}: has too little memory: {str(error).splitlines()[0]}",
-            hint="end what else uses it, or use --device cpu",
-        ) from error
-
-
-DEVICES = ("cpu", "cuda", "mps")
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def choose_device(name: str = "auto") -> "torch.device":
-    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that is there.
-
-    Raises:
-        DeviceError: if the name is not a device or this machine lacks it.
-    """
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device, or raise a DeviceError."""
     import torch
 
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    missing = DeviceError(
-        f"device {name!r} is not available here", hint="use --device auto, or --device cpu"
-    )
-    try:
-        device = torch.device(name)
-        if device.type not in DEVICES:
-            raise missing
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise missing from error
-    return device
+    if name.partition(":")[0] in ("cpu", "cuda", "mps"):  # torch knows many more
+        with contextlib.suppress(RuntimeError, AssertionError):
+            torch.empty(0, device=name)
+            return torch.device(name)
+    message = f"device {name!r} is not available here"
+    raise DeviceError(message, hint="use --device auto, or --device cpu")
+
+
+def check_precision(precision: str, device: "torch.device") -> None:
+    """Raise a UsageError if there is no such precision, a DeviceError if the device lacks it."""
+    if precision not in PRECISIONS:
+        hint = f"choose one of {', '.join(PRECISIONS)}"
+        raise UsageError(f"there is no precision {precision!r}", hint=hint)
+    if precision == "fp16" and device.type == "cpu":
+        hint = "use fp32 or bf16, or --device cuda"
+        raise DeviceError("a CPU does not compute in fp16", hint=hint)
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end what runs as Ctrl-C does, with everything put away."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def computing(device: "torch.device", precision: str = "fp32") -> Iterator[None]:
+    """Compute without gradients, in a precision where that is safe, and the same way each time.
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def keep_memory(*, largest: int | None = 2**25, spare: int = 2**28) -> None:
-    """Let glibc keep what is freed: giving arrays back and getting them anew costs more than them.
-
-    It holds for the whole process from here on. Other C libraries are left as they are.
-
-    Args:
-        largest: arrays of up to so many bytes are kept; None for all of them.
-        spare: bytes that are kept at most; -1 for no limit.
-
-    Source: mallopt(3): M_TRIM_THRESHOLD (-1), M_MMAP_THRESHOLD (-3) and M_MMAP_MAX (-4).
+    `fp32` is that on a GPU too, where convolutions are otherwise rounded to TF32. Raises a
+    DeviceError if the device has too little memory.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        if largest is None:
-            mallopt(-4, 0)
-        else:
-            mallopt(-3, largest)
-        mallopt(-1, spare)
+    import torch
+
+    dtype = getattr(torch, PRECISIONS[precision])
+    cudnn = torch.backends.cudnn
+    fixed = {"enabled": cudnn.enabled, "benchmark": False, "deterministic": True}
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+            cudnn.flags(**fixed, allow_tf32=False),
+        ):
+            yield
+    except torch.OutOfMemoryError as error:
+        message = f"{device}: has too little memory: {str(error).splitlines()[0]}"
+        raise DeviceError(message, hint="end what else uses it, or use --device cpu") from error
 
 
 @contextlib.contextmanager
@@ -145,20 +83,40 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def keep_memory(*, largest: int | None = 2**25, spare: int = 2**28) -> None:
+    """Let glibc keep what is freed: giving arrays back and getting them anew costs more than them.
+
+    Arrays of up to `largest` bytes (None: all) are kept, `spare` bytes at most (-1: no limit), by
+    the whole process from here on. Other C libraries are left as they are.
+
+    Source: mallopt(3): M_TRIM_THRESHOLD (-1), M_MMAP_THRESHOLD (-3) and M_MMAP_MAX (-4).
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(*((-4, 0) if largest is None else (-3, largest)))
+        mallopt(-1, spare)
+
+
+def ended_by_sigterm() -> contextlib.AbstractContextManager[None]:
+    """Have SIGTERM end what runs as Ctrl-C does, with everything put away."""
+    return _handling(signal.default_int_handler, signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and Ctrl-C into a flag that a loop reads between two steps."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
     seen: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(lambda number, frame: seen.append(number), signal.SIGINT, signal.SIGTERM):
         yield lambda: bool(seen)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], Any], *signals: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may
+        signals = ()
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -8,18 +8,15 @@ each into one line and an exit code, and knows nothing more about them.
 class S2FError(Exception):
     """The root of everything that a user, a file or a machine can cause.
 
-    Attributes:
-        message: one sentence: what failed, which file, the value seen and the value wanted.
-        hint: the cure, as the next thing to do or type, or None.
-        exit_code: what the command exits with.
+    `message` is one sentence: what failed, which file, the value seen and the value wanted; `hint`,
+    the cure, is the next thing to do or type, if there is one.
     """
 
-    exit_code = 1
+    exit_code = 1  # of the command
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = message, hint
 
 
 class UsageError(S2FError):

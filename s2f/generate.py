@@ -1,25 +1,25 @@
 """Recordings or photos in, pictures out: the work of `s2f generate` and `s2f reconstruct`.
 
-`run` names the files of every source before anything is made, refuses two that would fall together,
-loads the networks if anything is missing, and goes on past sources that cannot be used. `run_morph`
-animates. What to draw, from what and to where comes as `GenerateOptions`.
-
-Knows nothing of networks, which `pipeline` runs, or of what is printed.
+`run` names the files of every source before anything is made, loads the networks if anything is
+missing, and goes on past sources that cannot be used; `run_morph` animates. What to draw, from what
+and to where comes as `GenerateOptions`. Knows nothing of networks or of what is printed.
 """
 
+import functools
 import gc
+import io
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from s2f.console import Progress, silent
 from s2f.errors import InputError, OutputError, S2FError, UsageError
-from s2f.files import atomic_write
+from s2f.files import write_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from s2f.visualize import ContactSheet
 
     Columns = list[tuple[str, Image]]  # of a comparison: captions and pictures
+    Faces = Iterator[Face | InputError]
 
 PICTURES = (".png", ".jpg", ".webp")
 FACE = "face"  # what a source is first of all made into
@@ -41,15 +42,14 @@ FRAMES, FRAME_SECONDS = 24, 0.06  # of a morph
 class GenerateOptions:
     """What is drawn, from what, with what, and what is written: the options of the commands.
 
-    Raises:
-        UsageError: if there is not one thing to draw from, or options have no use for it.
+    Raises a UsageError if there is not one thing to draw from, or options have no use for it.
     """
 
     sources: Sequence[Path] = ()  # recordings, or photos, folders of them, or `STDIN`
     photos: bool = False
     record: float | None = None  # seconds from the microphone, in the place of sources
     morph: tuple[Path, Path] | None = None  # recordings, in the place of sources
-    start: float | None = None  # of the part of a recording that is heard, seconds
+    start: float = 0.0  # of the part of a recording that is heard, seconds
     duration: float | None = None
     trim_silence: float | None = None  # dB below the loudest
     align: bool = True
@@ -69,35 +69,33 @@ class GenerateOptions:
     sheet: Path | None = None
     frames: int | None = None  # of the morph
     overwrite: bool = False
-    is_batch: bool = field(init=False)  # whether there may be more than one source
 
     def __post_init__(self) -> None:
         given = {"speech": self.sources, "record": self.record is not None, "morph": self.morph}
         ways = [way for way, is_given in given.items() if is_given]
         if len(ways) != 1:
-            raise UsageError(
-                f"there is {' and '.join(ways) or 'nothing'} to generate a face from",
-                hint="name recordings, or give --record SECONDS, or --morph A B",
-            )
+            hint = "name recordings, or give --record SECONDS, or --morph A B"
+            found = " and ".join(ways) or "nothing"
+            raise UsageError(f"there is {found} to generate a face from", hint=hint)
         how = "with" if self.morph else "without"
         pictures = ("format", "landmarks", "embedding", "compare", "sheet")
         for name in pictures if self.morph else ("frames",):
             if getattr(self, name):
                 raise UsageError(f"--{name} does not go {how} --morph", hint=f"leave --{name} out")
         if not self.photos and self.compare is None and (self.detector or not self.align):
-            raise UsageError(
-                "--detector and --no-align are for the photo of --compare", hint="leave them out"
-            )
+            message = "--detector and --no-align are for the photo of --compare"
+            raise UsageError(message, hint="leave them out")
+
+    @functools.cached_property
+    def is_batch(self) -> bool:
+        """Whether there may be more than one source."""
         files = [source for source in self.sources if source not in LIVE]
-        is_batch = len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
-        object.__setattr__(self, "is_batch", is_batch)
+        return len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
 
     @property
     def part(self) -> "Part":
         """The part of recordings that is heard."""
-        times = {"start": self.start, "duration": self.duration}
-        times["trim_silence"] = self.trim_silence
-        return cast("Part", {name: time for name, time in times.items() if time is not None})
+        return {"start": self.start, "duration": self.duration, "trim_silence": self.trim_silence}
 
     @property
     def framing(self) -> "Framing":
@@ -107,18 +105,11 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source, a recording or a photo.
-
-    Attributes:
-        files: paths by what they hold, `FACE` first: written, there already, or refused. Empty
-            where there is no such source.
-        status: `planned`; then `made`, `skipped` (there already, and newer than the source) or
-            `failed`.
-    """
+    """What became of one source, a recording or a photo."""
 
     source: Path
-    files: Mapping[str, Path] = field(default_factory=dict)
-    status: str = "planned"
+    files: Mapping[str, Path] = field(default_factory=dict)  # by what they hold, `FACE` first
+    status: str = "planned"  # then `made`, `skipped` (there, and newer than the source) or `failed`
     error: S2FError | None = None
     clips: int = 0  # of speech, that were averaged
     seconds: float = 0.0  # that it took
@@ -140,24 +131,16 @@ def run(
     progress: Progress = silent,
     note: Callable[[str], object] = lambda text: None,
 ) -> Iterator[Outcome | Ending]:
-    """Draw the face of each source and write its files, then the sheet of all.
+    """Draw the face of each source and write its files, then the sheet of all; not a morph.
 
-    Args:
-        options: what to draw; not a morph.
-        progress: told of each source; of what happens within it where there is only one.
-        note: told when the microphone listens.
-
-    Yields:
-        What became of each source, in order, as soon as it is known; last how it ended.
-
-    Raises:
-        UsageError: as `plan_outputs`, or for a part or a sheet that cannot be.
-        CheckpointError, DeviceError, DependencyError, ImageError: before anything is made: of the
-            model, of what finds faces, of the photo to compare with.
+    Yields what became of each source, in order, as soon as it is known; last how it ended.
+    `progress` is told of each source, or of what happens within the only one, and `note` when the
+    microphone listens. Raises a UsageError as `plan_outputs`, or for a part or a sheet that cannot
+    be, and, before anything is made, what is wrong with model, device, detector or the photo.
     """
     started = time.perf_counter()
     _check(options)
-    planned = [item if item.error else _look(item, options) for item in plan_outputs(options)]
+    planned = plan_outputs(options)
     sheet = None
     if options.sheet:
         from s2f.visualize import ContactSheet
@@ -167,7 +150,7 @@ def run(
     wanted = [item.source for item in planned if item.status == "planned"]
     is_single = len(planned) == 1  # then its clips are what progress tells
     model, columns = None, []
-    faces: Iterator[Face | InputError] = iter(())
+    faces: Faces = iter(())
     if wanted:
         model = _load(options)
         columns = _columns(model, options)
@@ -180,80 +163,78 @@ def run(
             item = _make(item, faces, options, columns)
         done.append(item)
         yield item
-    errors = _write_sheet(sheet, done, options) if sheet else []
-    written = options.sheet
-    if not (sheet and sheet.added) or any(isinstance(error, OutputError) for error in errors):
-        written = None
+    written, errors = _write_sheet(sheet, done, options) if sheet else (None, [])
     yield Ending(time.perf_counter() - started, model, written, errors)
 
 
 def _check(options: GenerateOptions) -> None:
     """Refuse what can be refused before anything slow is done."""
+    from s2f.audio import check_part, check_seconds
+
+    check_part(**options.part)
+    if options.record is not None:
+        check_seconds(options.record)
     if options.align and (options.photos or options.compare):
         from s2f.face_detection import choose_detector
 
         choose_detector(options.detector)
-    if part := options.part:
-        from s2f.audio import check_part
-
-        check_part(**part)
-    if options.record is not None:
-        from s2f.audio import check_seconds
-
-        check_seconds(options.record)
 
 
 def plan_outputs(options: GenerateOptions) -> list[Outcome]:
-    """Decide which source becomes which files, before anything is made.
+    """Decide which source becomes which files, and which are there, before anything is made.
 
     A file that is named twice is made once, and what an earlier run wrote in a folder is not read.
     A file NAME.* becomes NAME.png in the output folder (by default the current one), a folder's
     files keep their places below it; where two would become the same picture, both keep their
     suffix (NAME.wav.png). One source may also be given its picture's own name. Other files lie
-    beside the picture.
-
-    Returns:
-        One outcome a source: `planned`, or `failed` where there is no such source.
-
-    Raises:
-        UsageError: if the output is neither a picture nor a folder, one file would be made of
-            several sources, or in the place of one that is read.
+    beside the picture. The outcomes are `planned`, `skipped`, or `failed` where there is no such
+    source, or what it would become. Raises a UsageError if the output is neither a picture nor a
+    folder, one file would be made of several sources, or in the place of one that is read.
     """
     if options.photos:
         from s2f.layout import find_photos as find
     else:
         from s2f.audio import find_recordings as find
 
-    found: list[tuple[Path, Path] | Outcome] = []
-    known: set[str] = set()
-    sources = [RECORDED] if options.record is not None else options.sources
-    for source in dict.fromkeys(sources):
-        try:
-            for path in [source] if source in LIVE else find([source]):
-                inside = path.relative_to(source).parent if path != source else Path()
-                place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
-                if place not in known and not _is_ours(path, source, options):
-                    known.add(place)
-                    found.append((path, inside))
-        except InputError as error:
-            found.append(Outcome(source, status="failed", error=error))
     suffix, named = _suffix(options)
     folder = options.output or Path()
-    places = [folder / f[1] / f"{_stem(f[0])}{suffix}" for f in found if isinstance(f, tuple)]
-    crowd = Counter(str(place).casefold() for place in places)  # some file systems fold case
+    ours = [place.resolve() for place in (options.output, options.sheet) if place]
+    known: set[str] = set()
+    found: list[tuple[Path, Path | InputError]] = []  # sources and their pictures
+    sources = [RECORDED] if options.record is not None else options.sources
+    for source in dict.fromkeys(sources):
+        top = source.resolve()
+        inner = [place for place in ours if top in place.parents]  # where earlier runs wrote
+        try:
+            for path in [source] if source in LIVE else find([source]):
+                place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
+                if place in known or any(path.resolve().is_relative_to(own) for own in inner):
+                    continue
+                known.add(place)
+                inside = path.relative_to(source).parent if path != source else Path()
+                name = f"{LIVE.get(path, path.stem)}{suffix}"
+                found.append((path, named or folder / inside / name))
+        except InputError as error:
+            found.append((source, error))
+    crowd = Counter(str(target).casefold() for _, target in found)  # some file systems fold case
     planned = []
-    for item in found:
-        if isinstance(item, tuple):
-            path, inside = item
-            target = named or folder / inside / f"{_stem(path)}{suffix}"
-            if not named and crowd[str(target).casefold()] > 1:
-                target = target.with_name(f"{path.name}{suffix}")
-            more = {what: end for what, end in ENDINGS.items() if getattr(options, what)}
-            files = {what: _beside(target, end) for what, end in more.items()}
-            item = Outcome(path, {FACE: target, **files})
-        planned.append(item)
-    _refuse_loss(planned, options)
-    return planned
+    for path, target in found:
+        if isinstance(target, InputError):
+            planned.append(Outcome(path, status="failed", error=target))
+            continue
+        if crowd[str(target).casefold()] > 1:
+            target = target.with_name(f"{path.name}{suffix}")
+        files = {FACE: target}
+        for what, ending in ENDINGS.items():
+            if getattr(options, what):
+                ending = ending if "." in ending else ending + target.suffix
+                files[what] = target.with_name(f"{target.stem}{ending}")
+        planned.append(Outcome(path, files))
+    written: list[tuple[object, Path]] = [("all of them", options.sheet)] if options.sheet else []
+    written += [(item.source, path) for item in planned for path in item.files.values()]
+    read = (*dict(found), options.compare)
+    _refuse_loss(written, [path for path in read if path and path not in LIVE])
+    return [_look(item, options) for item in planned]
 
 
 def _suffix(options: GenerateOptions) -> tuple[str, Path | None]:
@@ -263,57 +244,28 @@ def _suffix(options: GenerateOptions) -> tuple[str, Path | None]:
         return wanted or PICTURES[0], None
     seen = ".jpg" if output.suffix.lower() == ".jpeg" else output.suffix.lower()
     if seen not in PICTURES:
-        raise UsageError(
-            f"{output}: is neither a .png, .jpg or .webp file nor a folder",
-            hint="give -o NAME.png for one picture, or a folder; make one with a dot first",
-        )
+        hint = "give -o NAME.png for one picture, or a folder; make one with a dot first"
+        raise UsageError(f"{output}: is neither a .png, .jpg or .webp file nor a folder", hint=hint)
     if wanted not in (None, seen):
-        raise UsageError(
-            f"{output}: does not end as --format {options.format} does",
-            hint="the ending alone is enough: leave --format out",
-        )
+        hint = "the ending alone is enough: leave --format out"
+        raise UsageError(f"{output}: does not end as --format {options.format}", hint=hint)
     if options.is_batch:
-        raise UsageError(
-            f"{output}: is one picture, but there may be several recordings or photos",
-            hint="give a folder to -o",
-        )
+        hint = "there may be several recordings or photos: give a folder to -o"
+        raise UsageError(f"{output}: is one picture", hint=hint)
     return seen, output
 
 
-def _stem(source: Path) -> str:
-    return LIVE.get(source, source.stem)
-
-
-def _beside(target: Path, ending: str) -> Path:
-    """Name a file beside a picture; one whose ending has no suffix gets the picture's."""
-    return target.with_name(f"{target.stem}{ending if '.' in ending else ending + target.suffix}")
-
-
-def _is_ours(path: Path, source: Path, options: GenerateOptions) -> bool:
-    """Tell whether an earlier run put a file into the folder it was found in: the source."""
-    real, top = path.resolve(), source.resolve()
-    ours = [place.resolve() for place in (options.output, options.sheet) if place]
-    return real != top and any(top in p.parents and real.is_relative_to(p) for p in ours)
-
-
-def _refuse_loss(planned: Sequence[Outcome], options: GenerateOptions) -> None:
-    """Refuse two files of one name, and to write what is read, by whatever name."""
-    read = [*(item.source for item in planned if item.source not in LIVE), options.compare]
-    known = {_identity(path) for path in read if path} - {None}
-    written: list[tuple[object, Path]] = [("all of them", options.sheet)] if options.sheet else []
-    written += [(item.source, path) for item in planned for path in item.files.values()]
+def _refuse_loss(written: Sequence[tuple[object, Path]], read: Iterable[Path]) -> None:
+    """Refuse two files of one name, each behind its maker, and to write what is read."""
+    known = set(map(_identity, read)) - {None}
     makers: dict[str, object] = {}
     for maker, path in written:
         other = makers.setdefault(str(path).casefold(), maker)
         if other != maker:
-            raise UsageError(
-                f"{path}: would be made of both {other} and {maker}",
-                hint="give the folder above both, so that the tree is mirrored, or rename one",
-            )
+            hint = "give the folder above both, so that the tree is mirrored, or rename one"
+            raise UsageError(f"{path}: would be made of both {other} and {maker}", hint=hint)
         if _identity(path) in known:
-            raise UsageError(
-                f"{path}: is read, and would be written too", hint="give another place with -o"
-            )
+            raise UsageError(f"{path}: is read, and would be written too", hint="give another -o")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -333,54 +285,38 @@ def _look(item: Outcome, options: GenerateOptions) -> Outcome:
         oldest = min(path.lstat().st_mtime for path in there)
         if oldest >= item.source.stat().st_mtime:
             return replace(item, status="skipped") if len(there) == len(item.files) else item
-    error = UsageError(
-        f"{there[0]}: exists already",
-        hint="give --overwrite to replace it, or another place with -o",
+    hint = "give --overwrite to replace it, or another place with -o"
+    return replace(
+        item, status="failed", error=UsageError(f"{there[0]}: exists already", hint=hint)
     )
-    return replace(item, status="failed", error=error)
 
 
 def _check_new(path: Path, options: GenerateOptions, suffixes: Sequence[str]) -> None:
-    """Make sure that a file may be written.
-
-    Raises:
-        UsageError: if it is a folder, is there already, or does not end as it should.
-    """
+    """Refuse to write a folder, what is there already, or what does not end as it should."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder", hint="give the name of a file")
     if path.suffix.lower() not in suffixes:
-        raise UsageError(
-            f"{path}: does not end in {' or '.join(suffixes)}", hint="give it such a name"
-        )
+        hint = "give it such a name"
+        raise UsageError(f"{path}: does not end in {' or '.join(suffixes)}", hint=hint)
     if not options.overwrite and path.exists():
-        raise UsageError(
-            f"{path}: exists already", hint="give --overwrite to replace it, or another name"
-        )
+        raise UsageError(f"{path}: exists already", hint="give --overwrite, or another name")
 
 
 def _load(options: GenerateOptions) -> "SpeechToFace":
-    """Load the networks that the options need.
+    """Load the networks that the options need; raises as `SpeechToFace.load`."""
+    from s2f.checkpoint import KINDS
 
-    Raises:
-        CheckpointError, DeviceError, UsageError: as `SpeechToFace.load`.
-    """
     kinds = ["face_encoder" if options.photos else "voice_encoder", "face_decoder"]
     if options.compare:
         kinds.append("face_encoder")
-    own = {
-        "voice_encoder": options.voice_encoder,
-        "face_encoder": options.face_encoder,
-        "face_decoder": options.face_decoder,
-    }
-    files = {kind: path for kind, path in own.items() if path}
-    gc.disable()  # of torch nothing is garbage: to look for it, now and in the end, takes 0.3 s
+    files = {kind: path for kind in KINDS if (path := getattr(options, kind))}
+    gc.disable()  # of torch nothing is garbage: to look for it, now and in the end, takes 0.5 s
     from s2f.pipeline import SpeechToFace
 
     gc.enable()
     gc.freeze()
-    device, precision = options.device, options.precision
-    name = options.model or "demo"
-    return SpeechToFace.load(name, device=device, precision=precision, kinds=kinds, files=files)
+    model, device, precision = options.model or "demo", options.device, options.precision
+    return SpeechToFace.load(model, device=device, precision=precision, kinds=kinds, files=files)
 
 
 def _columns(model: "SpeechToFace", options: GenerateOptions) -> "Columns":
@@ -392,9 +328,8 @@ def _columns(model: "SpeechToFace", options: GenerateOptions) -> "Columns":
     from s2f.face_detection import open_face
 
     photo = open_face(options.compare, **options.framing)
-    face = _sized(model.reconstruct(photo, align=False), options)
-    photo = photo.resize(face.size, Resampling.LANCZOS)
-    return [("photo", photo), ("from the photo", face)]
+    face = model.reconstruct(photo, align=False).sized(options.size)
+    return [("photo", photo.resize(face.size, Resampling.LANCZOS)), ("from the photo", face)]
 
 
 def _draw(
@@ -403,7 +338,7 @@ def _draw(
     options: GenerateOptions,
     progress: Progress,
     note: Callable[[str], object],
-) -> "Iterator[Face | InputError]":
+) -> "Faces":
     """Draw the face of each source, or say what is wrong with it."""
     opened = [_opened(source, options, progress, note) for source in sources]
     if not options.photos:
@@ -429,23 +364,16 @@ def _opened(
         return source
     from s2f.audio import record
 
-    told: list[str] = []
+    once = functools.cache(note)
 
     def tell(done: int, total: int, what: str) -> None:
-        if not told:  # by now it does record
-            note(f"{what}, {options.record:g} s: speak now")
-        told.append(what)
+        once(f"{what}, {options.record:g} s: speak now")  # by now it does record
         progress(done, total, what)
 
     return record(options.record, progress=tell)
 
 
-def _make(
-    item: Outcome,
-    faces: "Iterator[Face | InputError]",
-    options: GenerateOptions,
-    columns: "Columns",
-) -> Outcome:
+def _make(item: Outcome, faces: "Faces", options: GenerateOptions, columns: "Columns") -> Outcome:
     """Draw the face of an item, and write what is not there and up to date."""
     started = time.perf_counter()
     face = next(faces)
@@ -454,40 +382,35 @@ def _make(
     try:
         for what, path in item.files.items():
             if options.overwrite or not os.path.lexists(path):
-                content = _encoded(face, what, path.suffix, options, columns)
-                with atomic_write(path) as file:
-                    file.write(content)
+                write_bytes(path, _encoded(face, what, path.suffix, options.size, columns))
     except OutputError as error:
         return replace(item, status="failed", error=error)
     seconds = time.perf_counter() - started
     return replace(item, status="made", clips=face.clips, seconds=seconds)
 
 
-def _encoded(
-    face: "Face", what: str, suffix: str, options: GenerateOptions, columns: "Columns"
-) -> bytes:
+def _encoded(face: "Face", what: str, suffix: str, size: int | None, columns: "Columns") -> bytes:
     """Encode one of the files of a face."""
     if what == "embedding":
-        return face.encoded_embedding()
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, face.embedding)
+        return buffer.getvalue()
     if what == "compare":
         from s2f.images import encode
         from s2f.pipeline import provenance
         from s2f.visualize import side_by_side
 
-        shown = side_by_side([*columns, ("from the voice", _sized(face, options))])
+        shown = side_by_side([*columns, ("from the voice", face.sized(size))])
         return encode(shown, suffix, provenance(face.model, "speech and a photo"))
-    size = options.size or face.image.width
     return face.encoded(suffix, size=size, overlay=what == "landmarks")
-
-
-def _sized(face: "Face", options: GenerateOptions) -> "Image":
-    return face.sized(options.size or face.image.width)
 
 
 def _write_sheet(
     sheet: "ContactSheet", done: Sequence[Outcome], options: GenerateOptions
-) -> list[S2FError]:
-    """Lay all faces that there are on the sheet, and write it; return what went wrong."""
+) -> tuple[Path | None, list[S2FError]]:
+    """Lay all faces that there are on the sheet; return where it is written, and what is wrong."""
     from s2f.images import encode, open_photo
     from s2f.pipeline import provenance
 
@@ -503,24 +426,19 @@ def _write_sheet(
     text = provenance(options.model or "demo", "speech or photos")
     try:
         if sheet.added:
-            with atomic_write(options.sheet) as file:
-                file.write(encode(sheet.image(), options.sheet.suffix, text))
+            write_bytes(options.sheet, encode(sheet.image(), options.sheet.suffix, text))
+            return options.sheet, errors
     except OutputError as error:
         errors.append(error)
-    return errors
+    return None, errors
 
 
 def run_morph(options: GenerateOptions, *, progress: Progress = silent) -> Ending:
     """Animate from the face of one voice to that of another, as an animated WebP.
 
-    Args:
-        options: with a `morph`.
-        progress: told of each clip that is heard, then of each frame.
-
-    Raises:
-        UsageError: if the animation is there already, is one of the recordings, or no .webp.
-        AudioError: as `SpeechToFace.embed_voice`.
-        CheckpointError, DeviceError, OutputError: as `run`.
+    `progress` is told of each clip that is heard, then of each frame. Raises a UsageError if the
+    animation is there already, is one of the recordings, or no .webp; an AudioError as
+    `SpeechToFace.embed_voice`; and what is wrong with the model, the device or the output.
     """
     started = time.perf_counter()
     assert options.morph
@@ -529,24 +447,20 @@ def run_morph(options: GenerateOptions, *, progress: Progress = silent) -> Endin
     if target.is_dir():
         target /= "morph.webp"
     _check_new(target, options, (".webp",))
-    if _identity(target) in {_identity(path) for path in options.morph} - {None}:
-        raise UsageError(f"{target}: is read, and would be written too", hint="give another -o")
+    _refuse_loss([("the recordings", target)], options.morph)
     model = _load(options)
     from s2f.pipeline import provenance
     from s2f.visualize import animate
 
-    first, last = (
-        model.embed_voice(path, progress=progress, **options.part) for path in options.morph
-    )
+    embed = functools.partial(model.embed_voice, progress=progress, **options.part)
+    first, last = map(embed, options.morph)
     n = options.frames or FRAMES
 
     def pictures() -> "Iterator[Image]":
         for k, face in enumerate(model.morph(first, last, n)):
             progress(k, n, target.name)
-            yield _sized(face, options)
+            yield face.sized(options.size)
 
     text = provenance(model.model.name, "speech of two recordings")
-    content = animate(pictures(), seconds=FRAME_SECONDS * n, text=text)
-    with atomic_write(target) as file:
-        file.write(content)
+    write_bytes(target, animate(pictures(), seconds=FRAME_SECONDS * n, text=text))
     return Ending(time.perf_counter() - started, model, target)

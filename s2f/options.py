@@ -4,13 +4,14 @@ An option that one command has lives with it; here are those of several.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from s2f.console import Console
-from s2f.errors import UsageError
+from s2f.errors import S2FError, UsageError
 
 PARTLY_FAILED, INTERRUPTED = 6, 130  # exit codes that no error has
 Panel = Literal["Input", "Model", "Training", "Run", "Output"]
@@ -21,19 +22,26 @@ Job = TypeVar("Job")
 def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
     """Decide once how this command speaks, where errors find it too.
 
-    Raises:
-        UsageError: if the working folder is gone, where torch ends the program with no word.
+    Raises a UsageError if the working folder is gone, where torch ends the program with no word.
     """
     console = Console("json" if as_json else "quiet" if quiet else "human")
     ctx.find_root().obj = console
     try:
         Path.cwd()
     except OSError as error:
-        raise UsageError(
-            f"the working folder cannot be used: {error.strerror}",
-            hint="cd to a folder that is there",
-        ) from error
+        message = f"the working folder cannot be used: {error.strerror}"
+        raise UsageError(message, hint="cd to a folder that is there") from error
     return console
+
+
+def finish(
+    console: Console, result: Mapping[str, object], errors: Sequence[S2FError], total: int
+) -> None:
+    """Give all results as JSON, if that was asked for, and exit as a batch if any of it failed."""
+    console.summary(result)
+    if errors:
+        console.failures(errors, total)
+        raise typer.Exit(PARTLY_FAILED)
 
 
 def gather(ctx: typer.Context, job: type[Job], **more: Any) -> Job:
@@ -60,8 +68,6 @@ def option(panel: Panel, help: str, *names: str, **settings: Any) -> Any:
 JsonOpt = Annotated[bool, option("Output", "Print one JSON object, errors too.", "--json")]
 QuietOpt = Annotated[bool, option("Output", "Print results and errors only.", "--quiet", "-q")]
 OverwriteOpt = Annotated[bool, option("Output", "Replace files that are there.", "--overwrite")]
-DeviceOpt = Annotated[str, option("Run", "auto (default), cpu, cuda, cuda:N or mps.", "--device")]
-SeedOpt = Annotated[int | None, option("Run", "Of everything random.", "--seed", min=0)]
-WorkersOpt = Annotated[
-    int | None, option("Run", "Processes (default: one a core).", "--workers", min=1)
-]
+DeviceOpt = Annotated[str, option("Run", "auto (default), cpu, cuda, cuda:N or mps.")]
+SeedOpt = Annotated[int | None, option("Run", "Of everything random.", min=0)]
+WorkersOpt = Annotated[int | None, option("Run", "Processes (default: one a core).", min=1)]

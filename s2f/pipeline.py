@@ -6,7 +6,6 @@ photo     -> face encoder                           -> embedding      -> face de
 Knows nothing of batches of files, of what they are called, or of the command line.
 """
 
-import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torch import Tensor
 
 import s2f
 from s2f.audio import FloatArray, Waveform, clips, read_speech
@@ -25,9 +23,9 @@ from s2f.checkpoint import KINDS, Checkpoint, Choice, Model, choose, load_model
 from s2f.console import Progress, silent
 from s2f.device import check_precision, choose_device, computing, one_thread
 from s2f.errors import CheckpointError, InputError, UsageError
-from s2f.face_decoder import FaceDecoder, draw_faces
-from s2f.files import atomic_write
-from s2f.images import FRAME, encode, fit_frame, to_image
+from s2f.face_decoder import draw_faces
+from s2f.files import write_bytes
+from s2f.images import encode, fit_frame, to_image
 from s2f.landmarks import draw_landmarks
 from s2f.spectrogram import FrontEnd, spectrogram
 
@@ -56,60 +54,41 @@ class Framing(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Face:
-    """A face that a model drew.
+    """A face that a model drew."""
 
-    Attributes:
-        image: RGB, 224 x 224.
-        landmarks: [68 2] xy pixels in the image, iBUG order.
-        embedding: [d] that it was drawn from.
-        source: what it was made from: `speech`, `a photo` or `an embedding`.
-        clips: clips of speech that were averaged; 0 if it was not made from speech.
-        model: name of the model.
-    """
+    image: Image.Image  # RGB, 224 x 224
+    landmarks: NDArray[np.float32]  # [68 2] xy pixels in the image, iBUG order
+    embedding: Embedding  # [d] that it was drawn from
+    source: str  # what it was made from: `speech`, `a photo` or `an embedding`
+    clips: int  # of speech that were averaged; 0 if it was not made from speech
+    model: str  # its name
 
-    image: Image.Image
-    landmarks: NDArray[np.float32]
-    embedding: Embedding
-    source: str
-    clips: int
-    model: str
+    def save(self, path: str | Path, *, size: int | None = None) -> None:
+        """Write it as a .png, .jpg or .webp of `size` pixels a side, by default 224.
 
-    def save(self, path: str | Path, *, size: int = FRAME) -> None:
-        """Write it as a .png, .jpg or .webp of `size` pixels a side.
-
-        Raises:
-            UsageError: if its name ends otherwise.
-            OutputError: if it cannot be written.
+        Raises a UsageError if the name ends otherwise, an OutputError if it cannot be written.
         """
-        path = Path(path)
-        with atomic_write(path) as file:
-            file.write(self.encoded(path.suffix, size=size))
+        write_bytes(Path(path), self.encoded(Path(path).suffix, size=size))
 
-    def encoded(self, suffix: str = ".png", *, size: int = FRAME, overlay: bool = False) -> bytes:
+    def encoded(
+        self, suffix: str = ".png", *, size: int | None = None, overlay: bool = False
+    ) -> bytes:
         """Encode it as a picture whose metadata says what made it; the same face, the same bytes.
 
-        Args:
-            suffix: .png, .jpg or .webp.
-            size: side of the picture, pixels.
-            overlay: whether the landmarks are drawn on it.
+        It is a .png, .jpg or .webp of `size` pixels a side, with the landmarks drawn on it if it is
+        an `overlay`.
         """
         image = self.sized(size)
         if overlay:
-            scale = size / self.image.width
+            scale = image.width / self.image.width
             image = draw_landmarks(image, (self.landmarks + 0.5) * scale - 0.5)
         return encode(image, suffix, provenance(self.model, self.source))
 
-    def sized(self, size: int) -> Image.Image:
-        """Resize the image to `size` pixels a side."""
-        if size == self.image.width:
+    def sized(self, size: int | None) -> Image.Image:
+        """Resize the image to `size` pixels a side, or leave it."""
+        if size in (None, self.image.width):
             return self.image
         return self.image.resize((size, size), Image.Resampling.LANCZOS)
-
-    def encoded_embedding(self) -> bytes:
-        """Encode the embedding [d] as a .npy file."""
-        buffer = io.BytesIO()
-        np.save(buffer, self.embedding)
-        return buffer.getvalue()
 
 
 def provenance(model: str, source: str) -> dict[str, str]:
@@ -124,19 +103,11 @@ def provenance(model: str, source: str) -> dict[str, str]:
 
 @dataclass
 class Embedded:
-    """What became of a recording.
+    """What became of a recording."""
 
-    Attributes:
-        clips: of speech, whose embeddings are averaged.
-        error: why it has none; None if all went well.
-        total: sum of the embeddings [d] of the clips that are embedded.
-        waiting: clips that are read and not yet embedded.
-    """
-
-    clips: int = 0
-    error: InputError | None = None
-    total: NDArray[np.float64] | float = 0.0
-    waiting: int = 0
+    clips: int = 0  # of speech, whose embeddings are averaged
+    error: InputError | None = None  # why it has none
+    total: NDArray[np.float64] | float = 0.0  # [d]: the sum of those that are embedded yet
 
     @property
     def embedding(self) -> Embedding:
@@ -162,13 +133,12 @@ class SpeechToFace:
         True
         >>> model.decode(face.embedding).landmarks.tolist() == face.landmarks.tolist()
         True
-
-    Attributes:
-        model: its checkpoints, by kind.
-        device: that it runs on.
-        precision: `fp32`, `bf16` or `fp16`, that its networks compute in where that is safe.
-        batch_size: clips that are embedded together, whosever they are.
     """
+
+    model: Model  # its checkpoints, by kind
+    device: torch.device
+    precision: str  # `fp32`, `bf16` or `fp16`, that its networks compute in where that is safe
+    batch_size: int  # clips that are embedded together, whosever they are
 
     def __init__(self, model: Model, device: torch.device, precision: str | None = None) -> None:
         self.model, self.device = model, device
@@ -190,20 +160,16 @@ class SpeechToFace:
         kinds: Sequence[str] = KINDS,
         files: Mapping[str, Path] | None = None,
     ) -> "SpeechToFace":
-        """Load a model.
+        """Load a model: a bundled one or one in the cache by its name, or a folder of checkpoints.
 
-        Args:
-            model: name of a bundled model or of one in the cache, or a directory of checkpoints.
-            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-            precision: `fp32`, `bf16` or `fp16`; by default `fp32`, but on a CUDA device `fp16`
-                where a file is stored so.
-            kinds: networks to load; `reconstruct` needs no voice, `generate` no face encoder.
-            files: single checkpoints in the place of the model's, by kind.
+        `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `precision` `fp32`, `bf16` or `fp16`,
+        by default `fp32`, but on a CUDA device `fp16` where a file is stored so. Of `kinds`,
+        `reconstruct` needs no voice encoder, `generate` no face encoder. `files` are single
+        checkpoints in the place of the model's, by kind.
 
-        Raises:
-            CheckpointError: if the model is not there, damaged, or its networks do not fit.
-            DeviceError: if the device is not there, or cannot compute in this precision.
-            UsageError: if there is no such precision.
+        Raises a CheckpointError if the model is not there, damaged, or its networks do not fit; a
+        DeviceError if the device is not there or lacks the precision; a UsageError if there is no
+        such precision, or a file is given of a kind that is not loaded.
         """
         chosen = choose_device(device)
         check_precision(precision or "fp32", chosen)
@@ -217,16 +183,10 @@ class SpeechToFace:
     ) -> Face:
         """Generate the face that the speech in a recording suggests.
 
-        Longer recordings are cut into clips, and the embeddings of the clips averaged.
-
-        Args:
-            speech: a file, a binary stream, or a `Waveform`: samples [n] or [n c], and their rate.
-            progress: told of each clip.
-            **part: `start`, `duration` and `trim_silence`, as `Part` has them.
-
-        Raises:
-            AudioError: if the recording cannot be read or holds no usable speech.
-            UsageError: if `start` or `duration` are no times.
+        It is a file, a binary stream, or a `Waveform`: samples [n] or [n c], and their rate. Longer
+        ones are cut into clips, and the embeddings of the clips averaged; `progress` is told of
+        each. Raises an AudioError if it cannot be read or holds no usable speech, a UsageError if
+        there can be no such part.
         """
         (face,) = self.generate_all([speech], progress=progress, **part)
         if isinstance(face, InputError):
@@ -236,11 +196,7 @@ class SpeechToFace:
     def generate_all(
         self, speeches: Iterable[SpeechSource], *, progress: Progress = silent, **part: Unpack[Part]
     ) -> Iterator[Face | InputError]:
-        """Generate the faces of many recordings, whose clips share batches; as `generate`.
-
-        Yields:
-            The face, or what is wrong with the recording, in order.
-        """
+        """Yield the face of each recording, or what is wrong with it, in order; as `generate`."""
         for embedded in self.embed_voices(speeches, progress=progress, **part):
             yield embedded.error or self._draw(embedded.embedding, "speech", embedded.clips)
 
@@ -256,10 +212,9 @@ class SpeechToFace:
     def embed_voices(
         self, speeches: Iterable[SpeechSource], *, progress: Progress = silent, **part: Unpack[Part]
     ) -> Iterator[Embedded]:
-        """Embed recordings, reading as many as fill a batch; as `generate`.
+        """Embed recordings, whose clips share batches, and of which no more are read than fill one.
 
-        Yields:
-            What became of each, in order, as soon as its clips are embedded.
+        Yields what became of each, in order, as soon as its clips are embedded; as `generate`.
         """
         clip_samples = self.front_end.clip_samples
         unfinished: deque[Embedded] = deque()
@@ -273,126 +228,102 @@ class SpeechToFace:
                 for clip in heard:
                     progress(item.clips, len(heard), name)
                     item.clips += 1
-                    item.waiting += 1
                     batch.append((item, clip))
                     if len(batch) == self.batch_size:
                         self._embed(batch)
+                        batch.clear()
             except InputError as error:
                 item.error = error
-            while unfinished and (unfinished[0].error or not unfinished[0].waiting):
+            while unfinished and not (batch and unfinished[0] is batch[0][0]):
                 yield unfinished.popleft()
         if batch:
             self._embed(batch)
         yield from unfinished
 
-    def _embed(self, batch: list[tuple[Embedded, FloatArray]]) -> None:
-        """Embed the clips of a batch, which is empty afterwards."""
+    def _embed(self, batch: Sequence[tuple[Embedded, FloatArray]]) -> None:
+        """Embed the clips of a batch, of which there may be fewer than fill it."""
         encoder: Any = self._checkpoint("voice_encoder").network
-        front_end = self.front_end
         waveforms = torch.from_numpy(np.stack([clip for _, clip in batch])).to(self.device)
         # Batches of one size are computed in one way, whoever shares them.
         waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, self.batch_size - len(batch)))
         with one_thread(), computing(self.device):  # threads would share the transform's sums
-            spectrograms = spectrogram(waveforms, front_end)
+            spectrograms = spectrogram(waveforms, self.front_end)
         with computing(self.device, self.precision):
             features = encoder.features(spectrograms)
             with one_thread():  # as above
                 rows = encoder.from_features(features)
-        embeddings = rows[: len(batch)].cpu().double().numpy()
-        for (item, _), embedding in zip(batch, embeddings, strict=True):
+        for (item, _), embedding in zip(batch, rows.cpu().double().numpy(), strict=False):
             item.total = item.total + embedding
-            item.waiting -= 1
-        batch.clear()
 
     def reconstruct(self, photo: "PhotoSource", **framing: Unpack[Framing]) -> Face:
-        """Draw the face of a photo from its embedding.
+        """Draw the face of a photo: a file, a binary stream, an image, or an array [h w 3] of RGB.
 
-        Args:
-            photo: a file, a binary stream, an image, or an array [h w 3] of RGB.
-            **framing: `align` and `detector`, as `Framing` has them.
-
-        Raises:
-            ImageError: if the photo cannot be read, or no face is found.
-            DependencyError: if no detector is installed.
+        Raises an ImageError if the photo cannot be read or no face is found, a DependencyError if
+        no detector is installed.
         """
         return self._draw(self.embed_face(photo, **framing), "a photo", 0)
 
     def embed_face(self, photo: "PhotoSource", **framing: Unpack[Framing]) -> Embedding:
         """Embed the face of a photo, [d]: as `reconstruct`, without the drawing."""
         from s2f.face_detection import open_face
-        from s2f.face_encoder import FaceEncoder
 
-        encoder = self._checkpoint("face_encoder").network
-        assert isinstance(encoder, FaceEncoder)
+        encoder: Any = self._checkpoint("face_encoder").network
         framed = open_face(photo, device=str(self.device), **framing)
         pixels = fit_frame(framed, encoder.preprocessing.fit)
         with one_thread(), computing(self.device, self.precision):  # as in `_draw`
-            embedding: Tensor = encoder(pixels[None].to(self.device).float() / 255)[0]
-            return embedding.float().cpu().numpy()
+            rows = encoder(pixels[None].to(self.device).float() / 255)
+            embedding: Embedding = rows[0].float().cpu().numpy()
+            return embedding
 
     def decode(self, embedding: ArrayLike) -> Face:
         """Draw the face of an embedding [d].
 
-        Raises:
-            UsageError: if it is not of the model's size, or holds values that are not finite.
+        Raises a UsageError if it is not of the model's size, or not finite.
         """
         return self._draw(self._vector(embedding), "an embedding", 0)
 
     def morph(self, first: ArrayLike, last: ArrayLike, frames: int) -> Iterator[Face]:
         """Draw the faces from one embedding [d] to another, in even steps; both are among them.
 
-        Raises:
-            UsageError: as `decode`; if there are fewer than two frames.
+        Raises a UsageError as `decode`, or if there are fewer than two frames.
         """
         a, b = self._vector(first), self._vector(last)
         if frames < 2:
             raise UsageError(f"{frames} frames cannot show two faces", hint="give 2 or more")
         for share in np.linspace(0, 1, frames, dtype=np.float32):
-            yield self.decode((1 - share) * a + share * b)
+            yield self._draw((1 - share) * a + share * b, "an embedding", 0)
 
     @property
     def front_end(self) -> FrontEnd:
-        """What its voice encoder hears with.
-
-        Raises:
-            UsageError: if that was not loaded.
-        """
-        checkpoint = self._checkpoint("voice_encoder")
-        assert checkpoint.front_end
-        return checkpoint.front_end
+        """What its voice encoder hears with; raises a UsageError if that was not loaded."""
+        front_end = self._checkpoint("voice_encoder").front_end
+        assert front_end
+        return front_end
 
     def _checkpoint(self, kind: str) -> Checkpoint:
         if kind not in self.model.checkpoints:
             raise UsageError(f"the {kind} was not loaded", hint=f"give {kind!r} to load's kinds")
         return self.model.checkpoints[kind]
 
-    def _decoder(self) -> FaceDecoder:
-        decoder = self._checkpoint("face_decoder").network
-        assert isinstance(decoder, FaceDecoder)
-        return decoder
-
     def _vector(self, embedding: ArrayLike) -> Embedding:
         vector = np.asarray(embedding, np.float32)
-        wanted = self._decoder().config.embedding
+        decoder: Any = self._checkpoint("face_decoder").network
+        wanted = decoder.config.embedding
         if vector.shape != (wanted,) or not np.isfinite(vector).all():
-            raise UsageError(
-                f"an embedding {list(vector.shape)} cannot be drawn",
-                hint=f"give {wanted} finite values, as embed_voice and embed_face do",
-            )
+            hint = f"give {wanted} finite values, as embed_voice and embed_face do"
+            raise UsageError(f"an embedding {list(vector.shape)} cannot be drawn", hint=hint)
         return vector
 
     def _draw(self, embedding: Embedding, source: str, clips: int) -> Face:
-        decoder = self._decoder()
+        decoder: Any = self._checkpoint("face_decoder").network
+        name = self.model.name
         if not np.isfinite(embedding).all():  # half precision has no large numbers
-            raise CheckpointError(
-                f"{self.model.name}: gives an embedding that is not finite in {self.precision}",
-                hint="use --precision fp32, or another model",
-            )
+            message = f"{name}: gives an embedding that is not finite in {self.precision}"
+            raise CheckpointError(message, hint="use --precision fp32, or another model")
         with one_thread(), computing(self.device, self.precision):  # threads would share sums
-            vector = torch.from_numpy(embedding).to(self.device)
-            points, faces = draw_faces(decoder, vector[None])
-            marks: NDArray[np.float32] = decoder.landmarks_68(points)[0].cpu().numpy()
-            return Face(to_image(faces[0]), marks, embedding, source, clips, self.model.name)
+            points, faces = draw_faces(decoder, torch.from_numpy(embedding).to(self.device)[None])
+            marks = decoder.landmarks_68(points)[0].cpu().numpy()
+            return Face(to_image(faces[0]), marks, embedding, source, clips, name)
 
 
 def _recording(speech: SpeechSource) -> Path | BinaryIO | Waveform:
@@ -402,7 +333,5 @@ def _recording(speech: SpeechSource) -> Path | BinaryIO | Waveform:
         return Waveform(*speech)
     if isinstance(speech, Path) or hasattr(speech, "read"):
         return speech
-    raise UsageError(
-        f"speech cannot be read from {type(speech).__name__}",
-        hint="give a path, a binary stream, or Waveform(samples, rate)",
-    )
+    hint = "give a path, a binary stream, or Waveform(samples, rate)"
+    raise UsageError(f"speech cannot be read from {type(speech).__name__}", hint=hint)

@@ -241,7 +241,7 @@ def test_a_recording_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("generate speech.wav --device cpu --precision fp16", 5, "fp16"),
         ("app --model nobody --port 0", 4, "nobody"),
         ("evaluate --quiet", 2, "nothing to evaluate"),
-        ("evaluate . --compare a b", 2, "both DATA and --compare"),
+        ("evaluate . --compare a b", 2, "DATA does not go with --compare"),
         ("evaluate nowhere", 3, "nowhere"),
         ("evaluate . --model nobody", 4, "nobody"),
         ("evaluate --compare a b", 3, "is no report"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from s2f.console import Console, Mode, count, described, duration, size
+from s2f.console import Console, Mode, count, duration, size
 from s2f.errors import AudioError, InputError
 
 Captured = pytest.CaptureFixture[str]
@@ -205,13 +205,6 @@ def test_progress_is_for_people_at_a_terminal(
         with Console(mode).progress("drawing") as progress:
             progress(1, 2, "a.wav")
     assert terminal.getvalue() == ""
-
-
-def test_an_error_of_a_private_kind_goes_by_the_public_one() -> None:
-    class _MissingError(InputError):
-        pass
-
-    assert described(_MissingError("gone"))["error"] == "InputError"
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_source_that_is_not_there_is_planned_as_a_failure(tmp_path: Path) -> N
         (["a.jpg"], {"output": "me.png", "format": "jpg"}, "does not end as --format jpg"),
         (["a.jpg"], {"output": "face.gif"}, "is neither a .png, .jpg or .webp file"),
         (["a.jpg"], {"output": "there"}, "is neither a .png, .jpg or .webp file"),
-        (["a.jpg", "x/a.jpg"], {"output": "me.png"}, "is one picture, but"),
+        (["a.jpg", "x/a.jpg"], {"output": "me.png"}, "me.png: is one picture"),
         (["a.jpg", "x/a.jpg"], {"output": "out"}, "would be made of both"),
         (["x"], {"output": "out", "landmarks": True}, "a_landmarks.png: would be made of both"),
         (["a.jpg"], {"output": "out", "sheet": "out/a.png"}, "made of both all of them and"),

@@ -82,11 +82,6 @@ def test_the_overlay_scales_with_the_picture() -> None:
         assert overlay.getpixel((int(x), int(y))) == (255, 80, 60)
 
 
-def test_the_embedding_is_an_array_in_a_file() -> None:
-    read = np.load(io.BytesIO(FACE.encoded_embedding()))
-    np.testing.assert_array_equal(read, FACE.embedding, strict=True)
-
-
 def test_a_face_is_saved_by_its_suffix(tmp_path: Path) -> None:
     FACE.save(tmp_path / "new/a.webp", size=64)
     with Image.open(tmp_path / "new/a.webp") as picture:
