@@ -1,14 +1,10 @@
 """Checkpoints: one safetensors file a network, with everything needed to run it.
 
 The file's metadata holds one JSON: format version, kind, config, preprocessing, the embedding
-space, a card, and the SHA-256 of the tensors. Plain tensors and JSON: nothing is unpickled. The
-embedding space is a hash of the face encoder's tensors and preprocessing. It ties a voice encoder
-and a decoder to the face encoder that they were made for.
-
-In order: what a file says of itself (`read_header`, `read_facts`, `verify`), a network to a file
-and back (`save`, `load`), which models there are (`choose`, `entries`, `load_model`: a model is a
-folder of checkpoints, KIND.safetensors each), and published weight files of others (`locate`).
-Headers and models need no torch, which takes seconds to import.
+space, a card, and the SHA-256 of the tensors: nothing is unpickled. The embedding space is a hash
+of the face encoder's tensors and preprocessing. It ties a voice encoder and a decoder to the face
+encoder that they were made for. A model is a folder of checkpoints, KIND.safetensors each. Headers
+and models need no torch, which takes seconds to import.
 """
 
 from __future__ import annotations
@@ -76,57 +72,55 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint's file says, for people to read.
-
-    Attributes:
-        parameters: values of its floating-point tensors, running statistics among them.
-        storage: types of its floating-point tensors, `float32` or `float16, float32`.
-        card: what it was made from, what it measures and how it fails: not trusted, any JSON.
-        embedding_space: hash of the face encoder that defines the embedding.
-        sha256: of the tensors, as the header has it; whether that is true, `verify` says.
-    """
+    """What a checkpoint's file says, for people to read."""
 
     path: Path
     kind: str
-    parameters: int
+    parameters: int  # values of its floating-point tensors, running statistics among them
     n_bytes: int
-    storage: str
-    card: Mapping[str, Any]
+    storage: str  # types of those tensors, `float32` or `float16, float32`
+    card: Mapping[str, Any]  # not trusted: any JSON
     embedding_space: str
-    sha256: str
+    sha256: str  # as the header has it; whether that is true, `verify` says
 
 
 def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
     """Read the header of a checkpoint, the `FIELDS`; whether it fits the tensors, `verify` says.
 
-    It has to be of a kind of `KINDS`, by default any.
-
-    Raises:
-        CheckpointError: if the file is missing, not whole, not ours, or of another kind or version.
+    Raises a `CheckpointError` if the file is missing, not whole, not ours, of another version, or
+    not of the kind, by default any of `KINDS`.
     """
     with _opened(path, kind, "np") as (_, header):
         return header
 
 
 def read_facts(path: Path, kind: str | None = None) -> Facts:
-    """Read what the file of a checkpoint says of itself.
-
-    Raises:
-        CheckpointError: as `read_header`.
-    """
+    """Read what the file of a checkpoint says of itself; raises as `read_header`."""
     with _opened(path, kind, "np") as (file, header):
-        slices = [file.get_slice(name) for name in file.keys()]
-        floats = [tensor for tensor in slices if tensor.get_dtype() in _DTYPES]
-        return Facts(
-            path=path,
-            kind=header["kind"],
-            parameters=sum(math.prod(tensor.get_shape()) for tensor in floats),
-            n_bytes=path.stat().st_size,
-            storage=", ".join(sorted({_DTYPES[tensor.get_dtype()] for tensor in floats})),
-            card=header["card"],
-            embedding_space=header["embedding_space"],
-            sha256=header["sha256"],
-        )
+        return _facts(path, file, header)
+
+
+def verify(path: Path) -> Facts:
+    """Read what a checkpoint says of itself, and check that its tensors have its SHA-256.
+
+    Raises a `CheckpointError` if the file is missing, damaged, not ours, or named as another kind.
+    """
+    # A name that says what it is has to be right: a model is found by it.
+    with _opened(path, path.stem if path.stem in KINDS else None, "pt") as (file, header):
+        _checked_tensors(path, file, header)
+        return _facts(path, file, header)
+
+
+def _facts(path: Path, file: Any, header: Mapping[str, Any]) -> Facts:
+    slices = [file.get_slice(name) for name in file.keys()]
+    floats = [tensor for tensor in slices if tensor.get_dtype() in _DTYPES]
+    return Facts(
+        path=path,
+        parameters=sum(math.prod(tensor.get_shape()) for tensor in floats),
+        n_bytes=path.stat().st_size,
+        storage=", ".join(sorted({_DTYPES[tensor.get_dtype()] for tensor in floats})),
+        **{name: header[name] for name in ("kind", "card", "embedding_space", "sha256")},
+    )
 
 
 @contextlib.contextmanager
@@ -156,23 +150,17 @@ def _opened(path: Path, kind: str | None, framework: str) -> Iterator[tuple[Any,
 def _check_header(path: Path, header: Any, kind: str | None) -> None:
     version = header.get("version") if isinstance(header, dict) else header
     if not isinstance(header, dict) or version != VERSION:
-        raise CheckpointError(
-            f"{path}: has format version {version}; this program reads {VERSION}",
-            hint="install the version of s2f that made it",
-        )
+        message = f"{path}: has format version {version}; this program reads {VERSION}"
+        raise CheckpointError(message, hint="install the version of s2f that made it")
     for name, types in FIELDS.items():
         value = header.get(name, ...)
         if not isinstance(value, types):
-            found = "missing" if value is ... else f"a {type(value).__name__}"
-            raise CheckpointError(
-                f"{path}: its header does not describe a checkpoint: {name} is {found}",
-                hint="it was not written by s2f as it stands",
-            )
+            found = f"{name} is {'missing' if value is ... else f'a {type(value).__name__}'}"
+            message = f"{path}: its header does not describe a checkpoint: {found}"
+            raise CheckpointError(message, hint="it was not written by s2f as it stands")
     if header["kind"] not in ((kind,) if kind else KINDS):
-        raise CheckpointError(
-            f"{path}: is a {header['kind']}; wanted a {kind or ' or '.join(KINDS)}",
-            hint="check the order of the files",
-        )
+        message = f"{path}: is a {header['kind']}; wanted a {kind or ' or '.join(KINDS)}"
+        raise CheckpointError(message, hint="check the order of the files")
 
 
 def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -192,38 +180,18 @@ def _checked_tensors(path: Path, file: Any, header: Mapping[str, Any]) -> dict[s
     """Map the tensors of an open file into memory; they are those its header was written for."""
     tensors = {name: file.get_tensor(name) for name in file.keys()}
     if payload_sha256(tensors) != header["sha256"]:
-        raise CheckpointError(
-            f"{path}: is damaged: its tensors do not have the SHA-256 in its header",
-            hint="copy or download the file again",
-        )
+        message = f"{path}: is damaged: its tensors do not have the SHA-256 in its header"
+        raise CheckpointError(message, hint="copy or download the file again")
     return tensors
 
 
-def verify(path: Path) -> Facts:
-    """Read what a checkpoint says of itself, and check that its tensors have its SHA-256.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged, not ours, or named as another kind.
-    """
-    # A name that says what it is has to be right: a model is found by it.
-    kind = path.stem if path.stem in KINDS else None
-    with _opened(path, kind, "pt") as (file, header):
-        _checked_tensors(path, file, header)
-    return read_facts(path, kind)
-
-
 def check_space(checkpoints: Sequence[Facts | Checkpoint]) -> None:
-    """Make sure that checkpoints were made for one and the same face encoder.
-
-    Raises:
-        CheckpointError: if two of them were not.
-    """
+    """Raise a `CheckpointError` unless checkpoints were made for one and the same face encoder."""
     if len({checkpoint.embedding_space for checkpoint in checkpoints}) > 1:
         seen = ", ".join(f"{c.path} of space {c.embedding_space[:8]}" for c in checkpoints)
-        raise CheckpointError(
-            f"networks of different embedding spaces do not fit together: {seen}",
-            hint="use networks that were trained with the same face encoder",
-        )
+        message = f"networks of different embedding spaces do not fit together: {seen}"
+        hint = "use networks that were trained with the same face encoder"
+        raise CheckpointError(message, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -241,8 +209,7 @@ class Card:
     def of_data(cls, data: Path, name: str) -> Card:
         """Start the card of a model trained on a data tree, from the tree's `card.json` if any.
 
-        Raises:
-            CheckpointError: if that file is not a card.
+        Raises a `CheckpointError` if that file is not a card.
         """
         path = data / "card.json"
         if not path.is_file():
@@ -256,20 +223,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network read from a file, with what the file says of it.
-
-    Attributes:
-        path: the file.
-        network: in evaluation mode, on the CPU; float32 unless half precision was kept.
-        front_end: the spectrogram that a voice encoder hears; None for the other kinds.
-        embedding_space: hash of the face encoder that defines the embedding.
-        sha256: of this file's payload.
-    """
+    """A network read from a file, with what the file says of it."""
 
     path: Path
     kind: str
-    network: Network
-    front_end: FrontEnd | None
+    network: Network  # in evaluation mode, on the CPU; float32 unless half precision was kept
+    front_end: FrontEnd | None  # of a voice encoder
     embedding_space: str
     card: Card
     sha256: str
@@ -284,22 +243,11 @@ def save(
     front_end: FrontEnd | None = None,
     storage: torch.dtype | None = None,
 ) -> str:
-    """Write a network as a checkpoint, whole or not at all.
+    """Write a network as a checkpoint, whole or not at all, and return its embedding space.
 
-    Args:
-        path: where to.
-        network: its class decides the kind.
-        card: what it was made from.
-        embedding_space: of the face encoder that a voice encoder or a decoder was made for. A
-            face encoder defines its own.
-        front_end: of a voice encoder.
-        storage: type of the floating-point tensors in the file; default: float32.
-
-    Returns:
-        The embedding space.
-
-    Raises:
-        OutputError: if the file cannot be written.
+    A voice encoder or a decoder was made for an `embedding_space`; a face encoder defines its own.
+    A voice encoder also has a `front_end`. Floating-point tensors are of type `storage` in the
+    file, by default float32. Raises an `OutputError` if it cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -328,10 +276,9 @@ def save(
         "sha256": sha256,
         "s2f": s2f.__version__,
     }
-    metadata = {"s2f": json.dumps(header, sort_keys=True)}
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata)
+            save_file(tensors, temporary, {"s2f": json.dumps(header, sort_keys=True)})
         except SafetensorError as error:  # how it says that the disk is full
             raise unwritable(path, OSError(str(error))) from error
     return space
@@ -348,20 +295,12 @@ def kind_of(network: Network) -> str:
 
 
 def load(path: Path, kind: str, *, keep_half: bool = False) -> Checkpoint:
-    """Read a checkpoint, check it, and build its network.
+    """Read a checkpoint, check it, and build its network of a kind of `KINDS`.
 
-    The tensors stay in the file, and are mapped into memory where they are used as stored.
-
-    Args:
-        path: the file.
-        kind: of network, as in `KINDS`.
-        keep_half: whether float16 weights of linear layers and convolutions stay so, for autocast;
-            all else becomes float32.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged, not ours, of another kind or version, or
-            its tensors do not fit its config.
-        DependencyError: if it is an AST voice encoder and transformers is not installed.
+    The tensors stay in the file, and are mapped into memory where they are used as stored: with
+    `keep_half` float16 weights of linear layers and convolutions, for autocast; all else becomes
+    float32. Raises a `CheckpointError` as `read_header` and `verify`, or if its tensors do not fit
+    its config, and a `DependencyError` for an AST voice encoder without transformers.
     """
     import torch
 
@@ -448,23 +387,23 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A model and what the files in its folder say.
-
-    Attributes:
-        name: that `choose` knows it by.
-        where: its folder is: `bundled`, in the `cache`, or a `folder` elsewhere.
-        networks: by kind; it may have only some.
-        errors: what is wrong with the checkpoints that cannot be read, by kind.
-        evaluation: what `s2f evaluate` found, its report.md, if it lies there as `EVALUATION`.
-    """
+class Model:
+    """The networks of a model that a command asked for, by kind; they share one space."""
 
     name: str
+    checkpoints: Mapping[str, Checkpoint]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model and what the files in its folder say."""
+
+    name: str  # that `choose` knows it by
     folder: Path
-    where: str
-    networks: Mapping[str, Facts]
-    errors: Mapping[str, CheckpointError]
-    evaluation: str | None
+    where: str  # that is: `bundled`, in the `cache`, or a `folder` elsewhere
+    networks: Mapping[str, Facts]  # by kind; it may have only some
+    errors: Mapping[str, CheckpointError]  # of the files that cannot be read
+    evaluation: str | None  # the report.md of `s2f evaluate`, if it lies there as `EVALUATION`
 
 
 def cache() -> Path:
@@ -482,18 +421,12 @@ def choose(
     *,
     files: Mapping[str, Path] | None = None,
 ) -> Choice:
-    """Find the checkpoints of a model.
+    """Find the checkpoints of a model: a bundled one, or else in the cache, or else a folder.
 
-    Args:
-        model: a name, of a bundled model or else of one in the cache; or the path of a folder.
-        kinds: networks that are wanted, as in `KINDS`.
-        files: checkpoints by kind that take the place of the model's own; with one for every
-            kind the model is not looked at.
-
-    Raises:
-        CheckpointError: if there is no such model, it lacks a network, or a file is not a
-            checkpoint of its kind.
-        UsageError: if a file is given of a kind that is not wanted.
+    Only networks of these `kinds` are wanted, and `files` take the place of the model's own; with
+    one for every kind the model is not looked at. Raises a `CheckpointError` if there is no such
+    model, it lacks a network, or a file is no checkpoint of its kind, and a `UsageError` for a file
+    of a kind that is not wanted.
     """
     given = {kind: Path(path) for kind, path in (files or {}).items()}
     for kind in given:
@@ -514,8 +447,7 @@ def choose(
 def entries(*models: str | Path) -> list[Entry]:
     """List what some models hold; by default all that are bundled or in the cache.
 
-    Raises:
-        CheckpointError: if there is no such model; a damaged file is listed instead.
+    Raises a `CheckpointError` if there is no such model; a damaged file is listed instead.
     """
     bundled = _models(MODELS)
     found = [_find(model) for model in models]
@@ -564,35 +496,19 @@ def _kinds(folder: Path) -> list[str]:
     return [kind for kind in KINDS if os.path.lexists(folder / f"{kind}.safetensors")]
 
 
-@dataclass(frozen=True)
-class Model:
-    """The networks of a model that a command asked for; they share one space."""
-
-    name: str
-    checkpoints: Mapping[str, Checkpoint]
-
-
 def load_model(choice: Choice, *, keep_half: bool = False) -> Model:
-    """Read the networks that `choose` found, each as `load` does.
-
-    Raises:
-        CheckpointError: if the networks were made for different face encoders, or as `load`.
-    """
-    checkpoints = {
-        kind: load(path, kind, keep_half=keep_half) for kind, path in choice.paths.items()
-    }
-    check_space(list(checkpoints.values()))
-    return Model(choice.name, checkpoints)
+    """Read the networks that `choose` found, each as `load` does, and `check_space` of them."""
+    networks = {kind: load(path, kind, keep_half=keep_half) for kind, path in choice.paths.items()}
+    check_space(list(networks.values()))
+    return Model(choice.name, networks)
 
 
 def locate(url: str, sha256: str) -> Path:
     """Find a published file in `checkpoints` of the torch hub folder (under $TORCH_HOME).
 
     It is fetched if it is not there, and used only if its SHA-256 is the wanted one, hexadecimal.
-
-    Raises:
-        DependencyError: if it is not there and cannot be fetched, or is another file.
-        OutputError: if the folder cannot be written.
+    Raises a `DependencyError` if it is not there and cannot be fetched, or is another file, and an
+    `OutputError` if the folder cannot be written.
     """
     import torch
 

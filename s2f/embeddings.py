@@ -25,31 +25,33 @@ TOLERANCE = 0.02  # of an embedding's norm: devices differ by less, face encoder
 
 @dataclass(frozen=True)
 class Maker:
-    """A face encoder, as what makes embeddings.
+    """A face encoder, as what makes embeddings."""
 
-    Attributes:
-        name: what messages call it.
-        width: values of an embedding.
-        fit: how it wants photos that are no squares.
-        embed: embeds photos [b 3 224 224] RGB 0..1, b <= `BATCH`, to [b d].
-    """
-
-    name: str
-    width: int
-    fit: Fit
-    embed: Callable[[Tensor], Tensor]
+    name: str  # what messages call it
+    width: int  # values of an embedding
+    fit: Fit  # how it wants photos that are no squares
+    embed: Callable[[Tensor], Tensor]  # photos [b 3 224 224] RGB 0..1, b <= `BATCH`, to [b d]
 
     def of(self, photos: Sequence[Tensor]) -> NDArray[np.float32]:
         """Embed up to `BATCH` photos, each uint8 [3 224 224] RGB, to [b d]."""
         made: NDArray[np.float32] = self.embed(torch.stack(list(photos)) / 255).cpu().numpy()
         return made
 
+    def read(self, photos: Sequence[Path]) -> tuple[dict[int, Tensor], dict[int, ImageError]]:
+        """Read photos as `of` takes them; give them, and why others cannot be read, by place."""
+        read, failed = {}, {}
+        for k, photo in enumerate(photos):
+            try:
+                read[k] = load_face(photo, fit=self.fit)
+            except ImageError as error:
+                failed[k] = error
+        return read, failed
+
 
 def read_embedding(path: Path, width: int) -> NDArray[np.float32]:
     """Read a stored embedding [d] or [1 d], as [d].
 
-    Raises:
-        DatasetError: if it cannot be read, or is not `width` finite floating-point values.
+    Raises a `DatasetError` unless it can be read, and is `width` finite floating-point values.
     """
     values, hint = read_array(path), "make it again with s2f prep embeddings"
     if values.shape not in ((width,), (1, width)) or values.dtype.kind != "f":
@@ -66,60 +68,41 @@ def read_embedding(path: Path, width: int) -> NDArray[np.float32]:
 def check_embeddings(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Path], Path]) -> None:
     """Make sure that a face encoder made stored embeddings: embed `CHECKED` of them again.
 
-    Raises:
-        DatasetError: if one cannot be read.
-        ImageError: if none of their photos can be read.
-        CheckpointError: if it differs from the encoder's by more than `TOLERANCE`.
+    Raises a `DatasetError` if one cannot be read, an `ImageError` if none of their photos can, and
+    a `CheckpointError` if one differs from the encoder's by more than `TOLERANCE`.
     """
     n = min(CHECKED, len(paths))
-    photos: dict[Path, Tensor] = {}
-    broken = []  # tell nothing, and are not needed: their embeddings stand
-    for path in (paths[k * len(paths) // n] for k in range(n)):
-        try:
-            photos[path] = load_face(photo_of(path), fit=maker.fit)
-        except ImageError as reason:
-            broken.append(reason)
+    chosen = [paths[k * len(paths) // n] for k in range(n)]
+    # A broken photo tells nothing, and is not needed: its embedding stands.
+    photos, broken = maker.read([photo_of(path) for path in chosen])
     if not photos and broken:
         raise broken[0]
     made = maker.of(list(photos.values())) if photos else ()
-    for path, wanted in zip(photos, made, strict=True):
-        found = read_array(path)
-        error = float("inf")
+    for k, wanted in zip(photos, made, strict=True):
+        found, error = read_array(chosen[k]), float("inf")
         if found.size == wanted.size and found.dtype.kind == "f":
             difference = found.reshape(-1).astype(np.float32) - wanted
             error = float(np.linalg.norm(difference)) / float(np.linalg.norm(wanted))
         if not error <= TOLERANCE:
-            raise CheckpointError(
-                f"{path}: is not what {maker.name} makes of its photo: they differ by "
-                f"{error:.2g} of its norm",
-                hint="give the face encoder that made the embeddings, or make them again",
-            )
+            differs = f"is not what {maker.name} makes of its photo: they differ by {error:.2g}"
+            hint = "give the face encoder that made the embeddings, or make them again"
+            raise CheckpointError(f"{chosen[k]}: {differs} of its norm", hint=hint)
 
 
 class Gallery:
-    """Embeddings of some faces of a tree, as rows of one table.
-
-    Attributes:
-        n_unchecked: stored embeddings without a photo to tell who made them.
-    """
+    """Embeddings of some faces of a split's folder, which are of the maker, as rows of a table."""
 
     def __init__(self, folder: Path, maker: Maker, progress: Progress = silent) -> None:
-        """Start without any of a split's folder; they have to be of the maker."""
         self.folder, self.maker, self.progress = folder, maker, progress
-        self.n_unchecked = 0
+        self.n_unchecked = 0  # stored embeddings without a photo to tell who made them
         self._tables = [np.empty((0, maker.width), np.float32)]
         self._rows: dict[FaceFiles, int] = {}
 
     def add(self, faces: Sequence[FaceFiles]) -> dict[FaceFiles, ImageError]:
         """Read or make the embeddings of the faces that are not in it yet.
 
-        Returns:
-            Why the others are not: their photos cannot be read.
-
-        Raises:
-            DatasetError: as `read_embedding`.
-            CheckpointError: if another face encoder made what is stored.
-            ImageError: if no photo that would tell can be read.
+        Returns why the others are not: their photos cannot be read. Raises as `read_embedding` and
+        `check_embeddings`.
         """
         due = [face for face in faces if face not in self._rows]
         start = sum(map(len, self._tables))
@@ -143,14 +126,11 @@ class Gallery:
         failed: dict[FaceFiles, ImageError] = {}
         for done in range(0, len(todo), BATCH):
             self.progress(done, len(todo), "embedding photos")
-            read: dict[int, Tensor] = {}
-            for k, photo in todo[done : done + BATCH]:
-                try:
-                    read[k] = load_face(photo, fit=self.maker.fit)
-                except ImageError as error:
-                    failed[due[k]] = error
+            rows, paths = zip(*todo[done : done + BATCH], strict=True)
+            read, broken = self.maker.read(paths)
+            failed |= {due[rows[k]]: error for k, error in broken.items()}
             if read:
-                table[list(read)] = self.maker.of(list(read.values()))
+                table[[rows[k] for k in read]] = self.maker.of(list(read.values()))
         self._tables.append(table)
         self._rows.update((f, start + k) for k, f in enumerate(due) if f not in failed)
         return failed

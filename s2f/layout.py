@@ -39,32 +39,20 @@ class PhotoFiles:
 
 
 class FaceFiles(NamedTuple):
-    """One face of a speaker: files below the folder of the split.
+    """One face of a speaker: files below the folder of the split."""
 
-    Attributes:
-        name: of the files, without their endings: `anna/images/video/1`.
-        photo: None where there is only an embedding.
-        embedding: None where it is still to be made.
-    """
-
-    name: str
-    photo: str | None
-    embedding: str | None
+    name: str  # without their endings: `anna/images/video/1`
+    photo: str | None  # None where there is only an embedding
+    embedding: str | None  # None where it is still to be made
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """One identity of a voice tree.
-
-    Attributes:
-        identity: its name.
-        audios: files below the folder of the split, sorted.
-        faces: in the order that waveforms of these names have.
-    """
+    """One identity of a voice tree."""
 
     identity: str
-    audios: tuple[str, ...]
-    faces: tuple[FaceFiles, ...]
+    audios: tuple[str, ...]  # files below the folder of the split, sorted
+    faces: tuple[FaceFiles, ...]  # in the order that waveforms of these names have
 
 
 def split(tree: Path, name: str) -> Path:
@@ -72,10 +60,8 @@ def split(tree: Path, name: str) -> Path:
     for folder in SPLITS[name]:
         if (tree / folder).is_dir():
             return tree / folder
-    raise DatasetError(
-        f"{tree}: has no folder {' or '.join(SPLITS[name])}",
-        hint="point to the folder that holds train, val and test",
-    )
+    hint = "point to the folder that holds train, val and test"
+    raise DatasetError(f"{tree}: has no folder {' or '.join(SPLITS[name])}", hint=hint)
 
 
 def identities(folder: Path) -> list[Path]:
@@ -86,21 +72,18 @@ def identities(folder: Path) -> list[Path]:
 def photos(folder: Path) -> list[PhotoFiles]:
     """List the photos of one split, sorted.
 
-    Raises:
-        DatasetError: if there is none, or an identity has photos and no landmarks.
+    Raises a `DatasetError` if there is none, or an identity has photos and no landmarks.
     """
     found = []
     for identity in identities(folder):
-        pictures = sorted(
-            path for path in identity.iterdir() if is_photo(path.name) and files.is_seen(path.name)
-        )
+        names = sorted(path.name for path in identity.iterdir())
+        pictures = [identity / name for name in names if is_photo(name) and files.is_seen(name)]
         stems = [path.with_suffix("") for path in pictures]
         marked = [stem for stem in stems if beside(stem, LANDMARKS).is_file()]
         if pictures and not marked:
-            raise DatasetError(
-                f"{identity}: has {len(pictures)} photos and no *{LANDMARKS}",
-                hint=f"put NAME{LANDMARKS}, 68 points [68 2], beside a photo",
-            )
+            hint = f"put NAME{LANDMARKS}, 68 points [68 2], beside a photo"
+            lack = f"{identity}: has {len(pictures)} photos and no *{LANDMARKS}"
+            raise DatasetError(lack, hint=hint)
         for path, stem in zip(pictures, stems, strict=True):
             found.append(PhotoFiles(identity.name, path, stem if stem in marked else marked[0]))
     if not found:
@@ -112,31 +95,25 @@ def photos(folder: Path) -> list[PhotoFiles]:
 def speakers(folder: Path) -> tuple[list[Speaker], dict[str, list[str]]]:
     """List the speakers of one split, sorted, and the identities that are none, by reason.
 
-    Raises:
-        DatasetError: if nobody has a voice and a face, or a folder cannot be read.
+    Raises a `DatasetError` if nobody has a voice and a face, or a folder cannot be read.
     """
     found = []
     left_out: dict[str, list[str]] = {"without a voice": [], "without a face": []}
     for identity in identities(folder):
-        audios = tuple(_names(identity, "audios", is_array))
-        faces = _faces(_names(identity, "images", is_face))
+        inside = {}
+        for name, wants in (("audios", is_array), ("images", is_face)):
+            paths = files.names(identity / name, wants) if (identity / name).is_dir() else ()
+            inside[name] = [f"{identity.name}/{name}/{path}" for path in paths]
+        audios, faces = tuple(inside["audios"]), _faces(inside["images"])
         if audios and faces:
             found.append(Speaker(identity.name, audios, faces))
         else:
             left_out["without a face" if audios else "without a voice"].append(identity.name)
     if not found:
         lacking = ", ".join(f"{len(names)} are {reason}" for reason, names in left_out.items())
-        raise DatasetError(
-            f"{folder}: holds no speaker; of its identities, {lacking}",
-            hint="wanted IDENTITY/audios/*.npy and IDENTITY/images/*.jpg below this folder",
-        )
+        hint = "wanted IDENTITY/audios/*.npy and IDENTITY/images/*.jpg below this folder"
+        raise DatasetError(f"{folder}: holds no speaker; of its identities, {lacking}", hint=hint)
     return found, left_out
-
-
-def _names(identity: Path, name: str, wants: files.Wants) -> list[str]:
-    folder = identity / name
-    inside = files.names(folder, wants) if folder.is_dir() else ()
-    return [f"{identity.name}/{name}/{path}" for path in inside]
 
 
 def _faces(paths: Sequence[str]) -> tuple[FaceFiles, ...]:
@@ -176,11 +153,7 @@ def renamed(path: str, ending: str) -> str:
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """List the photos among files, kept whatever their suffix, and folders.
-
-    Raises:
-        ImageError: if a path does not exist, or a directory holds no photo.
-    """
+    """List the photos among files and folders; raises an `ImageError` as `files.find_files`."""
     return files.find_files(paths, is_photo, "photos", ImageError)
 
 

@@ -13,38 +13,24 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class VoiceEncoderConfig:
-    """The shape of a voice encoder. The defaults are the paper's.
+    """The shape of a voice encoder. The defaults are the paper's."""
 
-    Attributes:
-        in_channels: channels of the spectrogram: 2 for `paper` and `seed`, 1 for `ast`.
-        n_freqs: frequencies of the spectrogram.
-        kernel: side of every convolution, unpadded.
-        channels: channels out of each convolution.
-        strides: stride of each convolution, over both axes.
-        pools: (frequency, time) max pooling after each convolution; (1, 1) is none.
-        hidden: width of the first linear layer.
-        embedding: values of the embedding.
-        final_relu: whether the embedding ends in a ReLU (the seed's does, the paper's does not).
-        dropout: share of the first linear layer's outputs dropped in training; the paper has none.
-    """
-
-    in_channels: int = 2
-    n_freqs: int = 257
-    kernel: int = 4
-    channels: tuple[int, ...] = (64, 64, 128, 128, 128, 256, 512, 512, 512)
-    strides: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1, 2, 2)
+    in_channels: int = 2  # of the spectrogram: 2 for `paper` and `seed`, 1 for `ast`
+    n_freqs: int = 257  # of the spectrogram
+    kernel: int = 4  # side of every convolution, unpadded
+    channels: tuple[int, ...] = (64, 64, 128, 128, 128, 256, 512, 512, 512)  # out of each
+    strides: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1, 2, 2)  # over both axes
+    # (frequency, time) max pooling after each convolution; (1, 1) is none
     pools: tuple[tuple[int, int], ...] = 2 * ((1, 1),) + 4 * ((1, 2),) + 3 * ((1, 1),)
-    hidden: int = 4096
+    hidden: int = 4096  # width of the first linear layer
     embedding: int = 4096
-    final_relu: bool = False
-    dropout: float = 0.0
+    final_relu: bool = False  # at the end of the embedding: the seed's has one
+    dropout: float = 0.0  # of the first linear layer's outputs, in training; the paper has none
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.strides) == len(self.pools):
-            raise ValueError(
-                "channels, strides and pools name one value a convolution each, but have "
-                f"{len(self.channels)}, {len(self.strides)} and {len(self.pools)}"
-            )
+            lengths = [len(self.channels), len(self.strides), len(self.pools)]
+            raise ValueError(f"channels, strides and pools want one value a convolution: {lengths}")
         if self._out(self.n_freqs, 0) < 1:
             raise ValueError(f"{self.n_freqs} frequencies are too few for these convolutions")
 
