@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -48,51 +49,34 @@ _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  
 class Step:
     """What a command makes of each source file: one output a source.
 
-    Attributes:
-        name: of the step, `audio`; names its journal.
-        wants: whether a file in a folder, by its name, is a source.
-        sources: what these are, for messages: `recordings`.
-        rename: turns a source's path below the source folder, with slashes, into its output's;
-            None for a step that makes no file a source, only notes in the journal.
-        settings: what the outputs depend on besides their sources: plain JSON. With other
-            settings everything is made again.
-        work: runs in another process, so that it must be picklable. Called with the source and
-            the path of a temporary file that has the output's suffix. Without `net` it writes
-            that file, and may return plain JSON for the journal; with `net` it returns what `net`
-            takes of this source. Raises an `InputError` for a source that cannot be used; any
-            other `S2FError`, and an `OSError` from writing, ends the run.
-        net: runs in this process, on several sources at once: a network on its device. Gives one
-            value a source, or an `S2FError` that is the failure of this source alone; one that
-            it raises ends the run.
-        save: writes a value of `net` to the temporary file; an `OSError` ends the run.
-        batch_size: of `net`.
-        preload: modules that `work` needs, imported once for all workers.
+    Without `net`, `work` writes the temporary file that it is given, which has the output's suffix,
+    and may return plain JSON for the journal; with `net`, it returns what that takes of a source.
+    It raises an `InputError` for a source that cannot be used; any other `S2FError`, and an
+    `OSError` from writing (of `save` too), ends the run.
     """
 
-    name: str
-    wants: Callable[[str], bool]
-    sources: str
+    name: str  # `audio`; names its journal
+    wants: Callable[[str], bool]  # whether a file in a folder, by its name, is a source
+    sources: str  # what these are, for messages: `recordings`
+    # A source's path below the source folder, with slashes, to its output's; None for a step that
+    # makes no file a source, only notes in the journal.
     rename: Callable[[str], str] | None
-    settings: Mapping[str, Any]
-    work: Callable[[Path, Path], Any]
+    settings: Mapping[str, Any]  # what outputs depend on besides their sources: plain JSON
+    work: Callable[[Path, Path], Any]  # of source and temporary file, in another process: picklable
+    # In this process, on several sources at once: a network on its device. Gives one value a
+    # source, or an `S2FError` that is its failure alone; one that it raises ends the run.
     net: Callable[[list[Any]], list[Any]] | None = None
-    save: Callable[[Any, Path], None] | None = None
-    batch_size: int = 1
-    preload: tuple[str, ...] = ()
+    save: Callable[[Any, Path], None] | None = None  # writes a value of `net` to a temporary file
+    batch_size: int = 1  # of `net`
+    preload: tuple[str, ...] = ()  # modules that `work` needs, imported once for all workers
 
 
 class Item(NamedTuple):
-    """One output to be made.
+    """One output to be made."""
 
-    Attributes:
-        output: its path below the folder of the outputs, with slashes.
-        source: what the journal is told of its source.
-        given: what `work` gets besides a temporary file; as text it names the item in messages.
-    """
-
-    output: str
-    source: File
-    given: Any
+    output: str  # its path below the folder of the outputs, with slashes
+    source: File  # what the journal is told of its source
+    given: Any  # what `work` gets besides a temporary file; as text it names the item in messages
 
 
 class Failure(NamedTuple):
@@ -104,23 +88,15 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class PrepReport:
-    """What became of the sources.
+    """What became of the sources."""
 
-    Attributes:
-        out: the folder of the outputs.
-        made: outputs written now.
-        skipped: outputs that were up to date.
-        failed: sources that could not be used.
-        seconds: that it took.
-        notes: what `work` returned for each output that is up to date now, by its path below
-            `out` (by the source's for a step without outputs), in the order of the sources.
-    """
-
-    out: Path
-    made: int
-    skipped: int
-    failed: tuple[Failure, ...]
-    seconds: float
+    out: Path  # the folder of the outputs
+    made: int  # outputs written now
+    skipped: int  # outputs that were up to date
+    failed: tuple[Failure, ...]  # sources that could not be used
+    seconds: float  # that it took
+    # What `work` returned for each output that is up to date now, by its path below `out` (by the
+    # source's for a step without outputs), in the order of the sources.
     notes: Mapping[str, Any]
 
 
@@ -133,21 +109,15 @@ def prepare(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> PrepReport:
-    """Bring a tree of outputs up to date with a tree of sources.
+    """Bring a tree of outputs up to date with a tree of sources, or with one file.
 
     An output is made if it is not there, if its source changed since, or if it was made with
     other settings. A source that cannot be used costs itself only. Killed at any moment and run
     again, it leaves the same bytes as if it had never been killed, and makes at most one output
-    a worker and one more (or one batch of a network) twice.
-
-    Args:
-        step: what to make of each source.
-        source: a folder, or one file.
-        out: the folder of the outputs; the same folder gets them beside their sources.
-        workers: processes; by default one a core.
-        overwrite: whether files that the step did not make are replaced, the sources too where
-            outputs have their names; otherwise they are refused, one by one.
-        progress: told of each source.
+    a worker (by default, one a core) and one more (or one batch of a network) twice. `out` may be
+    the source folder: the outputs lie beside the sources. Files there that the step did not make
+    are refused one by one, or replaced with `overwrite`, sources too where outputs have their
+    names.
 
     Raises:
         DatasetError: if there is no source, a folder cannot be read, or two sources would become
@@ -161,10 +131,8 @@ def prepare(
     items = _plan(step, source, out)
     beside = out.exists() and out.samefile(source if source.is_dir() else source.parent)
     if beside and step.rename and items[0].output == items[0].source.path and not overwrite:
-        raise UsageError(
-            f"{out}: its {step.sources} would be replaced by what is made of them",
-            hint="give another folder, or --overwrite to replace them",
-        )
+        message = f"{out}: its {step.sources} would be replaced by what is made of them"
+        raise UsageError(message, hint="give another folder, or --overwrite to replace them")
     failed: dict[Path, S2FError] = {}
     with Journal(out, step.name, step.settings) as journal:
 
@@ -182,26 +150,23 @@ def prepare(
                     due.append(item)
             except (InputError, UsageError) as error:
                 fail(item, error)
-        made, done = 0, len(items) - len(due)
+        done = len(items) - len(due)
         skipped = done - len(failed)
         progress(done, len(items), step.name)
         writes = step.net is None and step.rename is not None
-        with contextlib.closing(
-            make_outputs(
-                journal, due, step.work, writes=writes, workers=workers, preload=step.preload
-            )
-        ) as results:
+        results = make_outputs(
+            journal, due, step.work, writes=writes, workers=workers, preload=step.preload
+        )
+        with contextlib.closing(results):
             for item, part, value in _infer(step, results, out) if step.net else results:
                 try:
                     if isinstance(value, S2FError):
                         fail(item, value)
                     elif step.rename is None:
                         journal.note("done", item.output, item.source, value)
-                        made += 1
                     else:
                         over_source = beside and item.output == item.source.path
                         journal.place(item, part, value, over_source=over_source)
-                        made += 1
                 except OutputError as error:
                     if getattr(error.__cause__, "errno", None) not in _NAME_ERRORS:
                         raise
@@ -212,8 +177,9 @@ def prepare(
         journal.finish()
     entries = [(item.output, journal.entries.get(item.output)) for item in items]
     notes = {name: e.note for name, e in entries if e and e.event == "done" and e.note is not None}
-    failures = [Failure(item.given, failed[item.given]) for item in items if item.given in failed]
-    return PrepReport(out, made, skipped, tuple(failures), time.perf_counter() - started, notes)
+    failures = tuple(Failure(i.given, failed[i.given]) for i in items if i.given in failed)
+    made = len(items) - skipped - len(failures)
+    return PrepReport(out, made, skipped, failures, time.perf_counter() - started, notes)
 
 
 def _plan(step: Step, source: Path, out: Path) -> list[Item]:
@@ -225,9 +191,8 @@ def _plan(step: Step, source: Path, out: Path) -> list[Item]:
         inside = step.rename is not None and out.is_dir() and not source.samefile(out)
         sources = files.list_files(source, step.wants, without=out if inside else None)
         if not sources:
-            raise DatasetError(
-                f"{source}: holds no {step.sources}", hint=f"name the folder of the {step.sources}"
-            )
+            hint = f"name the folder of the {step.sources}"
+            raise DatasetError(f"{source}: holds no {step.sources}", hint=hint)
     else:
         folder, status = source.parent, source.stat()
         size = status.st_size if source.is_file() else -1
@@ -238,11 +203,8 @@ def _plan(step: Step, source: Path, out: Path) -> list[Item]:
 
 def _refuse_collisions(items: list[Item], folder: Path) -> None:
     """Refuse two sources of one output; a file system may also take A for a."""
-    probe = folder / "case"
-    try:
+    with _writing(folder / "case") as probe:
         probe.touch()
-    except OSError as error:
-        raise unwritable(probe, error) from error
     fold = str.casefold if os.path.exists(folder / "CASE") else str
     makers: dict[str, str] = {}
     clash = ""
@@ -272,11 +234,9 @@ def _infer(
         for item, part, value in batch:
             outcome = value if isinstance(value, S2FError) else next(values)
             if not isinstance(outcome, S2FError):
-                try:
+                with _writing(out / item.output):
                     step.save(outcome, part)
                     _flush(part)
-                except OSError as error:
-                    raise unwritable(out / item.output, error) from error
                 outcome = None
             yield item, part, outcome
 
@@ -295,14 +255,10 @@ def make_outputs(
 
     `work` is picklable, and called with `Item.given` and a temporary file; if it `writes` that,
     it is on the disk before this goes on, and `Journal.place` gives it its name. There is a
-    worker a core by default. The rest is for `run_in_workers`.
-
-    Yields:
-        An item, its temporary file, and what `work` returned, or an `InputError` or `WorkerError`
-        that costs this item only. In the order in which they end.
-
-    Raises:
-        S2FError: any other that `work` raises: a full disk, a package that is missing.
+    worker a core by default; the rest is as in `run_in_workers`. Yields an item, its temporary
+    file, and what `work` returned, or an `InputError` or `WorkerError` that costs this item only,
+    in the order in which they end. Any other `S2FError` of `work` is raised: a full disk, a
+    package that is missing.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -330,18 +286,24 @@ def make_outputs(
 
 
 def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path) -> Any:
-    try:
+    with _writing(part):  # reading has errors of its own
         value = work(given, part)
         if writes:
             _flush(part)
-    except OSError as error:  # reading has errors of its own
-        raise unwritable(part, error) from error
     return value
 
 
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def run_in_workers(
@@ -352,23 +314,15 @@ def run_in_workers(
     preload: Sequence[str] = (),
     seconds: float = ITEM_SECONDS,
 ) -> Generator[tuple[int, Any]]:
-    """Call a function on each item, several at a time, each in a process of its own.
+    """Call a picklable function on each item, in as many processes at a time as `workers`.
 
     A decoder that crashes, or a kernel that is out of memory and kills a process, costs the item
-    that this process held and nothing else. An item is taken from `items` only when a worker is
-    free for it, and a worker holds one.
-
-    Args:
-        function: picklable; called with the elements of an item.
-        items: tuples; the first element names the item in messages.
-        workers: processes at a time.
-        preload: modules to import once for all processes, where the system can.
-        seconds: that an item may take before its process is killed.
-
-    Yields:
-        The place of an item among `items` and what the function returned, or the `S2FError` that
-        it raised; a `WorkerError` if it raised another one, its process died or took too long.
-        In the order in which they end.
+    that this process held and nothing else; so does one that takes more than `seconds`. An item is
+    the function's arguments, of which the first names it in messages; it is taken from `items` only
+    when a worker is free for it, and a worker holds one. `preload` are modules to import once for
+    all processes, where the system can. Yields the place of an item and what the function returned,
+    or the `S2FError` that it raised; a `WorkerError` if it raised another one, its process died or
+    took too long. In the order in which they end.
     """
     waiting = enumerate(items)
     # A pool a worker: in one for all, a process that dies while it holds the pool's lock or
@@ -444,28 +398,22 @@ def _attempt(function: Callable[..., Any], item: tuple[Any, ...]) -> Any:
     except MemoryError:
         return WorkerError(f"{item[0]}: needs more memory than there is", hint="check the file")
     except Exception as error:  # a bug on one file must not cost the other million
-        trace = error.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        where = f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}" if trace else "?"
-        return WorkerError(
-            f"{item[0]}: {type(error).__name__} in {where}: {error}",
-            hint="this is a bug of s2f: report it, with the file if you can",
-        )
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.name}:{last.lineno}"
+        message = f"{item[0]}: {type(error).__name__} in {where}: {error}"
+        hint = "this is a bug of s2f: report it, with the file if you can"
+        return WorkerError(message, hint=hint)
 
 
 def _death(name: object, error: BaseException, seconds: float) -> WorkerError:
     if isinstance(error, TimeoutError):
-        return WorkerError(
-            f"{name}: took more than {seconds:g} s", hint="check the file; it may be damaged"
-        )
+        hint = "check the file; it may be damaged"
+        return WorkerError(f"{name}: took more than {seconds:g} s", hint=hint)
     code = getattr(error, "exitcode", None)
     how = repr(error) if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
     cure = "the system may be out of memory: give fewer --workers"
-    return WorkerError(
-        f"{name}: the process that read it died ({how})",
-        hint=cure if code == -signal.SIGKILL else "check the file",
-    )
+    hint = cure if code == -signal.SIGKILL else "check the file"
+    return WorkerError(f"{name}: the process that read it died ({how})", hint=hint)
 
 
 def _end_pools(pools: Sequence["ProcessPool"]) -> None:
@@ -495,21 +443,15 @@ class Journal:
     again, over what stands there. A run that ends leaves one line an output, sorted: the same
     sources and settings give the same bytes, killed or not. `OUT/.s2f/STEP/` holds the temporary
     files of a run, and is removed with it; those of each run in a folder of its own, `parts`, as
-    a worker may outlive a run that was killed, and write until the next.
-
-    Attributes:
-        folder: of the outputs.
-        parts: the folder of this run's temporary files.
-        entries: the last that is known of each output, by its path below the folder.
+    a worker may outlive a run that was killed, and write until the next. `entries` has the last
+    that is known of each output, by its path below the folder. Every method that writes raises an
+    `OutputError` if it cannot.
     """
 
     def __init__(self, folder: Path, step: str, settings: Mapping[str, Any]) -> None:
         """Open the journal; what was made with other settings (plain JSON) is due.
 
-        Raises:
-            UsageError: if another run has it open.
-            DatasetError: if it is damaged.
-            OutputError: if it cannot be written.
+        Raises a `UsageError` if another run has it open, a `DatasetError` if it is damaged.
         """
         self.folder = folder
         self.path = folder / FOLDER / f"{step}.journal"
@@ -547,10 +489,8 @@ class Journal:
                     raise ValueError(line)
                 self.entries[output] = JournalEntry(event, *rest)
             except (ValueError, TypeError) as error:
-                raise DatasetError(
-                    f"{self.path}: is damaged: {line[:60]!r}",
-                    hint="remove it, and run the command again with --overwrite",
-                ) from error
+                hint = "remove it, and run the command again with --overwrite"
+                raise DatasetError(f"{self.path}: is damaged: {line[:60]!r}", hint=hint) from error
             self._is_compact &= event != "start"
             whole += len(line)
         self._file.truncate(whole)
@@ -563,9 +503,8 @@ class Journal:
     def is_due(self, item: Item, overwrite: bool = False, *, is_file: bool = True) -> bool:
         """Tell whether an output, a file or a note, is missing or not of its source as that is now.
 
-        Raises:
-            InputError: if its source is no regular file.
-            UsageError: if what stands there is in no journal, and not to be overwritten.
+        Raises an `InputError` if its source is no regular file, and a `UsageError` if what stands
+        there is in no journal, and not to be overwritten.
         """
         if item.source.size < 0:
             why = f"{item.given}: is no regular file, or a link that leads nowhere"
@@ -573,19 +512,14 @@ class Journal:
         path = self.folder / item.output
         there = not is_file or os.path.lexists(path)
         if is_file and there and item.output not in self.entries and not overwrite:
-            raise UsageError(
-                f"{path}: exists already, and was not made by this command",
-                hint="give --overwrite to replace it, or another folder",
-            )
+            hint = "give --overwrite to replace it, or another folder"
+            message = f"{path}: exists already, and was not made by this command"
+            raise UsageError(message, hint=hint)
         made_of = self.entries.get(item.output, ())[:3]
         return not (there and made_of == ("done", item.source.size, item.source.mtime_ns))
 
     def note(self, event: Event, output: str, source: File, note: Any = None) -> None:
-        """Note what became of an output, with plain JSON of it where it is done.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
+        """Note what became of an output, with plain JSON of it where it is done."""
         self._is_compact = False
         self.entries[output] = JournalEntry(event, source.size, source.mtime_ns, note)
         self._append(_line(output, self.entries[output]))
@@ -594,40 +528,29 @@ class Journal:
         """Give the temporary file `part` of an output its name, and note that it is done.
 
         With `over_source` it replaces its source, and so is the next run's.
-
-        Raises:
-            OutputError: if it cannot have that name.
         """
         target, source = self.folder / item.output, item.source
-        try:
+        with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if over_source:  # noted first: as long as it differs, it is due
                 status = part.stat()
                 source = File(source.path, status.st_size, status.st_mtime_ns)
                 self.note("done", item.output, source, note)
             part.replace(target)
-        except OSError as error:
-            raise unwritable(target, error) from error
         if not over_source:
             self.note("done", item.output, source, note)
 
     def _append(self, line: str) -> None:
-        try:
+        with _writing(self.path):
             self._file.write(line.encode() + b"\n")
             self._file.flush()
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
     def finish(self) -> None:
-        """Leave one line an output, sorted.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
+        """Leave one line an output, sorted."""
         if self._is_compact:
             return
         part = self.parts / self.path.name
-        try:
+        with _writing(self.path):
             self._file.close()
             self._file = part.open("a+b")
             self._file.write(self._header.encode() + b"\n")
@@ -636,8 +559,6 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
             part.replace(self.path)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
         self._is_compact = True
 
     def __enter__(self) -> Self:
