@@ -71,23 +71,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Index:
-    """What a split of a pack holds.
-
-    Attributes:
-        clip_samples: length of the clips.
-        embedding: length of the embeddings.
-        embedding_space: hash of the face encoder that made these.
-        shard_bytes: that the files were to have, at most.
-        identities: sorted by name.
-        clips: the files of the clips.
-        embeddings: the files of the embeddings.
-    """
+    """What a split of a pack holds."""
 
     clip_samples: int
-    embedding: int
-    embedding_space: str
-    shard_bytes: int
-    identities: tuple[Identity, ...]
+    embedding: int  # values of an embedding
+    embedding_space: str  # hash of the face encoder that made them
+    shard_bytes: int  # that the files were to have, at most
+    identities: tuple[Identity, ...]  # sorted by name
     clips: tuple[Shard, ...]
     embeddings: tuple[Shard, ...]
 
@@ -106,41 +96,32 @@ class Index:
 
 
 def read_index(folder: Path) -> Index:
-    """Read the index of a split.
-
-    Raises:
-        DatasetError: if it is missing or not exactly what `Index.encode` wrote.
-    """
+    """Read the index of a split; a `DatasetError` if it is not exactly what `encode` wrote."""
     path = folder / INDEX
     try:
         content = path.read_bytes()
         fields = json.loads(content)
         version = fields.pop("version")
-        if version == VERSION:
-            del fields["sha256"]
-            fields["identities"] = tuple(Identity(*person) for person in fields["identities"])
-            for table in ("clips", "embeddings"):
-                fields[table] = tuple(Shard(**shard) for shard in fields[table])
-            index = Index(**fields)
-            if index.encode() == content:
-                return index
+        if version != VERSION:
+            message = f"{path}: has format version {version}; this program reads {VERSION}"
+            hint = "pack the tree again, or install the version of s2f that made it"
+            raise DatasetError(message, hint=hint)
+        del fields["sha256"]
+        fields["identities"] = tuple(Identity(*person) for person in fields["identities"])
+        for table in DTYPES:
+            fields[table] = tuple(Shard(**shard) for shard in fields[table])
+        index = Index(**fields)
+        if index.encode() != content:
+            raise ValueError("its SHA-256 is another")
     except FileNotFoundError as error:
-        raise DatasetError(
-            f"{folder}: is a pack without {INDEX}: it was not finished",
-            hint="give the same s2f prep pack command again",
-        ) from error
+        message = f"{folder}: is a pack without {INDEX}: it was not finished"
+        raise DatasetError(message, hint="give the same s2f prep pack command again") from error
     except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {error.strerror or error}", hint="check its permissions"
-        ) from error
+        message = f"{path}: cannot be read: {error.strerror or error}"
+        raise DatasetError(message, hint="check its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{path}: is damaged: {error}", hint=REPAIR) from error
-    if version != VERSION:
-        raise DatasetError(
-            f"{path}: has format version {version}; this program reads {VERSION}",
-            hint="pack the tree again, or install the version of s2f that made it",
-        )
-    raise DatasetError(f"{path}: is damaged: its SHA-256 is another", hint=REPAIR)
+    return index
 
 
 def is_pack(folder: Path) -> bool:
@@ -158,8 +139,7 @@ class Pack:
     def __init__(self, folder: Path) -> None:
         """Read the index and look at the sizes of the files.
 
-        Raises:
-            DatasetError: as `read_index`, or if a file is missing or has another size.
+        Raises a `DatasetError` as `read_index`, or if a file is missing or has another size.
         """
         self.index = index = read_index(folder)
         self._clips = _Table(folder, index.clips, index.clip_samples, DTYPES["clips"])
@@ -232,14 +212,12 @@ class VerifyReport:
 def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
     """Read all of a pack, of one split or of several, and compare it with its indices' hashes.
 
-    Raises:
-        DatasetError: if it is no pack.
+    Raises a `DatasetError` if it is no pack.
     """
     splits = [folder / name for name in ("", *SPLIT_FOLDERS) if is_pack(folder / name)]
     if not splits:
-        raise DatasetError(
-            f"{folder}: is no pack", hint=f"name a folder that s2f prep pack made, with {INDEX}"
-        )
+        hint = f"name a folder that s2f prep pack made, with {INDEX}"
+        raise DatasetError(f"{folder}: is no pack", hint=hint)
     damaged: list[DatasetError] = []
     shards: list[tuple[Path, Shard]] = []
     for split in splits:
@@ -265,27 +243,16 @@ def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What became of a tree.
+    """What became of a tree."""
 
-    Attributes:
-        out: the folder of the pack.
-        identities: people whose clips it holds.
-        clips: of all splits.
-        embeddings: of all splits.
-        made: files written now, without the indices.
-        skipped: files that were up to date.
-        failed: what could not be used: people, waveforms and embeddings.
-        seconds: that it took.
-    """
-
-    out: Path
-    identities: int
-    clips: int
+    out: Path  # the folder of the pack
+    identities: int  # people whose clips it holds
+    clips: int  # of all splits
     embeddings: int
-    made: int
-    skipped: int
-    failed: tuple[Failure, ...]
-    seconds: float
+    made: int  # files written now, without the indices
+    skipped: int  # files that were up to date
+    failed: tuple[Failure, ...]  # what could not be used: people, waveforms and embeddings
+    seconds: float  # that it took
 
 
 def pack_tree(
@@ -299,22 +266,13 @@ def pack_tree(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> PackReport:
-    """Bring a pack up to date with a voice tree.
+    """Bring a pack up to date with a voice tree, or with a folder of splits of one.
 
-    Files whose sources have not changed are kept, so that a run that was killed goes on where it
-    stopped, and ends with the same bytes as if it had not been.
-
-    Args:
-        tree: IDENTITY/audios/**.npy and IDENTITY/images/**_embedding.npy, or a folder of splits
-            of these.
-        out: the folder of the pack.
-        face_encoder: checkpoint of the face encoder that made the embeddings; a few are made
-            again to make sure of it.
-        clip_seconds: length of the clips.
-        shard_bytes: about the size of the files.
-        workers: processes; by default one a core.
-        overwrite: whether a pack with other settings, or what else is in the way, is replaced.
-        progress: told of waveforms and embeddings.
+    That is IDENTITY/audios/**.npy and IDENTITY/images/**_embedding.npy; `face_encoder` is the
+    checkpoint of the one that made the embeddings: a few are made again to make sure of it. Files
+    (of about `shard_bytes`) whose sources have not changed are kept, so that a run that was killed
+    goes on where it stopped, and ends with the same bytes as if it had not been. A pack with other
+    settings, or what else is in the way, is replaced only with `overwrite`.
 
     Raises:
         DatasetError: if there is nothing to pack, or no photo to check the face encoder with.
@@ -339,13 +297,13 @@ def pack_tree(
     if not overwrite:
         for split in splits:
             _refuse_another(out / split.name, settings)
-    total = sum(len(split.embeddings) + len(split.audios) for split in splits)
+    total = sum(len(sources) for split in splits for sources in split.tables.values())
     with Journal(out, "pack", settings) as journal:
         run = _Run(journal, settings, workers, overwrite, failed, progress, total)
         paths: list[Path] = []
         for split in splits:
-            if any(map(run.is_due, run.plan(split, "embeddings", split.embeddings))):
-                paths += [split.folder / source.file.path for source in split.embeddings]
+            if any(map(run.is_due, run.plan(split, "embeddings", split.tables["embeddings"]))):
+                paths += [split.folder / source.path for source in split.tables["embeddings"]]
         if paths:
             check_photo_embeddings(paths, face_encoder)
         indices = [run.make(split) for split in splits]
@@ -364,20 +322,15 @@ def pack_tree(
     )
 
 
-class _Source(NamedTuple):
-    """A small file, by its path below its split, and whose it is."""
-
-    identity: str
-    file: File
-
-
 class _Split(NamedTuple):
-    """The sources of a split: those of people who have audios and embeddings."""
+    """The sources of a split, by table: those of people who have audios and embeddings.
+
+    Their paths are below the folder of the split, and begin with whose they are.
+    """
 
     name: str
     folder: Path
-    audios: list[_Source]
-    embeddings: list[_Source]
+    tables: dict[str, list[File]]
 
 
 def _list_splits(tree: Path, failed: list[Failure]) -> list[_Split]:
@@ -385,30 +338,27 @@ def _list_splits(tree: Path, failed: list[Failure]) -> list[_Split]:
     if not tree.is_dir():
         raise DatasetError(f"{tree}: is no folder", hint="name the folder of a voice tree")
     names = [name for name in SPLIT_FOLDERS if (tree / name).is_dir()] or [""]
-    splits = [_Split(name, tree / name, [], []) for name in names]
+    splits = [_Split(name, tree / name, {table: [] for table in DTYPES}) for name in names]
+    wanted = "audios/*.npy and images/*_embedding.npy, which s2f prep embeddings makes"
     for split in splits:
         for person in layout.identities(split.folder):
             audios = layout.files_of(person, "audios", layout.is_array)
             embeddings = layout.files_of(person, "images", layout.is_embedding)
             if not (audios and embeddings):
-                error = DatasetError(
-                    f"{person}: has {len(audios)} files in audios and {len(embeddings)} embeddings "
-                    "in images",
-                    hint="wanted at least one of each: audios/*.npy, images/*_embedding.npy, which "
-                    "s2f prep embeddings makes",
-                )
-                failed.append(Failure(person, error))
+                has = f"{len(audios)} files in audios and {len(embeddings)} embeddings in images"
+                hint = f"wanted at least one of each: {wanted}"
+                failed.append(Failure(person, DatasetError(f"{person}: has {has}", hint=hint)))
                 continue
-            for sources, listed in ((split.audios, audios), (split.embeddings, embeddings)):
-                for file in listed:
-                    below = file._replace(path=f"{person.name}/{file.path}")
-                    sources.append(_Source(person.name, below))
-        if not split.audios:
-            raise DatasetError(
-                f"{split.folder}: holds nobody who has audios and embeddings",
-                hint="wanted IDENTITY/audios/*.npy and IDENTITY/images/*_embedding.npy",
-            )
+            for table, found in (("clips", audios), ("embeddings", embeddings)):
+                split.tables[table] += [f._replace(path=f"{person.name}/{f.path}") for f in found]
+        if not split.tables["clips"]:
+            message = f"{split.folder}: holds nobody who has audios and embeddings"
+            raise DatasetError(message, hint=f"wanted in IDENTITY: {wanted}")
     return splits
+
+
+def _whose(source: File) -> str:
+    return source.path.partition("/")[0]
 
 
 def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
@@ -417,11 +367,11 @@ def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
         return
     index = read_index(folder)
     for name, wanted in settings.items():
-        if getattr(index, name) != wanted:
-            raise UsageError(
-                f"{folder}: is a pack with {name} {getattr(index, name)}; this one has {wanted}",
-                hint="give --overwrite to replace it, or another folder",
-            )
+        has = getattr(index, name)
+        if has != wanted:
+            message = f"{folder}: is a pack with {name} {has}; this one has {wanted}"
+            hint = "give --overwrite to replace it, or another folder"
+            raise UsageError(message, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -432,7 +382,7 @@ class ShardPlan:
     table: str
     width: int
     folder: Path
-    sources: tuple[_Source, ...]
+    sources: tuple[File, ...]
 
     def __str__(self) -> str:
         return self.name
@@ -441,14 +391,14 @@ class ShardPlan:
     def fingerprint(self) -> str:
         """Hash of the names, sizes and times of the sources."""
         digest = hashlib.sha256()
-        for identity, file in self.sources:
-            source = f"{identity}\0{file.path}\0{file.size}\0{file.mtime_ns}\n"
+        for file in self.sources:
+            source = f"{_whose(file)}\0{file.path}\0{file.size}\0{file.mtime_ns}\n"
             digest.update(os.fsencode(source))  # a name may be no text
         return digest.hexdigest()
 
     def item(self) -> Item:
         """Describe it to the journal."""
-        size = max(0, sum(source.file.size for source in self.sources))  # -1 each: no regular file
+        size = max(0, sum(source.size for source in self.sources))  # -1 each: no regular file
         return Item(self.name, File(self.name, size, 0), self)
 
 
@@ -467,17 +417,17 @@ class _Run:
     skipped: int = 0
     done: int = 0
 
-    def plan(self, split: _Split, table: str, sources: Sequence[_Source]) -> list[ShardPlan]:
+    def plan(self, split: _Split, table: str, sources: Sequence[File]) -> list[ShardPlan]:
         """Divide sources in order into files of about one size.
 
         A source counts as its size, or as one row if that is more: exact for int16 waveforms but
         for the rests of clips, and too much for floating-point ones.
         """
         width = self.settings["clip_samples" if table == "clips" else "embedding"]
-        shards: list[list[_Source]] = []
+        shards: list[list[File]] = []
         room = 0
         for source in sources:
-            needed = max(width * DTYPES[table].itemsize, source.file.size)
+            needed = max(width * DTYPES[table].itemsize, source.size)
             if not shards or needed > room:
                 shards.append([])
                 room = self.settings["shard_bytes"]
@@ -497,20 +447,16 @@ class _Run:
     def make(self, split: _Split) -> Index:
         """Make the files of a split that are due, and its index."""
         folder = self.journal.folder / split.name
-        faces, embeddings = self._make_table(split, "embeddings", split.embeddings)
-        for person in sorted({source.identity for source in split.embeddings} - set(faces)):
-            error = DatasetError(
-                f"{split.folder / person}: none of its embeddings can be used",
-                hint="make them again with s2f prep embeddings",
-            )
+        faces, embeddings = self._make_table(split, "embeddings", split.tables["embeddings"])
+        for person in sorted(set(map(_whose, split.tables["embeddings"])) - set(faces)):
+            message = f"{split.folder / person}: none of its embeddings can be used"
+            error = DatasetError(message, hint="make them again with s2f prep embeddings")
             self.failed.append(Failure(split.folder / person, error))
-        audios = [source for source in split.audios if source.identity in faces]
+        audios = [source for source in split.tables["clips"] if _whose(source) in faces]
         heard, clips = self._make_table(split, "clips", audios)
         if not heard:
-            raise DatasetError(
-                f"{split.folder}: none of its waveforms can be used with an embedding",
-                hint=self.failed[0].error.message,
-            )
+            message = f"{split.folder}: none of its waveforms can be used with an embedding"
+            raise DatasetError(message, hint=self.failed[0].error.message)
         people = tuple(Identity(name, heard[name], n) for name, n in faces.items())
         index = Index(**self.settings, identities=people, clips=clips, embeddings=embeddings)
         if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index.encode():
@@ -523,7 +469,7 @@ class _Run:
         return index
 
     def _make_table(
-        self, split: _Split, table: str, sources: Sequence[_Source]
+        self, split: _Split, table: str, sources: Sequence[File]
     ) -> tuple[Counter[str], tuple[Shard, ...]]:
         """Make what is due; give the rows that each identity has, in order, and all files."""
         plans = self.plan(split, table, sources)
@@ -570,13 +516,9 @@ class _Run:
 def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
     """Write a file of a pack, going on past sources that cannot be used.
 
-    Returns:
-        For the journal: `sources`, the fingerprint of the plan; `rows`, how many each identity
-        has, in their order; `sha256` of the file; `failed`, path, message and hint of the sources
-        that could not be used.
-
-    Raises:
-        OSError: if it cannot be written.
+    Gives for the journal `sources`, the fingerprint of the plan; `rows`, how many each identity
+    has, in their order; `sha256` of the file; and `failed`, path, message and hint of the sources
+    that could not be used. An `OSError` if it cannot be written.
     """
     read = _read_clips if plan.table == "clips" else _read_embedding
     dtype = DTYPES[plan.table]
@@ -584,7 +526,7 @@ def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
     failed = []
     with part.open("wb+") as output:
         output.write(bytes(HEADER))
-        for identity, file in plan.sources:
+        for file in plan.sources:
             path = plan.folder / file.path
             try:
                 if not path.is_file():  # opening a pipe would wait for ever
@@ -594,7 +536,7 @@ def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
                 failed.append([file.path, error.message, error.hint])
                 continue
             output.write(np.ascontiguousarray(values, dtype).data)
-            rows[identity] += len(values)
+            rows[_whose(file)] += len(values)
         output.seek(0)
         fields = {"descr": dtype.str, "fortran_order": False, "shape": (rows.total(), plan.width)}
         np.lib.format.write_array_header_1_0(output, fields)
@@ -620,8 +562,6 @@ def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):  # found on the next line
         row = values.astype(np.float16)[np.newaxis]
     if not np.isfinite(row).all():
-        raise DatasetError(
-            f"{path}: holds values that are not finite in half precision",
-            hint="make it again with s2f prep embeddings",
-        )
+        message = f"{path}: holds values that are not finite in half precision"
+        raise DatasetError(message, hint="make it again with s2f prep embeddings")
     return row

@@ -142,12 +142,13 @@ def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path: Path) -> No
         "d_embedding": np.full(5, 0.1, np.float32),
         "e_embedding": np.full(5, 1e6, np.float32),
     }
-    for name, array in arrays.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    (tmp_path / "folder.npy").mkdir()
+    for place in ("id0", "id1"):
+        (tmp_path / place / "folder.npy").mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(tmp_path / place / f"{name}.npy", array)
 
     def shard(table: str, *names: str) -> tuple[list, dict]:
-        sources = tuple((f"id{k // 2}", File(f"{n}.npy", 1, 0)) for k, n in enumerate(names))
+        sources = tuple(File(f"id{k // 2}/{n}.npy", 1, 0) for k, n in enumerate(names))
         plan = ShardPlan(f"{table}-00000.npy", table, 5, tmp_path, sources)
         note = write_shard(plan, tmp_path / "part")
         data = (tmp_path / "part").read_bytes()
@@ -157,7 +158,7 @@ def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path: Path) -> No
     rows, note = shard("clips", "a", "b", "c", "folder")
     assert rows == [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert note["rows"] == {"id0": 1, "id1": 2}
-    assert [path for path, _, _ in note["failed"]] == ["b.npy", "folder.npy"]
+    assert [path for path, _, _ in note["failed"]] == ["id0/b.npy", "id1/folder.npy"]
     rows, note = shard("embeddings", "d_embedding", "e_embedding")
     assert rows == [[float(np.float16(0.1))] * 5]
     assert "half precision" in note["failed"][0][1]
