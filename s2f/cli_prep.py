@@ -6,9 +6,9 @@ functions do not get has their own defaults.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,10 +30,7 @@ from s2f.options import (
 )
 
 if TYPE_CHECKING:
-    from s2f.names import NamesReport
-    from s2f.pair import PairReport
     from s2f.prep import Failure, PrepReport, Step
-    from s2f.split import SplitReport
 
 app = typer.Typer(
     help="Prepare training data. A run that was stopped goes on; what is up to date is kept.",
@@ -122,7 +119,7 @@ def _stats(
     if stats:
         console.line(output)
     result = {"output": output, **dataclasses.asdict(stats)} if stats else {"output": None}
-    _report(console, report, result, tree)
+    _report(console, report, tree, result)
 
 
 @app.command(
@@ -211,44 +208,44 @@ def _run(
         report = prepare(step, src, out, workers=workers, overwrite=overwrite, progress=progress)
     if report.made or report.skipped:
         console.line(report.out)
-    _report(console, report, {"out": report.out}, src)
+    _report(console, report, src, {"out": report.out})
 
 
-def _report(
-    console: Console, report: "PrepReport", result: Mapping[str, object], src: Path
-) -> None:
+def _report(console: Console, report: "PrepReport", src: Path, result: dict[str, Any]) -> None:
     """Tell what became of sources; a single one that failed exits with its own error."""
-    errors = [failure.error for failure in report.failed]
-    if errors and not src.is_dir():
-        raise errors[0]
-    made, skipped = report.made, report.skipped
-    console.note(
-        f"made {made}, up to date {skipped}, failed {len(errors)} in {report.seconds:.1f} s"
-    )
-    counts = {"made": made, "skipped": skipped, "failed": _told(report.failed)}
-    result = {**result, **counts, "seconds": round(report.seconds, 3)}
-    _end(console, result, errors, made + skipped)
+    failed, done = report.failed, report.made + report.skipped
+    if failed and not src.is_dir():
+        raise failed[0].error
+    said = f"made {report.made}, up to date {report.skipped}, failed {len(failed)}"
+    console.note(f"{said} in {report.seconds:.1f} s")
+    result |= {"made": report.made, "skipped": report.skipped, "failed": _told(failed)}
+    _end(console, {**result, "seconds": round(report.seconds, 3)}, failed, done)
 
 
-def _told(failed: "Sequence[Failure]") -> list[dict[str, object]]:
-    return [{"source": failure.source, **described(failure.error)} for failure in failed]
+def _told(failed: "Sequence[Failure | S2FError]") -> list[dict[str, object]]:
+    """Describe what failed as JSON has it, with its source where that is not in the message."""
+    return [
+        {**described(one)}
+        if isinstance(one, S2FError)
+        else {"source": one.source, **described(one.error)}
+        for one in failed
+    ]
 
 
 def _end(
-    console: Console, result: Mapping[str, object], errors: Sequence[S2FError], done: int
+    console: Console, result: dict[str, Any], failed: "Sequence[Failure | S2FError]", done: int
 ) -> None:
     """Give all results, and name what failed beside what was done, if anything did: exit 6."""
     console.summary(result)
-    if errors:
+    if failed:
+        errors = [one if isinstance(one, S2FError) else one.error for one in failed]
         console.failures(errors, done + len(errors))
         raise typer.Exit(PARTLY_FAILED)
 
 
-def _end_tree(
-    console: Console, report: "NamesReport | SplitReport | PairReport", done: int
-) -> None:
-    failed = [described(error) for error in report.failed]
-    _end(console, {**dataclasses.asdict(report), "failed": failed}, report.failed, done)
+def _end_tree(console: Console, report: Any, done: int) -> None:
+    result = {**dataclasses.asdict(report), "failed": _told(report.failed)}
+    _end(console, result, report.failed, done)
 
 
 @app.command("names", no_args_is_help=True, epilog=examples("s2f prep names data/faces --dry-run"))
@@ -256,8 +253,7 @@ def _names(
     ctx: typer.Context,
     tree: Annotated[Path, typer.Argument(help="A folder an identity, or train, val and test.")],
     merge: Annotated[
-        bool,
-        option("Run", "Make one folder of those that get one name; see --dry-run.", "--merge"),
+        bool, option("Run", "Make one folder of those that get one name; see --dry-run.", "--merge")
     ] = False,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
@@ -274,12 +270,9 @@ def _names(
         old = " + ".join(repr(str(inside / name)) for name in item.old)
         console.line(f"{old} -> {str(inside / item.new)!r}")
     does = "would be" if dry_run else "were"
-    console.note(
-        f"{len(report.renamed)} {does} renamed, {len(report.merged)} {does} merged, "
-        f"{report.unchanged} are plain"
-    )
-    done = len(report.renamed) + len(report.merged) + report.unchanged
-    _end_tree(console, report, done)
+    n_renamed, n_merged, n_plain = len(report.renamed), len(report.merged), report.unchanged
+    console.note(f"{n_renamed} {does} renamed, {n_merged} {does} merged, {n_plain} are plain")
+    _end_tree(console, report, n_renamed + n_merged + n_plain)
 
 
 @app.command(
@@ -366,10 +359,8 @@ def _pair(
         report = pair_identities(faces, voices, out, dry_run=dry_run, progress=progress, **options)
     if dry_run:
         for pair in report.pairs:
-            console.line(
-                f"{pair.identity}: {pair.n_voices} voices, {pair.n_faces} files of faces,"
-                f" by {pair.how}"
-            )
+            has = f"{pair.n_voices} voices, {pair.n_faces} files of faces"
+            console.line(f"{pair.identity}: {has}, by {pair.how}")
     else:
         console.line(out)
     for name, counts in report.datasets.items():
@@ -424,12 +415,10 @@ def _pack(
     from s2f.pack import pack_tree, verify_pack
 
     if (out is None) == (face_encoder is not None) or (out is None and not verify):
-        raise UsageError(
-            "packing takes TREE, OUT and --face-encoder; checking takes a pack and --verify",
-            hint="see s2f prep pack --help",
-        )
-    result: dict[str, object] = {}
-    errors: list[S2FError] = []
+        message = "packing takes TREE, OUT and --face-encoder; checking takes a pack and --verify"
+        raise UsageError(message, hint="see s2f prep pack --help")
+    result: dict[str, Any] = {}
+    failed: list[Failure | S2FError] = []
     done = 0
     if out is not None and face_encoder is not None:
         options = given(clip_seconds=clip_seconds, workers=workers)
@@ -437,19 +426,18 @@ def _pack(
         with console.progress("packing", "files") as progress:
             report = pack_tree(tree, out, progress=progress, **options)
         console.line(out)
-        console.note(
-            f"{report.identities} identities, {report.clips} clips, {report.embeddings} embeddings"
-        )
+        has = f"{report.identities} identities, {report.clips} clips"
+        console.note(f"{has}, {report.embeddings} embeddings")
         result = {**dataclasses.asdict(report), "failed": _told(report.failed)}
-        errors, done = [failure.error for failure in report.failed], report.identities
+        failed, done = [*report.failed], report.identities
     if verify:
         with console.progress("checking", "files") as progress:
             checked = verify_pack(out or tree, progress=progress)
         console.note(f"{checked.files} files checked, {len(checked.damaged)} damaged")
-        errors += checked.damaged
+        failed += checked.damaged
         done += checked.files - len(checked.damaged)
-        result["damaged"] = [described(error) for error in checked.damaged]
-    _end(console, result, errors, done)
+        result["damaged"] = _told(checked.damaged)
+    _end(console, result, failed, done)
 
 
 @app.command("demo", epilog=examples("s2f prep demo sources/faces sources/voices data/demo"))

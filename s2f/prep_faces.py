@@ -1,8 +1,8 @@
 """What `s2f prep` makes of photos: resized ones, framed faces, landmarks, embeddings.
 
-In that order. Photos are read in the workers; networks run in this process, on batches, and are
-loaded when the first one comes: a tree is planned before anything is loaded. Last, the embeddings
-that stand beside photos are checked with the face encoder that is said to have made them.
+Photos are read in the workers; networks run in this process, on batches, and are loaded when the
+first one comes: a tree is planned before anything is loaded. Last, the embeddings that stand beside
+photos are checked with the face encoder that is said to have made them.
 """
 
 import functools
@@ -21,15 +21,7 @@ from PIL import ExifTags, Image
 from s2f import checkpoint, embeddings, face_detection, layout
 from s2f.device import choose_device
 from s2f.errors import CheckpointError, DatasetError, ImageError
-from s2f.face_detection import (
-    FoundFace,
-    Pixels,
-    check_detector,
-    frame,
-    largest,
-    load_detector,
-    open_to_search,
-)
+from s2f.face_detection import FoundFace, Pixels, check_detector, frame, load_detector
 from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.files import save_array
 from s2f.images import ENCODING, FORMATS, FRAME, Fit, load_face, open_photo, save_photo
@@ -80,8 +72,7 @@ def _is_plain(path: Path) -> bool:
 def faces_step(detector: str, device: str = "cpu") -> Step:
     """Cut out the largest face of each photo: level, 224 x 224, as `face_detection.frame` does it.
 
-    Raises:
-        UsageError, DependencyError, DeviceError: as `face_detection.check_detector`.
+    Raises as `face_detection.check_detector`.
     """
     place = [face_detection.EYES_AT.real, face_detection.EYES_AT.imag, face_detection.EYE_DISTANCE]
     settings = {"detector": detector, "size": FRAME, "eyes": place}
@@ -89,12 +80,10 @@ def faces_step(detector: str, device: str = "cpu") -> Step:
 
 
 def landmarks_step(detector: str, device: str = "cpu") -> Step:
-    """Find the 68 points of the largest face of each photo.
+    """Find the points of the largest face of each photo, float32 [68 2].
 
-    Files are float32 [68 2], xy in the photo squashed to 224 x 224, as training reads it.
-
-    Raises:
-        UsageError, DependencyError, DeviceError: as `face_detection.check_detector`.
+    They are xy in the photo squashed to 224 x 224, as training reads it. Raises as
+    `face_detection.check_detector`.
     """
     settings = {"detector": detector, "size": FRAME}
     rename = functools.partial(renamed, ending=LANDMARKS)
@@ -102,7 +91,8 @@ def landmarks_step(detector: str, device: str = "cpu") -> Step:
 
 
 def _mark(name: str, photo: Image.Image, faces: list[FoundFace]) -> Any:
-    return face_detection.squashed(largest(name, faces).points, photo.size, FRAME)
+    points = face_detection.largest(name, faces).points
+    return face_detection.squashed(points, photo.size, FRAME)
 
 
 def _step(
@@ -129,13 +119,13 @@ def _step(
 
 
 def _find_one(source: Path, part: Path, *, detector: str, make: MakeFromFaces, save: Save) -> None:
-    photo = open_to_search(source, detector)
+    photo = face_detection.open_to_search(source, detector)
     faces = load_detector(detector)([np.asarray(photo)])[0]
     save(make(str(source), photo, faces), part)
 
 
 def _open(source: Path, part: Path, *, detector: str) -> tuple[str, Pixels]:
-    return str(source), np.asarray(open_to_search(source, detector))
+    return str(source), np.asarray(face_detection.open_to_search(source, detector))
 
 
 def _find_many(
@@ -153,27 +143,16 @@ def _find_many(
 
 @dataclass(frozen=True)
 class Space:
-    """What the embeddings of a face encoder are, by the header of its checkpoint.
+    """What the embeddings of a face encoder are, by the header of its checkpoint."""
 
-    Attributes:
-        sha256: the embedding space.
-        embedding: values of an embedding.
-        fit: how photos are brought to its input.
-        preprocessing: all of it, plain JSON.
-    """
-
-    sha256: str
-    embedding: int
-    fit: Fit
-    preprocessing: Mapping[str, Any]
+    sha256: str  # the embedding space
+    embedding: int  # values of an embedding
+    fit: Fit  # how photos are brought to its input
+    preprocessing: Mapping[str, Any]  # all of it, plain JSON
 
 
 def read_space(checkpoint_path: Path) -> Space:
-    """Read what the embeddings of a face encoder are, without its weights.
-
-    Raises:
-        CheckpointError: if it is not the checkpoint of a face encoder.
-    """
+    """Read what the embeddings of a face encoder are; a `CheckpointError` if it is none's file."""
     header = checkpoint.read_header(checkpoint_path, "face_encoder")
     try:
         preprocessing, values = header["preprocessing"], int(header["config"]["embedding"])
@@ -181,21 +160,16 @@ def read_space(checkpoint_path: Path) -> Space:
         if fit not in get_args(Fit):
             raise ValueError(f"fit {fit!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint_path}: its header does not describe a face encoder: {error}",
-            hint="it was made by another version of s2f",
-        ) from error
+        message = f"{checkpoint_path}: its header does not describe a face encoder: {error}"
+        raise CheckpointError(message, hint="it was made by another version of s2f") from error
     return Space(header["embedding_space"], values, fit, preprocessing)
 
 
 def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int = 32) -> Step:
     """Describe how photos become embeddings, float32 [d], with a face encoder.
 
-    What it makes depends on its weights and its preprocessing, and hardly on the device.
-
-    Raises:
-        CheckpointError: if it is not the checkpoint of a face encoder.
-        DeviceError: if the device is not there.
+    What it makes depends on its weights and its preprocessing, and hardly on the device. Raises a
+    `CheckpointError` as `read_space`, and a `DeviceError` if the device is not there.
     """
     space = read_space(checkpoint_path)
     chosen = choose_device(device)
@@ -226,10 +200,8 @@ def _read_photo(path: Path, part: Path, *, fit: Fit) -> NDArray[np.uint8]:
 def check_photo_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None:
     """Make sure that a face encoder made the embeddings, at `paths`, beside photos.
 
-    Raises:
-        DatasetError: if one has no photo beside it, or cannot be read.
-        ImageError: if none of their photos can be read.
-        CheckpointError: if another face encoder made one.
+    Raises a `DatasetError` if one has no photo beside it, or cannot be read, an `ImageError` if
+    none of their photos can be read, a `CheckpointError` if another face encoder made one.
     """
     space, cpu = read_space(checkpoint_path), torch.device("cpu")
     maker = _maker(checkpoint_path, space, cpu, embeddings.BATCH)
@@ -241,7 +213,5 @@ def _photo(embedding: Path) -> Path:
     for path in sorted(embedding.parent.iterdir()):
         if path.stem == stem and is_photo(path.name):
             return path
-    raise DatasetError(
-        f"{embedding}: has no photo beside it to check it with",
-        hint=f"keep NAME.jpg, for instance, beside NAME{layout.EMBEDDING}",
-    )
+    hint = f"keep NAME.jpg, for instance, beside NAME{layout.EMBEDDING}"
+    raise DatasetError(f"{embedding}: has no photo beside it to check it with", hint=hint)

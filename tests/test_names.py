@@ -104,8 +104,7 @@ def test_a_name_without_a_plain_form_is_refused(name: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "new"),
-    [("Carlos_Sainz,_Jr.", "Carlos_Sainz_Jr."), ("..", "_.."), (",.Ann", "_.Ann")],
+    ("name", "new"), [("Carlos_Sainz,_Jr.", "Carlos_Sainz_Jr."), ("..", "_.."), (",.Ann", "_.Ann")]
 )
 def test_a_bare_name_is_a_folder_that_is_seen(name: str, new: str) -> None:
     assert bare(name) == new

@@ -119,9 +119,7 @@ def test_the_tree_is_mirrored(tree: Path) -> None:
     assert digest(tree / "out") == before
 
 
-def test_an_output_is_made_again_if_anything_changed_or_it_is_gone(
-    tree: Path,
-) -> None:
+def test_an_output_is_made_again_if_anything_changed_or_it_is_gone(tree: Path) -> None:
     prepare(tree)
     (tree / "in/a/1.txt").write_text("new")
     (tree / "in/a/2.txt").write_text("texT a/2")  # of the same size, and older
@@ -300,12 +298,7 @@ def test_a_step_may_make_notes_only(tree: Path) -> None:
 
 def test_a_net_gets_batches_and_may_refuse_one(tree: Path) -> None:
     (tree / "in/a/1.txt").write_text("")
-    step = {
-        "work": functools.partial(read, ""),
-        "net": lengths,
-        "save": save,
-        "batch_size": 2,
-    }
+    step = {"work": functools.partial(read, ""), "net": lengths, "save": save, "batch_size": 2}
     report = prepare(tree, step=step, workers=1)
     assert contents(tree / "out") == {"a/2.out": "8 of 2", "b/1.out": "8 of 1"}
     assert [failure.source.name for failure in report.failed] == ["1.txt"]
