@@ -102,18 +102,8 @@ class Found:
         return os.path.join(self.root, self.inside)
 
 
-@dataclass
-class Side:
-    """What was found of one person: folders, and how they were found to be this person's."""
-
-    datasets: tuple[str, ...]  # as `Person.datasets`, or `own`
-    hows: set[str] = field(default_factory=set)
-    found: dict[TreeKind, list[Found]] = field(default_factory=lambda: {"voice": [], "face": []})
-
-    def add(self, found: Found, how: str) -> None:
-        """Take a folder as this person's."""
-        self.hows.add(how)
-        self.found[found.kind].append(found)
+Matches = dict[str, list[tuple[Found, str]]]
+"""By identity, the folders found to be this person's, and how: `id`, `name`, `transliterated`."""
 
 
 @dataclass(frozen=True)
@@ -185,37 +175,52 @@ def pair_identities(
     for root in (*faces, *voices):
         files.refuse_overlap(root, out)
     people = read_meta(metas)
-    roots: dict[TreeKind, Sequence[Path]] = {"voice": voices, "face": faces}
-    trees = [(root, kind) for kind, these in roots.items() for root in these]
-    sides, unmatched = match_people(
-        [one for root, kind in trees for one in find_people(root, kind, people)], people
-    )
-    both = {who: side for who, side in sorted(sides.items()) if all(side.found.values())}
-    plan = [folder for who, side in both.items() for folder in _folders(out / who, side, roots)]
+    found = [one for root in voices for one in find_people(root, "voice", people)]
+    found += [one for root in faces for one in find_people(root, "face", people)]
+    matches, unmatched = match_people(found, people)
+    datasets = {person.identity: person.datasets for person in people.people}
+    pairs: list[Pair] = []
+    plan: list[Folder] = []
+    for who, matched in sorted(matches.items()):
+        heard = [one for one, _ in matched if one.kind == "voice"]
+        seen = [one for one, _ in matched if one.kind == "face"]
+        if heard and seen:
+            pair = Pair(
+                identity=who,
+                datasets=datasets.get(who, (OWN,)),
+                how=max((how for _, how in matched), key=_HOW.index),
+                voices=tuple(one.folder for one in heard),
+                faces=tuple(one.folder for one in seen),
+                n_voices=sum(len(one.names) for one in heard),
+                n_faces=sum(len(one.names) for one in seen),
+            )
+            pairs.append(pair)
+            plan += _places(out / who / "audios", heard, several_trees=len(voices) > 1)
+            plan += _places(out / who / "images", seen, several_trees=len(faces) > 1)
     sources: dict[str, str] = {}  # files of one folder have different names anyway
     for folder in plan:
         other = sources.setdefault(folder.target.casefold(), folder.source)
         if other != folder.source:
             message = f"{other} and {folder.source} would both be {folder.target}"
             raise UsageError(message, hint="rename one of the folders")
-    others = set(files.folders(out)) - set(both) if out.is_dir() else set()
+    others = set(files.folders(out) if out.is_dir() else ()) - {pair.identity for pair in pairs}
     if others:
         hint = "choose another folder, or remove what other options made there"
         raise UsageError(f"{out / min(others)}: is in no pair of this run", hint=hint)
     placed = files.PlaceReport(0, 0, ())
     if not dry_run:
-        if not both:
-            message = f"nobody of {len(sides)} people has both faces and voices"
+        if not pairs:
+            message = f"nobody of {len(matches)} people has both faces and voices"
             hint = "see why with --dry-run; ids and names are joined by --meta"
             raise DatasetError(message, hint=hint)
         with files.alone_in(out):
             placed = files.place_all(plan, link, progress=progress)
     return PairReport(
         out=out,
-        pairs=tuple(_pair(who, side) for who, side in both.items()),
+        pairs=tuple(pairs),
         unmatched=tuple(sorted(unmatched, key=lambda one: (one.kind, one.folder, one.name))),
-        datasets=_count(sides, people),
-        shared=tuple(who for who, side in both.items() if len(side.datasets) > 1),
+        datasets=_count(matches, people, datasets),
+        shared=tuple(pair.identity for pair in pairs if len(pair.datasets) > 1),
         collisions=people.collisions,
         made=placed.made,
         kept=placed.kept,
@@ -224,40 +229,28 @@ def pair_identities(
     )
 
 
-def _folders(
-    identity: Path, side: Side, roots: Mapping[TreeKind, Sequence[Path]]
-) -> Iterator[Folder]:
-    """Give a person's folders their places; several of a kind keep their paths."""
-    for kind, found in side.found.items():
-        place = identity / ("audios" if kind == "voice" else "images")
-        for one in found:
-            above = one.root.name if len(roots[kind]) > 1 else ""
-            inside = Path(above, one.inside) if len(found) > 1 else Path()
-            yield Folder(one.folder, str(place / inside), one.names)
+def _places(target: Path, found: Sequence[Found], *, several_trees: bool) -> list[Folder]:
+    """Give a person's folders of one kind their places; several keep their paths."""
+    plan = []
+    for one in found:
+        above = one.root.name if several_trees else ""
+        place = target / above / one.inside if len(found) > 1 else target
+        plan.append(Folder(one.folder, str(place), one.names))
+    return plan
 
 
-def _pair(identity: str, side: Side) -> Pair:
-    voices, faces = side.found["voice"], side.found["face"]
-    return Pair(
-        identity=identity,
-        datasets=side.datasets,
-        how=max(side.hows, key=_HOW.index),
-        voices=tuple(one.folder for one in voices),
-        faces=tuple(one.folder for one in faces),
-        n_voices=sum(len(one.names) for one in voices),
-        n_faces=sum(len(one.names) for one in faces),
-    )
-
-
-def _count(sides: Mapping[str, Side], people: MetaPeople) -> dict[str, dict[str, int]]:
+def _count(
+    matches: Matches, people: MetaPeople, datasets: Mapping[str, tuple[str, ...]]
+) -> dict[str, dict[str, int]]:
     counts = {}
     for name in ("vox1", "vox2", OWN):
-        here = [side.found for side in sides.values() if name in side.datasets]
+        here = [who for who in matches if name in datasets.get(who, (OWN,))]
+        kinds = [{one.kind for one, _ in matches[who]} for who in here]
         counts[name] = {
             "people": sum(name in person.datasets for person in people.people),
-            "voices": sum(bool(found["voice"]) for found in here),
-            "faces": sum(bool(found["face"]) for found in here),
-            "pairs": sum(all(found.values()) for found in here),
+            "voices": sum("voice" in has for has in kinds),
+            "faces": sum("face" in has for has in kinds),
+            "pairs": sum(len(has) == 2 for has in kinds),
         }
     return counts
 
@@ -305,15 +298,13 @@ def _place(folder: str, people: MetaPeople) -> tuple[str, str | None, bool]:
     return "/".join(parts[: k + 1]), parts[k], known is not None
 
 
-def match_people(
-    found: Sequence[Found], people: MetaPeople
-) -> tuple[dict[str, Side], list[Unmatched]]:
+def match_people(found: Sequence[Found], people: MetaPeople) -> tuple[Matches, list[Unmatched]]:
     """Decide whose each folder is: what was found of each identity, and what is in no pair.
 
     A folder is a person's of the meta files where exactly one fits. The others are joined by equal
     names; two spellings of one name are joined only if one has the voices and the other the faces.
     """
-    sides: dict[str, Side] = {}
+    matches: Matches = defaultdict(list)
     own: dict[str, dict[str, list[Found]]] = defaultdict(lambda: defaultdict(list))
     left: list[tuple[Found, str]] = []
     for one in found:
@@ -322,7 +313,7 @@ def match_people(
             continue
         who, how = people.find(one.label)
         if len(who) == 1:
-            sides.setdefault(who[0].identity, Side(who[0].datasets)).add(one, how)
+            matches[who[0].identity].append((one, how))
         elif who:
             several = ", ".join(person.identity for person in who)
             left.append((one, f"ambiguous: may be {several}"))
@@ -330,31 +321,25 @@ def match_people(
             name = people.names.get(one.label, one.label)
             own[key(name)][composed(name)].append(one)
     for spellings in own.values():
-        left += _join_own(spellings, sides)
-    for side in sides.values():
-        missing = [kind for kind, found_of in side.found.items() if not found_of]
-        for one in (one for found_of in side.found.values() for one in found_of if missing):
-            has_row = side.datasets != (OWN,) or one.label in people.names
-            why = f"no {missing[0]}" if has_row or not people.people else "no meta row"
-            left.append((one, why))
-    return sides, [Unmatched(o.kind, o.label or o.names[0], o.folder, why) for o, why in left]
-
-
-def _join_own(spellings: dict[str, list[Found]], sides: dict[str, Side]) -> list[tuple[Found, str]]:
-    """Join folders of one name in different spellings, or give back what cannot be joined."""
-    kinds = [{one.kind for one in group} for group in spellings.values()]
-    everyone = [one for group in spellings.values() for one in group]
-    if len(kinds) > 1 and sorted(map(sorted, kinds)) != [["face"], ["voice"]]:
-        names = ", ".join(sorted(spellings))
-        return [(one, f"ambiguous: {names} are one name") for one in everyone]
-    try:
-        identity = bare(min(spellings))
-    except DatasetError as error:
-        return [(one, error.message) for one in everyone]
-    side = sides.setdefault(identity, Side((OWN,)))
-    for one in everyone:
-        side.add(one, "name" if len(kinds) == 1 else "transliterated")
-    return []
+        kinds = [{one.kind for one in group} for group in spellings.values()]
+        everyone = [one for group in spellings.values() for one in group]
+        try:
+            if len(kinds) > 1 and sorted(map(sorted, kinds)) != [["face"], ["voice"]]:
+                names = ", ".join(sorted(spellings))
+                raise DatasetError(f"ambiguous: {names} are one name")
+            how = "name" if len(kinds) == 1 else "transliterated"
+            matches[bare(min(spellings))] += [(one, how) for one in everyone]
+        except DatasetError as error:
+            left += [(one, error.message) for one in everyone]
+    in_meta = {person.identity for person in people.people}
+    for identity, matched in matches.items():
+        if len({one.kind for one, _ in matched}) == 1:
+            for one, _ in matched:
+                has_row = identity in in_meta or one.label in people.names
+                missing = "face" if one.kind == "voice" else "voice"
+                known = has_row or not people.people
+                left.append((one, f"no {missing}" if known else "no meta row"))
+    return matches, [Unmatched(o.kind, o.label or o.names[0], o.folder, why) for o, why in left]
 
 
 def read_meta(paths: Sequence[Path]) -> MetaPeople:
