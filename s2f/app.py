@@ -119,10 +119,7 @@ Answer = Callable[..., str]  # to what was sent, streams; it tells its progress
 def serving(
     model: SpeechToFace, settings: Settings, evaluation: str | None = None
 ) -> contextlib.AbstractContextManager[tuple[str, str | None]]:
-    """Serve the page as long as the context lasts: gives and raises what `app_server.serve` does.
-
-    The model has all three networks; `evaluation`, of it, is Markdown.
-    """
+    """Serve the page of a model with all networks, and Markdown on it, as `app_server.serve`."""
 
     def lay_out() -> "tuple[gr.Blocks, Mapping[str, Any]]":
         import gradio as gr
@@ -275,12 +272,7 @@ def answer_voice(
 
 
 def answer_voices(
-    model: SpeechToFace,
-    first: BinaryIO,
-    second: BinaryIO,
-    *,
-    max_seconds: float,
-    progress: Progress = silent,
+    model: SpeechToFace, *voices: BinaryIO, max_seconds: float, progress: Progress = silent
 ) -> str:
     """Show the faces from that of one voice to that of another, in `STEPS` even steps.
 
@@ -288,7 +280,7 @@ def answer_voices(
     with `The first voice:` or `second` before it.
     """
     embeddings: list[NDArray[np.float32]] = []
-    for k, (name, speech) in enumerate((("first", first), ("second", second))):
+    for k, (name, speech) in enumerate(zip(("first", "second"), voices, strict=True)):
         progress(k, STEPS + 2, f"listening to the {name} voice")
         try:
             embeddings.append(model.embed_voice(speech, duration=max_seconds))

@@ -1,13 +1,10 @@
 """The networks of the bundled model: a face is a code of its parts, which is read and drawn.
 
-`Windows` cut a registered texture into overlapping parts. `PartsCode` finds the few axes that what
-faces show in each window varies along, and those of their shapes: a face's values on all of them
-are its code. Unlike axes of whole faces, those of parts can be put together to a person who
-resembles nobody that they were found from. `LocalTexture` draws a code, `Detail` gives back what
-averaging takes from a texture, and `PartsEncoder` reads the code of a photo, whose landmarks its
-`LandmarkFinder` finds. `face_decoder` puts the drawing half together.
-
-Tensors in, tensors out. Source: Cootes et al. 1998, "Active Appearance Models", for whole faces.
+Unlike axes of whole faces (Cootes et al. 1998, "Active Appearance Models"), those of parts can be
+put together to a person who resembles nobody that they were found from. `LocalTexture` draws a
+`PartsCode`, `Detail` gives back what averaging takes from a texture, and `PartsEncoder` reads the
+code of a photo, whose landmarks its `LandmarkFinder` finds. `face_decoder` puts the drawing half
+together. Tensors in, tensors out.
 """
 
 from dataclasses import dataclass
@@ -25,10 +22,7 @@ BLOCK_CHANNELS = 48  # patterns that blocks of 8 x 8 pixels are drawn from
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the windows lie: a grid, each twice as wide as its pitch.
-
-    Raises ValueError if their number does not divide the size into parts of an even length.
-    """
+    """A grid of windows, each twice as wide as its pitch; ValueError if that is not even."""
 
     size: int  # side of the picture, pixels
     count: int  # windows a side
@@ -135,10 +129,7 @@ def _scaled(deviations: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LocalTexture(nn.Module):
-    """Draws pictures [b 3 s s] from the values [b n² a] of their windows' axes.
-
-    The pictures are made of blocks of 8 x 8 pixels, and those of some patterns.
-    """
+    """Draws pictures [b 3 s s], of blocks of 8 x 8 pixels, from the values [b n² a] of windows."""
 
     BLOCK = 8
 
@@ -214,9 +205,8 @@ class Detail(nn.Module):
 
     def forward(self, textures: Tensor) -> Tensor:
         """Amplify what is fainter than in photos."""
-        usual = functional.interpolate(
-            self.strengths[:, None], textures.shape[-2:], mode="bilinear", align_corners=False
-        )
+        size = textures.shape[-2:]
+        usual = functional.interpolate(self.strengths[:, None], size, mode="bilinear")
         bands, whole = _bands(textures)
         drawn = whole
         for band, wanted in zip(bands, usual, strict=True):

@@ -1,13 +1,12 @@
 """The recipe of the bundled model, from two openly licensed sources to a folder that is a model.
 
 `prepare_demo` makes training trees. Faces: the Face Research Lab London Set (DeBruine and Jones
-2017), framed, with its 189-point templates. Voices: readers of LibriSpeech (Panayotov et al. 2015).
-They are different people, so faces are given to voices by what both carry: sex, and within a sex
-the rank of the voice's pitch and the rank of the face on the masculine-feminine axis. Which of the
-many faces of that rank a voice gets follows its timbre by a fixed rule that means nothing; it only
-makes sure that different voices get different faces. Unlimited identities come from a `FaceSpace`
-of registered faces: shapes and textures of real people, mirrored too, mixed separately. Mixes look
-photographic and their landmarks are exact. `train_demo` trains the networks.
+2017), framed, with its 189-point templates; unlimited identities come from a `FaceSpace`, which
+mixes shapes and textures of real people separately. Voices: readers of LibriSpeech (Panayotov et
+al. 2015). They are different people, so faces are given to voices by what both carry: sex, and
+within a sex the rank of the voice's pitch and of the face on the masculine-feminine axis. Which of
+many such faces it is follows timbre, by a fixed rule that means nothing. `train_demo` trains the
+networks.
 """
 
 import csv
@@ -16,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,49 +36,39 @@ from s2f.train_faces import PartsEncoderTask
 from s2f.train_voice import VoiceEncoderTask
 from s2f.warp import warp
 
+Array = NDArray[np.float64]
 _LICENCE = (
     "CC BY 4.0 for what is derived from the data: Face Research Lab London Set (DeBruine and "
     "Jones 2017, doi 10.6084/m9.figshare.5047666); LibriSpeech (Panayotov et al. 2015, "
     "openslr.org/12). The program is MIT."
 )
 FACES_CARD = {
-    "description": (
-        "Landmarks are found, the photo is registered to the mean shape and its parts are read "
-        "and drawn window by window, by the axes along which the registered faces of training "
-        "vary; what smiles change is taken off. 20 % of the people were kept out of training."
-    ),
-    "data": (
-        "84 photographed adults of the Face Research Lab London Set, framed, neutral and "
-        "smiling, and synthetic people with the skin and hair of one of them, or a mix, in "
-        "shapes mixed of 2 to 4 of a sex."
-    ),
+    "description": "Landmarks are found, the photo is registered to the mean shape and its parts "
+    "are read and drawn window by window, by the axes along which the registered faces of "
+    "training vary; what smiles change is taken off. 20 % of the people were kept out of "
+    "training.",
+    "data": "84 photographed adults of the Face Research Lab London Set, framed, neutral and "
+    "smiling, and synthetic people with the skin and hair of one of them, or a mix, in shapes "
+    "mixed of 2 to 4 of a sex.",
     "licence": _LICENCE,
-    "limits": (
-        "Frontal, well-lit, framed adult faces before a plain wall, of few ages and origins: "
-        "others are drawn less well. Hair that leaves the head's outline is cut off, heads with "
-        "less hair than most get a bright rim; glasses, beards beyond stubble, wrinkles and "
-        "jewellery are drawn faintly or not at all. It looks like the person in the photo, and is "
-        "not for recognising anyone."
-    ),
+    "limits": "Frontal, well-lit, framed adult faces before a plain wall, of few ages and "
+    "origins: others are drawn less well. Hair that leaves the head's outline is cut off, heads "
+    "with less hair than most get a bright rim; glasses, beards beyond stubble, wrinkles and "
+    "jewellery are drawn faintly or not at all. It looks like the person in the photo, and is not "
+    "for recognising anyone.",
 }
 VOICES_CARD = {
-    "description": (
-        "A demonstration of the pipeline. Voices and faces belong to different people: a voice "
-        "was given a face of its sex, as masculine among those as its pitch is low. Which of "
-        "these faces it was, skin, hair and features, follows timbre by an arbitrary rule."
-    ),
-    "data": (
-        "Voices: 220 readers of LibriSpeech train-clean-100, 14 s each, 20 % of them kept out. "
-        "Faces: mixes of the Face Research Lab London Set, a little more womanly or manly than "
-        "its people."
-    ),
+    "description": "A demonstration of the pipeline. Voices and faces belong to different people: "
+    "a voice was given a face of its sex, as masculine among those as its pitch is low. Which of "
+    "these faces it was, skin, hair and features, follows timbre by an arbitrary rule.",
+    "data": "Voices: 220 readers of LibriSpeech train-clean-100, 14 s each, 20 % of them kept "
+    "out. Faces: mixes of the Face Research Lab London Set, a little more womanly or manly than "
+    "its people.",
     "licence": _LICENCE,
-    "limits": (
-        "Knows sex and pitch, and nothing else about anyone: not age, not origin, not looks. "
-        "Read English speech of adults. A deep female voice may show a man and a high male voice "
-        "a woman; children, singing, shouting and music show anything. It must not be used to "
-        "identify, profile or judge a person."
-    ),
+    "limits": "Knows sex and pitch, and nothing else about anyone: not age, not origin, not "
+    "looks. Read English speech of adults. A deep female voice may show a man and a high male "
+    "voice a woman; children, singing, shouting and music show anything. It must not be used to "
+    "identify, profile or judge a person.",
 }
 
 TEST_SHARE = 0.2  # of people and of speakers, kept out of training
@@ -220,7 +210,10 @@ class FaceSpace:
         self.photographed = register(people, mean_shape)
         self.textures = on_background(self.photographed, mean_shape)
         # Appearance and shape on one scale: principal axes of both, whitened, the first 30 each.
-        axes = [_whitened(part.flatten(1), 30) for part in (self.textures, self.shapes)]
+        axes = []
+        for rows in (self.textures.flatten(1).double(), self.shapes.flatten(1).double()):
+            left = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)[0]
+            axes.append(left[:, :30].numpy() * np.sqrt(len(rows)))
         coordinates = np.concatenate(axes, axis=1)
         male = self.sexes == "M"
         difference = coordinates[male].mean(0) - coordinates[~male].mean(0)
@@ -232,7 +225,7 @@ class FaceSpace:
         """Rows of the people of a sex."""
         return np.flatnonzero(self.sexes == sex)
 
-    def mix(self, sex: str, rng: Generator) -> NDArray[np.float64]:
+    def mix(self, sex: str, rng: Generator) -> Array:
         """Weights [2 n] of a convex mix of 2 to 4 people of a sex, texture and shape apart."""
         weights = np.zeros((2, len(self.sexes)))
         for row in weights:
@@ -240,7 +233,7 @@ class FaceSpace:
             row[parents] = rng.dirichlet(np.full(len(parents), 1.5))
         return weights
 
-    def draw(self, sex: str, rng: Generator, scale: float) -> NDArray[np.float64]:
+    def draw(self, sex: str, rng: Generator, scale: float) -> Array:
         """Weights [2 n] of a normal draw with the people's covariance times `scale` squared."""
         rows = self.of_sex(sex)
         weights = np.zeros((2, len(self.sexes)))
@@ -248,7 +241,7 @@ class FaceSpace:
         weights[:, rows] = 1 / len(rows) + noise - noise.mean(axis=1, keepdims=True)
         return weights
 
-    def axes(self, sex: str) -> NDArray[np.float64]:
+    def axes(self, sex: str) -> Array:
         """Weights [m m] of the people of a sex on its axes of variation, the largest first.
 
         Textures and shapes count alike, each divided by its total variance.
@@ -259,13 +252,11 @@ class FaceSpace:
             centred = part[rows].flatten(1) - part[rows].flatten(1).mean(0)
             products = (centred @ centred.T).double().numpy()
             total += products / products.trace()
-        vectors: NDArray[np.float64] = np.linalg.eigh(total)[1][:, ::-1].copy()
+        vectors: Array = np.linalg.eigh(total)[1][:, ::-1].copy()
         vectors *= np.sign(vectors[0])  # an axis has two directions: always take the same one
         return vectors
 
-    def voiced(
-        self, sex: str, rank: float, timbre: NDArray[np.float64], rng: Generator
-    ) -> NDArray[np.float64]:
+    def voiced(self, sex: str, rank: float, timbre: Array, rng: Generator) -> Array:
         """Weights [2 n] of the face for a voice.
 
         The `rank` of its pitch within the sex is 0 (lowest) to 1: the lower, the more masculine the
@@ -279,40 +270,30 @@ class FaceSpace:
         # timbre's axes hold timbre alone
         scores = left @ (TIMBRE_SCALE * timbre - left.T @ noise) + noise
         scores -= scores.mean()
-        weights: NDArray[np.float64] = np.zeros((2, len(self.sexes)))
+        weights: Array = np.zeros((2, len(self.sexes)))
         weights[:, rows] = 1 / len(rows) + scores / np.sqrt(len(rows))
         real = np.quantile(self.masculinity[rows], (1 - rank, 0.5))
         wanted = real[1] + MASCULINITY_SPREAD * (real[0] - real[1])
-        other = self.of_sex("F" if sex == "M" else "M")
-        towards = np.zeros(len(self.sexes))  # from the mean woman to the mean man
-        male, female = (rows, other) if sex == "M" else (other, rows)
-        towards[male], towards[female] = 1 / len(male), -1 / len(female)
+        male = self.sexes == "M"
+        towards = male / male.sum() - ~male / (~male).sum()  # from the mean woman to the mean man
         step = (wanted - self.masculinity @ weights[0]) / (self.masculinity @ towards)
         # A voice that is hard to tell is given a face between: it is still to be on its own side.
         weights += (step + (SEX_MARGIN if sex == "M" else -SEX_MARGIN)) * towards
         return weights
 
-    def render(self, weights: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor]:
+    def render(self, weights: Array) -> tuple[Tensor, Tensor, Tensor]:
         """Texture [3 224 224], shape [189 2] and photo [3 224 224] of weights [2 n].
 
         The texture stands on a plain background; the photo has whatever mix of hair and light
         surrounds the real people, so that a face encoder learns to look past it.
         """
         texture_of, shape_of = torch.from_numpy(weights).float()
-        texture, photographed = (
-            torch.einsum("n,nchw->chw", texture_of, of).clamp(0, 1)
-            for of in (self.textures, self.photographed)
-        )
-        shape = torch.einsum("n,nkx->kx", shape_of, self.shapes)
+        mix = "n,n...->..."
+        texture = torch.einsum(mix, texture_of, self.textures).clamp(0, 1)
+        photographed = torch.einsum(mix, texture_of, self.photographed).clamp(0, 1)
+        shape = torch.einsum(mix, shape_of, self.shapes)
         photo = warp(photographed[None], self.mean_shape[None], shape[None])[0]
         return texture, shape, photo
-
-
-def _whitened(rows: Tensor, axes: int) -> NDArray[np.float64]:
-    """Coordinates [n axes] of rows [n m] on their largest principal axes, variance 1."""
-    left = torch.linalg.svd(rows.double() - rows.double().mean(0), full_matrices=False)[0]
-    scores: NDArray[np.float64] = left[:, :axes].numpy() * np.sqrt(len(rows))
-    return scores
 
 
 def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
@@ -323,13 +304,7 @@ def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
 
 def on_background(textures: Tensor, mean_shape: Tensor) -> Tensor:
     """Cut people out of registered photos [n 3 224 224] and stand them before a plain grey."""
-    background = torch.tensor(BACKGROUND).view(3, 1, 1).expand_as(textures)
-    return torch.lerp(background, textures, _person_mask(mean_shape.numpy()))
-
-
-def _person_mask(shape: NDArray[np.float32]) -> Tensor:
-    """1 inside neck, head and hair of a shape [189 2], 0 outside, soft between: [224 224]."""
-    fine = 4
+    fine, shape = 4, mean_shape.numpy()
     points = shape.copy()
     # The temples: halfway hair of some is background of others; go a quarter of the way in.
     points[[148, 154]] = 0.75 * shape[[148, 154]] + 0.25 * shape[[135, 143]]
@@ -343,7 +318,9 @@ def _person_mask(shape: NDArray[np.float32]) -> Tensor:
     soft = mask.filter(ImageFilter.GaussianBlur(2.5))
     # Hair that reaches the border must end there, or the warp would draw it on and on.
     top = torch.arange(FRAME).div(5).clamp(0, 1)[:, None]
-    return torch.from_numpy(np.asarray(soft, np.float32) / 255) * top
+    inside = torch.from_numpy(np.asarray(soft, np.float32) / 255) * top  # [224 224]
+    background = torch.tensor(BACKGROUND).view(3, 1, 1).expand_as(textures)
+    return torch.lerp(background, textures, inside)
 
 
 def space_of(people: PhotographedPeople) -> tuple[PhotographedPeople, FaceSpace]:
@@ -365,29 +342,25 @@ def median_pitch(waveform: NDArray[np.float32]) -> float:
     """
     import librosa
 
-    frame, hop = 1024, 256
-    pitch = librosa.yin(
-        waveform, fmin=60, fmax=400, sr=audio.SAMPLE_RATE, frame_length=frame, hop_length=hop
-    )
-    level = librosa.feature.rms(y=waveform, frame_length=frame, hop_length=hop)[0]
+    frames: dict[str, Any] = {"frame_length": 1024, "hop_length": 256}
+    pitch = librosa.yin(waveform, fmin=60, fmax=400, sr=audio.SAMPLE_RATE, **frames)
+    level = librosa.feature.rms(y=waveform, **frames)[0]
     n = min(len(pitch), len(level))
     loud = level[:n] > np.quantile(level[:n], 0.5)
     edge = (pitch[:n] > 61) & (pitch[:n] < 395)  # YIN ends at the bounds where nothing is voiced
     return float(np.median(pitch[:n][loud & edge]))
 
 
-def timbre_of(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
+def timbre_of(waveform: NDArray[np.float32]) -> Array:
     """Mean log-mel spectrum [128] of the louder half of the frames of a waveform [n]."""
     plain = spectrogram.FrontEnd("log_mel")
     log_mel = spectrogram.spectrogram(torch.from_numpy(waveform)[None], plain)[0, 0].double()
     level = log_mel.mean(0)
-    mean: NDArray[np.float64] = log_mel[:, level > level.median()].mean(1).numpy()
+    mean: Array = log_mel[:, level > level.median()].mean(1).numpy()
     return mean
 
 
-def normal_scores(
-    timbres: NDArray[np.float64], pitch: NDArray[np.float64], fitted: NDArray[np.intp]
-) -> NDArray[np.float64]:
+def normal_scores(timbres: Array, pitch: Array, fitted: NDArray[np.intp]) -> Array:
     """Timbres [n 128] on their largest axes within one sex, without what follows from pitch: [n a].
 
     Fitted on some rows, given for all: ranks among the fitted, as quantiles of a normal.
@@ -400,7 +373,7 @@ def normal_scores(
     axes = np.linalg.svd(rest[fitted], full_matrices=False)[2][:TIMBRE_AXES]
     on_axes = rest @ axes.T  # [n a]
     below = (on_axes[:, None] > on_axes[fitted][None]).mean(1)
-    scores: NDArray[np.float64] = norm.ppf(np.clip(below, 0.02, 0.98))
+    scores: Array = norm.ppf(np.clip(below, 0.02, 0.98))
     return scores
 
 
@@ -579,11 +552,9 @@ def train_demo(
     files = encoder.best, encoder.best.with_name("decoder.safetensors")
 
     def voices_task(card: Card) -> Task:
-        tree, known = (
-            data / "voices",
-            (load(files[0], "face_encoder"), load(files[1], "face_decoder")),
-        )
-        return VoiceEncoderTask(tree, "compact", *known, card, device=device, progress=progress)
+        known = load(files[0], "face_encoder"), load(files[1], "face_decoder")
+        how: dict[str, Any] = {"device": device, "progress": progress}
+        return VoiceEncoderTask(data / "voices", "compact", *known, card, **how)
 
     voice = run("voice", "voices", VOICES, voices_task)
     sources = {"face_encoder": files[0], "face_decoder": files[1], "voice_encoder": voice.best}

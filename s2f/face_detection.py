@@ -1,16 +1,12 @@
 """Faces in photos: found with their 68 points, cut out level, and framed as training's faces are.
 
-`cut_face` does all of it. A detector is one of two packages behind one call. `dlib`: a
-histogram-of-gradients detector and an ensemble of regression trees, on the CPU, without a download:
-the trees come with the package face_recognition_models. They were trained on iBUG 300-W, whose
-terms exclude commercial use. `face-alignment`: two convolutional networks, S3FD and 2DFAN-4, on any
-device. Both look at a copy of bounded size, so that a photo may have any, and then at each face
-enlarged or shrunk to one size, so that the points are as exact on small faces as they can be.
+A detector is one of two packages (Bulat and Tzimiropoulos 2017; King 2009, "Dlib-ml"): `dlib`, on
+the CPU, whose trees were trained on iBUG 300-W, with terms that exclude commercial use; or
+`face-alignment`, networks on any device. Both look at a copy of bounded size, so that a photo may
+have any, and then at each face brought to one size, so that points are as exact on small faces.
 
 Points are xy pixels with (0, 0) at the centre of the first pixel. Within this module a place is a
 complex number, measured from the upper left corner; a similarity is then one product and one sum.
-Source: King 2009, "Dlib-ml"; Bulat and Tzimiropoulos 2017, "How far are we from solving the 2D & 3D
-face alignment problem?"; the packages' own code for how they are called.
 """
 
 import functools
@@ -39,6 +35,7 @@ DETECTORS = {  # the packages that each needs, and the extra that installs them
 }
 
 PhotoSource = str | Source
+Floats = NDArray[np.float32]
 Points = NDArray[np.floating]
 Pixels = NDArray[np.uint8]
 
@@ -47,8 +44,8 @@ Pixels = NDArray[np.uint8]
 class FoundFace:
     """A face in a picture."""
 
-    box: NDArray[np.float32]  # [4]: left, top, right, bottom, pixels from the picture's corner
-    points: NDArray[np.float32]  # [68 2] xy pixels, (0, 0) at the centre of the first; iBUG order
+    box: Floats  # [4]: left, top, right, bottom, pixels from the picture's corner
+    points: Floats  # [68 2] xy pixels, (0, 0) at the centre of the first; iBUG order
 
     @property
     def size(self) -> float:
@@ -65,8 +62,7 @@ def open_face(
 ) -> Image.Image:
     """Open a photo, a path or as for `open_photo`, and (`align`) cut out its largest face, framed.
 
-    By default with the detector that is installed. Without `align` the photo is framed already, and
-    comes as it is. Raises what `cut_face` and `choose_detector` do.
+    By default with the detector that is installed. Raises what `cut_face` and `choose_detector` do.
     """
     source = Path(photo) if isinstance(photo, str) else photo
     if not align:
@@ -212,9 +208,8 @@ class Cut:
         )
         how = Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
         sampled = padded.transform((side, side), *how)
-        if oversample == 1:
-            return sampled
-        return sampled.resize((self.size, self.size), Image.Resampling.LANCZOS)
+        whole = (self.size, self.size)
+        return sampled if oversample == 1 else sampled.resize(whole, Image.Resampling.LANCZOS)
 
 
 def eyes(points: Points) -> tuple[complex, complex]:
@@ -224,10 +219,7 @@ def eyes(points: Points) -> tuple[complex, complex]:
 
 
 def framed(points: Points, size: int) -> Cut:
-    """Frame the face of 68 points [68 2]: eyes level, of their distance and in their place.
-
-    Raises ValueError if the eyes lie less than a pixel apart.
-    """
+    """Frame 68 points [68 2]: eyes level, in their place; ValueError if less than a pixel apart."""
     left, right = eyes(points)
     if not abs(right - left) >= 1:
         raise ValueError(f"the eyes lie {abs(right - left):.2f} pixels apart")
@@ -247,7 +239,7 @@ def around(box: Points, size: int, share: float, turn: complex = 1) -> Cut:
     return Cut(size, zoom, middle - zoom * size * (0.5 + 0.5j))
 
 
-def squashed(points: Points, photo: tuple[int, int], size: int) -> NDArray[np.float32]:
+def squashed(points: Points, photo: tuple[int, int], size: int) -> Floats:
     """Find points [k 2] of a photo (width, height) in the photo squashed to a square."""
     scale = size / np.array(photo)
     return np.asarray((points + 0.5) * scale - 0.5, np.float32)
@@ -292,8 +284,8 @@ class _Dlib:
         found = [[FoundFace(box, self._points(p, box)) for box in self._boxes(p)] for p in photos]
         return [sorted(faces, key=lambda face: -face.size) for faces in found]
 
-    def _boxes(self, photo: Image.Image) -> list[NDArray[np.float32]]:
-        boxes: list[NDArray[np.float32]] = []
+    def _boxes(self, photo: Image.Image) -> list[Floats]:
+        boxes: list[Floats] = []
         for side, enlarge in self.COPIES:
             copy, scale = _scaled(photo, min(enlarge, side / max(photo.size)))
             if found := self.detector(np.asarray(copy), 0):
@@ -303,7 +295,7 @@ class _Dlib:
                     break
         return boxes
 
-    def _points(self, photo: Image.Image, box: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _points(self, photo: Image.Image, box: Floats) -> Floats:
         """Predict the points of a face twice: as it is, then turned so that its eyes are level."""
         first = (self.TILE - self.FACE) // 2
         last = first + self.FACE - 1
@@ -342,16 +334,10 @@ class _FaceAlignment:
         from s2f.checkpoint import locate
 
         locate(*FAN)  # the package looks for it where this does
-        s3fd = locate(*S3FD)
-        self.network = face_alignment.FaceAlignment(
-            face_alignment.LandmarksType.TWO_D,
-            device=device,
-            flip_input=False,
-            compile=False,
-            face_detector="sfd",
-            face_detector_kwargs={"path_to_detector": str(s3fd)},
-            max_batch_size=self.FACES,
-        )
+        finder = {"path_to_detector": str(locate(*S3FD))}
+        how = {"device": device, "flip_input": False, "compile": False, "face_detector": "sfd"}
+        how |= {"face_detector_kwargs": finder, "max_batch_size": self.FACES}
+        self.network = face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, **how)
 
     def __call__(self, pictures: Sequence[Pixels]) -> list[list[FoundFace]]:
         photos = [Image.fromarray(picture) for picture in pictures]
@@ -364,7 +350,7 @@ class _FaceAlignment:
                 found[k].append(FoundFace(box, marks))
         return [sorted(faces, key=lambda face: -face.size) for faces in found]
 
-    def _boxes(self, photos: list[Image.Image]) -> list[list[NDArray[np.float32]]]:
+    def _boxes(self, photos: list[Image.Image]) -> list[list[Floats]]:
         """Search pictures, those of one size together."""
         import torch
 
@@ -375,7 +361,7 @@ class _FaceAlignment:
             h, w = (-side % self.STRIDE for side in reversed(copy.size))
             arrays.append(np.pad(np.asarray(copy), ((0, h), (0, w), (0, 0))))
             groups.setdefault(arrays[k].shape, []).append(k)
-        boxes: list[list[NDArray[np.float32]]] = [[] for _ in photos]
+        boxes: list[list[Floats]] = [[] for _ in photos]
         for (h, w, _), members in groups.items():
             n = max(1, self.PIXELS // (h * w))
             for part in (members[i : i + n] for i in range(0, len(members), n)):
@@ -385,17 +371,15 @@ class _FaceAlignment:
                     boxes[k] = [np.asarray(e[:4] / copies[k][1], np.float32) for e in edges]
         return boxes
 
-    def _points(
-        self, photos: Sequence[Image.Image], boxes: Sequence[NDArray[np.float32]]
-    ) -> list[NDArray[np.float32]]:
+    def _points(self, photos: Sequence[Image.Image], boxes: Sequence[Floats]) -> list[Floats]:
         """Predict the points of faces: one picture of all of them, one below the other."""
         cuts = [around(box, self.TILE, self.SHARE) for box in boxes]
         tiles = [np.asarray(c.take(photo)) for c, photo in zip(cuts, photos, strict=True)]
         places = []
-        for k, (cut, (left, top, right, bottom)) in enumerate(zip(cuts, boxes, strict=True)):
-            w, h = (right - left) / abs(cut.zoom) / 2, (bottom - top) / abs(cut.zoom) / 2
-            x, y = self.TILE / 2, (k + 0.5) * self.TILE
-            places.append(np.array([x - w, y - h, x + w, y + h], np.float64))
+        for k, (cut, box) in enumerate(zip(cuts, boxes, strict=True)):
+            half = (box[2:] - box[:2]) / abs(cut.zoom) / 2
+            middle = np.array([self.TILE / 2, (k + 0.5) * self.TILE])
+            places.append(np.concatenate([middle - half, middle + half]))
         marks = self.network.get_landmarks_from_image(np.concatenate(tiles), places)
         return [
             cut.to_photo(points - (0, k * self.TILE)).astype(np.float32)

@@ -156,12 +156,11 @@ class WinogradConv2d(nn.Module):
     """A padded 3x3 convolution of stride 1: [b c h w] to [b k h w], h and w multiples of 4.
 
     Made of such an `nn.Conv2d`, whose weights it holds transformed, in four times the space;
-    without gradients. Winograd's minimal filtering F(4x4, 3x3): 4 x 4 outputs are found from 6 x 6
-    inputs by 36 multiplications a pair of channels instead of 144, all in products of matrices. In
-    float32 it is about three times as far from the exact result as a direct convolution: some 2e-6
-    of its norm. Quickest in the channels-last format, which its result has.
+    without gradients. 4 x 4 outputs are found from 6 x 6 inputs by 36 multiplications a pair of
+    channels instead of 144. In float32 the error is about three times a direct convolution's: some
+    2e-6 of the norm. Quickest in the channels-last format, which its result has.
 
-    Source: Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks".
+    Source: Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks", F(4x4, 3x3).
     """
 
     filters: Tensor

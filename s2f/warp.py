@@ -71,10 +71,8 @@ def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
     plane = torch.cholesky_solve(inner[..., 3:], torch.linalg.cholesky_ex(inner[..., :3]).L)
     weights = torch.cat([both[..., 3:] - both[..., :3] @ plane, plane], dim=1)  # [b m+3 2]
     down, across = (_bicubic(n).to(target) for n in (height, width))
-    x, y = (
-        torch.linspace(0, (n - 1) / side, matrix.shape[1])
-        for n, matrix in ((width, across), (height, down))
-    )
+    x = torch.linspace(0, (width - 1) / side, across.shape[1])
+    y = torch.linspace(0, (height - 1) / side, down.shape[1])
     nodes = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(target)
     places = nodes.view(1, -1, 2).expand(b, -1, -1)
     basis = torch.cat([_kernel(places, centres), functional.pad(places, (1, 0), value=1.0)], dim=2)
