@@ -9,6 +9,7 @@ is that of Kacper-Pietkun/Speech-to-face.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -30,40 +31,24 @@ from s2f.spectrogram import N_MELS
 
 @dataclass(frozen=True)
 class ASTEncoderConfig:
-    """The shape of an AST voice encoder. The defaults are those of the seed's.
+    """The shape of an AST voice encoder. The defaults are those of the seed's."""
 
-    Attributes:
-        n_freqs: mel bands of the spectrogram.
-        n_frames: frames of the spectrogram; the table of positions holds neither more nor fewer.
-        patch: side of a square patch.
-        stride: distance between patches, over both axes.
-        width: of the tokens.
-        layers: transformer layers.
-        heads: of attention.
-        mlp: width of the hidden layer of each block.
-        embedding: values of the embedding.
-        final_relu: whether the embedding ends in a ReLU (the seed's does).
-        architecture: what tells this config from a `VoiceEncoderConfig` in a checkpoint.
-    """
-
-    n_freqs: int = 128
-    n_frames: int = 1024
-    patch: int = 16
-    stride: int = 10
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp: int = 3072
-    embedding: int = 4096
-    final_relu: bool = True
-    architecture: Literal["ast"] = "ast"
+    n_freqs: int = 128  # mel bands of the spectrogram
+    n_frames: int = 1024  # of the spectrogram; the table of positions holds neither more nor fewer
+    patch: int = 16  # side of a square patch
+    stride: int = 10  # distance between patches, over both axes
+    width: int = 768  # of the tokens
+    layers: int = 12  # of the transformer
+    heads: int = 12  # of attention
+    mlp: int = 3072  # width of the hidden layer of each block
+    embedding: int = 4096  # its values
+    final_relu: bool = True  # whether the embedding ends in a ReLU (the seed's does)
+    architecture: Literal["ast"] = "ast"  # what no `VoiceEncoderConfig` in a checkpoint has
 
     def __post_init__(self) -> None:
         if min(self.n_freqs, self.n_frames) < self.patch:
-            raise ValueError(
-                f"{self.n_freqs} bands x {self.n_frames} frames are less than one patch of "
-                f"{self.patch}"
-            )
+            seen = f"{self.n_freqs} bands x {self.n_frames} frames"
+            raise ValueError(f"{seen} are less than one patch of {self.patch}")
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} is no multiple of {self.heads} heads")
 
@@ -73,28 +58,18 @@ class ASTEncoderConfig:
         return 1
 
     def check_frames(self, frames: int) -> None:
-        """Make sure that a spectrogram has the frames that this encoder hears.
-
-        Raises:
-            ValueError: if it has not.
-        """
+        """Raise a `ValueError` if a spectrogram has other frames than this encoder hears."""
         if frames != self.n_frames:
             raise ValueError(f"{frames} frames do not fit: this encoder needs {self.n_frames}")
 
 
+_PAPER = ASTEncoderConfig(final_relu=False)  # AST-base, with the paper's linear embedding
 CONFIGS: dict[str, ASTEncoderConfig] = {
-    "paper": ASTEncoderConfig(final_relu=False),  # AST-base, with the paper's linear embedding
+    "paper": _PAPER,
     "seed": ASTEncoderConfig(),
     # For a laptop: 6 s of speech, patches side by side, a body of the width of DeiT-tiny.
-    "compact": ASTEncoderConfig(
-        n_frames=598,
-        stride=16,
-        width=192,
-        layers=4,
-        heads=3,
-        mlp=768,
-        embedding=256,
-        final_relu=False,
+    "compact": dataclasses.replace(
+        _PAPER, n_frames=598, stride=16, width=192, layers=4, heads=3, mlp=768, embedding=256
     ),
 }
 
@@ -135,10 +110,8 @@ class ASTEncoder(nn.Module):
 
     `forward` takes [b 1 f t] with f = `config.n_freqs` and t = `config.n_frames`, and returns
     [b d] with d = `config.embedding`. The state dict has the names of published weights (with
-    `ast.` for the body), whatever version of transformers is installed.
-
-    Raises:
-        DependencyError: if transformers is not installed.
+    `ast.` for the body), whatever version of transformers is installed. Raises a
+    `DependencyError` if none is.
     """
 
     def __init__(self, config: ASTEncoderConfig) -> None:
@@ -150,26 +123,16 @@ class ASTEncoder(nn.Module):
         with torch.device("cpu"):
             from transformers import ASTConfig, ASTModel
 
-        self.ast = ASTModel(
-            ASTConfig(
-                **{theirs: getattr(config, ours) for theirs, ours in FIELDS.items()},
-                **FIXED,
-                time_stride=config.stride,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-            )
-        )
+        shape = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
+        shape |= {"time_stride": config.stride, "hidden_dropout_prob": 0.0}
+        self.ast = ASTModel(ASTConfig(**shape, **FIXED, attention_probs_dropout_prob=0.0))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.embedding = nn.Linear(config.width, config.embedding)
         self.register_state_dict_post_hook(_to_published)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_published)  # type: ignore[no-untyped-call]
 
     def forward(self, spectrogram: Tensor) -> Tensor:
-        """Embed spectrograms.
-
-        Raises:
-            ValueError: if the clip has not `config.n_frames` frames.
-        """
+        """Embed spectrograms, or raise a `ValueError` if they have not `config.n_frames` frames."""
         return self.from_features(self.features(spectrogram))
 
     def features(self, spectrogram: Tensor) -> Tensor:
@@ -207,16 +170,10 @@ class ASTEncoder(nn.Module):
 
 
 def require_transformers() -> None:
-    """Make sure that transformers is installed, without importing it.
-
-    Raises:
-        DependencyError: if it is not.
-    """
+    """Raise a `DependencyError` if transformers is not installed; does not import it."""
     if importlib.util.find_spec("transformers") is None:
-        raise DependencyError(
-            "AST voice encoders need transformers, which is not installed",
-            hint="pip install 's2f[ast]'",
-        )
+        missing = "AST voice encoders need transformers, which is not installed"
+        raise DependencyError(missing, hint="pip install 's2f[ast]'")
 
 
 def _to_published(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -236,17 +193,12 @@ MAX_LAYERS = 1000  # a network of millions would be built before a weight is mis
 
 @dataclass(frozen=True)
 class PretrainedAST:
-    """What a pretrained AST brings.
+    """What a pretrained AST brings."""
 
-    Attributes:
-        config: its shape; the embedding, which it lacks, is this program's default.
-        body: weights of `ASTEncoder.ast`, float32, by their published names.
-        features: the mean and standard deviation that its features were normalised by, for
-            `FrontEnd`; None if it has no `preprocessor_config.json`.
-    """
-
-    config: ASTEncoderConfig
-    body: dict[str, Tensor]
+    config: ASTEncoderConfig  # its shape; the embedding, which it lacks, is our default
+    body: dict[str, Tensor]  # weights of `ASTEncoder.ast`, float32, by their published names
+    # Mean and standard deviation by which its features were normalised, for `FrontEnd`; None if it
+    # has no `preprocessor_config.json`.
     features: tuple[float, float] | None
 
     def begin(self, encoder: ASTEncoder) -> None:
@@ -256,15 +208,12 @@ class PretrainedAST:
 
 
 def read_ast(source: str) -> PretrainedAST:
-    """Read the body of an `ASTModel` or of an `ASTForAudioClassification`.
+    """Read the body of an `ASTModel` or an `ASTForAudioClassification`: a folder, or an id.
 
-    Nothing is unpickled and no code of the model is run. transformers puts random numbers in the
-    place of weights that are missing or do not fit; here both are errors, and so are weights of
-    the body that have no place.
-
-    Args:
-        source: a folder, or the id of a model on Hugging Face's hub, which is downloaded to where
-            their library keeps models, if it is not there.
+    The id is that of a model on Hugging Face's hub, which is downloaded to where their library
+    keeps models, if it is not there. Nothing is unpickled and no code of the model is run.
+    transformers puts random numbers in the place of weights that are missing or do not fit; here
+    both are errors, and so are weights of the body that have no place.
 
     Raises:
         DependencyError: if transformers is not installed.
@@ -283,12 +232,9 @@ def read_ast(source: str) -> PretrainedAST:
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(source)
-            wanted = {
-                "model_type": "audio-spectrogram-transformer",
-                **FIXED,
-                "time_stride": getattr(config, "frequency_stride", None),
-                "num_mel_bins": N_MELS,
-            }
+            wanted = {"model_type": "audio-spectrogram-transformer", **FIXED}
+            wanted["time_stride"] = getattr(config, "frequency_stride", None)
+            wanted["num_mel_bins"] = N_MELS
             for name, value in wanted.items():
                 if (seen := getattr(config, name, None)) != value:
                     raise refuse(f"its {name} is {seen!r}; wanted {value!r}")
@@ -307,16 +253,17 @@ def read_ast(source: str) -> PretrainedAST:
         raise
     except Exception as error:  # the library raises anything at all on files that are wrong
         first = (str(error).strip().splitlines() or [""])[0]
-        raise CheckpointError(
-            f"{source}: cannot be read as an AST: {type(error).__name__}: {first}",
-            hint=f"{WANTED}; where there is no network, a folder",
-        ) from error
+        why = f"{source}: cannot be read as an AST: {type(error).__name__}: {first}"
+        hint = f"{WANTED}; where there is no network, a folder"
+        raise CheckpointError(why, hint=hint) from error
     model, told = loaded
-    unexpected = [name for name in told["unexpected_keys"] if not name.startswith("classifier.")]
     for what, names in (
         ("has not", told["missing_keys"]),
         ("has another shape of", [key for key, *_ in told["mismatched_keys"]]),
-        ("has no place for", unexpected),
+        (
+            "has no place for",
+            [k for k in told["unexpected_keys"] if k.split(".")[0] != "classifier"],
+        ),
     ):
         if names:
             raise refuse(f"it {what} {published_name(min(names))!r} of its config")
@@ -333,9 +280,8 @@ def _features(source: str) -> tuple[float, float] | None:
         return None
     content = json.loads(Path(path).read_bytes())
     if (rate := content.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise CheckpointError(
-            f"{path}: its sampling_rate is {rate!r}; wanted {SAMPLE_RATE}", hint=WANTED
-        )
+        seen = f"{path}: its sampling_rate is {rate!r}; wanted {SAMPLE_RATE}"
+        raise CheckpointError(seen, hint=WANTED)
     if content.get("do_normalize") is False:
         return 0.0, 0.5  # (x - mean) / (2 std) is x
     mean, std = content.get("mean"), content.get("std")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from s2f.console import Console
-from s2f.options import GROUP, JsonOpt, QuietOpt, choose_console, examples, option
+from s2f.options import GROUP, JsonOpt, OverwriteOpt, QuietOpt, choose_console, examples, option
 
 if TYPE_CHECKING:
     from s2f.convert import Converted
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Turn published weights into checkpoints, and prove it.", **GROUP)
 
 Kind = Literal["serengil", "rcmalli"]
-OverwriteOpt = Annotated[bool, option("Output", "Replace what is there already.", "--overwrite")]
 
 
 @app.command(
@@ -41,15 +40,9 @@ def _vgg_face(
     output: Annotated[Path, option("Output", "Where to write the checkpoint.", "--output", "-o")],
     preprocessing: Annotated[
         Literal["serengil", "rcmalli", "seed"] | None,
-        option(
-            "Model",
-            "How pictures are prepared (default: what the model was published with).",
-            "--preprocessing",
-        ),
+        option("Model", "How pictures are prepared (default: as published).", "--preprocessing"),
     ] = None,
-    verify: Annotated[
-        bool, option("Run", "Compare with Keras itself too; needs TensorFlow.", "--verify")
-    ] = False,
+    verify: Annotated[bool, option("Run", "Ask Keras, too, of TensorFlow.", "--verify")] = False,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -84,9 +77,7 @@ def _pietkun(
     face_decoder: Annotated[Path, option("Input", "Its face decoder (.pt).", "--face-decoder")],
     output: Annotated[Path, option("Output", "Folder for the model.", "--output", "-o")],
     ast: Annotated[Path | None, option("Input", "Its AST voice encoder.", "--ast")] = None,
-    ve_conv: Annotated[
-        Path | None, option("Input", "Its convolutional voice encoder.", "--ve-conv")
-    ] = None,
+    ve_conv: Annotated[Path | None, option("Input", "Or its VE_conv.", "--ve-conv")] = None,
     face_encoder: Annotated[
         Path | None, option("Input", "Its VGG-Face, in torch's format.", "--face-encoder")
     ] = None,

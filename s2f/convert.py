@@ -1,10 +1,10 @@
 """Weights that others published become checkpoints of ours, and each conversion is proven.
 
-    file -> `read_weights` -> `weight_table`, `fill` -> our network -> `prove` -> checkpoint
+    file -> `read_foreign` -> `fill` our network -> `prove` it by `reference` -> checkpoint
 
 A published network is described once, as `Layer`s: what each does, its name in the file and the
-name of our module for it. From the description follow the table that fills our network, and
-`reference`, an independent way to what that must give: NumPy on the file's own arrays, in the
+name of our module for it. From the description follow the names and layouts that fill our network,
+and `reference`, an independent way to what that must give: NumPy on the file's own arrays, in the
 file's own layout, channels last. Where the two differ nothing is written. For VGG-Face, Keras can
 be asked too (`keras_check`). Knows nothing of the command line, and not how files are read.
 
@@ -38,6 +38,7 @@ from s2f.errors import CheckpointError, OutputError, UsageError
 from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import VGGFace
 from s2f.files import atomic_folder
+from s2f.foreign_weights import OTHER
 from s2f.images import PREPROCESSING, Preprocessing
 from s2f.keras_check import Origin, keras_taps, require_tensorflow
 from s2f.spectrogram import FRONT_ENDS, FrontEnd
@@ -51,30 +52,22 @@ PUBLISHED_SPACE = "pietkun: embeddings of serengil's VGG-Face, preprocessing see
 """The embedding space of the seed's published networks where their face encoder is not given."""
 
 # Features of the published AST: Kacper-Pietkun/Speech-to-face.
-AST_FRONT_END = FrontEnd(
-    "ast", clip_samples=FRONT_ENDS["ast"].clip_samples, mean=-5.460994, std=3.1129124
-)
+AST_FRONT_END = dataclasses.replace(FRONT_ENDS["ast"], mean=-5.460994, std=3.1129124)
 
 # What the cards say of weights that people can download; `data` is added.
 CARDS = {
     name: Card(
-        f"VGG-Face ({repository})",
-        f"As published at https://github.com/{file}",
+        f"VGG-Face ({name}/{repository})",
+        f"As published at https://github.com/{name}/{repository}{file}",
         licence="Not stated in the file. VGG-Face is of academic origin, for non-commercial "
         "research; the licence of the repository that the file is published in does not change "
         "that.",
     )
     for name, repository, file in (
+        ("serengil", "deepface", "_models/releases/download/v1.0/vgg_face_weights.h5"),
         (
-            "serengil",
-            "serengil/deepface",
-            "serengil/deepface_models/releases/download/v1.0/vgg_face_weights.h5",
-        ),
-        (
-            "rcmalli",
-            "rcmalli/keras-vggface",
-            "rcmalli/keras-vggface/releases/download/v2.0/rcmalli_vggface_tf_vgg16.h5, itself "
-            "converted from Caffe",
+            *("rcmalli", "keras-vggface"),
+            "/releases/download/v2.0/rcmalli_vggface_tf_vgg16.h5, itself converted from Caffe",
         ),
     )
 } | {
@@ -91,28 +84,18 @@ CARDS = {
         ("ast", "AST", ": a fine-tuned MIT/ast-finetuned-audioset-10-10-0.4593"),
     )
 }
-_OTHER = "is it the file of another network? See s2f convert inspect"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A network that was converted.
+    """A network that was converted."""
 
-    Attributes:
-        path: the checkpoint.
-        source: the foreign file.
-        kind: as in `checkpoint.KINDS`.
-        embedding_space: that it defines, or was made for.
-        proven: largest error of each tap against NumPy, relative to the tap's largest value.
-        verified: the same against Keras; None where that was not asked for.
-    """
-
-    path: Path
-    source: Path
-    kind: str
-    embedding_space: str
-    proven: Mapping[str, float]
-    verified: Mapping[str, float] | None = None
+    path: Path  # the checkpoint
+    source: Path  # the foreign file
+    kind: str  # as in `checkpoint.KINDS`
+    embedding_space: str  # that it defines, or was made for
+    proven: Mapping[str, float]  # largest error of each tap against NumPy, as `prove` returns
+    verified: Mapping[str, float] | None = None  # the same against Keras, where that was asked for
 
 
 def convert_vgg_face(
@@ -125,16 +108,10 @@ def convert_vgg_face(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Converted:
-    """Convert the Keras weights of a VGG-Face.
+    """Convert the Keras weights (legacy HDF5 or Keras 3's) of a VGG-Face into a checkpoint.
 
-    Args:
-        source: the file, in legacy HDF5 or Keras 3's.
-        out: the checkpoint.
-        origin: `serengil` (deepface) or `rcmalli` (keras-vggface).
-        preprocessing: a name in `images.PREPROCESSING`; by default the origin's.
-        verify: whether to compare with Keras itself too.
-        overwrite: whether `out` is replaced if it is there.
-        progress: told what happens.
+    Pictures are prepared as `images.PREPROCESSING` has it, by default as the origin does; `verify`
+    asks Keras itself too.
 
     Raises:
         CheckpointError: if the file is not of such weights, or the proof fails.
@@ -148,23 +125,20 @@ def convert_vgg_face(
     _require_free(out, overwrite)
     steps = 2 + verify
     progress(0, steps, "converting and proving")
+    prepared = PREPROCESSING[preprocessing or origin]
     published, proven = convert_file(
         source,
         "keras",
-        lambda order: published_vgg_face(
-            origin, keras_names(origin, order), PREPROCESSING[preprocessing or origin]
-        ),
+        lambda names: published_vgg_face(origin, keras_names(origin, names), prepared),
     )
-    network = published.network
-    assert isinstance(network, VGGFace)
     verified = None
     if verify:
         progress(1, steps, "verifying with Keras")
         faces, images = published.example(2)
-        expected = keras_taps(source, origin, network.config, images)
+        expected = keras_taps(source, origin, dataclasses.asdict(published.network.config), images)
         verified = prove(source, "Keras", expected, published.taps(faces))
     progress(steps - 1, steps, "writing")
-    space = save(out, network, card=_card(origin, source))
+    space = save(out, published.network, card=_card(origin, source))
     return Converted(out, source, "face_encoder", space, proven, verified)
 
 
@@ -179,22 +153,13 @@ def convert_pietkun(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> list[Converted]:
-    """Convert the checkpoints of Kacper-Pietkun/Speech-to-face into a model folder.
+    """Convert the checkpoints of Kacper-Pietkun/Speech-to-face into a model folder `out`.
 
-    Decoder and voice encoder were made for serengil's VGG-Face with preprocessing `seed`: they
-    share its embedding space if it is given, or else `PUBLISHED_SPACE`. A face encoder of kind
-    `rcmalli` has a space of its own, so that the folder's decoder does not fit it; it is put right
-    in the file, and must not be mixed with what was trained on the scrambled one.
-
-    Args:
-        out: the model folder.
-        face_decoder: the file of the face decoder.
-        ast: of the AST voice encoder; at most one of this and `ve_conv`.
-        ve_conv: of the convolutional voice encoder.
-        face_encoder: of the VGG-Face, as the seed converted it to torch.
-        kind: which VGG-Face that is.
-        overwrite: whether a model folder that is there is replaced.
-        progress: told what happens.
+    A model has one voice encoder, `ast` or `ve_conv`; a face encoder is the VGG-Face of `kind` as
+    the seed converted it to torch. The others were made for serengil's VGG-Face with preprocessing
+    `seed`: they share its embedding space if it is given, or else `PUBLISHED_SPACE`. rcmalli's has
+    a space of its own, so that the folder's decoder does not fit it; it is put right in the file,
+    and must not be mixed with what was trained on the scrambled one.
 
     Raises:
         CheckpointError: if a file is not of such weights, or a proof fails.
@@ -206,22 +171,22 @@ def convert_pietkun(
         raise UsageError("a model has one voice encoder: AST and VE_conv were both given")
     if (face_encoder is None) != (kind is None):
         raise UsageError("a face encoder and its kind go together: only one of them was given")
-    jobs: list[tuple[str, Path, Callable[[Any], Published]]] = []
-    if face_encoder and kind:
-        names, seed = seed_names(kind), PREPROCESSING["seed"]
-        jobs.append((kind, face_encoder, lambda _: published_vgg_face(kind, names, seed)))
-    jobs.append(("face_decoder", face_decoder, lambda _: published_face_decoder()))
-    if ve_conv:
-        jobs.append(("ve_conv", ve_conv, lambda _: published_voice_encoder()))
     if ast:
         ast_encoder.require_transformers()
-        jobs.append(("ast", ast, lambda _: published_ast()))
-    made: list[Converted] = []
-    published_space = PUBLISHED_SPACE
+    origin, seed = kind or "", PREPROCESSING["seed"]
+    described: dict[str, tuple[Path | None, Callable[[Any], Published]]] = {
+        origin: (face_encoder, lambda _: published_vgg_face(origin, seed_names(origin), seed)),
+        "face_decoder": (face_decoder, lambda _: published_face_decoder()),
+        "ve_conv": (ve_conv, lambda _: published_voice_encoder()),
+        "ast": (ast, lambda _: published_ast()),
+    }
+    jobs = [(name, source, make) for name, (source, make) in described.items() if source]
     parts = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or parts - {f"{kind}.safetensors" for kind in KINDS}:
         raise OutputError(f"{out}: is there and is no model folder", hint="choose another place")
     _require_free(out, overwrite or not parts)
+    made: list[Converted] = []
+    published_space = PUBLISHED_SPACE
     with atomic_folder(out, replace=overwrite) as folder:
         for name, source, make in jobs:
             progress(len(made), len(jobs), source.name)
@@ -243,9 +208,8 @@ def convert_pietkun(
 
 def _require_free(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
-        raise OutputError(
-            f"{out}: is there already", hint="give --overwrite to replace it, or another name"
-        )
+        hint = "give --overwrite to replace it, or another name"
+        raise OutputError(f"{out}: is there already", hint=hint)
 
 
 def _card(name: str, source: Path) -> Card:
@@ -257,10 +221,11 @@ def _card(name: str, source: Path) -> Card:
 class Layer(NamedTuple):
     """A step of a published network: what the file's and our names of its weights begin with."""
 
-    operation: str  # a name in `OPERATIONS`
+    operation: Callable[..., Any]  # in NumPy, of the values, the arrays of the layer and options
     theirs: str = ""
     ours: str = ""
     options: Mapping[str, Any] = {}
+    layout: str = ""  # of its weight in the file, as in `LAYOUTS`
 
 
 Taps = Mapping[str, tuple[str, Sequence[Layer]]]
@@ -269,21 +234,13 @@ Taps = Mapping[str, tuple[str, Sequence[Layer]]]
 
 @dataclass(frozen=True)
 class Published:
-    """A published network in its own terms and in ours.
-
-    Attributes:
-        layers: what it does.
-        network: ours, on `meta` until it is filled.
-        shape: of one input of ours.
-        run: gives the taps of our network, by the same names.
-        front_end: of a voice encoder.
-    """
+    """A published network in its own terms and in ours."""
 
     layers: Taps
-    network: Network
-    shape: tuple[int, ...]
-    run: Callable[[Tensor], dict[str, Tensor]]
-    front_end: FrontEnd | None = None
+    network: Network  # ours, on `meta` until it is filled
+    shape: tuple[int, ...]  # of one input of ours
+    run: Callable[[Tensor], dict[str, Tensor]]  # gives the taps of our network, by the same names
+    front_end: FrontEnd | None = None  # of a voice encoder
 
     def example(self, n: int) -> tuple[Tensor, Array]:
         """Make n inputs for our network, and the same, prepared and channels last, for others.
@@ -307,7 +264,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
 
 
-RELU = Layer("relu")
+RELU = Layer(lambda x, _: np.maximum(x, 0))
 # The names of rcmalli's layers; for the error where a file has none that are known.
 VGG16_NAMES = (
     *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv4_1"),
@@ -315,15 +272,16 @@ VGG16_NAMES = (
 )
 
 
-def keras_names(origin: str, order: Sequence[str]) -> tuple[str, ...]:
-    """Name the layers of a Keras file in the order of VGG-16's, given those with weights.
+def keras_names(origin: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Name the layers of a Keras file in the order of VGG-16's, given those of its weights.
 
     serengil's Sequential has automatic names, and so has every Keras 3 file: there the order is
     the file's. rcmalli's layers have names of their own, which are wanted then.
     """
+    order = tuple(dict.fromkeys(name.rpartition("/")[0] for name in names))
     automatic = all(re.fullmatch(r"(conv2d|convolution2d|dense)(_\d+)?", name) for name in order)
     if len(order) == len(VGG16_NAMES) and (origin == "serengil" or automatic):
-        return tuple(order)
+        return order
     return VGG16_NAMES  # `fill` then says which of them the file lacks
 
 
@@ -348,11 +306,11 @@ def published_vgg_face(
     convs: list[Layer] = []
     for layer in config.layers:  # of ours, a ReLU follows each convolution
         if layer == "M":
-            convs.append(Layer("max_pool", options={"size": (2, 2)}))
+            convs.append(Layer(_max_pool, options={"size": (2, 2)}))
         else:
-            convs += [Layer("conv", next(theirs), f"convs.{len(convs)}", {"padding": 1}), RELU]
-    head = "conv" if origin == "serengil" else "flat_conv"
-    fc6, fc7, fc8 = (Layer(head, next(theirs), ours) for ours in ("fc6", "fc7", "fc8"))
+            convs += [Layer(_conv, next(theirs), f"convs.{len(convs)}", {"padding": 1}), RELU]
+    head, layout = (_conv, "") if origin == "serengil" else (_dense, "flat map")
+    fc6, fc7, fc8 = (Layer(head, next(theirs), n, layout=layout) for n in ("fc6", "fc7", "fc8"))
     layers: Taps = {
         "features": ("", convs),
         "embedding": ("features", [fc6, RELU, fc7, RELU]),
@@ -362,9 +320,8 @@ def published_vgg_face(
     def run(x: Tensor) -> dict[str, Tensor]:
         features = network.features(x)
         embedding = network.embed(features)
-        return {
-            "features": features, "embedding": embedding, "logits": network.logits(embedding)
-        }  # fmt: skip
+        logits = network.logits(embedding)
+        return {"features": features, "embedding": embedding, "logits": logits}
 
     return Published(layers, network, (3, config.image_size, config.image_size), run)
 
@@ -379,19 +336,21 @@ def published_face_decoder() -> Published:
     def mlp(theirs: str, ours: str, n: int) -> list[Layer]:
         layers: list[Layer] = []
         for i in range(n):
-            layers.append(Layer("dense", f"{theirs}.{i}.0", f"{ours}.{i}.0"))
-            layers += [Layer("batch_norm", f"{theirs}.{i}.1", f"{ours}.{i}.1"), RELU]
+            layers.append(Layer(_dense, f"{theirs}.{i}.0", f"{ours}.{i}.0"))
+            layers += [Layer(_batch_norm, f"{theirs}.{i}.1", f"{ours}.{i}.1"), RELU]
         return layers
 
     n, last = len(config.landmark_hidden), len(config.stages)
     points = mlp("landmark_layers", "landmarks", n)
-    points.append(Layer("dense", f"landmark_layers.{n}.0", f"landmarks.{n}"))
-    texture = [Layer("dense", "texture_layers.0.0", "seed.0"), RELU]
-    texture.append(Layer("unflatten", options={"channels": config.seed_channels}))
+    points.append(Layer(_dense, f"landmark_layers.{n}.0", f"landmarks.{n}"))
+    texture = [Layer(_dense, "texture_layers.0.0", "seed.0"), RELU]
+    texture.append(Layer(_unflatten, options={"channels": config.seed_channels}))
     for i in range(last - 1):  # an Unflatten stands before the first
         name = f"texture_layers.{i + 1}.{int(i == 0)}"
-        texture += [Layer("double", name, f"stages.{i}"), RELU]
-    texture += [Layer("to_rgb", f"texture_layers.{last}.0", f"stages.{last - 1}"), Layer("sigmoid")]
+        texture += [Layer(_double, name, f"stages.{i}"), RELU]
+    to_rgb, ours = f"texture_layers.{last}.0", f"stages.{last - 1}"
+    texture.append(Layer(_conv, to_rgb, ours, layout="swapped"))
+    texture.append(Layer(lambda x, _: 1 / (1 + np.exp(-x))))
     layers: Taps = {
         "trunk": ("", mlp("pre_layers", "trunk", len(config.trunk))),
         "landmarks": ("trunk", points),
@@ -412,15 +371,17 @@ def published_voice_encoder() -> Published:
     convs: list[Layer] = []
     last = len(config.channels)
     for n, (stride, pool) in enumerate(zip(config.strides, config.pools, strict=True), start=1):
-        convs.append(Layer("conv", f"layer{n}.0", f"convs.{n - 1}.0", {"stride": stride}))
+        convs.append(Layer(_conv, f"layer{n}.0", f"convs.{n - 1}.0", {"stride": stride}))
         if n < last:
-            convs += [RELU, Layer("batch_norm", f"layer{n}.2", f"convs.{n - 1}.2")]
-            convs.append(Layer("max_pool", options={"size": pool}))
-    convs += [Layer("mean_over_time"), RELU, Layer("batch_norm", f"layer{last}.3", "norm")]
-    hidden = Layer("dense", f"layer{last + 1}.1", "hidden")
-    embedding = Layer("dense", f"layer{last + 2}.0", "embedding")
+            convs += [RELU, Layer(_batch_norm, f"layer{n}.2", f"convs.{n - 1}.2")]
+            convs.append(Layer(_max_pool, options={"size": pool}))
+    convs += [Layer(lambda x, _: x.mean(axis=2, keepdims=True)), RELU]  # over time
+    convs.append(Layer(_batch_norm, f"layer{last}.3", "norm"))
+    convs.append(Layer(lambda x, _: x.transpose(0, 3, 1, 2).reshape(len(x), -1)))  # as C H W
+    hidden = Layer(_dense, f"layer{last + 1}.1", "hidden")
+    embedding = Layer(_dense, f"layer{last + 2}.0", "embedding")
     layers: Taps = {
-        "features": ("", [*convs, Layer("flatten_channels_first")]),
+        "features": ("", convs),
         "embedding": ("features", [hidden, RELU, embedding, RELU]),
     }
 
@@ -436,48 +397,37 @@ def published_ast() -> Published:
     with torch.device("meta"):
         network = ASTEncoder(ast_encoder.CONFIGS["seed"])
     config, body = network.config, "audio_spectrogram_transformer"
-    layers = [Layer("patches", f"{body}.embeddings", "ast.embeddings", {"stride": config.stride})]
+    layers = [Layer(_patches, f"{body}.embeddings", "ast.embeddings", {"stride": config.stride})]
     for n in range(config.layers):
         theirs, ours = f"{body}.encoder.layer.{n}", f"ast.encoder.layer.{n}"
-        layers.append(Layer("attention_block", theirs, ours, {"heads": config.heads}))
-    layers += [Layer("layer_norm", f"{body}.layernorm", "ast.layernorm"), Layer("mean_of_two")]
-    layers.append(Layer("layer_norm", "classifier.0.layernorm", "norm"))
-    layers += [Layer("dense", "classifier.0.dense", "embedding"), RELU]
+        layers.append(Layer(_attention_block, theirs, ours, {"heads": config.heads}))
+    layers.append(Layer(_layer_norm, f"{body}.layernorm", "ast.layernorm"))
+    layers.append(Layer(lambda x, _: x[:, :2].mean(axis=1)))
+    layers.append(Layer(_layer_norm, "classifier.0.layernorm", "norm"))
+    layers += [Layer(_dense, "classifier.0.dense", "embedding"), RELU]
     shape = (1, config.n_freqs, config.n_frames)
     taps: Taps = {"embedding": ("", layers)}
     return Published(taps, network, shape, lambda x: {"embedding": network(x)}, AST_FRONT_END)
 
 
 def convert_file(
-    source: Path, kind: str, make: Callable[[tuple[str, ...]], Published]
+    source: Path, kind: str, make: Callable[[Sequence[str]], Published]
 ) -> tuple[Published, dict[str, float]]:
-    """Give our network the weights of a file, and make sure that it gives what NumPy makes of them.
+    """Give our network the weights of a file, and prove it against what NumPy makes of them.
 
-    `make` describes the network, given the order of the layers in a file of Keras. Returns it,
-    filled, and the largest error of each tap, relative to the tap's largest value.
-
-    Raises:
-        CheckpointError: if the file is of the other kind; as `read_foreign`, `fill` and `prove`.
+    `make` describes the network, given the names in the file. Returns it, filled, and what `prove`
+    does; raises as `read_foreign`, `fill` and `prove`.
     """
-    weights = foreign_weights.read_foreign(source)
-    if weights.kind != kind:
-        names = {"keras": "Keras (.h5)", "torch": "torch (.pt)"}
-        raise CheckpointError(
-            f"{source}: holds weights of {names[weights.kind]}; wanted those of {names[kind]}",
-            hint=_OTHER,
-        )
-    published, tensors = make(weights.order), weights.tensors
+    tensors = foreign_weights.read_foreign(source, kind)
+    published = make([*tensors])
     if isinstance(published.network, ASTEncoder):  # whose file may be of any transformers
         tensors = {published_name(name): tensor for name, tensor in tensors.items()}
     fill(published, kind, tensors, source)
     x, prepared = published.example(1)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     expected = reference(published.layers, arrays, prepared)
-    del weights, tensors, arrays  # before torch, too, needs memory of its own
+    del tensors, arrays  # before torch, too, needs memory of its own
     return published, prove(source, "NumPy", expected, published.taps(x))
-
-
-Layout = Callable[[Tensor, torch.Size], Tensor]
 
 
 def _unflatten_map(weight: Tensor, shape: torch.Size) -> Tensor:
@@ -485,29 +435,13 @@ def _unflatten_map(weight: Tensor, shape: torch.Size) -> Tensor:
     return torch.unflatten(weight, 1, (h, w, i)).permute(0, 3, 1, 2)
 
 
-LAYOUTS: dict[tuple[str, str], Layout] = {
-    ("keras", "conv"): lambda kernel, _: kernel.permute(3, 2, 0, 1),
-    # of a map in H W C
-    ("keras", "flat_conv"): lambda kernel, shape: _unflatten_map(kernel.transpose(0, 1), shape),
-    ("torch", "flat_conv"): _unflatten_map,
-    ("torch", "to_rgb"): lambda weight, _: weight.transpose(0, 1),  # ours is a transposed one
+# How weights become those of ours, by the kind of file and `Layer.layout`; as they are if none is.
+LAYOUTS: dict[tuple[str, str], Callable[[Tensor, torch.Size], Tensor]] = {
+    ("keras", ""): lambda kernel, _: kernel.permute(3, 2, 0, 1),
+    ("keras", "flat map"): lambda kernel, shape: _unflatten_map(kernel.transpose(0, 1), shape),
+    ("torch", "flat map"): _unflatten_map,  # H W C
+    ("torch", "swapped"): lambda weight, _: weight.transpose(0, 1),  # ours is a transposed one
 }
-"""How weights become those of our networks, by the kind of file and the operation; else as is."""
-
-
-def weight_table(published: Published, kind: str) -> dict[str, tuple[str, str]]:
-    """Name what becomes of each tensor of a file of a kind: name -> (ours, operation)."""
-    table = {}
-    for _, layers in published.layers.values():
-        for layer in filter(lambda layer: layer.theirs, layers):
-            for ours in published.network.state_dict():
-                if ours.startswith(f"{layer.ours}."):
-                    part = ours.removeprefix(f"{layer.ours}.")
-                    name = f"{layer.theirs}.{part}"
-                    if kind == "keras":
-                        name = f"{layer.theirs}/{'kernel' if part == 'weight' else part}"
-                    table[name] = ours, layer.operation if part == "weight" else ""
-    return table
 
 
 def fill(published: Published, kind: str, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -518,18 +452,25 @@ def fill(published: Published, kind: str, tensors: Mapping[str, Tensor], source:
     Raises:
         CheckpointError: if the names are not exactly those described, or a shape does not fit.
     """
-    table = weight_table(published, kind)
+    state = published.network.state_dict()
+    table = {}  # their name -> ours, layout
+    for layer in (layer for _, layers in published.layers.values() for layer in layers):
+        for ours in state if layer.theirs else ():
+            if ours.startswith(f"{layer.ours}."):
+                part = ours.removeprefix(f"{layer.ours}.")
+                is_weight = part == "weight"
+                theirs = f"/{'kernel' if is_weight else part}" if kind == "keras" else f".{part}"
+                table[layer.theirs + theirs] = ours, (kind, layer.layout) if is_weight else None
     missing, unknown = sorted(table.keys() - tensors.keys()), sorted(tensors.keys() - table.keys())
     if names := missing or unknown:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         seen = f"it lacks {some}" if missing else f"it holds {some} beside them"
-        raise CheckpointError(f"{source}: has not the layers that were wanted: {seen}", hint=_OTHER)
-    state = published.network.state_dict()
-    for name, (ours, operation) in table.items():
+        raise CheckpointError(f"{source}: has not the layers that were wanted: {seen}", hint=OTHER)
+    for name, (ours, layout) in table.items():
         found, wanted = tensors[name], state[ours]
-        layout = LAYOUTS.get((kind, operation))
+        change = LAYOUTS.get(layout) if layout else None
         try:
-            laid_out = layout(found, wanted.shape) if layout else found
+            laid_out = change(found, wanted.shape) if change else found
         except (RuntimeError, IndexError):  # torch's, for another number of axes or of values
             laid_out = found
         same_type = found.is_floating_point() == wanted.is_floating_point()
@@ -537,15 +478,15 @@ def fill(published: Published, kind: str, tensors: Mapping[str, Tensor], source:
             raise CheckpointError(
                 f"{source}: {name} is {found.dtype} {tuple(found.shape)}; it cannot become {ours}, "
                 f"which is {wanted.dtype} {tuple(wanted.shape)}",
-                hint=_OTHER,
+                hint=OTHER,
             )
         state[ours] = copy = torch.empty(laid_out.shape, dtype=wanted.dtype)
         if copy.ndim < 2:
             copy.copy_(laid_out)
             continue
         # a few input channels at a time: of fc6, that takes half the time
-        for target, part in zip(torch.split(copy, 8, 1), torch.split(laid_out, 8, 1), strict=True):
-            target.copy_(part)
+        for target, few in zip(torch.split(copy, 8, 1), torch.split(laid_out, 8, 1), strict=True):
+            target.copy_(few)
     published.network.load_state_dict(state, assign=True)
 
 
@@ -555,11 +496,9 @@ def prove(
     """Make sure that a converted network gives what a judge makes of the foreign file.
 
     Both give taps [b ...], channels last; those that are not in `found` do not count. Returns the
-    largest error of each, relative to the tap's largest value. A tap that is zero everywhere, or
-    not finite, proves nothing: its error is infinite.
-
-    Raises:
-        CheckpointError: if one is over `TOLERANCE`.
+    largest error of each, relative to the tap's largest value, or raises a `CheckpointError` where
+    one is over `TOLERANCE`. A tap that is zero everywhere, or not finite, proves nothing: its error
+    is infinite.
     """
     errors = {}
     for tap, tensor in found.items():
@@ -588,7 +527,7 @@ def reference(taps: Taps, arrays: Arrays, x: Array) -> dict[str, Array]:
         x = values[start]
         for layer in layers:
             weights = _of(arrays, layer.theirs) if layer.theirs else {}
-            x = OPERATIONS[layer.operation](x, weights, **layer.options)
+            x = layer.operation(x, weights, **layer.options)
         values[tap] = x
     del values[""]
     return values
@@ -625,7 +564,8 @@ def _double(x: Array, weights: Arrays) -> Any:
 
 
 def _dense(x: Array, weights: Arrays) -> Any:
-    return x.reshape(len(x), -1) @ _kernel(weights) + weights["bias"]
+    """Apply a dense layer to the last axis, or to all of a map."""
+    return (x.reshape(len(x), -1) if x.ndim == 4 else x) @ _kernel(weights) + weights["bias"]
 
 
 def _normed(x: Array, mean: Array, variance: Array, eps: float, weights: Arrays) -> Any:
@@ -667,8 +607,7 @@ def _attention_block(x: Array, weights: Arrays, heads: int) -> Any:
     from scipy.special import erf, softmax
 
     def linear(x: Array, name: str) -> Any:
-        part = _of(weights, name)
-        return x @ part["weight"].T + part["bias"]
+        return _dense(x, _of(weights, name))
 
     y = _layer_norm(x, _of(weights, "layernorm_before"))
     q, k, v = (
@@ -686,23 +625,3 @@ def _of(weights: Arrays, layer: str) -> Arrays:
     """The arrays whose names begin with a layer's, by what follows."""
     starts = (f"{layer}.", f"{layer}/")
     return {name[len(layer) + 1 :]: a for name, a in weights.items() if name.startswith(starts)}
-
-
-OPERATIONS: dict[str, Callable[..., Any]] = {
-    "conv": _conv,
-    "to_rgb": _conv,
-    "double": _double,
-    "dense": _dense,
-    "flat_conv": _dense,
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
-    "max_pool": _max_pool,
-    "unflatten": _unflatten,
-    "patches": _patches,
-    "attention_block": _attention_block,
-    "relu": lambda x, _: np.maximum(x, 0),
-    "sigmoid": lambda x, _: 1 / (1 + np.exp(-x)),
-    "mean_over_time": lambda x, _: x.mean(axis=2, keepdims=True),
-    "mean_of_two": lambda x, _: x[:, :2].mean(axis=1),
-    "flatten_channels_first": lambda x, _: x.transpose(0, 3, 1, 2).reshape(len(x), -1),
-}

@@ -1,17 +1,13 @@
 """Weights that others published, read without trust: Keras's HDF5 and PyTorch's `.pt`.
 
-A file is known by its first bytes, not by its name, and opened in a process of its own that may
-take so much memory and time and no more: what reads it may crash, hang or be lied to about sizes,
-and costs this process neither its life nor its memory. This is no sandbox: it guards against
-accidents of parsers. Memory is limited on Linux and processor time on every system but Windows;
-the time on the clock is limited everywhere. It is one of `multiprocessing`: a script that reads
-weights guards its start with `if __name__ == "__main__"`.
+    read_foreign, inspect -> call_confined -> unpack -> keras_tensors or torch_tensors
 
-    read_foreign, inspect -> call_confined -> unpack -> keras_tensors or torch_tensors -> Weights
-
-The process writes the values into a file, which this one maps. What a file declares is bounded by
-its own size before anything is allocated. Knows nothing of networks: names and layouts are those
-of the file.
+A file is known by its first bytes, not by its name, and read in a process of its own that may take
+so much memory and time and no more: what reads it may crash, hang or be lied to about sizes. This
+is no sandbox: it guards against accidents of parsers. Memory is limited on Linux, processor time
+on every system but Windows, time on the clock everywhere. A script that reads weights guards its
+start with `if __name__ == "__main__"`, as for all of `multiprocessing`. What a file declares is
+bounded by its own size before anything is allocated; names and layouts stay those of the file.
 
 Source: files written by Keras 2.15 and 3.15 and by PyTorch's `torch.save`.
 """
@@ -29,7 +25,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -39,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from s2f.checkpoint import read_header
 from s2f.errors import CheckpointError, OutputError, S2FError
 
 if TYPE_CHECKING:  # the process that reads HDF5 would only wait for it
@@ -53,9 +50,11 @@ SPARE = 16 * 2**20  # bytes that any file may declare: constants compress to not
 RATIO = 4  # of bytes that come out to bytes in the file: half and compressed floats grow
 ALIGN = 64  # bytes at whose multiples tensors start in the data
 
+FORMATS = {"keras": "Keras (.h5)", "torch": "torch (.pt)"}
 WANTED = "wanted Keras weights (.h5), or a .pt of torch.save"
 DAMAGED = "copy or download the file again; it may be damaged, or made to do harm"
 RESAVE = "load it where it was made, and save model.state_dict() with torch.save"
+OTHER = "is it the file of another network? See s2f convert inspect"
 
 SAFETENSORS_TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -64,29 +63,8 @@ SAFETENSORS_TYPES = {
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Foreign weights as they lie in their file: plain tensors under their own names.
-
-    Attributes:
-        kind: `keras` or `torch`.
-        tensors: by name; float32 where the file has floats of any size, integers and booleans as
-            they are; in the file's own layout, each contiguous. The names are `LAYER/WEIGHT` with
-            WEIGHT one of kernel, bias, gamma ... (keras), or the keys of the state dict (torch).
-        order: the layers that have weights, in the order that the file gives (keras), see
-            `keras_tensors`; empty for torch.
-        values: what else the file says and is plain: `backend` and `keras_version` (keras), or
-            what stands beside the state dict (torch: `epoch`, `fine_tune_epoch_start` ...).
-    """
-
-    kind: str
-    tensors: Mapping[str, "Tensor"]
-    order: tuple[str, ...]
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of one tensor."""
+    """What a file says of one tensor; foreign floats are float32, which they become."""
 
     name: str
     dtype: str
@@ -95,27 +73,22 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds, as it says itself.
-
-    Attributes:
-        kind: `keras`, `torch` or `safetensors`; of a checkpoint of ours `voice_encoder`,
-            `face_encoder` or `face_decoder`.
-        tensors: in the order of the file; foreign floats are listed as float32, which they become.
-        values: as in `Weights`; of a checkpoint of ours, its header: `config`, `preprocessing`,
-            `embedding_space`, `card`, `sha256` and versions.
-    """
+    """What a file holds, as it says itself."""
 
     path: Path
-    kind: str
-    tensors: tuple[TensorInfo, ...]
+    kind: str  # keras, torch or safetensors; of a checkpoint of ours, its kind of network
+    tensors: tuple[TensorInfo, ...]  # in the order of the file
+    # What else it says and is plain: `backend` and `keras_version` (keras), what stands beside the
+    # state dict (torch), or the header of a checkpoint of ours.
     values: Mapping[str, Any]
 
 
-def read_foreign(path: Path) -> Weights:
-    """Read the weights of a foreign file; its type is found by its content.
+def read_foreign(path: Path, kind: str) -> dict[str, "Tensor"]:
+    """Read the weights of a file of Keras or torch (`kind`, as in `FORMATS`) as they lie in it.
 
-    Args:
-        path: HDF5 that Keras wrote, or a zip archive that `torch.save` wrote.
+    Returns plain, contiguous tensors by their own names, in the file's order and layout: floats of
+    any size as float32, integers and booleans as they are. A name is LAYER/WEIGHT with WEIGHT one
+    of kernel, bias, gamma ... (keras), or the key of the state dict (torch).
 
     Raises:
         CheckpointError: if the file is missing, of another type, damaged, larger than it may be,
@@ -124,31 +97,33 @@ def read_foreign(path: Path) -> Weights:
     """
     import torch
 
+    found = _kind(path)
+    if found == "safetensors":
+        raise CheckpointError(f"{path}: is a safetensors file, and no foreign weights", hint=WANTED)
+    if found != kind:
+        seen = f"{path}: holds weights of {FORMATS[found]}; wanted those of {FORMATS[kind]}"
+        raise CheckpointError(seen, hint=OTHER)
     with tempfile.TemporaryDirectory(prefix="s2f-", ignore_cleanup_errors=True) as folder:
         data = Path(folder, "tensors.bin")
-        found, order = _unpack_confined(path, data)
+        listed = _unpack_confined(path, kind, data).tensors
         flat = torch.from_file(str(data), size=data.stat().st_size, dtype=torch.uint8)
     tensors, end = {}, 0
-    for name, dtype_name, shape in map(dataclasses.astuple, found.tensors):
-        dtype = getattr(torch, dtype_name)
+    for tensor in listed:
+        dtype = getattr(torch, tensor.dtype)
         start = -(-end // ALIGN) * ALIGN
-        end = start + dtype.itemsize * math.prod(shape)
-        tensors[name] = flat[start:end].view(dtype).view(shape)
-    return Weights(found.kind, tensors, tuple(order), found.values)
+        end = start + dtype.itemsize * math.prod(tensor.shape)
+        tensors[tensor.name] = flat[start:end].view(dtype).view(tensor.shape)
+    return tensors
 
 
 def inspect(path: Path) -> Inspection:
-    """Find out what a file holds without reading the values of its tensors.
-
-    Args:
-        path: as in `read_foreign`, or a safetensors file, such as a checkpoint of ours.
+    """List what a foreign file or a safetensors file holds, without the values of its tensors.
 
     Raises:
         CheckpointError: as `read_foreign`; what only the values show stays unknown.
     """
-    if _kind(path) == "safetensors":
-        return _inspect_safetensors(path)
-    return _unpack_confined(path, None)[0]
+    kind = _kind(path)
+    return _inspect_safetensors(path) if kind == "safetensors" else _unpack_confined(path, kind)
 
 
 def _kind(path: Path) -> str:
@@ -168,11 +143,9 @@ def _kind(path: Path) -> str:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
         return "safetensors"
     if start[:1] == b"\x80" or start[257:262] == b"ustar":
-        raise CheckpointError(
-            f"{path}: is a bare pickle or a tar archive, as PyTorch wrote before 1.6; it may hold "
-            "code",
-            hint="load it where it was made, and save it again with torch.save",
-        )
+        seen = "is a bare pickle or a tar archive, as PyTorch wrote before 1.6; it may hold code"
+        hint = "load it where it was made, and save it again with torch.save"
+        raise CheckpointError(f"{path}: {seen}", hint=hint)
     seen = f"is neither HDF5 nor an archive of PyTorch; it starts with {start[:8]!r}"
     raise CheckpointError(f"{path}: {seen if start else 'is empty'}", hint=WANTED)
 
@@ -183,82 +156,65 @@ def _inspect_safetensors(path: Path) -> Inspection:
     listed = []
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            values: dict[str, Any] = file.metadata() or {}
             for name in file.keys():
                 tensor = file.get_slice(name)
                 dtype = SAFETENSORS_TYPES.get(tensor.get_dtype(), tensor.get_dtype())
                 listed.append(TensorInfo(name, dtype, tuple(tensor.get_shape())))
-        header = json.loads(metadata["s2f"]) if "s2f" in metadata else None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: is a damaged safetensors file: {error}", hint="copy or download it again"
-        ) from error
-    if header is None:
-        return Inspection(path, "safetensors", tuple(listed), metadata)
-    if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
-        raise CheckpointError(
-            f"{path}: its header does not say what kind of checkpoint it is",
-            hint="it was not written by s2f as it stands",
-        )
-    return Inspection(path, header.pop("kind"), tuple(listed), header)
+    except (SafetensorError, OSError) as error:
+        seen = f"{path}: is a damaged safetensors file: {error}"
+        raise CheckpointError(seen, hint="copy or download it again") from error
+    kind = "safetensors"
+    if "s2f" in values:
+        values = read_header(path)
+        kind = values.pop("kind")
+    return Inspection(path, kind, tuple(listed), values)
 
 
-def _unpack_confined(path: Path, target: Path | None) -> tuple[Inspection, list[str]]:
-    kind = _kind(path)
-    if kind == "safetensors":
-        raise CheckpointError(f"{path}: is a safetensors file, and no foreign weights", hint=WANTED)
+def _unpack_confined(path: Path, kind: str, target: Path | None = None) -> Inspection:
     size = min(path.stat().st_size, MAX_BYTES)
     # one tensor may be all of the file, and PyTorch maps the file too
     megabytes = MEGABYTES + (2 if kind == "torch" else 1) * size // 2**20
     seconds = SECONDS + size / BYTES_PER_SECOND
-    arguments = (path, kind, target)
-    found: tuple[Inspection, list[str]]
-    found = call_confined(unpack, arguments, megabytes=megabytes, seconds=seconds)
+    found: Inspection
+    found = call_confined(unpack, path, kind, target, megabytes=megabytes, seconds=seconds)
     return found
 
 
 def call_confined(
-    function: Callable[..., Any], arguments: tuple[Any, ...], *, megabytes: int, seconds: float
+    function: Callable[..., Any], path: Path, *arguments: Any, megabytes: int, seconds: float
 ) -> Any:
-    """Call a function in a process of its own, with limits.
+    """Call a picklable function, which reads the file `path`, in a process of its own, with limits.
 
-    The process inherits no open file, imports nothing from the current folder, prints nowhere, and
-    ends with this one even if that is killed.
-
-    Args:
-        function: picklable, and so is what it returns.
-        arguments: its own; the first is the path of the file that it reads, which is put before
-            what its `CheckpointError`s say.
-        megabytes: that it may take beyond what its imports take.
-        seconds: of processor time that it may take beyond its imports.
+    It may take `megabytes` and `seconds` of processor time beyond what its imports take. It
+    inherits no open file, imports nothing from the current folder, prints nowhere, and ends with
+    this one even if that is killed.
 
     Raises:
-        CheckpointError: if the process died or took too much, or the function raised it.
+        CheckpointError: if the process died or took too much, or the function raised it, whose
+            message then lacks the path.
         OutputError: if the function raised it.
     """
-    path = arguments[0]
+    # No pool: pebble's takes 0.2 s more, as long as all else that is done for a small file.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     os.environ["PYTHONSAFEPATH"] = "1"  # the user may be in a folder of a stranger's modules
     receiver, sender = context.Pipe(duplex=False)
-    limits = megabytes, seconds
-    process = context.Process(target=_serve, args=(sender, function, arguments, limits))  # type: ignore[attr-defined]
+    given = sender, function, path, arguments, (megabytes, seconds)
+    process = context.Process(target=_serve, args=given)  # type: ignore[attr-defined]
     process.start()
     sender.close()  # so that the other end's death ends the waiting
-    late = CheckpointError(f"{path}: took more than {seconds:g} s to read", hint=DAMAGED)
+    answer: Any = CheckpointError(f"{path}: took more than {seconds:g} s to read", hint=DAMAGED)
     try:
-        if not receiver.poll(START_SECONDS + seconds):
-            raise late
-        answer = receiver.recv()
+        if receiver.poll(START_SECONDS + seconds):
+            answer = receiver.recv()
     except (EOFError, OSError):
         process.join()
         code = process.exitcode
-        if os.name == "posix" and code == -signal.SIGXCPU:
-            raise late from None
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        raise CheckpointError(
-            f"{path}: the process that read it died ({how})", hint=DAMAGED
-        ) from None
+        if os.name != "posix" or code != -signal.SIGXCPU:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            died = f"{path}: the process that read it died ({how})"
+            answer = CheckpointError(died, hint=DAMAGED)
     finally:
         receiver.close()
         process.kill()
@@ -269,24 +225,20 @@ def call_confined(
 
 
 def _serve(
-    sender: Connection,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    limits: tuple[int, float],
+    sender: Connection, function: Any, path: Path, arguments: Any, limits: tuple[int, float]
 ) -> None:
-    """Work in the process: limit it, call the function, send what it returns or raises."""
+    """In the process: limit it, call the function, send what it returns or raises."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nowhere, standard)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if "torch" in arguments[1:]:
+    if "torch" in arguments:
         import torch  # its memory and time are not the file's
 
         torch.set_num_threads(1)  # threads reserve memory
     _limit(*limits)
-    path = arguments[0]
     try:
-        answer = function(*arguments)
+        answer = function(path, *arguments)
     except CheckpointError as error:
         answer = CheckpointError(f"{path}: {error.message}", hint=error.hint)
     except S2FError as error:
@@ -312,43 +264,33 @@ def _limit(megabytes: int, seconds: float) -> None:
         return
     import resource  # there is none on Windows
 
-    def lower(kind: int, soft: int, hard: int) -> None:
-        bound = resource.getrlimit(kind)[1]  # that of the user's shell, which none may raise
-        if bound != resource.RLIM_INFINITY:
-            soft, hard = min(soft, bound), min(hard, bound)
-        resource.setrlimit(kind, (soft, hard))
-
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = round(used.ru_utime + used.ru_stime + seconds + 0.5)
-    lower(resource.RLIMIT_CPU, cpu, cpu + 1)
-    lower(resource.RLIMIT_CORE, 0, 0)
+    limits = {resource.RLIMIT_CPU: round(used.ru_utime + used.ru_stime + seconds + 0.5)}
+    limits[resource.RLIMIT_CORE] = 0
     with suppress(FileNotFoundError):  # only Linux has it, and only Linux minds the limit
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        room = pages * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
-        lower(resource.RLIMIT_AS, room, room)
+        limits[resource.RLIMIT_AS] = pages * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
+    for kind, limit in limits.items():
+        hard = resource.getrlimit(kind)[1]  # that of the user's shell, which none may raise
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (soft, hard))
 
 
-Declared = tuple[TensorInfo, Callable[[], np.ndarray[Any, Any]]]
-"""A tensor that a file declares, float32 or of an integer's type, and what gives its values."""
-
-Contents = tuple[list[Declared], list[str], dict[str, Any]]
-"""Of a file: its tensors, the order of its layers, and what else it says."""
+Declared = tuple[TensorInfo, Callable[[], np.ndarray[Any, Any]]]  # and what gives its values
+Contents = tuple[list[Declared], dict[str, Any]]  # of a file: its tensors, and what else it says
 
 
-def unpack(path: Path, kind: str, target: Path | None) -> tuple[Inspection, list[str]]:
-    """List the tensors of a file and its layers, and write the values into another one.
+def unpack(path: Path, kind: str, target: Path | None) -> Inspection:
+    """List the tensors of a file, and write the values into `target` where that is given.
 
-    Args:
-        path: the file; whatever it does, it does to this process.
-        kind: `keras` or `torch`.
-        target: for the values; None if they are not wanted.
+    Whatever the file does, it does to this process.
 
     Raises:
         CheckpointError: if the file is not to be trusted or declares more than it can hold, two
             tensors have one name, or a value is NaN or infinite. Its message lacks the path.
         OutputError: if there is no room for the values.
     """
-    declared, order, values = (keras_tensors if kind == "keras" else torch_tensors)(path)
+    declared, values = (keras_tensors if kind == "keras" else torch_tensors)(path)
     size = path.stat().st_size
     limit = min(RATIO * size + SPARE, MAX_BYTES if target else math.inf)
     tensors: dict[str, TensorInfo] = {}
@@ -364,7 +306,7 @@ def unpack(path: Path, kind: str, target: Path | None) -> tuple[Inspection, list
             if end > limit or len(tensors) > MAX_TENSORS:
                 raise _wrong(
                     f"declares {len(tensors)} tensors of {end} bytes so far, {name!r} {shape} the "
-                    f"last; its {size} bytes may declare {limit}, and {MAX_TENSORS} tensors",
+                    f"last; its {size} bytes may declare {limit}, and {MAX_TENSORS} tensors"
                 )
             if not file:
                 continue
@@ -378,11 +320,10 @@ def unpack(path: Path, kind: str, target: Path | None) -> tuple[Inspection, list
                 file.seek(start)
                 array.tofile(file)
             except OSError as error:
-                raise OutputError(
-                    f"{target}: cannot be written: {error.strerror or error}",
-                    hint="free some space, or set TMPDIR to a folder that has some",
-                ) from error
-    return Inspection(path, kind, tuple(tensors.values()), values), order
+                hint = "free some space, or set TMPDIR to a folder that has some"
+                why = f"{target}: cannot be written: {error.strerror or error}"
+                raise OutputError(why, hint=hint) from error
+    return Inspection(path, kind, tuple(tensors.values()), values)
 
 
 def _wrong(why: str, hint: str = "wanted a file of plain weights") -> CheckpointError:
@@ -396,14 +337,15 @@ VARIABLES = {  # names that the new layout leaves out, by class of layer and num
     **{(kind, 2): ("kernel", "bias") for kind in ("conv2d", "dense")},
     ("batch_normalization", 4): ("gamma", "beta", "moving_mean", "moving_variance"),
 }
-FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
+FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # of HDF5, known here
 MAX_CHUNK = 64 * 2**20  # bytes of a chunk once unpacked
 MAX_ATTRIBUTE = 16 * 2**20  # bytes of one
 MAX_DEPTH = 16  # models within models
+ITSELF = "wanted a file that holds its weights itself"
 
 
 def keras_tensors(path: Path) -> Contents:
-    """List the tensors of a Keras file in the order of its layers.
+    """List the tensors of a Keras file, and its attributes `backend` and `keras_version`.
 
     Two layouts, told apart by what the file holds, whichever function of Keras wrote it:
 
@@ -414,8 +356,7 @@ def keras_tensors(path: Path) -> Contents:
       The order of the model is lost: by class, alphabetically, and by number within a class.
 
     Links are followed only where they lie in the file and cannot lead out of it, and datasets are
-    taken only if their bytes lie in the file: both before any value is read. What else the file
-    says are the attributes `backend` and `keras_version`.
+    taken only if their bytes lie in the file: both before any value is read.
 
     Raises:
         CheckpointError: if the file is no such file, or not to be trusted.
@@ -423,57 +364,52 @@ def keras_tensors(path: Path) -> Contents:
     file = h5py.File(path, "r", locking=False)  # stays open: its datasets are read later
     model = _at(file, "model_weights") if "model_weights" in file else file
     names = ("backend", "keras_version")
-    values = {name: _text(model, name) for name in names if name in model.attrs}
+    values = {name: " ".join(_texts(model, name)) for name in names if name in model.attrs}
     if "layer_names" in model.attrs or "layer_names0" in model.attrs:
         if values.get("backend") == "theano":
             raise _wrong(
                 "was written by Theano, which flips the kernels of convolutions",
                 "load it with Keras on TensorFlow, and save it again",
             )
-        tensors = _legacy_layers(model)
+        found = _legacy_weights(model)
     elif any(name in file for name in LAYERS):
-        tensors = _new_layers(file)
+        found = _new_weights(file)
     else:
         raise _wrong("is an HDF5 file, but holds no Keras weights")
+    tensors = [_declared(name, dataset) for name, dataset in found]
     if not tensors:
         raise _wrong("holds no weights")
-    order = dict.fromkeys(layer for layer, _ in tensors)
-    return [tensor for _, tensor in tensors], [*order], values
+    return tensors, values
 
 
-def _legacy_layers(model: h5py.Group) -> list[tuple[str, Declared]]:
-    """List the weights of the layers that `layer_names` lists, each with its layer."""
+def _legacy_weights(model: h5py.Group) -> Iterator[tuple[str, Any]]:
+    """List the weights of the layers that `layer_names` lists, LAYER/WEIGHT, and their datasets."""
     layers = _names(model, "layer_names")
     if "top_level_model_weights" in model:  # of the model itself; it is no layer
         layers.append("top_level_model_weights")
-    found = []
     for layer in layers:
         group = _at(model, layer)
         paths = _names(group, "weight_names")
         for path, weight in zip(paths, _weight_names(layer, paths), strict=True):
-            found.append((layer, _dataset(f"{layer}/{weight}", _at(group, path))))
-    return found
+            yield f"{layer}/{weight}", _at(group, path)
 
 
-def _new_layers(group: h5py.Group, within: str = "", depth: int = 0) -> list[tuple[str, Declared]]:
+def _new_weights(group: h5py.Group, within: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """List the weights in the new layout, those of models within the model too."""
     if depth > MAX_DEPTH:
         raise _wrong(f"nests groups more than {MAX_DEPTH} deep")
-    found = []
-    for container in (name for name in LAYERS if name in group):
-        layers = _at(group, container)
+    for layers in (_at(group, container) for container in LAYERS if container in group):
         for key in sorted(layers, key=_by_number):
-            layer, name = _at(layers, key), f"{within}{key}"
+            layer, name = _at(layers, key), within + key
             if "vars" in layer:
                 variables = _at(layer, "vars")
                 if "name" in variables.attrs:
-                    name = f"{within}{_text(variables, 'name')}"
+                    name = within + " ".join(_texts(variables, "name"))
                 numbers = sorted(variables, key=_by_number)
                 weights = VARIABLES.get((_by_number(key)[0], len(numbers)), numbers)
                 for number, weight in zip(numbers, weights, strict=True):
-                    found.append((name, _dataset(f"{name}/{weight}", _at(variables, number))))
-            found += _new_layers(layer, f"{name}/", depth + 1)
-    return found
+                    yield f"{name}/{weight}", _at(variables, number)
+            yield from _new_weights(layer, f"{name}/", depth + 1)
 
 
 def _at(group: h5py.Group, path: str) -> Any:
@@ -483,19 +419,20 @@ def _at(group: h5py.Group, path: str) -> Any:
         if link is None:
             raise _wrong(f"lists {path!r} but holds no such group or dataset")
         if not isinstance(link, h5py.HardLink):
-            raise _wrong(
-                f"{path!r} is a link to elsewhere ({type(link).__name__})",
-                "wanted a file that holds its weights itself",
-            )
+            raise _wrong(f"{path!r} is a link to elsewhere ({type(link).__name__})", ITSELF)
         group = group[part]
     return group
 
 
-def _text(group: h5py.Group, name: str) -> str:
-    value = _attribute(group, name)
-    if not isinstance(value, str | bytes):
-        raise _wrong(f"its attribute {name!r} is not text")
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _texts(group: h5py.Group, attribute: str) -> list[str]:
+    """Read an attribute that is a text or a list of texts."""
+    declared = group.attrs.get_id(attribute)
+    if math.prod(declared.shape or ()) * declared.dtype.itemsize > MAX_ATTRIBUTE:
+        raise _wrong(f"its attribute {attribute!r} declares {declared.shape} values")
+    values = np.asarray(group.attrs[attribute]).reshape(-1).tolist()
+    if not all(isinstance(value, str | bytes) for value in values):
+        raise _wrong(f"its attribute {attribute!r} is not text")
+    return [value.decode() if isinstance(value, bytes) else value for value in values]
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
@@ -504,58 +441,42 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     if attribute not in group.attrs:
         numbered = (f"{attribute}{n}" for n in itertools.count())
         parts = [*itertools.takewhile(group.attrs.__contains__, numbered)]
-        if not parts:
-            raise _wrong(f"{group.name!r} has no attribute {attribute!r}")
-    found: list[str] = []
-    for part in parts:
-        values = np.asarray(_attribute(group, part))
-        if values.size and values.dtype.kind not in "OSU":
-            raise _wrong(f"its attribute {part!r} is not a list of names")
-        for name in values.reshape(-1).tolist():
-            found.append(name.decode() if isinstance(name, bytes) else str(name))
-    if len(set(found)) < len(found):
+    if not parts:
+        raise _wrong(f"{group.name!r} has no attribute {attribute!r}")
+    names = [name for part in parts for name in _texts(group, part)]
+    if len(set(names)) < len(names):
         raise _wrong(f"its attribute {attribute!r} lists a name twice")
-    return found
+    return names
 
 
-def _attribute(group: h5py.Group, name: str) -> Any:
-    declared = group.attrs.get_id(name)
-    if math.prod(declared.shape or ()) * declared.dtype.itemsize > MAX_ATTRIBUTE:
-        raise _wrong(f"its attribute {name!r} declares {declared.shape} values")
-    return group.attrs[name]
-
-
-def _dataset(name: str, dataset: Any) -> Declared:
+def _declared(name: str, dataset: Any) -> Declared:
     """Make sure that a dataset is of numbers that lie in this file and unpack to what it says."""
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         raise _wrong(f"{name!r} is no array")
     dtype, shape = dataset.dtype, tuple(int(n) for n in dataset.shape)
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise _wrong(f"{name!r} holds {dtype}; wanted numbers")
-    kept = "float32" if dtype.kind == "f" else dtype.newbyteorder("=").name
-    plan = dataset.id.get_create_plist()
-    layout = plan.get_layout()
-    if layout == h5py.h5d.VIRTUAL or plan.get_external_count():
-        raise _wrong(f"{name!r} lies in other files", "wanted a file that holds its weights itself")
-    if layout == h5py.h5d.CHUNKED:
+    if dataset.is_virtual or dataset.external:
+        raise _wrong(f"{name!r} lies in other files", ITSELF)
+    if dataset.chunks:
         chunk = math.prod(dataset.chunks) * dtype.itemsize
         if chunk > MAX_CHUNK:
             raise _wrong(f"{name!r} has chunks of {chunk} bytes; wanted {MAX_CHUNK}")
+        plan = dataset.id.get_create_plist()
         filters = {plan.get_filter(k)[0] for k in range(plan.get_nfilters())}
         if unknown := filters - FILTERS.keys():
-            raise _wrong(
-                f"{name!r} is packed with filter {min(unknown)}; "
-                f"wanted none, or {', '.join(FILTERS.values())}"
-            )
+            known = ", ".join(FILTERS.values())
+            raise _wrong(f"{name!r} is packed with filter {min(unknown)}; wanted none, or {known}")
     else:
         declared, held = math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
-        start = dataset.id.get_offset() if layout == h5py.h5d.CONTIGUOUS else 0
+        start = dataset.id.get_offset() or 0  # a small one lies in its header, and has none
         size = dataset.file.id.get_filesize()
-        if declared and (held != declared or start is None or start + held > size):
+        if declared and (held != declared or start + held > size):
             raise _wrong(
                 f"{name!r} declares {declared} bytes, {shape}, and holds {min(held, size)} of them",
                 "the file is cut off: copy or download it again",
             )
+    kept = "float32" if dtype.kind == "f" else dtype.newbyteorder("=").name
     return TensorInfo(name, kept, shape), lambda: dataset[()]
 
 
@@ -589,8 +510,8 @@ def torch_tensors(path: Path) -> Contents:
 
     The zip archive is checked before PyTorch opens it; `torch.load` then unpickles with
     `weights_only`, maps the file, and copies nothing. A tensor is taken only if its values lie in
-    the file as often as it says. There is no order of layers; what stands beside the state dict
-    and is plain is told, other tensors, such as an optimizer's, are left out.
+    the file as often as it says. What stands beside the state dict and is plain is told, other
+    tensors, such as an optimizer's, are left out.
 
     Raises:
         CheckpointError: if the file is no such file, or not to be trusted.
@@ -615,10 +536,8 @@ def torch_tensors(path: Path) -> Contents:
             raise _wrong(f"{name!r} in {key} is no tensor but a {type(tensor).__name__}")
     if not tensors:
         raise _wrong("holds no tensors under names", RESAVE)
-    values = {
-        str(name): value for name, value in loaded.items() if name != key and _is_plain(value)
-    }
-    return tensors, [], values
+    beside = {str(name): value for name, value in loaded.items() if name != key}
+    return tensors, {name: value for name, value in beside.items() if _is_plain(value)}
 
 
 def _check_archive(path: Path) -> None:
@@ -647,8 +566,9 @@ def _check_archive(path: Path) -> None:
         folder = min(names, default="").partition("/")[0]
         if f"{folder}/constants.pkl" in names:
             raise _wrong("is a TorchScript program; wanted a state dict", RESAVE)
-        others = [name for name in names if not name.startswith(f"{folder}/")]
-        if others or f"{folder}/data.pkl" not in names:
+        if {name.partition("/")[0] for name in names} != {folder} or (
+            f"{folder}/data.pkl" not in names
+        ):
             raise _wrong("is a zip archive, but none of torch.save", RESAVE)
         order = f"{folder}/byteorder"  # files before torch 2.1 have none
         if order in names and archive.read(order).decode() != sys.byteorder:

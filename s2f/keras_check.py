@@ -6,35 +6,27 @@ checkpoints or our names: a file and prepared images become three taps.
 Source: the layers of serengil/deepface and rcmalli/keras-vggface, built with Keras' own.
 """
 
-import concurrent.futures
-import dataclasses
 import importlib.util
 import multiprocessing
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2f.errors import CheckpointError, DependencyError
 
-if TYPE_CHECKING:  # which imports torch
-    from s2f.face_encoder import VGGFaceConfig
-
 Origin = Literal["serengil", "rcmalli"]
 Array = NDArray[np.float32]
 
 
 def require_tensorflow() -> None:
-    """Make sure that TensorFlow is installed, without importing it.
-
-    Raises:
-        DependencyError: if it is not.
-    """
+    """Raise a `DependencyError` if TensorFlow is not installed; does not import it."""
     if importlib.util.find_spec("tensorflow") is None:
         raise DependencyError(
             "--verify needs TensorFlow, which is not installed",
@@ -44,32 +36,22 @@ def require_tensorflow() -> None:
 
 
 def keras_taps(
-    path: Path, origin: Origin, config: "VGGFaceConfig", images: Array
+    path: Path, origin: Origin, sizes: Mapping[str, Any], images: Array
 ) -> dict[str, Array]:
-    """Build a network in Keras, load a file with Keras' own loader, and run images.
+    """Build a network in Keras, load a file with Keras' own loader, and run images [b h w 3].
 
-    Args:
-        path: Keras weights, legacy HDF5 or Keras 3's.
-        origin: whose network it is.
-        config: its sizes.
-        images: [b h w 3], prepared.
-
-    Returns:
-        features [b 7 7 c], embedding [b d] (after its ReLU) and logits [b i].
-
-    Raises:
-        CheckpointError: if Keras refuses the file, or its process dies.
+    The sizes are the fields of a `VGGFaceConfig`, the images prepared. Returns features [b 7 7 c],
+    embedding [b d] (after its ReLU) and logits [b i]; raises a `CheckpointError` if Keras refuses
+    the file, or its process dies.
     """
     context = multiprocessing.get_context("spawn")
-    sizes = dataclasses.asdict(config)
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(_run, path, origin, sizes, images).result()
         except BrokenProcessPool as error:
-            raise CheckpointError(
-                f"{path}: the process in which Keras reads it died",
-                hint="is there memory for TensorFlow? Without --verify it is not needed",
-            ) from error
+            hint = "is there memory for TensorFlow? Without --verify it is not needed"
+            died = f"{path}: the process in which Keras reads it died"
+            raise CheckpointError(died, hint=hint) from error
 
 
 def _run(path: Path, origin: Origin, sizes: Mapping[str, Any], images: Array) -> dict[str, Array]:
@@ -102,8 +84,8 @@ def _run(path: Path, origin: Origin, sizes: Mapping[str, Any], images: Array) ->
 def build_keras(keras: Any, origin: Origin, sizes: Mapping[str, Any]) -> tuple[Any, Sequence[Any]]:
     """Build VGG-Face, fc6 to fc8 as convolutions (serengil) or Dense after a Flatten (rcmalli).
 
-    Keras finds the weights of both layouts by the order of the layers, whatever their names.
-    Returns the model and its outputs: features, embedding and logits.
+    Returns the model, whose weights Keras finds by the order of the layers, whatever their names,
+    and its outputs: features, embedding and logits.
     """
     layers = keras.layers
     x = inputs = keras.Input((sizes["image_size"], sizes["image_size"], 3))

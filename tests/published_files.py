@@ -1,19 +1,21 @@
 """Files as others publish them, narrow, with asymmetric random weights: Keras' and the seed's.
 
-The seed's modules are written here in our own words, of torch's layers and with its names: what
-they compute is what conversions must keep. Keras' files hold the weights of the same modules.
+The seed's networks are written here in our own words, of torch's layers and with its names: what
+they compute is what conversions must keep. Keras' files hold the weights of the same networks.
 """
 
 import functools
+from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from foreign_files import write_legacy
 from torch import Tensor, nn
 
 from s2f import ast_encoder, face_decoder, face_encoder, foreign_weights, voice_encoder
@@ -31,16 +33,10 @@ needs_tensorflow = pytest.mark.skipif(
     find_spec("tensorflow") is None, reason="TensorFlow (the extra convert) is not installed"
 )
 EMBEDDING = 20
-VGG = VGGFaceConfig(
-    layers=(4, 4, "M", 8, 8, "M", *3 * (16,), "M", *3 * (32,), "M", *3 * (32,), "M"),
-    image_size=64,
-    hidden=24,
-    embedding=EMBEDDING,
-    identities=13,
-)
-VOICE = VoiceEncoderConfig(
-    channels=(4, 4, 8, 8, 8, 16, 32, 32, 32), hidden=24, embedding=EMBEDDING, final_relu=True
-)
+LAYERS = (4, 4, "M", 8, 8, "M", *3 * (16,), "M", *3 * (32,), "M", *3 * (32,), "M")
+VGG = VGGFaceConfig(LAYERS, image_size=64, hidden=24, embedding=EMBEDDING, identities=13)
+CHANNELS = (4, 4, 8, 8, 8, 16, 32, 32, 32)
+VOICE = VoiceEncoderConfig(channels=CHANNELS, hidden=24, embedding=EMBEDDING, final_relu=True)
 DECODER = FaceDecoderConfig(
     embedding=EMBEDDING,
     trunk=(24, 16),
@@ -55,12 +51,11 @@ DECODER = FaceDecoderConfig(
 AST = ASTEncoderConfig(width=24, layers=2, heads=3, mlp=40, embedding=EMBEDDING)
 SHORT_AST = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)
 AUTOMATIC = ("conv2d", *(f"conv2d_{n}" for n in range(1, 16)))
-KerasArrays = list[tuple[np.ndarray, np.ndarray]]
 
 
-def randomise(module: nn.Module, seed: int = 0) -> Any:
+def randomise(module: nn.Module) -> Any:
     """Give a module weights of a trained one's size, and BatchNorm statistics; for use."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             if name.endswith("num_batches_tracked"):
@@ -73,39 +68,36 @@ def randomise(module: nn.Module, seed: int = 0) -> Any:
     return module.eval().requires_grad_(False)
 
 
-class SeedVGG(nn.Module):
-    """VGGFace_serengil: features, embedding and logits of prepared pictures."""
+def in_order(*layers: list[nn.Module]) -> Any:
+    """Name layers as the seed does: layer1.0, layer1.1 ..., layer2.0 ..."""
+    named = {f"layer{n}": nn.Sequential(*layer) for n, layer in enumerate(layers, start=1)}
+    return randomise(nn.Sequential(OrderedDict(named)))
 
-    def __init__(self) -> None:
-        super().__init__()
-        before, n = 3, 0
-        for layer in VGG.layers:
-            if isinstance(layer, str):
-                getattr(self, f"layer{n}").append(nn.MaxPool2d(2, 2))
-                continue
-            n += 1
-            conv = nn.Conv2d(before, layer, 3)
-            setattr(self, f"layer{n}", nn.Sequential(nn.ZeroPad2d(1), conv, nn.ReLU()))
+
+def seed_vgg() -> Any:
+    """VGGFace_serengil, of prepared pictures: embeddings after 15 layers, then logits."""
+    layers: list[list[nn.Module]] = []
+    before = 3
+    for layer in LAYERS:
+        if isinstance(layer, str):
+            layers[-1].append(nn.MaxPool2d(2, 2))
+        else:
+            layers.append([nn.ZeroPad2d(1), nn.Conv2d(before, layer, 3), nn.ReLU()])
             before = layer
-        fc6 = nn.Conv2d(before, VGG.hidden, VGG.map_size)
-        self.layer14 = nn.Sequential(fc6, nn.ReLU(), nn.Dropout())
-        self.layer15 = nn.Sequential(nn.Conv2d(VGG.hidden, EMBEDDING, 1), nn.ReLU())
-        self.layer16 = nn.Sequential(nn.Dropout(), nn.Conv2d(EMBEDDING, VGG.identities, 1))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        taps = {}
-        x = images
-        for n in range(1, 17):
-            x = getattr(self, f"layer{n}")(x)
-            if n in (13, 15, 16):
-                taps[{13: "features", 15: "embedding", 16: "logits"}[n]] = x
-        flat = {tap: taps[tap].flatten(1) for tap in ("embedding", "logits")}
-        return {"features": taps["features"].permute(0, 2, 3, 1)} | flat
+    layers.append([nn.Conv2d(before, VGG.hidden, VGG.map_size), nn.ReLU(), nn.Dropout()])
+    layers.append([nn.Conv2d(VGG.hidden, EMBEDDING, 1), nn.ReLU()])
+    return in_order(*layers, [nn.Dropout(), nn.Conv2d(EMBEDDING, VGG.identities, 1)])
 
 
-def keras_arrays(origin: str) -> KerasArrays:
-    """(kernel, bias) of the 16 layers of the random `SeedVGG`, as Keras lays them out."""
-    state = list(randomise(SeedVGG()).state_dict().values())
+def seed_embeddings(pictures: Tensor) -> Tensor:
+    """What VGGFace_serengil makes of prepared pictures."""
+    embeddings: Tensor = seed_vgg()[:15](pictures).flatten(1)
+    return embeddings
+
+
+def keras_arrays(origin: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(kernel, bias) of the 16 layers of `seed_vgg`, as Keras lays them out."""
+    state = list(seed_vgg().state_dict().values())
     arrays = []
     for weight, bias in zip(state[::2], state[1::2], strict=True):
         kernel = weight.permute(2, 3, 1, 0).contiguous()
@@ -115,19 +107,14 @@ def keras_arrays(origin: str) -> KerasArrays:
     return arrays
 
 
-def write_keras(path: Path, origin: str, arrays: KerasArrays | None = None) -> Path:
-    """Write weights as Keras' `save_weights` does: a group a layer, names in attributes."""
+def write_keras(path: Path, origin: str) -> Path:
+    """Write weights as Keras' `save_weights` does."""
     names = AUTOMATIC if origin == "serengil" else VGG16_NAMES
-    arrays = keras_arrays(origin) if arrays is None else arrays
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [*(name.encode() for name in names[: len(arrays)]), b"flatten"]
-        file.attrs["backend"] = b"tensorflow"
-        file.create_group("flatten").attrs["weight_names"] = np.zeros(0, "S1")
-        for name, (kernel, bias) in zip(names, arrays, strict=False):
-            group = file.create_group(name)
-            group.attrs["weight_names"] = [f"{name}/kernel:0".encode(), f"{name}/bias:0".encode()]
-            group[f"{name}/kernel:0"], group[f"{name}/bias:0"] = kernel, bias
-    return path
+    layers: dict[str, dict[str, Any]] = {
+        name: {f"{name}/kernel:0": kernel, f"{name}/bias:0": bias}
+        for name, (kernel, bias) in zip(names, keras_arrays(origin), strict=True)
+    }
+    return write_legacy(path, layers | {"flatten": {}}, backend=b"tensorflow")
 
 
 def scrambled_rcmalli() -> dict[str, Tensor]:
@@ -147,57 +134,41 @@ class SeedDecoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-        def block(a: int, b: int) -> nn.Sequential:
-            return nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU())
+        def mlp(*widths: int) -> nn.Sequential:
+            return nn.Sequential(
+                *(
+                    nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU())
+                    for a, b in pairwise(widths)
+                )
+            )
 
-        def up(a: int, b: int) -> nn.ConvTranspose2d:
-            return nn.ConvTranspose2d(a, b, 5, stride=2, padding=2, output_padding=1)
-
-        w1, w2 = DECODER.trunk
-        h1, h2, h3 = DECODER.landmark_hidden
-        c0 = DECODER.seed_channels
-        c1, c2, c3, c4 = (stage[0] for stage in DECODER.stages[:4])
-        self.pre_layers = nn.Sequential(block(EMBEDDING, w1), block(w1, w2))
-        last = nn.Sequential(nn.Linear(h3, 2 * DECODER.landmarks))
-        self.landmark_layers = nn.Sequential(block(w2, h1), block(h1, h2), block(h2, h3), last)
-        self.texture_layers = nn.Sequential(
-            nn.Sequential(nn.Linear(w2, c0 * 14 * 14), nn.ReLU()),
-            nn.Sequential(nn.Unflatten(1, (c0, 14, 14)), up(c0, c1), nn.ReLU()),
-            nn.Sequential(up(c1, c2), nn.ReLU()),
-            nn.Sequential(up(c2, c3), nn.ReLU()),
-            nn.Sequential(up(c3, c4), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(c4, 3, 1), nn.Sigmoid()),
-        )
+        self.pre_layers = mlp(EMBEDDING, 24, 16)
+        self.landmark_layers = mlp(16, 14, 12, 10).append(nn.Sequential(nn.Linear(10, 144)))
+        texture = [nn.Sequential(nn.Linear(16, 16 * 14 * 14), nn.ReLU())]
+        for a, b in pairwise((16, 8, 4, 2, 2)):
+            up = nn.ConvTranspose2d(a, b, 5, stride=2, padding=2, output_padding=1)
+            texture.append(nn.Sequential(up, nn.ReLU()))
+        texture[1].insert(0, nn.Unflatten(1, (16, 14, 14)))
+        texture.append(nn.Sequential(nn.Conv2d(2, 3, 1), nn.Sigmoid()))
+        self.texture_layers = nn.Sequential(*texture)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         x = self.pre_layers(embedding)
         return self.landmark_layers(x), self.texture_layers(x)
 
 
-class SeedVoice(nn.Module):
+def seed_voice() -> Any:
     """VE_conv on [b 2 257 t]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        before = 2
-        for n, c in enumerate(VOICE.channels[:8], start=1):
-            layers = [nn.Conv2d(before, c, 4, stride=2 if n == 8 else 1), nn.ReLU()]
-            layers.append(nn.BatchNorm2d(c))
-            layers += [nn.MaxPool2d((1, 2))] if n in (3, 4, 5, 6) else []
-            setattr(self, f"layer{n}", nn.Sequential(*layers))
-            before = c
-        c = VOICE.channels[8]
-        pooling = nn.AdaptiveAvgPool2d((None, 1))
-        conv = nn.Conv2d(before, c, 4, stride=2)
-        self.layer9 = nn.Sequential(conv, pooling, nn.ReLU(), nn.BatchNorm2d(c))
-        self.layer10 = nn.Sequential(nn.Flatten(), nn.Linear(57 * c, VOICE.hidden), nn.ReLU())
-        self.layer11 = nn.Sequential(nn.Linear(VOICE.hidden, EMBEDDING), nn.ReLU())
-
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        x = spectrogram
-        for n in range(1, 12):
-            x = getattr(self, f"layer{n}")(x)
-        return x
+    layers: list[list[nn.Module]] = []
+    for n, (a, b) in enumerate(pairwise((2, *CHANNELS[:8])), start=1):
+        conv = nn.Conv2d(a, b, 4, stride=2 if n == 8 else 1)
+        layers.append([conv, nn.ReLU(), nn.BatchNorm2d(b)])
+        layers[-1] += [nn.MaxPool2d((1, 2))] if n in (3, 4, 5, 6) else []
+    c = CHANNELS[8]
+    pooling = nn.AdaptiveAvgPool2d((None, 1))
+    layers.append([nn.Conv2d(b, c, 4, stride=2), pooling, nn.ReLU(), nn.BatchNorm2d(c)])
+    layers.append([nn.Flatten(), nn.Linear(57 * c, VOICE.hidden), nn.ReLU()])
+    return in_order(*layers, [nn.Linear(VOICE.hidden, EMBEDDING), nn.ReLU()])
 
 
 def hugging_face_ast(config: ASTEncoderConfig, *, classifier: bool) -> Any:
@@ -223,12 +194,11 @@ def seed_ast() -> Any:
     return model
 
 
-def training_checkpoint(path: Path, module: nn.Module) -> Path:
+def training_checkpoint(path: Path, module: nn.Module) -> None:
     """Write a training checkpoint as the seed does."""
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.001}]}
     contents = {"epoch": 3, "loss": 0.5, "model_state_dict": module.state_dict()}
     torch.save(contents | {"optimizer_state_dict": optimizer, "history": [0.7, 0.5]}, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +221,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for origin in ("serengil", "rcmalli"):
         write_keras(folder / f"{origin}.h5", origin)
     training_checkpoint(folder / "decoder.pt", randomise(SeedDecoder()))
-    training_checkpoint(folder / "ve.pt", randomise(SeedVoice()))
-    torch.save(randomise(SeedVGG()).state_dict(), folder / "serengil.pt")
+    training_checkpoint(folder / "ve.pt", seed_voice())
+    torch.save(seed_vgg().state_dict(), folder / "serengil.pt")
     torch.save(scrambled_rcmalli(), folder / "rcmalli.pt")
     if find_spec("transformers"):
         training_checkpoint(folder / "ast.pt", seed_ast())

@@ -28,15 +28,12 @@ def test_inspect_lists_the_tensors_of_a_file(tmp_path: Path) -> None:
         "fc6/kernel  float32  2 x 3",
         "fc6/bias    float32  3",
     ]
-    assert Done("convert", "inspect", path, "--json").json == {
-        "path": str(path),
-        "kind": "keras",
-        "values": {"backend": "tensorflow"},
-        "tensors": [
-            {"name": "fc6/kernel", "dtype": "float32", "shape": [2, 3]},
-            {"name": "fc6/bias", "dtype": "float32", "shape": [3]},
-        ],
-    }
+    tensors = [
+        {"name": "fc6/kernel", "dtype": "float32", "shape": [2, 3]},
+        {"name": "fc6/bias", "dtype": "float32", "shape": [3]},
+    ]
+    found = {"path": str(path), "kind": "keras", "values": {"backend": "tensorflow"}}
+    assert Done("convert", "inspect", path, "--json").json == found | {"tensors": tensors}
 
 
 def test_inspect_shows_the_card_of_a_checkpoint(models: Path) -> None:
@@ -71,17 +68,16 @@ def test_the_examples_run_as_printed(
                 assert (done.code, done.err) == (0, ""), line
 
 
-def test_a_conversion_prints_its_path_and_its_proof(published: Path, tmp_path: Path) -> None:
-    done = Done("convert", "serengil", published / "serengil.h5", "-o", tmp_path / "out")
-    assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
-    assert done.err.startswith("equals NumPy on serengil.h5: errors features ")
-    assert len(done.err.splitlines()) == 1
-
-
-def test_a_conversion_prints_one_json_object(published: Path, tmp_path: Path) -> None:
+def test_a_conversion_prints_its_path_and_its_proof_or_one_json_object(
+    published: Path, tmp_path: Path
+) -> None:
     source, out = published / "rcmalli.h5", tmp_path / "out"
-    options = ("--preprocessing", "seed", "--json")
-    done = Done("convert", "rcmalli", source, "-o", out, *options)
+    command = ("convert", "rcmalli", source, "-o", out, "--preprocessing", "seed")
+    done = Done(*command)
+    assert (done.code, done.out) == (0, f"{out}\n")
+    assert done.err.startswith("equals NumPy on rcmalli.h5: errors features ")
+    assert len(done.err.splitlines()) == 1
+    done = Done(*command, "--overwrite", "--json")
     assert (done.code, done.err) == (0, "")
     (made,) = done.json["converted"]
     back = checkpoint.load(out, "face_encoder")
@@ -100,7 +96,6 @@ def test_a_model_is_printed_network_by_network(published: Path, tmp_path: Path) 
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [str(path) for path in made]
     assert files(out) == set(made)
-    assert_refused(Done("convert", "pietkun", *sources, "-o", out), 2, out)
     again = Done("convert", "pietkun", *sources, "-o", out, "--overwrite", "--json")
     assert [row["kind"] for row in again.json["converted"]] == ["face_decoder", "voice_encoder"]
 
@@ -109,20 +104,15 @@ def test_wrong_usage_is_refused(published: Path, tmp_path: Path) -> None:
     source, out = published / "serengil.h5", ("-o", tmp_path / "out")
     for arguments in (
         ("serengil", source),
-        ("serengil", *out),
         ("serengil", source, *out, "--preprocessing", "cat"),
         ("pietkun", *out),
-        ("pietkun", "--face-decoder", source, *out, "--kind", "cat"),
     ):
         assert_wrong_usage(Done("convert", *arguments))
-    pair = ("--ast", source, "--ve-conv", source)
-    done = Done("convert", "pietkun", "--face-decoder", source, *out, *pair)
-    assert_refused(done, 2, "one voice encoder")
     assert_refused(Done("convert", "serengil", source, "-o", source), 2, source)
     assert files(tmp_path) == set()
 
 
-def test_a_missing_package_exits_with_5(
+def test_a_missing_package_exits_with_5_and_names_the_cure(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, out = published / "decoder.pt", ("-o", tmp_path / "out")
@@ -136,18 +126,11 @@ def test_a_missing_package_exits_with_5(
     assert files(tmp_path) == set()
 
 
-@pytest.mark.parametrize("wrong", ["cut off", "of another net"])
-def test_a_wrong_file_exits_with_4_and_leaves_nothing(
-    published: Path, tmp_path: Path, wrong: str
-) -> None:
-    source, out = tmp_path / "w", tmp_path / "out"
-    content = (published / "rcmalli.h5").read_bytes()
-    source.write_bytes(content[: len(content) // 2] if wrong == "cut off" else content)
-    before = files(tmp_path)
+def test_a_wrong_file_exits_with_4_and_leaves_nothing(published: Path, tmp_path: Path) -> None:
+    source, out = published / "rcmalli.h5", tmp_path / "out"  # of another net
     assert_refused(Done("convert", "pietkun", "--face-decoder", source, "-o", out), 4, source)
     done = Done("convert", "serengil", source, "-o", out, "--json")
     assert (done.code, done.json["error"]) == (4, "CheckpointError")
-    if wrong == "cut off":
-        assert_refused(Done("convert", "inspect", source), 4, source)
-    assert files(tmp_path) == before
-    assert not out.exists()
+    (tmp_path / "w").write_bytes(source.read_bytes()[:9999])
+    assert_refused(Done("convert", "inspect", tmp_path / "w"), 4, tmp_path / "w")
+    assert files(tmp_path) == {tmp_path / "w"}
