@@ -1,8 +1,6 @@
 """Tests of s2f.audio; each expected value says where it comes from.
 
-What is heard has the loudness that models want, and is the voice that was written: the correlation
-with it, at the best shift, is near 1. What a format may lose is its own.
-
+What is heard is the voice that was written: the correlation with it, at the best shift, is near 1.
 `record` is tested with a module in the place of sounddevice. Assumed of the real one, as its source
 of version 0.5.6 has it: importing it raises OSError without PortAudio. `query_devices(kind=...)`
 gives a dict with `name` and `default_samplerate`, a float; it raises PortAudioError where there is
@@ -34,7 +32,7 @@ from recordings import READERS, ffmpeg_normalize, real, write_av
 
 from s2f import audio
 from s2f.audio import SAMPLE_RATE, Waveform, clips, read_speech, record
-from s2f.errors import AudioError, DependencyError, DeviceError, OutputError, UsageError
+from s2f.errors import AudioError, DependencyError, DeviceError, UsageError
 
 REPOSITORY = Path(__file__).parents[1]
 EXACT, LOSSY = 0.999, 0.97  # what keeps 16 bits or more; 8 bits, and codecs of music
@@ -82,76 +80,50 @@ def voice() -> np.ndarray:
     return (0.1 * buzz * syllables + 0.001 * rng.standard_normal(len(times))).astype(np.float32)
 
 
-def at(rate: int, voice: np.ndarray, n_channels: int) -> np.ndarray:
-    """The voice at another rate, in the same way in all channels: [n c]."""
-    samples = soxr.resample(voice, SAMPLE_RATE, rate, "HQ")
-    return np.repeat(samples[:, np.newaxis], n_channels, axis=1)
-
-
-def written(
+def recording(
     name: str,
-    subtype: str | None,
+    codec: str = "",
     rate: int = SAMPLE_RATE,
     n_channels: int = 1,
+    *,
+    first: str = "",
     change: Callable[[np.ndarray], np.ndarray] = np.array,
+    edit: Callable[[bytes], bytes] = bytes,
+    video: bool = False,
+    **options: str,
 ) -> Make:
-    """A file that libsndfile writes."""
+    """A file of the voice, or a change of it, that libsndfile (upper case) or FFmpeg encodes.
+
+    It gets another name `first`, and its bytes are edited; without a codec it has none.
+    """
 
     def make(folder: Path, voice: np.ndarray) -> Path:
-        samples = at(rate, change(voice), n_channels)
-        soundfile.write(folder / name, samples, rate, subtype=subtype)
-        return folder / name
-
-    return make
-
-
-def encoded(
-    name: str, codec: str, rate: int = 44_100, n_channels: int = 1, video: bool = False, **options
-) -> Make:
-    """A file that FFmpeg writes."""
-
-    def make(folder: Path, voice: np.ndarray) -> Path:
-        if codec not in av.codecs_available:
+        path = folder / (first or name)
+        samples = soxr.resample(change(voice), SAMPLE_RATE, rate, "HQ")
+        samples = np.repeat(samples[:, np.newaxis], n_channels, axis=1)
+        if codec.isupper():
+            soundfile.write(path, samples, rate, subtype=codec)
+        elif codec and codec not in av.codecs_available:
             pytest.skip(f"this PyAV has no {codec}")
-        samples = at(rate, voice, n_channels)
-        return write_av(folder / name, samples, codec, rate, video=video, options=options)
+        elif codec:
+            write_av(path, samples, codec, rate, video=video, options=options)
+        (folder / name).write_bytes(edit(path.read_bytes() if codec else b""))
+        return folder / name
 
     return make
 
 
-def edited(name: str, make: Make | None, edit: Callable[[bytes], bytes]) -> Make:
-    """What another maker makes, its bytes changed, under another name."""
-
-    def made(folder: Path, voice: np.ndarray) -> Path:
-        content = make(folder, voice).read_bytes() if make else b""
-        (folder / name).write_bytes(edit(content))
-        return folder / name
-
-    return made
-
-
-wav, m4a = written("plain.wav", "PCM_16"), encoded("plain.m4a", "aac")
-
-
-def false_lengths(riff: int, data: int) -> Callable[[bytes], bytes]:
-    """What a program writes that cannot seek back: lengths that nobody knew yet."""
+def chunks(riff: int, data: int, *, odd: bytes = b"") -> Callable[[bytes], bytes]:
+    """False lengths of a WAV, which a program writes that cannot seek back, or a chunk added."""
 
     def edit(content: bytes) -> bytes:
-        place = content.index(b"data") + 4
+        place = content.index(b"data")
         lengths = struct.pack("<I", riff), struct.pack("<I", data)
-        return content[:4] + lengths[0] + content[8:place] + lengths[1] + content[place + 4 :]
+        if odd:
+            return content[:place] + odd + content[place:]
+        return content[:4] + lengths[0] + content[8 : place + 4] + lengths[1] + content[place + 8 :]
 
     return edit
-
-
-def with_chunk(content: bytes) -> bytes:
-    """A chunk of odd length, which is padded, before the samples."""
-    place = content.index(b"data")
-    return content[:place] + b"LIST" + struct.pack("<I", 7) + b"INFOabc\0" + content[place:]
-
-
-def first_half(content: bytes) -> bytes:
-    return content[: len(content) // 2]
 
 
 def picture(_: bytes = b"") -> bytes:
@@ -168,43 +140,48 @@ def tagged(content: bytes) -> bytes:
     return b"ID3\3\0\0" + size + frame + content
 
 
+ODD = b"LIST\7\0\0\0INFOabc\0"  # 7 bytes, and one that fills up
+MUSIC, OPUS = ("aac", 44_100), ("libopus", 48_000)
 HEARD: dict[str, tuple[Make, float]] = {
-    "8 bit": (written("a.wav", "PCM_U8"), LOSSY),
-    "16 bit": (wav, EXACT),
-    "24 bit": (written("a.wav", "PCM_24"), EXACT),
-    "mu-law": (written("a.wav", "ULAW", 8_000), NARROW),
-    "GSM": (written("a.wav", "GSM610", 8_000), PHONE),
-    "ADPCM": (written("a.wav", "IMA_ADPCM"), LOSSY),
-    "8 kHz": (written("a.wav", "PCM_16", 8_000), NARROW),
-    "44.1 kHz stereo": (written("a.wav", "PCM_16", 44_100, 2), LOSSY),
-    "192 kHz": (written("a.wav", "PCM_32", 192_000), LOSSY),
-    "AIFF": (written("a.aiff", "PCM_16"), EXACT),
-    "CAF ALAC": (written("a.caf", "ALAC_16"), EXACT),
-    "Sun": (written("a.au", "ULAW", 8_000), NARROW),
-    "FLAC": (written("a.flac", "PCM_16"), EXACT),
-    "Vorbis": (written("a.ogg", "VORBIS", 44_100, 2), LOSSY),
-    "MP3": (written("a.mp3", "MPEG_LAYER_III", 44_100), LOSSY),
-    "M4A": (m4a, LOSSY),
-    "M4A in fragments": (encoded("a.m4a", "aac", movflags="frag_keyframe+empty_moov"), LOSSY),
-    "M4A 5.1": (encoded("a.m4a", "aac", 48_000, 6), NARROW),
-    "ALAC": (encoded("a.m4a", "alac"), LOSSY),
-    "WebM": (encoded("a.webm", "libopus", 48_000), LOSSY),
-    "AMR": (encoded("a.amr", "libopencore_amrnb", 8_000), PHONE),
-    "MP4 video": (encoded("a.mp4", "aac", video=True), LOSSY),
-    "Matroska video": (encoded("a.mkv", "libopus", 48_000, 2, video=True), LOSSY),
-    "AVI video": (encoded("a.avi", "libmp3lame", 44_100, 2, video=True), LOSSY),
-    "MPEG transport stream": (encoded("a.ts", "aac", video=True), LOSSY),
-    "no suffix": (edited("recording", m4a, bytes), LOSSY),
-    "odd name": (edited("-Grüße 'x' $HOME %s.WAV", wav, bytes), EXACT),
-    "cover in MP3": (edited("a.mp3", written("b.mp3", "MPEG_LAYER_III"), tagged), LOSSY),
-    "lengths of 0": (edited("a.wav", wav, false_lengths(0, 0)), EXACT),
-    "length too long": (edited("a.wav", wav, false_lengths(10**9, 10**9)), EXACT),
-    "chunk of odd length": (edited("a.wav", wav, with_chunk), EXACT),
-    "trailing garbage": (edited("a.flac", wav, lambda content: content + b"garbage" * 99), EXACT),
-    "truncated WAV": (edited("a.wav", wav, first_half), EXACT),
-    "truncated MP3": (edited("a.mp3", encoded("b.mp3", "libmp3lame"), first_half), LOSSY),
-    "quiet": (written("a.wav", "PCM_24", change=lambda voice: voice / 300), LOSSY),
-    "clipped": (written("a.wav", "PCM_24", change=lambda v: np.clip(20 * v, -1, 1)), 0.7),
+    "8 bit": (recording("a.wav", "PCM_U8"), LOSSY),
+    "16 bit": (recording("a.wav", "PCM_16"), EXACT),
+    "24 bit": (recording("a.wav", "PCM_24"), EXACT),
+    "mu-law": (recording("a.wav", "ULAW", 8_000), NARROW),
+    "GSM": (recording("a.wav", "GSM610", 8_000), PHONE),
+    "ADPCM": (recording("a.wav", "IMA_ADPCM"), LOSSY),
+    "8 kHz": (recording("a.wav", "PCM_16", 8_000), NARROW),
+    "44.1 kHz stereo": (recording("a.wav", "PCM_16", 44_100, 2), LOSSY),
+    "192 kHz": (recording("a.wav", "PCM_32", 192_000), LOSSY),
+    "AIFF": (recording("a.aiff", "PCM_16"), EXACT),
+    "CAF ALAC": (recording("a.caf", "ALAC_16"), EXACT),
+    "Sun": (recording("a.au", "ULAW", 8_000), NARROW),
+    "FLAC": (recording("a.flac", "PCM_16"), EXACT),
+    "Vorbis": (recording("a.ogg", "VORBIS", 44_100, 2), LOSSY),
+    "MP3": (recording("a.mp3", "MPEG_LAYER_III", 44_100), LOSSY),
+    "M4A": (recording("a.m4a", *MUSIC), LOSSY),
+    "M4A in fragments": (recording("a.m4a", *MUSIC, movflags="frag_keyframe+empty_moov"), LOSSY),
+    "M4A 5.1": (recording("a.m4a", "aac", 48_000, 6), NARROW),
+    "ALAC": (recording("a.m4a", "alac", 44_100), LOSSY),
+    "WebM": (recording("a.webm", *OPUS), LOSSY),
+    "AMR": (recording("a.amr", "libopencore_amrnb", 8_000), PHONE),
+    "MP4 video": (recording("a.mp4", *MUSIC, video=True), LOSSY),
+    "Matroska video": (recording("a.mkv", *OPUS, 2, video=True), LOSSY),
+    "AVI video": (recording("a.avi", "libmp3lame", 44_100, 2, video=True), LOSSY),
+    "MPEG transport stream": (recording("a.ts", *MUSIC, video=True), LOSSY),
+    "no suffix": (recording("recording", *MUSIC, first="b.m4a"), LOSSY),
+    "odd name": (recording("-Grüße 'x' $HOME %s.WAV", "PCM_16"), EXACT),
+    "cover in MP3": (recording("a.mp3", "MPEG_LAYER_III", edit=tagged), LOSSY),
+    "lengths of 0": (recording("a.wav", "PCM_16", edit=chunks(0, 0)), EXACT),
+    "length too long": (recording("a.wav", "PCM_16", edit=chunks(10**9, 10**9)), EXACT),
+    "chunk of odd length": (recording("a.wav", "PCM_16", edit=chunks(0, 0, odd=ODD)), EXACT),
+    "trailing": (recording("a.flac", "PCM_16", first="b.wav", edit=lambda c: c + b"x" * 99), EXACT),
+    "truncated WAV": (recording("a.wav", "PCM_16", edit=lambda c: c[: len(c) // 2]), EXACT),
+    "truncated MP3": (
+        recording("a.mp3", "libmp3lame", 44_100, edit=lambda c: c[: len(c) // 2]),
+        LOSSY,
+    ),
+    "quiet": (recording("a.wav", "PCM_24", change=lambda v: v / 300), LOSSY),
+    "clipped": (recording("a.wav", "PCM_24", change=lambda v: np.clip(20 * v, -1, 1)), 0.7),
 }
 
 
@@ -229,15 +206,6 @@ def test_an_odd_recording_is_heard(tmp_path, voice, kind):
     assert correlation(heard, voice) >= wanted
 
 
-def rubble(content: bytes) -> bytes:
-    start = content.index(b"mdat") + 4
-    return content[:start] + b"\xff" * (len(content) - start)
-
-
-def not_a_number(voice: np.ndarray) -> np.ndarray:
-    return np.where(np.arange(len(voice)) == len(voice) // 2, np.nan, voice)
-
-
 def fifo(folder: Path, voice: np.ndarray) -> Path:
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
@@ -247,42 +215,44 @@ def fifo(folder: Path, voice: np.ndarray) -> Path:
 
 def playlist(name: str, content: bytes) -> Make:
     """One that names a recording, which would be opened."""
-    return edited(name, written("private.wav", "PCM_16"), lambda _: content)
+    return recording(name, "PCM_16", first="private.wav", edit=lambda _: content)
 
 
 NOT_SOUND = "holds no sound that can be decoded"
 DIARY = b"Dear diary, today I spoke to nobody.\n" * 50
 REFUSED: dict[str, tuple[Make, str]] = {
-    "missing": (lambda folder, voice: folder / "a.wav", "cannot be read (No such file"),
-    "empty": (edited("a.wav", None, bytes), "is empty (0 bytes)"),
-    "text": (edited("a.wav", None, lambda _: DIARY), NOT_SOUND),
-    "picture": (edited("a.jpg", None, picture), NOT_SOUND),
-    "header only": (edited("a.wav", wav, lambda content: content[:44]), "holds no samples"),
-    "start of M4A": (edited("a.m4a", m4a, lambda content: content[:9_000]), "holds no sound"),
-    "silence": (written("a.wav", "PCM_16", change=np.zeros_like), "holds only silence"),
-    "not a number": (
-        written("a.wav", "FLOAT", change=not_a_number),
-        "holds samples that are NaN or infinite",
+    "missing": (lambda folder, _: folder / "a.wav", "cannot be read (No such file"),
+    "empty": (recording("a.wav"), "is empty (0 bytes)"),
+    "text": (recording("a.wav", edit=lambda _: DIARY), NOT_SOUND),
+    "picture": (recording("a.jpg", edit=picture), NOT_SOUND),
+    "header only": (recording("a.wav", "PCM_16", edit=lambda c: c[:44]), "holds no samples"),
+    "start of M4A": (recording("a.m4a", *MUSIC, edit=lambda c: c[:9_000]), "holds no sound"),
+    "silence": (recording("a.wav", "PCM_16", change=np.zeros_like), "holds only silence"),
+    "no number": (
+        recording("a.wav", "FLOAT", change=lambda v: v + np.nan),
+        "holds samples that are NaN",
     ),
-    "too short": (
-        written("a.wav", "PCM_16", change=lambda voice: voice[:7_000]),
-        "lasts 0.44 s; wanted 0.5",
-    ),
+    "short": (recording("a.wav", "PCM_16", change=lambda v: v[:7_000]), "lasts 0.44 s; wanted 0.5"),
     "video without sound": (
-        lambda folder, voice: write_av(folder / "a.mp4", None, video=True),
+        lambda folder, _: write_av(folder / "a.mp4", None, video=True),
         "has no sound track that can be decoded, only video",
     ),
     "rubble": (
-        edited("a.m4a", encoded("b.m4a", "aac", movflags="faststart"), rubble),
-        "is damaged: none of its sound can be decoded",
+        recording(
+            "a.m4a",
+            *MUSIC,
+            edit=lambda c: c[: c.index(b"mdat") + 4].ljust(len(c), b"\xff"),
+            movflags="faststart",
+        ),
+        "is damaged: none of",
     ),
     "playlist": (playlist("a.m3u", b"#EXTM3U\nprivate.wav\n"), NOT_SOUND),
     "concat": (playlist("a.mp3", b"ffconcat version 1.0\nfile 'private.wav'\n"), NOT_SOUND),
     "false rate": (
-        edited("a.wav", wav, lambda c: c[:24] + struct.pack("<I", 3) + c[28:]),
+        recording("a.wav", "PCM_16", edit=lambda c: c[:24] + b"\3\0\0\0" + c[28:]),
         "claims 3 samples a second",
     ),
-    "folder": (lambda folder, voice: folder, "is a folder"),
+    "folder": (lambda folder, _: folder, "is a folder"),
     "named pipe": (fifo, "is not a regular file"),
 }
 
@@ -373,16 +343,13 @@ def test_damage_found_midway_hands_the_whole_file_to_ffmpeg(tmp_path, monkeypatc
 # Mono at 16 kHz
 
 
-def test_channels_are_averaged(tmp_path):
+def test_channels_are_averaged_and_blocks_resample_as_the_whole_does(tmp_path):
     samples = tone(n_channels=2) * np.array([1, 0], np.float32)
     path = write_av(tmp_path / "a.mkv", samples, "pcm_f32le", SAMPLE_RATE)
     np.testing.assert_array_equal(as_recorded(path), samples[:, 0] / 2)
-
-
-def test_blocks_resample_as_the_whole_does():
-    samples = noise(200_000)
-    whole = soxr.resample(samples, 44_100, SAMPLE_RATE, "HQ")
-    np.testing.assert_allclose(as_recorded(Waveform(samples, 44_100)), whole, atol=1e-6)
+    whole = soxr.resample(noise(200_000), 44_100, SAMPLE_RATE, "HQ")
+    found = as_recorded(Waveform(noise(200_000), 44_100))
+    np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [SAMPLE_RATE, 44_100])
@@ -419,15 +386,6 @@ def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, subtype):
         np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
 
 
-@pytest.mark.parametrize("peak", [0.4, 0.999])
-def test_clipped_peaks_are_those_of_ffmpeg_normalize(peak):
-    samples = np.zeros(SAMPLE_RATE, np.float32)
-    samples[::2000], samples[1000::2000] = peak, -peak
-    ours = audio.to_int16(read_speech(Waveform(samples, SAMPLE_RATE)))
-    np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
-    assert (ours.min(), ours.max()) == (-32768, 32767)
-
-
 @pytest.mark.data
 @pytest.mark.parametrize("reader", READERS)
 def test_real_recordings_get_the_samples_of_ffmpeg_normalize(reader):
@@ -436,39 +394,23 @@ def test_real_recordings_get_the_samples_of_ffmpeg_normalize(reader):
     np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
 
 
-@pytest.mark.parametrize(
-    ("name", "codec", "full_scale"),
-    [
-        ("a.wav", "PCM_16", 32767),
-        ("a.wav", "PCM_U8", 32767),
-        ("a.wav", "PCM_24", 32768),
-        ("a.wav", "FLOAT", 32768),
-        ("a.flac", "PCM_16", 32767),
-        ("a.ogg", "VORBIS", 32768),
-        ("a.mkv", "pcm_s16le", 32767),
-        ("a.mkv", "pcm_u8", 32767),
-        ("a.mkv", "pcm_s32le", 32768),
-        ("a.mkv", "flac", 32767),
-        ("a.m4a", "aac", 32768),
-    ],
-)
-def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, name, codec, full_scale):
+SIXTEEN = ("a.wav PCM_16", "a.wav PCM_U8", "a.flac PCM_16", "a.mkv pcm_s16le", "a.mkv pcm_u8")
+OTHER = ("a.wav PCM_24", "a.wav FLOAT", "a.ogg VORBIS", "a.mkv pcm_s32le", "a.m4a aac")
+
+
+@pytest.mark.parametrize("kind", [*SIXTEEN, "a.mkv flac", *OTHER])
+def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, kind):
     """What FFmpeg's astats divides by; the two gains are 0.00027 dB apart."""
-    if codec.isupper():
-        soundfile.write(tmp_path / name, tone(), SAMPLE_RATE, subtype=codec)
-    else:
-        write_av(tmp_path / name, tone(), codec, SAMPLE_RATE)
-    recorded = as_recorded(tmp_path / name)
-    level = round(rms_db(recorded * (32768 / full_scale)), 6)
+    path = recording(*kind.split())(tmp_path, tone()[:, 0])
+    recorded = as_recorded(path)
+    level = round(rms_db(recorded * (32768 / (32768 if kind in OTHER else 32767))), 6)
     gain = np.float32(10 ** ((-23 - level) / 20))
-    np.testing.assert_array_equal(read_speech(tmp_path / name), recorded * gain)
+    np.testing.assert_array_equal(read_speech(path), recorded * gain)
 
 
-@pytest.mark.parametrize(
-    ("x", "expected"), [(1.0, 32767), (-1.0, -32768), (0.5 / 32768, 0), (1.5 / 32768, 2)]
-)
-def test_integers_are_rounded_half_to_even_and_clipped(x, expected):
-    assert audio.to_int16(np.array([x], np.float32)) == expected
+def test_integers_are_rounded_half_to_even_and_clipped():
+    samples = np.array([1.0, -1.0, 0.5 / 32768, 1.5 / 32768], np.float32)
+    assert audio.to_int16(samples).tolist() == [32767, -32768, 0, 2]
 
 
 # A part, and silence at its ends
@@ -487,15 +429,11 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
     return as_recorded(Waveform(samples, SAMPLE_RATE), trim_silence=40)
 
 
-@pytest.mark.parametrize("ends", [(0.5, 0.3), (0.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
-def test_silence_at_both_ends_is_trimmed_to_the_frame(ends):
-    samples, start = pauses(*ends), round(ends[0] * SAMPLE_RATE)
-    np.testing.assert_array_equal(trimmed(samples), samples[start : start + SAMPLE_RATE])
-
-
-def test_a_pause_within_speech_is_kept_and_what_is_left_may_be_too_short():
-    samples = np.concatenate([pauses(0.2, 0.5), pauses(0.5, 0.2)])
-    assert trimmed(samples).size == 3 * SAMPLE_RATE
+def test_silence_at_both_ends_is_trimmed_to_the_frame_and_a_pause_within_kept():
+    for before, after in [(0.5, 0.3), (0.0, 1.0), (2.0, 0.0), (0.0, 0.0)]:
+        samples, start = pauses(before, after), round(before * SAMPLE_RATE)
+        np.testing.assert_array_equal(trimmed(samples), samples[start : start + SAMPLE_RATE])
+    assert trimmed(np.concatenate([pauses(0.2, 0.5), pauses(0.5, 0.2)])).size == 3 * SAMPLE_RATE
     with pytest.raises(AudioError, match=r"lasts 0\.20 s without its silence; wanted 0\.5 s"):
         trimmed(pauses(2, 2)[: round(2.2 * SAMPLE_RATE)])
 
@@ -525,17 +463,14 @@ def test_a_part_is_as_loud_as_if_it_were_all(start, duration):
     np.testing.assert_array_equal(found, read_speech(Waveform(part, SAMPLE_RATE)))
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"start": 3.0}, r"take 3 lasts 3\.00 s; wanted more than 3 s, to start there"),
-        ({"start": 1e6}, r"take 3 lasts 3\.00 s; wanted more than 1e\+06 s"),
-        ({"start": 2.75}, r"take 3 lasts 0\.25 s from 2\.75 s on; wanted 0\.5 s"),
-    ],
-)
-def test_a_part_that_is_not_there_is_refused_by_name(options, match):
-    with pytest.raises(AudioError, match=match):
-        read_speech(Waveform(noise(3 * SAMPLE_RATE), SAMPLE_RATE), name="take 3", **options)
+def test_a_part_that_is_not_there_is_refused_by_name():
+    for start, message in {
+        3.0: r"take 3 lasts 3\.00 s; wanted more than 3 s, to start there",
+        1e6: r"take 3 lasts 3\.00 s; wanted more than 1e\+06 s",
+        2.75: r"take 3 lasts 0\.25 s from 2\.75 s on; wanted 0\.5 s",
+    }.items():
+        with pytest.raises(AudioError, match=message):
+            read_speech(Waveform(noise(3 * SAMPLE_RATE), SAMPLE_RATE), name="take 3", start=start)
 
 
 @pytest.mark.parametrize("value", [-1e-9, 0.0, float("nan"), float("inf"), -float("inf")])
@@ -557,20 +492,15 @@ class Counted(io.BytesIO):
         return data
 
     def readinto(self, buffer) -> int:  # what libsndfile's reader may take instead
-        n = super().readinto(buffer)
-        self.n_read += n
-        return n
+        self.n_read += len(buffer)
+        return super().readinto(buffer)
 
 
-@pytest.mark.parametrize("name", ["a.flac", "a.m4a"])
-def test_what_comes_after_the_part_is_not_read(tmp_path, name):
+@pytest.mark.parametrize("kind", [("a.flac", "PCM_16"), ("a.m4a", "aac")])
+def test_what_comes_after_the_part_is_not_read(tmp_path, kind):
     """7 s of two minutes; a block is 4 s, and FFmpeg looks at the first seconds besides."""
-    samples = np.tile(noise(60 * SAMPLE_RATE), 2)[:, np.newaxis]
-    if name == "a.flac":
-        soundfile.write(tmp_path / name, samples, SAMPLE_RATE)
-    else:
-        write_av(tmp_path / name, samples, "aac", SAMPLE_RATE)
-    file = Counted((tmp_path / name).read_bytes())
+    path = recording(*kind)(tmp_path, np.tile(noise(60 * SAMPLE_RATE), 2))
+    file = Counted(path.read_bytes())
     assert len(read_speech(file, start=2, duration=5)) == 5 * SAMPLE_RATE
     assert file.n_read < 0.2 * len(file.getvalue())
 
@@ -641,7 +571,6 @@ def test_integers_have_the_scale_of_their_type(dtype, values, expected):
         (np.zeros(9, bool), 16_000, "is an array of bool"),
         ([0, 1, 2], 16_000, "is of type list"),
         (np.zeros(9), 0, "claims 0 samples a second; wanted 4000 to 768000"),
-        (np.zeros(9), 10**9, "claims 1000000000 samples"),
         (np.zeros(9), float("nan"), "claims nan samples"),
         (np.zeros(9), "16000", "claims 16000 samples"),
     ],
@@ -672,58 +601,41 @@ class Pipe(io.BytesIO):
         return super().read(size)
 
 
-@pytest.mark.parametrize("kind", [io.BytesIO, Pipe])
-@pytest.mark.parametrize("name", ["a.flac", "a.m4a"])
-def test_a_stream_is_read_as_its_file_is(tmp_path, kind, name):
-    if name == "a.flac":
-        soundfile.write(tmp_path / name, noise(50_000), SAMPLE_RATE)
-    else:
-        write_av(tmp_path / name, noise(50_000)[:, np.newaxis])
-    stream = kind((tmp_path / name).read_bytes())
-    np.testing.assert_array_equal(as_recorded(stream), as_recorded(tmp_path / name))
-    assert not stream.closed
-
-
-@pytest.mark.parametrize("make", [written("a.wav", "PCM_16"), written("a.mp3", None), m4a])
-def test_a_file_that_lost_its_name_while_open_is_read_as_it_was(tmp_path, voice, make):
-    """What a visitor of the page sent is deleted; another file may have its name by then."""
-    path = make(tmp_path, voice)
-    expected = read_speech(path)
+@pytest.mark.parametrize("kind", ["in memory", "of a pipe", "of a file that lost its name"])
+@pytest.mark.parametrize("name", ["16 bit", "cover in MP3", "M4A"])
+def test_a_stream_is_read_as_its_file_is(tmp_path, voice, kind, name):
+    """A page's visitor's file is deleted while it is open; another may have its name by then."""
+    path = HEARD[name][0](tmp_path, voice)
+    expected, content = read_speech(path), path.read_bytes()
     with path.open("rb") as file:
         path.unlink()
-        for _ in range(2):
+        streams = {"in memory": io.BytesIO(content), "of a pipe": Pipe(content)}
+        stream = streams.get(kind, file)
+        np.testing.assert_array_equal(read_speech(stream), expected)
+        if stream is file:
+            path.write_bytes(DIARY)
+            file.read(99)  # which leaves some bytes in its buffer
             np.testing.assert_array_equal(read_speech(file), expected)
-        path.write_bytes(DIARY)
-        file.read(99)  # which leaves some bytes in its buffer
-        np.testing.assert_array_equal(read_speech(file), expected)
+        assert not stream.closed
 
 
-@pytest.mark.parametrize("kind", [io.BytesIO, Pipe])
 @pytest.mark.parametrize(
-    ("data", "part"),
-    [(b"", "is empty"), (b"hello", "holds no sound"), (None, "cannot be read .Input/output error")],
+    ("data", "part"), [(b"", "is empty"), (b"hello", "holds no sound"), (None, "cannot be read")]
 )
-def test_a_stream_that_is_no_recording_is_refused_by_name(monkeypatch, kind, data, part):
-    if data is None:
-        kind = Pipe
-        monkeypatch.setattr(Pipe, "fails", True)
-    with pytest.raises(AudioError, match=f"standard input {part}"):
-        read_speech(kind(data), name="standard input")
+def test_a_stream_that_is_no_recording_is_refused_by_name(monkeypatch, data, part):
+    monkeypatch.setattr(Pipe, "fails", data is None)
+    for stream in (Pipe(data), io.BytesIO(data)) if data is not None else (Pipe(),):
+        with pytest.raises(AudioError, match=f"standard input {part}"):
+            read_speech(stream, name="standard input")
 
 
-def test_the_copy_of_a_stream_is_gone_afterwards(tmp_path, monkeypatch):
+def test_the_copy_of_a_stream_is_gone_afterwards_and_a_full_disk_named(tmp_path, monkeypatch):
+    """A limit of the size of files stands for that, in a process of its own."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     file = io.BytesIO()
     soundfile.write(file, noise(50_000), SAMPLE_RATE, format="WAV")
     read_speech(Pipe(file.getvalue()))
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(tempfile, "tempdir", "nowhere/at/all")
-    with pytest.raises(OutputError, match="No such file"):
-        read_speech(Pipe(b"hello"))
-
-
-def test_a_full_disk_is_named():
-    """A limit of the size of files stands for it, in a process of its own."""
     pytest.importorskip("resource")
     code = (
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
@@ -774,10 +686,7 @@ class Microphone(types.ModuleType):
     """A sounddevice whose samples are numbers that count up; it notes what is called."""
 
     PortAudioError = PortAudioError
-
-    def __init__(self, rate: float = 44_100.0, **fail: BaseException) -> None:
-        super().__init__("sounddevice")
-        self.rate, self.fail, self.position, self.calls = rate, fail, 0, []
+    rate, position = 44_100.0, 0
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -809,60 +718,49 @@ class Microphone(types.ModuleType):
 
 
 @pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Microphone]:
-    def install(*rate: float, **fail: BaseException) -> Microphone:
-        fake = Microphone(*rate, **fail)
-        monkeypatch.setitem(sys.modules, "sounddevice", fake)
-        return fake
-
-    return install
+def microphone(monkeypatch: pytest.MonkeyPatch) -> Microphone:
+    fake = Microphone("sounddevice")
+    fake.calls, fake.fail = [], {}
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    return fake
 
 
-@pytest.mark.parametrize("rate", [16_000.0, 44_100.0, 48_000.0])
-@pytest.mark.parametrize("seconds", [0.5, 1, 2.345])
-def test_the_samples_of_the_device_are_recorded_in_a_row(pretend, rate, seconds):
+@pytest.mark.parametrize("rate", [16_000.0, 44_100.0])
+@pytest.mark.parametrize("seconds", [0.5, 2.345])
+def test_the_samples_of_the_device_are_recorded_in_a_row(microphone, rate, seconds):
     """Also where the device dropped some, which it says of the second half second."""
-    microphone = pretend(rate)
-    waveform = record(seconds)
+    microphone.rate, told = rate, []
+    waveform = record(seconds, progress=lambda *now: told.append(now))
     assert waveform.rate == rate and isinstance(waveform.rate, int)
     assert waveform.samples.dtype == np.float32
     expected = np.arange(round(seconds * rate)) / 2**24
     np.testing.assert_array_equal(waveform.samples, expected.astype(np.float32))
     assert microphone.calls[1:3] == ["open", "start"] and microphone.calls[-1] == "close"
+    total = round(seconds + 0.49)
+    shown = {0.5: [0] * 5 + [1], 2.345: [0] * 10 + [1] * 10 + [2] * 4 + [3]}
+    assert told == [(n, total, "recording from USB microphone") for n in shown[seconds]]
 
 
-def test_progress_is_told_in_seconds(pretend):
-    pretend()
-    told = []
-    record(2.5, progress=lambda *now: told.append(now))
-    assert [done for done, _, _ in told] == [0] * 10 + [1] * 10 + [2] * 5 + [3]
-    assert {now[1:] for now in told} == {(3, "recording from USB microphone")}
-
-
-@pytest.mark.parametrize("seconds", [0.49, 600.1, float("nan"), float("inf")])
-def test_too_short_or_too_long_is_refused_before_anything_is_opened(pretend, seconds):
-    microphone = pretend()
-    with pytest.raises(UsageError, match=r"wanted 0\.5 to 600"):
-        record(seconds)
+def test_too_short_or_too_long_is_refused_before_anything_is_opened(microphone):
+    for seconds in (0.49, 600.1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=r"wanted 0\.5 to 600"):
+            record(seconds)
     assert not microphone.calls
 
 
-ERROR_OF_ITS_OWN = "class PortAudioError(Exception): pass\nraise PortAudioError('Host error')"
-
-
 @pytest.mark.parametrize(
-    ("code", "error", "message", "hint"),
+    ("reason", "error", "message", "hint"),
     [
-        ("raise ImportError", DependencyError, "needs the package sounddevice", "'s2f[record]'"),
-        ("raise OSError('no library')", DependencyError, "no library", "apt install libportaudio2"),
-        (ERROR_OF_ITS_OWN, DeviceError, "cannot be used: Host error", "another program"),
+        ("ImportError", DependencyError, "needs the package sounddevice", "'s2f[record]'"),
+        ("OSError('no library')", DependencyError, "no library", "apt install libportaudio2"),
+        ("type('Own', (Exception,), {})('Host')", DeviceError, "be used: Host", "another program"),
     ],
 )
 def test_a_sound_system_that_does_not_start_is_named(
-    monkeypatch, tmp_path, code, error, message, hint
+    monkeypatch, tmp_path, reason, error, message, hint
 ):
     """PortAudio is started by the import, which fails then with an exception of the module."""
-    (tmp_path / "sounddevice.py").write_text(code)
+    (tmp_path / "sounddevice.py").write_text(f"raise {reason}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
     with pytest.raises(error, match=message) as caught:
@@ -871,17 +769,12 @@ def test_a_sound_system_that_does_not_start_is_named(
 
 
 @pytest.mark.parametrize("at", ["query", "open", "start", "read"])
-@pytest.mark.parametrize("kind", [PortAudioError, ValueError])
-def test_a_device_that_is_not_there_or_refuses_is_named_and_closed(pretend, at, kind):
-    microphone = pretend(**{at: kind("Device unavailable [PaErrorCode -9985]")})
-    with pytest.raises(DeviceError, match="no sound can be recorded: Device unavailable") as caught:
+@pytest.mark.parametrize("kind", [PortAudioError, ValueError, KeyboardInterrupt])
+def test_a_device_that_is_not_there_or_refuses_is_named_and_closed(microphone, at, kind):
+    """And one that records is closed by Ctrl-C."""
+    microphone.fail = {at: kind("Device unavailable [PaErrorCode -9985]")}
+    wanted = kind if kind is KeyboardInterrupt else DeviceError
+    with pytest.raises(wanted, match="Device unavailable") as caught:
         record(2)
-    assert caught.value.hint
+    assert wanted is kind or "no sound can be recorded" in caught.value.message
     assert ("close" in microphone.calls) is (at in ("start", "read"))
-
-
-def test_ctrl_c_closes_the_stream(pretend):
-    microphone = pretend(read=KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        record(5)
-    assert microphone.calls == ["query", "open", "start", "read", "close"]
