@@ -19,15 +19,12 @@ from s2f.errors import CheckpointError, DependencyError
 from s2f.spectrogram import FRONT_ENDS
 
 # Of one layer of MIT/ast-finetuned-audioset-10-10-0.4593, as transformers 4 names it.
-LAYER = {
-    f"encoder.layer.0.{part}.{kind}"
-    for part in (
-        *(f"attention.attention.{x}" for x in ("query", "key", "value")),
-        *("attention.output.dense", "intermediate.dense", "output.dense"),
-        *("layernorm_before", "layernorm_after"),
-    )
-    for kind in ("weight", "bias")
-}
+PARTS = [
+    *(f"attention.attention.{x}" for x in ("query", "key", "value")),
+    *("attention.output.dense", "intermediate.dense", "output.dense"),
+    *("layernorm_before", "layernorm_after"),
+]
+LAYER = {f"encoder.layer.0.{part}.{kind}" for part in PARTS for kind in ("weight", "bias")}
 OUTSIDE = {
     *(f"embeddings.{x}" for x in ("cls_token", "distillation_token", "position_embeddings")),
     *(f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")),
@@ -66,6 +63,7 @@ def test_a_state_has_published_names_and_comes_back_as_it_was() -> None:
     state = one.state_dict()
     ours = {"norm.weight", "norm.bias", "embedding.weight", "embedding.bias"}
     assert set(state) == {f"ast.{name}" for name in LAYER | OUTSIDE} | ours
+    assert all(published_name(name) == name for name in state)
     other.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     del state["ast.encoder.layer.0.attention.attention.key.weight"]
@@ -75,8 +73,7 @@ def test_a_state_has_published_names_and_comes_back_as_it_was() -> None:
 
 @needs_transformers
 def test_the_seeds_ast_is_the_published_one() -> None:
-    # AST-base, and the head of 4096
-    with torch.device("meta"):
+    with torch.device("meta"):  # AST-base, and the head of 4096
         state = ASTEncoder(CONFIGS["seed"]).state_dict()
     assert len(state) == len(OUTSIDE) + 12 * len(LAYER) + 4
     assert state["ast.embeddings.position_embeddings"].shape == (1, 1214, 768)
@@ -84,49 +81,24 @@ def test_the_seeds_ast_is_the_published_one() -> None:
 
 
 @needs_transformers
-@pytest.mark.parametrize(("last", "layers"), [(0, 0), (1, 1), (2, 2)])
-def test_the_body_is_given_from_its_end(last: int, layers: int) -> None:
+@pytest.mark.parametrize(("last", "rest"), [(0, 0), (1, 2), (2, 2 + 5)])
+def test_the_body_is_given_from_its_end(last: int, rest: int) -> None:
     encoder = ASTEncoder(dataclasses.replace(SHORT_AST, embedding=4))
     found = {id(parameter) for parameter in encoder.body(last)}
-    names = {name for name, p in encoder.ast.named_parameters() if id(p) in found}
-    assert len(names) == layers * len(LAYER) + (2 if last else 0) + (5 if last == 2 else 0)
-    assert not found & {id(parameter) for parameter in encoder.head()}
+    assert len(found) == last * len(LAYER) + rest
+    assert found <= {id(parameter) for parameter in encoder.ast.parameters()}
 
 
-@pytest.mark.parametrize(
-    ("installed", "published"),
-    [
-        ("layers.11.attention.q_proj.weight", "encoder.layer.11.attention.attention.query.weight"),
-        ("a.layers.0.attention.o_proj.bias", "a.encoder.layer.0.attention.output.dense.bias"),
-        ("layers.3.mlp.fc1.weight", "encoder.layer.3.intermediate.dense.weight"),
-        ("layers.3.mlp.fc2.weight", "encoder.layer.3.output.dense.weight"),
-        ("layers.3.layernorm_after.bias", "encoder.layer.3.layernorm_after.bias"),
-    ],
-)
-def test_new_names_become_the_published_and_those_stay(installed: str, published: str) -> None:
-    assert published_name(installed) == published
-    assert published_name(published) == published
-
-
-@needs_transformers
-def test_a_clip_of_other_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="598 frames do not fit: this encoder needs 98"):
-        ASTEncoder(SHORT_AST)(torch.randn(1, 1, 128, 598))
-
-
-def test_the_front_end_gives_the_frames_that_the_encoder_wants() -> None:
+def test_what_cannot_be_is_refused() -> None:
     front_end, config = FRONT_ENDS["ast"], CONFIGS["seed"]
     assert (front_end.n_channels, front_end.n_freqs) == (config.in_channels, config.n_freqs)
     config.check_frames(front_end.n_frames(front_end.clip_samples))
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [({"n_frames": 8}, "less than one patch"), ({"heads": 7}, "no multiple of 7 heads")],
-)
-def test_a_shape_that_cannot_be_is_refused(change: dict[str, int], part: str) -> None:
-    with pytest.raises(ValueError, match=part):
-        dataclasses.replace(ASTEncoderConfig(), **change)
+    with pytest.raises(ValueError, match="598 frames do not fit: this encoder needs 1024"):
+        config.check_frames(598)
+    with pytest.raises(ValueError, match="less than one patch"):
+        ASTEncoderConfig(n_frames=8)
+    with pytest.raises(ValueError, match="no multiple of 7 heads"):
+        ASTEncoderConfig(heads=7)
 
 
 def test_without_transformers_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +126,10 @@ def test_the_body_computes_what_transformers_computes(
     model = model.half() if kind == "half precision" else model
     model.save_pretrained(tmp_path)
     capfd.readouterr()
+    before = logging.root.manager.disable, sys.stderr
     start = read_ast(str(tmp_path))
     assert capfd.readouterr() == ("", "")
+    assert (logging.root.manager.disable, sys.stderr) == before  # their library speaks again
     assert start.config == SHORT_AST and start.features is None
     assert {tensor.dtype for tensor in start.body.values()} == {torch.float32}
     encoder = ASTEncoder(start.config).eval()
@@ -167,22 +141,6 @@ def test_the_body_computes_what_transformers_computes(
         expected = body.float().eval()(heard).pooler_output
         torch.testing.assert_close(encoder.ast(heard).pooler_output, expected)
     assert all(torch.equal(a, b) for a, b in zip(head, encoder.head(), strict=True))
-
-
-@needs_transformers
-@pytest.mark.parametrize(
-    ("content", "features"),
-    [
-        ({"mean": -5.5, "std": 3.1, "sampling_rate": 16000}, (-5.5, 3.1)),
-        ({"mean": -5.5, "std": 3.1, "do_normalize": False}, (0.0, 0.5)),  # (x - 0) / (2 * 0.5)
-    ],
-)
-def test_the_features_are_normalised_as_the_model_says(
-    classifier: Path, tmp_path: Path, content: dict[str, object], features: tuple[float, float]
-) -> None:
-    folder = shutil.copytree(classifier, tmp_path / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(content))
-    assert read_ast(str(folder)).features == features
 
 
 def unpickling(folder: Path) -> None:
@@ -214,7 +172,6 @@ def features(**content: object) -> Callable[[Path], object]:
     ("spoil", "part"),
     [
         (shutil.rmtree, "no such folder"),
-        (lambda folder: (folder / "config.json").unlink(), "cannot be read as an AST"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
         (config(model_type="vit"), "its model_type is 'vit'"),
         (config(hidden_act="relu"), "its hidden_act is 'relu'; wanted 'gelu'"),
@@ -234,19 +191,14 @@ def features(**content: object) -> Callable[[Path], object]:
     ],
 )
 def test_what_is_no_ast_is_refused_with_a_cure(
-    classifier: Path,
-    tmp_path: Path,
-    spoil: Callable[[Path], object],
-    part: str,
-    capfd: pytest.CaptureFixture[str],
+    classifier: Path, tmp_path: Path, spoil: Callable[[Path], object], part: str, capfd: object
 ) -> None:
     folder = shutil.copytree(classifier, tmp_path / "model")
     spoil(folder)
-    with pytest.raises(CheckpointError, match=part) as caught:
+    with pytest.raises(CheckpointError, match=f"^{folder}.*{part}") as caught:
         read_ast(str(folder))
-    assert str(folder) in caught.value.message and caught.value.hint
-    assert "\n" not in caught.value.message
-    assert capfd.readouterr() == ("", "")
+    assert caught.value.hint and "\n" not in caught.value.message
+    assert capfd.readouterr() == ("", "")  # type: ignore[attr-defined]
 
 
 @needs_transformers
@@ -261,18 +213,11 @@ def test_a_model_of_the_hub_is_read_where_their_library_keeps_it(
         read_ast("someone/some-ast")
     assert "where there is no network, a folder" in (caught.value.hint or "")
     kept = tmp_path / "models--someone--some-ast"
-    shutil.copytree(classifier, kept / "snapshots" / "abc")
-    (kept / "snapshots/abc/preprocessor_config.json").write_text('{"mean": -1.5, "std": 2.5}')
+    folder = shutil.copytree(classifier, kept / "snapshots" / "abc")
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("abc")
+    features(mean=-1.5, std=2.5, sampling_rate=16000)(folder)
     start = read_ast("someone/some-ast")
     assert start.config == SHORT_AST and start.features == (-1.5, 2.5)
-
-
-@needs_transformers
-def test_their_library_speaks_again_afterwards(classifier: Path) -> None:
-    before = logging.root.manager.disable, sys.stderr
-    read_ast(str(classifier))
-    with pytest.raises(CheckpointError):
-        read_ast(str(classifier / "config.json"))
-    assert (logging.root.manager.disable, sys.stderr) == before
+    features(mean=-5.5, std=3.1, do_normalize=False)(folder)
+    assert read_ast("someone/some-ast").features == (0.0, 0.5)  # (x - 0) / (2 * 0.5)

@@ -37,9 +37,15 @@ def test_inspect_lists_the_tensors_of_a_file(tmp_path: Path) -> None:
 
 
 def test_inspect_shows_the_card_of_a_checkpoint(models: Path) -> None:
-    out = Done("convert", "inspect", models / "demo" / "face_decoder.safetensors").out
-    assert "face_decoder, " in out
-    assert 'card: {"data": "", "description": "random weights"' in out
+    path = models / "demo" / "face_decoder.safetensors"
+    done = Done("convert", "inspect", path)
+    assert f"{path}: face_decoder, " in done.out
+    assert 'card: {"data": "", "description": "random weights"' in done.out
+    found = Done("convert", "inspect", path, "--json").json
+    back = checkpoint.load(path, "face_decoder")
+    assert found["values"]["embedding_space"] == back.embedding_space
+    tensors = {tensor["name"]: tensor["shape"] for tensor in found["tensors"]}
+    assert tensors == {name: [*t.shape] for name, t in back.network.state_dict().items()}
 
 
 def test_no_terminal_obeys_a_strangers_names(tmp_path: Path) -> None:
