@@ -1,18 +1,15 @@
-"""Photos of a face tree: as a torch Dataset, as faces that look alike, and registered.
+"""Photos of a face tree: as a torch Dataset, mixed with faces that look alike, and registered.
 
-`FaceDataset` reads a photo with its landmarks and what a decoder is to draw of it, and another
-face to mix it with: one that looks alike, as `find_neighbours` finds by embeddings. `FaceData`
-holds the photos of both splits, registers them to the mean shape, mixes morphs, and makes decoders
-that start at their linear model: all tasks on faces start from the same one, so that the embedding
-of the face encoder is what the decoder draws.
+`FaceDataset` reads a photo with its landmarks and what a decoder is to draw of it, and another face
+to mix it with. `FaceData` holds the photos of both splits, registers them to the mean shape, mixes
+morphs, and starts decoders at their linear model: all tasks on faces start from the same one, so
+that the embedding of the face encoder is what the decoder draws.
 """
 
 import dataclasses
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,40 +37,22 @@ START = 700  # photos that a linear start is fitted to
 NAMED = 5  # files that a note names
 
 
-@dataclass(frozen=True)
-class Morphs:
-    """How often an item is a morph, 0..1, and with which targets [m q] each of these is mixed."""
-
-    probability: float
-    neighbours: NDArray[np.int64]
-
-
 class FaceDataset(Dataset[Item]):
-    """Photos of a face tree, each with its landmarks and the picture that the decoder draws.
+    """Photos of a face tree, each with its landmarks and the picture that the decoder draws."""
 
-    Attributes:
-        registered: whether the drawings are textures, registered to the mean shape by whoever
-            made the tree; otherwise they are photos, still to be warped from their landmarks.
-        counts: how many of what there is, for people.
-        targets: the photos that have landmarks of their own; each photo has those of one.
-        morphs: None where items are no morphs.
-    """
+    share = 0.0  # of items that are morphs
+    neighbours: NDArray[np.int64]  # [m q], targets that each target is mixed with
 
     def __init__(
         self, folder: Path, *, landmarks: int, fit: Fit = "squash", whole: bool = False
     ) -> None:
-        """List the tree.
+        """List the tree of one split.
 
-        Args:
-            folder: of one split.
-            landmarks: points a photo: 68, the seed's 72, which follow from the 68, or those of
-                the template.
-            fit: how the face encoder wants photos that are no squares. Only `face` follows it:
-                landmarks and drawings are of the squashed photo.
-            whole: whether the drawings are the photos even where there are textures.
-
-        Raises:
-            DatasetError: as `layout.photos`, or if some photos have textures and some have none.
+        A photo has 68 landmarks, the seed's 72, which follow from them, or those of the template.
+        The face encoder wants photos that are no squares to `fit`; landmarks and drawings are of
+        the squashed photo. Drawings are the textures that whoever made the tree has registered to
+        the mean shape; where there are none, or with `whole`, the photos. Raises a DatasetError if
+        only some photos have textures, or as `layout.photos`.
         """
         self.folder, self.photos = folder, layout.photos(folder)
         self.landmarks, self.fit = landmarks, fit
@@ -88,12 +67,11 @@ class FaceDataset(Dataset[Item]):
                 hint="remove the textures, or make all",
             )
         own = {photo.path.with_suffix(""): photo for photo in self.photos}
-        self.targets = [own[stem] for stem in stems]
+        self.targets = [own[stem] for stem in stems]  # the photos that have landmarks of their own
         self._row = {stem: row for row, stem in enumerate(stems)}
         names = sorted({photo.identity for photo in self.photos})
         self.identities = {name: index for index, name in enumerate(names)}
         self.counts = {"identities": len(names)}
-        self.morphs: Morphs | None = None
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -101,33 +79,29 @@ class FaceDataset(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         """Read a photo.
 
-        Returns:
-            `face` and `drawing`, uint8 [3 224 224], `landmarks` [k 2], `identity` [], and `own`
-            [], whether the landmarks are the photo's own. If there are morphs also
-            `other_drawing`, `other_landmarks` and `mix` [2], 0..1: the other's share in the shape
-            and in the texture. Both are 0 for an item that is no morph.
-
-        Raises:
-            ImageError: if a picture cannot be read.
-            DatasetError: if the landmarks are missing or are not k points.
+        Gives `face` and `drawing`, uint8 [3 224 224], `landmarks` [k 2], `identity` [], and `own`
+        [], whether the landmarks are the photo's own. If there are morphs also `other_drawing`,
+        `other_landmarks` and `mix` [2], 0..1: the other's share in the shape and in the texture, 0
+        for an item that is no morph. Raises an ImageError if a picture cannot be read, or as
+        `points`.
         """
         photo = self.photos[key.item]
         row = self._row[photo.target]
         item = {
             "face": load_face(photo.path, fit=self.fit),
             "drawing": self._drawing(row),
-            "landmarks": torch.from_numpy(self.points(row)),
+            "landmarks": self.points(row),
             "identity": torch.tensor(self.identities[photo.identity]),
             "own": torch.tensor(photo.path.with_suffix("") == photo.target),
         }
-        if self.morphs is None:
+        if not self.share:
             return item
         drawn = random.Random(f"morph {key.seed}")
-        if drawn.random() >= self.morphs.probability:
+        if drawn.random() >= self.share:
             other, points, mix = item["drawing"], item["landmarks"], (0.0, 0.0)
         else:
-            near = int(drawn.choice(self.morphs.neighbours[row]))
-            other, points = self._drawing(near), torch.from_numpy(self.points(near))
+            near = int(drawn.choice(self.neighbours[row]))
+            other, points = self._drawing(near), self.points(near)
             mix = drawn.random(), drawn.random()
         return item | {"other_drawing": other, "other_landmarks": points, "mix": torch.tensor(mix)}
 
@@ -140,72 +114,63 @@ class FaceDataset(Dataset[Item]):
         texture = layout.beside(photo.target, layout.TEXTURE)
         return load_face(texture if self.registered else photo.path)
 
-    def points(self, row: int) -> NDArray[np.float32]:
-        """Read the landmarks [k 2] of a target.
-
-        Raises:
-            DatasetError: if they are missing or are not k points.
-        """
+    def points(self, row: int) -> Tensor:
+        """Read the landmarks [k 2] of a target; raises a DatasetError if they are no k points."""
         path = layout.beside(self.targets[row].target, self.suffix)
         found = read_array(path)
         k = 68 if self.landmarks == 72 else self.landmarks
         if found.shape != (k, 2) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-            raise DatasetError(
-                f"{path}: holds an array {list(found.shape)} of {found.dtype}; wanted {[k, 2]} "
-                "finite values",
-                hint="make the landmarks again",
-            )
-        points = found.astype(np.float32)
+            message = f"{path}: holds an array {list(found.shape)} of {found.dtype}"
+            hint = "make the landmarks again"
+            raise DatasetError(f"{message}; wanted {[k, 2]} finite values", hint=hint)
+        points = torch.from_numpy(found.astype(np.float32))
         return points[list(OF_72)] if self.landmarks == 72 else points
 
     def mean_landmarks(self) -> Tensor:
         """Average the landmarks of all targets, [k 2]: the shape that textures are drawn in."""
-        rows = range(len(self.targets))
-        return torch.from_numpy(np.mean([self.points(row) for row in rows], axis=0))
+        return torch.stack([self.points(row) for row in range(len(self.targets))]).mean(0)
 
+    def texture(self, drawings: Tensor, landmarks: Tensor, mean: Tensor) -> Tensor:
+        """Register drawings [b 3 224 224] to the mean shape [k 2], where they are not yet."""
+        if self.registered:
+            return drawings
+        return warp(drawings, landmarks, mean[None]).clamp(0, 1)  # bicubic: it overshoots
 
-def find_neighbours(
-    faces: FaceDataset, maker: Maker, *, device: torch.device, progress: Progress = silent
-) -> tuple[NDArray[np.int64], list[ImageError]]:
-    """Find the photos that look like each target of a tree, by the embeddings of a face encoder.
+    def mix(
+        self, share: float, maker: Maker, *, device: torch.device, progress: Progress = silent
+    ) -> list[ImageError]:
+        """Make a share of the items morphs, each with a face of another person that looks alike.
 
-    Returns:
-        Rows of the targets of other people [m q], the nearest first, and why photos that cannot
-        be read are nobody's neighbours.
-
-    Raises:
-        DatasetError: if those that can be read are of one person, or as `Gallery.add`.
-        CheckpointError, ImageError: as `Gallery.add`.
-    """
-    gallery, files = Gallery(faces.folder, maker, progress), []
-    for photo in faces.targets:
-        path = photo.path.relative_to(faces.folder).as_posix()
-        stored = layout.renamed(path, layout.EMBEDDING)
-        files.append(FaceFiles(path, path, stored if (faces.folder / stored).is_file() else None))
-    failed = gallery.add(files)
-    table, rows = gallery.table(files)
-    directions = functional.normalize(torch.from_numpy(table[rows]), dim=1)
-    groups = torch.tensor([faces.identities[photo.identity] for photo in faces.targets])
-    unreadable = torch.from_numpy(rows < 0)
-    directions[unreadable], groups[unreadable] = 0.0, -1
-    if len(torch.unique(groups[~unreadable])) < 2:
-        raise DatasetError(
-            f"{faces.folder}: its photos that can be read are of one identity: there are no "
-            "neighbours to mix faces with",
-            hint="add people, or leave --morph out",
-        )
-    near = nearest(directions.to(device), groups.to(device), NEIGHBOURS)
-    return near.cpu().numpy(), list(failed.values())
+        Which look alike is found by the embeddings of a face encoder. Returns why photos that
+        cannot be read are nobody's neighbours; raises a DatasetError if the others are of one
+        person, or as `Gallery.add`.
+        """
+        gallery, files = Gallery(self.folder, maker, progress), []
+        for photo in self.targets:
+            path = photo.path.relative_to(self.folder).as_posix()
+            stored = layout.renamed(path, layout.EMBEDDING)
+            there = (self.folder / stored).is_file()
+            files.append(FaceFiles(path, path, stored if there else None))
+        failed = gallery.add(files)
+        table, rows = gallery.table(files)
+        directions = functional.normalize(torch.from_numpy(table[rows]), dim=1)
+        groups = torch.tensor([self.identities[photo.identity] for photo in self.targets])
+        unreadable = torch.from_numpy(rows < 0)
+        directions[unreadable], groups[unreadable] = 0.0, -1
+        if len(torch.unique(groups[~unreadable])) < 2:
+            message = f"{self.folder}: its photos that can be read are of one identity: there are"
+            hint = "add people, or leave --morph out"
+            raise DatasetError(f"{message} no neighbours to mix faces with", hint=hint)
+        near = nearest(directions.to(device), groups.to(device), NEIGHBOURS)
+        self.share, self.neighbours = share, near.cpu().numpy()
+        return list(failed.values())
 
 
 def nearest(directions: Tensor, groups: Tensor, k: int, *, cells: int = CELLS) -> Tensor:
-    """Find for each row the k rows of other groups with the largest cosines, the nearest first.
+    """Find for each row [n d] of length 1 the k rows of other groups with the largest cosines.
 
-    Args:
-        directions: rows of length 1, [n d].
-        groups: [n] int64; a row with a negative one is nobody's neighbour.
-        k: how many, where there are as many rows outside the largest group.
-        cells: cosines held at a time.
+    The nearest come first; there are fewer where fewer rows lie outside the largest group. A row
+    whose group [n], int64, is negative is nobody's neighbour. Holds `cells` cosines at a time.
     """
     sizes = torch.bincount(groups[groups >= 0])
     k = min(k, int(sizes.sum() - sizes.max()))
@@ -218,46 +183,14 @@ def nearest(directions: Tensor, groups: Tensor, k: int, *, cells: int = CELLS) -
     return torch.cat(found)
 
 
-class Example(NamedTuple):
-    """What is learned from: RGB 0..1 [b 3 224 224] and landmarks [b k 2].
-
-    `face` is what the face encoder sees, `drawing` the registered texture, or the face where the
-    decoder draws that.
-    """
-
-    face: Tensor
-    drawing: Tensor
-    landmarks: Tensor
-
-
-class Linear(NamedTuple):
-    """A decoder that draws a linear model, its code, and the textures [n 3 224 224] it is of."""
-
-    decoder: FaceDecoder
-    code: PartsCode
-    textures: Tensor
-
-
 class FaceData:
-    """The photos of both splits, and drawings registered to the mean shape.
-
-    Attributes:
-        landmarks: points a photo. 68 where a decoder would predict the dense template and the data
-            have none.
-        notes: what people should know of them.
-    """
+    """The photos of both splits, and drawings registered to the mean shape."""
 
     def __init__(self, data: Path, k: int, fit: Fit, *, whole: bool = False) -> None:
-        """Open the trees of train and val.
+        """Open the trees of train and val for a decoder that predicts k landmarks.
 
-        Args:
-            data: folder that holds them.
-            k: landmarks that the decoder predicts.
-            fit: how the face encoder wants photos that are no squares.
-            whole: whether photos are to be drawn as they are, even where there are textures.
-
-        Raises:
-            DatasetError: as `FaceDataset`, or if there is one person only to learn from.
+        Of the dense template's the data may have none: then it is to predict 68. `fit` and `whole`
+        are as for `FaceDataset`. Raises a DatasetError as that, or if there is one person only.
         """
         folders = [layout.split(data, split) for split in ("train", "val")]
         first = layout.photos(folders[0])[0]
@@ -267,59 +200,46 @@ class FaceData:
         self.train, self.val = (FaceDataset(f, landmarks=k, fit=fit, whole=whole) for f in folders)
         # The embedding is a code of registered faces even where the photos are to be drawn.
         self._start = FaceDataset(folders[0], landmarks=k, fit=fit) if whole else self.train
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # what people should know of them
         if len(self.train.identities) < 2:
-            raise DatasetError(
-                f"{folders[0]}: has one identity: there is nothing to tell apart",
-                hint="wanted photos of two people at least, IDENTITY/NAME.jpg",
-            )
+            message = f"{folders[0]}: has one identity: there is nothing to tell apart"
+            hint = "wanted photos of two people at least, IDENTITY/NAME.jpg"
+            raise DatasetError(message, hint=hint)
         if self.train.registered != self.val.registered:
-            raise DatasetError(
-                f"{data}: some photos have a {layout.TEXTURE} beside them and some have none",
-                hint="remove them, or make all",
-            )
+            message = f"{data}: some photos have a {layout.TEXTURE} beside them and some have none"
+            raise DatasetError(message, hint="remove them, or make all")
 
     @torch.no_grad()
-    def example(self, batch: Item, decoder: FaceDecoder) -> Example:
-        """Make what a decoder learns from a batch, its morphs mixed.
+    def example(self, batch: Item, decoder: FaceDecoder) -> tuple[Tensor, Tensor, Tensor]:
+        """Make what a decoder learns from: face and drawing [b 3 224 224], landmarks [b k 2].
 
-        A morph is a face drawn anew: two registered textures and two sets of landmarks, mixed, and
-        the one warped to the other. It has what surrounds the faces in their drawings, and is
-        of the squashed photo whatever the encoder wants.
+        The face is what the face encoder sees, the drawing the registered texture, or the face
+        where the decoder draws that. A morph is a face drawn anew: two registered textures and two
+        sets of landmarks, mixed, and the one warped to the other. It has what surrounds the faces
+        in their drawings, and is of the squashed photo whatever the encoder wants.
 
         Source: Cole et al. 2017 (morphing of faces as data augmentation). That shape and texture
         are mixed each with a weight of its own is ours.
         """
         mean, is_face = decoder.mean_landmarks, decoder.config.is_face
-        face, drawing, landmarks = (batch[name] for name in Example._fields)
+        face, drawing, landmarks = batch["face"], batch["drawing"], batch["landmarks"]
         if is_face and "mix" not in batch:
-            return Example(face, drawing, landmarks)
-        texture = _texture(self.train, drawing, landmarks, mean)
+            return face, drawing, landmarks
+        texture = self.train.texture(drawing, landmarks, mean)
         if "mix" not in batch:
-            return Example(face, texture, landmarks)
+            return face, texture, landmarks
         other, other_landmarks = batch["other_drawing"], batch["other_landmarks"]
         in_shape, in_texture = batch["mix"].T[:, :, None, None]
-        other = _texture(self.train, other, other_landmarks, mean)
+        other = self.train.texture(other, other_landmarks, mean)
         texture = torch.lerp(texture, other, in_texture[..., None])
         landmarks = torch.lerp(landmarks, other_landmarks, in_shape)
         morph = warp(texture, mean[None], landmarks).clamp(0, 1)
         is_morph = batch["mix"].any(1)[:, None, None, None]
         drawing = torch.where(is_morph, morph, drawing) if is_face else texture
-        return Example(torch.where(is_morph, morph, face), drawing, landmarks)
+        return torch.where(is_morph, morph, face), drawing, landmarks
 
     def new_decoder(self, config: FaceDecoderConfig) -> FaceDecoder:
-        """Make a decoder that starts at the training data's linear model, or at its mean shape.
-
-        Args:
-            config: its shape; the number of landmarks and their map follow the data.
-
-        Raises:
-            ImageError: if none of the photos that it starts from can be read.
-            DatasetError: if landmarks cannot be read.
-        """
-        return self.linear_decoder(config).decoder if config.windows else self._decoder(config)
-
-    def _decoder(self, config: FaceDecoderConfig) -> FaceDecoder:
+        """Make a decoder of as many landmarks as the data have, at their mean shape."""
         mean = self.train.mean_landmarks()
         config = dataclasses.replace(config, landmarks=self.landmarks)
         if self.landmarks == TEMPLATE_POINTS:
@@ -328,9 +248,12 @@ class FaceData:
         decoder.mean_landmarks.copy_(mean)
         return decoder
 
-    def linear_decoder(self, config: FaceDecoderConfig) -> Linear:
-        """Make a decoder that is the linear model of up to `START` photos, as `new_decoder`."""
-        decoder = self._decoder(config)
+    def start_linear(self, decoder: FaceDecoder) -> tuple[PartsCode, Tensor]:
+        """Make a new decoder the linear model of up to `START` photos.
+
+        Returns its code, and the textures [n 3 224 224] that it is of. Raises an ImageError if none
+        of the photos can be read.
+        """
         n = len(self._start)
         textures, landmarks, bad = [], [], []
         for i in range(0, n, -(-n // START)):
@@ -340,13 +263,13 @@ class FaceData:
                 bad.append(error)
                 continue
             drawing, points = item["drawing"][None] / 255, item["landmarks"][None]
-            textures.append(_texture(self._start, drawing, points, decoder.mean_landmarks))
+            textures.append(self._start.texture(drawing, points, decoder.mean_landmarks))
             landmarks.append(points)
         if not textures:
             raise bad[0]
         self.note("the linear start leaves out", bad)
         together = torch.cat(textures)
-        return Linear(decoder, decoder.start_linear(together, torch.cat(landmarks)), together)
+        return decoder.start_linear(together, torch.cat(landmarks)), together
 
     def note(self, what: str, bad: Sequence[ImageError]) -> None:
         """Note photos that could not be read, if there are any."""
@@ -354,10 +277,3 @@ class FaceData:
             more = f", and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
             reasons = "; ".join(error.message for error in bad[:NAMED])
             self.notes.append(f"{what} {len(bad)} photos: {reasons}{more}")
-
-
-def _texture(faces: FaceDataset, drawing: Tensor, landmarks: Tensor, mean: Tensor) -> Tensor:
-    """Register drawings [b 3 224 224] to the mean shape, where they are not yet."""
-    if faces.registered:
-        return drawing
-    return warp(drawing, landmarks, mean[None]).clamp(0, 1)  # bicubic: it overshoots

@@ -21,7 +21,7 @@ from s2f.console import Progress, silent
 from s2f.dataloader import Item
 from s2f.embeddings import BATCH, Maker
 from s2f.errors import CheckpointError, UsageError
-from s2f.face_data import FaceData, Morphs, find_neighbours
+from s2f.face_data import FaceData
 from s2f.face_decoder import FaceDecoder, draw_faces, finished, sheet
 from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.images import PREPROCESSING
@@ -76,12 +76,7 @@ class FaceEncoderTask(_FaceTask):
     encoder: face_encoder.VGGFace
 
     def __init__(self, data: Path, preset: str, card: Card) -> None:
-        """Open the trees of train and val, and make the networks, of `face_encoder.CONFIGS`.
-
-        Raises:
-            DatasetError: as `FaceData`.
-            ImageError: if no photo can be read.
-        """
+        """Open the trees of train and val as `FaceData`, and make the networks of the preset."""
         drawn, preprocessing = face_decoder.CONFIGS[preset], PREPROCESSING[preset]
         super().__init__(FaceData(data, drawn.landmarks, preprocessing.fit), preset, card)
         config = face_encoder.CONFIGS[preset]
@@ -125,21 +120,18 @@ class PartsEncoderTask(_FaceTask):
     encoder: PartsEncoder
 
     def __init__(self, data: Path, preset: str, card: Card) -> None:
-        """Open the trees of train and val, and make the networks, of `appearance_model.CONFIGS`.
+        """Open the trees of train and val as `FaceData`, and make the networks of the preset.
 
-        Raises:
-            DatasetError: as `FaceData`.
-            ImageError: if no photo can be read.
+        Raises an ImageError if no photo can be read.
         """
         drawn, preprocessing = face_decoder.CONFIGS[preset], PREPROCESSING[preset]
         super().__init__(FaceData(data, drawn.landmarks, preprocessing.fit), preset, card)
+        self.decoder = self.data.new_decoder(drawn)
+        code, textures = self.data.start_linear(self.decoder)
         config = appearance_model.CONFIGS[preset]
-        self.decoder, code, textures = self.data.linear_decoder(drawn)
-        self.decoder.requires_grad_(False)
         config = dataclasses.replace(config, landmarks=self.data.landmarks)
         self.encoder = PartsEncoder(config, preprocessing)
         self.encoder.fit(code, textures)
-        self.encoder.neutral.requires_grad_(False)
         self.network = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
         self.groups = [Group(list(self.encoder.finder.parameters()))]
         self.loss_weights = {"landmarks/huber": 1.0}
@@ -197,32 +189,20 @@ class FaceDecoderTask(_FaceTask):
         no_warp: bool = False,
         progress: Progress = silent,
     ) -> None:
-        """Open the data and make the network.
+        """Open the trees of train and val as `FaceData`, and make the decoder, or go on from one.
 
-        Args:
-            data: folder that holds the trees of train and val.
-            preset: shape of the network, one of `face_decoder.CONFIGS`, if there is no start.
-            encoder: the face encoder that defines the embedding.
-            start: a decoder made for it, to go on from.
-            card: of the checkpoint.
-            device: that the face encoder computes on.
-            morph: probability that a training sample is a morph of two faces, 0..1.
-            no_warp: whether the decoder is to draw the face itself and not its texture, as the
-                seed's does. A linear start still is that of registered faces, in whose terms the
-                embedding is; training bends it.
-            progress: told of the photos that are embedded, if there are to be morphs.
+        A new one has the preset's shape. The face encoder defines the embedding, and computes on
+        `device`. A share `morph`, 0..1, of the training samples are morphs of two faces, for which
+        `progress` is told of the photos that are embedded. With `no_warp` the decoder is to draw
+        the face itself and not its texture, as the seed's does; a linear start still is that of
+        registered faces, in whose terms the embedding is, and training bends it.
 
-        Raises:
-            UsageError: if `morph` is no probability.
-            DatasetError: as `FaceData`, or as `find_neighbours`.
-            ImageError: if no photo can be read.
-            CheckpointError: if the networks do not fit each other or the data, or the embeddings
-                beside the photos are not this encoder's.
+        Raises a UsageError if `morph` is no probability, a CheckpointError if the networks do not
+        fit each other or the data, an ImageError if no photo can be read, or as `FaceDataset.mix`.
         """
         if not 0 <= morph <= 1:
-            raise UsageError(
-                f"--morph {morph}: is no probability", hint="give a number from 0 to 1"
-            )
+            message = f"--morph {morph}: is no probability"
+            raise UsageError(message, hint="give a number from 0 to 1")
         assert isinstance(encoder.network, FaceEncoder)
         self.encoder, self.space = encoder.network.to(device), encoder.embedding_space
         fit, width = self.encoder.preprocessing.fit, self.encoder.config.embedding
@@ -244,13 +224,13 @@ class FaceDecoderTask(_FaceTask):
         super().__init__(FaceData(data, config.landmarks, fit, whole=config.is_face), preset, card)
         if start is None:
             self.decoder = self.data.new_decoder(config)
-        elif config.landmarks != self.data.landmarks:
-            raise CheckpointError(
-                f"{start.path}: draws {config.landmarks} landmarks; the photos in {data} have "
-                f"{self.data.landmarks}",
-                hint=f"add NAME{layout.TEMPLATE}, or leave --start out",
-            )
+            if config.windows:
+                self.data.start_linear(self.decoder)
         else:
+            if config.landmarks != self.data.landmarks:
+                message = f"{start.path}: draws {config.landmarks} landmarks; the photos in {data}"
+                hint = f"add NAME{layout.TEMPLATE}, or leave --start out"
+                raise CheckpointError(f"{message} have {self.data.landmarks}", hint=hint)
             assert isinstance(start.network, FaceDecoder)
             self.decoder = start.network.requires_grad_(True)
             self.decoder.config = config
@@ -262,8 +242,7 @@ class FaceDecoderTask(_FaceTask):
             self.settings["morph"] = morph
             embed = batch_embedder(self.encoder, device=device, batch_size=BATCH)
             maker = Maker("the face encoder", width, fit, embed)
-            rows, bad = find_neighbours(self.train_data, maker, device=device, progress=progress)
-            self.train_data.morphs = Morphs(morph, rows)
+            bad = self.train_data.mix(morph, maker, device=device, progress=progress)
             self.data.note("faces are not mixed with", bad)
         if no_warp:
             self.settings["no_warp"] = True

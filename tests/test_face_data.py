@@ -15,7 +15,7 @@ from torch.nn import functional
 from s2f.dataloader import Item, Key
 from s2f.embeddings import Maker
 from s2f.errors import CheckpointError, DatasetError, ImageError, S2FError
-from s2f.face_data import FaceData, FaceDataset, Morphs, find_neighbours, nearest
+from s2f.face_data import FaceData, FaceDataset, nearest
 from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
 from s2f.images import load_face
 from s2f.landmarks import MAP_72
@@ -37,7 +37,6 @@ def test_a_face_comes_with_landmarks_and_drawing(tmp_path: Path) -> None:
     assert item["face"].shape == (3, 224, 224) and item["face"].dtype == torch.uint8
     assert torch.equal(item["drawing"], item["face"])  # nothing else is to be drawn
     np.testing.assert_array_equal(item["landmarks"], some_landmarks(0))
-    write_face(tmp_path / "a/0", seed=1, texture=True)
     Image.new("RGB", (224, 224)).save(tmp_path / "a/0_texture.jpg")
     item = one(tmp_path)
     assert item["drawing"].max() == 0 and item["face"].float().mean() > 50
@@ -85,23 +84,17 @@ def test_landmarks_that_are_none_are_named(
         one(tmp_path)
 
 
-def test_a_broken_photo_is_named_where_it_is_read(tmp_path: Path) -> None:
-    for name in "ab":
-        write_face(tmp_path / name / "0", seed=0)
-    (tmp_path / "b/0.jpg").write_bytes(b"broken")
-    faces = FaceDataset(tmp_path, landmarks=68)
-    assert faces[Key(0, 0)]["face"].shape == (3, 224, 224)
-    with pytest.raises(ImageError, match=r"b/0\.jpg: is not a picture"):
-        faces[Key(1, 0)]
-    assert faces.name(1) == str(tmp_path / "b/0.jpg")
-
-
-def test_a_texture_that_is_missing_beside_some_photos_is_named(tmp_path: Path) -> None:
+def test_a_broken_photo_and_a_missing_texture_are_named(tmp_path: Path) -> None:
     for name in "ab":
         write_face(tmp_path / name / name, seed=0, texture=name == "a")
     with pytest.raises(DatasetError, match=r"b has no NAME_texture\.jpg and a has one"):
         FaceDataset(tmp_path, landmarks=68)
-    assert not FaceDataset(tmp_path, landmarks=68, whole=True).registered
+    (tmp_path / "b/b.jpg").write_bytes(b"broken")
+    faces = FaceDataset(tmp_path, landmarks=68, whole=True)
+    assert not faces.registered and faces[Key(0, 0)]["face"].shape == (3, 224, 224)
+    with pytest.raises(ImageError, match=r"b/b\.jpg: is not a picture"):
+        faces[Key(1, 0)]
+    assert faces.name(1) == str(tmp_path / "b/b.jpg")
 
 
 def test_a_photo_knows_whether_the_landmarks_are_its_own(tmp_path: Path) -> None:
@@ -116,12 +109,12 @@ def test_a_photo_knows_whether_the_landmarks_are_its_own(tmp_path: Path) -> None
     assert not torch.equal(items[1]["face"], items[0]["face"])
 
 
-def some_people(folder: Path, probability: float) -> FaceDataset:
+def some_people(folder: Path, share: float) -> FaceDataset:
     """Four people, of two photos each; everybody's neighbour is the next."""
     for k in range(8):
         write_face(folder / f"id{k // 2}" / str(k), seed=k)
     faces = FaceDataset(folder, landmarks=68)
-    faces.morphs = Morphs(probability, np.array([[(k + 2) % 8, (k + 3) % 8] for k in range(8)]))
+    faces.share, faces.neighbours = share, (np.arange(8)[:, None] + [2, 3]) % 8
     return faces
 
 
@@ -170,9 +163,7 @@ def test_the_nearest_are_those_of_a_plain_comparison(cells: int) -> None:
 def test_neighbours_are_readable_and_no_more_than_everyone_has(groups: list[int], k: int) -> None:
     found = nearest(torch.eye(len(groups)), torch.tensor(groups), 10)
     assert found.shape == (len(groups), k)
-    assert not {row for row, group in enumerate(groups) if group < 0} & set(
-        found.flatten().tolist()
-    )
+    assert all(groups[row] >= 0 for row in found.flatten().tolist())
 
 
 def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path: Path) -> None:
@@ -183,31 +174,29 @@ def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path: Path) 
     stored = [photo.path for photo in faces.targets].index(tmp_path / "train/id3/0.jpg")
     np.save(tmp_path / "train/id3/0_embedding.npy", MAKER.embed(photos)[stored])
     told: set[tuple[str, int]] = set()
-    found, bad = find_neighbours(
-        faces, MAKER, device=CPU, progress=lambda done, total, what: told.add((what, total))
+    assert not faces.mix(
+        0.5, MAKER, device=CPU, progress=lambda done, total, what: told.add((what, total))
     )
-    np.testing.assert_array_equal(found, expected)
-    assert bad == [] and ("embedding photos", 79) in told  # one embedding is there
+    np.testing.assert_array_equal(faces.neighbours, expected)
+    assert faces.share == 0.5 and ("embedding photos", 79) in told  # one embedding is there
 
 
 def test_photos_that_cannot_be_read_are_told_and_nobodys_neighbours(tmp_path: Path) -> None:
     faces = FaceDataset(write_tree(tmp_path, 4) / "train", landmarks=68)
     (tmp_path / "train/id2/0.jpg").write_bytes(b"broken")
-    found, (error,) = find_neighbours(faces, MAKER, device=CPU)
+    (error,) = faces.mix(0.5, MAKER, device=CPU)
     assert "id2/0.jpg" in error.message
-    assert found.shape == (4, 2) and 2 not in found
-    shutil.copy(tmp_path / "train/id2/0.jpg", tmp_path / "train/id1/0.jpg")
-    shutil.copy(tmp_path / "train/id2/0.jpg", tmp_path / "train/id0/0.jpg")
+    assert faces.neighbours.shape == (4, 2) and 2 not in faces.neighbours
+    for k in (0, 1):
+        (tmp_path / f"train/id{k}/0.jpg").write_bytes(b"broken")
     with pytest.raises(DatasetError, match="photos that can be read are of one identity"):
-        find_neighbours(faces, MAKER, device=CPU)
+        faces.mix(0.5, MAKER, device=CPU)
 
 
 @pytest.mark.parametrize(
     ("stored", "error"),
     [
         (np.ones(4, np.float32), DatasetError),
-        (np.full(3, np.nan), DatasetError),
-        (np.ones(3, int), DatasetError),
         (np.ones(3, np.float32), CheckpointError),  # not what the encoder makes of the photo
     ],
 )
@@ -217,7 +206,7 @@ def test_an_embedding_of_another_kind_is_named(
     faces = FaceDataset(write_tree(tmp_path, 2) / "train", landmarks=68)
     np.save(tmp_path / "train/id0/0_embedding.npy", stored)
     with pytest.raises(error, match=r"0_embedding\.npy: "):
-        find_neighbours(faces, MAKER, device=CPU)
+        faces.mix(0.5, MAKER, device=CPU)
 
 
 TEXTURES = pytest.mark.parametrize("texture", [False, True], ids=["photos", "textures"])
@@ -229,15 +218,14 @@ def batch_of(data: FaceData, keys: list[Key]) -> Item:
     return {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in batch.items()}
 
 
-def open_tree(tree: Path, *, texture: bool, whole: bool = False) -> tuple[FaceData, Item]:
-    """A tree of two, who are each other's neighbours, and a batch of both as morphs."""
-    data = FaceData(write_tree(tree, 2, texture=texture), 68, "squash", whole=whole)
-    data.train.morphs = Morphs(1.0, np.array([[1], [0]]))
-    return data, batch_of(data, [Key(0, 0), Key(1, 1)])
-
-
-def staged(data: FaceData, *, is_face: bool = False) -> FaceDecoder:
-    return data.new_decoder(dataclasses.replace(STAGED, is_face=is_face))
+def open_tree(
+    tree: Path, mix: list[list[float]], *, texture: bool, is_face: bool = False
+) -> tuple[FaceData, Item, FaceDecoder]:
+    """A tree of two, a batch of each mixed with the other, and a decoder."""
+    data = FaceData(write_tree(tree, 2, texture=texture), 68, "squash", whole=is_face)
+    data.train.share, data.train.neighbours = 1.0, np.array([[1], [0]])
+    batch = batch_of(data, [Key(0, 0), Key(1, 1)]) | {"mix": torch.tensor(mix)}
+    return data, batch, data.new_decoder(dataclasses.replace(STAGED, is_face=is_face))
 
 
 def plain(batch: Item) -> Item:
@@ -249,30 +237,24 @@ def plain(batch: Item) -> Item:
 def test_a_morph_with_none_of_the_other_is_no_morph(
     tmp_path: Path, texture: bool, is_face: bool
 ) -> None:
-    data, batch = open_tree(tmp_path, texture=texture, whole=is_face)
-    network = staged(data, is_face=is_face)
-    batch["mix"] = torch.zeros(2, 2)
+    none = [[0.0, 0.0]] * 2
+    data, batch, network = open_tree(tmp_path, none, texture=texture, is_face=is_face)
     found, expected = data.example(batch, network), data.example(plain(batch), network)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @TEXTURES
 def test_a_morph_with_all_of_the_other_is_the_other(tmp_path: Path, texture: bool) -> None:
-    data, batch = open_tree(tmp_path, texture=texture)
-    network = staged(data)
-    batch["mix"] = torch.ones(2, 2)
-    found, other = data.example(batch, network), data.example(plain(batch), network)
-    assert torch.equal(found.landmarks, other.landmarks.flip(0))
-    assert torch.equal(found.drawing, other.drawing.flip(0))
+    data, batch, network = open_tree(tmp_path, [[1.0, 1.0]] * 2, texture=texture)
+    face, drawing, landmarks = data.example(batch, network)
+    others = [part.flip(0) for part in data.example(plain(batch), network)]
+    assert torch.equal(landmarks, others[2]) and torch.equal(drawing, others[1])
     if not texture:  # warped there and back, the photo hardly changes inside the frame
-        inner = (slice(None), slice(None), slice(30, 194), slice(30, 194))
-        assert (found.face - other.face.flip(0))[inner].abs().mean() < 0.01
+        assert (face - others[0])[:, :, 30:194, 30:194].abs().mean() < 0.01
 
 
 def test_shape_and_texture_are_mixed_each_with_its_weight(tmp_path: Path) -> None:
-    data, batch = open_tree(tmp_path, texture=True)
-    network = staged(data)
-    batch["mix"] = torch.tensor([[0.25, 0.5], [0.0, 1.0]])
+    data, batch, network = open_tree(tmp_path, [[0.25, 0.5], [0.0, 1.0]], texture=True)
     face, drawing, landmarks = data.example(batch, network)
     points, drawn = batch["landmarks"], batch["drawing"]
     torch.testing.assert_close(landmarks[0], 0.75 * points[0] + 0.25 * points[1])
@@ -284,34 +266,35 @@ def test_shape_and_texture_are_mixed_each_with_its_weight(tmp_path: Path) -> Non
 
 
 def test_a_morph_that_is_drawn_without_warp_is_the_morphed_face(tmp_path: Path) -> None:
-    data, batch = open_tree(tmp_path, texture=True, whole=True)
-    batch["mix"] = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
+    half = [[0.5, 0.5], [0.0, 0.0]]
+    data, batch, network = open_tree(tmp_path, half, texture=True, is_face=True)
     assert not data.train.registered
-    face, drawing, _ = data.example(batch, staged(data, is_face=True))
+    face, drawing, _ = data.example(batch, network)
     assert torch.equal(face[0], drawing[0]) and not torch.equal(drawing[0], batch["drawing"][0])
     assert torch.equal(drawing[1], batch["drawing"][1])
 
 
-def test_a_decoder_starts_at_the_mean_shape(tmp_path: Path) -> None:
-    data = FaceData(write_tree(tmp_path, 3), 68, "squash")
-    mean = torch.from_numpy(np.mean([some_landmarks(k) for k in range(3)], axis=0))
-    torch.testing.assert_close(staged(data).mean_landmarks, mean)
+def started(tree: Path, *, config: FaceDecoderConfig = DECODER, whole: bool = False):
+    """The data, a decoder that is their linear model, its code and its textures."""
+    data = FaceData(tree, 68, "squash", whole=whole)
+    decoder = data.new_decoder(config)
+    mean = torch.stack([data.train.points(k) for k in range(len(data.train))]).mean(0)
+    torch.testing.assert_close(decoder.mean_landmarks, mean)
+    return data, decoder, *data.start_linear(decoder)
 
 
 def test_a_linear_start_is_that_of_the_textures_even_where_photos_are_drawn(tmp_path: Path) -> None:
     tree = write_tree(tmp_path, 4, texture=True)
-    starts = [FaceData(tree, 68, "squash", whole=w).new_decoder(DECODER) for w in (False, True)]
-    for name, value in starts[0].state_dict().items():
-        assert torch.equal(value, starts[1].state_dict()[name])
+    one, other = (started(tree, whole=w)[1].state_dict() for w in (False, True))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_linear_model_draws_the_textures_that_it_was_found_from(tmp_path: Path) -> None:
-    data = FaceData(write_tree(tmp_path, 6, texture=True), 68, "squash")
+    tree = write_tree(tmp_path, 6, texture=True)
     config = dataclasses.replace(DECODER, embedding=25, axes=5, detail=False)
-    decoder, code, textures = data.linear_decoder(config)
+    data, decoder, code, textures = started(tree, config=config)
     batch = batch_of(data, [Key(k, 0) for k in range(6)])
     assert torch.equal(textures, batch["drawing"])
-    torch.testing.assert_close(decoder.mean_landmarks, data.train.mean_landmarks())
     with torch.no_grad():
         landmarks, drawn = decoder(code(textures, batch["landmarks"]))
     torch.testing.assert_close(landmarks, batch["landmarks"], atol=1e-2, rtol=0)
@@ -319,10 +302,10 @@ def test_a_linear_model_draws_the_textures_that_it_was_found_from(tmp_path: Path
 
 
 def test_photos_without_textures_are_registered_for_the_linear_model(tmp_path: Path) -> None:
-    data = FaceData(write_tree(tmp_path, 3), 68, "squash")
+    data, decoder, _, textures = started(write_tree(tmp_path, 3))
     batch = batch_of(data, [Key(k, 0) for k in range(3)])
-    expected = warp(batch["drawing"], batch["landmarks"], data.train.mean_landmarks()[None])
-    torch.testing.assert_close(data.linear_decoder(DECODER).textures, expected, atol=1e-3, rtol=0)
+    expected = warp(batch["drawing"], batch["landmarks"], decoder.mean_landmarks[None])
+    torch.testing.assert_close(textures, expected, atol=1e-3, rtol=0)
 
 
 def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
@@ -330,14 +313,12 @@ def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Pat
     broken = [tree / f"train/id{k}/0.jpg" for k in range(6)]
     for path in broken:
         path.write_bytes(b"broken")
-    data = FaceData(tree, 68, "squash")
-    data.linear_decoder(DECODER)
-    (note,) = data.notes
+    (note,) = started(tree)[0].notes
     assert note.startswith("the linear start leaves out 6 photos: ")
     assert all(str(path) in note for path in broken[:5]) and note.endswith(", and 1 more")
     (tree / "train/id6/0.jpg").write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"id0/0\.jpg"):
-        FaceData(tree, 68, "squash").new_decoder(DECODER)
+        started(tree)
 
 
 def test_data_that_teach_nothing_are_refused(tmp_path: Path) -> None:
@@ -349,7 +330,4 @@ def test_data_that_teach_nothing_are_refused(tmp_path: Path) -> None:
         FaceData(tree, 68, "squash")
     shutil.rmtree(tree / "train/id1")
     with pytest.raises(DatasetError, match="train: has one identity: there is nothing to tell"):
-        FaceData(tree, 68, "squash")
-    shutil.rmtree(tree / "train/id0")
-    with pytest.raises(DatasetError, match="train: holds no photo"):
         FaceData(tree, 68, "squash")
