@@ -76,7 +76,6 @@ class EmbeddingProbe:
 class PixelProbe:
     """A classifier of faces by their pixels: of the inner face, brows to chin, in 32 x 40."""
 
-    classes: tuple[str, ...]  # the labels, sorted
     accuracy: float  # share of photos that it is right on, of people that it was not fitted to
     model: "Pipeline"  # fitted to all photos
 
@@ -86,14 +85,14 @@ class PixelProbe:
     ) -> "PixelProbe":
         """Fit a shrunk linear discriminant to 40 principal components of real photos.
 
-        Each photo, in the 224 frame or a larger one of the same framing, is brought to mean 0 and
-        deviation 1, and has a label and a group, who is on it: people are never split in measuring
-        the accuracy. Raises UsageError if there is one class only, or one of a single person.
+        Each is in the 224 frame, or a larger one of the same framing, and has a label and a group,
+        who is on it: people are never split in measuring the accuracy. Raises UsageError if there
+        is one class only, or one of a single person.
         """
         from sklearn.model_selection import GroupKFold
 
         seen = dict.fromkeys(zip(labels, groups, strict=True))
-        names = _classes([label for label, _ in seen], "people")
+        _classes([label for label, _ in seen], "people")
         x, y = _stack(photos), np.asarray(labels)
         said = np.empty_like(y)
         folds = GroupKFold(min(FOLDS, len({*groups})))
@@ -104,7 +103,7 @@ class PixelProbe:
                 said[test] = counts.most_common(1)[0][0]
             else:
                 said[test] = _fit_pixels(x[train], y[train]).predict(x[test])
-        return cls(names, float(np.mean(said == y)), _fit_pixels(x, y))
+        return cls(float(np.mean(said == y)), _fit_pixels(x, y))
 
     def predict(self, images: Sequence[Image.Image]) -> list[str]:
         """Tell the class of faces."""
@@ -156,18 +155,12 @@ Judged = dict[str, tuple[Sequence[str], Sequence[str]]]
 def attributes_section(
     case: Case, examples: Examples, notes: Sequence[str] = ()
 ) -> tuple[Section, Samples]:
-    """Judge labels of true faces, of the faces from photos and of those from voices.
-
-    The judges are fitted on examples; notes are sentences on labels that are missing.
-    """
+    """Judge labels of true faces, of those from photos and voices; notes are on missing labels."""
     rows: list[Row] = []
     matrices: list[Matrix] = []
     samples: Samples = {}
-    text = [
-        "Linear judges, fitted on people of the training split, name a label of each face.",
-        *notes,
-        *examples.notes,
-    ]
+    text = ["Linear judges, fitted on people of the training split, name a label of each face."]
+    text += [*notes, *examples.notes]
     for label, values in case.labels.items():
         for judge, fit in (("embeddings", _judge_embeddings), ("pixels", _judge_pixels)):
             try:
@@ -184,10 +177,9 @@ def attributes_section(
                 said = np.array([found[k] for k in known])
                 right, kinds = true == said, sorted({*true.tolist()})
                 title = f"{label}, judge of {judge}: true and from {source}"
-                classes = sorted({*kinds, *said.tolist()})
-                pairs = Counter(zip(true.tolist(), said.tolist(), strict=True))
-                counts = tuple(tuple(pairs[a, b] for b in classes) for a in classes)
-                matrices.append(Matrix(title, tuple(classes), counts))
+                classes = tuple(sorted({*kinds, *said.tolist()}))
+                pairs = [[int(np.sum(said[true == a] == b)) for b in classes] for a in classes]
+                matrices.append(Matrix(title, classes, tuple(map(tuple, pairs))))
                 cells[source] = float(right.mean())
                 if source == "voice":
                     cells["balanced"] = float(np.mean([right[true == k].mean() for k in kinds]))
@@ -201,7 +193,7 @@ def attributes_section(
     heads = ("label", "judge of", "true face %", "from photo %", "from voice %")
     table = Table(
         "Agreement with the true label",
-        (*heads, "balanced %", "commonest label %"),
+        (*heads, "balanced, from voice %", "commonest label %"),
         tuple(rows),
         "From photo is the ceiling: what the decoder keeps of a true embedding. A judge of "
         "embeddings sees those; a judge of pixels was fitted on photos only, and sees faces. "

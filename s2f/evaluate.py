@@ -69,8 +69,7 @@ def evaluate(
     known = read_labels(tables, people.names, columns, notes)
     examples = read_examples(sources, columns, maker, split, people, progress)
     case = build_case(model, people, known, maker, progress)  # takes long: all else is known by now
-    faces = [face.image for face in case.from_voices]
-    logits = None if judge is None else embed_images(judge, faces)
+    logits = embed_images(judge, [face.image for face in case.from_voices]) if judge else None
     measured = [
         similarity_section(case),
         retrieval_section(case),

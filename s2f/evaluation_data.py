@@ -61,10 +61,8 @@ class People:
 
     def means(self) -> NDArray[np.float32]:
         """Mean embedding of each person's photos, [n d]."""
-        total = np.zeros((len(self.names), self.embeddings.shape[1]), np.float64)
-        np.add.at(total, self.owners, self.embeddings)
-        counts = np.bincount(self.owners, minlength=len(self.names))
-        return np.asarray(total / counts[:, None], np.float32)
+        photos = (self.embeddings[self.owners == k] for k in range(len(self.names)))
+        return np.stack([mine.mean(0, np.float64) for mine in photos]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -166,10 +164,9 @@ def read_people(
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
-    """Choose `most` of some items, evenly."""
-    if len(items) <= most:
-        return list(items)
-    return [items[k * len(items) // most] for k in range(most)]
+    """Choose `most` of some items, evenly, or all where there are fewer."""
+    n = min(most, len(items))
+    return [items[k * len(items) // n] for k in range(n)]
 
 
 def read_labels(

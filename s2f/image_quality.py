@@ -1,8 +1,6 @@
 """How good pictures of faces are, whoever they show: sharp, different, faces at all.
 
-Pictures in, numbers out; nothing of that knows how a picture was made. Last stand the sections of
-a report on what the faces of an evaluation are like: geometry, quality and pictures.
-
+Pictures in, numbers out. Last stand the sections of a report: geometry, quality and pictures.
 Source: Oh et al. 2019, Figure 5; SF2F for the VGGFace score.
 """
 
@@ -32,13 +30,13 @@ SHOWN, SIDE = 8, 112  # faces in a row of a picture, and pixels of one
 SHUFFLES = 100
 
 Vector = NDArray[np.float64]
+Logits = NDArray[np.float32]
 
 
 def sharpness(image: Image.Image) -> float:
     """Deviation of the Laplacian of the inner face's brightness, 0..255.
 
-    To be read as a share of what real photos have in the same frame, never alone: noise and
-    compression are sharp, too.
+    A share of what real photos have in the same frame tells, never itself: noise is sharp, too.
     """
     from scipy import ndimage
 
@@ -49,9 +47,8 @@ def sharpness(image: Image.Image) -> float:
 def diversity(images: Sequence[Image.Image]) -> Vector:
     """Mean absolute difference, 0..255, of each picture to all others, [n]; exact.
 
-    The mean of them is the mean distance of two different pictures. 0 where there is one alone.
-    Beside the pictures it takes some 300 MB for up to some thousand of them. Raises UsageError if
-    they are of different sizes.
+    Their mean is that of all pairs. 0 where there is one alone. Beside up to some thousand pictures
+    it takes some 300 MB. Raises UsageError if they are of different sizes.
     """
     sizes = {image.size for image in images}
     if len(sizes) > 1:
@@ -73,8 +70,7 @@ def diversity(images: Sequence[Image.Image]) -> Vector:
 def _to_the_others(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Sum of absolute differences of each row of [n p] to all others, [n].
 
-    There are 256 values only: what each differs from all others by is tabulated once a column,
-    and no pair of rows is ever compared.
+    There are 256 values only: what each differs by is tabulated once a column.
     """
     p = values.shape[1]
     places = values + 256 * np.arange(p)  # [n p], where each value stands in the tables
@@ -106,17 +102,14 @@ def all_points_found(images: Sequence[Image.Image], detector: "Detector") -> NDA
     return np.array(found, bool)
 
 
-def vgg_face_score(
-    logits: NDArray[np.floating], *, splits: int = 5, seed: int = 0
-) -> tuple[float, float]:
+def vgg_face_score(logits: NDArray[np.floating], *, splits: int = 5) -> tuple[float, float]:
     """Score how clearly faces are somebody, and how many different people they are.
 
     exp of the mean KL divergence of each picture's distribution over the identities of a face
     classifier, of logits [n i], to the mean distribution: 1 where all are alike, up to the number
-    of identities. Gives mean and deviation over splits, no more than pictures, drawn at random but
-    not dependent on the order of the pictures. Each is scored alone, and none can reach more than
-    the pictures it holds: compare only scores of equally many pictures and splits. Raises
-    UsageError if there are no pictures.
+    of identities. Gives mean and deviation over splits, drawn whatever the order of the pictures.
+    None can reach more than the pictures it holds: compare only scores of equally many pictures and
+    splits. Raises UsageError if there are no pictures.
 
     Source: the VGGFace score of Bai et al. 2022, "SF2F", who take 5 splits and a ResNet-50
     trained on VGGFace2; the form is that of the Inception score, Salimans et al. 2016.
@@ -126,7 +119,7 @@ def vgg_face_score(
     n = len(logits)
     if n == 0:
         raise UsageError("there are no faces to score", hint="give at least one")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     # In an order of their own first, so that the draw does not depend on the given one.
     own = np.argsort(logits @ rng.standard_normal(logits.shape[1]), kind="stable")
     scores = []
@@ -165,43 +158,34 @@ def geometry_section(case: Case) -> tuple[Section, Samples]:
 
 
 def quality_section(
-    case: Case,
-    photos: Sequence[Image.Image],
-    detector: "Detector | None",
-    logits: NDArray[np.float32] | None,
+    case: Case, photos: Sequence[Image.Image], detector: "Detector | None", logits: Logits | None
 ) -> tuple[Section, Samples]:
-    """Measure generated faces as pictures, relative to real photos.
-
-    Logits [q i] are those of a face classifier for the faces from voices.
-    """
+    """Measure generated faces beside real photos; logits [q i] are of the faces from voices."""
     kinds = [photos, *([f.image for f in faces] for faces in (case.from_photos, case.from_voices))]
     some = [spread(images, MOST) for images in kinds]  # of which pairs are compared, or searched
-    rows: list[Row] = []
+    measured: dict[str, list[NDArray[Any]]] = {}
     samples: Samples = {}
-
-    def means(values: Sequence[NDArray[Any]]) -> list[float | None]:
-        return [float(one.mean()) if len(one) else None for one in values]
-
     if photos:
         sharp = [np.array([sharpness(image) for image in images]) for images in kinds]
         relative = [values / sharp[0].mean() for values in sharp]
-        rows.append(("sharpness, that of real photos being 1", *means(relative)))
+        measured["sharpness, that of real photos being 1"] = relative
         samples["sharpness"] = case.by_person(relative[2])
-    rows.append(("mean distance of two faces, of 255", *means([diversity(s) for s in some])))
+    measured["mean distance of two faces, of 255"] = [diversity(images) for images in some]
     if detector is not None:
         found = [all_points_found(images, detector) for images in some]
-        rows.append(("share with all 68 points found", *means(found)))
+        measured["share with all 68 points found"] = found
+    rows: list[Row] = []
+    for name, values in measured.items():
+        rows.append((name, *(float(one.mean()) if len(one) else None for one in values)))
     if logits is not None:
         score, deviation = vgg_face_score(logits)
         rows.append(("VGGFace score", None, None, score))
         rows.append(("its deviation over five parts", None, None, deviation))
     rows.append(("faces", *map(len, kinds)))
     heads = ("measure", "real photos", "faces from photos", "faces from voices")
-    text = (
-        "Sharpness is the deviation of the Laplacian of the inner face's brightness. "
-        + ("" if detector else "No detector of landmarks is installed. ")
-        + ("" if logits is not None else "The VGGFace score needs a face encoder with logits.")
-    )
+    text = "Sharpness is the deviation of the Laplacian of the inner face's brightness. "
+    text += "" if detector else "No detector of landmarks is installed. "
+    text += "" if logits is not None else "The VGGFace score needs a face encoder with logits."
     return Section("Quality", (text,), (Table("Faces as pictures", heads, tuple(rows)),)), samples
 
 

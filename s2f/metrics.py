@@ -34,11 +34,7 @@ class Estimate:
 
 
 def estimate(
-    values: NDArray[Any],
-    identities: Sequence[str] | Sequence[int] | NDArray[Any],
-    *,
-    rounds: int = 1000,
-    seed: int = 0,
+    values: NDArray[Any], identities: Sequence[Any] | NDArray[Any], *, rounds: int = 1000
 ) -> Estimate:
     """Average samples [n] of identities [n], with a 95 % interval over identities.
 
@@ -71,7 +67,7 @@ def estimate(
         n_resamples=rounds,
         batch=max(1, CELLS // len(counts)),
         method="percentile",
-        random_state=np.random.default_rng(seed),
+        random_state=np.random.default_rng(0),
     )
     low, high = map(float, drawn.confidence_interval)
     means = drawn.bootstrap_distribution

@@ -42,9 +42,8 @@ ROUNDS = 2000  # of the bootstrap
 class Table:
     """Cells by row under the heads of their columns, shares under a head that ends in "%".
 
-    None and NaN say that there is nothing to tell. As for every part of a section, its title is
-    that of no other part there, and its note is what a reader has to know beside it. A row that
-    has not one cell a head is a ValueError.
+    None and NaN say that there is nothing to tell. As in every part, the title is that of no other
+    in its section, and the note is what a reader has to know. Another row is a ValueError.
     """
 
     title: str
@@ -60,14 +59,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix: how often the class of the row was taken for that of the column.
-
-    Counts that are not [c c] of c classes are a ValueError.
-    """
+    """A confusion matrix: how often the class of the row was taken for that of the column."""
 
     title: str
     classes: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
+    counts: tuple[tuple[int, ...], ...]  # [c c]; anything else is a ValueError
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -120,9 +116,8 @@ class Curves:
         lines = {name: dict(points) for name, points in self.drawn().items()}
         xs = sorted({x for points in lines.values() for x in points})
         if len(xs) > POINTS:
-            xs = sorted(
-                {min(xs, key=lambda x: abs(x - w)) for w in np.linspace(xs[0], xs[-1], POINTS)}
-            )
+            wanted = np.linspace(xs[0], xs[-1], POINTS)
+            xs = sorted({min(xs, key=lambda x: abs(x - at)) for at in wanted})
         share = " %" if self.y_label.endswith("%") else ""
         rows = tuple((x, *(points.get(x) for points in lines.values())) for x in xs)
         return Table(self.title, (self.x_label, *(f"{n}{share}" for n in lines)), rows, self.note)
@@ -160,9 +155,8 @@ def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> li
     """
     check_new(folder, overwrite=overwrite)
     for name, page in PAGES.items():
-        content = page(report).encode()
         with atomic_write(folder / name) as file:
-            file.write(content)
+            file.write(page(report).encode())
     return [folder / name for name in PAGES]
 
 
@@ -191,10 +185,10 @@ def read_report(path: Path) -> Report:
 
 
 def show(value: Cell, head: str = "") -> str:
-    """Write a cell for people: a number with three digits, and all of those before the point.
+    """Write a cell for people: of a number three digits, and all before the point.
 
-    Whole numbers keep all digits. What is missing or not finite is a dash. If the head of the
-    column ends in "%", a number is a share, and written in percent.
+    Whole numbers keep all; what is missing or not finite is a dash. Under a head that ends in "%"
+    a number is a share, and written in percent.
 
     Example:
         >>> show(0.45824, "R@10 %"), show(5000), show(45.754), show(0.00002)
@@ -229,13 +223,9 @@ def to_html(report: Report) -> str:
     """
     from jinja2 import Environment
 
-    environment = Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # What a name may hold: line ends, and bytes that are no text. Markup has none of them.
-        finalize=lambda value: one_line(value) if type(value) is str else value,
-    )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    # What a name may hold: line ends, and bytes that are no text. Markup has none of them.
+    environment.finalize = lambda value: one_line(value) if type(value) is str else value
     page = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(page).render(
         report=report,
@@ -362,10 +352,7 @@ def to_json(report: Report) -> str:
 
 
 def from_json(text: str, name: str) -> Report:
-    """Read what `to_json` wrote into a file of a name; null is NaN, or no cell.
-
-    Raises DatasetError if it is no report, or of another format.
-    """
+    """Read what `to_json` wrote into a file of a name; anything else raises DatasetError."""
     try:
         data = json.loads(text)
         if data["format"] != FORMAT:
@@ -405,10 +392,9 @@ def _made(kind: Any, data: Any) -> Any:
 def compare_reports(a: Report, b: Report, name_a: str, name_b: str) -> Report:
     """Compare two reports: what differs, whether by more than chance, and their tables in one.
 
-    Metrics are compared over the identities that both reports have, by a paired bootstrap over
-    identities. Tables are compared that both have, with one title and one header, in sections of
-    one title; their rows are matched by the first cell. The names are what the two are called.
-    Raises UsageError if no identity has a metric in both.
+    Metrics are compared by a paired bootstrap over the identities that both have; tables, where
+    both have one with that title and header in a section of that title, by rows of one first cell.
+    The names are what the two are called. Raises UsageError if no identity has a metric in both.
     """
     sections = [_differences(a, b, name_a, name_b)]
     theirs = {section.title: section for section in b.sections}
@@ -436,8 +422,9 @@ def _differences(a: Report, b: Report, name_a: str, name_b: str) -> Section:
     rows: list[Row] = []
     for metric in a.samples:
         ours, theirs = a.samples[metric], b.samples.get(metric, {})
-        pairs = np.array([(ours[who], theirs[who]) for who in sorted(ours.keys() & theirs.keys())])
-        pairs = pairs.reshape(-1, 2)[np.isfinite(pairs.reshape(-1, 2)).all(axis=1)]
+        both = sorted(ours.keys() & theirs.keys())
+        pairs = np.array([(ours[who], theirs[who]) for who in both], float).reshape(-1, 2)
+        pairs = pairs[np.isfinite(pairs).all(axis=1)]
         if not len(pairs):
             continue
         gain = estimate(pairs[:, 1] - pairs[:, 0], np.arange(len(pairs)), rounds=ROUNDS)
@@ -455,26 +442,24 @@ def _differences(a: Report, b: Report, name_a: str, name_b: str) -> Section:
         f"smallest p is {1 / ROUNDS:g}). Better and worse are said where p < {LEVEL:g}: of 20 "
         "metrics without any difference, about one seems to differ."
     )
-    text: tuple[str, ...] = ()
     same = ("data", "people", "recordings", "photos")
-    if any(a.facts.get(name) != b.facts.get(name) for name in same):
-        text = (
-            "The two were evaluated on different data: only people that both have are compared "
-            "here, and recalls and matching, which depend on everyone else, do not compare.",
-        )
-    return Section("Differences", text, (Table("Metrics", heads, tuple(rows), note),))
+    differ = any(a.facts.get(name) != b.facts.get(name) for name in same)
+    warning = (
+        "The two were evaluated on different data: only people that both have are compared here, "
+        "and recalls and matching, which depend on everyone else, do not compare."
+    )
+    table = Table("Metrics", heads, tuple(rows), note)
+    return Section("Differences", (warning,) if differ else (), (table,))
 
 
 def _side_by_side(a: Table, b: Table, name_a: str, name_b: str) -> Table:
     """Put the columns of two tables beside each other; those that are equal stay one."""
-    ours, theirs = _by_name(a), _by_name(b)
-    keys = list(dict.fromkeys([*ours, *theirs]))
+    tables = [_by_name(a), _by_name(b)]
+    keys = list(dict.fromkeys(key for rows in tables for key in rows))
     heads: list[str] = [a.heads[0]]
     columns: list[list[Cell]] = [[name for name, _ in keys]]
     for k, head in enumerate(a.heads[1:], start=1):
-        left, right = (
-            [rows[key][k] if key in rows else None for key in keys] for rows in (ours, theirs)
-        )
+        left, right = ([rows[key][k] if key in rows else None for key in keys] for rows in tables)
         if left == right:
             heads, columns = [*heads, head], [*columns, left]
         else:

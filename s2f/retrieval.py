@@ -2,8 +2,7 @@
 
 `place_queries` counts those once; recalls over the full gallery or over random candidates, and
 matching among a few faces, all follow from that, exactly and without drawing. Below stand the
-distances between embeddings that it counts by, and last the sections of a report: similarity,
-retrieval and matching. Knows nothing of networks and files.
+distances between embeddings that it counts by, and last the sections of a report.
 
 Source: Oh et al. 2019, Tables 2 and 3; Wen et al. 2019 for matching.
 """
@@ -40,6 +39,7 @@ WAYS = (2, 5, 10)
 ANGLE = "angle, degrees"
 AGAIN = "face drawn from the voice, embedded"
 
+Who = NDArray[np.integer[Any]]
 Embeddings = NDArray[np.floating[Any]]
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -55,23 +55,16 @@ class Placement:
 
 
 def place_queries(
-    queries: Embeddings,
-    truth: NDArray[np.integer[Any]],
-    gallery: Embeddings,
-    owners: NDArray[np.integer[Any]],
-    *,
-    metric: Metric = "cosine",
+    queries: Embeddings, truth: Who, gallery: Embeddings, owners: Who, *, metric: Metric = "cosine"
 ) -> Placement:
     """Count the identities that are nearer to each query [q d] than its own, `truth` [q].
 
     The gallery [g d] of photos, whose owners are [g], may be mapped: it is read in pieces, once per
     1024 queries. An identity is as near as its nearest photo, and as near as the own one counts
-    against it: a query that is as far from all finds nobody. L1 and L2 are of the embeddings as
-    they are; brought to length 1, L2 would place as the cosine does. The cosine of zeros is 0.
-
-    Distances are those of float32 values, summed in float64 wherever rounding could matter, so
-    that neither the order nor the number of queries and photos changes a count. Raises UsageError
-    if shapes do not fit, a value is not finite, or an identity has no photo.
+    against it. L1 and L2 are of the embeddings as they are. Distances are those of float32 values,
+    summed in float64 wherever rounding could matter: neither the order nor the number of queries
+    and photos changes a count. Raises UsageError if shapes do not fit, a value is not finite, or an
+    identity has no photo.
     """
     if metric not in METRICS:
         raise UsageError(f"there is no metric {metric!r}", hint=f"choose of {', '.join(METRICS)}")
@@ -81,10 +74,8 @@ def place_queries(
         raise UsageError(f"{said}; wanted [q d] of [q] and [g d] of [g]")
     people, photos = np.unique(owners, return_inverse=True)
     if len(missing := np.setdiff1d(truth, people)):
-        raise UsageError(
-            f"identity {missing[0]} is asked for, but has no photo in the gallery",
-            hint="leave its queries out, or add a photo of it",
-        )
+        message = f"identity {missing[0]} is asked for, but has no photo in the gallery"
+        raise UsageError(message, hint="leave its queries out, or add a photo of it")
     own = np.searchsorted(people, truth)  # from here on identities are their places in `people`
     better = np.zeros(len(queries), np.int64)
     step = max(1, min(QUERIES, CELLS // max(1, len(people))))
@@ -156,10 +147,9 @@ def _take(rows: Embeddings, which: slice | NDArray[np.intp]) -> Rows:
     with np.errstate(over="ignore"):  # found on the next line
         taken = np.array(rows[which], np.float32, order="C")
     if not (np.abs(taken) < LARGEST).all():
-        raise UsageError(
-            f"embeddings have values that are not finite, or {LARGEST:g} or more",
-            hint="look for the model that made them: its training may have diverged",
-        )
+        hint = "look for the model that made them: its training may have diverged"
+        message = f"embeddings have values that are not finite, or {LARGEST:g} or more"
+        raise UsageError(message, hint=hint)
     return taken
 
 
@@ -167,11 +157,9 @@ def _own_distances(
     queries: Rows, own: NDArray[np.intp], gallery: Embeddings, photos: Whole, metric: Metric
 ) -> Floats:
     """Give the exact distance [q] from each query to the nearest photo of its own identity."""
-    order = np.argsort(photos, kind="stable")
-    ends = np.searchsorted(photos, own, side="right", sorter=order)
     limits = np.empty(len(queries))
-    for k, start in enumerate(np.searchsorted(photos, own, sorter=order)):
-        mine = _take(gallery, order[start : ends[k]])
+    for k, who in enumerate(own):
+        mine = _take(gallery, np.flatnonzero(photos == who))
         limits[k] = exact_distances(queries[k : k + 1], mine, metric).min()
     return limits
 
@@ -216,10 +204,10 @@ TASK = 64  # rows that a thread does at a time
 def quick_distances(a: Rows, b: Rows, metric: Metric, limits: Floats) -> tuple[Rows, Floats]:
     """Measure all rows [p d] against all rows [q d]: [p q], by a metric as in `exact_distances`.
 
-    Beside the distances stands for each limit [q], what they will be compared with, how far from it
-    a distance has to be, so that the exact one lies on the same side: ten times the largest
-    rounding error seen, or more. Sums of d products err by about the root of d in roundoffs of
-    their largest possible value; those of L1 by no more.
+    With them comes, for each limit [q] that they will be compared with, how far from it one has to
+    be, so that the exact one lies on the same side: ten times the largest rounding error seen, or
+    more. Sums of d products err by about the root of d in roundoffs of their largest possible
+    value; those of L1 by no more.
     """
     error = SLACK * a.shape[1] ** 0.5 * float(np.finfo(np.float32).eps) / 2
     p, q = torch.from_numpy(a), torch.from_numpy(b)
@@ -317,7 +305,8 @@ def similarity_section(case: Case) -> tuple[Section, Samples]:
 def retrieval_section(case: Case) -> tuple[Section, Samples]:
     """Recall of the speaker's face among the faces of all people."""
     people, n = case.people, len(case.people.names)
-    some = min(n, CANDIDATES)
+    some, gallery = min(n, CANDIDATES), (people.embeddings, people.owners)
+    depth = range(1, some + 1)
     voice = f"voice, {WHOLE}"
     queries = {f"voice, {name}": rows for name, rows in case.heard.items()}
     queries[AGAIN] = case.voices_again
@@ -326,25 +315,22 @@ def retrieval_section(case: Case) -> tuple[Section, Samples]:
     samples: Samples = {}
     for query, rows in queries.items():
         for metric in METRICS:
-            placed = place_queries(
-                rows, people.speakers, people.embeddings, people.owners, metric=metric
-            )
+            placed = place_queries(rows, people.speakers, *gallery, metric=metric)
             for size, found in tables.items():
                 hits = [recall_of_candidates(placed, k, size) for k in KS]
                 means = [estimate(values, people.speakers) for values in hits]
                 cells = [cell for item in means for cell in (item.value, item.low, item.high)]
                 found.append((query, metric, *cells, len(rows), size))
             if metric == "cosine" and query in (voice, AGAIN):
-                depth = range(1, some + 1)
                 lines[query] = [(k, float(recall(placed, k).mean())) for k in depth]
             if metric == "cosine" and query == voice:
                 samples = {f"R@{k}, %": case.by_person(100 * recall(placed, k)) for k in (1, 10)}
     for size, found in tables.items():
         by_chance = [cell for k in KS for cell in (min(1.0, k / size), None, None)]
         found.append(("chance", "", *by_chance, None, size))
-    lines["chance"] = [(k, k / n) for k in range(1, some + 1)]
-    heads = ("query", "metric", *(h for k in KS for h in (f"R@{k} %", "low %", "high %")))
-    heads = (*heads, "queries", "N")
+    lines["chance"] = [(k, k / n) for k in depth]
+    recalls = [head for k in KS for head in (f"R@{k} %", "low %", "high %")]
+    heads = ("query", "metric", *recalls, "queries", "N")
     parts: list[Table | Curves] = [Table(f"Recall among all {n} people", heads, tuple(tables[n]))]
     if n > some:
         note = f"The exact mean over all galleries of {some} people that hold the speaker."

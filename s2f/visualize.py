@@ -34,8 +34,8 @@ HOLD = 500  # milliseconds that the first and the last picture of an animation s
 def side_by_side(columns: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Lay RGB pictures of one size side by side on white, each above its caption, cut to fit."""
     width, height = columns[0][1].size
-    gap = _gap(width)
-    size = (gap + len(columns) * (width + gap), gap + height + _band(width) + gap)
+    gap, band = _gap(width), _letters(width) * 3 // 2
+    size = (gap + len(columns) * (width + gap), gap + height + band + gap)
     ground = Image.new("RGB", size, "white")
     for k, (caption, picture) in enumerate(columns):
         x = gap + k * (width + gap)
@@ -45,14 +45,7 @@ def side_by_side(columns: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 
 class ContactSheet:
-    """A sheet of the faces of a batch, which are added one by one and shrunk at once.
-
-    Example:
-        >>> sheet = ContactSheet(5)
-        >>> sheet.add("anna", Image.new("RGB", (224, 224)))
-        >>> sheet.side, sheet.columns, sheet.added
-        (224, 3, 1)
-    """
+    """A sheet of the faces of a batch, which are added one by one and shrunk at once."""
 
     side: int  # pixels of a face on it
     columns: int  # faces in a row
@@ -64,14 +57,12 @@ class ContactSheet:
         Faces that never come leave no hole. Raises UsageError if they are too many to look at.
         """
         if n > MOST:
-            raise UsageError(
-                f"a contact sheet shows at most {MOST} faces, not {n}",
-                hint="leave the sheet out, or make several of a part of the files each",
-            )
+            hint = "leave the sheet out, or make several of a part of the files each"
+            raise UsageError(f"a contact sheet shows at most {MOST} faces, not {n}", hint=hint)
         self.added = 0
         for self.side in range(FRAME, SMALLEST - 1, -1):
             self.gap = _gap(self.side)
-            band = _band(self.side) if self.side >= CAPTIONED else 0
+            band = _letters(self.side) * 3 // 2 if self.side >= CAPTIONED else 0
             width = self.side + self.gap
             height = width + band
             self.columns = max(1, math.ceil(math.sqrt(n * height / width)))
@@ -126,11 +117,6 @@ def _letters(width: int) -> int:
     return max(11, width // 14)
 
 
-def _band(width: int) -> int:
-    """Height of the captions below pictures of a width, pixels."""
-    return _letters(width) * 3 // 2
-
-
 def _write(ground: Image.Image, caption: str, x: int, y: int, width: int) -> None:
     """Write a caption below a picture whose lower edge starts at (x, y), cut in its middle."""
     font = ImageFont.load_default(_letters(width))
@@ -150,14 +136,12 @@ PARTS = {"train": ("training", "#8fb8de"), "val": ("validation", "#1f3f77")}
 BEST, STAGE = "#d9480f", "#868e96"
 STYLE: dict[str, Any] = {
     "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": STAGE,
     "axes.titlesize": 9,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "lines.linewidth": 1.3,
+    "axes.edgecolor": STAGE,
     "grid.color": "#e9ecef",
-    "xtick.color": "#495057",
-    "ytick.color": "#495057",
+    **dict.fromkeys(("xtick.color", "ytick.color"), "#495057"),
 }
 
 
@@ -180,16 +164,14 @@ def draw_losses(
         width, height = max(5.0, 3.9 * columns), 0.4 + 2.8 * rows  # inches
         figure = _figure(width, height, 0.5, 0.2, 0.5, 0.6)
         figure.subplots_adjust(wspace=0.22, hspace=0.4)
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for ax, name in zip(axes[: len(names)], names, strict=True):
+        for k, name in enumerate(names, start=1):
+            ax = figure.add_subplot(rows, columns, k)
             _draw_loss(ax, name, history, best)
             for step, what in (stages or {}).items():
                 if step <= history[-1]["step"]:
                     ax.axvline(step, color=STAGE, linewidth=0.8, linestyle=":")
-                    look = {"rotation": 90, "va": "top", "fontsize": 7, "color": STAGE}
-                    ax.text(step, 0.98, what, transform=ax.get_xaxis_transform(), **look)
-        for ax in axes[len(names) :]:
-            ax.remove()
+                    words = ax.text(step, 0.98, what, transform=ax.get_xaxis_transform(), va="top")
+                    words.set(rotation=90, fontsize=7, color=STAGE)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", ncols=5, frameon=False)
         return _png(figure)
@@ -236,10 +218,8 @@ def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> I
     """
     from matplotlib import style
 
-    if front_end.kind == "paper":  # the compressed real and imaginary parts
-        loud = np.hypot(spectrogram[0], spectrogram[1])
-    else:
-        loud = spectrogram[0]
+    # The paper's has the compressed real and imaginary parts.
+    loud = np.hypot(*spectrogram) if front_end.kind == "paper" else spectrogram[0]
     softest = np.percentile(loud, 5)  # digital silence would darken all the rest
     seconds = spectrogram.shape[2] * HOP_LENGTH / SAMPLE_RATE
     places: dict[float, str] = {}
@@ -250,9 +230,9 @@ def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> I
     with style.context(["default", {"font.size": 11, "ytick.major.pad": 2}]):
         figure = _figure(5.3, 2.58, 0.68, 0.14, 0.48, 0.1)
         axes = figure.subplots()
-        lies: dict[str, Any] = {"origin": "lower", "extent": (0, seconds, 0, 1)}
-        loudest = max(loud.max(), softest + 1e-9)
-        axes.imshow(loud, cmap="inferno", vmin=softest, vmax=loudest, aspect="auto", **lies)
+        lies = (0, seconds, 0, 1)
+        image = axes.imshow(loud, "inferno", aspect="auto", origin="lower", extent=lies)
+        image.set_clim(softest, max(loud.max(), softest + 1e-9))
         axes.set_yticks(list(places), list(places.values()))
         axes.set_xlabel("seconds")
         axes.locator_params(axis="x", nbins=10)
@@ -265,8 +245,7 @@ def _figure(width: float, height: float, *margins: float) -> "Figure":
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its caches nobody wants to hear
-    figure = Figure(figsize=(width, height), dpi=100)
-    left, right, bottom, top = margins
+    figure, (left, right, bottom, top) = Figure(figsize=(width, height), dpi=100), margins
     figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     return figure
 

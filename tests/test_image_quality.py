@@ -37,52 +37,42 @@ def noise(seed: int, size: tuple[int, int] = (224, 224)) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
 
 
-class TestSharpness:
-    def test_of_stripes_it_is_what_the_laplacian_says(self) -> None:
-        """Stripes 20 apart: +-40 inside, +-20 in the 2 of 100 columns that have one neighbour."""
-        stripes = np.tile(np.array([100, 120], np.uint8), (224, 112))
-        expected = 20 * np.sqrt((98 * 4 + 2 * 1) / 100)
-        assert sharpness(Image.fromarray(stripes)) == pytest.approx(expected)
+def test_sharpness_of_stripes_is_what_the_laplacian_says() -> None:
+    """Stripes 20 apart: +-40 inside, +-20 in the 2 of 100 columns that have one neighbour."""
+    stripes = np.tile(np.array([100, 120], np.uint8), (224, 112))
+    expected = 20 * np.sqrt((98 * 4 + 2 * 1) / 100)
+    assert sharpness(Image.fromarray(stripes)) == pytest.approx(expected)
 
-    def test_a_blurred_picture_has_less(self) -> None:
-        face = noise(0)
-        values = [sharpness(face.filter(ImageFilter.GaussianBlur(r))) for r in (0, 0.5, 1, 2)]
-        assert values == sorted(values, reverse=True) and values[-1] < 0.2 * values[0]
-        assert sharpness(Image.new("RGB", (224, 224), (90, 120, 40))) == 0
 
-    def test_what_lies_around_the_face_does_not_count(self) -> None:
-        left, top = image_quality.INNER[:2]
-        face = Image.new("RGB", (224, 224))
-        face.paste(noise(0).crop(image_quality.INNER), (left, top))
-        assert sharpness(face) == sharpness(noise(0))
+def test_a_blurred_face_is_less_sharp_and_what_lies_around_it_does_not_count() -> None:
+    face = noise(0)
+    values = [sharpness(face.filter(ImageFilter.GaussianBlur(r))) for r in (0, 0.5, 1, 2)]
+    assert values == sorted(values, reverse=True) and values[-1] < 0.2 * values[0]
+    assert sharpness(Image.new("RGB", (224, 224), (90, 120, 40))) == 0
+    alone = Image.new("RGB", (224, 224))
+    alone.paste(face.crop(image_quality.INNER), image_quality.INNER[:2])
+    assert sharpness(alone) == sharpness(face)
 
 
 pictures = arrays.arrays(np.uint8, st.tuples(st.integers(2, 6), st.just(3), st.just(4), st.just(3)))
 
 
-class TestDiversity:
-    def test_black_and_white_are_255_apart(self) -> None:
-        black, white = (Image.new("RGB", (4, 4), colour) for colour in ("black", "white"))
-        assert diversity([black, white]).tolist() == [255, 255]
-        assert diversity([black, white, black]).tolist() == [127.5, 255, 127.5]
-        assert diversity([black]).tolist() == [0] and diversity([]).tolist() == []
+@given(pictures, st.sampled_from([1, 50, 10_000]))
+def test_diversity_is_the_mean_over_all_others_whatever_is_compared_at_once(
+    values: np.ndarray, at_once: int
+) -> None:
+    flat = values.reshape(len(values), -1).astype(float)
+    apart = np.abs(flat[:, None] - flat[None]).mean(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_quality, "AT_ONCE", at_once)
+        found = diversity([Image.fromarray(picture) for picture in values])
+    np.testing.assert_allclose(found, apart.sum(1) / (len(values) - 1), rtol=1e-12, atol=1e-12)
 
-    @given(pictures, st.sampled_from([1, 50, 10_000]))
-    def test_it_is_the_mean_over_all_others_whatever_is_compared_at_once(
-        self, values: np.ndarray, at_once: int
-    ) -> None:
-        flat = values.reshape(len(values), -1).astype(float)
-        apart = np.abs(flat[:, None] - flat[None]).mean(2)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(image_quality, "AT_ONCE", at_once)
-            found = diversity([Image.fromarray(picture) for picture in values])
-        np.testing.assert_allclose(found, apart.sum(1) / (len(values) - 1), rtol=1e-12, atol=1e-12)
-        pairs = apart[np.triu_indices(len(values), 1)]
-        assert found.mean() == pytest.approx(pairs.mean())
 
-    def test_different_sizes_are_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"\(4, 4\), \(4, 5\)"):
-            diversity([noise(0, (4, 5)), noise(0, (4, 4))])
+def test_one_picture_has_no_diversity_and_different_sizes_are_refused() -> None:
+    assert diversity([noise(0)]).tolist() == [0] and diversity([]).tolist() == []
+    with pytest.raises(UsageError, match=r"\(4, 4\), \(4, 5\)"):
+        diversity([noise(0, (4, 5)), noise(0, (4, 4))])
 
 
 class Told:
@@ -104,74 +94,58 @@ def points(x: float = 5, y: float = 5) -> np.ndarray:
     return marks
 
 
-class TestAllPointsFound:
-    @pytest.mark.parametrize(
-        ("place", "inside"),
-        [
-            *(((-0.5, -0.5), True), ((-0.6, 5), False), ((5, -0.6), False)),
-            *(((19.5, 9.5), True), ((19.6, 5), False), ((5, 9.6), False)),
-            ((np.nan, 5), False),
-        ],
-    )
-    def test_a_picture_reaches_half_a_pixel_beyond_the_centres(
-        self, place: tuple[float, float], inside: bool
-    ) -> None:
-        found = all_points_found([noise(0, (20, 10))], Told([points(*place)]))
-        assert found.tolist() == [inside]
-
-    def test_it_gives_the_detector_a_few_at_once(self) -> None:
-        told = Told(*[[points()] if k % 3 else [] for k in range(70)])
-        found = all_points_found([noise(0, (20, 10)).convert("L")] * 70, told)
-        assert found.tolist() == [bool(k % 3) for k in range(70)]
-        assert max(told.sizes) <= 32
-        assert all_points_found([], Told()).tolist() == []
-
-    @pytest.mark.data
-    @pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
-    @pytest.mark.skipif(not importlib.util.find_spec("dlib"), reason="needs the extra dlib")
-    def test_most_real_faces_are_faces_and_half_of_one_is_not(self) -> None:
-        """Of 7; of all 168 photos, 17 have a chin that dlib places below the picture."""
-        faces = [Image.open(path) for path in sorted(FACES.glob("*/neutral.jpg"))[::12]]
-        detector = load_detector("dlib")
-        assert all_points_found(faces, detector).mean() > 0.8
-        cut = [face.crop((0, 0, 256, 130)) for face in faces]
-        assert not all_points_found(cut, detector).any()
+@pytest.mark.parametrize(
+    ("place", "inside"),
+    [
+        *(((-0.5, -0.5), True), ((-0.6, 5), False), ((5, -0.6), False)),
+        *(((19.5, 9.5), True), ((19.6, 5), False), ((5, 9.6), False), ((np.nan, 5), False)),
+    ],
+)
+def test_a_picture_reaches_half_a_pixel_beyond_the_centres(
+    place: tuple[float, float], inside: bool
+) -> None:
+    found = all_points_found([noise(0, (20, 10))], Told([points(*place)]))
+    assert found.tolist() == [inside]
 
 
-class TestVGGFaceScore:
-    def test_all_alike_score_1(self) -> None:
-        logits = np.tile(np.random.default_rng(0).normal(size=7), (40, 1))
-        assert vgg_face_score(logits) == pytest.approx((1, 0))
+def test_a_detector_is_given_a_few_pictures_at_once() -> None:
+    told = Told(*[[points()] if k % 3 else [] for k in range(70)])
+    found = all_points_found([noise(0, (20, 10)).convert("L")] * 70, told)
+    assert found.tolist() == [bool(k % 3) for k in range(70)]
+    assert max(told.sizes) <= 32
+    assert all_points_found([], Told()).tolist() == []
 
-    @pytest.mark.parametrize("identities", [2, 10])
-    def test_certain_and_even_over_some_identities_score_their_number(
-        self, identities: int
-    ) -> None:
-        logits = 1000 * np.eye(30)[np.arange(40 * identities) % identities]
-        assert vgg_face_score(logits, splits=1) == pytest.approx((identities, 0))
-        mean, deviation = vgg_face_score(logits)
-        assert 0.9 * identities < mean <= identities and deviation < 0.1 * identities
 
-    def test_it_is_the_divergence_by_its_definition(self) -> None:
-        logits = np.random.default_rng(0).normal(0, 3, (20, 6)).astype(np.float32)
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        expected = np.exp((p * np.log(p / p.mean(0))).sum(1).mean())
-        assert vgg_face_score(logits, splits=1)[0] == pytest.approx(expected, rel=1e-5)
+@pytest.mark.data
+@pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+@pytest.mark.skipif(not importlib.util.find_spec("dlib"), reason="needs the extra dlib")
+def test_most_real_faces_are_faces_and_half_of_one_is_not() -> None:
+    """Of 7; of all 168 photos, 17 have a chin that dlib places below the picture."""
+    faces = [Image.open(path) for path in sorted(FACES.glob("*/neutral.jpg"))[::12]]
+    detector = load_detector("dlib")
+    assert all_points_found(faces, detector).mean() > 0.8
+    cut = [face.crop((0, 0, 256, 130)) for face in faces]
+    assert not all_points_found(cut, detector).any()
 
-    def test_order_and_the_level_of_logits_change_nothing(self) -> None:
-        rng = np.random.default_rng(0)
-        logits = rng.normal(0, 3, (50, 6))
-        score = vgg_face_score(logits)
-        assert vgg_face_score(logits[rng.permutation(50)]) == pytest.approx(score)
-        assert vgg_face_score(logits, seed=1) != pytest.approx(score)
-        assert vgg_face_score(logits + 500, splits=1) == pytest.approx(
-            vgg_face_score(logits, splits=1)
-        )
 
-    def test_few_pictures_are_a_split_each_and_none_have_no_score(self) -> None:
-        assert vgg_face_score(np.eye(3), splits=10) == pytest.approx((1, 0))
-        with pytest.raises(UsageError, match="no faces"):
-            vgg_face_score(np.empty((0, 5)))
+@pytest.mark.parametrize("identities", [1, 2, 10])
+def test_faces_certain_and_even_over_some_identities_score_their_number(identities: int) -> None:
+    logits = 1000 * np.eye(30)[np.arange(40 * identities) % identities]
+    assert vgg_face_score(logits, splits=1) == pytest.approx((identities, 0))
+    mean, deviation = vgg_face_score(logits)
+    assert 0.9 * identities < mean <= identities and deviation < 0.1 * identities
+
+
+def test_the_score_is_the_divergence_by_its_definition_whatever_the_order() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (50, 6)).astype(np.float32)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = np.exp((p * np.log(p / p.mean(0))).sum(1).mean())
+    assert vgg_face_score(logits + 500, splits=1)[0] == pytest.approx(expected, rel=1e-5)
+    order = np.random.default_rng(1).permutation(50)
+    assert vgg_face_score(logits[order]) == pytest.approx(vgg_face_score(logits))
+    assert vgg_face_score(np.eye(3), splits=10) == pytest.approx((1, 0))  # a split each
+    with pytest.raises(UsageError, match="no faces"):
+        vgg_face_score(np.empty((0, 5)))
 
 
 @pytest.fixture(scope="module")
