@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from s2f.distributed import Ranks
-    from s2f.train import Rehearsal, Task, TrainResult
+    from s2f.train import Task, TrainResult
 
 app = typer.Typer(help="Train the networks.", **GROUP)
 _in, _model, _how, _run, _out = (
@@ -86,8 +86,8 @@ class TrainOptions:
         if self.epochs is not None and self.steps is not None:
             raise UsageError("--epochs and --steps say the same", hint="give one of them")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
-            hint = "give for instance --epochs 3"
-            raise UsageError(f"--epochs {self.epochs}: is not above 0", hint=hint)
+            message = f"--epochs {self.epochs}: is not above 0"
+            raise UsageError(message, hint="give for instance --epochs 3")
         weights: dict[str, float] = {}
         for assignment in self.loss_weight or ():
             name, _, value = assignment.partition("=")
@@ -95,10 +95,8 @@ class TrainOptions:
             with contextlib.suppress(ValueError):
                 weights[name] = float(value)
             if not 0 <= weights[name] < math.inf:
-                raise UsageError(
-                    f"--loss-weight {assignment}: is not NAME=VALUE with a value of 0 or more",
-                    hint="give for instance --loss-weight texture/mae=10",
-                )
+                message = f"--loss-weight {assignment}: is not NAME=VALUE with a value of 0 or more"
+                raise UsageError(message, hint="give for instance --loss-weight texture/mae=10")
         names = {field.name for field in dataclasses.fields(TrainConfig)} & set(vars(self))
         return given(**{name: getattr(self, name) for name in names}, loss_weights=weights)
 
@@ -113,12 +111,10 @@ def _trains(command: Callable[..., None]) -> Callable[..., None]:
         command(**options, options=TrainOptions(**own))
 
     signature, kind = inspect.signature(command), inspect.Parameter.KEYWORD_ONLY
-    parameters = [p.replace(kind=kind) for n, p in signature.parameters.items() if n != "options"]
-    parameters += [
-        inspect.Parameter(f.name, kind, default=f.default, annotation=f.type) for f in shared
-    ]
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    taken = [p.replace(kind=kind) for n, p in signature.parameters.items() if n != "options"]
+    taken += [inspect.Parameter(f.name, kind, default=f.default, annotation=f.type) for f in shared]
+    call.__signature__ = signature.replace(parameters=taken)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in taken}
     return call
 
 
@@ -151,11 +147,7 @@ def _joined(
 
 
 def _learn(
-    ctx: typer.Context,
-    options: TrainOptions,
-    output: Path,
-    make: "Callable[..., Task]",
-    **own: Any,
+    ctx: typer.Context, options: TrainOptions, output: Path, make: "Callable[..., Task]", **own: Any
 ) -> None:
     """Train what `make(device=, progress=)` gives, or rehearse it.
 
@@ -168,10 +160,8 @@ def _learn(
 
         chosen, begun = own | options.config(), (output / "config.json").is_file()
         if begun and not options.resume and not options.dry_run:
-            raise UsageError(
-                f"{output}: holds a run, and --no-resume was given",
-                hint="leave it out to go on with the run, or give another folder with -o",
-            )
+            hint = "leave it out to go on with the run, or give another folder with -o"
+            raise UsageError(f"{output}: holds a run, and --no-resume was given", hint=hint)
         # What is wrong with it is better known before the data are read.
         torch.manual_seed(TrainConfig(**chosen).seed)  # of the new network's weights
         with console.progress("reading the data") as progress:
@@ -186,7 +176,7 @@ def _learn(
             if ranks.first:
                 for name, value in _rehearsed(rehearsal):
                     console.line(f"{name:<12}  {value}")
-                console.summary(dataclasses.asdict(rehearsal))
+                console.summary(rehearsal)
             return
         for text in task.notes:
             console.note(text)
@@ -211,29 +201,30 @@ def _learn(
             _tell(console, result)
 
 
-def _rehearsed(told: "Rehearsal") -> Iterator[tuple[str, str]]:
+def _rehearsed(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Tell people what a training would take, in names and values."""
-    yield "device", told.device + (f" x {told.devices}" if told.devices > 1 else "")
-    for split, counts in told.data.items():
+    yield "device", told["device"] + (f" x {told['devices']}" if told["devices"] > 1 else "")
+    for split, counts in told["data"].items():
         yield split, ", ".join(f"{n:,} {what}" for what, n in counts.items())
-    yield "parameters", count(told.parameters)
-    for stage in told.stages:
-        start = f" from step {stage.start:,}" if len(told.stages) > 1 else ""
-        yield "", f"{count(stage.trained)} trained{start}, {duration(stage.seconds)} a step"
-    yield "steps", f"{told.steps:,} of {told.batch_size} samples, {told.epochs:.3g} epochs"
-    yield "reading", f"{duration(told.read_seconds)} a batch, in one process"
-    yield "validation", f"{duration(told.validation_seconds)} each"
-    yield "speed", f"about {told.samples_per_second:.3g} samples/s"
-    yield "in all", f"about {duration(told.seconds)}"
-    memory = {name: size(n) for name, n in told.memory.items() if n}
+    yield "parameters", count(told["parameters"])
+    for stage in told["stages"]:
+        start = f" from step {stage['start']:,}" if len(told["stages"]) > 1 else ""
+        yield "", f"{count(stage['trained'])} trained{start}, {duration(stage['seconds'])} a step"
+    samples = f"{told['batch_size']} samples, {told['epochs']:.3g} epochs"
+    yield "steps", f"{told['steps']:,} of {samples}"
+    yield "reading", f"{duration(told['read_seconds'])} a batch, in one process"
+    yield "validation", f"{duration(told['validation_seconds'])} each"
+    yield "speed", f"about {told['samples_per_second']:.3g} samples/s"
+    yield "in all", f"about {duration(told['seconds'])}"
+    memory = {name: size(n) for name, n in told["memory"].items() if n}
     peak = memory.pop("peak", None)
     yield "memory", ", ".join(f"{name} {n}" for name, n in memory.items())
     if peak:
         yield "at its peak", f"{peak}, measured"
-    yield "checkpoint", size(told.checkpoint_bytes)
-    yield "saved state", size(told.state_bytes)
-    yield "losses", ", ".join(f"{name} {value:.4g}" for name, value in told.losses.items())
-    for text in (*told.notes, *told.bad):
+    yield "checkpoint", size(told["checkpoint_bytes"])
+    yield "saved state", size(told["state_bytes"])
+    yield "losses", ", ".join(f"{name} {value:.4g}" for name, value in told["losses"].items())
+    for text in (*told["notes"], *told["bad"]):
         yield "left out", text
 
 
@@ -326,10 +317,7 @@ def _decoder(
         encoder = load(face_encoder, "face_encoder")
         decoder = None if start is None else load(start, "face_decoder")
         return FaceDecoderTask(
-            *(data, preset, encoder, decoder, card),
-            morph=morph,
-            no_warp=no_warp,
-            **where,
+            data, preset, encoder, decoder, card, morph=morph, no_warp=no_warp, **where
         )
 
     _learn(ctx, options, output, task, **given(augment=augment))
@@ -384,7 +372,7 @@ def _voice(
         card = Card.of_data(data, output.resolve().name)
         encoder, decoder = load(face_encoder, "face_encoder"), load(face_decoder, "face_decoder")
         return VoiceEncoderTask(
-            *(data, preset, encoder, decoder, card), options=gather(ctx, VoiceOptions), **where
+            data, preset, encoder, decoder, card, options=gather(ctx, VoiceOptions), **where
         )
 
     _learn(ctx, options, output, task, **given(calibrate_at=calibrate_at))
@@ -406,10 +394,10 @@ def _demo(
     from s2f.demo import train_demo
     from s2f.device import choose_device
 
-    own = choose_device(device)
     try:
         with console.progress("training the demo") as progress:
-            made = train_demo(data, output, device=own, progress=progress, note=console.note)
+            on, note = choose_device(device), console.note
+            made = train_demo(data, output, device=on, progress=progress, note=note)
     except KeyboardInterrupt:
         _say_interrupted(console, output)
         raise typer.Exit(INTERRUPTED) from None

@@ -93,14 +93,8 @@ def load_batches(
     The next readable item takes the place of one that cannot be read, `max_bad` times in a row.
     Pictures travel as bytes and are 0..1 from there on.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Batches(data, max_bad),
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-    for loaded in loader:
+    how: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
+    for loaded in DataLoader(_Batches(data, max_bad), batch_size=None, sampler=keys, **how):
         if loaded.items is not None:
             moved = {k: v.to(device, non_blocking=True) for k, v in loaded.items.items()}
             items = {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}
@@ -116,7 +110,6 @@ def naming_dead_workers() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise DeviceError(
-            f"a process that read the data has died: {error.__cause__ or error}",
-            hint="if memory ran out, lower --workers or --batch-size; the same command goes on",
-        ) from error
+        message = f"a process that read the data has died: {error.__cause__ or error}"
+        hint = "if memory ran out, lower --workers or --batch-size; the same command goes on"
+        raise DeviceError(message, hint=hint) from error

@@ -64,10 +64,9 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
         told = [code for code in codes.values() if code >= 0 and code != LOST]
         for rank, code in codes.items():
             if code < 0 and not (told and code == -signal.SIGTERM):
-                raise DeviceError(
-                    f"process {rank} of {size} was killed by signal {-code}",
-                    hint="if memory ran out, lower --batch-size; the same command goes on",
-                ) from error
+                message = f"process {rank} of {size} was killed by signal {-code}"
+                hint = "if memory ran out, lower --batch-size; the same command goes on"
+                raise DeviceError(message, hint=hint) from error
         if not told:
             raise _lost() from error
         return int(told[0])
@@ -85,10 +84,8 @@ def _check_devices(name: str, n: int) -> None:
     else:
         return
     if there < n:
-        raise DeviceError(
-            f"{n} {kind} devices are wanted; this machine has {there}",
-            hint="ask for fewer processes, or give --device cpu",
-        )
+        message = f"{n} {kind} devices are wanted; this machine has {there}"
+        raise DeviceError(message, hint="ask for fewer processes, or give --device cpu")
 
 
 @dataclass(frozen=True)
@@ -176,18 +173,13 @@ def _see_to_the_end() -> None:
 
 
 def _lost() -> DeviceError:
-    return DeviceError(
-        "another process of this run has ended",
-        hint="see what it says; if nothing, memory may have run out: lower --batch-size; "
-        "the same command goes on from the last save",
-    )
+    hint = "see what it says; if nothing, memory may have run out: lower --batch-size; the same "
+    hint += "command goes on from the last save"
+    return DeviceError("another process of this run has ended", hint=hint)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, [b ...] to [n b ...]; each gets the gradients of all.
-
-    torch.distributed.nn has the like, and has it deprecated.
-    """
+    """Rows of all, [b ...] to [n b ...], with the gradients of all; torch's like is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -238,10 +230,7 @@ class _SyncedBatchNorm(_BatchNorm):
 
 
 def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
-    """Make the BatchNorms in a network count the samples of all processes, in place.
-
-    Parameters and the state dict stay the same.
-    """
+    """Make BatchNorms count the samples of all processes, in place; the state dict is the same."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return

@@ -83,10 +83,9 @@ class Run:
         for key in mine | theirs:
             there, here = theirs.get(key), mine.get(key)
             if there != here:
-                raise UsageError(
-                    f"{self.folder}: holds a run with {key} {there}; this one has {here}",
-                    hint="give the same options to go on with it, or another folder with -o",
-                )
+                what = f"holds a run with {key} {there}; this one has {here}"
+                hint = "give the same options to go on with it, or another folder with -o"
+                raise UsageError(f"{self.folder}: {what}", hint=hint)
 
     def log(self, rate: float, measured: Mapping[str, float], *, solved: bool = False) -> None:
         """Add this step's learning rate and losses to the history."""

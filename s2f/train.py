@@ -1,18 +1,16 @@
 """Training: one loop for the face encoder, the face decoder and the voice encoder.
 
-What is to be learned is a `Task`, with its `Data` and the `Group`s of parameters that are trained;
-how, says `TrainConfig`. `train` has the loop: learning rate, step, log, and every so often a
-validation and a save. `rehearse` takes two real steps of each stage and tells what the whole would
-take. The loop knows nothing else about the task. What it has reached lies in a run directory, and
-everything random follows from the seed, the step and the place in its batch, so that a run that was
-killed goes on as if nothing had happened, and several processes do what one would.
+What is to be learned is a `Task`; how, says `TrainConfig`. `train` has the loop: learning rate,
+step, log, and every so often a validation and a save; `rehearse` tries two steps of each stage.
+What it has reached lies in a run directory, and everything random follows from the seed, the step
+and the place in its batch, so that a run that was killed goes on as if nothing had happened, and
+several processes do what one would.
 """
 
 import contextlib
 import dataclasses
 import itertools
 import math
-import operator
 import os
 import re
 import shutil
@@ -38,12 +36,12 @@ from s2f.files import alone_in
 from s2f.run_dir import Run
 
 Note = Callable[[str], None]  # what takes a sentence for people
+Batches = Generator[tuple[list[Key], Item], None, None]  # each with its keys
 BEST = "best.safetensors"
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("cosine", "paper", "constant")
 TRAINED_IN = ("fp32", "bf16")
-# Fields that a run may change when it goes on: a matter of the machine, and a limit that says when
-# to stop and not what is learned.
+# Fields that a run may change when it goes on: when it stops, and not what is learned.
 OF_THE_MACHINE = ("workers", "max_bad")
 SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
 MEASURED = 64  # samples of a batch in validation
@@ -81,10 +79,9 @@ class Task(Protocol):
         """Turn a batch into losses, one value a sample."""
 
     def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
-        """Solve for some of the network in one go after the last step, if there is a way.
+        """Solve for some of the network after the last step, and return whether there was a way.
 
-        `batches(k)` goes k times through the training data. Returns whether there was one: what
-        it gives then is the result of the run.
+        If so, this is the result of the run. `batches(k)` goes k times through the training data.
         """
 
     def sample(self, batch: Item) -> Tensor:
@@ -174,10 +171,9 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
         raise UsageError(message, hint="give one of them another --loss-weight")
     latest = max(group.start for group in task.groups)
     if latest >= config.steps:
-        raise UsageError(
-            f"layers trained from step {latest} on never are: there are {config.steps} steps",
-            hint="raise --steps, lower --head-steps, or train the head alone: --unfreeze 0",
-        )
+        never = f"on never are: there are {config.steps} steps"
+        hint = "raise --steps, lower --head-steps, or train the head alone: --unfreeze 0"
+        raise UsageError(f"layers that are trained from step {latest} {never}", hint=hint)
     parts = ranks.size * config.accumulate
     if size % parts:
         split = f"for {ranks.size} devices, each in {config.accumulate} parts"
@@ -185,10 +181,8 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
         raise UsageError(f"a batch of {size} cannot be split evenly {split}", hint=hint)
     together = size // config.accumulate  # on all devices: BatchNorm is synchronised
     if together < 2 and any(isinstance(m, _BatchNorm) for m in task.network.modules()):
-        raise UsageError(
-            f"BatchNorm cannot normalise over a batch of {together}",
-            hint="give a --batch-size of 2 or more for each part that --accumulate asks for",
-        )
+        hint = "give a --batch-size of 2 or more for each part that --accumulate asks for"
+        raise UsageError(f"BatchNorm cannot normalise over a batch of {together}", hint=hint)
     if config.compile and device.type == "cpu" and not (shutil.which("g++") or "CXX" in os.environ):
         message = "compiling a network for the CPU needs g++, which is not installed"
         raise DependencyError(message, hint="install it, or leave --compile out")
@@ -298,11 +292,7 @@ def train(
             raise KeyboardInterrupt
         seconds = time.perf_counter() - began
         return TrainResult(
-            run=run,
-            best=run / BEST,
-            step=state.best_step,
-            losses=state.best_losses,
-            train_losses=state.best_running,
+            *(run, run / BEST, state.best_step, state.best_losses, state.best_running),
             loss_weights=training.weights,
             steps=state.step,
             samples=state.step * config.batch_size,
@@ -376,9 +366,7 @@ class _Training:
         """Weights of the losses, as they are now."""
         return {**self.config.loss_weights, **self.state.loss_weights}
 
-    def read(
-        self, data: Any, keys: Iterable[list[Key]]
-    ) -> Generator[tuple[list[Key], Item], None, None]:
+    def read(self, data: Any, keys: Iterable[list[Key]]) -> Batches:
         """Read batches, each with its keys, and remember what could not be read."""
         workers, limit = self.config.workers, self.config.max_bad
         for loaded in load_batches(data, keys, self.device, workers=workers, max_bad=limit):
@@ -387,7 +375,7 @@ class _Training:
                 raise self._too_many(loaded.bad[-1])
             yield loaded.keys, loaded.items
 
-    def read_steps(self, steps: range) -> Generator[tuple[list[Key], Item], None, None]:
+    def read_steps(self, steps: range) -> Batches:
         """Read this process's parts of steps."""
         config, n = self.config, len(self.task.train_data)
         parts = self.ranks.size * config.accumulate
@@ -550,53 +538,16 @@ def undisturbed(n: int) -> list[list[Key]]:
     return [[Key(i, i) for i in range(k, min(k + MEASURED, n))] for k in range(0, n, MEASURED)]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Steps that train the same parameters."""
-
-    start: int  # the first
-    steps: int  # how many
-    trained: int  # parameters that are trained
-    seconds: float  # that one step computes
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What a training would take. Bytes and seconds are those of the process that has most."""
-
-    task: str  # what is learned
-    device: str  # that it is learned on
-    devices: int  # how many of these: processes that train together
-    data: Mapping[str, Mapping[str, int]]  # how many of what there is, of each split
-    notes: Sequence[str]  # what people should know of the data
-    batch_size: int  # samples of a step
-    steps: int  # of the training
-    epochs: float  # times that these go through the training data
-    parameters: int  # of the network
-    stages: Sequence[Stage]  # of the training
-    losses: Mapping[str, float]  # of the first batch, before any training
-    bad: Sequence[str]  # why items of the batches could not be read
-    read_seconds: float  # that it takes to read a batch, in one process
-    validation_seconds: float  # that one validation takes
-    seconds: float  # an estimate of the whole, without what is solved for at the end
-    samples_per_second: float  # an estimate of the speed between validations, on average
-    checkpoint_bytes: int  # of the network as a checkpoint has it
-    state_bytes: int  # of the state that a run goes on from
-    # Bytes: `weights`, `gradients` and `optimizer`, exactly; `activations`, what one part of a
-    # batch keeps for its gradients, counted; `peak`, the most that was held at once, by the GPU or
-    # else by the process with all its code, measured; 0 where there is no telling.
-    memory: Mapping[str, int]
-
-
 def rehearse(
     task: Task, run: Path, config: TrainConfig, *, device: torch.device, ranks: Ranks = ALONE
-) -> Rehearsal:
-    """Take two steps of each stage of a training, and tell what the whole would take.
+) -> dict[str, Any]:
+    """Take two steps of each stage of a training, and tell by name what the whole would take.
 
-    Nothing is written, and the network is worth nothing afterwards. Of `ranks`, all rehearse; `run`
-    is there for messages. Raises a UsageError if the config does not fit the task or the devices,
-    or a loss is not finite; an InputError if more items of the batches cannot be read than may; a
-    DependencyError if the network is to be compiled and there is no compiler.
+    Nothing is written, and the network is worth nothing afterwards. Of `ranks`, all rehearse, and
+    bytes and seconds are those of the one that has most; `run` is there for messages. Raises a
+    UsageError if the config does not fit the task or the devices, or a loss is not finite; an
+    InputError if more items of the batches cannot be read than may; a DependencyError if the
+    network is to be compiled and there is no compiler.
     """
     config = _complete(task, config, ranks, device)
     if device.type == "cuda":
@@ -605,7 +556,7 @@ def rehearse(
     training = _Training(task, own, Run(run, writes=False), device, ranks, note=lambda text: None)
     state, network = training.state, training.network
     starts = sorted({group.start for group in task.groups})
-    stages: list[Stage] = []
+    stages: list[dict[str, Any]] = []
     gradients = activations = 0
     first: dict[str, float] = {}
     with contextlib.closing(training):
@@ -623,7 +574,8 @@ def rehearse(
                 first = first or dict(state.running)
             trained = [p for p in network.parameters() if p.requires_grad]
             computing = max(ranks.gather(computing))  # all have to wait for the slowest
-            stages.append(Stage(start, end - start, sum(p.numel() for p in trained), computing))
+            stage = {"start": start, "steps": end - start, "seconds": computing}  # of one step
+            stages.append(stage | {"trained": sum(p.numel() for p in trained)})
             gradients = max(gradients, _bytes(trained))
             activations = max(activations, _kept(training, parts[0][1]))
         chunks = undisturbed(len(task.val_data))
@@ -636,34 +588,39 @@ def rehearse(
     memory |= {"activations": activations, "peak": _peak(device)}
     told = ranks.gather([reading, validation, *memory.values()])
     reading, validation, *numbers = (max(values) for values in zip(*told, strict=True))
-    # Processes of their own read while a step computes.
-    both, readers = (max, config.workers) if config.workers else (operator.add, 1)
-    spent = sum(stage.steps * both(stage.seconds, reading / readers) for stage in stages)
+    spent = 0.0
+    for stage in stages:  # processes of their own read while a step computes
+        computing, readers = stage["seconds"], config.workers
+        once = max(computing, reading / readers) if readers else computing + reading
+        spent += stage["steps"] * once
     samples, storage = config.steps * config.batch_size, 2 if config.half else 4
     splits = {"train": task.train_data, "val": task.val_data}
-    return Rehearsal(
-        task=task.name,
-        device=str(device),
-        devices=ranks.size,
-        data={k: {"samples": len(v), **getattr(v, "counts", {})} for k, v in splits.items()},
-        notes=task.notes,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        epochs=samples / len(task.train_data),
-        parameters=sum(p.numel() for p in network.parameters()),
-        stages=stages,
-        losses=first,
-        bad=state.bad,
-        read_seconds=reading,
-        validation_seconds=validation,
-        seconds=spent + -(-config.steps // config.every) * validation,
-        samples_per_second=samples / spent,
-        checkpoint_bytes=sum(
+    return {
+        "task": task.name,
+        "device": str(device),
+        "devices": ranks.size,  # processes that train together
+        "data": {k: {"samples": len(v), **getattr(v, "counts", {})} for k, v in splits.items()},
+        "notes": task.notes,
+        "batch_size": config.batch_size,
+        "steps": config.steps,
+        "epochs": samples / len(task.train_data),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "stages": stages,  # steps that train the same parameters, so many
+        "losses": first,  # of the first batch, before any training
+        "bad": state.bad,  # why items of the batches could not be read
+        "read_seconds": reading,  # that it takes to read a batch, in one process
+        "validation_seconds": validation,  # that one validation takes
+        # Estimates: of the whole, without what is solved for at the end; between validations.
+        "seconds": spent + -(-config.steps // config.every) * validation,
+        "samples_per_second": samples / spent,
+        "checkpoint_bytes": sum(
             t.numel() * (storage if t.is_floating_point() else t.element_size()) for t in weights
         ),
-        state_bytes=_bytes([*weights, *moments]),
-        memory=dict(zip(memory, map(int, numbers), strict=True)),
-    )
+        "state_bytes": _bytes([*weights, *moments]),  # of what a run goes on from
+        # Weights, gradients and optimizer exactly; activations that one part of a batch keeps for
+        # its gradients, counted; the peak measured, with all code on a CPU; 0 is not known.
+        "memory": dict(zip(memory, map(int, numbers), strict=True)),
+    }
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -46,9 +46,8 @@ def open_board(folder: Path, *, after: int) -> Iterator[Board]:
     """Open TensorBoard's file of one session of a run in a folder; gives what takes the steps.
 
     What was told before of steps `after` the one that the session goes on from counts no more.
-    Raises as `require_tensorboard`, and, when a step is told too, an `OutputError`.
+    Raises an `OutputError`, also when a step is told.
     """
-    require_tensorboard()
     # Or it would import TensorFlow, where that is installed, to make files.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     from torch.utils.tensorboard import SummaryWriter

@@ -60,7 +60,7 @@ TRAINING = """
             told = mine.gather(keys)
             if mine.first:
                 joined = [sum((theirs[k] for theirs in told), []) for k in range(len(keys))]
-                told = {"keys": joined, "devices": tried.devices, "losses": dict(tried.losses)}
+                told = {"keys": joined, "devices": tried["devices"], "losses": dict(tried["losses"])}
                 (folder / "told.json").write_text(json.dumps(told))
 """
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from s2f.errors import CheckpointError, UsageError
+from s2f.errors import CheckpointError, S2FError, UsageError
 from s2f.run_dir import Run
 
 CPU = torch.device("cpu")
@@ -35,50 +35,38 @@ def saved(folder: Path, **changes: object) -> Run:
 
 
 def test_a_directory_belongs_to_the_config_that_was_first_there(tmp_path: Path) -> None:
-    config = {"task": "line", "betas": (0.9, 0.999), "loss_weights": {"mse": 1.0}}
     for name in ("slurm-1.out", "train.log", ".s2f-left-by-a-kill"):
         (tmp_path / name).touch()  # which may be there
-    Run(tmp_path).claim(config)
-    Run(tmp_path).claim(config)
+    for _ in range(2):
+        Run(tmp_path).claim({"task": "line", "betas": (0.9, 0.999), "loss_weights": {"mse": 1.0}})
     assert json.loads((tmp_path / "config.json").read_text())["betas"] == [0.9, 0.999]
 
 
 @pytest.mark.parametrize(
-    ("config", "why"),
+    ("name", "text", "error", "why"),
     [
-        ({"task": "line", "lr": 0.5, "seed": 0}, "holds a run with lr 0.02; this one has 0.5"),
-        ({"task": "line", "lr": 0.02}, "holds a run with seed 0; this one has None"),
         (
-            {"task": "line", "lr": 0.02, "seed": 0, "preset": "a"},
-            "holds a run with preset None; this one has a",
+            "config.json",
+            '{"task": "line", "lr": 0.5}',
+            UsageError,
+            "with lr 0.5; this one has 0.02",
         ),
+        ("config.json", '{"task": "line"}', UsageError, "with lr None; this one has 0.02"),
+        ("config.json", '{"task": "line", "lr": 0.02, "a": 1}', UsageError, "a 1; .* has None"),
+        ("config.json", '{"model_type": "bert"}', UsageError, "something else than a run"),
+        ("config.json", "[1", CheckpointError, r"config\.json: is not the config of a run"),
+        ("last/state.safetensors", "mine", UsageError, "is no run: it holds last and no config"),
+        ("index.json", "mine", UsageError, "is no run: it holds index.json and no config"),
     ],
 )
-def test_another_config_is_refused_by_its_difference(
-    tmp_path: Path, config: dict[str, object], why: str
+def test_another_run_or_other_things_are_refused_and_left_alone(
+    tmp_path: Path, name: str, text: str, error: type[S2FError], why: str
 ) -> None:
-    Run(tmp_path).claim({"task": "line", "lr": 0.02, "seed": 0})
-    with pytest.raises(UsageError, match=why):
-        Run(tmp_path).claim(config)
-
-
-@pytest.mark.parametrize("name", ["best.safetensors", "last/state.safetensors", "index.json"])
-def test_a_folder_of_other_things_is_no_run(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match=rf"is no run: it holds {name.split('/')[0]} and no conf"):
-        Run(tmp_path).claim({"task": "line"})
-    assert (tmp_path / name).read_text() == "mine"
-    assert not (tmp_path / "config.json").exists()
-
-
-def test_the_config_of_something_else_is_no_run(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UsageError, match="something else than a run"):
-        Run(tmp_path).claim({"task": "line"})
-    (tmp_path / "config.json").write_text("[1")
-    with pytest.raises(CheckpointError, match=r"config\.json: is not the config of a run"):
-        Run(tmp_path).claim({})
+    (tmp_path / name).write_text(text)
+    with pytest.raises(error, match=why):
+        Run(tmp_path).claim({"task": "line", "lr": 0.02})
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == [text]
 
 
 @pytest.mark.parametrize("weights", [{}, {"mse": 2.5}], ids=["given", "calibrated"])
@@ -94,37 +82,18 @@ def test_what_was_saved_comes_back(tmp_path: Path, weights: dict[str, float]) ->
 
 def test_the_state_of_another_network_or_none_is_refused_with_its_cure(tmp_path: Path) -> None:
     run = saved(tmp_path)
-    for network in (nn.Linear(2, 4), nn.Sequential(nn.Linear(2, 3))):
-        optimizer = torch.optim.AdamW(network.parameters())
-        with pytest.raises(CheckpointError, match="is not a state of this run"):
-            Run(tmp_path).restore(network, optimizer, CPU)
-    for content in (b"broken", safetensors.torch.save({"a": torch.ones(1)})):
+    whole = run.file.read_bytes()
+    tensor = safetensors.torch.save({"a": torch.ones(1)})
+    for network, content in (
+        (nn.Linear(2, 4), whole),
+        (nn.Sequential(nn.Linear(2, 3)), whole),
+        (nn.Linear(2, 3), b"broken"),
+        (nn.Linear(2, 3), tensor),
+    ):
         run.file.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"state.safetensors: is not a state") as caught:
-            Run(tmp_path).restore(*trained(0), CPU)
+            Run(tmp_path).restore(network, torch.optim.AdamW(network.parameters()), CPU)
         assert caught.value.hint == f"remove {tmp_path} to train anew"
-
-
-def test_what_was_logged_after_the_last_save_is_logged_anew(tmp_path: Path) -> None:
-    network, optimizer = trained(1)
-    run = Run(tmp_path)
-    for run.step in (1, 2):
-        run.log(0.1, {"mse": 1.0})
-        if run.step == 1:
-            run.save(network, optimizer)
-    again = Run(tmp_path)
-    again.restore(network, optimizer, CPU)
-    again.step = 3
-    again.log(0.1, {"mse": 2.0}, solved=True)
-    assert [record["step"] for record in again.history()] == [1, 3]
-    lines = (tmp_path / "history.jsonl").read_text().splitlines()
-    assert json.loads(lines[1]) == {
-        "step": 3,
-        "lr": 0.1,
-        "train": {},
-        "val": {"mse": 2.0},
-        "solved": True,
-    }
 
 
 def test_a_damaged_history_is_gone_on_with_and_not_shown(tmp_path: Path) -> None:

@@ -36,72 +36,60 @@ def test_the_losses_are_drawn_anew_at_every_validation_and_less_often_if_these_c
 
 
 def test_the_picture_of_a_run_that_was_killed_is_that_of_its_end(tmp_path: Path) -> None:
-    train(LineTask(), tmp_path, config(every=20), device=CPU)
+    def run() -> None:
+        train(LineTask(), tmp_path, config(every=20), device=CPU)
+
+    run()
     picture = tmp_path / "loss.png"
     whole = picture.read_bytes()
     picture.write_bytes(b"of step 20")  # as a kill between the last save and the picture leaves it
     os.utime(picture, ns=(0, 0))
-    train(LineTask(), tmp_path, config(every=20), device=CPU)
+    run()
     assert picture.read_bytes() == whole
     made = picture.stat().st_mtime_ns
-    train(LineTask(), tmp_path, config(every=20), device=CPU)
+    run()
     assert picture.stat().st_mtime_ns == made  # nothing is new
 
 
-def read(folder: Path) -> Any:
-    """What TensorBoard knows of a folder."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder))
-    events.Reload()
-    return events
+@pytest.fixture
+def events() -> Any:
+    """What reads a folder as TensorBoard does."""
+    where = "tensorboard.backend.event_processing.event_accumulator"
+    return pytest.importorskip(where, reason="pip install 's2f[train]'").EventAccumulator
 
 
-def test_tensorboard_knows_every_step_once_after_a_kill_and_changes_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+def test_tensorboard_knows_every_step_once_after_a_kill_and_changes_nothing(
+    tmp_path: Path, events: Any
+) -> None:
     plan, folder = config(steps=50, every=25), tmp_path / "with"
     kill = killing(45)  # 40 was told of; the last save was at 25
     with pytest.raises(Killed):
         train(LineTask(), folder, plan, device=CPU, tensorboard=True, progress=kill)
     train(LineTask(), folder, plan, device=CPU, tensorboard=True)
-    events = read(folder / "tensorboard")
-    for name, steps in (
-        ("train/mse", [20, 25, 40, 50]),
-        ("lr/group0", [20, 25, 40, 50]),
-        ("speed/samples_per_second", [20, 25, 40, 50]),
-        ("val/mse", [25, 50]),
-    ):
-        assert [scalar.step for scalar in events.Scalars(name)] == steps, name
-    images = events.Images("samples")
+    told = events(str(folder / "tensorboard")).Reload()
+    for name in ("train/mse", "lr/group0", "speed/samples_per_second"):
+        assert [scalar.step for scalar in told.Scalars(name)] == [20, 25, 40, 50], name
+    assert [scalar.step for scalar in told.Scalars("val/mse")] == [25, 50]
+    images = told.Images("samples")
     assert [(image.step, image.width, image.height) for image in images] == [(25, 8, 4), (50, 8, 4)]
     train(LineTask(), tmp_path / "without", plan, device=CPU)
     assert_same_run(folder, tmp_path / "without")
 
 
-def test_steps_after_the_one_gone_on_from_count_no_more(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+def test_steps_after_the_one_gone_on_from_count_no_more(tmp_path: Path, events: Any) -> None:
     for after, values in ((0, {1: 1.0, 2: 2.0, 3: 3.0}), (2, {3: 30.0, 4: 40.0})):
-        with open_board(tmp_path, after=after) as board:
+        with open_board(tmp_path / "board", after=after) as board:
             for step, value in values.items():
                 board(step, {"loss": value}, None)
-    scalars = [(scalar.step, scalar.value) for scalar in read(tmp_path).Scalars("loss")]
-    assert scalars == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
+    scalars = events(str(tmp_path / "board")).Reload().Scalars("loss")
+    assert [(s.step, s.value) for s in scalars] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/board: cannot be written"):
         open_board(tmp_path / "file/board", after=0).__enter__()
 
 
-def test_tensorflow_stays_out_where_it_is_installed(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
-    script = """
-import sys
-from pathlib import Path
-from s2f.training_log import open_board
-with open_board(Path(sys.argv[1]), after=0) as board:
-    board(1, {'a/b': 1.0}, None)
-assert 'tensorflow' not in sys.modules
-"""
+def test_tensorflow_stays_out_where_it_is_installed(tmp_path: Path, events: Any) -> None:
+    script = "import sys; from pathlib import Path; from s2f.training_log import open_board\n"
+    script += "with open_board(Path(sys.argv[1]), after=0) as board: board(1, {'a/b': 1.0}, None)\n"
+    script += "assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, tmp_path / "board"], check=True)
