@@ -182,10 +182,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
 
 
 def fit_frame(photo: Image.Image, fit: Fit) -> "Tensor":
-    """Fit an RGB photo that is framed already into the frame: uint8 [3 224 224].
-
-    One that is no square is squashed, or by `letterbox` keeps its proportions, centred on black.
-    """
+    """Fit a framed RGB photo to uint8 [3 224 224]: squashed, or by `letterbox` centred on black."""
     import torch  # takes seconds, and who only lists and resizes photos needs no tensors
 
     # Pillow's own `pad` leaves nothing of a photo 500 times as high as wide.

@@ -24,34 +24,17 @@ from scipy import ndimage
 
 from s2f import face_detection
 from s2f.errors import DependencyError, DeviceError, ImageError, UsageError
-from s2f.face_detection import (
-    Cut,
-    FoundFace,
-    _FaceAlignment,
-    choose_detector,
-    cut_face,
-    installed_detector,
-    load_detector,
-)
+from s2f.face_detection import Cut, FoundFace, _FaceAlignment, cut_face, load_detector
 from s2f.images import save_photo
 from s2f.prep_faces import faces_step
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
-real_faces = pytest.mark.skipif(
-    not FACES.is_dir(), reason="needs the real faces beside the repository"
-)
+without_faces = pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces")
 
 
-def has(*packages: str) -> bool:
-    return all(importlib.util.find_spec(package) for package in packages)
-
-
-needs_dlib = pytest.mark.skipif(
-    not has("dlib", "face_recognition_models"), reason="needs the extra dlib"
-)
-needs_face_alignment = pytest.mark.skipif(
-    not has("face_alignment"), reason="needs the extra landmarks"
-)
+def needs(extra: str, *packages: str) -> pytest.MarkDecorator:
+    there = all(importlib.util.find_spec(package) for package in packages)
+    return pytest.mark.skipif(not there, reason=f"needs the extra {extra}")
 
 
 def load(person: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -70,11 +53,14 @@ def error(points: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(points - wanted, axis=1).mean() / apart)
 
 
+needs_dlib = needs("dlib", "dlib", "face_recognition_models")
+
+
 @needs_dlib
-class TestDlib:
-    @real_faces
-    @pytest.mark.data
-    def test_on_the_84_neutral_photos_the_mean_error_is_at_most_4_percent(self) -> None:
+@without_faces
+@pytest.mark.data
+class TestDlibOnRealFaces:
+    def test_on_the_84_neutral_photos_the_mean_error_is_at_most_4_percent(self):
         """The bound is the issue's; measured 3.40 %, and 9.3 % on the worst photo."""
         photos, points = zip(*map(load, people()), strict=True)
         found = load_detector("dlib")(photos)
@@ -84,10 +70,8 @@ class TestDlib:
         box, inner = found[0][0].box, points[0][36:]  # of the eyes and the mouth
         assert (inner > box[:2]).all() and (inner < box[2:]).all()
 
-    @real_faces
-    @pytest.mark.data
     @pytest.mark.parametrize("factor", [0.2, 0.35, 2.5, 8.0])
-    def test_faces_of_any_size_are_found_as_exactly(self, factor: float) -> None:
+    def test_faces_of_any_size_are_found_as_exactly(self, factor):
         """From photos of 51 pixels, whose eyes are 14 apart, to 2048."""
         errors = []
         for photo, points in map(load, people(5)):
@@ -97,10 +81,8 @@ class TestDlib:
             errors.append(error((found + 0.5) * 256 / side - 0.5, points))
         assert np.mean(errors) <= 0.04 and max(errors) < 0.1  # on a wrong box 0.1 to 0.3
 
-    @real_faces
-    @pytest.mark.data
     @pytest.mark.parametrize("sizes", [(200, 180), (180, 200), (120, 256)])
-    def test_the_largest_face_comes_first(self, sizes: tuple[int, int]) -> None:
+    def test_the_largest_face_comes_first(self, sizes):
         """180 and 200 pixels: less apart than the steps of the detector's boxes, 6 : 5."""
         order = []
         for (a, _), (b, _) in zip(map(load, people(12)), map(load, people(12)[::-1]), strict=True):
@@ -113,11 +95,7 @@ class TestDlib:
         # Heads differ by more than 10 % in their own photos.
         assert np.mean(order) >= (1.0 if max(sizes) > 1.5 * min(sizes) else 0.6)
 
-    @real_faces
-    @pytest.mark.data
-    def test_a_face_is_cut_as_prep_does_it_from_whatever_holds_the_photo(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_face_is_cut_as_prep_does_it_from_whatever_holds_the_photo(self, tmp_path):
         path = FACES / "001" / "smiling.jpg"
         faces_step("dlib").work(path, tmp_path / "prepared.jpg")
         with Image.open(path) as photo:
@@ -127,15 +105,16 @@ class TestDlib:
             prepared = (tmp_path / "prepared.jpg").read_bytes()
             assert (tmp_path / "aligned.jpg").read_bytes() == prepared
 
+
+@needs_dlib
+class TestDlib:
     @pytest.mark.parametrize("shape", [(1, 1), (7, 300), (256, 256), (1500, 40)])
-    def test_where_there_is_no_face_none_is_found(self, shape: tuple[int, int]) -> None:
+    def test_where_there_is_no_face_none_is_found(self, shape):
         noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
         assert load_detector("dlib")([np.zeros_like(noise), noise]) == [[], []]
         assert "face_recognition_models" not in sys.modules  # it would warn
 
-    def test_a_damaged_model_is_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_damaged_model_is_refused(self, tmp_path, monkeypatch):
         (tmp_path / "models").mkdir()
         (tmp_path / "models/shape_predictor_68_face_landmarks.dat").write_bytes(b"no")
         spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
@@ -177,7 +156,7 @@ class Dots:
 
 class TestFaceAlignment:
     @pytest.mark.parametrize("scale", [1, 3])
-    def test_points_come_back_to_the_picture_that_they_are_of(self, scale: int) -> None:
+    def test_points_come_back_to_the_picture_that_they_are_of(self, scale):
         rng = np.random.default_rng(0)
         pictures, wanted = [], []
         for k in range(11):
@@ -199,40 +178,19 @@ class TestFaceAlignment:
             width, height = face.box[2:] - face.box[:2]
             assert (width, height) == pytest.approx((80 * scale, 100 * scale), abs=2 * scale)
 
-    @pytest.mark.parametrize("sizes", [(40, 50), (50, 40)])
-    def test_the_largest_face_comes_first(self, sizes: tuple[int, int]) -> None:
-        picture = np.zeros((500, 300, 3), np.uint8)
-        for y, side in zip((80, 350), sizes, strict=True):
-            picture[y : y + side, 120 : 120 + side, 0] = 255
-            picture[y + 20 : y + 24, 140:144, 1] = 255
-        detector = object.__new__(_FaceAlignment)
-        detector.network = Dots()
-        ys = [face.points[:, 1].mean() for face in detector([picture])[0]]
-        assert ys == pytest.approx(sorted([101.5, 371.5], reverse=sizes[1] > sizes[0]), abs=1)
-
-    @needs_face_alignment
-    def test_without_a_network_missing_weights_are_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        monkeypatch.setattr(socket, "socket", None)
-        with pytest.raises(DependencyError) as caught:
-            load_detector("face-alignment", "cpu")
-        path = tmp_path / "hub/checkpoints/2DFAN4-11f355bf06.pth.tar"
-        assert f"{path}: is not there" in caught.value.message
-        assert caught.value.hint == f"put {face_detection.FAN[0]} there, as {path}"
-
     @pytest.mark.slow
-    @needs_face_alignment
-    def test_the_package_runs_with_preplaced_weights_and_no_network(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @needs("landmarks", "face_alignment")
+    def test_the_package_runs_with_preplaced_weights_and_no_network(self, tmp_path, monkeypatch):
         """Random points; a detector of which all but the bias of one map is zero."""
         from face_alignment.detection.sfd.net_s3fd import s3fd
         from face_alignment.models import FAN
 
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setattr(socket, "socket", None)
         folder = tmp_path / "hub/checkpoints"
-        folder.mkdir(parents=True)
+        with pytest.raises(DependencyError, match=r"2DFAN4-11f355bf06\.pth\.tar: is not there"):
+            load_detector("face-alignment", "cpu")
+        folder.mkdir(parents=True, exist_ok=True)
         finder = {name: torch.zeros_like(v) for name, v in s3fd().state_dict().items()}
         for name, value in finder.items():
             if name.endswith("mbox_conf.bias"):  # background, or a face of the largest size
@@ -243,40 +201,15 @@ class TestFaceAlignment:
             torch.save(state, path)
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             monkeypatch.setattr(face_detection, weights, (url, sha256))
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        monkeypatch.setattr(socket, "socket", None)
-        detector = _FaceAlignment("cpu")
         grey = np.full((256, 256, 3), 128, np.uint8)
-        found = detector([grey, grey[:200], grey])
+        found = _FaceAlignment("cpu")([grey, grey[:200], grey])
         assert len(found[0]) == len(found[2]) >= 1 and len(found[1]) >= 1
         for face in found[0]:
             assert face.points.shape == (68, 2) and np.isfinite(face.points).all()
             assert face.size > 1
 
 
-def test_dlib_runs_on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    face_detection.check_detector("dlib", "auto")
-    with pytest.raises(DeviceError, match="not on 'cuda'"):
-        face_detection.check_detector("dlib", "cuda")
-
-
-@pytest.mark.parametrize(
-    ("name", "extra"), [("dlib", "s2f[dlib]"), ("face-alignment", "s2f[landmarks]")]
-)
-def test_a_missing_package_is_named_with_the_extra_that_has_it(
-    monkeypatch: pytest.MonkeyPatch, name: str, extra: str
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DependencyError) as caught:
-        face_detection.check_detector(name, "cpu")
-    assert caught.value.hint == f"pip install '{extra}'" and caught.value.exit_code == 5
-
-
 POINTS = np.random.default_rng(0).uniform(-300, 300, (68, 2))
-turns = st.floats(-3.1, 3.1)
-zooms = st.floats(0.01, 100)
-places = st.floats(-1e4, 1e4)
 
 
 def waves(points: np.ndarray, length: float) -> np.ndarray:
@@ -295,8 +228,8 @@ def picture(width: int, height: int, length: float) -> Image.Image:
     return Image.fromarray(np.rint(waves(grid(width, height), length)).astype(np.uint8))
 
 
-@given(zooms, turns, places, places)
-def test_framing_puts_the_eyes_in_their_place(zoom: float, turn: float, x: float, y: float) -> None:
+@given(st.floats(0.01, 100), st.floats(-3.1, 3.1), st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
+def test_framing_puts_the_eyes_in_their_place(zoom, turn, x, y):
     c, s = zoom * np.cos(turn), zoom * np.sin(turn)
     points = POINTS @ np.array([[c, s], [-s, c]]) + (x, y)
     left, right = (points[k : k + 6].mean(0) for k in (36, 42))
@@ -312,9 +245,7 @@ def test_framing_puts_the_eyes_in_their_place(zoom: float, turn: float, x: float
 @pytest.mark.parametrize("oversample", [1, 2])
 @pytest.mark.parametrize("turn", [0.0, 0.3, -2.0])
 @pytest.mark.parametrize("zoom", [0.4, 1.0, 1.7, 6.3])
-def test_a_cut_shows_what_lies_under_each_of_its_pixels(
-    zoom: float, turn: float, oversample: int
-) -> None:
+def test_a_cut_shows_what_lies_under_each_of_its_pixels(zoom, turn, oversample):
     length = 24 * max(1.0, zoom)
     step = cmath.rect(zoom, turn)
     cut = Cut(50, step, complex(350.3, 300.8) - step * 25 * (1 + 1j))
@@ -324,16 +255,9 @@ def test_a_cut_shows_what_lies_under_each_of_its_pixels(
     assert inner.mean() < 2 and inner.max() < 8
 
 
-def test_the_cut_of_a_whole_photo_is_the_photo() -> None:
-    photo = picture(80, 80, 20)
-    assert Cut(80, 1, 0).take(photo).tobytes() == photo.tobytes()
-    twice = np.asarray(Cut(80, 1, 0).take(photo, oversample=2), float)
-    assert np.abs(twice - np.asarray(photo)).max() <= 4
-
-
 @pytest.mark.parametrize("oversample", [1, 2])
 @pytest.mark.parametrize("turn", [0.0, 0.4])
-def test_what_shrinks_is_averaged_and_not_skipped(turn: float, oversample: int) -> None:
+def test_what_shrinks_is_averaged_and_not_skipped(turn, oversample):
     noise = np.random.default_rng(0).integers(0, 2, (800, 800, 1), dtype=np.uint8) * 255
     photo = Image.fromarray(np.repeat(noise, 3, axis=2))
     zoom = cmath.rect(8, turn)
@@ -342,81 +266,39 @@ def test_what_shrinks_is_averaged_and_not_skipped(turn: float, oversample: int) 
     assert abs(seen.mean() - 127.5) < 5 and seen.std() < 35  # single pixels would give 127.5
 
 
-def test_beyond_a_photo_its_edge_goes_on() -> None:
+def test_beyond_a_photo_its_edge_goes_on():
     photo = Image.new("RGB", (60, 40), (0, 0, 255))
     photo.paste((255, 0, 0), (0, 0, 30, 40))
     seen = np.asarray(Cut(100, 1, -20 - 30j).take(photo))
     assert (seen[:, :48] == (255, 0, 0)).all() and (seen[:, 52:] == (0, 0, 255)).all()
+    for origin in (-500 - 500j, 500 + 500j):  # it misses the photo
+        missed = np.asarray(Cut(20, 1j, origin).take(photo))
+        assert (missed == ((255, 0, 0) if origin.real < 0 else (0, 0, 255))).all()
 
 
-@pytest.mark.parametrize("origin", [-500 - 500j, 500 + 500j])
-def test_a_cut_that_misses_the_photo_has_the_colour_of_the_nearest_corner(origin: complex) -> None:
-    photo = Image.fromarray(np.full((30, 30, 3), 77, np.uint8))
-    assert (np.asarray(Cut(20, 1j, origin).take(photo)) == 77).all()
-
-
-def test_a_box_lies_in_the_middle_and_takes_its_share() -> None:
+def test_a_box_lies_in_the_middle_and_takes_its_share():
     cut = face_detection.around(np.array([100, 50, 140, 70]), 200, 0.5, cmath.rect(1, 0.3))
     np.testing.assert_allclose(cut.to_photo(np.array([[99.5, 99.5]])), [[119.5, 59.5]])
     assert abs(cut.zoom) * 100 == pytest.approx(40)
-
-
-def test_points_are_squashed_like_the_photo() -> None:
-    dot = np.array([[70.0, 20.0]])
-    photo = Image.new("RGB", (100, 300))
-    photo.putpixel((70, 20), (255, 0, 0))
-    small = np.asarray(photo.resize((50, 50), Image.Resampling.BOX), float)[..., 0]
-    seen = (small[..., None] * grid(50, 50)).sum((0, 1)) / small.sum()
-    np.testing.assert_allclose(face_detection.squashed(dot, (100, 300), 50)[0], seen, atol=0.5)
-    np.testing.assert_allclose(face_detection.squashed(dot, (100, 300), 50), [[34.75, 2.9166667]])
-
-
-class Found:
-    """In the place of a detector: points in the middle of a photo that is not black."""
-
-    points = np.random.default_rng(0).uniform(-20, 20, (68, 2)).astype(np.float32)
-
-    def __call__(self, pictures: list[np.ndarray]) -> list[list[FoundFace]]:
-        found = []
-        for picture in pictures:
-            points = self.points + np.float32(picture.shape[1::-1]) / 2
-            found.append([FoundFace(np.zeros(4, np.float32), points)] if picture.any() else [])
-        return found
+    squashed = face_detection.squashed(np.array([[70.0, 20.0]]), (100, 300), 50)
+    np.testing.assert_allclose(squashed, [[34.75, 2.9166667]])
 
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Put points that are known in the place of the detectors; the devices that they are asked."""
+    """Put a face in each photo that is not black; the devices that detectors are asked for."""
     asked: list[str] = []
+    face = FoundFace(np.zeros(4, np.float32), (POINTS / 9 + 50).astype(np.float32))
 
-    def load(name: str, device: str = "cpu") -> Found:
+    def load(name: str, device: str) -> face_detection.Detector:
         asked.append(device)
-        return Found()
+        return lambda pictures: [[face] if picture.any() else [] for picture in pictures]
 
-    for module in ("face_detection", "prep_faces"):
-        monkeypatch.setattr(f"s2f.{module}.load_detector", load)
-    monkeypatch.setattr("s2f.prep_faces.check_detector", lambda name, device: None)
+    monkeypatch.setattr(face_detection, "load_detector", load)
     return asked
 
 
-@pytest.fixture
-def none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-
-
-@pytest.mark.usefixtures("devices")
-@pytest.mark.parametrize("size", [(300, 200), (5000, 3000)])
-def test_networks_see_what_they_see_in_prep(tmp_path: Path, size: tuple[int, int]) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize(size).save(tmp_path / "a.jpg")
-    step = faces_step("face-alignment")
-    assert step.net is not None
-    prepared = step.net([step.work(tmp_path / "a.jpg", tmp_path)])[0]
-    aligned = cut_face(tmp_path / "a.jpg", detector="face-alignment")
-    assert aligned.size == (224, 224) and aligned.tobytes() == prepared.tobytes()
-
-
-def test_a_given_picture_stays_as_it_is(devices: list[str]) -> None:
+def test_a_given_picture_stays_as_it_is(devices):
     photo = Image.new("RGBA", (3000, 2500), (1, 2, 3, 255))
     cut_face(photo, detector="face-alignment", device="cuda:1")
     cut_face(photo, detector="dlib", device="cuda:1")
@@ -425,41 +307,43 @@ def test_a_given_picture_stays_as_it_is(devices: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("devices")
-def test_no_face_is_an_error_that_names_the_photo() -> None:
+def test_a_photo_without_a_face_that_can_be_framed_is_refused_by_name():
     with pytest.raises(ImageError, match=r"^standard input: no face was found"):
         cut_face(Image.new("RGB", (99, 99)), detector="dlib", name="standard input")
-
-
-def test_a_face_whose_eyes_are_one_point_is_refused_by_name() -> None:
-    face = FoundFace(np.zeros(4, np.float32), np.zeros((68, 2), np.float32))
+    face = FoundFace(np.zeros(4, np.float32), np.zeros((68, 2), np.float32))  # eyes in one place
     with pytest.raises(ImageError, match=r"^a.jpg: its largest face cannot be framed"):
         face_detection.frame("a.jpg", Image.new("RGB", (9, 9)), [face])
+
+
+DLIB = {"dlib", "face_recognition_models"}
 
 
 @pytest.mark.parametrize(
     ("there", "chosen"),
     [
-        ({"dlib", "face_recognition_models", "face_alignment"}, "dlib"),
+        (DLIB | {"face_alignment"}, "dlib"),
         ({"dlib", "face_alignment"}, "face-alignment"),
         ({"dlib"}, None),
     ],
 )
-def test_the_detector_is_one_that_is_installed(
-    monkeypatch: pytest.MonkeyPatch, there: set[str], chosen: str | None
-) -> None:
+def test_the_detector_is_one_that_is_installed(monkeypatch, there, chosen):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in there or None)
-    assert installed_detector() == chosen
+    assert face_detection.installed_detector() == chosen
+    choose = face_detection.choose_detector
     if chosen:
-        assert choose_detector(None) == choose_detector(chosen) == chosen
-
-
-@pytest.mark.usefixtures("none_installed")
-def test_without_any_detector_the_cures_are_named() -> None:
+        assert choose(None) == choose(chosen) == chosen
+        return
     with pytest.raises(DependencyError, match="no detector") as raised:
-        choose_detector(None)
+        choose(None)
     for cure in ("s2f[dlib]", "s2f[landmarks]", "--no-align"):
         assert raised.value.hint is not None and cure in raised.value.hint
-    with pytest.raises(DependencyError, match="needs the package dlib"):
-        choose_detector("dlib")
     with pytest.raises(UsageError, match="no detector 'haar'"):
-        choose_detector("haar")
+        choose("haar")
+    for name, extra in (("dlib", "s2f[dlib]"), ("face-alignment", "s2f[landmarks]")):
+        with pytest.raises(DependencyError, match=f"{name} needs the package") as caught:
+            choose(name)
+        assert caught.value.hint == f"pip install '{extra}'" and caught.value.exit_code == 5
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    face_detection.check_detector("dlib", "auto")
+    with pytest.raises(DeviceError, match="not on 'cuda'"):
+        face_detection.check_detector("dlib", "cuda")

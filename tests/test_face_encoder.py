@@ -10,22 +10,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from s2f import face_encoder
 from s2f.face_encoder import CONFIGS, VGGFace, VGGFaceConfig, WinogradConv2d, batch_embedder
 from s2f.images import PREPROCESSING
 
 TINY = VGGFaceConfig(layers=(4, "M", 8, "M"), image_size=16, hidden=12, embedding=10, identities=7)
 
 
-def test_vgg_face_has_145_002_878_parameters() -> None:
+def test_vgg_face_has_145_002_878_parameters_and_the_papers_shapes():
     with torch.device("meta"):
         network = VGGFace(CONFIGS["paper"], PREPROCESSING["serengil"])
-    assert sum(p.numel() for p in network.parameters()) == 145_002_878
-
-
-def test_the_taps_have_the_papers_shapes() -> None:
-    with torch.device("meta"):
-        network = VGGFace(CONFIGS["paper"], PREPROCESSING["serengil"])
+        assert sum(p.numel() for p in network.parameters()) == 145_002_878
+        with pytest.raises(ValueError, match="cannot be halved 5 times"):
+            VGGFaceConfig(image_size=100)
         faces = torch.empty(2, 3, 224, 224)
         assert network.features(faces).shape == (2, 512, 7, 7)
         embedding = network(faces)
@@ -33,7 +29,7 @@ def test_the_taps_have_the_papers_shapes() -> None:
         assert network.logits(embedding).shape == (2, 2622)
 
 
-def test_the_network_is_written_out_vgg() -> None:
+def test_the_network_is_written_out_vgg():
     # Oracle: the same layers, called one by one.
     network = VGGFace(TINY, PREPROCESSING["seed"])
     faces = torch.rand(3, 3, 16, 16)
@@ -47,7 +43,7 @@ def test_the_network_is_written_out_vgg() -> None:
     torch.testing.assert_close(network.logits(x), logits)
 
 
-def test_rcmalli_weights_get_bgr_of_0_to_255_less_the_mean() -> None:
+def test_rcmalli_weights_get_bgr_of_0_to_255_less_the_mean():
     # Figures: keras-vggface, preprocess_input version 1.
     network = VGGFace(TINY, PREPROCESSING["rcmalli"])
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
@@ -55,21 +51,8 @@ def test_rcmalli_weights_get_bgr_of_0_to_255_less_the_mean() -> None:
     torch.testing.assert_close(seen, torch.tensor([-93.5940, -104.7624, 255 - 129.1863]))
 
 
-def test_a_size_that_cannot_be_halved_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot be halved 5 times"):
-        VGGFaceConfig(image_size=100)
-
-
 LARGER = VGGFaceConfig(layers=(128, 160, "M", 12, "M"), image_size=16, hidden=12, embedding=10)
-NORMED = VGGFaceConfig(
-    layers=(8, "M", 136, "M"),
-    image_size=112,
-    hidden=256,
-    embedding=256,
-    identities=0,
-    final_relu=False,
-    batch_norm=True,
-)
+NORMED = VGGFaceConfig((8, "M", 136, "M"), 112, 256, 256, 0, final_relu=False, batch_norm=True)
 
 
 @pytest.fixture(params=[(TINY, "rcmalli"), (LARGER, "seed"), (NORMED, "paper")])
@@ -87,31 +70,15 @@ def network(request: pytest.FixtureRequest) -> VGGFace:
     return network.eval()
 
 
-def test_batches_are_embedded_as_one_by_one(network: VGGFace) -> None:
+def test_batches_are_embedded_as_one_by_one_whatever_shares_them(network):
     faces = torch.rand(5, 3, *2 * (2 * network.config.image_size,))
     expected = torch.cat([network(face) for face in faces.split(1)])
     embed = batch_embedder(network, device=torch.device("cpu"), batch_size=8)
     error = (embed(faces) - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() < 1e-5
-
-
-def test_an_embedding_does_not_depend_on_the_rest_of_its_batch(network: VGGFace) -> None:
-    faces = torch.rand(8, 3, *2 * (network.config.image_size,))
-    embed = batch_embedder(network, device=torch.device("cpu"), batch_size=8)
     whole = embed(faces)
-    for chosen in ([3], [7, 0], [6, 5, 4, 3, 2, 1]):
+    for chosen in ([3], [4, 0], [3, 2, 1]):
         assert torch.equal(embed(faces[chosen]), whole[chosen])
-
-
-def test_wide_layers_are_winograds_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    real = face_encoder.WinogradConv2d
-    monkeypatch.setattr(
-        face_encoder, "WinogradConv2d", lambda conv: made.append(conv.in_channels) or real(conv)
-    )
-    network = VGGFace(LARGER, PREPROCESSING["seed"])
-    batch_embedder(network, device=torch.device("cpu"), batch_size=1)
-    assert made == [128, 160]
 
 
 @settings(max_examples=30)
@@ -122,16 +89,14 @@ def test_wide_layers_are_winograds_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_it_is_a_convolution_of_any_size(
-    shape: tuple[int, int], channels: tuple[int, int], batch: int, bias: bool, seed: int
-) -> None:
+def test_it_is_a_convolution_of_any_size(shape, channels, batch, bias, seed):
     torch.manual_seed(seed)
     conv = nn.Conv2d(*channels, 3, padding=1, bias=bias).double()
     x = torch.randn(batch, channels[0], 4 * shape[0], 4 * shape[1], dtype=torch.float64)
     torch.testing.assert_close(WinogradConv2d(conv)(x), conv(x).detach(), rtol=0, atol=1e-12)
 
 
-def test_in_float32_the_error_is_some_2e_6_of_the_norm() -> None:
+def test_in_float32_the_error_is_some_2e_6_of_the_norm():
     torch.manual_seed(0)
     conv = nn.Conv2d(256, 64, 3, padding=1)
     x = torch.randn(1, 256, 28, 28).relu()
