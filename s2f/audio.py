@@ -84,13 +84,10 @@ def read_speech(
     A stream that cannot seek is copied to a temporary file first. Error messages call it `name`.
     Only the part from `start` that lasts `duration` is wanted, seconds rounded to 10 ms; what comes
     after it is not read. Frames of 10 ms more than `trim_silence` dB below the loudest one are cut
-    from both ends of it.
-
-    Raises:
-        UsageError: if `start`, `duration` or `trim_silence` makes no sense.
-        AudioError: if it is missing, no regular file, empty, no sound or NaN; if it ends before
-            `start`, if the part lasts less than 0.5 s, or is silence to 16 bits, below -90 dBFS.
-        OutputError: if there is no room for the copy of a stream.
+    from both ends of it. Raises a `UsageError` if these make no sense; an `AudioError` if it is
+    missing, no regular file, empty, no sound or NaN, if it ends before `start`, or if the part
+    lasts less than 0.5 s or is silence to 16 bits, below -90 dBFS; and an `OutputError` if there is
+    no room for the copy of a stream.
 
     Source: `ffmpeg-normalize -nt rms -t -23`, which the seed applies: FFmpeg's filter astats over
         all samples in double precision, to 6 decimals of a dB and with 16-bit samples divided by

@@ -139,28 +139,24 @@ def _opened(path: Path, kind: str | None, framework: str) -> Iterator[tuple[Any,
                 message = f"{path}: is a safetensors file, but not one that s2f wrote"
                 raise CheckpointError(message, hint=wanted)
             header = json.loads(metadata["s2f"])
-            _check_header(path, header, kind)
+            version = header.get("version") if isinstance(header, dict) else header
+            if not isinstance(header, dict) or version != VERSION:
+                message = f"{path}: has format version {version}; this program reads {VERSION}"
+                raise CheckpointError(message, hint="install the version of s2f that made it")
+            for name, types in FIELDS.items():
+                value = header.get(name, ...)
+                if not isinstance(value, types):
+                    found = "missing" if value is ... else f"a {type(value).__name__}"
+                    message = f"{path}: its header does not describe a checkpoint: {name}"
+                    hint = "it was not written by s2f as it stands"
+                    raise CheckpointError(f"{message} is {found}", hint=hint)
+            if header["kind"] not in ((kind,) if kind else KINDS):
+                message = f"{path}: is a {header['kind']}; wanted a {kind or ' or '.join(KINDS)}"
+                raise CheckpointError(message, hint="check the order of the files")
             yield file, header
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: is not a checkpoint of s2f: {error}", hint=wanted
-        ) from error
-
-
-def _check_header(path: Path, header: Any, kind: str | None) -> None:
-    version = header.get("version") if isinstance(header, dict) else header
-    if not isinstance(header, dict) or version != VERSION:
-        message = f"{path}: has format version {version}; this program reads {VERSION}"
-        raise CheckpointError(message, hint="install the version of s2f that made it")
-    for name, types in FIELDS.items():
-        value = header.get(name, ...)
-        if not isinstance(value, types):
-            found = f"{name} is {'missing' if value is ... else f'a {type(value).__name__}'}"
-            message = f"{path}: its header does not describe a checkpoint: {found}"
-            raise CheckpointError(message, hint="it was not written by s2f as it stands")
-    if header["kind"] not in ((kind,) if kind else KINDS):
-        message = f"{path}: is a {header['kind']}; wanted a {kind or ' or '.join(KINDS)}"
-        raise CheckpointError(message, hint="check the order of the files")
+        message = f"{path}: is not a checkpoint of s2f: {error}"
+        raise CheckpointError(message, hint=wanted) from error
 
 
 def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -472,15 +468,14 @@ def _entry(name: str, folder: Path, where: str) -> Entry:
 
 def _find(model: str | Path) -> tuple[str, Path, str]:
     bundled, cached, name = _models(MODELS), _models(cache()), str(model)
-    if model in bundled:
-        return name, bundled[name], "bundled"
-    if model in cached:
-        return name, cached[name], "cache"
+    for where, known in (("bundled", bundled), ("cache", cached)):
+        if model in known:
+            return name, known[name], where
     if os.path.isdir(model):
         return Path(model).resolve().name, Path(model), "folder"
+    lacks = f"is neither a bundled model ({', '.join(bundled)}), nor one in the cache {cache()}"
     raise CheckpointError(
-        f"{model}: is neither a bundled model ({', '.join(bundled)}), nor one in the cache "
-        f"{cache()} ({', '.join(cached) or 'none'}), nor a folder of checkpoints",
+        f"{model}: {lacks} ({', '.join(cached) or 'none'}), nor a folder of checkpoints",
         hint=f"a model folder holds {', '.join(f'{kind}.safetensors' for kind in KINDS)}",
     )
 

@@ -34,8 +34,7 @@ class Maker:
 
     def of(self, photos: Sequence[Tensor]) -> NDArray[np.float32]:
         """Embed up to `BATCH` photos, each uint8 [3 224 224] RGB, to [b d]."""
-        made: NDArray[np.float32] = self.embed(torch.stack(list(photos)) / 255).cpu().numpy()
-        return made
+        return self.embed(torch.stack(list(photos)) / 255).cpu().numpy()
 
     def read(self, photos: Sequence[Path]) -> tuple[dict[int, Tensor], dict[int, ImageError]]:
         """Read photos as `of` takes them; give them, and why others cannot be read, by place."""
@@ -110,17 +109,15 @@ class Gallery:
         photos: dict[Path, Path] = {}  # of embeddings that stand
         todo: list[tuple[int, Path]] = []
         for k, face in enumerate(due):
-            photo = None if face.photo is None else self.folder / face.photo
             if face.embedding is None:
-                assert photo is not None
-                todo.append((k, photo))
+                todo.append((k, self.folder / (face.photo or "")))
                 continue
             path = self.folder / face.embedding
             table[k] = read_embedding(path, self.maker.width)
-            if photo is None:
+            if face.photo is None:
                 self.n_unchecked += 1
             else:
-                photos[path] = photo
+                photos[path] = self.folder / face.photo
             self.progress(k, len(due), "reading embeddings")
         check_embeddings(self.maker, list(photos), photos.__getitem__)
         failed: dict[FaceFiles, ImageError] = {}

@@ -54,13 +54,9 @@ def audio_step(
     if stats is not None and (store, preset) != ("spectrogram", "ast"):
         message = f"statistics do not go into a {store} of preset {preset}"
         raise UsageError(message, hint="they are for spectrograms of the preset ast")
-    settings: dict[str, Any] = {
-        "format": FORMAT,
-        "store": store,
-        "loudness_dbfs": audio.LOUDNESS_DBFS,
-        "resampler": "soxr HQ",
-        "trim_silence": trim_silence,
-    }
+    settings: dict[str, Any] = {"format": FORMAT, "store": store}
+    settings |= {"loudness_dbfs": audio.LOUDNESS_DBFS, "resampler": "soxr HQ"}
+    settings["trim_silence"] = trim_silence
     if store == "waveform":
         work = functools.partial(_save_waveform, trim_silence=trim_silence)
     else:

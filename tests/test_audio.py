@@ -10,14 +10,15 @@ as [n c] with whether some were dropped before them.
 """
 
 import io
+import itertools
 import os
 import struct
 import subprocess
 import sys
 import tempfile
-import types
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import av
 import librosa
@@ -213,11 +214,8 @@ def fifo(folder: Path, voice: np.ndarray) -> Path:
     return folder / "a.wav"
 
 
-def playlist(name: str, content: bytes) -> Make:
-    """One that names a recording, which would be opened."""
-    return recording(name, "PCM_16", first="private.wav", edit=lambda _: content)
-
-
+# Both name a recording, which would be opened.
+PLAYLIST, CONCAT = b"#EXTM3U\nown.wav\n", b"ffconcat version 1.0\nfile 'own.wav'\n"
 NOT_SOUND = "holds no sound that can be decoded"
 DIARY = b"Dear diary, today I spoke to nobody.\n" * 50
 REFUSED: dict[str, tuple[Make, str]] = {
@@ -246,8 +244,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
         ),
         "is damaged: none of",
     ),
-    "playlist": (playlist("a.m3u", b"#EXTM3U\nprivate.wav\n"), NOT_SOUND),
-    "concat": (playlist("a.mp3", b"ffconcat version 1.0\nfile 'private.wav'\n"), NOT_SOUND),
+    "playlist": (recording("a.m3u", "PCM_16", first="own.wav", edit=lambda _: PLAYLIST), NOT_SOUND),
+    "concat": (recording("a.mp3", "PCM_16", first="own.wav", edit=lambda _: CONCAT), NOT_SOUND),
     "false rate": (
         recording("a.wav", "PCM_16", edit=lambda c: c[:24] + b"\3\0\0\0" + c[28:]),
         "claims 3 samples a second",
@@ -682,70 +680,41 @@ class PortAudioError(Exception):
     pass
 
 
-class Microphone(types.ModuleType):
-    """A sounddevice whose samples are numbers that count up; it notes what is called."""
-
-    PortAudioError = PortAudioError
-    rate, position = 44_100.0, 0
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name in self.fail:
-            raise self.fail[name]
-
-    def query_devices(self, device: int | None = None, kind: str | None = None) -> dict:
-        assert (device, kind) == (None, "input")
-        self._call("query")
-        return {"name": "USB microphone", "default_samplerate": self.rate, "max_input_channels": 1}
-
-    def InputStream(self, samplerate: float, channels: int, dtype: str) -> "Microphone":
-        self._call("open")
-        assert (samplerate, channels, dtype) == (self.rate, 1, "float32")
-        return self
-
-    def start(self) -> None:
-        self._call("start")
-
-    def read(self, frames: int) -> tuple[np.ndarray, bool]:
-        if self.position >= self.rate:
-            self._call("read")
-        data = np.arange(self.position, self.position + frames, dtype=np.float32)
-        self.position += frames
-        return data[:, np.newaxis] / np.float32(2**24), self.position > self.rate / 2
-
-    def close(self) -> None:
-        self._call("close")
-
-
 @pytest.fixture
-def microphone(monkeypatch: pytest.MonkeyPatch) -> Microphone:
-    fake = Microphone("sounddevice")
-    fake.calls, fake.fail = [], {}
+def microphone(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """A sounddevice whose samples are numbers that count up, some dropped after each piece."""
+    fake = mock.Mock(PortAudioError=PortAudioError)
+    fake.query_devices.return_value = {"name": "USB microphone", "default_samplerate": 44_100.0}
+    numbers = itertools.count()
+
+    def read(n: int) -> tuple[np.ndarray, bool]:
+        return np.array([[next(numbers)] for _ in range(n)], np.float32) / 2**24, True
+
+    fake.InputStream.return_value.read.side_effect = read
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     return fake
 
 
 @pytest.mark.parametrize("rate", [16_000.0, 44_100.0])
-@pytest.mark.parametrize("seconds", [0.5, 2.345])
-def test_the_samples_of_the_device_are_recorded_in_a_row(microphone, rate, seconds):
-    """Also where the device dropped some, which it says of the second half second."""
-    microphone.rate, told = rate, []
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.5, "000001"), (2.345, 10 * "0" + 10 * "1" + "22223")]
+)
+def test_the_samples_of_the_device_are_recorded_in_a_row(microphone, rate, seconds, shown):
+    microphone.query_devices.return_value["default_samplerate"], told = rate, []
     waveform = record(seconds, progress=lambda *now: told.append(now))
+    microphone.InputStream.assert_called_once_with(samplerate=rate, channels=1, dtype="float32")
+    microphone.InputStream.return_value.close.assert_called_once_with()
     assert waveform.rate == rate and isinstance(waveform.rate, int)
     assert waveform.samples.dtype == np.float32
-    expected = np.arange(round(seconds * rate)) / 2**24
-    np.testing.assert_array_equal(waveform.samples, expected.astype(np.float32))
-    assert microphone.calls[1:3] == ["open", "start"] and microphone.calls[-1] == "close"
-    total = round(seconds + 0.49)
-    shown = {0.5: [0] * 5 + [1], 2.345: [0] * 10 + [1] * 10 + [2] * 4 + [3]}
-    assert told == [(n, total, "recording from USB microphone") for n in shown[seconds]]
+    np.testing.assert_array_equal(waveform.samples * 2**24, np.arange(round(seconds * rate)))
+    assert told == [(int(n), int(shown[-1]), "recording from USB microphone") for n in shown]
 
 
 def test_too_short_or_too_long_is_refused_before_anything_is_opened(microphone):
     for seconds in (0.49, 600.1, float("nan"), float("inf")):
         with pytest.raises(UsageError, match=r"wanted 0\.5 to 600"):
             record(seconds)
-    assert not microphone.calls
+    assert not microphone.mock_calls
 
 
 @pytest.mark.parametrize(
@@ -772,9 +741,11 @@ def test_a_sound_system_that_does_not_start_is_named(
 @pytest.mark.parametrize("kind", [PortAudioError, ValueError, KeyboardInterrupt])
 def test_a_device_that_is_not_there_or_refuses_is_named_and_closed(microphone, at, kind):
     """And one that records is closed by Ctrl-C."""
-    microphone.fail = {at: kind("Device unavailable [PaErrorCode -9985]")}
+    stream = microphone.InputStream.return_value
+    steps = {"query": microphone.query_devices, "open": microphone.InputStream}
+    steps |= {"start": stream.start, "read": stream.read}
+    steps[at].side_effect = kind("Device unavailable [PaErrorCode -9985]")
     wanted = kind if kind is KeyboardInterrupt else DeviceError
-    with pytest.raises(wanted, match="Device unavailable") as caught:
+    with pytest.raises(wanted, match="Device unavailable"):
         record(2)
-    assert wanted is kind or "no sound can be recorded" in caught.value.message
-    assert ("close" in microphone.calls) is (at in ("start", "read"))
+    assert stream.close.called is (at in ("start", "read"))

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import safetensors.torch
@@ -23,20 +25,7 @@ from published_files import AST, needs_transformers
 
 from s2f import ast_encoder, checkpoint, face_decoder, face_encoder, voice_encoder
 from s2f.appearance_model import PartsEncoder
-from s2f.checkpoint import (
-    KINDS,
-    Card,
-    cache,
-    choose,
-    entries,
-    load,
-    load_model,
-    payload_sha256,
-    read_facts,
-    read_header,
-    save,
-    verify,
-)
+from s2f.checkpoint import KINDS, Card, choose, entries, load, load_model, read_header, save, verify
 from s2f.errors import CheckpointError, DependencyError, OutputError, UsageError
 from s2f.images import PREPROCESSING
 from s2f.spectrogram import FRONT_ENDS, FrontEnd
@@ -66,12 +55,9 @@ def decoder() -> face_decoder.FaceDecoder:
     return network
 
 
-def save_voice(
-    path: Path, front_end: FrontEnd, network: torch.nn.Module | None = None
-) -> torch.nn.Module:
+def save_voice(path: Path, front_end: FrontEnd, network: Any = None) -> None:
     network = network or voice_encoder.VoiceEncoder(VOICE)
-    save(path, network.eval(), card=CARD, embedding_space="space", front_end=front_end)
-    return network
+    save(path, network, card=CARD, embedding_space="space", front_end=front_end)
 
 
 def rewrite(path: Path, **changes: object) -> None:
@@ -85,38 +71,26 @@ def rewrite(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("front_end", "x", "make"),
+    ("kind", "x", "make", "front_end"),
     [
-        (FRONT_END, (2, 1, 128, 100), lambda: voice_encoder.VoiceEncoder(VOICE)),
+        ("face_encoder", (2, 3, 28, 28), encoder, None),
+        ("face_decoder", (2, 8), decoder, None),
+        ("voice_encoder", (2, 1, 128, 100), lambda: voice_encoder.VoiceEncoder(VOICE), FRONT_END),
         pytest.param(
-            *(FRONT_ENDS["ast"], (1, 1, 128, 1024), lambda: ast_encoder.ASTEncoder(AST)),
+            *("voice_encoder", (2, 1, 128, 1024), lambda: ast_encoder.ASTEncoder(AST)),
+            FRONT_ENDS["ast"],
             marks=needs_transformers,
         ),
     ],
 )
-def test_a_voice_encoder_comes_back_as_it_was(
-    tmp_path: Path, front_end: FrontEnd, x: tuple[int, ...], make: Callable[[], torch.nn.Module]
+def test_a_network_comes_back_as_it_was_frozen_and_ready_for_use(
+    tmp_path: Path, kind: str, x: tuple[int, ...], make: Callable[[], Any], front_end: FrontEnd
 ) -> None:
-    network = save_voice(tmp_path / "v", front_end, make())
-    back = load(tmp_path / "v", "voice_encoder")
-    assert (back.front_end, back.embedding_space, back.card) == (front_end, "space", CARD)
-    assert type(back.network) is type(network) and back.network.config == network.config
-    heard = torch.randn(x)
-    torch.testing.assert_close(back.network(heard), network(heard).detach())
-
-
-@pytest.mark.parametrize(
-    ("kind", "x", "make"),
-    [("face_encoder", (2, 3, 28, 28), encoder), ("face_decoder", (2, 8), decoder)],
-)
-def test_a_network_comes_back_frozen_and_ready_for_use(
-    tmp_path: Path, kind: str, x: tuple[int, ...], make: Callable[[], torch.nn.Module]
-) -> None:
-    network = make().eval()
-    space = save(tmp_path / "e", network, card=CARD)
+    network, own = make().eval(), None if kind == "face_encoder" else "space"
+    space = save(tmp_path / "e", network, card=CARD, embedding_space=own, front_end=front_end)
     back = load(tmp_path / "e", kind)
-    assert back.embedding_space == space and type(back.network) is type(network)
-    assert back.network.config == network.config
+    assert (back.front_end, back.embedding_space, back.card) == (front_end, space, CARD)
+    assert type(back.network) is type(network) and back.network.config == network.config
     assert getattr(back.network, "preprocessing", None) == getattr(network, "preprocessing", None)
     given = torch.rand(x)
     for found, wanted in zip(back.network(given), network(given), strict=True):
@@ -245,7 +219,6 @@ def test_a_flipped_bit_is_found_and_no_crash(tmp_path: Path, where: str) -> None
         ({"kind": "cat"}, "is a cat; wanted a face_encoder"),
         ({"kind": 1}, "its header does not describe a checkpoint: kind is a int"),
         ({"card": []}, "its header does not describe a checkpoint: card is a list"),
-        ({"embedding_space": []}, "its header does not describe a checkpoint"),
         ({"preprocessing": "none"}, "its header does not describe a checkpoint"),
         ({"config": {"layers": [4]}}, "its config wants"),
         ({"config": {"cats": 9}}, "does not describe a face_encoder"),
@@ -253,31 +226,20 @@ def test_a_flipped_bit_is_found_and_no_crash(tmp_path: Path, where: str) -> None
         ({"config": {"architecture": None}}, "None; wanted vgg or parts"),
         ({"card": {"cats": 9}}, "does not describe a face_encoder"),
         ({"sha256": "0"}, "is damaged"),
-    ],
-)
-def test_a_header_that_does_not_fit_is_refused(
-    tmp_path: Path, change: dict[str, object], part: str
-) -> None:
-    save(tmp_path / "e", encoder(), card=CARD)
-    rewrite(tmp_path / "e", **change)
-    with pytest.raises(CheckpointError, match=part):
-        load(tmp_path / "e", "face_encoder")
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
         ({"embedding": 4}, "an embedding of 4 has no room for 2² windows of 1 values"),
         ({"landmarks": 72}, "its config wants"),
         ({"windows": 1}, "its config wants"),
         ({"finder": [4, 4]}, "does not describe a face_encoder"),
     ],
 )
-def test_an_encoder_of_parts_that_does_not_fit_its_config_is_refused(
+def test_a_header_that_does_not_fit_is_refused(
     tmp_path: Path, change: dict[str, object], part: str
 ) -> None:
-    save(tmp_path / "e", parts_encoder(), card=CARD)
-    rewrite(tmp_path / "e", config={**dataclasses.asdict(PARTS), **change})
+    """Of a face encoder; the last four are of one of parts, whose config is changed."""
+    config = dataclasses.asdict(PARTS)
+    of_parts = bool(config.keys() & change.keys())
+    save(tmp_path / "e", parts_encoder() if of_parts else encoder(), card=CARD)
+    rewrite(tmp_path / "e", **({"config": config | change} if of_parts else change))
     with pytest.raises(CheckpointError, match=part):
         load(tmp_path / "e", "face_encoder")
 
@@ -292,35 +254,33 @@ def test_a_front_end_that_does_not_fit_its_encoder_is_refused(tmp_path: Path) ->
         load(tmp_path / "v", "voice_encoder")
 
 
+NOT_OURS = "e: is not a checkpoint of s2f"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no such checkpoint"),
-        (b"", "is not a checkpoint of s2f"),
-        (b"\xff" * 64, "is not a checkpoint of s2f"),
-        ("half", "e: is not a checkpoint of s2f"),
+        (b"", NOT_OURS),
+        (b"\xff" * 64, NOT_OURS),
+        ("half", NOT_OURS),
         ({}, "not one that s2f wrote"),
-        ({"s2f": "{"}, "is not a checkpoint of s2f"),
+        ({"s2f": "{"}, NOT_OURS),
         ({"s2f": "[]"}, "has format version"),
-        ({"s2f": "[" * 100_000}, "is not a checkpoint of s2f"),
-        (
-            {"s2f": '{"version": 1, "kind": "face_encoder"}'},
-            "does not describe a checkpoint: config is missing",
-        ),
+        ({"s2f": "[" * 100_000}, NOT_OURS),
+        ({"s2f": '{"version": 1, "kind": "face_encoder"}'}, "checkpoint: config is missing"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(
-    models: Path, tmp_path: Path, content: object, message: str
-) -> None:
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "e"
     if content == "half":
-        whole = (models / "demo" / ENCODER_FILE).read_bytes()
-        content = whole[: len(whole) // 2]
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
+        save(path, encoder(), card=CARD)
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    elif isinstance(content, dict):
         header = json.dumps({"__metadata__": content}).encode()
-        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        content = len(header).to_bytes(8, "little") + header
+    if content is not None:
+        path.write_bytes(content)
     for read in (read_header, load):
         with pytest.raises(CheckpointError, match=message):
             read(path, "face_encoder")
@@ -329,10 +289,8 @@ def test_what_is_no_checkpoint_is_refused(
 def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
-        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    full = safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(safetensors.torch, "save_file", mock.Mock(side_effect=full))
     with pytest.raises(OutputError, match="e: cannot be written: I/O error: No space left"):
         save(tmp_path / "e", encoder(), card=CARD)
     assert not list(tmp_path.iterdir())
@@ -359,9 +317,11 @@ def test_the_hash_is_that_of_old_files_whatever_the_type() -> None:
     digest.update(b"b torch.int64 (2, 3)\n" + b"".join(k.to_bytes(8, "little") for k in range(6)))
     digest.update(b"brain torch.bfloat16 (2,)\n" + 2 * b"\x80\x3f")
     digest.update(b"flag torch.bool (2,)\n\x01\x00")
-    assert payload_sha256(tensors) == digest.hexdigest()
+    assert checkpoint.payload_sha256(tensors) == digest.hexdigest()
     wide = torch.arange(12.0).reshape(3, 4)  # a view is hashed as what it shows
-    assert payload_sha256({"a": wide.t()}) == payload_sha256({"a": wide.t().contiguous()})
+    assert checkpoint.payload_sha256({"a": wide.t()}) == checkpoint.payload_sha256(
+        {"a": wide.t().contiguous()}
+    )
 
 
 def test_facts_are_those_of_the_network(models: Path) -> None:
@@ -372,7 +332,7 @@ def test_facts_are_those_of_the_network(models: Path) -> None:
     assert facts.parameters == sum(t.numel() for t in tensors if t.is_floating_point())
     assert (facts.n_bytes, facts.storage) == (path.stat().st_size, "float32")
     assert (facts.embedding_space, facts.sha256) == (whole.embedding_space, whole.sha256)
-    assert read_facts(path) == facts
+    assert checkpoint.read_facts(path) == facts
 
 
 # Models
@@ -392,22 +352,16 @@ def cached(bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-@pytest.mark.parametrize(
-    ("own", "xdg", "folder"),
-    [
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/c")
+    for own, xdg, folder in [
         ("/a", "/b", "/a"),
         ("", "/b", "/b/s2f/models"),
-        (None, None, "/c/.cache/s2f/models"),
-    ],
-)
-def test_where_the_cache_is(
-    own: str | None, xdg: str | None, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"S2F_MODELS": own, "XDG_CACHE_HOME": xdg, "HOME": "/c"}.items():
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert cache() == Path(folder)
+        ("", "", "/c/.cache/s2f/models"),
+    ]:
+        monkeypatch.setenv("S2F_MODELS", own)
+        monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+        assert checkpoint.cache() == Path(folder)
 
 
 def test_a_bundled_name_goes_before_the_cache_and_that_before_a_folder(
@@ -489,14 +443,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch/hub/checkpoints"
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError("no network in tests")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-
-
 def served(tmp_path: Path, content: bytes) -> tuple[str, str]:
     (tmp_path / "net.pth").write_bytes(content)
     return (tmp_path / "net.pth").as_uri(), SHA256
@@ -510,15 +456,18 @@ def test_a_file_that_is_not_there_is_fetched_once(hub: Path, tmp_path: Path) -> 
     assert [path.name for path in hub.iterdir()] == ["net.pth"]
 
 
-@pytest.mark.usefixtures("offline")
-def test_offline_the_error_says_which_file_goes_where(hub: Path) -> None:
+def test_offline_the_error_says_which_file_goes_where(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "socket", mock.Mock(side_effect=OSError("no network")))
+    url = "https://nowhere/net.pth"
     with pytest.raises(DependencyError) as caught:
-        checkpoint.locate("https://nowhere/net.pth", SHA256)
-    assert caught.value.hint == f"put https://nowhere/net.pth there, as {hub / 'net.pth'}"
+        checkpoint.locate(url, SHA256)
+    assert caught.value.hint == f"put {url} there, as {hub / 'net.pth'}"
     assert str(hub / "net.pth") in caught.value.message and caught.value.exit_code == 5
     assert not list(hub.iterdir())
     (hub / "net.pth").write_bytes(CONTENT)
-    assert checkpoint.locate("https://nowhere/net.pth", SHA256) == hub / "net.pth"
+    assert checkpoint.locate(url, SHA256) == hub / "net.pth"
 
 
 def test_another_file_and_a_hub_that_cannot_be_used_are_refused(hub: Path, tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import librosa
 import numpy as np
@@ -15,18 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s2f import spectrogram as statistics
 from s2f.audio import SAMPLE_RATE
-from s2f.errors import DatasetError
-from s2f.spectrogram import (
-    FRONT_ENDS,
-    FrontEnd,
-    LogMelStats,
-    RunningMoments,
-    moments,
-    read_stats,
-    spectrogram,
-    write_stats,
-)
+from s2f.errors import DatasetError, DependencyError
+from s2f.spectrogram import FRONT_ENDS, FrontEnd, RunningMoments, moments, spectrogram
 
 KINDS = ("paper", "seed", "log_mel", "ast")
 
@@ -71,12 +60,10 @@ def test_a_tone_lies_in_the_row_that_is_foretold(kind, hertz):
     assert loud.mean(dim=1).argmax().item() == pytest.approx(FrontEnd(kind).row(hertz), abs=1)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"kind": "mfcc"}, {"kind": "seed", "clip_samples": 399}, {"kind": "ast", "std": 0.0}]
-)
-def test_an_impossible_front_end_is_refused(wrong):
-    with pytest.raises(ValueError, match="wanted"):
-        FrontEnd(**wrong)
+def test_an_impossible_front_end_is_refused():
+    for wrong in (("mfcc",), ("seed", 399), ("ast", 400, 0.0, 0.0)):
+        with pytest.raises(ValueError, match="wanted"):
+            FrontEnd(*wrong)
 
 
 # Spectrograms
@@ -122,21 +109,16 @@ def test_log_mel_is_torchaudios_kaldi_filter_bank(gain):
 
 
 @pytest.mark.parametrize("error", ["ImportError", "OSError"])
-def test_without_torchaudio_ast_names_its_extra_and_log_mel_works(tmp_path, error):
+def test_without_torchaudio_ast_names_its_extra_and_log_mel_works(tmp_path, monkeypatch, error):
     """A package that cannot be imported stands for one that is not there, or lacks a library."""
     (tmp_path / "torchaudio.py").write_text(f"raise {error}('libcudart.so.13')")
-    code = (
-        "import torch; from s2f.errors import DependencyError\n"
-        "from s2f.spectrogram import FrontEnd, spectrogram\n"
-        "print(tuple(spectrogram(torch.zeros(1, 400), FrontEnd('log_mel')).shape))\n"
-        "try: spectrogram(torch.zeros(1, 400), FrontEnd('ast'))\n"
-        "except DependencyError as error: print(error, error.hint)"
-    )
-    places = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    run, variables = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": places}
-    done = subprocess.run(run, capture_output=True, text=True, check=True, env=variables)
-    assert done.stdout.startswith("(1, 1, 128, 1)\nthe front end ast needs torchaudio")
-    assert "libcudart" in done.stdout and "pip install 's2f[ast]'" in done.stdout
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert spectrogram(torch.zeros(1, 400), FrontEnd("log_mel")).shape == (1, 1, 128, 1)
+    with pytest.raises(DependencyError, match=r"ast needs torchaudio, .* libcudart") as caught:
+        spectrogram(torch.zeros(1, 400), FrontEnd("ast"))
+    assert "pip install 's2f[ast]'" in caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filter")  # as in Kaldi: 128 are many
@@ -219,20 +201,20 @@ def test_pieces_measure_as_the_whole_does(n):
 
 
 def test_statistics_survive_their_file(tmp_path):
-    written = write_stats(tmp_path / "a/stats.json", RunningMoments(256, -6.5, 1024.0), files=3)
-    assert written == LogMelStats(mean=-6.5, std=2.0, frames=2, files=3)
-    assert read_stats(tmp_path / "a/stats.json") == written
+    written = statistics.write_stats(
+        tmp_path / "a/stats.json", RunningMoments(256, -6.5, 1024.0), files=3
+    )
+    assert written == statistics.LogMelStats(mean=-6.5, std=2.0, frames=2, files=3)
+    assert statistics.read_stats(tmp_path / "a/stats.json") == written
     with pytest.raises(DatasetError, match="cannot be read: No such file"):
-        read_stats(tmp_path / "stats.json")
+        statistics.read_stats(tmp_path / "stats.json")
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ("", "is no statistics"),
-        ("\udcff", "is no statistics"),
         ({"kind": "a recipe"}, "is no statistics"),
-        ({"version": 2}, "of this version"),
         ({"of": {"n_mels": 64}}, "of this version"),
         ({"std": 0.0}, "has mean -6.0 and std 0.0"),
         ({"mean": float("nan")}, "has mean nan"),
@@ -242,11 +224,10 @@ def test_statistics_survive_their_file(tmp_path):
 )
 def test_a_file_of_something_else_is_refused_with_a_cure(tmp_path, change, part):
     path = tmp_path / "stats.json"
-    write_stats(path, RunningMoments(128, -6.0, 512.0), files=1)
-    content = (
-        change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
-    )
-    path.write_bytes(content.encode(errors="surrogateescape"))
+    statistics.write_stats(path, RunningMoments(128, -6.0, 512.0), files=1)
+    if change:
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(change)
     with pytest.raises(DatasetError, match=part) as caught:
-        read_stats(path)
+        statistics.read_stats(path)
     assert str(path) in caught.value.message and "s2f prep stats" in caught.value.hint
