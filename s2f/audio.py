@@ -401,9 +401,8 @@ def record(seconds: float, *, progress: Progress = silent) -> Waveform:
 def check_seconds(seconds: float) -> None:
     """Raise a `UsageError` if so many are not recorded."""
     if not MIN_SECONDS <= seconds <= MAX_RECORDED_SECONDS:
-        wanted = f"{MIN_SECONDS:g} to {MAX_RECORDED_SECONDS:g}"
-        message = f"{seconds:g} s are to be recorded; wanted {wanted}"
-        raise UsageError(message, hint="6 s are one clip of speech")
+        message = f"{seconds:g} s are to be recorded; wanted {MIN_SECONDS:g} to"
+        raise UsageError(f"{message} {MAX_RECORDED_SECONDS:g}", hint="6 s are one clip of speech")
 
 
 def _sounddevice() -> Any:

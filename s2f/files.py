@@ -297,7 +297,14 @@ def place_file(source: str, target: str, link: Link) -> bool:
     try:
         if os.path.lexists(target):
             there = os.lstat(target)
-            if _is_right(source, from_, target, there, link):
+            is_right = os.path.samestat(from_, there)
+            if link is Link.COPY:
+                is_copy = stat.S_ISREG(there.st_mode) and not is_right
+                wanted = from_.st_size, from_.st_mtime_ns
+                is_right = is_copy and (there.st_size, there.st_mtime_ns) == wanted
+            elif link is Link.SYMLINK:
+                is_right = os.path.islink(target) and os.readlink(target) == _way(source, target)
+            if is_right:
                 return False
             if not stat.S_ISREG(there.st_mode) or there.st_mtime_ns >= from_.st_mtime_ns:
                 hint = "move that one away"
@@ -330,18 +337,6 @@ def place_file(source: str, target: str, link: Link) -> bool:
             raise OutputError(message, hint=hint) from error
         raise unwritable(Path(target), error) from error
     return True
-
-
-def _is_right(
-    source: str, from_: os.stat_result, target: str, there: os.stat_result, link: Link
-) -> bool:
-    if link is Link.SYMLINK:
-        return stat.S_ISLNK(there.st_mode) and os.readlink(target) == _way(source, target)
-    same = os.path.samestat(from_, there)
-    if link is Link.HARD:
-        return same
-    figures = (there.st_size, there.st_mtime_ns) == (from_.st_size, from_.st_mtime_ns)
-    return stat.S_ISREG(there.st_mode) and figures and not same
 
 
 @contextlib.contextmanager

@@ -87,8 +87,8 @@ def photos(folder: Path) -> list[PhotoFiles]:
         for path, stem in zip(pictures, stems, strict=True):
             found.append(PhotoFiles(identity.name, path, stem if stem in marked else marked[0]))
     if not found:
-        hint = "wanted IDENTITY/NAME.jpg below this folder"
-        raise DatasetError(f"{folder}: holds no photo", hint=hint)
+        wanted = "wanted IDENTITY/NAME.jpg below this folder"
+        raise DatasetError(f"{folder}: holds no photo", hint=wanted)
     return found
 
 

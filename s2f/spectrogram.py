@@ -104,8 +104,7 @@ def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
     - `log_mel`: Kaldi's log-mel filter bank over the frames of `paper`, then (x - mean) / (2 std).
     - `ast`: the same features, by torchaudio.
 
-    Source: Oh et al. 2019; the seed's audio_spectrograms.py; transformers'
-        ASTFeatureExtractor, without its padding (clips have their full length).
+    Source: Oh et al. 2019; the seed; transformers' ASTFeatureExtractor, without its padding.
     """
     import torch
 

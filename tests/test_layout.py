@@ -63,12 +63,9 @@ def test_faces_come_in_the_order_of_recordings_of_their_names(tmp_path: Path) ->
     assert heard == seen and sorted(heard) == sorted(names)
 
 
-def test_the_parts_of_a_clips_name_are_joined_alike() -> None:
+def test_names_are_made_of_names(tmp_path: Path) -> None:
     names = ("s/audios/v/1.npy", "s/audios/v_1.npy", "s/images/v/1", "s/images/v_1")
     assert {layout.clip(name) for name in names} == {"v_1"}
-
-
-def test_the_files_of_a_folder_are_below_the_identity(tmp_path: Path) -> None:
     grow(tmp_path, ["s/audios/v/1.npy"])
     (file,) = layout.files_of(tmp_path / "s", "audios", layout.is_array)
     assert file.path == "audios/v/1.npy"
