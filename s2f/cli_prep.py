@@ -1,7 +1,6 @@
 """The commands `s2f prep ...`: data made file by file, then trees made of trees.
 
-Each parses its options, calls one function, and reports what became of the files. What the
-functions do not get has their own defaults.
+What the functions do not get has their own defaults.
 """
 
 import dataclasses
@@ -17,7 +16,6 @@ from s2f.errors import S2FError, UsageError
 from s2f.files import Link
 from s2f.options import (
     GROUP,
-    PARTLY_FAILED,
     DeviceOpt,
     JsonOpt,
     QuietOpt,
@@ -25,6 +23,7 @@ from s2f.options import (
     WorkersOpt,
     choose_console,
     examples,
+    finish,
     given,
     option,
 )
@@ -40,16 +39,11 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="Folder for the same tree, prepared.", metavar="OUT")]
 Photos = Annotated[Path, typer.Argument(help="A folder of photos, or one.", metavar="SRC")]
 ReplaceOpt = Annotated[
-    bool,
-    option(
-        "Output", "Replace what this command did not make, even SRC's own files.", "--overwrite"
-    ),
+    bool, option("Output", "Replace what it did not make, even SRC's own files.", "--overwrite")
 ]
-FaceEncoderOpt = Annotated[
-    Path, option("Model", "Its checkpoint (.safetensors).", "--face-encoder")
-]
+FaceEncoderOpt = Annotated[Path, option("Model", "Its checkpoint (.safetensors).")]
 DryRunOpt = Annotated[bool, option("Run", "Change nothing; show what would be done.", "--dry-run")]
-LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).", "--link")]
+LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).")]
 
 
 @app.command(
@@ -61,24 +55,19 @@ LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).",
 )
 def _audio(
     ctx: typer.Context,
-    src: Annotated[
-        Path, typer.Argument(help="A folder of recordings or videos, or one.", metavar="SRC")
-    ],
+    src: Annotated[Path, typer.Argument(help="A recording or video, or a folder.", metavar="SRC")],
     out: Folder,
     store: Annotated[
         Literal["waveform", "spectrogram"] | None,
-        option("Output", "waveform: int16 (default); or spectrogram (with --preset).", "--store"),
+        option("Output", "waveform: int16 (default); or spectrogram (with --preset)."),
     ] = None,
     preset: Annotated[
         Literal["paper", "seed", "ast"] | None,
-        option("Model", "Front end of spectrograms: paper, seed or ast.", "--preset"),
+        option("Model", "Front end of spectrograms: paper, seed or ast."),
     ] = None,
-    stats: Annotated[
-        Path | None, option("Model", "Mean and std for ast, from prep stats.", "--stats")
-    ] = None,
+    stats: Annotated[Path | None, option("Model", "Mean and std for ast, from prep stats.")] = None,
     trim_silence: Annotated[
-        float | None,
-        option("Input", "Cut ends this many dB below the loudest.", "--trim-silence", min=1),
+        float | None, option("Input", "Cut ends this many dB below the loudest.", min=1)
     ] = None,
     workers: WorkersOpt = None,
     overwrite: ReplaceOpt = False,
@@ -137,8 +126,7 @@ def _detect(
     src: Photos,
     out: Folder,
     detector: Annotated[
-        Literal["face-alignment", "dlib"],
-        option("Model", "face-alignment (default) or dlib.", "--detector"),
+        Literal["face-alignment", "dlib"], option("Model", "face-alignment (default) or dlib.")
     ] = "face-alignment",
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
@@ -159,7 +147,7 @@ def _resize(
     src: Photos,
     out: Folder,
     size: Annotated[
-        int | None, option("Output", "Side, pixels (default 224).", "--size", min=16, max=4096)
+        int | None, option("Output", "Side, pixels (default 224).", min=16, max=4096)
     ] = None,
     workers: WorkersOpt = None,
     overwrite: ReplaceOpt = False,
@@ -181,9 +169,7 @@ def _embeddings(
     src: Photos,
     out: Folder,
     face_encoder: FaceEncoderOpt,
-    batch_size: Annotated[
-        int | None, option("Run", "Photos at a time.", "--batch-size", min=1)
-    ] = None,
+    batch_size: Annotated[int | None, option("Run", "Photos at a time.", min=1)] = None,
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
     overwrite: ReplaceOpt = False,
@@ -218,34 +204,18 @@ def _report(console: Console, report: "PrepReport", src: Path, result: dict[str,
         raise failed[0].error
     said = f"made {report.made}, up to date {report.skipped}, failed {len(failed)}"
     console.note(f"{said} in {report.seconds:.1f} s")
-    result |= {"made": report.made, "skipped": report.skipped, "failed": _told(failed)}
-    _end(console, {**result, "seconds": round(report.seconds, 3)}, failed, done)
+    result |= {"made": report.made, "skipped": report.skipped, "failed": _sources(failed)}
+    errors = [one.error for one in failed]
+    finish(console, {**result, "seconds": round(report.seconds, 3)}, errors, done + len(errors))
 
 
-def _told(failed: "Sequence[Failure | S2FError]") -> list[dict[str, object]]:
-    """Describe what failed as JSON has it, with its source where that is not in the message."""
-    return [
-        {**described(one)}
-        if isinstance(one, S2FError)
-        else {"source": one.source, **described(one.error)}
-        for one in failed
-    ]
+def _sources(failed: "Sequence[Failure]") -> list[dict[str, object]]:
+    return [{"source": one.source, **described(one.error)} for one in failed]
 
 
-def _end(
-    console: Console, result: dict[str, Any], failed: "Sequence[Failure | S2FError]", done: int
-) -> None:
-    """Give all results, and name what failed beside what was done, if anything did: exit 6."""
-    console.summary(result)
-    if failed:
-        errors = [one if isinstance(one, S2FError) else one.error for one in failed]
-        console.failures(errors, done + len(errors))
-        raise typer.Exit(PARTLY_FAILED)
-
-
-def _end_tree(console: Console, report: Any, done: int) -> None:
-    result = {**dataclasses.asdict(report), "failed": _told(report.failed)}
-    _end(console, result, report.failed, done)
+def _finish_tree(console: Console, report: Any, done: int) -> None:
+    result = {**dataclasses.asdict(report), "failed": [described(one) for one in report.failed]}
+    finish(console, result, report.failed, done + len(report.failed))
 
 
 @app.command("names", no_args_is_help=True, epilog=examples("s2f prep names data/faces --dry-run"))
@@ -272,7 +242,7 @@ def _names(
     does = "would be" if dry_run else "were"
     n_renamed, n_merged, n_plain = len(report.renamed), len(report.merged), report.unchanged
     console.note(f"{n_renamed} {does} renamed, {n_merged} {does} merged, {n_plain} are plain")
-    _end_tree(console, report, n_renamed + n_merged + n_plain)
+    _finish_tree(console, report, n_renamed + n_merged + n_plain)
 
 
 @app.command(
@@ -288,17 +258,15 @@ def _split(
     tree: Annotated[Path, typer.Argument(help="A folder an identity.")],
     out: Annotated[Path, typer.Argument(help="New folder, for train, val and test.")],
     train: Annotated[
-        float | None, option("Run", "Share of the identities (0.8).", "--train", min=0, max=1)
+        float | None, option("Run", "Share of the identities (0.8).", min=0, max=1)
     ] = None,
-    val: Annotated[
-        float | None, option("Run", "Share (half of the rest).", "--val", min=0, max=1)
-    ] = None,
+    val: Annotated[float | None, option("Run", "Share (half of the rest).", min=0, max=1)] = None,
     by: Annotated[
         Path | None,
-        option("Input", "csv of labels, and a column of identities. Ages become decades.", "--by"),
+        option("Input", "csv of labels, and a column of identities. Ages become decades."),
     ] = None,
     columns: Annotated[
-        str | None, option("Input", "Labels of --by, with commas between (all).", "--columns")
+        str | None, option("Input", "Labels of --by, with commas between (all).")
     ] = None,
     seed: SeedOpt = None,
     link: LinkOpt = None,
@@ -320,7 +288,7 @@ def _split(
     _list(console, "rows without a folder", report.strangers)
     _list(console, "identities without a file", report.empty)
     _list(console, "files of no identity, left out", report.loose)
-    _end_tree(console, report, report.made + report.kept)
+    _finish_tree(console, report, report.made + report.kept)
 
 
 @app.command(
@@ -335,12 +303,8 @@ def _split(
 def _pair(
     ctx: typer.Context,
     out: Annotated[Path, typer.Argument(help="New folder, for IDENTITY/audios and /images.")],
-    faces: Annotated[
-        list[Path], option("Input", "Photos, a folder a person; may be repeated.", "--faces")
-    ],
-    voices: Annotated[
-        list[Path], option("Input", "Recordings or .npy files; may be repeated.", "--voices")
-    ],
+    faces: Annotated[list[Path], option("Input", "Photos, a folder a person; may be repeated.")],
+    voices: Annotated[list[Path], option("Input", "Recordings or .npy files; may be repeated.")],
     metas: Annotated[
         list[Path] | None,
         option("Input", "csv of VoxCeleb or VGGFace2; may be repeated.", "--meta"),
@@ -373,7 +337,7 @@ def _pair(
         _list(console, what, names)
     _list(console, "in both VoxCelebs, made one", report.shared)
     _list(console, "different people of one name, kept apart", report.collisions)
-    _end_tree(console, report, report.made + report.kept)
+    _finish_tree(console, report, report.made + report.kept)
 
 
 def _list(console: Console, what: str, names: Sequence[str], shown: int = 5) -> None:
@@ -398,7 +362,7 @@ def _pack(
     out: Annotated[Path | None, typer.Argument(help="Folder for the pack.", metavar="OUT")] = None,
     face_encoder: FaceEncoderOpt | None = None,
     clip_seconds: Annotated[
-        float | None, option("Output", "Of the clips (6).", "--clip-seconds", min=0.5, max=600)
+        float | None, option("Output", "Of the clips (6).", min=0.5, max=600)
     ] = None,
     verify: Annotated[
         bool, option("Run", "Read all files of the pack again and check them.", "--verify")
@@ -418,7 +382,7 @@ def _pack(
         message = "packing takes TREE, OUT and --face-encoder; checking takes a pack and --verify"
         raise UsageError(message, hint="see s2f prep pack --help")
     result: dict[str, Any] = {}
-    failed: list[Failure | S2FError] = []
+    errors: list[S2FError] = []
     done = 0
     if out is not None and face_encoder is not None:
         options = given(clip_seconds=clip_seconds, workers=workers)
@@ -428,16 +392,16 @@ def _pack(
         console.line(out)
         has = f"{report.identities} identities, {report.clips} clips"
         console.note(f"{has}, {report.embeddings} embeddings")
-        result = {**dataclasses.asdict(report), "failed": _told(report.failed)}
-        failed, done = [*report.failed], report.identities
+        result = {**dataclasses.asdict(report), "failed": _sources(report.failed)}
+        errors, done = [one.error for one in report.failed], report.identities
     if verify:
         with console.progress("checking", "files") as progress:
             checked = verify_pack(out or tree, progress=progress)
         console.note(f"{checked.files} files checked, {len(checked.damaged)} damaged")
-        failed += checked.damaged
+        errors += checked.damaged
         done += checked.files - len(checked.damaged)
-        result["damaged"] = _told(checked.damaged)
-    _end(console, result, failed, done)
+        result["damaged"] = [described(error) for error in checked.damaged]
+    finish(console, result, errors, done + len(errors))
 
 
 @app.command("demo", epilog=examples("s2f prep demo sources/faces sources/voices data/demo"))
@@ -446,9 +410,7 @@ def _demo(
     faces: Annotated[Path, typer.Argument(help="people.csv and a folder a person.")],
     voices: Annotated[Path, typer.Argument(help="speakers.csv and a folder a reader.")],
     out: Annotated[Path, typer.Argument(help="New folder for the training trees.")],
-    identities: Annotated[
-        int | None, option("Run", "Synthetic people.", "--identities", min=1)
-    ] = None,
+    identities: Annotated[int | None, option("Run", "Synthetic people.", min=1)] = None,
     seed: SeedOpt = None,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,

@@ -143,11 +143,7 @@ def rename_identities(
 
 
 def _plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
-    """Decide what each identity is called: what is renamed, what cannot be, how many stay.
-
-    Names that differ in case only collide too. A tree whose folders are all splits (train, val,
-    validation, test) has its identities in these, and each split is renamed by itself.
-    """
+    """Decide what is renamed, what cannot be, and how many stay; those of each split by itself."""
     inside = folders(tree)
     is_split = inside and set(inside) <= set(SPLIT_FOLDERS)
     renamings, failed, unchanged = [], [], 0
@@ -159,7 +155,7 @@ def _plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
             except DatasetError as error:
                 failed.append(DatasetError(f"{parent}{os.sep}{error.message}", hint=error.hint))
             else:
-                groups[new.casefold()][old] = new
+                groups[new.casefold()][old] = new  # what differs in case only collides too
         for members in groups.values():
             item = Renaming(parent, tuple(members), min(members.values()))
             if item.old == (item.new,):

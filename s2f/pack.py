@@ -1,18 +1,13 @@
 """A pack: the clips and embeddings of a voice tree in a few large files, read by mapping them.
 
-Each split of a pack is a folder of
+Each split of a pack is a folder of index.json, clips-00000.npy ... and embeddings-00000.npy ...
+The clips are int16 [n clip_samples] at 16 kHz, the embeddings float16 [m d]. The rows of all files
+together are in the order of the identities in the index, which says how many of each they have.
 
-    index.json  clips-00000.npy ...  embeddings-00000.npy ...
-
-The clips are int16 [n clip_samples] at 16 kHz, the embeddings float16 [m d], plain .npy files. The
-rows of all files together are in the order of the identities in the index, which says how many
-clips and embeddings each has.
-
-From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack_tree`, which makes one.
-An utterance becomes consecutive clips of one length, as `audio.clips` cuts them: a short one is
-looped, and a rest of less than half a clip is dropped. Photos become the embeddings that stand
-beside them. The files go through the engine of `prep`, which lets a run that was killed go on; a
-file depends on nothing but its sources, so that those that stand are kept. Knows no network.
+From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack_tree`, which makes one
+by the engine of `prep`. An utterance becomes consecutive clips of one length, as `audio.clips` cuts
+them. Photos become the embeddings that stand beside them. A file depends on nothing but its
+sources, so that those that stand are kept. Knows no network.
 """
 
 import bisect
@@ -24,7 +19,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -274,13 +269,10 @@ def pack_tree(
     goes on where it stopped, and ends with the same bytes as if it had not been. A pack with other
     settings, or what else is in the way, is replaced only with `overwrite`.
 
-    Raises:
-        DatasetError: if there is nothing to pack, or no photo to check the face encoder with.
-        ImageError: if such a photo cannot be read.
-        CheckpointError: if that is no face encoder, or did not make the embeddings.
-        UsageError: if `out` and the tree overlap, `out` holds something else, or another run is
-            at work there.
-        OutputError: if a file cannot be written.
+    Raises a `DatasetError` if there is nothing to pack, or no photo to check the face encoder with,
+    and an `ImageError` if such a photo cannot be read; a `CheckpointError` if that is no face
+    encoder, or did not make the embeddings; a `UsageError` if `out` and the tree overlap, `out`
+    holds something else, or another run is at work there; an `OutputError` if it cannot be written.
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
@@ -297,9 +289,8 @@ def pack_tree(
     if not overwrite:
         for split in splits:
             _refuse_another(out / split.name, settings)
-    total = sum(len(sources) for split in splits for sources in split.tables.values())
     with Journal(out, "pack", settings) as journal:
-        run = _Run(journal, settings, workers, overwrite, failed, progress, total)
+        run = _Run(journal, settings, workers, overwrite, progress, failed)
         paths: list[Path] = []
         for split in splits:
             if any(map(run.is_due, run.plan(split, "embeddings", split.tables["embeddings"]))):
@@ -310,27 +301,20 @@ def pack_tree(
         journal.finish()
     if (tree / "card.json").is_file():
         write_bytes(out / "card.json", (tree / "card.json").read_bytes())
-    return PackReport(
-        out,
-        sum(person.clips > 0 for index in indices for person in index.identities),
-        sum(shard.rows for index in indices for shard in index.clips),
-        sum(shard.rows for index in indices for shard in index.embeddings),
-        run.made,
-        run.skipped,
-        tuple(failed),
-        time.perf_counter() - started,
+    n_people = sum(person.clips > 0 for index in indices for person in index.identities)
+    n_clips, n_embeddings = (
+        sum(shard.rows for index in indices for shard in getattr(index, table)) for table in DTYPES
     )
+    counts = (n_people, n_clips, n_embeddings, run.made, run.skipped)
+    return PackReport(out, *counts, tuple(failed), time.perf_counter() - started)
 
 
 class _Split(NamedTuple):
-    """The sources of a split, by table: those of people who have audios and embeddings.
-
-    Their paths are below the folder of the split, and begin with whose they are.
-    """
+    """The sources of a split, of people who have audios and embeddings."""
 
     name: str
     folder: Path
-    tables: dict[str, list[File]]
+    tables: dict[str, list[File]]  # paths below the folder, which begin with whose they are
 
 
 def _list_splits(tree: Path, failed: list[Failure]) -> list[_Split]:
@@ -362,7 +346,6 @@ def _whose(source: File) -> str:
 
 
 def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to replace a pack that was made with other settings."""
     if not (folder / INDEX).is_file():
         return
     index = read_index(folder)
@@ -410,23 +393,18 @@ class _Run:
     settings: dict[str, Any]
     workers: int | None
     overwrite: bool
-    failed: list[Failure]
     progress: Progress
-    total: int
+    failed: list[Failure]
     made: int = 0
     skipped: int = 0
-    done: int = 0
 
     def plan(self, split: _Split, table: str, sources: Sequence[File]) -> list[ShardPlan]:
-        """Divide sources in order into files of about one size.
-
-        A source counts as its size, or as one row if that is more: exact for int16 waveforms but
-        for the rests of clips, and too much for floating-point ones.
-        """
+        """Divide sources in order into files of about one size."""
         width = self.settings["clip_samples" if table == "clips" else "embedding"]
         shards: list[list[File]] = []
         room = 0
         for source in sources:
+            # Exact for int16 waveforms but for the rests of clips; too much for floating point.
             needed = max(width * DTYPES[table].itemsize, source.size)
             if not shards or needed > room:
                 shards.append([])
@@ -474,8 +452,10 @@ class _Run:
         """Make what is due; give the rows that each identity has, in order, and all files."""
         plans = self.plan(split, table, sources)
         due = [plan for plan in plans if self.is_due(plan)]
-        self.skipped += len(plans) - len(due)
-        self._advance(set(plans).difference(due), "up to date")
+        done = len(plans) - len(due)
+        self.skipped += done
+        self.made += len(due)
+        self.progress(done, len(plans), table)
         if due:
             index = self.journal.folder / split.name / INDEX
             try:
@@ -495,8 +475,8 @@ class _Run:
                 if isinstance(note, S2FError):
                     raise note
                 self.journal.place(item, part, note)
-                self.made += 1
-                self._advance([item.given], item.output)
+                done += 1
+                self.progress(done, len(plans), item.output)
         rows: Counter[str] = Counter()
         shards = []
         for plan in plans:
@@ -507,10 +487,6 @@ class _Run:
                 why = DatasetError(message, hint=hint)
                 self.failed.append(Failure(split.folder / path, why))
         return rows, tuple(shards)
-
-    def _advance(self, plans: Iterable[ShardPlan], what: str) -> None:
-        self.done += sum(len(plan.sources) for plan in plans)
-        self.progress(self.done, self.total, what)
 
 
 def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Faces and voices of the same people, found in trees and brought together in one.
 
-In order: `pair_identities`, which gives the files their places, `OUT/IDENTITY/audios/**` and
-`OUT/IDENTITY/images/**`; `find_people`, which groups a tree's files by the part of their path that
-names somebody; `match_people`, which decides who that is, or why it cannot be told; and
-`read_meta`, which reads who is who. Knows nothing of sound or pictures: only names are read.
+In order: `pair_identities`, which gives the files their places; `find_people`, which groups a
+tree's files by the part of their path that names somebody; `match_people`, which decides who that
+is, or why it cannot be told; and `read_meta`, which reads who is who. Only names are read.
 
 Read are vox1_meta.csv (`VoxCeleb1 ID`, `VGGFace1 ID`, which is the person's name), both
 vox2_meta.csv (`VoxCeleb2 ID`, `VGGFace2 ID`, with `Name` or without), full_vox2_meta.csv and
@@ -11,6 +10,7 @@ VGGFace2's identity_meta.csv (`Class_ID`, `Name`). The digits of a voice id (id0
 class (n000012) have nothing to do with each other: only rows join them.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -158,6 +158,8 @@ def pair_identities(
 ) -> PairReport:
     """Bring faces (photos and what lies beside them) and voices of the same people together.
 
+    That is in `OUT/IDENTITY/images/**` and `OUT/IDENTITY/audios/**`.
+
     A folder is a person's by the first of its path's names that is an id (`id00012`, `n000012`), a
     name in the meta files, or neither a split nor another level that datasets have. Names are
     compared composed (NFC), then in plain ASCII without commas. Folders of people in no meta file
@@ -165,12 +167,9 @@ def pair_identities(
     cannot put them on both sides. Where a person has several folders of a kind, each keeps its
     path. What cannot be told apart is left out and reported. A second run changes nothing.
 
-    Raises:
-        DatasetError: if a folder holds no photo or no recording, a meta file cannot be used, or
-            nobody has both.
-        UsageError: if folders overlap, two files would get one place, or `out` holds others or
-            another run is at work there.
-        OutputError: if `out` cannot be written.
+    Raises a `DatasetError` if a folder holds no photo or no recording, a meta file cannot be used,
+    or nobody has both; a `UsageError` if folders overlap, two files would get one place, or `out`
+    holds others or another run is at work there; an `OutputError` if `out` cannot be written.
     """
     for root in (*faces, *voices):
         files.refuse_overlap(root, out)
@@ -222,9 +221,7 @@ def pair_identities(
         datasets=_count(matches, people, datasets),
         shared=tuple(pair.identity for pair in pairs if len(pair.datasets) > 1),
         collisions=people.collisions,
-        made=placed.made,
-        kept=placed.kept,
-        failed=placed.failed,
+        **vars(placed),
         dry_run=dry_run,
     )
 
@@ -409,7 +406,11 @@ def _people(
     for group in groups.values():
         is_one = max(Counter(map(dataset_of, group)).values()) == 1
         for voices in [tuple(group)] if is_one else [(voice,) for voice in group]:
-            person = Person(_identity(said[voices[0]], voices[0], apart=not is_one), voices)
+            identity = voices[0]
+            with contextlib.suppress(DatasetError, IndexError):  # without a name, or a bare one
+                name = bare(said[voices[0]][0])
+                identity = name if is_one else f"{name}_{identity}"
+            person = Person(identity, voices)
             people.append(person)
             collisions += [] if is_one else [person.identity]
             entries = {("id", voice) for voice in voices}
@@ -421,14 +422,6 @@ def _people(
     people.sort(key=lambda person: person.identity)
     known_as = {entry: tuple(who) for entry, who in index.items()}
     return MetaPeople(tuple(people), known_as, names, tuple(sorted(collisions)))
-
-
-def _identity(names: Sequence[str], voice: str, *, apart: bool) -> str:
-    try:
-        name = bare(names[0]) if names else ""
-    except DatasetError:
-        name = ""
-    return voice if not name else f"{name}_{voice}" if apart else name
 
 
 def dataset_of(voice: str) -> str:

@@ -1,11 +1,9 @@
 """Many files made of many files: plan, work in other processes, keep a journal, report.
 
-The commands `s2f prep ...` differ only in their `Step`; everything else about a tree of a million
-files is here. From top to bottom: what a step is; `prepare`, which brings a tree of outputs up to
-date; `make_outputs`, the engine that a pack's shards go through too; the workers, in which a crash
-costs one item; and the journal, by which a run that was killed goes on where it stopped.
-
-Knows nothing of sound or pictures.
+The commands `s2f prep ...` differ only in their `Step`. From top to bottom: what a step is;
+`prepare`, which brings a tree of outputs up to date; `make_outputs`, the engine that a pack's
+shards go through too; the workers, in which a crash costs one item; and the journal, by which a run
+that was killed goes on where it stopped. Knows nothing of sound or pictures.
 """
 
 import contextlib
@@ -119,12 +117,10 @@ def prepare(
     are refused one by one, or replaced with `overwrite`, sources too where outputs have their
     names.
 
-    Raises:
-        DatasetError: if there is no source, a folder cannot be read, or two sources would become
-            one output: before anything is made.
-        UsageError: if outputs would replace their sources, or another run is at work in `out`.
-        OutputError: if an output cannot be written: the run ends there.
-        S2FError: whatever is no fault of a source, of the step: the run ends there too.
+    Raises, before anything is made, a `DatasetError` if there is no source, a folder cannot be
+    read, or two sources would become one output, and a `UsageError` if outputs would replace their
+    sources, or another run is at work in `out`. The run ends with an `OutputError` where an output
+    cannot be written, and with any `S2FError` of the step that is no fault of a source.
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
@@ -183,7 +179,6 @@ def prepare(
 
 
 def _plan(step: Step, source: Path, out: Path) -> list[Item]:
-    """List the sources and name their outputs."""
     if not os.path.exists(source):
         raise DatasetError(f"{source}: does not exist", hint="check its path")
     folder = source
@@ -207,27 +202,25 @@ def _refuse_collisions(items: list[Item], folder: Path) -> None:
         probe.touch()
     fold = str.casefold if os.path.exists(folder / "CASE") else str
     makers: dict[str, str] = {}
-    clash = ""
-    for output, source, _ in items:
-        other = makers.setdefault(fold(output), source.path)
-        if other != source.path:
-            clash = f"{output}: would be made of both {other} and {source.path}"
-            break
+    clashes = [
+        f"{output}: would be made of both {other} and {source.path}"
+        for output, source, _ in items
+        if (other := makers.setdefault(fold(output), source.path)) != source.path
+    ]
     folders = {output.rpartition("/")[0] for output in makers}
-    while folders and not clash:
-        if taken := sorted(folders & makers.keys()):
-            clash = f"{taken[0]}: would be made of {makers[taken[0]]}, and be a folder"
+    while folders and not clashes:
+        taken = sorted(folders & makers.keys())
+        clashes = [f"{one}: would be made of {makers[one]}, and be a folder" for one in taken]
         folders = {inside.rpartition("/")[0] for inside in folders if inside}
-    if clash:
-        raise DatasetError(clash, hint="rename or remove one of the two")
+    if clashes:
+        raise DatasetError(clashes[0], hint="rename or remove one of the two")
 
 
 def _infer(
     step: Step, results: Iterator[tuple[Item, Path, Any]], out: Path
 ) -> Iterator[tuple[Item, Path, Any]]:
     """Put what `work` returned through the net, in batches, and save it; failures pass."""
-    assert step.net is not None
-    assert step.save is not None
+    assert step.net and step.save
     while batch := list(itertools.islice(results, step.batch_size)):
         read = [value for _, _, value in batch if not isinstance(value, S2FError)]
         values = iter(step.net(read) if read else ())
@@ -256,9 +249,8 @@ def make_outputs(
     `work` is picklable, and called with `Item.given` and a temporary file; if it `writes` that,
     it is on the disk before this goes on, and `Journal.place` gives it its name. There is a
     worker a core by default; the rest is as in `run_in_workers`. Yields an item, its temporary
-    file, and what `work` returned, or an `InputError` or `WorkerError` that costs this item only,
-    in the order in which they end. Any other `S2FError` of `work` is raised: a full disk, a
-    package that is missing.
+    file, and what `work` returned, or an `InputError` or `WorkerError` that costs this item only.
+    Any other `S2FError` of `work` is raised: a full disk, a package that is missing.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -319,10 +311,9 @@ def run_in_workers(
     A decoder that crashes, or a kernel that is out of memory and kills a process, costs the item
     that this process held and nothing else; so does one that takes more than `seconds`. An item is
     the function's arguments, of which the first names it in messages; it is taken from `items` only
-    when a worker is free for it, and a worker holds one. `preload` are modules to import once for
-    all processes, where the system can. Yields the place of an item and what the function returned,
-    or the `S2FError` that it raised; a `WorkerError` if it raised another one, its process died or
-    took too long. In the order in which they end.
+    when a worker is free for it. `preload` are modules to import once for all processes, where the
+    system can. Yields, in the order in which they end, the place of an item and what the function
+    returned, the `S2FError` that it raised, or else a `WorkerError`.
     """
     waiting = enumerate(items)
     # A pool a worker: in one for all, a process that dies while it holds the pool's lock or
@@ -381,7 +372,6 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 def _begin(preload: Sequence[str]) -> None:
-    """Make a process ready for its first item."""
     keep_memory()
     for module in preload:
         with contextlib.suppress(ImportError):  # the item that needs it says so better
@@ -399,8 +389,7 @@ def _attempt(function: Callable[..., Any], item: tuple[Any, ...]) -> Any:
         return WorkerError(f"{item[0]}: needs more memory than there is", hint="check the file")
     except Exception as error:  # a bug on one file must not cost the other million
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{last.name}:{last.lineno}"
-        message = f"{item[0]}: {type(error).__name__} in {where}: {error}"
+        message = f"{item[0]}: {type(error).__name__} in {last.name}:{last.lineno}: {error}"
         hint = "this is a bug of s2f: report it, with the file if you can"
         return WorkerError(message, hint=hint)
 
@@ -442,10 +431,9 @@ class Journal:
     when an output is begun, `done` when it stands under its name, `due` when it has to be made
     again, over what stands there. A run that ends leaves one line an output, sorted: the same
     sources and settings give the same bytes, killed or not. `OUT/.s2f/STEP/` holds the temporary
-    files of a run, and is removed with it; those of each run in a folder of its own, `parts`, as
-    a worker may outlive a run that was killed, and write until the next. `entries` has the last
-    that is known of each output, by its path below the folder. Every method that writes raises an
-    `OutputError` if it cannot.
+    files of a run, each run's in a folder of its own, `parts`, as a worker may outlive a run that
+    was killed. `entries` has the last that is known of each output, by its path below the folder.
+    What cannot be written is an `OutputError`.
     """
 
     def __init__(self, folder: Path, step: str, settings: Mapping[str, Any]) -> None:
@@ -461,14 +449,12 @@ class Journal:
         self._is_compact = True
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.alone_in(folder, self.path.with_suffix(".lock")))
-            try:
+            with _writing(self.path):
                 self._file = self.path.open("a+b")
                 stack.callback(lambda: self._file.close())
                 shutil.rmtree(self.parts.parent, ignore_errors=True)  # of a run that was killed
                 self.parts.mkdir(parents=True)
                 self._read()
-            except OSError as error:
-                raise unwritable(self.path, error) from error
             self._close = stack.pop_all().close
 
     def _read(self) -> None:

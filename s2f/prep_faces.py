@@ -39,10 +39,7 @@ _photos_step = functools.partial(
 
 
 def resize_step(size: int = FRAME) -> Step:
-    """Squash photos to `size` x `size`, upright RGB, in the format of their suffix.
-
-    A photo that is so already is copied as it is, so that doing it twice changes nothing.
-    """
+    """Squash photos to `size` x `size`, upright RGB, in the format of their suffix."""
     work = functools.partial(_resize, size=size)
     return _photos_step(name="resize", rename=str, settings={"size": size}, work=work)
 
@@ -51,7 +48,7 @@ def _resize(source: Path, part: Path, *, size: int) -> None:
     photo = open_photo(source, enough=size)
     if photo.size != (size, size):
         photo = photo.resize((size, size), Image.Resampling.LANCZOS)
-    elif _is_plain(source):
+    elif _is_plain(source):  # so that doing it twice changes nothing
         shutil.copyfile(source, part)
         return
     save_photo(photo, part)
@@ -70,10 +67,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def faces_step(detector: str, device: str = "cpu") -> Step:
-    """Cut out the largest face of each photo: level, 224 x 224, as `face_detection.frame` does it.
-
-    Raises as `face_detection.check_detector`.
-    """
+    """Cut out the largest face of each photo, 224 x 224; raises as `check_detector`."""
     place = [face_detection.EYES_AT.real, face_detection.EYES_AT.imag, face_detection.EYE_DISTANCE]
     settings = {"detector": detector, "size": FRAME, "eyes": place}
     return _step("faces", detector, device, str, settings, frame, save_photo)
@@ -82,8 +76,7 @@ def faces_step(detector: str, device: str = "cpu") -> Step:
 def landmarks_step(detector: str, device: str = "cpu") -> Step:
     """Find the points of the largest face of each photo, float32 [68 2].
 
-    They are xy in the photo squashed to 224 x 224, as training reads it. Raises as
-    `face_detection.check_detector`.
+    They are xy in the photo squashed to 224 x 224, as in training. Raises as `check_detector`.
     """
     settings = {"detector": detector, "size": FRAME}
     rename = functools.partial(renamed, ending=LANDMARKS)

@@ -76,12 +76,10 @@ def split_tree(
     changes nothing; `out` of other arguments is refused, by the record `split.json` that is written
     last, and by who is there.
 
-    Raises:
-        DatasetError: if the tree has no identity, one in two spellings, or the labels cannot
-            be used.
-        UsageError: if the shares cannot be, the folders overlap, the tree is split already, or
-            `out` holds another split or another run is at work there.
-        OutputError: if `out` cannot be written.
+    Raises a `DatasetError` if the tree has no identity, one in two spellings, or the labels cannot
+    be used; a `UsageError` if the shares cannot be, the folders overlap, the tree is split already,
+    or `out` holds another split or another run is at work there; an `OutputError` if `out` cannot
+    be written.
     """
     share = shares(train, val)
     files.refuse_overlap(tree, out)
@@ -118,9 +116,7 @@ def split_tree(
         strangers=found.strangers,
         empty=tuple(name for name in files.folders(tree) if name not in identities),
         loose=loose,
-        made=placed.made,
-        kept=placed.kept,
-        failed=placed.failed,
+        **vars(placed),
     )
 
 
@@ -207,12 +203,9 @@ def labels_of(
     The column that names the most identities is taken for their names, which are compared as
     folders and meta files are (see `names`). A column whose last word is age, of numbers only,
     becomes decades. Others must be groups already: more than 10 different values that are numbers,
-    or that less than two people share on average, are refused.
-
-    Raises:
-        DatasetError: if the file cannot be read, names no identity, gives one identity different
-            labels, or a column is no label.
-        UsageError: if a column is not there.
+    or that less than two people share on average, are refused. Raises a `DatasetError` if the file
+    cannot be read, names no identity, gives one identity different labels, or a column is no label;
+    a `UsageError` if a column is not there.
     """
     table = read_table(path)
     match = _matcher(identities)
@@ -277,9 +270,8 @@ def deal_out(
 ) -> tuple[dict[str, tuple[str, ...]], dict[Values, dict[str, int]]]:
     """Deal identities, each with its labels, out to at most three splits, whose shares sum to 1.
 
-    Chance is a hash of the seed and the name, so that neither the order of a listing nor the
-    machine matters; one identity more or less may move a few others. Gives the identities of each
-    split, sorted, and the counts of each stratum, sorted.
+    Chance is a hash of the seed and the name: neither the order of a listing nor the machine
+    matters. Gives the identities of each split, and the counts of each stratum, sorted.
     """
     strata: dict[Values, list[str]] = defaultdict(list)
     for identity, labelled in values.items():
@@ -330,23 +322,21 @@ def apportion(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[list[int
     ]
 
 
-def _raise_one(
-    stratum: int, parted: list[set[int]], raised: list[set[int]], needs: list[int]
-) -> None:
+def _raise_one(at: int, parted: list[set[int]], raised: list[set[int]], needs: list[int]) -> None:
     """Round one more share of a stratum up; where the split is full, another stratum moves on."""
     came: dict[int, tuple[int, int | None]] = {}  # split: the stratum that enters, and from where
-    pending: list[tuple[int, int | None]] = [(stratum, None)]
+    pending: list[tuple[int, int | None]] = [(at, None)]
     for mover, left in pending:  # grows: an augmenting path, breadth first
         free = parted[mover] - raised[mover] - set(came)
         for split in sorted(free, key=lambda k: (-needs[k], k)):
             came[split] = mover, left
             if needs[split]:
                 needs[split] -= 1
-                at: int | None = split
-                while at is not None:
-                    enters, before = came[at]
-                    raised[enters] = raised[enters] - {before} | {at}
-                    at = before
+                to: int | None = split
+                while to is not None:
+                    enters, before = came[to]
+                    raised[enters] = raised[enters] - {before} | {to}
+                    to = before
                 return
             pending += [(other, split) for other, up in enumerate(raised) if split in up]
     raise AssertionError("three splits can always be filled")

@@ -1,6 +1,5 @@
 """`s2f prep ...`: what users type, see, and get wrong."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,11 +13,11 @@ import numpy as np
 import pytest
 from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import write_photo, write_speech
+from face_trees import Found
 from PIL import Image
 from trees import contents, grow, interruptible
 
 from s2f import demo, prep_faces
-from s2f.face_detection import FoundFace
 from s2f.images import open_photo
 
 
@@ -36,14 +35,20 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_audio_stores_waveforms_and_prints_where(recordings: Path, tmp_path: Path) -> None:
+def test_audio_stores_waveforms_and_a_bad_file_costs_itself(recordings, tmp_path):
+    (recordings / "bad.wav").write_bytes(b"RIFF nonsense")
     done = Done("prep", "audio", recordings, tmp_path / "out", "--workers", 1)
-    assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
-    assert "made 3, up to date 0, failed 0" in done.err
+    assert (done.code, done.out) == (6, f"{tmp_path / 'out'}\n")
+    assert "made 3, up to date 0, failed 1" in done.err
+    assert "error: 1 of 4 failed" in done.err and "Traceback" not in done.err
+    assert str(recordings / "bad.wav") in done.err
     assert np.load(tmp_path / "out/id0/a.npy").dtype == np.int16
     again = Done("prep", "audio", recordings, tmp_path / "out", "--json")
-    assert (again.json["made"], again.json["skipped"], again.json["failed"]) == (0, 3, [])
-    assert again.err == ""
+    assert (again.json["made"], again.json["skipped"], again.err) == (0, 3, "")
+    (failed,) = again.json["failed"]
+    assert (failed["source"], failed["error"]) == (str(recordings / "bad.wav"), "AudioError")
+    one = Done("prep", "audio", recordings / "bad.wav", tmp_path / "one")
+    assert_refused(one, 3, "bad.wav")  # a single one exits with its own error
 
 
 @pytest.mark.parametrize(
@@ -55,15 +60,13 @@ def test_audio_stores_waveforms_and_prints_where(recordings: Path, tmp_path: Pat
         (("--trim-silence", "40"), (16000,)),
     ],
 )
-def test_audio_stores_what_was_asked_for(
-    recordings: Path, tmp_path: Path, options: tuple[str, ...], shape: tuple[int, ...]
-) -> None:
+def test_audio_stores_what_was_asked_for(recordings, tmp_path, options, shape):
     done = Done("prep", "audio", recordings / "id0", tmp_path / "out", "--workers", 1, *options)
     assert done.code == 0
     assert np.load(tmp_path / "out/a.npy").shape == shape
 
 
-def test_stats_go_into_the_ast_front_end(recordings: Path, tmp_path: Path) -> None:
+def test_stats_go_into_the_ast_front_end(recordings, tmp_path):
     stats = tmp_path / "stats.json"
     done = Done("prep", "stats", recordings, "-o", stats, "--workers", 1, "--json")
     assert done.code == 0
@@ -78,39 +81,7 @@ def test_stats_go_into_the_ast_front_end(recordings: Path, tmp_path: Path) -> No
     assert stored.std() == pytest.approx(0.5, abs=0.05)  # AST's: (x - mean) / (2 std)
 
 
-def test_a_bad_file_costs_itself_and_the_command_exits_6(recordings: Path, tmp_path: Path) -> None:
-    (recordings / "id1/a.wav").write_bytes(b"RIFF nonsense")
-    arguments = ("prep", "audio", recordings, tmp_path / "out", "--workers", 1)
-    done = Done(*arguments)
-    assert done.code == 6
-    assert done.out == f"{tmp_path / 'out'}\n"
-    assert "error: 1 of 3 failed" in done.err
-    assert str(recordings / "id1/a.wav") in done.err
-    assert "Traceback" not in done.err
-    failed = Done(*arguments, "--json").json["failed"]
-    assert [item["source"] for item in failed] == [str(recordings / "id1/a.wav")]
-    assert failed[0]["error"] == "AudioError"
-
-
-def test_one_file_that_cannot_be_used_exits_with_its_own_error(tmp_path: Path) -> None:
-    (tmp_path / "a.wav").touch()
-    done = Done("prep", "audio", tmp_path / "a.wav", tmp_path / "out")
-    assert_refused(done, 3, "a.wav")
-
-
-class Found:
-    """In the place of a network: one face in a photo that is not black."""
-
-    points = np.random.default_rng(0).uniform(20, 60, (68, 2)).astype(np.float32)
-
-    def __call__(self, pictures: list[np.ndarray]) -> list[list[FoundFace]]:
-        face = FoundFace(np.zeros(4, np.float32), self.points)
-        return [[face] if picture.max() else [] for picture in pictures]
-
-
-def test_faces_and_landmarks_of_photos(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faces_and_landmarks_of_photos(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(prep_faces, "check_detector", lambda name, device: None)
     monkeypatch.setattr(prep_faces, "load_detector", lambda *name_and_device: Found())
     Image.new("RGB", (64, 64)).save(photos / "black.png")
@@ -120,25 +91,6 @@ def test_faces_and_landmarks_of_photos(
     assert open_photo(tmp_path / "out/id0/a.jpg").size == (224, 224)
     assert Done("prep", "landmarks", photos / "id0", photos / "id0", "--workers", 1).code == 0
     assert np.load(photos / "id0/a_landmarks.npy").shape == (68, 2)
-
-
-@pytest.mark.parametrize("command", ["faces", "landmarks"])
-def test_a_detector_that_is_not_installed_exits_5(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    done = Done("prep", command, photos, tmp_path / "out")
-    assert_refused(done, 5, "face_alignment")
-    assert "pip install 's2f[landmarks]'" in done.err
-
-
-def test_embeddings_lie_beside_their_photos(photos: Path, models: Path) -> None:
-    encoder = models / "demo/face_encoder.safetensors"
-    arguments = ("prep", "embeddings", photos, photos, "--face-encoder", encoder)
-    assert Done(*arguments, "--workers", 1, "--batch-size", 2, "--device", "cpu").code == 0
-    assert np.load(photos / "id0/a_embedding.npy").shape == (8,)
-    other = models / "other/face_encoder.safetensors"
-    assert Done(*arguments[:-1], other, "--workers", 1, "--json").json["made"] == 3
 
 
 @pytest.mark.parametrize(
@@ -153,7 +105,7 @@ def test_embeddings_lie_beside_their_photos(photos: Path, models: Path) -> None:
         ("demo", "no/where", "no/where", "out"),
     ],
 )
-def test_a_source_that_is_not_there_exits_3(words: tuple[str, ...]) -> None:
+def test_a_source_that_is_not_there_exits_3(words):
     assert_refused(Done("prep", *words), 3, "no/where")
 
 
@@ -172,11 +124,11 @@ def test_a_source_that_is_not_there_exits_3(words: tuple[str, ...]) -> None:
         ("pack", "tree", "out", "--face-encoder", "e", "--clip-seconds", "nan"),
     ],
 )
-def test_wrong_usage_exits_2(words: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_2(words):
     assert_wrong_usage(Done("prep", *words))
 
 
-def test_an_interrupt_exits_130_and_the_next_run_goes_on(tmp_path: Path) -> None:
+def test_an_interrupt_exits_130_and_the_next_run_goes_on(tmp_path):
     for k in range(200):
         write_speech(tmp_path / f"in/{k}.wav", seed=k % 3)
     words = ["prep", "audio", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "2"]
@@ -200,46 +152,36 @@ def test_an_interrupt_exits_130_and_the_next_run_goes_on(tmp_path: Path) -> None
     assert done["made"] + done["skipped"] == 200
 
 
-@pytest.fixture
-def people(tmp_path: Path) -> Path:
-    return grow(tmp_path / "tree", [f"p{k}/1.jpg" for k in range(10)])
-
-
-def test_names_prints_each_renaming(tmp_path: Path) -> None:
-    grow(tmp_path, ["é/1", "Ann/1", "train\n/1"])
-    done = Done("prep", "names", tmp_path)
-    assert (done.code, done.out) == (0, "'train\\n' -> 'train_'\n'é' -> 'e'\n")
-    assert "2 were renamed" in done.err
-
-
-def test_names_dry_run_as_json_has_all_of_the_plan(tmp_path: Path) -> None:
-    grow(tmp_path, ["é/1", "o/1", "ö/2"])
+def test_names_prints_each_renaming_and_json_has_all_of_the_plan(tmp_path):
+    grow(tmp_path, ["é/1", "o/1", "ö/2", "train\n/1"])
     done = Done("prep", "names", tmp_path, "--dry-run", "--json")
     assert (done.code, done.err) == (6, "")
-    assert done.json["renamed"] == [{"parent": str(tmp_path), "old": ["é"], "new": "e"}]
+    renamed = [(item["parent"], item["old"], item["new"]) for item in done.json["renamed"]]
+    assert renamed == [(str(tmp_path), ["train\n"], "train_"), (str(tmp_path), ["é"], "e")]
     assert done.json["failed"][0]["error"] == "DatasetError"
-    assert set(contents(tmp_path)) == {"é/1", "o/1", "ö/2"}
+    assert set(contents(tmp_path)) == {"é/1", "o/1", "ö/2", "train\n/1"}
+    done = Done("prep", "names", tmp_path)
+    assert (done.code, done.out) == (6, "'train\\n' -> 'train_'\n'é' -> 'e'\n")
+    assert "2 were renamed" in done.err
     merged = Done("prep", "names", tmp_path, "--merge", "--quiet")
     assert (merged.code, merged.err) == (0, "")
-    assert set(contents(tmp_path)) == {"e/1", "o/1", "o/2"}
+    assert set(contents(tmp_path)) == {"e/1", "o/1", "o/2", "train_/1"}
 
 
-def test_split_takes_all_its_options(people: Path, tmp_path: Path) -> None:
+def test_split_takes_all_its_options(tmp_path):
+    tree = grow(tmp_path / "tree", [f"p{k}/1.jpg" for k in range(10)])
     labels = tmp_path / "l.csv"
     labels.write_text("id,sex,note\n" + "".join(f"p{k},F,x{k}\n" for k in range(8)))
     options = ("--by", labels, "--columns", "sex, note", "--seed", 3, "--val", 0.2)
-    done = Done("prep", "split", people, tmp_path / "o", *options, "--link", "symlink", "--json")
+    done = Done("prep", "split", tree, tmp_path / "o", *options, "--link", "symlink", "--json")
     assert done.code == 0
-    assert {name: len(who) for name, who in done.json["splits"].items()} == {
-        "train": 8,
-        "val": 2,
-        "test": 0,
-    }
+    sizes = {name: len(who) for name, who in done.json["splits"].items()}
+    assert sizes == {"train": 8, "val": 2, "test": 0}
     assert done.json["unlabelled"] == ["p8", "p9"]
     assert all(path.is_symlink() for path in (tmp_path / "o").rglob("*.jpg"))
 
 
-def test_pair_prints_where_the_tree_is(tmp_path: Path) -> None:
+def test_pair_prints_where_the_tree_is(tmp_path):
     grow(tmp_path, ["f/ann/1.jpg", "v/ann/1.wav", "v/bob/1.wav"])
     arguments = ("prep", "pair", "--faces", tmp_path / "f", "--voices", tmp_path / "v")
     planned = Done(*arguments, tmp_path / "out", "--dry-run")
@@ -252,9 +194,7 @@ def test_pair_prints_where_the_tree_is(tmp_path: Path) -> None:
     assert [one["why"] for one in report["unmatched"]] == ["no face"]
 
 
-def test_prep_demo_prints_where_the_trees_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prep_demo_prints_where_the_trees_are(tmp_path, monkeypatch):
     def prepare(faces: Path, voices: Path, out: Path, **options: Any) -> demo.DemoReport:
         options.pop("progress")(1, 2, "a")
         assert options == {"identities": 3, "seed": 1}
@@ -265,31 +205,20 @@ def test_prep_demo_prints_where_the_trees_are(
     assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
 
 
-@pytest.fixture
-def embedded(voices: Path, models: Path) -> tuple[Path, Path]:
-    """A voice tree with embeddings, and the face encoder that made them."""
-    encoder = models / "demo/face_encoder.safetensors"
-    done = Done("prep", "embeddings", voices, voices, "--face-encoder", encoder, "--workers", 1)
-    assert done.code == 0
-    return voices, encoder
-
-
-def test_pack_packs_and_checks(embedded: tuple[Path, Path], tmp_path: Path) -> None:
-    tree, encoder = embedded
-    arguments = ("prep", "pack", tree, tmp_path / "p", "--face-encoder", encoder)
-    done = Done(*arguments, "--clip-seconds", 1, "--workers", 1, "--verify")
-    assert (done.code, done.out) == (0, f"{tmp_path / 'p'}\n")
+def test_embeddings_lie_beside_their_photos_and_are_packed_and_checked(voices, models, tmp_path):
+    encoder, pack = models / "demo/face_encoder.safetensors", tmp_path / "pack"
+    arguments = ("prep", "embeddings", voices, voices, "--workers", 1, "--face-encoder")
+    other = models / "other/face_encoder.safetensors"
+    assert Done(*arguments, other, "--batch-size", 2, "--device", "cpu").code == 0
+    assert np.load(voices / "train/id0/images/a_embedding.npy").shape == (8,)
+    assert Done(*arguments, encoder, "--json").json["made"] == 6
+    arguments = ("prep", "pack", voices, pack, "--face-encoder", encoder, "--clip-seconds", 1)
+    done = Done(*arguments, "--workers", 1, "--verify")
+    assert (done.code, done.out) == (0, f"{pack}\n")
     assert "6 identities, 6 clips, 6 embeddings" in done.err
     assert "0 damaged" in done.err
-    again = Done(*arguments, "--clip-seconds", 1, "--json").json
+    again = Done(*arguments, "--json").json
     assert (again["made"], again["clips"], again["failed"]) == (0, 6, [])
-
-
-def test_pack_names_what_is_damaged(embedded: tuple[Path, Path], tmp_path: Path) -> None:
-    tree, encoder = embedded
-    pack = tmp_path / "pack"
-    made = Done("prep", "pack", tree, pack, "--face-encoder", encoder, "--workers", 1)
-    assert made.code == 0
     shard = sorted((pack / "train").glob("clips*.npy"))[0]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -303,5 +232,5 @@ def test_pack_names_what_is_damaged(embedded: tuple[Path, Path], tmp_path: Path)
 @pytest.mark.parametrize(
     "words", [("a",), ("a", "b"), ("a", "--face-encoder", "c"), ("a", "b", "--verify")]
 )
-def test_pack_refuses_half_a_request(words: tuple[str, ...]) -> None:
+def test_pack_refuses_half_a_request(words):
     assert_refused(Done("prep", "pack", *words), 2, "packing takes TREE")

@@ -12,7 +12,7 @@ from trees import contents, grow
 
 from s2f.errors import DatasetError, UsageError
 from s2f.files import Link
-from s2f.pair import Found, MetaPeople, find_people, match_people, pair_identities, read_meta
+from s2f.pair import MetaPeople, find_people, pair_identities, read_meta
 from s2f.split import split_tree
 
 # The dialects, as FACTS and the datasets' own files have them; digits of ids and classes differ.
@@ -46,11 +46,14 @@ VGGFACE2 = (
 )
 
 
+def write(folder: Path, *texts: str) -> list[Path]:
+    for k, text in enumerate(texts):
+        (folder / f"{k}.csv").write_text(text, encoding="utf-8")
+    return [folder / f"{k}.csv" for k in range(len(texts))]
+
+
 def read(folder: Path, *texts: str) -> MetaPeople:
-    paths = [folder / f"{k}.csv" for k in range(len(texts))]
-    for path, text in zip(paths, texts, strict=True):
-        path.write_text(text, encoding="utf-8")
-    return read_meta(paths)
+    return read_meta(write(folder, *texts))
 
 
 @pytest.mark.parametrize(
@@ -67,9 +70,7 @@ def read(folder: Path, *texts: str) -> MetaPeople:
     ],
     ids=["old", "full", "official+vggface2", "vggface2+official", "both", "commas", "NFD", "BOM"],
 )
-def test_all_dialects_of_voxceleb2_know_the_same_people(
-    texts: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_all_dialects_of_voxceleb2_know_the_same_people(texts, tmp_path):
     people = read(tmp_path, *texts)
     assert [(person.identity, person.voices) for person in people.people] == [
         ("Carlos_Sainz_Jr.", ("id00017",)),
@@ -89,15 +90,20 @@ def test_all_dialects_of_voxceleb2_know_the_same_people(
         assert people.find(label)[0] == (people.people[0],)
 
 
-def test_digits_of_an_id_do_not_make_a_class(tmp_path: Path) -> None:
+def test_digits_of_an_id_do_not_make_a_class_which_has_only_a_name(tmp_path):
     """And without names people are their ids."""
     people = read(tmp_path, VOX2_OFFICIAL)
     assert [person.identity for person in people.people] == ["id00012", "id00017", "id00019"]
     assert people.find("n000012")[0][0].identity == "id00017"
     assert people.find("n000019") == ((), "transliterated")
+    people = read(tmp_path, VOX2_OFFICIAL, VGGFACE2)
+    assert people.find("n000001")[0] == ()
+    assert people.names["n000001"] == "14th_Dalai_Lama"
+    people = read(tmp_path, VOX1, 'Class_ID, Name\nn000777, "A.J._Buckley"\n')
+    assert people.find("n000777")[0][0].voices == ("id10001",)
 
 
-def test_the_person_in_both_voxcelebs_is_one(tmp_path: Path) -> None:
+def test_the_person_in_both_voxcelebs_is_one_and_namesakes_in_one_are_not(tmp_path):
     people = read(tmp_path, VOX1, VOX2_OLD)
     harry = next(person for person in people.people if person.identity.startswith("Harry"))
     assert harry.voices == ("id00019", "id10270")
@@ -105,24 +111,12 @@ def test_the_person_in_both_voxcelebs_is_one(tmp_path: Path) -> None:
     for label in (*harry.voices, "n003333", "Harry_Connick_Jr."):
         assert people.find(label)[0] == (harry,)
     assert people.collisions == ()
-
-
-def test_people_of_one_name_in_one_set_are_kept_apart(tmp_path: Path) -> None:
-    people = read(
-        tmp_path, VOX2_OLD + "José_X\tid00100\tn000100\tm\tdev\nJose_X\tid00101\tn000101\tm\tdev\n"
-    )
+    twins = "José_X\tid00100\tn000100\tm\tdev\nJose_X\tid00101\tn000101\tm\tdev\n"
+    people = read(tmp_path, VOX2_OLD + twins)
     assert people.collisions == ("Jose_X_id00100", "Jose_X_id00101")
     assert [person.voices for person in people.find("José_X")[0]] == [("id00100",)]
     assert [person.voices for person in people.find("n000101")[0]] == [("id00101",)]
     assert len(people.find("JOSÉ_X")[0]) == 2
-
-
-def test_a_class_without_a_voice_has_only_a_name(tmp_path: Path) -> None:
-    people = read(tmp_path, VOX2_OFFICIAL, VGGFACE2)
-    assert people.find("n000001")[0] == ()
-    assert people.names["n000001"] == "14th_Dalai_Lama"
-    people = read(tmp_path, VOX1, 'Class_ID, Name\nn000777, "A.J._Buckley"\n')
-    assert people.find("n000777")[0][0].voices == ("id10001",)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +129,9 @@ def test_a_class_without_a_voice_has_only_a_name(tmp_path: Path) -> None:
         ((VOX2_OFFICIAL + "id00020,n1,m,dev\n",), "line 5.*'n1'"),
     ],
 )
-def test_meta_files_that_cannot_be_right_are_refused(
-    texts: tuple[str, ...], why: str, tmp_path: Path
-) -> None:
+def test_meta_files_that_cannot_be_right_are_refused(texts, why, tmp_path):
     with pytest.raises(DatasetError, match=why):
         read(tmp_path, *texts)
-
-
-def labels(found: list[Found]) -> dict[str | None, set[str]]:
-    return {one.label: {f"{one.inside}|{name}" for name in one.names} for one in found}
 
 
 @pytest.mark.parametrize(
@@ -162,68 +150,23 @@ def labels(found: list[Found]) -> dict[str | None, set[str]]:
         ("train/ann/vid/1.wav", "ann", "train/ann", "vid/1.wav"),
     ],
 )  # fmt: skip
-def test_a_path_names_the_person(
-    path: str, label: str | None, inside: str, name: str, tmp_path: Path
-) -> None:
+def test_a_path_names_the_person(path, label, inside, name, tmp_path):
     grow(tmp_path / "tree", [path])
     people = read(tmp_path, VOX1, FULL_VOX2)
-    assert labels(find_people(tmp_path / "tree", "voice", people)) == {label: {f"{inside}|{name}"}}
+    (found,) = find_people(tmp_path / "tree", "voice", people)
+    assert (found.label, found.inside, found.names) == (label, inside, (name,))
 
 
-def why(tmp_path: Path, faces: list[str], voices: list[str], people: MetaPeople) -> dict[str, str]:
-    grow(tmp_path / "faces", [f"{name}/1.jpg" for name in faces])
-    grow(tmp_path / "voices", [f"{name}/1.wav" for name in voices])
-    found = [
-        *find_people(tmp_path / "faces", "face", people),
-        *find_people(tmp_path / "voices", "voice", people),
-    ]
-    return {f"{one.kind} {one.name}": one.why for one in match_people(found, people)[1]}
-
-
-def test_every_folder_that_is_left_out_has_its_reason(tmp_path: Path) -> None:
-    people = read(tmp_path, VOX1, FULL_VOX2)
-    assert why(
-        tmp_path,
-        ["Harry_Connick_Jr.", "n000012", "Nobody"],
-        ["id00012", "id00017", "id09999"],
-        people,
-    ) == {
-        "face Harry_Connick_Jr.": "no voice",
-        "face Nobody": "no meta row",
-        "voice id00012": "no face",
-        "voice id09999": "no meta row",
-    }
-
-
-def test_a_name_of_several_people_is_nobodys(tmp_path: Path) -> None:
-    twins = "José_X,id00100\nJose_X,id00101\n"
-    people = read(tmp_path, f"Name,VoxCeleb2 ID\n{twins}")
-    reasons = why(tmp_path, ["JOSE_X"], ["id00100"], people)
-    assert reasons["face JOSE_X"] == "ambiguous: may be Jose_X_id00100, Jose_X_id00101"
-
-
-def test_spellings_without_a_meta_file_are_joined_only_across_the_trees(tmp_path: Path) -> None:
-    assert why(tmp_path / "a", ["José"], ["Jose"], MetaPeople()) == {}
-    reasons = why(tmp_path / "b", ["José", "Ann"], ["Jose", "José", "Ann"], MetaPeople())
-    assert set(reasons) == {"face José", "voice Jose", "voice José"}
-    assert all("ambiguous" in reason for reason in reasons.values())
-
-
-def test_a_name_that_is_not_text_is_left_out_with_its_reason(tmp_path: Path) -> None:
-    reasons = why(tmp_path, ["\udce9", "ann"], ["\udce9", "ann"], MetaPeople())
-    assert set(reasons) == {"face \udce9", "voice \udce9"}
-    assert all("not text" in reason for reason in reasons.values())
-
-
+HQ = "HQ-VoxCeleb/HQ-VoxCeleb"
 FACES = [
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/A.J._Buckley/1.jpg",
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/A.J._Buckley/1_landmarks.npy",
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/A.J._Buckley/1_embedding.npy",
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/A.J._Buckley/notes.txt",
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox1/masked_faces/Harry_Connick_Jr./1.jpg",
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox2/masked_faces/Harry_Connick_Jr./1.jpg",
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox2/masked_faces/Z\u030cydru\u0304nas_Savickas/1.jpg",
-    "HQ-VoxCeleb/HQ-VoxCeleb/vox2/masked_faces/Carlos_Sainz_Jr./1.jpg",
+    f"{HQ}/vox1/masked_faces/A.J._Buckley/1.jpg",
+    f"{HQ}/vox1/masked_faces/A.J._Buckley/1_landmarks.npy",
+    f"{HQ}/vox1/masked_faces/A.J._Buckley/1_embedding.npy",
+    f"{HQ}/vox1/masked_faces/A.J._Buckley/notes.txt",
+    f"{HQ}/vox1/masked_faces/Harry_Connick_Jr./1.jpg",
+    f"{HQ}/vox2/masked_faces/Harry_Connick_Jr./1.jpg",
+    f"{HQ}/vox2/masked_faces/Z\u030cydru\u0304nas_Savickas/1.jpg",
+    f"{HQ}/vox2/masked_faces/Carlos_Sainz_Jr./1.jpg",
     "HQ-VoxCeleb/__MACOSX/vox1/masked_faces/A.J._Buckley/._1.jpg",
 ]
 VOICES = [
@@ -257,19 +200,17 @@ def sources(tmp_path: Path) -> dict[str, list[Path]]:
     """Trees as the datasets unpack, and their meta files."""
     grow(tmp_path / "faces", FACES)
     grow(tmp_path / "voices", VOICES)
-    (tmp_path / "vox1_meta.csv").write_text(VOX1, encoding="utf-8")
-    (tmp_path / "full_vox2_meta.csv").write_text(FULL_VOX2, encoding="utf-8")
-    metas = [tmp_path / "vox1_meta.csv", tmp_path / "full_vox2_meta.csv"]
+    metas = write(tmp_path, VOX1, FULL_VOX2)
     return {"faces": [tmp_path / "faces"], "voices": [tmp_path / "voices"], "metas": metas}
 
 
 @pytest.mark.parametrize("link", Link)
-def test_everybody_gets_their_own_voices_and_faces(
-    link: Link, sources: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    report = pair_identities(**sources, out=tmp_path / "out", link=link)
-    wanted = {path: os.fsencode(source) for path, source in WANTED.items()}
-    assert contents(tmp_path / "out") == wanted
+def test_everybody_gets_their_own_voices_and_faces(link, sources, tmp_path):
+    out = tmp_path / "out"
+    planned = pair_identities(**sources, out=out, link=link, dry_run=True)
+    assert not out.exists()
+    report = pair_identities(**sources, out=out, link=link)
+    assert contents(out) == {path: os.fsencode(source) for path, source in WANTED.items()}
     assert {pair.identity: pair.how for pair in report.pairs} == {
         "A.J._Buckley": "name",
         "Carlos_Sainz_Jr.": "transliterated",
@@ -283,119 +224,95 @@ def test_everybody_gets_their_own_voices_and_faces(
         "vox2": {"people": 3, "voices": 3, "faces": 3, "pairs": 3},
         "own": {"people": 0, "voices": 1, "faces": 0, "pairs": 0},
     }
-
-
-def test_the_person_in_both_sets_is_never_in_two_splits(
-    sources: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    pair_identities(**sources, out=tmp_path / "out")
-    for seed in range(5):
-        split_tree(tmp_path / "out", tmp_path / f"split{seed}", train=0.5, seed=seed)
+    assert (planned.pairs, planned.unmatched) == (report.pairs, report.unmatched)
+    before = {path: path.lstat() for path in out.rglob("*")}
+    again = pair_identities(**sources, out=out, link=link)
+    assert {path: path.lstat() for path in out.rglob("*")} == before
+    counts = [(r.made, r.kept) for r in (planned, report, again)]
+    assert counts == [(0, 0), (len(WANTED), 0), (0, len(WANTED))]
+    for seed in range(5):  # the person of both sets is never in two splits
+        split_tree(out, tmp_path / f"split{seed}", train=0.5, seed=seed)
         paths = [path for path in contents(tmp_path / f"split{seed}") if "Harry" in path]
         assert len(paths) == 4
         assert len({path.split("/")[0] for path in paths}) == 1
 
 
-def test_a_second_run_changes_nothing(sources: dict[str, list[Path]], tmp_path: Path) -> None:
-    planned = pair_identities(**sources, out=tmp_path / "out", dry_run=True)
-    assert not (tmp_path / "out").exists()
-    done = pair_identities(**sources, out=tmp_path / "out")
-    assert (planned.pairs, planned.unmatched) == (done.pairs, done.unmatched)
-    assert (planned.made, done.made) == (0, len(WANTED))
-    before = {path: path.lstat() for path in (tmp_path / "out").rglob("*")}
-    again = pair_identities(**sources, out=tmp_path / "out")
-    assert {path: path.lstat() for path in (tmp_path / "out").rglob("*")} == before
-    assert (again.made, again.kept) == (0, len(WANTED))
-
-
-def test_other_people_in_the_output_are_refused(
-    sources: dict[str, list[Path]], tmp_path: Path
-) -> None:
+def test_other_people_in_the_output_are_refused(sources, tmp_path):
     """Without names Zydrunas_Savickas would be id00012: one person in two folders."""
     pair_identities(**sources, out=tmp_path / "out")
-    meta = tmp_path / "vox2_meta.csv"
-    meta.write_text(VOX2_OFFICIAL, encoding="utf-8")
     grow(tmp_path / "vggface2", ["train/n009999/1.jpg"])
-    sources |= {"metas": [meta], "faces": [tmp_path / "vggface2"]}
+    sources |= {"metas": write(tmp_path, VOX2_OFFICIAL), "faces": [tmp_path / "vggface2"]}
     with pytest.raises(UsageError, match="in no pair"):
         pair_identities(**sources, out=tmp_path / "out")
 
 
-@pytest.mark.parametrize(("name", "identity"), [("..", "_.."), ('",,"', "id00012")])
-def test_a_name_in_a_meta_file_leads_out_of_nothing(
-    name: str, identity: str, tmp_path: Path
-) -> None:
-    grow(tmp_path, ["voices/id00012/1.wav", "faces/id00012/1.jpg"])
-    meta = tmp_path / "meta.csv"
-    meta.write_text(f"VoxCeleb2 ID,Name\nid00012,{name}\n")
-    report = pair_identities(
-        [tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "a/out", metas=[meta]
-    )
-    assert [pair.identity for pair in report.pairs] == [identity]
-    assert set(contents(tmp_path / "a")) == {
-        f"out/{identity}/audios/1.wav",
-        f"out/{identity}/images/1.jpg",
-    }
+TWINS = "Name,VoxCeleb2 ID\nJosé_X,id00100\nJose_X,id00101\n"
+META = "VoxCeleb2 ID,Name\nid00012,"
+SEVERAL = "ambiguous: Jose, José are one name"
 
 
-def test_own_folders_are_joined_by_equal_names(tmp_path: Path) -> None:
-    grow(tmp_path / "faces", ["Ann/1.jpg", "Ž/1.jpg", "bob/1.jpg"])
-    grow(tmp_path / "voices", ["Ann/1.wav", "Z\u030c/x/1.wav", "dan/1.wav", "loose.wav"])
-    report = pair_identities([tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out")
-    assert set(contents(tmp_path / "out")) == {
-        "Ann/audios/1.wav",
-        "Ann/images/1.jpg",
-        "Z/audios/x/1.wav",
-        "Z/images/1.jpg",
-    }
-    assert {one.name: one.why for one in report.unmatched} == {
-        "bob": "no voice",
-        "dan": "no face",
-        "loose.wav": "not in an identity's folder",
-    }
+@pytest.mark.parametrize(
+    ("metas", "faces", "voices", "pairs", "left"),
+    [
+        (
+            (VOX1, FULL_VOX2),
+            ["Harry_Connick_Jr.", "n000012", "Nobody"],
+            ["id00012", "id00017", "id09999"],
+            ["Carlos_Sainz_Jr."],
+            {"id00012": "no face", "id09999": "no meta row"}
+            | {"Harry_Connick_Jr.": "no voice", "Nobody": "no meta row"},
+        ),
+        (
+            (TWINS,),
+            ["JOSE_X"],
+            ["id00100"],
+            [],
+            {"id00100": "no face"} | {"JOSE_X": "ambiguous: may be Jose_X_id00100, Jose_X_id00101"},
+        ),
+        # Without a meta file, spellings are joined only across the trees.
+        ((), ["José"], ["Jose"], ["Jose"], {}),
+        ((), ["José", "Ann"], ["Jose", "José", "Ann"], ["Ann"], {"Jose": SEVERAL, "José": SEVERAL}),
+        ((), ["\udce9", "ann"], ["\udce9", "ann"], ["ann"], {"\udce9": "\udce9: is not text"}),
+        ((), ["Ann", "bob"], ["Ann", "dan"], ["Ann"], {"bob": "no voice", "dan": "no face"}),
+        # A name in a meta file leads out of nothing.
+        ((f"{META}..",), ["id00012"], ["id00012"], ["_.."], {}),
+        ((f'{META}",,"',), ["id00012"], ["id00012"], ["id00012"], {}),
+    ],
+)
+def test_every_folder_is_a_persons_or_left_out_with_its_reason(
+    metas, faces, voices, pairs, left, tmp_path
+):
+    grow(tmp_path / "faces", [f"{name}/1.jpg" for name in faces])
+    grow(tmp_path / "voices", [f"{name}/1.wav" for name in voices])
+    trees = [tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out"
+    report = pair_identities(*trees, metas=write(tmp_path, *metas), dry_run=True)
+    assert [pair.identity for pair in report.pairs] == pairs
+    found = {one.name: one.why for one in report.unmatched}
+    assert found.keys() == left.keys()
+    assert all(found[name].startswith(why) for name, why in left.items())
 
 
-def test_one_tree_may_hold_both(tmp_path: Path) -> None:
-    grow(tmp_path / "tree", ["ann/1.jpg", "ann/1_landmarks.npy", "ann/2.npy", "ann/3.wav"])
-    pair_identities([tmp_path / "tree"], [tmp_path / "tree"], tmp_path / "out")
-    assert set(contents(tmp_path / "out")) == {
-        "ann/images/1.jpg",
-        "ann/images/1_landmarks.npy",
-        "ann/audios/2.npy",
-        "ann/audios/3.wav",
-    }
+def test_several_trees_of_a_kind_keep_their_files_apart_and_one_may_hold_both(tmp_path):
+    paths = ["t/ann/1.jpg", "t/ann/1_landmarks.npy", "t/ann/2.npy", "t/ann/x/3.wav", "t/4.wav"]
+    grow(tmp_path, [*paths, "v/ann/1.wav"])
+    voices = [tmp_path / "t", tmp_path / "v"]
+    report = pair_identities([tmp_path / "t"], voices, tmp_path / "out")
+    audios = {"audios/t/ann/2.npy", "audios/t/ann/x/3.wav", "audios/v/ann/1.wav"}
+    wanted = {f"ann/{path}" for path in (*audios, "images/1.jpg", "images/1_landmarks.npy")}
+    assert set(contents(tmp_path / "out")) == wanted
+    assert [(one.name, one.why) for one in report.unmatched] == [
+        ("4.wav", "not in an identity's folder")
+    ]
 
 
-def test_several_trees_of_a_kind_keep_their_files_apart(tmp_path: Path) -> None:
-    for tree in ("v1", "v2"):
-        grow(tmp_path / tree, ["ann/1.wav"])
-    grow(tmp_path / "faces", ["ann/1.jpg"])
-    voices = [tmp_path / "v1", tmp_path / "v2"]
-    pair_identities([tmp_path / "faces"], voices, tmp_path / "out")
-    assert set(contents(tmp_path / "out")) == {
-        "ann/audios/v1/ann/1.wav",
-        "ann/audios/v2/ann/1.wav",
-        "ann/images/1.jpg",
-    }
-
-
-def test_two_folders_that_would_be_one_are_refused(tmp_path: Path) -> None:
-    for tree in ("a/v", "b/v"):
-        grow(tmp_path / tree, ["ann/1.wav"])
-    grow(tmp_path / "faces", ["ann/1.jpg"])
+def test_what_cannot_be_paired_is_an_error_but_not_in_a_dry_run(tmp_path):
+    grow(tmp_path, ["a/v/ann/1.wav", "b/v/ann/1.wav", "faces/ann/1.jpg", "voices/bob/1.wav"])
+    faces, voices, out = [tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out"
     with pytest.raises(UsageError, match="would both be"):
-        pair_identities(
-            [tmp_path / "faces"], [tmp_path / "a/v", tmp_path / "b/v"], tmp_path / "out"
-        )
-    assert not (tmp_path / "out").exists()
-
-
-def test_no_pair_at_all_is_an_error_but_not_in_a_dry_run(tmp_path: Path) -> None:
-    grow(tmp_path / "faces", ["ann/1.jpg"])
-    grow(tmp_path / "voices", ["bob/1.wav"])
-    arguments = ([tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out")
+        pair_identities(faces, [tmp_path / "a/v", tmp_path / "b/v"], out)
     with pytest.raises(DatasetError, match="no voice"):
-        pair_identities(arguments[0], arguments[0], arguments[2])
+        pair_identities(faces, faces, out)
     with pytest.raises(DatasetError, match="nobody of 2 people"):
-        pair_identities(*arguments)
-    assert len(pair_identities(*arguments, dry_run=True).unmatched) == 2
+        pair_identities(faces, voices, out)
+    assert len(pair_identities(faces, voices, out, dry_run=True).unmatched) == 2
+    assert not out.exists()

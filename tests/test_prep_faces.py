@@ -3,13 +3,13 @@
 import dataclasses
 import importlib.util
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ENCODER, write_photo
+from face_trees import Found
 from PIL import Image
 
 from s2f import checkpoint, face_encoder, prep_faces
@@ -22,7 +22,6 @@ from s2f.errors import (
     ImageError,
     UsageError,
 )
-from s2f.face_detection import FoundFace
 from s2f.images import PREPROCESSING, load_face
 from s2f.prep import Step
 from s2f.prep_faces import (
@@ -51,59 +50,45 @@ def make(step: Step, source: Path, folder: Path) -> Path:
     return part
 
 
-@pytest.mark.parametrize("size", [(300, 200), (30, 90)])
-@pytest.mark.parametrize("suffix", ["JPEG", "png", "webp", "bmp"])
-def test_a_photo_is_squashed_to_the_size(
-    tmp_path: Path, size: tuple[int, int], suffix: str
-) -> None:
-    gradient(*size).save(tmp_path / f"a.{suffix}")
-    with Image.open(make(resize_step(), tmp_path / f"a.{suffix}", tmp_path)) as seen:
-        wanted = Image.registered_extensions()[f".{suffix.lower()}"]
-        assert (seen.size, seen.mode, seen.format) == ((224, 224), "RGB", wanted)
-        difference = np.asarray(seen, float) - np.asarray(gradient(224, 224), float)
-        assert np.abs(difference).mean() < 4
-
-
 @pytest.mark.parametrize(
     ("mode", "suffix"),
     [
-        *((mode, suffix) for mode in ("RGB", "L") for suffix in ("jpg", "png", "webp", "bmp")),
+        *((mode, suffix) for mode in ("RGB", "L") for suffix in ("JPEG", "png", "webp", "bmp")),
         *(("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("RGBA", "webp"), ("P", "bmp")),
     ],
 )
-def test_resizing_twice_changes_nothing(tmp_path: Path, mode: str, suffix: str) -> None:
-    gradient(64, 64).convert(mode).save(tmp_path / f"a.{suffix}")
-    once = make(resize_step(64), tmp_path / f"a.{suffix}", tmp_path).read_bytes()
-    (tmp_path / f"b.{suffix}").write_bytes(once)
-    assert make(resize_step(64), tmp_path / f"b.{suffix}", tmp_path).read_bytes() == once
-    if mode == "RGB":
-        assert once == (tmp_path / f"a.{suffix}").read_bytes()
+def test_a_photo_is_squashed_to_the_size_and_once_only(tmp_path, mode, suffix):
+    source, step = tmp_path / f"a.{suffix}", resize_step()
+    for size in ((300, 200), (30, 90)):
+        gradient(*size).convert(mode).save(source)
+        part = make(step, source, tmp_path)
+        with Image.open(part) as seen:
+            wanted = Image.registered_extensions()[f".{suffix.lower()}"]
+            assert (seen.size, seen.mode, seen.format) == ((224, 224), "RGB", wanted)
+            squashed = gradient(224, 224).convert(mode).convert("RGB")
+            if mode in ("RGB", "L"):
+                assert np.abs(np.asarray(seen, float) - np.asarray(squashed, float)).mean() < 4
+        once = part.read_bytes()
+        source.write_bytes(once)
+        assert make(step, source, tmp_path).read_bytes() == once
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_large_photo_is_resized_without_a_warning(tmp_path: Path) -> None:
+def test_a_large_photo_is_resized_without_a_warning(tmp_path):
     Image.new("1", (10_000, 9_500)).save(tmp_path / "a.png")
     with Image.open(make(resize_step(64), tmp_path / "a.png", tmp_path)) as seen:
         assert seen.size == (64, 64)
 
 
-def test_a_sideways_photo_of_the_size_is_no_copy(tmp_path: Path) -> None:
+def test_a_photo_of_the_size_is_a_copy_only_if_it_is_stored_as_it_would_be(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 6  # sideways
     gradient(64, 64).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
     with Image.open(make(resize_step(64), tmp_path / "a.png", tmp_path)) as seen:
         assert not seen.getexif()
         assert np.array_equal(np.asarray(seen), np.asarray(gradient(64, 64)))
-
-
-def test_a_photo_under_a_wrong_suffix_gets_the_format_of_its_name(tmp_path: Path) -> None:
     gradient(64, 64).save(tmp_path / "a.jpg", format="PNG")
     with Image.open(make(resize_step(64), tmp_path / "a.jpg", tmp_path)) as seen:
         assert seen.format == "JPEG"
-
-
-def test_a_damaged_photo_of_the_size_is_refused(tmp_path: Path) -> None:
-    gradient(64, 64).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match=r"a\.png: cannot be read"):
@@ -144,12 +129,6 @@ def scene(photo: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Imag
     return ground
 
 
-def reference(person: Path) -> np.ndarray:
-    """The photo in the framing of the set: its own, in our frame [224 224 3]."""
-    photo = photo_of(person).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(photo, float)
-
-
 def eyes_off(seen: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     """How far the eyes of a picture lie from those of a framed one, pixels, and how alike they are.
 
@@ -186,32 +165,18 @@ def eyes_off(seen: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
         (5, 1.2, 150, 170, (700, 300)),
     ],
 )
-def test_a_face_in_the_wild_is_framed_like_its_photo(
-    tmp_path: Path, turn: float, zoom: float, x: float, y: float, size: tuple[int, int]
-) -> None:
+def test_a_face_in_the_wild_is_framed_like_its_photo(tmp_path, turn, zoom, x, y, size):
     matrix = similarity(turn, zoom, x, y)
     off = []
     for person in people(12):
         scene(photo_of(person), matrix, size).save(tmp_path / "a.png")
+        photo = photo_of(person).resize((SIDE, SIDE), Image.Resampling.LANCZOS)  # framed alike
         part = make(faces_step("dlib"), tmp_path / "a.png", tmp_path)
         with Image.open(part) as face:
-            off.append(eyes_off(np.asarray(face, float), reference(person)))
+            off.append(eyes_off(np.asarray(face, float), np.asarray(photo, float)))
     distance, likeness = np.array(off).T
     assert distance.mean() < 1.5 and distance.max() <= 2.3
     assert likeness.min() > 0.85
-
-
-class Found:
-    """In the place of a net: the points of a face, as far right as the picture is bright."""
-
-    points = np.random.default_rng(0).uniform(20, 60, (68, 2)).astype(np.float32)
-
-    def __call__(self, pictures: list[np.ndarray]) -> list[list[FoundFace]]:
-        found = []
-        for picture in pictures:
-            points = self.points + np.float32((picture.max(), 0))
-            found.append([FoundFace(np.zeros(4, np.float32), points)] if picture.max() else [])
-        return found
 
 
 @pytest.fixture
@@ -224,9 +189,7 @@ def net(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("net")
 @pytest.mark.parametrize("detector", ["dlib", "face-alignment"])
 @pytest.mark.parametrize(("build", "suffix"), [(faces_step, ".png"), (landmarks_step, ".npy")])
-def test_each_photo_gets_its_own_result_or_error(
-    tmp_path: Path, build: Callable[[str], Step], suffix: str, detector: str
-) -> None:
+def test_each_photo_gets_its_own_result_or_error(tmp_path, build, suffix, detector):
     step = build(detector)
     photos = [tmp_path / f"{level}.png" for level in (10, 0, 30)]
     for level, photo in zip((10, 0, 30), photos, strict=True):
@@ -254,25 +217,19 @@ def test_each_photo_gets_its_own_result_or_error(
 
 
 @pytest.mark.usefixtures("net")
-def test_what_a_net_is_handed_is_bounded(tmp_path: Path) -> None:
-    gradient(5000, 200).save(tmp_path / "a.jpg")
-    source, picture = faces_step("face-alignment").work(tmp_path / "a.jpg", tmp_path)
-    assert source == str(tmp_path / "a.jpg") and picture.shape == (82, 2048, 3)
-
-
-@pytest.mark.usefixtures("net")
-def test_steps_travel_to_workers_and_know_what_their_outputs_depend_on() -> None:
+def test_steps_travel_to_workers_and_know_what_their_outputs_depend_on(tmp_path):
     for detector in ("dlib", "face-alignment"):
         for step in (faces_step(detector), landmarks_step(detector), resize_step(64)):
             pickle.loads(pickle.dumps(step.work))
             assert detector in step.settings.values() or step.settings == {"size": 64}
     assert landmarks_step("dlib").rename("id/a.b.jpg") == "id/a.b_landmarks.npy"
     assert faces_step("dlib").rename("id/a.b.JPG") == "id/a.b.JPG"
+    gradient(5000, 200).save(tmp_path / "a.jpg")  # what a net is handed is bounded
+    source, picture = faces_step("face-alignment").work(tmp_path / "a.jpg", tmp_path)
+    assert source == str(tmp_path / "a.jpg") and picture.shape == (82, 2048, 3)
 
 
-def test_a_detector_that_cannot_be_had_is_refused_before_any_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_detector_that_cannot_be_had_is_refused_before_any_work(monkeypatch):
     with pytest.raises(UsageError, match="no detector"):
         faces_step("haar")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -291,7 +248,7 @@ def save_encoder(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_photos_get_what_the_encoder_makes_of_them(encoder: Path, tmp_path: Path) -> None:
+def test_photos_get_what_the_encoder_makes_of_them(encoder, tmp_path):
     photos = [write_photo(tmp_path / f"{k}.jpg", seed=k) for k in range(3)]
     step = embeddings_step(encoder, "cpu", batch_size=2)
     work = pickle.loads(pickle.dumps(step.work))  # as workers get it
@@ -306,23 +263,19 @@ def test_photos_get_what_the_encoder_makes_of_them(encoder: Path, tmp_path: Path
             torch.testing.assert_close(torch.from_numpy(saved), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_fit_is_the_checkpoints(tmp_path: Path) -> None:
+def test_the_fit_is_the_checkpoints(tmp_path):
     Image.new("RGB", (100, 50), (255, 255, 255)).save(tmp_path / "wide.png")
     for fit, dark in (("squash", False), ("letterbox", True)):
         step = embeddings_step(save_encoder(tmp_path / fit, fit=fit), "cpu")
         pixels = step.work(tmp_path / "wide.png", tmp_path / "part")
         assert pixels.shape == (3, 224, 224) and pixels.dtype == np.uint8
         assert (pixels.min() == 0) == dark
-
-
-def test_an_embedding_is_named_after_its_photo(encoder: Path) -> None:
-    step = embeddings_step(encoder, "cpu")
     assert step.rename("id1/images/a.b.jpg") == "id1/images/a.b_embedding.npy"
     wanted = {"a.jpg": True, "a.PNG": True, "a_texture.jpg": False, "a_landmarks.npy": False}
     assert {name: step.wants(name) for name in wanted} == wanted
 
 
-def test_other_weights_or_preprocessing_are_other_settings(models: Path, tmp_path: Path) -> None:
+def test_other_weights_or_preprocessing_are_other_settings(models, tmp_path):
     paths = [models / f"{m}/face_encoder.safetensors" for m in ("demo", "other")]
     torch.manual_seed(5)
     paths += [save_encoder(tmp_path / "a")]
@@ -333,7 +286,7 @@ def test_other_weights_or_preprocessing_are_other_settings(models: Path, tmp_pat
     assert embeddings_step(paths[0], "cpu", batch_size=5).settings == settings[0]
 
 
-def test_planning_reads_no_weights(encoder: Path, tmp_path: Path) -> None:
+def test_planning_reads_no_weights(encoder, tmp_path):
     content = bytearray(encoder.read_bytes())
     content[-1] ^= 1
     (tmp_path / "damaged").write_bytes(content)
@@ -343,15 +296,7 @@ def test_planning_reads_no_weights(encoder: Path, tmp_path: Path) -> None:
         step.net([photo])
 
 
-def test_a_file_that_is_no_photo_is_named(encoder: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"no photo")
-    with pytest.raises(ImageError, match=r"a\.jpg"):
-        embeddings_step(encoder, "cpu").work(tmp_path / "a.jpg", tmp_path / "part")
-
-
-def test_what_cannot_work_is_refused_before_anything_is_planned(
-    models: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_work_is_refused_before_anything_is_planned(models, tmp_path):
     with pytest.raises(CheckpointError, match="wanted a face_encoder"):
         embeddings_step(models / "demo/face_decoder.safetensors", "cpu")
     with pytest.raises(DeviceError):
@@ -372,29 +317,15 @@ def embeddings(encoder: Path, tmp_path: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("change", [1.1, np.nan, None])
-def test_an_embedding_that_is_not_the_encoders_is_named(
-    embeddings: list[Path], encoder: Path, change: float | None
-) -> None:
-    path = embeddings[CHECKED]
-    np.save(path, np.zeros(3, np.float32) if change is None else change * np.load(path))
-    with pytest.raises(CheckpointError, match=f"{path.name}: is not what .* makes of its photo"):
-        check_photo_embeddings(embeddings, encoder)
-
-
-def test_embeddings_of_their_encoder_pass_some_of_all_are_checked(
-    embeddings: list[Path], encoder: Path
-) -> None:
+def test_embeddings_of_their_encoder_pass_and_some_of_all_are_checked(embeddings, encoder):
     check_photo_embeddings(embeddings[:1], encoder)
     check_photo_embeddings(embeddings, encoder)
     for path in embeddings[1::2]:
         path.unlink()
     check_photo_embeddings(embeddings, encoder)  # every other one
-
-
-def test_an_embedding_without_its_photo_cannot_be_checked(
-    embeddings: list[Path], encoder: Path
-) -> None:
+    np.save(embeddings[CHECKED], 1.1 * np.load(embeddings[CHECKED]))
+    with pytest.raises(CheckpointError, match=r"08_embed.*: is not what .* makes of its photo"):
+        check_photo_embeddings(embeddings, encoder)
     embeddings[0].with_name("00.jpg").unlink()
     with pytest.raises(DatasetError, match=r"00_embedding\.npy: has no photo beside it"):
         check_photo_embeddings(embeddings, encoder)
