@@ -156,18 +156,14 @@ def test_what_cannot_get_its_name_stays_and_is_named(paths, why, tmp_path):
     assert str(tmp_path) in error.message and why in error.message
 
 
-def test_a_folder_that_is_a_link_is_not_merged(tmp_path):
-    grow(tmp_path, ["tree/e/1", "else/2"])
+def test_links_are_not_merged_and_splits_are_renamed_below(tmp_path):
+    grow(tmp_path, ["tree/e/1", "else/2", "split/train/é/1", "split/val/é/1"])
     (tmp_path / "tree/é").symlink_to(tmp_path / "else")
     report = rename_identities(tmp_path / "tree", merge=True)
     assert (tmp_path / "else/2").is_file()
     assert "links" in report.failed[0].message
-
-
-def test_a_tree_of_splits_is_renamed_below_them(tmp_path):
-    grow(tmp_path, ["train/é/1", "val/é/1"])
-    rename_identities(tmp_path)
-    assert set(contents(tmp_path)) == {"train/e/1", "val/e/1"}
+    rename_identities(tmp_path / "split")
+    assert set(contents(tmp_path / "split")) == {"train/e/1", "val/e/1"}
 
 
 TREES = st.dictionaries(

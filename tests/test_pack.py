@@ -21,7 +21,17 @@ from trees import contents, grow
 from s2f import checkpoint, layout
 from s2f.audio import clips
 from s2f.errors import CheckpointError, DatasetError, UsageError
-from s2f.pack import INDEX, Pack, PackReport, pack_tree, read_index, verify_pack
+from s2f.files import File
+from s2f.pack import (
+    INDEX,
+    Pack,
+    PackReport,
+    ShardPlan,
+    pack_tree,
+    read_index,
+    verify_pack,
+    write_shard,
+)
 from s2f.prep_faces import embeddings_step
 
 CLIP = 1600  # samples: 0.1 s
@@ -43,9 +53,8 @@ def made_tree(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
             folder = tree / split / person
             for i, seconds in enumerate(lengths):
                 waveform = noise(seconds, seed=k + 3 * i)
-                waveform[:4] = (-2, 2, 1 / 32768, 0.4 / 32768)  # clipped, and rounded
                 if i % 2:
-                    waveform = (32767 * waveform.clip(-1, 1)).astype(np.int16)
+                    waveform = (32768 * waveform).astype(np.int16)
                 path = folder / "audios" / f"v{i // 2}" / f"{i}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, waveform)
@@ -131,6 +140,27 @@ def test_the_files_are_what_they_are_said_to_be(made_pack):
                 assert (
                     size - array.nbytes == 128 and size < 11_000
                 )  # row i is at 128 + i x 2 x width
+
+
+def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path):
+    """Floats become the nearest integers and are clipped: 2^15 times them, by hand."""
+    arrays = {
+        "a/1.npy": np.array([0, 1 / 32768, -2, 2, 0.4 / 32768]),
+        "b/1.npy": np.arange(10, dtype=np.int16),
+        "c/nan.npy": np.full(5, np.nan),
+        "c/good_embedding.npy": np.full(5, 0.1, np.float32),
+        "d/huge_embedding.npy": np.full(5, 1e6, np.float32),
+    }
+    for name, array in arrays.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, array)
+    clips = [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    for table, wanted in (("clips", clips), ("embeddings", [[float(np.float16(0.1))] * 5])):
+        names = [name for name in arrays if ("embedding" in name) == (table == "embeddings")]
+        sources = tuple(File(name, 1, 0) for name in (*names, "e/gone.npy"))
+        note = write_shard(ShardPlan("name", table, 5, tmp_path, sources), tmp_path / "part")
+        assert np.load(tmp_path / "part").tolist() == wanted
+        assert [path for path, _, _ in note["failed"]] == [names[-1], "e/gone.npy"]
 
 
 def test_a_second_run_has_nothing_to_do_and_one_split_is_packed_alike(

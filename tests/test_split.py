@@ -218,22 +218,12 @@ def write(path: Path, text: str) -> Path:
 PEOPLE = ("ann", "bob", "Zydrunas_S", "dan")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "person,sex\nann,F\nbob,M\nŽydrūnas S,M\neve,F\n",
-        "sex\tspeaker\nF\tann\nM\tbob\nM\tZ\u030cydru\u0304nas_S\nF\teve\n",
-    ],
-)
-def test_labels_are_found_in_any_dialect_and_spelling(text, tmp_path):
-    found = labels_of(write(tmp_path / "l.csv", text), PEOPLE)
-    assert found.columns == ("sex",)
+def test_labels_are_found_in_any_spelling_and_what_is_not_clear_stays_unknown(tmp_path):
+    path = write(tmp_path / "l.csv", "sex\tspeaker\nF\tann\nM\tbob\nM\tŽydrūnas S\nF\teve\n")
+    found = labels_of(path, PEOPLE)
+    assert (found.columns, found.strangers) == (("sex",), ("eve",))
     assert [found.of(name) for name in PEOPLE] == [("F",), ("M",), ("M",), (None,)]
-    assert found.strangers == ("eve",)
-
-
-def test_ages_become_decades_and_what_is_not_clear_stays_unknown(tmp_path):
-    path = write(tmp_path / "l.csv", "id,speaker_age,sex\nann,29,F\nbob,30.5,\ndan,,M\n")
+    write(path, "id,speaker_age,sex\nann,29,F\nbob,30.5,\ndan,,M\n")  # ages become decades
     found = labels_of(path, PEOPLE)
     wanted = [("20-29", "F"), ("30-39", None), (None, None), (None, "M")]
     assert [found.of(name) for name in PEOPLE] == wanted
