@@ -30,25 +30,33 @@ def networks(models: Path, faces: Path, voices: Path, presets: None) -> Networks
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_prints_where_the_best_is_and_goes_on_when_asked_again(
-    task: str, networks: Networks, tmp_path: Path
-) -> None:
+def test_training_tells_and_goes_on(task: str, networks: Networks, tmp_path: Path) -> None:
     run, before = tmp_path / "run", files(tmp_path)
     command = [*networks[task], "-o", run]
     tried = Done(*command, "--dry-run")
     assert (tried.code, tried.err) == (0, "")
-    told = dict(line.split(None, 1) for line in tried.out.splitlines() if line[0] != " ")
-    assert told["train"].startswith("3 samples, 3 identities")
-    assert told["steps"] == "2 of 2 samples, 1.33 epochs"
-    assert {"device", "parameters", "reading", "speed", "memory", "losses"} <= set(told)
+    facts = dict(line.split(None, 1) for line in tried.out.splitlines() if line[0] != " ")
+    assert facts["train"].startswith("3 samples, 3 identities")
+    assert facts["steps"] == "2 of 2 samples, 1.33 epochs"
+    assert {"device", "parameters", "reading", "speed", "memory", "losses"} <= set(facts)
     told = Done(*command, "--dry-run", "--json").json
-    assert (told["task"], told["device"]) == (task, "cpu")
-    assert told["data"]["val"]["samples"] == 3 and told["memory"]["weights"] > 0
+    assert (told["task"], told["data"]["val"]["samples"]) == (task, 3)
     assert files(tmp_path) == before  # a dry run tells, and writes nothing
 
     done = Done(*command)
     assert (done.code, done.out) == (0, f"{run / 'best.safetensors'}\n")
-    assert f"training in {run} on cpu" in done.err
+    assert f"training in {run} on cpu" in done.err and "samples/s" in done.err
+    lines = [line.split() for line in done.err.splitlines()]
+    told = Done(*command, "--json").json
+    columns = told["loss_weights"], told["train_losses"], told["losses"]
+    wanted = [[name, *(f"{values[name]:.4g}" for values in columns)] for name in told["losses"]]
+    wanted += [["loss", "weight", "training", "validation"], ["written", told["best"]]]
+    wanted += [["steps", "2,", "best", "at", "2"], ["samples", "4"], [str(run / "samples")]]
+    assert all(line in lines for line in wanted)
+    last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+    assert (told["losses"], told["train_losses"]) == (last["val"], last["train"])
+    assert (told["step"], told["steps"], told["samples"], told["bad"]) == (2, 2, 4, 0)
+
     again = Done(*command)
     assert (again.code, again.out) == (0, done.out)
     assert f"going on with {run}" in again.err and "there was nothing left to do" in again.err
@@ -76,35 +84,9 @@ def test_training_takes_the_model_it_made(
     assert (card.name, card.licence) == ("v", "CC BY 4.0")
 
 
-def test_training_ends_with_tables_for_people_and_the_same_as_json(
-    networks: Networks, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    lines = [line.split() for line in Done(*networks["voice"], "-o", run).err.splitlines()]
-    (time,) = [line for line in lines if line[:1] == ["time"]]
-    assert time[-1] == "samples/s"
-    solved = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
-    wanted = [["steps", "2,", "best", "at", "2"], ["samples", "4"], [str(run / "samples")]]
-    wanted += [["written", str(run / "best.safetensors")]]
-    wanted += [["loss", "weight", "training", "validation"]]
-    for name, weight in (("embedding/mse", "1"), ("embedding/l2", "0.1")):
-        wanted += [[name, weight, *(f"{solved[part][name]:.4g}" for part in ("train", "val"))]]
-    assert all(line in lines for line in wanted)
-    done = Done(*networks["voice"], "-o", run, "--json")
-    assert (done.code, done.err) == (0, "")
-    told = done.json
-    assert told["best"] == str(run / "best.safetensors")
-    assert (told["step"], told["steps"], told["samples"], told["bad"]) == (2, 2, 4, 0)
-    assert told["losses"] == solved["val"] and told["train_losses"] == solved["train"]
-    assert set(told["loss_weights"]) == set(told["losses"])
-
-
-def test_a_dry_run_is_not_hindered_by_a_run_and_names_a_broken_item(
-    networks: Networks, faces: Path, tmp_path: Path
-) -> None:
-    command = [*networks["encoder"], "-o", tmp_path / "run"]
-    assert Done(*command).code == 0
-    command += ["--seed", 9, "--no-resume", "--batch-size", 3, "--dry-run", "-q"]
+def test_a_dry_run_names_what_is_broken(networks: Networks, faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"task": "encoder"}')
+    command = [*networks["encoder"], "-o", tmp_path, "--no-resume", "--batch-size", 3, "--dry-run"]
     photo = faces / "train/id1/a.jpg"
     photo.write_bytes(photo.read_bytes()[:500])
     assert_refused(Done(*command), 3, photo)
@@ -115,20 +97,17 @@ def test_tensorboard_is_written_beside_the_run_or_its_lack_told(
     networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
-    command = [*networks["encoder"], "-q", "-o", tmp_path / "run"]
-    assert Done(*command, "--tensorboard").code == 0
+    command = [*networks["encoder"], "-q", "--tensorboard", "-o"]
+    assert Done(*command, tmp_path / "run").code == 0
     assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
-    assert Done(*command).code == 0  # the same run without is the same run
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    done = Done(*command[:-1], tmp_path / "other", "--tensorboard")
+    done = Done(*command, tmp_path / "other")
     assert_refused(done, 5, "--tensorboard needs TensorBoard")
     assert "cure: pip install 's2f[train]'" in done.err
     assert not (tmp_path / "other").exists()
 
 
-def test_options_reach_the_training_and_others_are_its_own(
-    networks: Networks, tmp_path: Path
-) -> None:
+def test_options_reach_the_training(networks: Networks, tmp_path: Path) -> None:
     said = "--lr 0.01 --schedule paper --weight-decay 0.5 --seed 7 --half --augment none "
     said += "--loss-weight embedding/l2=4 --betas 0.5 0.99 --eps 1e-4 --clip 2 --accumulate 1 "
     said += "--optimizer adam --patience 3 --max-bad 1 --precision bf16 --pairing all-to-one "
@@ -146,11 +125,14 @@ def test_options_reach_the_training_and_others_are_its_own(
         assert plain[name] == getattr(train.TrainConfig(), name)
 
 
-def test_epochs_are_times_through_the_data(networks: Networks, tmp_path: Path) -> None:
-    line = [*networks["encoder"], "--epochs", 3.5, "-o", tmp_path / "run"]
-    line.remove("--steps")
-    line.remove("2")
-    assert Done(*line, "--json").json["steps"] == 6  # 3 photos, 2 a step
+def test_epochs_and_losses_reach_it_too(networks: Networks, tmp_path: Path) -> None:
+    line = [word for word in networks["voice"] if word not in ("--steps", "2")]
+    line += ["--batch-size", 2, "--epochs", 1.5, "--loss-weights", "paper"]
+    done = Done(*line, "--loss-weight", "decoder/l1=4", "-o", tmp_path / "run", "--json")
+    weights = {"decoder/l1": 4.0, "embedding/l2": 0.025}
+    assert done.json["loss_weights"] == weights and set(done.json["losses"]) == set(weights)
+    assert done.json["steps"] == 3  # 3 recordings, 2 a step
+    assert json.loads((tmp_path / "run/config.json").read_text())["loss_weights"] == weights
 
 
 def test_calibrated_weights_are_told_and_kept(networks: Networks, tmp_path: Path) -> None:
@@ -158,31 +140,17 @@ def test_calibrated_weights_are_told_and_kept(networks: Networks, tmp_path: Path
     command = [*networks["voice"], *options, "-o", tmp_path / "run"]
     told = Done(*command).err
     assert "loss weights from step 1 on: embedding/mse=1,embedding/l2=" in told
-    assert "contrastive/infonce=0.3" in told
     weights = Done(*command, "--json").json["loss_weights"]  # of the stored run
     assert weights["embedding/mse"] == 1.0 and weights["embedding/l2"] not in (0.1, 1.0)
     assert weights["contrastive/infonce"] == 0.3
 
 
-def test_the_choice_of_losses_reaches_the_training(networks: Networks, tmp_path: Path) -> None:
-    options = ["--loss-weights", "paper", "--loss-weight", "decoder/l1=4"]
-    done = Done(*networks["voice"], *options, "-o", tmp_path / "run", "--json")
-    weights = {"decoder/l1": 4.0, "embedding/l2": 0.025}
-    assert done.json["loss_weights"] == weights and set(done.json["losses"]) == set(weights)
-    assert json.loads((tmp_path / "run/config.json").read_text())["loss_weights"] == weights
-
-
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ("--loss-weights papers", "is none of auto, paper, seed, seed-ast"),
         ("--loss-weights auto", "weights calibrated at step 1000 of 2 are never used"),
-        ("--calibrate-at 1", "--calibrate-at 1: there is nothing to calibrate"),
-        ("--loss-weights auto --loss-weight embedding/l2=1", "auto finds the weights itself"),
         ("--loss-weight texture/mse=1", "wanted one of embedding/l2, embedding/mse"),
         ("--loss-weight texture/mae=nan", "is not NAME=VALUE with a value of 0 or more"),
-        ("--contrastive 0", "--contrastive 0.0: is no weight above 0"),
-        ("--contrastive 1 --batch-size 1", "a batch of 1 has nothing to contrast"),
         ("--epochs 1", "--epochs and --steps say the same"),
         ("--optimizer sgd", "optimizer 'sgd': wanted one of adamw, adam"),
         ("-o card.json/run", "card.json/run"),
@@ -197,19 +165,6 @@ def test_what_cannot_be_is_refused_before_there_is_a_run(
     assert_refused(Done(*command, "-q"), 2, why)
     told = Done(*command, "--json")
     assert (told.code, told.json["error"][-5:]) == (2, "Error")
-    assert not (tmp_path / "run").exists()
-
-
-def test_networks_and_data_that_do_not_fit_are_refused(
-    networks: Networks, models: Path, tmp_path: Path
-) -> None:
-    other = models / "other/face_decoder.safetensors"
-    for task, name in (("voice", "--face-decoder"), ("decoder", "--start")):
-        done = Done(*networks[task], name, other, "-o", tmp_path / "run")
-        assert_refused(done, 4, other)
-    (tmp_path / "empty").mkdir()
-    done = Done("train", "encoder", tmp_path / "empty", "-o", tmp_path / "run")
-    assert_refused(done, 3, tmp_path / "empty")
     assert not (tmp_path / "run").exists()
 
 

@@ -14,11 +14,6 @@ def test_every_epoch_is_a_permutation() -> None:
     assert len({key.seed for key in keys}) == len(keys)
 
 
-def test_a_resumed_order_goes_on_where_it_stopped() -> None:
-    whole = list(plan_steps(10, 4, seed=3, steps=range(9)))
-    assert list(plan_steps(10, 4, seed=3, steps=range(5, 9))) == whole[5:]
-
-
 class Third:
     """A dataset of which only item 3 can be read."""
 
