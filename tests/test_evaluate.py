@@ -26,16 +26,6 @@ def model(models: Path) -> SpeechToFace:
     return SpeechToFace.load(models / "demo", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def told() -> set[str]:
-    return set()
-
-
-@pytest.fixture(scope="module")
-def report(model: SpeechToFace, tree: Path, told: set[str]) -> Report:
-    return evaluate(model, tree, progress=lambda done, total, what: told.add(what))
-
-
 def section(report: Report, title: str) -> Section:
     (found,) = [section for section in report.sections if section.title == title]
     return found
@@ -47,12 +37,13 @@ def table(report: Report, title: str) -> Table:
     return found
 
 
-def test_everything_is_measured(report: Report, told: set[str]) -> None:
-    assert [section.title for section in report.sections] == [
-        "Similarity", "Retrieval", "Matching", "Geometry", "Attributes", "Quality", "Faces",
-    ]  # fmt: skip
-    assert report.facts["model"] == "demo" and report.facts["people"] == "8"
-    assert report.facts["recordings"] == "16"
+def test_everything_is_measured_and_a_classifier_changes_the_quality_alone(
+    model: SpeechToFace, tree: Path
+) -> None:
+    told: set[str] = set()
+    report = evaluate(model, tree, progress=lambda done, total, what: told.add(what))
+    assert any("listening" in what for what in told)
+    assert report.facts.items() >= {"model": "demo", "people": "8", "recordings": "16"}.items()
     for values in report.samples.values():
         assert set(values) <= set("abcdefgh") and all(np.isfinite(list(values.values())))
     assert {"angle, degrees", "R@1, %", "R@10, %", "sharpness"} <= set(report.samples)
@@ -61,24 +52,20 @@ def test_everything_is_measured(report: Report, told: set[str]) -> None:
     recalls = table(report, "Recall among all 8 people")
     assert recalls.rows[-1][:2] == ("chance", "")
     assert recalls.rows[-1][2:14:3] == (1 / 8, 2 / 8, 5 / 8, 1.0)
-    assert any("listening" in what for what in told)
 
-
-def test_the_same_evaluation_gives_the_same_report(
-    model: SpeechToFace, tree: Path, report: Report
-) -> None:
-    assert evaluate(model, tree) == report
-
-
-def test_a_classifier_gives_the_vgg_face_score(model: SpeechToFace, tree: Path) -> None:
     torch.manual_seed(0)
     without = model.model.checkpoints["face_encoder"]
     config = dataclasses.replace(without.network.config, identities=5)
     network = face_encoder.VGGFace(config, PREPROCESSING["seed"]).eval()
     classifier = Checkpoint(Path("a"), "face_encoder", network, None, "", Card("a"), "")
-    faces = table(evaluate(model, tree, classifier=classifier), "Faces as pictures")
-    scores = {row[0]: row[-1] for row in faces.rows}
+    again = evaluate(model, tree, classifier=classifier)
+    scores = {row[0]: row[-1] for row in table(again, "Faces as pictures").rows}
     assert 1 <= scores["VGGFace score"] <= 5
+    assert again.facts == report.facts and again.samples == report.samples
+    titles = "Similarity Retrieval Matching Geometry Attributes Quality Faces".split()
+    assert [part.title for part in report.sections] == titles
+    pairs = zip(report.sections, again.sections, strict=True)
+    assert [old.title for old, new in pairs if new != old] == ["Quality"]
     with pytest.raises(UsageError, match="has no logits"):
         evaluate(model, tree, classifier=without)
 
@@ -98,10 +85,6 @@ def test_what_is_broken_or_silent_is_left_out_by_name(model: SpeechToFace, tmp_p
     assert any("0.png" in text for text in section(report, "Attributes").text)
     within = [r for r in table(report, "One voice, some faces").rows if r[0] == "of the same sex"]
     assert [row[1] for row in within] == [2, 4]  # of four people each
-
-
-def test_recordings_without_any_speech_are_refused(model: SpeechToFace, tmp_path: Path) -> None:
-    tree = write_people(tmp_path)
     for path in tree.glob("test/*/audios/*.npy"):
         np.save(path, np.zeros(70_000, np.int16))
     with pytest.raises(DatasetError, match=r"no recording holds speech: .*0\.npy"):
@@ -111,12 +94,3 @@ def test_recordings_without_any_speech_are_refused(model: SpeechToFace, tmp_path
 def test_nobody_judges_whom_it_was_fitted_on(model: SpeechToFace, tree: Path) -> None:
     judged = section(evaluate(model, tree, split="train"), "Attributes")
     assert judged.parts == () and any("No judges" in text for text in judged.text)
-
-
-def test_a_tree_or_a_label_that_is_none_is_refused(
-    model: SpeechToFace, tree: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(DatasetError, match="no folder test"):
-        evaluate(model, tmp_path)
-    with pytest.raises(UsageError, match="no label 'height'"):
-        evaluate(model, tree, columns=["height"])

@@ -20,20 +20,15 @@ from s2f.evaluation_data import (
 MAKER = Maker("a test", 2, "squash", lambda faces: faces.mean((2, 3))[:, :2])
 
 
-def write_person(folder: Path, recordings: int, photos: int, seed: int = 0) -> None:
-    (folder / "audios").mkdir(parents=True)
-    for k in range(recordings):
-        np.save(folder / f"audios/{k}.npy", noise(1, seed))
-    for k in range(photos):
-        write_photo(folder / f"images/{k}.jpg", seed + k)
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for k, name in enumerate(("ann", "ben", "cleo")):
-        write_person(tmp_path / f"test/{name}", recordings=1 + k, photos=3 - k, seed=k)
-    write_person(tmp_path / "test/mute", 0, 1)
-    write_person(tmp_path / "train/dan", 1, 1)
+    people = {"test/ann": (1, 3), "test/ben": (2, 2), "test/cleo": (3, 1), "test/mute": (0, 1)}
+    for seed, (name, (recordings, photos)) in enumerate({**people, "train/dan": (1, 1)}.items()):
+        (tmp_path / name / "audios").mkdir(parents=True)
+        for k in range(recordings):
+            np.save(tmp_path / name / f"audios/{k}.npy", noise(1, seed))
+        for k in range(photos):
+            write_photo(tmp_path / name / f"images/{k}.jpg", seed + k)
     return tmp_path
 
 
@@ -53,9 +48,6 @@ def test_so_many_people_and_of_each_so_many_are_taken(tree: Path) -> None:
     assert people.speakers.tolist() == people.owners.tolist() == [0, 1, 2]
     assert read_people(tree, "test", MAKER, most=5, people=2).names == ("ann", "ben")
     assert spread(range(10), 4) == [0, 2, 5, 7] and spread([1, 2], 5) == [1, 2]
-
-
-def test_nobody_to_tell_apart_is_refused(tree: Path) -> None:
     with pytest.raises(DatasetError, match="has 1 people with a voice and a face"):
         read_people(tree, "train", MAKER, most=5)
 
