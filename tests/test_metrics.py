@@ -31,16 +31,6 @@ def test_a_mean_is_of_the_samples_and_its_interval_of_the_people() -> None:
     assert math.isnan(nothing.value) and (nothing.n, nothing.p) == (0, 1)
 
 
-def test_the_interval_is_as_wide_as_people_make_it() -> None:
-    values, who = grouped(0, 400)
-    found = estimate(values, who)
-    per_person = values.reshape(400, 5).mean(1)  # as many samples each: their mean is the mean
-    error = per_person.std(ddof=1) / 20
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    alone = estimate(values, np.arange(2000))
-    assert alone.high - alone.low < 0.7 * (found.high - found.low)
-
-
 def test_the_interval_holds_the_truth_as_often_as_it_says_and_p_is_even() -> None:
     found = [estimate(*grouped(seed), rounds=400) for seed in range(200)]
     assert 0.88 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.99
@@ -49,9 +39,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says_and_p_is_even() -> Non
     assert 0.39 <= np.mean(p < 0.5) <= 0.61
 
 
-def test_neither_order_names_nor_the_rounds_at_once_matter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_neither_order_names_nor_the_rounds_at_once_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     values, who = grouped(1)
     whole = estimate(values, who)
     order = np.random.default_rng(0).permutation(len(values))
@@ -66,7 +54,6 @@ def test_a_difference_is_found_and_none_is_not() -> None:
     gain = 0.3 + np.random.default_rng(9).standard_normal(len(values)) / 2
     better, worse = estimate(gain, who), estimate(-gain, who)
     assert better.low > 0 and better.p < 0.01 and worse.p == better.p
-    assert better.value == pytest.approx(0.3, abs=0.1) and worse.value == -better.value
     same = estimate(0 * values, who)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
     assert estimate(0 * values + 1, who, rounds=500).p == 1 / 500  # no more certain than that

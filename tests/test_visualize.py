@@ -8,7 +8,7 @@ import torch
 from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageSequence
+from PIL import Image, ImageColor, ImageSequence
 
 from s2f import visualize
 from s2f.audio import SAMPLE_RATE
@@ -120,9 +120,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def count(png: bytes, colour: str) -> int:
-    """Pixels of a colour, as #rrggbb."""
-    wanted = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
-    return int((abs(pixels(png) - wanted).sum(2) < 12).sum())
+    return int((abs(pixels(png) - ImageColor.getrgb(colour)).sum(2) < 12).sum())
 
 
 def test_the_picture_is_a_small_png_of_few_records_or_many_or_one() -> None:
@@ -138,16 +136,11 @@ def test_training_validation_best_and_stages_are_there() -> None:
     plain, marked = draw_losses(HISTORY), draw_losses(HISTORY, best=7)
     assert count(plain, train) > 100 and count(plain, val) > 100
     assert count(plain, visualize.BEST) == 0 and count(marked, visualize.BEST) > 30
-    later = draw_losses(HISTORY, stages={40: "after the end"})
-    assert later == plain  # what has not begun is not drawn
+    assert draw_losses(HISTORY, stages={40: "what has not begun is not drawn"}) == plain
     assert draw_losses(HISTORY, stages={10: "more layers"}) != plain
-
-
-def test_what_was_solved_for_is_the_best_and_no_part_of_the_curve() -> None:
-    solved = [*HISTORY, record(30, scale=0.5, solved=True)]
+    solved = [*HISTORY, record(30, scale=0.5, solved=True)]  # is the best, and not of the curve
     assert count(draw_losses(solved, best=30), visualize.BEST) > 30
-    # With the best elsewhere the solved losses are not seen.
-    assert draw_losses(solved, best=7) == draw_losses(HISTORY, best=7)
+    assert draw_losses(solved, best=7) == marked
 
 
 def test_nothing_stays_changed_and_the_same_history_looks_the_same(
