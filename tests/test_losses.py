@@ -184,12 +184,12 @@ def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(ti
     assert losses.calibrate(task, values, ALONE) == pytest.approx({"a": 1.0, "b": 8**-0.5})
 
 
-@pytest.mark.parametrize("value", [0.0, math.nan, None])
-def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float | None) -> None:
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float) -> None:
     task = a_task()
-    b = torch.ones(2, requires_grad=True) if value is None else value * task.predicted.sum(1)
+    values = {"a": task.predicted.sum(1), "b": value * task.predicted.sum(1)}
     with pytest.raises(UsageError, match="the gradient of b is"):
-        losses.calibrate(task, {"a": task.predicted.sum(1), "b": b}, ALONE)
+        losses.calibrate(task, values, ALONE)
 
 
 def test_losses_must_have_what_they_need() -> None:

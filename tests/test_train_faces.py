@@ -63,13 +63,12 @@ def decoder_task(
     return FaceDecoderTask(faces, preset, encoder, start, CARD, device=CPU, **options)
 
 
-def encoder_task(faces: Path, models: Path | None = None) -> FaceEncoderTask:
+def encoder_task(faces: Path, models: object = None) -> FaceEncoderTask:
     torch.manual_seed(0)
     return FaceEncoderTask(faces, "paper", CARD)
 
 
-def parts_task(faces: Path, models: Path | None = None) -> PartsEncoderTask:
-    torch.manual_seed(0)
+def parts_task(faces: Path, models: object = None) -> PartsEncoderTask:
     return PartsEncoderTask(faces, "compact", CARD)
 
 
@@ -92,7 +91,7 @@ ENCODERS = pytest.mark.parametrize("kind", ["encoder", "parts"])
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_every_loss_reaches_the_network_and_it_learns(
+def test_losses_reach_the_network_and_it_learns(
     kind: str, faces: Path, models: Path, tmp_path: Path
 ) -> None:
     task = TASKS[kind](faces, models)
@@ -102,24 +101,20 @@ def test_every_loss_reaches_the_network_and_it_learns(
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_half_precision_does_not_change_where_losses_are_computed(
-    kind: str, faces: Path, models: Path
-) -> None:
+def test_half_precision_changes_little(kind: str, faces: Path, models: Path) -> None:
     task = TASKS[kind](faces, models)
-    batch = sample_batch(task)
-    with torch.no_grad():
-        whole = task.losses(batch, augmented=False)
+    whole = task.losses(batch := sample_batch(task), augmented=False)
     with torch.autocast("cpu", torch.bfloat16):
         half = task.losses(batch, augmented=False)
-    losses.total(half, task.loss_weights).backward()
     for name, value in half.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, whole[name], rtol=0.05, atol=0.05)
+    losses.total(half, task.loss_weights).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in task.network.parameters())
 
 
 @ENCODERS
-def test_a_trained_encoder_starts_a_decoder_of_the_same_space(
+def test_a_trained_encoder_starts_a_decoder(
     kind: str, faces: Path, models: Path, tmp_path: Path
 ) -> None:
     config = TrainConfig(steps=2, batch_size=2, every=1)
@@ -132,30 +127,20 @@ def test_a_trained_encoder_starts_a_decoder_of_the_same_space(
         face = sample_batch(task)["face"]
         drawn = draw_faces(start.network, encoder.network(face))[1]  # type: ignore[arg-type]
         torch.testing.assert_close(task.sample({"face": face})[:, 224:], torch.cat([*drawn], 2))
+        task.save(tmp_path / "best.safetensors", torch.float16, {})  # of both networks
+        half = checkpoint.load(tmp_path / "best.safetensors", "face_encoder").network(face)
+        drawer = checkpoint.load(tmp_path / "decoder.safetensors", "face_decoder").network
+        task.network.eval()
+        expected = task.encoder(face)
+        for a, b in ((half, expected), *zip(drawer(expected), task.decoder(expected), strict=True)):
+            torch.testing.assert_close(a, b, atol=0.03, rtol=0.03)
     decoder = decoder_task(faces, models, "compact", start, encoder)
     assert all(p.requires_grad for p in decoder.network.parameters())
     check_gradients(decoder, [decoder.encoder])  # through what registers the faces
 
 
 @ENCODERS
-def test_half_precision_is_stored_of_both_networks(
-    kind: str, faces: Path, models: Path, tmp_path: Path
-) -> None:
-    task = TASKS[kind](faces, models)
-    task.save(tmp_path / "best.safetensors", torch.float16, {"landmarks/huber": 0.5})
-    encoder = checkpoint.load(tmp_path / "best.safetensors", "face_encoder").network
-    decoder = checkpoint.load(tmp_path / "decoder.safetensors", "face_decoder").network
-    task.network.eval()
-    with torch.no_grad():
-        face = sample_batch(task)["face"]
-        found, expected = encoder(face), task.encoder(face)
-        both = (found, expected), *zip(decoder(expected), task.decoder(expected), strict=True)
-    for a, b in both:
-        torch.testing.assert_close(a, b, atol=0.03, rtol=0.03)
-
-
-@ENCODERS
-def test_data_without_the_dense_template_train_networks_of_the_68(
+def test_without_a_template_there_are_68(
     kind: str, faces: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for preset, config in (("paper", STAGED), ("compact", DECODER)):
@@ -166,9 +151,7 @@ def test_data_without_the_dense_template_train_networks_of_the_68(
     assert task.decoder.landmarks_68(torch.zeros(1, 68, 2)).shape == (1, 68, 2)
 
 
-def test_eight_photos_are_learned_to_near_zero(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eight_photos_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = dataclasses.replace(ENCODER, embedding=32, hidden=32, identities=8)
     monkeypatch.setitem(face_encoder.CONFIGS, "paper", encoder)
     task = encoder_task(write_tree(tmp_path / "faces", 8, texture=True))
@@ -243,7 +226,7 @@ def write_people(tree: Path, people: int, smiles: float) -> Path:
 
 
 @pytest.mark.parametrize("smiles", [0.0, 12.0])
-def test_a_smile_is_taken_off_and_nothing_where_photos_are_alike(
+def test_a_smile_is_taken_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smiles: float
 ) -> None:
     wide = {"embedding": 16, "axes": 3}
@@ -271,23 +254,6 @@ def test_a_smile_is_taken_off_and_nothing_where_photos_are_alike(
     assert (people - kept).norm() < 0.3 * people.norm()
 
 
-def test_the_decoder_draws_the_code_that_is_read(tmp_path: Path) -> None:
-    task = parts_task(write_tree(tmp_path, 6, texture=True))
-    _, textures, points = task.data.example(sample_batch(task), task.decoder)
-    code = task.data.start_linear(task.decoder)[0](textures, points)
-    with torch.no_grad():
-        drawn, _ = task.decoder(code)
-    again = task.encoder.mean_landmarks + (code[:, 4:] @ task.encoder.shape_axes).view_as(drawn)
-    torch.testing.assert_close(drawn, again, atol=1e-3, rtol=0)
-
-
-def test_identity_reaches_landmarks_and_texture_through_the_warp(faces: Path, models: Path) -> None:
-    task = decoder_task(faces, models)
-    task.losses(batch_of(task), augmented=False)["identity/cosine"].sum().backward()
-    for head in (task.network.landmarks, task.network.stages):
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
-
-
 def test_photos_are_fitted_as_the_face_encoder_wants_them(faces: Path, models: Path) -> None:
     encoder = encoder_of(models)
     for fit in ("squash", "letterbox"):
@@ -297,7 +263,7 @@ def test_photos_are_fitted_as_the_face_encoder_wants_them(faces: Path, models: P
         assert (task.train_data.fit, task.val_data.fit) == (fit, fit)
 
 
-def test_eight_photos_are_drawn_to_near_zero(tmp_path: Path, models: Path) -> None:
+def test_eight_photos_are_drawn(tmp_path: Path, models: Path) -> None:
     torch.manual_seed(0)
     # A random encoder hardly tells photos apart: let this one give each an axis of its own.
     network = face_encoder.VGGFace(dataclasses.replace(ENCODER, hidden=64), PREPROCESSING["paper"])
@@ -356,9 +322,7 @@ def test_a_step_is_the_one_written_by_hand(tmp_path: Path, models: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_full_size_networks_take_a_step(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_size(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(face_decoder.CONFIGS, "paper", FULL["paper"])
     network = face_encoder.VGGFace(face_encoder.VGGFaceConfig(), PREPROCESSING["serengil"])
     encoder = dataclasses.replace(encoder_of(models), network=network.requires_grad_(False).eval())
@@ -397,9 +361,7 @@ def test_options_that_are_not_used_do_not_change_the_settings(faces: Path, model
 
 
 @pytest.mark.parametrize("preset", ["paper", "compact", "seed", "start"])
-def test_what_is_drawn_without_warp_is_so_wherever_it_is_used(
-    preset: str, tmp_path: Path, models: Path
-) -> None:
+def test_no_warp_is_so_wherever_it_is_used(preset: str, tmp_path: Path, models: Path) -> None:
     tree = write_tree(tmp_path / "faces", 3, texture=True)
     start = start_of(models) if preset == "start" else None
     name = preset.replace("start", "compact")
@@ -417,9 +379,7 @@ def test_what_is_drawn_without_warp_is_so_wherever_it_is_used(
     assert loaded.reconstruct(tree / "val/id0/0.jpg", align=False).landmarks.shape == (68, 2)
 
 
-def test_without_warp_the_photo_is_the_target_even_where_there_are_textures(
-    tmp_path: Path, models: Path
-) -> None:
+def test_without_warp_the_photo_is_the_target(tmp_path: Path, models: Path) -> None:
     task = decoder_task(write_tree(tmp_path, 3, texture=True), models, "seed")
     batch = batch_of(task)
     found = task.losses(batch, augmented=False)["texture/mae"]

@@ -65,21 +65,14 @@ def test_a_pairing_is_what_it_means(
     assert found.all_faces() == sorted({face for _, _, faces in expected for face in faces})
 
 
-@pytest.mark.parametrize(
-    ("recordings", "faces", "pairing", "most", "notes"),
-    [
-        ([3, 1], [1, 4], "one-to-one", None, ["2 recordings and 3 faces left out: the pairing is"]),
-        ([3, 1], [1, 4], "all-to-one", None, ["3 faces left out: the pairing is all-to-one"]),
-        ([2, 1], [2, 1], "one-to-one", None, []),
-        ([3, 1], [1, 4], "all-to-all", None, []),
-        ([30, 5], [1, 1], "all-to-all", 10, ["20 recordings left out: at most 10 of a person"]),
-    ],
-)
-def test_what_is_over_of_either_is_counted(
-    recordings: list[int], faces: list[int], pairing: Pairing, most: int | None, notes: list[str]
-) -> None:
-    found = pair(recordings, faces, Sampling(1, None, pairing, most)).notes
-    assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
+def test_what_is_over_of_either_is_counted() -> None:
+    one, each = Sampling(1, pairing="one-to-one"), Sampling(1, pairing="all-to-one")
+    both = "2 recordings and 3 faces left out: the pairing is one-to-one"
+    assert pair([3, 1], [1, 4], one).notes == [both]
+    assert pair([3, 1], [1, 4], each).notes == ["3 faces left out: the pairing is all-to-one"]
+    assert pair([2, 1], [2, 1], one).notes == pair([3, 1], [1, 4], Sampling(1)).notes == []
+    over = pair([30, 5], [1, 1], Sampling(1, per_identity=10)).notes
+    assert over == ["20 recordings left out: at most 10 of a person"]
 
 
 def test_nobody_can_have_less_than_one_recording() -> None:
@@ -138,9 +131,7 @@ def test_a_clip_has_its_length_whatever_the_recordings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tree", "pack"])
-def test_share_and_seed_decide_how_long_a_clip_is_and_where_it_starts(
-    tmp_path: Path, packed: Path, kind: str
-) -> None:
+def test_share_and_seed_decide_what_is_heard(tmp_path: Path, packed: Path, kind: str) -> None:
     tree = one_voice(tmp_path / "tree", np.arange(300, dtype=np.int16))
     folder = tree if kind == "tree" else packed
     voices = opened(folder, Sampling(100, 25), MAKER)
@@ -153,18 +144,12 @@ def test_share_and_seed_decide_how_long_a_clip_is_and_where_it_starts(
 
 
 @pytest.mark.parametrize(
-    ("samples", "embedding", "why"),
-    [
-        (np.zeros((2, 5)), (1, 2, 3, 4), r"0.npy: holds float64 values \[2, 5\]"),
-        (np.full(9, np.nan, np.float32), (1, 2, 3, 4), r"0\.npy: holds NaN or infinite samples"),
-        (np.zeros(9, np.int16), (1, 2, 3, 4, 5), r"face\.npy: holds float32 values \[5\]; wanted"),
-    ],
+    ("samples", "why"),
+    [(np.zeros((2, 5)), "holds float64 values"), (np.full(9, np.inf), "infinite")],
 )
-def test_what_cannot_be_learned_from_is_named(
-    tmp_path: Path, samples: np.ndarray, embedding: tuple, why: str
-) -> None:
-    with pytest.raises(DatasetError, match=why):
-        opened(one_voice(tmp_path, samples, embedding), maker=MAKER)[Key(0, 0)]
+def test_what_cannot_be_heard_is_named(tmp_path: Path, samples: np.ndarray, why: str) -> None:
+    with pytest.raises(DatasetError, match=rf"0\.npy: .*{why}"):
+        opened(one_voice(tmp_path, samples), maker=MAKER)[Key(0, 0)]
 
 
 def paint(path: Path, red: int) -> None:
@@ -221,9 +206,7 @@ def test_recordings_come_with_the_faces_of_their_pairing(
         assert red == round(255 * float(voices[Key(i, i)]["embedding"][0]))
 
 
-def test_of_two_faces_of_one_clip_the_first_is_taken_and_only_of_the_same_person(
-    tree: Path,
-) -> None:
+def test_of_two_faces_of_one_clip_the_first_of_the_same_person_is_taken(tree: Path) -> None:
     paint(tree / "ann/images/v/2.png", 15)
     paint(tree / "bob/images/w.png", 35)
     assert reds(opened(tree, Sampling(100, pairing="same-clip"))) == [{15}, {20}]
@@ -247,16 +230,16 @@ def test_who_cannot_be_paired_is_told(tree: Path) -> None:
         opened(tree, same_clip)
 
 
-@pytest.mark.parametrize("pairing", ["all-to-all", "all-to-one"])
-def test_a_broken_photo_gives_way_to_the_next(tree: Path, pairing: Pairing) -> None:
+def test_a_broken_photo_gives_way_to_the_next(tree: Path) -> None:
+    all_to_one = Sampling(100, pairing="all-to-one")
     (tree / "ann/images/v_2.png").write_bytes(b"no picture")
-    voices = opened(tree, Sampling(100, pairing=pairing))
+    voices = opened(tree, all_to_one)
     assert reds(voices) == [{20}] * 3 + [{30}]
     (note,) = [note for note in voices.notes if "photos" in note]
     assert note.startswith("train: photos left out, 1: ") and "v_2.png" in note
     (tree / "ann/images/w.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match=r"ann: none of its photos can be read: .*png"):
-        opened(tree, Sampling(100, pairing=pairing))
+        opened(tree, all_to_one)
 
 
 def test_embeddings_alone_have_no_photo_and_nobody_to_vouch_for_them(tree: Path) -> None:
@@ -268,12 +251,6 @@ def test_embeddings_alone_have_no_photo_and_nobody_to_vouch_for_them(tree: Path)
     assert voices.notes == [
         "train: embeddings without a photo, 1: nothing tells whether the face encoder made them"
     ]
-
-
-def test_embeddings_of_another_space_are_refused(tree: Path) -> None:
-    np.save(tree / "bob/images/x_embedding.npy", np.array([0.5, 0.5, 0.5], np.float32))
-    with pytest.raises(CheckpointError, match=r"x_embedding\.npy: is not what the face encoder"):
-        opened(tree)
 
 
 def test_a_tree_of_any_names_is_read_by_other_processes(tree: Path) -> None:
@@ -289,26 +266,14 @@ def test_a_tree_of_any_names_is_read_by_other_processes(tree: Path) -> None:
     assert (batch["waveform"] * 32768 == 7).all()
 
 
-@pytest.mark.parametrize(
-    ("pairing", "faces"),
-    [
-        ("all-to-all", [{1}, {1}, {3, 5}]),
-        ("one-to-one", [{1}, {3}]),
-        ("all-to-one", [{1}, {1}, {3}]),
-    ],
-)
-def test_clips_of_a_pack_come_with_the_faces_of_their_pairing(
-    packed: Path, pairing: Pairing, faces: list[set[float]]
-) -> None:
-    voices = opened(packed, Sampling(100, pairing=pairing))
-    n = len(voices)
-    seen = [{float(voices[Key(i, k)]["embedding"][0]) for k in range(20)} for i in range(n)]
-    assert seen == faces
-    items = [voices[Key(i, 7)] for i in range(n)]
-    assert [float(item["waveform"][0]) * 32768 for item in items[:-1]] == [0, 100][: n - 1]
-    assert [int(item["identity"]) for item in items] == [0] * (n - 1) + [1]
-    assert voices.name(n - 1) == "b (clip 2)" and voices.photo(0) is None
-    assert voices.n_identities == 2
+def test_clips_of_a_pack_come_with_the_faces_of_their_people(packed: Path) -> None:
+    voices = opened(packed)
+    seen = [{float(voices[Key(i, k)]["embedding"][0]) for k in range(20)} for i in range(3)]
+    assert seen == [{1}, {1}, {3, 5}]
+    items = [voices[Key(i, 7)] for i in range(3)]
+    assert [float(item["waveform"][0]) * 32768 for item in items] == [0, 100, 200]
+    assert [int(item["identity"]) for item in items] == [0, 0, 1] and voices.n_identities == 2
+    assert voices.name(2) == "b (clip 2)" and voices.photo(0) is None
 
 
 def test_packed_items_are_those_of_a_tree(tmp_path: Path, packed: Path) -> None:
@@ -352,8 +317,7 @@ def test_a_pack_is_read_by_other_processes(packed: Path, start: str) -> None:
     assert torch.equal(batch["waveform"][0], expected) and batch["embedding"].shape == (2, 2)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(96_000), Sampling(96_000, None, "all-to-one", 150)])
-def test_a_million_clips_are_open_in_a_moment(tmp_path: Path, sampling: Sampling) -> None:
+def test_a_million_clips_are_open_in_a_moment(tmp_path: Path) -> None:
     # VoxCeleb2 has 1,128,246 utterances of 6,112 people. Of silence: files that are empty on disk.
     clips, people, rows, folder = 1_130_000, 5650, 5000, tmp_path / "pack"
     folder.mkdir()
@@ -366,9 +330,9 @@ def test_a_million_clips_are_open_in_a_moment(tmp_path: Path, sampling: Sampling
     index = Index(96_000, 4096, "space", 10**9, each, tuple(shards), faces)
     (folder / "index.json").write_bytes(index.encode())
     started = time.perf_counter()
-    voices = opened(folder, sampling)
+    voices = opened(folder, Sampling(96_000, None, "all-to-one", 150))
     order = plan_steps(len(voices), 32, seed=0, steps=range(1))
     batch = next(iter(DataLoader(voices, batch_sampler=order)))
     assert time.perf_counter() - started < 4  # 0.6 s on a free core
     assert batch["waveform"].shape == (32, 96_000) and batch["embedding"].shape == (32, 4096)
-    assert len(voices) == people * (sampling.per_identity or 200)
+    assert len(voices) == people * 150
