@@ -72,9 +72,8 @@ def test_what_keras_wrote_gives_what_keras_gave(
     wanted = np.load(by_keras / origin / "taps.npz")
     features = network.features(torch.from_numpy(wanted["images"]).permute(0, 3, 1, 2))
     embedding = network.embed(features)
-    found = {"features": features.permute(0, 2, 3, 1), "embedding": embedding}
-    found["logits"] = network.logits(embedding)
-    for tap, tensor in found.items():
+    found = features.permute(0, 2, 3, 1), embedding, network.logits(embedding)
+    for tap, tensor in zip(("features", "embedding", "logits"), found, strict=True):
         size = np.abs(wanted[tap]).max()
         assert size > 0
         np.testing.assert_allclose(tensor.numpy(), wanted[tap], atol=1e-4 * size, rtol=0)
@@ -116,10 +115,7 @@ def die(*_: object) -> None:
     os._exit(3)
 
 
-def test_the_death_of_kerass_process_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_death_of_kerass_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras_check, "_run", die)
-    images = np.zeros((1, 64, 64, 3), np.float32)
-    with pytest.raises(CheckpointError, match="the process in which Keras reads it died"):
-        keras_check.keras_taps(tmp_path / "w", "serengil", SIZES, images)
+    with pytest.raises(CheckpointError, match="w: the process in which Keras reads it died"):
+        keras_check.keras_taps(Path("w"), "serengil", SIZES, np.zeros((1, 64, 64, 3), np.float32))
