@@ -75,15 +75,10 @@ CONFIGS: dict[str, ASTEncoderConfig] = {
 
 LAYER_NORM_EPS = 1e-12  # transformers' default for AST
 FIELDS = {  # of `ASTEncoderConfig`, by their names in transformers'
-    "num_mel_bins": "n_freqs",
-    "max_length": "n_frames",
-    "patch_size": "patch",
-    "frequency_stride": "stride",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "mlp",
-}
+    "num_mel_bins": "n_freqs", "max_length": "n_frames", "patch_size": "patch",
+    "frequency_stride": "stride", "hidden_size": "width", "num_hidden_layers": "layers",
+    "num_attention_heads": "heads", "intermediate_size": "mlp",
+}  # fmt: skip
 FIXED: dict[str, Any] = {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS, "qkv_bias": True}
 
 # transformers 5 renamed the parts of its `ASTModel`; published weights have the names before.
@@ -153,8 +148,7 @@ class ASTEncoder(nn.Module):
     def body(self, last: int) -> list[nn.Parameter]:
         """Parameters of the last transformer layers and of what follows them in the body.
 
-        With all layers, of the embeddings of patches, positions and summary tokens too; with
-        0, none.
+        With all layers, of all that stands before them too; with 0, none.
         """
         first = self.config.layers - last
         found = []
@@ -211,14 +205,11 @@ def read_ast(source: str) -> PretrainedAST:
     """Read the body of an `ASTModel` or an `ASTForAudioClassification`: a folder, or an id.
 
     The id is that of a model on Hugging Face's hub, which is downloaded to where their library
-    keeps models, if it is not there. Nothing is unpickled and no code of the model is run.
-    transformers puts random numbers in the place of weights that are missing or do not fit; here
-    both are errors, and so are weights of the body that have no place.
-
-    Raises:
-        DependencyError: if transformers is not installed.
-        CheckpointError: if there is no such folder or model, or it is no AST that `ASTEncoder`
-            can be.
+    keeps models, if it is not there. Nothing is unpickled and no code of the model is run. Raises a
+    `DependencyError` without transformers, and a `CheckpointError` if there is no such model, or it
+    is no AST that `ASTEncoder` can be: transformers puts random numbers in the place of weights
+    that are missing or do not fit; here both are errors, and so are weights of the body that have
+    no place.
     """
     require_transformers()
     import transformers  # an extra, and slow

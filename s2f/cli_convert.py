@@ -78,9 +78,7 @@ def _pietkun(
     output: Annotated[Path, option("Output", "Folder for the model.", "--output", "-o")],
     ast: Annotated[Path | None, option("Input", "Its AST voice encoder.", "--ast")] = None,
     ve_conv: Annotated[Path | None, option("Input", "Or its VE_conv.", "--ve-conv")] = None,
-    face_encoder: Annotated[
-        Path | None, option("Input", "Its VGG-Face, in torch's format.", "--face-encoder")
-    ] = None,
+    face_encoder: Annotated[Path | None, option("Input", "Its VGG-Face.", "--face-encoder")] = None,
     kind: Annotated[Kind | None, option("Input", "Which VGG-Face that is.", "--kind")] = None,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
@@ -123,9 +121,9 @@ def _inspect(
 ) -> None:
     """List what a file of weights holds, without reading the values."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f import foreign_weights
+    from s2f.foreign_weights import inspect
 
-    found = foreign_weights.inspect(file)
+    found = inspect(file)
     sizes = [math.prod(tensor.shape) for tensor in found.tensors]
     console.line(f"{file}: {found.kind}, {len(sizes)} tensors, {sum(sizes):,} values")
     for name, value in found.values.items():

@@ -3,10 +3,9 @@
     file -> `read_foreign` -> `fill` our network -> `prove` it by `reference` -> checkpoint
 
 A published network is described once, as `Layer`s: what each does, its name in the file and the
-name of our module for it. From the description follow the names and layouts that fill our network,
-and `reference`, an independent way to what that must give: NumPy on the file's own arrays, in the
-file's own layout, channels last. Where the two differ nothing is written. For VGG-Face, Keras can
-be asked too (`keras_check`). Knows nothing of the command line, and not how files are read.
+name of our module for it. From that follow how our network is filled, and `reference`, an
+independent way to what it must give: NumPy on the file's own arrays, in the file's own layout,
+channels last. Where the two differ nothing is written. For VGG-Face, Keras can be asked too.
 
 Layouts: the kernel of a convolution is H W in out in Keras and out in H W in torch, that of a
 dense layer in out and out in. A Flatten before a dense layer gives H W C in Keras and C H W in
@@ -111,12 +110,9 @@ def convert_vgg_face(
     """Convert the Keras weights (legacy HDF5 or Keras 3's) of a VGG-Face into a checkpoint.
 
     Pictures are prepared as `images.PREPROCESSING` has it, by default as the origin does; `verify`
-    asks Keras itself too.
-
-    Raises:
-        CheckpointError: if the file is not of such weights, or the proof fails.
-        DependencyError: if `verify` is given and TensorFlow is not installed.
-        OutputError: if `out` is there already or cannot be written.
+    asks Keras itself too. Raises a `CheckpointError` if the file is not of such weights or the
+    proof fails, a `DependencyError` if TensorFlow is needed and not installed, and an `OutputError`
+    if `out` is there already or cannot be written.
     """
     if verify:
         require_tensorflow()
@@ -161,11 +157,10 @@ def convert_pietkun(
     a space of its own, so that the folder's decoder does not fit it; it is put right in the file,
     and must not be mixed with what was trained on the scrambled one.
 
-    Raises:
-        CheckpointError: if a file is not of such weights, or a proof fails.
-        DependencyError: if `ast` is given and transformers is not installed.
-        OutputError: if `out` is there already or cannot be written.
-        UsageError: if both voice encoders are given, or one of face encoder and kind is missing.
+    Raises a `CheckpointError` if a file is not of such weights or a proof fails, a
+    `DependencyError` if transformers is needed and not installed, an `OutputError` if `out` is
+    there already or cannot be written, and a `UsageError` if both voice encoders are given, or one
+    of face encoder and kind is missing.
     """
     if ast and ve_conv:
         raise UsageError("a model has one voice encoder: AST and VE_conv were both given")
@@ -228,8 +223,8 @@ class Layer(NamedTuple):
     layout: str = ""  # of its weight in the file, as in `LAYOUTS`
 
 
+# A network: what leads to each tap, and the tap that it starts from ("" is the input).
 Taps = Mapping[str, tuple[str, Sequence[Layer]]]
-"""A network: what leads to each tap, and the tap that it starts from ("" is the input)."""
 
 
 @dataclass(frozen=True)
@@ -243,10 +238,8 @@ class Published:
     front_end: FrontEnd | None = None  # of a voice encoder
 
     def example(self, n: int) -> tuple[Tensor, Array]:
-        """Make n inputs for our network, and the same, prepared and channels last, for others.
-
-        They are noise, the same every time, which no swap of axes leaves alone.
-        """
+        """Make n inputs of noise for our network, and the same, prepared and channels last."""
+        # the same every time; no swap of axes leaves it alone
         prepared = x = torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(0))
         if isinstance(self.network, VGGFace):
             x = x.mul(0.25).add(0.5).clamp(0, 1)  # pictures, RGB 0..1
@@ -266,17 +259,15 @@ def _channels_last(x: Tensor) -> Tensor:
 
 RELU = Layer(lambda x, _: np.maximum(x, 0))
 # The names of rcmalli's layers; for the error where a file has none that are known.
-VGG16_NAMES = (
-    *("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv4_1"),
-    *("conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3", "fc6", "fc7", "fc8"),
-)
+_CONVS = (f"conv{k}_{n + 1}" for k, size in enumerate((2, 2, 3, 3, 3), 1) for n in range(size))
+VGG16_NAMES = (*_CONVS, "fc6", "fc7", "fc8")
 
 
 def keras_names(origin: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Name the layers of a Keras file in the order of VGG-16's, given those of its weights.
+    """Name the layers of a Keras file in the order of VGG-16's, given the names of its weights.
 
-    serengil's Sequential has automatic names, and so has every Keras 3 file: there the order is
-    the file's. rcmalli's layers have names of their own, which are wanted then.
+    serengil's are named by Keras, and so are those of every Keras 3 file: there the order is the
+    file's. rcmalli's layers have names of their own, which are wanted then.
     """
     order = tuple(dict.fromkeys(name.rpartition("/")[0] for name in names))
     automatic = all(re.fullmatch(r"(conv2d|convolution2d|dense)(_\d+)?", name) for name in order)
@@ -295,10 +286,7 @@ def seed_names(origin: str) -> tuple[str, ...]:
 def published_vgg_face(
     origin: str, names: Sequence[str], preprocessing: Preprocessing
 ) -> Published:
-    """Describe VGG-Face, with taps features, embedding and logits, by the names in its file.
-
-    fc6 to fc8 are convolutions in serengil's; in rcmalli's dense, of a map in H W C.
-    """
+    """Describe VGG-Face, with taps features, embedding and logits, by the names in its file."""
     with torch.device("meta"):
         network = VGGFace(face_encoder.CONFIGS["paper"], preprocessing)
     network.mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
@@ -309,6 +297,7 @@ def published_vgg_face(
             convs.append(Layer(_max_pool, options={"size": (2, 2)}))
         else:
             convs += [Layer(_conv, next(theirs), f"convs.{len(convs)}", {"padding": 1}), RELU]
+    # In rcmalli's, dense layers, of a map in H W C.
     head, layout = (_conv, "") if origin == "serengil" else (_dense, "flat map")
     fc6, fc7, fc8 = (Layer(head, next(theirs), n, layout=layout) for n in ("fc6", "fc7", "fc8"))
     layers: Taps = {
@@ -343,8 +332,9 @@ def published_face_decoder() -> Published:
     n, last = len(config.landmark_hidden), len(config.stages)
     points = mlp("landmark_layers", "landmarks", n)
     points.append(Layer(_dense, f"landmark_layers.{n}.0", f"landmarks.{n}"))
+    seed = (config.seed_channels, config.seed_size, config.seed_size)  # torch's Flatten is C H W
     texture = [Layer(_dense, "texture_layers.0.0", "seed.0"), RELU]
-    texture.append(Layer(_unflatten, options={"channels": config.seed_channels}))
+    texture.append(Layer(lambda x, _: x.reshape(len(x), *seed).transpose(0, 2, 3, 1)))
     for i in range(last - 1):  # an Unflatten stands before the first
         name = f"texture_layers.{i + 1}.{int(i == 0)}"
         texture += [Layer(_double, name, f"stages.{i}"), RELU]
@@ -380,10 +370,8 @@ def published_voice_encoder() -> Published:
     convs.append(Layer(lambda x, _: x.transpose(0, 3, 1, 2).reshape(len(x), -1)))  # as C H W
     hidden = Layer(_dense, f"layer{last + 1}.1", "hidden")
     embedding = Layer(_dense, f"layer{last + 2}.0", "embedding")
-    layers: Taps = {
-        "features": ("", convs),
-        "embedding": ("features", [hidden, RELU, embedding, RELU]),
-    }
+    head = [hidden, RELU, embedding, RELU]
+    layers: Taps = {"features": ("", convs), "embedding": ("features", head)}
 
     def run(x: Tensor) -> dict[str, Tensor]:
         return {"features": network.features(x), "embedding": network(x)}
@@ -401,8 +389,8 @@ def published_ast() -> Published:
     for n in range(config.layers):
         theirs, ours = f"{body}.encoder.layer.{n}", f"ast.encoder.layer.{n}"
         layers.append(Layer(_attention_block, theirs, ours, {"heads": config.heads}))
-    layers.append(Layer(_layer_norm, f"{body}.layernorm", "ast.layernorm"))
-    layers.append(Layer(lambda x, _: x[:, :2].mean(axis=1)))
+    mean_of_two = Layer(lambda x, _: x[:, :2].mean(axis=1))
+    layers += [Layer(_layer_norm, f"{body}.layernorm", "ast.layernorm"), mean_of_two]
     layers.append(Layer(_layer_norm, "classifier.0.layernorm", "norm"))
     layers += [Layer(_dense, "classifier.0.dense", "embedding"), RELU]
     shape = (1, config.n_freqs, config.n_frames)
@@ -413,10 +401,9 @@ def published_ast() -> Published:
 def convert_file(
     source: Path, kind: str, make: Callable[[Sequence[str]], Published]
 ) -> tuple[Published, dict[str, float]]:
-    """Give our network the weights of a file, and prove it against what NumPy makes of them.
+    """Fill the network that `make` describes, given the names in a file, and prove it with NumPy.
 
-    `make` describes the network, given the names in the file. Returns it, filled, and what `prove`
-    does; raises as `read_foreign`, `fill` and `prove`.
+    Returns it and what `prove` does; raises as `read_foreign`, `fill` and `prove`.
     """
     tensors = foreign_weights.read_foreign(source, kind)
     published = make([*tensors])
@@ -447,10 +434,8 @@ LAYOUTS: dict[tuple[str, str], Callable[[Tensor, torch.Size], Tensor]] = {
 def fill(published: Published, kind: str, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Give a network, which may be on `meta`, the weights of a file, copied: the file can go.
 
-    Buffers that no foreign tensor is for keep their values.
-
-    Raises:
-        CheckpointError: if the names are not exactly those described, or a shape does not fit.
+    Buffers that no foreign tensor is for keep their values. Raises a `CheckpointError` if the names
+    are not exactly those described, or a shape does not fit.
     """
     state = published.network.state_dict()
     table = {}  # their name -> ours, layout
@@ -475,11 +460,9 @@ def fill(published: Published, kind: str, tensors: Mapping[str, Tensor], source:
             laid_out = found
         same_type = found.is_floating_point() == wanted.is_floating_point()
         if laid_out.shape != wanted.shape or not same_type:
-            raise CheckpointError(
-                f"{source}: {name} is {found.dtype} {tuple(found.shape)}; it cannot become {ours}, "
-                f"which is {wanted.dtype} {tuple(wanted.shape)}",
-                hint=OTHER,
-            )
+            seen = f"{name} is {found.dtype} {tuple(found.shape)}"
+            place = f"{ours}, which is {wanted.dtype} {tuple(wanted.shape)}"
+            raise CheckpointError(f"{source}: {seen}; it cannot become {place}", hint=OTHER)
         state[ours] = copy = torch.empty(laid_out.shape, dtype=wanted.dtype)
         if copy.ndim < 2:
             copy.copy_(laid_out)
@@ -509,19 +492,15 @@ def prove(
         errors[tap] = error if math.isfinite(error) else math.inf
     if max(errors.values()) > TOLERANCE:
         seen = ", ".join(f"{tap} {error:.1e}" for tap, error in errors.items())
-        raise CheckpointError(
-            f"{source}: the converted network does not give what {judge} makes of the file: "
-            f"relative errors {seen}; wanted at most {TOLERANCE:g}",
-            hint="nothing was written; are its weights those of a trained network?",
-        )
+        wrong = f"{source}: the converted network does not give what {judge} makes of the file"
+        hint = "nothing was written; are its weights those of a trained network?"
+        seen = f"{wrong}: relative errors {seen}; wanted at most {TOLERANCE:g}"
+        raise CheckpointError(seen, hint=hint)
     return errors
 
 
 def reference(taps: Taps, arrays: Arrays, x: Array) -> dict[str, Array]:
-    """Run a published network on the arrays of its file, in NumPy, from x, [b h w c] or [b d].
-
-    Returns the taps by name, channels last.
-    """
+    """Run a network on the arrays of its file, from x [b h w c] or [b d], to its taps by name."""
     values = {"": x}
     for tap, (start, layers) in taps.items():
         x = values[start]
@@ -574,8 +553,7 @@ def _normed(x: Array, mean: Array, variance: Array, eps: float, weights: Arrays)
 
 
 def _batch_norm(x: Array, weights: Arrays) -> Any:
-    """Apply a BatchNorm, as in use, to the last axis; torch's epsilon."""
-    return _normed(x, weights["running_mean"], weights["running_var"], 1e-5, weights)
+    return _normed(x, weights["running_mean"], weights["running_var"], 1e-5, weights)  # torch's
 
 
 def _layer_norm(x: Array, weights: Arrays) -> Any:
@@ -588,11 +566,6 @@ def _max_pool(x: Array, weights: Arrays, size: tuple[int, int]) -> Any:
     b, h, w, c = x.shape
     x = x[:, : h // height * height, : w // width * width]
     return x.reshape(b, h // height, height, w // width, width, c).max(axis=(2, 4))
-
-
-def _unflatten(x: Array, weights: Arrays, channels: int) -> Any:
-    side = math.isqrt(x.shape[1] // channels)
-    return x.reshape(len(x), channels, side, side).transpose(0, 2, 3, 1)  # torch's Flatten is C H W
 
 
 def _patches(x: Array, weights: Arrays, stride: int) -> Any:

@@ -3,11 +3,10 @@
     read_foreign, inspect -> call_confined -> unpack -> keras_tensors or torch_tensors
 
 A file is known by its first bytes, not by its name, and read in a process of its own that may take
-so much memory and time and no more: what reads it may crash, hang or be lied to about sizes. This
-is no sandbox: it guards against accidents of parsers. Memory is limited on Linux, processor time
-on every system but Windows, time on the clock everywhere. A script that reads weights guards its
-start with `if __name__ == "__main__"`, as for all of `multiprocessing`. What a file declares is
-bounded by its own size before anything is allocated; names and layouts stay those of the file.
+so much memory (on Linux), processor time (not on Windows) and time on the clock and no more: what
+reads it may crash, hang or be lied to about sizes. This is no sandbox: it guards against accidents
+of parsers. A script that reads weights guards its start with `if __name__ == "__main__"`, as for
+all of `multiprocessing`. What a file declares is bounded by its own size before it is allocated.
 
 Source: files written by Keras 2.15 and 3.15 and by PyTorch's `torch.save`.
 """
@@ -90,10 +89,9 @@ def read_foreign(path: Path, kind: str) -> dict[str, "Tensor"]:
     any size as float32, integers and booleans as they are. A name is LAYER/WEIGHT with WEIGHT one
     of kernel, bias, gamma ... (keras), or the key of the state dict (torch).
 
-    Raises:
-        CheckpointError: if the file is missing, of another type, damaged, larger than it may be,
-            holds code, or values that are no numbers.
-        OutputError: if the folder for temporary files has no room for the values.
+    Raises a `CheckpointError` if the file is missing, of another type, damaged, larger than it may
+    be, holds code, or values that are no numbers; an `OutputError` if the folder for temporary
+    files has no room for the values.
     """
     import torch
 
@@ -117,13 +115,27 @@ def read_foreign(path: Path, kind: str) -> dict[str, "Tensor"]:
 
 
 def inspect(path: Path) -> Inspection:
-    """List what a foreign file or a safetensors file holds, without the values of its tensors.
-
-    Raises:
-        CheckpointError: as `read_foreign`; what only the values show stays unknown.
-    """
+    """List what a foreign or safetensors file holds, not the values; raises as `read_foreign`."""
     kind = _kind(path)
-    return _inspect_safetensors(path) if kind == "safetensors" else _unpack_confined(path, kind)
+    if kind != "safetensors":
+        return _unpack_confined(path, kind)
+    from safetensors import SafetensorError, safe_open
+
+    listed = []
+    try:
+        with safe_open(path, framework="numpy") as file:
+            values: dict[str, Any] = file.metadata() or {}
+            for name in file.keys():
+                tensor = file.get_slice(name)
+                dtype = SAFETENSORS_TYPES.get(tensor.get_dtype(), tensor.get_dtype())
+                listed.append(TensorInfo(name, dtype, tuple(tensor.get_shape())))
+    except (SafetensorError, OSError) as error:
+        seen = f"{path}: is a damaged safetensors file: {error}"
+        raise CheckpointError(seen, hint="copy or download it again") from error
+    if "s2f" in values:
+        values = read_header(path)
+        kind = values.pop("kind")
+    return Inspection(path, kind, tuple(listed), values)
 
 
 def _kind(path: Path) -> str:
@@ -150,27 +162,6 @@ def _kind(path: Path) -> str:
     raise CheckpointError(f"{path}: {seen if start else 'is empty'}", hint=WANTED)
 
 
-def _inspect_safetensors(path: Path) -> Inspection:
-    from safetensors import SafetensorError, safe_open
-
-    listed = []
-    try:
-        with safe_open(path, framework="numpy") as file:
-            values: dict[str, Any] = file.metadata() or {}
-            for name in file.keys():
-                tensor = file.get_slice(name)
-                dtype = SAFETENSORS_TYPES.get(tensor.get_dtype(), tensor.get_dtype())
-                listed.append(TensorInfo(name, dtype, tuple(tensor.get_shape())))
-    except (SafetensorError, OSError) as error:
-        seen = f"{path}: is a damaged safetensors file: {error}"
-        raise CheckpointError(seen, hint="copy or download it again") from error
-    kind = "safetensors"
-    if "s2f" in values:
-        values = read_header(path)
-        kind = values.pop("kind")
-    return Inspection(path, kind, tuple(listed), values)
-
-
 def _unpack_confined(path: Path, kind: str, target: Path | None = None) -> Inspection:
     size = min(path.stat().st_size, MAX_BYTES)
     # one tensor may be all of the file, and PyTorch maps the file too
@@ -188,12 +179,8 @@ def call_confined(
 
     It may take `megabytes` and `seconds` of processor time beyond what its imports take. It
     inherits no open file, imports nothing from the current folder, prints nowhere, and ends with
-    this one even if that is killed.
-
-    Raises:
-        CheckpointError: if the process died or took too much, or the function raised it, whose
-            message then lacks the path.
-        OutputError: if the function raised it.
+    this one even if that is killed. Raises the function's `S2FError`s, to whose `CheckpointError`s
+    it adds the path, and a `CheckpointError` if the process died or took too much.
     """
     # No pool: pebble's takes 0.2 s more, as long as all else that is done for a small file.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -283,12 +270,9 @@ Contents = tuple[list[Declared], dict[str, Any]]  # of a file: its tensors, and 
 def unpack(path: Path, kind: str, target: Path | None) -> Inspection:
     """List the tensors of a file, and write the values into `target` where that is given.
 
-    Whatever the file does, it does to this process.
-
-    Raises:
-        CheckpointError: if the file is not to be trusted or declares more than it can hold, two
-            tensors have one name, or a value is NaN or infinite. Its message lacks the path.
-        OutputError: if there is no room for the values.
+    Whatever the file does, it does to this process. Raises a `CheckpointError`, which lacks the
+    path, if the file is not to be trusted or declares more than it can hold, two tensors have one
+    name, or a value is NaN or infinite; an `OutputError` if there is no room for the values.
     """
     declared, values = (keras_tensors if kind == "keras" else torch_tensors)(path)
     size = path.stat().st_size
@@ -304,18 +288,15 @@ def unpack(path: Path, kind: str, target: Path | None) -> Inspection:
             end = start + math.prod(shape) * np.dtype(dtype).itemsize
             tensors[name] = tensor
             if end > limit or len(tensors) > MAX_TENSORS:
-                raise _wrong(
-                    f"declares {len(tensors)} tensors of {end} bytes so far, {name!r} {shape} the "
-                    f"last; its {size} bytes may declare {limit}, and {MAX_TENSORS} tensors"
-                )
+                seen = f"{len(tensors)} tensors of {end} bytes so far, {name!r} {shape} the last"
+                may = f"its {size} bytes may declare {limit}, and {MAX_TENSORS} tensors"
+                raise _wrong(f"declares {seen}; {may}")
             if not file:
                 continue
             array = read().astype(dtype, copy=False)
             if not np.isfinite(array).all():
-                raise _wrong(
-                    f"tensor {name!r} holds values that are no numbers (NaN or infinite)",
-                    "the training that made it went wrong, or the file is damaged",
-                )
+                hint = "the training that made it went wrong, or the file is damaged"
+                raise _wrong(f"{name!r} holds values that are no numbers (NaN or infinite)", hint)
             try:
                 file.seek(start)
                 array.tofile(file)
@@ -337,9 +318,7 @@ VARIABLES = {  # names that the new layout leaves out, by class of layer and num
     **{(kind, 2): ("kernel", "bias") for kind in ("conv2d", "dense")},
     ("batch_normalization", 4): ("gamma", "beta", "moving_mean", "moving_variance"),
 }
-FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # of HDF5, known here
 MAX_CHUNK = 64 * 2**20  # bytes of a chunk once unpacked
-MAX_ATTRIBUTE = 16 * 2**20  # bytes of one
 MAX_DEPTH = 16  # models within models
 ITSELF = "wanted a file that holds its weights itself"
 
@@ -355,11 +334,8 @@ def keras_tensors(path: Path) -> Contents:
       with a number (`conv2d`, `conv2d_1`, `conv2d_10`); Keras 3 notes the layer's name at `vars`.
       The order of the model is lost: by class, alphabetically, and by number within a class.
 
-    Links are followed only where they lie in the file and cannot lead out of it, and datasets are
-    taken only if their bytes lie in the file: both before any value is read.
-
-    Raises:
-        CheckpointError: if the file is no such file, or not to be trusted.
+    Before any value is read it raises a `CheckpointError` for links and datasets that lead out of
+    the file, and for all else that is not to be trusted.
     """
     file = h5py.File(path, "r", locking=False)  # stays open: its datasets are read later
     model = _at(file, "model_weights") if "model_weights" in file else file
@@ -367,10 +343,8 @@ def keras_tensors(path: Path) -> Contents:
     values = {name: " ".join(_texts(model, name)) for name in names if name in model.attrs}
     if "layer_names" in model.attrs or "layer_names0" in model.attrs:
         if values.get("backend") == "theano":
-            raise _wrong(
-                "was written by Theano, which flips the kernels of convolutions",
-                "load it with Keras on TensorFlow, and save it again",
-            )
+            hint = "load it with Keras on TensorFlow, and save it again"
+            raise _wrong("was written by Theano, which flips the kernels of convolutions", hint)
         found = _legacy_weights(model)
     elif any(name in file for name in LAYERS):
         found = _new_weights(file)
@@ -426,9 +400,6 @@ def _at(group: h5py.Group, path: str) -> Any:
 
 def _texts(group: h5py.Group, attribute: str) -> list[str]:
     """Read an attribute that is a text or a list of texts."""
-    declared = group.attrs.get_id(attribute)
-    if math.prod(declared.shape or ()) * declared.dtype.itemsize > MAX_ATTRIBUTE:
-        raise _wrong(f"its attribute {attribute!r} declares {declared.shape} values")
     values = np.asarray(group.attrs[attribute]).reshape(-1).tolist()
     if not all(isinstance(value, str | bytes) for value in values):
         raise _wrong(f"its attribute {attribute!r} is not text")
@@ -462,20 +433,13 @@ def _declared(name: str, dataset: Any) -> Declared:
         chunk = math.prod(dataset.chunks) * dtype.itemsize
         if chunk > MAX_CHUNK:
             raise _wrong(f"{name!r} has chunks of {chunk} bytes; wanted {MAX_CHUNK}")
-        plan = dataset.id.get_create_plist()
-        filters = {plan.get_filter(k)[0] for k in range(plan.get_nfilters())}
-        if unknown := filters - FILTERS.keys():
-            known = ", ".join(FILTERS.values())
-            raise _wrong(f"{name!r} is packed with filter {min(unknown)}; wanted none, or {known}")
     else:
         declared, held = math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
         start = dataset.id.get_offset() or 0  # a small one lies in its header, and has none
         size = dataset.file.id.get_filesize()
         if declared and (held != declared or start + held > size):
-            raise _wrong(
-                f"{name!r} declares {declared} bytes, {shape}, and holds {min(held, size)} of them",
-                "the file is cut off: copy or download it again",
-            )
+            seen = f"declares {declared} bytes, {shape}, and holds {min(held, size)} of them"
+            raise _wrong(f"{name!r} {seen}", "the file is cut off: copy or download it again")
     kept = "float32" if dtype.kind == "f" else dtype.newbyteorder("=").name
     return TensorInfo(name, kept, shape), lambda: dataset[()]
 
@@ -502,19 +466,16 @@ STATES = ("model_state_dict", "state_dict")  # keys of a training checkpoint's w
 KEPT = ("int64", "int32", "int16", "int8", "uint8", "bool")  # as they are
 FLOATS = ("float32", "float64", "float16", "bfloat16")  # they become float32
 MAX_ENTRIES = 100_000  # of the archive: three a parameter with Adam's state
-MAX_VALUE = 1_000_000  # characters of a top-level value as JSON
+MAX_PIECES = 100_000  # of a top-level value as JSON: a number, a text, a bracket
 
 
 def torch_tensors(path: Path) -> Contents:
-    """List the tensors of a state dict, bare or in a training checkpoint.
+    """List the tensors of a state dict, bare or in a training checkpoint, and what is plain beside.
 
     The zip archive is checked before PyTorch opens it; `torch.load` then unpickles with
     `weights_only`, maps the file, and copies nothing. A tensor is taken only if its values lie in
-    the file as often as it says. What stands beside the state dict and is plain is told, other
-    tensors, such as an optimizer's, are left out.
-
-    Raises:
-        CheckpointError: if the file is no such file, or not to be trusted.
+    the file as often as it says, else this raises a `CheckpointError`, as for all that is not to
+    be trusted. Other tensors, such as an optimizer's, are left out.
     """
     import torch
 
@@ -566,9 +527,8 @@ def _check_archive(path: Path) -> None:
         folder = min(names, default="").partition("/")[0]
         if f"{folder}/constants.pkl" in names:
             raise _wrong("is a TorchScript program; wanted a state dict", RESAVE)
-        if {name.partition("/")[0] for name in names} != {folder} or (
-            f"{folder}/data.pkl" not in names
-        ):
+        folders = {name.partition("/")[0] for name in names}
+        if len(folders) > 1 or f"{folder}/data.pkl" not in names:
             raise _wrong("is a zip archive, but none of torch.save", RESAVE)
         order = f"{folder}/byteorder"  # files before torch 2.1 have none
         if order in names and archive.read(order).decode() != sys.byteorder:
@@ -593,11 +553,7 @@ def _tensor(name: str, tensor: "Tensor") -> Declared:
 def _is_plain(value: object) -> bool:
     """Tell whether a value is what JSON has, and not too much of it."""
     try:
-        length = 0
-        for piece in json.JSONEncoder().iterencode(value):  # lists of one list grow without end
-            length += len(piece)
-            if length > MAX_VALUE:
-                return False
-        return True
+        pieces = json.JSONEncoder().iterencode(value)  # lists of one list grow without end
+        return sum(1 for _ in itertools.islice(pieces, MAX_PIECES + 1)) <= MAX_PIECES
     except (TypeError, ValueError, RecursionError):
         return False

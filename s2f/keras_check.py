@@ -28,11 +28,10 @@ Array = NDArray[np.float32]
 def require_tensorflow() -> None:
     """Raise a `DependencyError` if TensorFlow is not installed; does not import it."""
     if importlib.util.find_spec("tensorflow") is None:
-        raise DependencyError(
-            "--verify needs TensorFlow, which is not installed",
-            hint="pip install 's2f[convert]', or leave --verify out: every conversion is proven "
-            "in NumPy too",
+        hint = (
+            "pip install 's2f[convert]', or leave it out: every conversion is proven in NumPy too"
         )
+        raise DependencyError("--verify needs TensorFlow, which is not installed", hint=hint)
 
 
 def keras_taps(
@@ -71,11 +70,10 @@ def _run(path: Path, origin: Origin, sizes: Mapping[str, Any], images: Array) ->
             link.symlink_to(path.resolve())
             model.load_weights(str(link))
     except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: Keras does not load it into the network of {origin}: "
-            f"{' '.join(str(error).split())[:300]}",
-            hint="is it the file of another network? See s2f convert inspect",
-        ) from None  # whose classes only Keras can unpickle
+        seen = f"{path}: Keras does not load it into the network of {origin}: "
+        seen += " ".join(str(error).split())[:300]
+        hint = "is it the file of another network? See s2f convert inspect"
+        raise CheckpointError(seen, hint=hint) from None  # whose classes only Keras can unpickle
     run = keras.Model(model.inputs[0], outputs)
     found = [np.asarray(tensor) for tensor in run(images, training=False)]
     return dict(zip(("features", "embedding", "logits"), found, strict=True))

@@ -32,10 +32,8 @@ def write_legacy(
         model = file.create_group(root) if root else file
         model.attrs.update(attributes)
         names = [name.encode() for name in layers]
-        for k in range(0, len(names), 2) if split else ():
-            model.attrs[f"layer_names{k // 2}"] = names[k : k + 2]
-        if not split:
-            model.attrs["layer_names"] = names
+        parts = {f"layer_names{k}": names[2 * k : 2 * k + 2] for k in range(len(names) // 2 + 1)}
+        model.attrs.update(parts if split else {"layer_names": names})
         for layer, weights in layers.items():
             group = model.require_group(layer)
             group.attrs["weight_names"] = [name.encode() for name in weights]
@@ -56,11 +54,10 @@ def write_layers(path: Path, layers: Layers, container: str = "layers") -> Path:
 
 def write_archive(path: Path, pickled: bytes) -> Path:
     """Write an archive as `torch.save` does, around any pickle at all."""
+    parts = {"data.pkl": pickled, "data/0": bytes(16), "byteorder": b"little", "version": b"3\n"}
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/data/0", bytes(16))
-        archive.writestr("archive/byteorder", "little")
-        archive.writestr("archive/version", "3\n")
+        for name, data in parts.items():
+            archive.writestr(f"archive/{name}", data)
     return path
 
 

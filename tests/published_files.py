@@ -4,6 +4,7 @@ The seed's networks are written here in our own words, of torch's layers and wit
 they compute is what conversions must keep. Keras' files hold the weights of the same networks.
 """
 
+import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,32 +22,24 @@ from torch import Tensor, nn
 from s2f import ast_encoder, face_decoder, face_encoder, foreign_weights, voice_encoder
 from s2f.ast_encoder import ASTEncoderConfig
 from s2f.convert import VGG16_NAMES
-from s2f.face_decoder import FaceDecoderConfig
-from s2f.face_encoder import VGGFaceConfig
-from s2f.landmarks import MAP_72
-from s2f.voice_encoder import VoiceEncoderConfig
 
-needs_transformers = pytest.mark.skipif(
-    find_spec("transformers") is None, reason="transformers (the extra ast) is not installed"
-)
-needs_tensorflow = pytest.mark.skipif(
-    find_spec("tensorflow") is None, reason="TensorFlow (the extra convert) is not installed"
-)
+
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
+
+
+needs_transformers, needs_tensorflow = needs("transformers"), needs("tensorflow")
 EMBEDDING = 20
 LAYERS = (4, 4, "M", 8, 8, "M", *3 * (16,), "M", *3 * (32,), "M", *3 * (32,), "M")
-VGG = VGGFaceConfig(LAYERS, image_size=64, hidden=24, embedding=EMBEDDING, identities=13)
+VGG = face_encoder.VGGFaceConfig(LAYERS, 64, hidden=24, embedding=EMBEDDING, identities=13)
 CHANNELS = (4, 4, 8, 8, 8, 16, 32, 32, 32)
-VOICE = VoiceEncoderConfig(channels=CHANNELS, hidden=24, embedding=EMBEDDING, final_relu=True)
-DECODER = FaceDecoderConfig(
-    embedding=EMBEDDING,
-    trunk=(24, 16),
-    landmarks=72,
-    landmark_hidden=(14, 12, 10),
-    seed_channels=16,
-    stages=((8, 5, 2), (4, 5, 2), (2, 5, 2), (2, 5, 2), (3, 1, 1)),
-    batch_norm=True,
-    is_face=True,
-    landmarks_68=MAP_72,
+VOICE = dataclasses.replace(
+    voice_encoder.CONFIGS["seed"], channels=CHANNELS, hidden=24, embedding=EMBEDDING
+)
+STAGES = ((8, 5, 2), (4, 5, 2), (2, 5, 2), (2, 5, 2), (3, 1, 1))
+SIZES: Any = {"trunk": (24, 16), "landmark_hidden": (14, 12, 10), "seed_channels": 16}
+DECODER = dataclasses.replace(
+    face_decoder.CONFIGS["seed"], embedding=EMBEDDING, stages=STAGES, **SIZES
 )
 AST = ASTEncoderConfig(width=24, layers=2, heads=3, mlp=40, embedding=EMBEDDING)
 SHORT_AST = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)
@@ -89,10 +82,9 @@ def seed_vgg() -> Any:
     return in_order(*layers, [nn.Dropout(), nn.Conv2d(EMBEDDING, VGG.identities, 1)])
 
 
-def seed_embeddings(pictures: Tensor) -> Tensor:
+def seed_embeddings(pictures: Tensor) -> Any:
     """What VGGFace_serengil makes of prepared pictures."""
-    embeddings: Tensor = seed_vgg()[:15](pictures).flatten(1)
-    return embeddings
+    return seed_vgg()[:15](pictures).flatten(1)
 
 
 def keras_arrays(origin: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -109,11 +101,10 @@ def keras_arrays(origin: str) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def write_keras(path: Path, origin: str) -> Path:
     """Write weights as Keras' `save_weights` does."""
+    layers: dict[str, dict[str, Any]] = {}
     names = AUTOMATIC if origin == "serengil" else VGG16_NAMES
-    layers: dict[str, dict[str, Any]] = {
-        name: {f"{name}/kernel:0": kernel, f"{name}/bias:0": bias}
-        for name, (kernel, bias) in zip(names, keras_arrays(origin), strict=True)
-    }
+    for name, (kernel, bias) in zip(names, keras_arrays(origin), strict=True):
+        layers[name] = {f"{name}/kernel:0": kernel, f"{name}/bias:0": bias}
     return write_legacy(path, layers | {"flatten": {}}, backend=b"tensorflow")
 
 
@@ -122,9 +113,8 @@ def scrambled_rcmalli() -> dict[str, Tensor]:
     names = [*(f"layer{n}.0" for n in range(1, 14)), "layer14.1", "layer15.0", "layer16.0"]
     state = {}
     for name, (kernel, bias) in zip(names, keras_arrays("rcmalli"), strict=True):
-        axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-        state[f"{name}.weight"] = torch.from_numpy(kernel.transpose(axes).copy())
-        state[f"{name}.bias"] = torch.from_numpy(bias)
+        weight = kernel.transpose((3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)).copy()
+        state |= {f"{name}.weight": torch.tensor(weight), f"{name}.bias": torch.tensor(bias)}
     return state
 
 
@@ -135,12 +125,10 @@ class SeedDecoder(nn.Module):
         super().__init__()
 
         def mlp(*widths: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU())
-                    for a, b in pairwise(widths)
-                )
-            )
+            layers = nn.Sequential()
+            for a, b in pairwise(widths):
+                layers.append(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()))
+            return layers
 
         self.pre_layers = mlp(EMBEDDING, 24, 16)
         self.landmark_layers = mlp(16, 14, 12, 10).append(nn.Sequential(nn.Linear(10, 144)))
@@ -175,14 +163,8 @@ def hugging_face_ast(config: ASTEncoderConfig, *, classifier: bool) -> Any:
     """An AST of transformers with random weights. Wants transformers."""
     import transformers
 
-    made = transformers.ASTConfig(
-        max_length=config.n_frames,
-        hidden_size=config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.mlp,
-        num_labels=config.embedding,
-    )
+    sizes = {theirs: getattr(config, ours) for theirs, ours in ast_encoder.FIELDS.items()}
+    made = transformers.ASTConfig(**sizes, num_labels=config.embedding)
     kind = transformers.ASTForAudioClassification if classifier else transformers.ASTModel
     return randomise(kind(made))
 
@@ -196,9 +178,8 @@ def seed_ast() -> Any:
 
 def training_checkpoint(path: Path, module: nn.Module) -> None:
     """Write a training checkpoint as the seed does."""
-    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.001}]}
-    contents = {"epoch": 3, "loss": 0.5, "model_state_dict": module.state_dict()}
-    torch.save(contents | {"optimizer_state_dict": optimizer, "history": [0.7, 0.5]}, path)
+    beside = {"epoch": 3, "optimizer_state_dict": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
+    torch.save(beside | {"model_state_dict": module.state_dict()}, path)
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +190,8 @@ def narrow() -> Iterator[None]:
         patch.setitem(face_decoder.CONFIGS, "seed", DECODER)
         patch.setitem(voice_encoder.CONFIGS, "seed", VOICE)
         patch.setitem(ast_encoder.CONFIGS, "seed", AST)
-        read = functools.cache(foreign_weights.read_foreign)
-        patch.setattr(foreign_weights, "read_foreign", read)
+        once = functools.cache(foreign_weights.read_foreign)
+        patch.setattr(foreign_weights, "read_foreign", once)
         yield
 
 

@@ -4,10 +4,11 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Done, assert_refused, assert_wrong_usage, commands, files
+from command_line import Done, assert_refused, commands, files
 from foreign_files import write_legacy
 from published_files import narrow, published
 
@@ -56,16 +57,13 @@ def test_no_terminal_obeys_a_strangers_names(tmp_path: Path) -> None:
     assert len(done.out.splitlines()) == 3
 
 
-def test_the_examples_run_as_printed(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_examples_run_as_printed(published: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    for source, name in (
-        *(("serengil.h5", "vgg_face_weights.h5"), ("rcmalli.h5", "rcmalli_vggface_tf_vgg16.h5")),
-        *(("rcmalli.h5", "weights.h5"), ("decoder.pt", "face_decoder.pt")),
-        *(("ve.pt", "ve.pt"), ("serengil.pt", "vgg.pt")),
-    ):
+    copies = {"serengil.h5": "vgg_face_weights.h5", "rcmalli.h5": "rcmalli_vggface_tf_vgg16.h5"}
+    copies |= {"decoder.pt": "face_decoder.pt", "ve.pt": "ve.pt", "serengil.pt": "vgg.pt"}
+    for source, name in copies.items():
         shutil.copy(published / source, name)
+    shutil.copy("vgg_face_weights.h5", "weights.h5")
     for path, command in commands():
         for line in command.epilog.splitlines() if path[0] == "convert" else ():
             if line.startswith("`s2f"):
@@ -74,9 +72,7 @@ def test_the_examples_run_as_printed(
                 assert (done.code, done.err) == (0, ""), line
 
 
-def test_a_conversion_prints_its_path_and_its_proof_or_one_json_object(
-    published: Path, tmp_path: Path
-) -> None:
+def test_a_conversion_prints_its_path_and_its_proof(published: Path, tmp_path: Path) -> None:
     source, out = published / "rcmalli.h5", tmp_path / "out"
     command = ("convert", "rcmalli", source, "-o", out, "--preprocessing", "seed")
     done = Done(*command)
@@ -87,36 +83,18 @@ def test_a_conversion_prints_its_path_and_its_proof_or_one_json_object(
     assert (done.code, done.err) == (0, "")
     (made,) = done.json["converted"]
     back = checkpoint.load(out, "face_encoder")
-    assert (made["path"], made["source"]) == (str(out), str(source))
-    assert made["embedding_space"] == back.embedding_space
+    expected = {"path": str(out), "source": str(source), "kind": "face_encoder"}
+    expected |= {"embedding_space": back.embedding_space, "verified": None}
+    assert {name: value for name, value in made.items() if name != "proven"} == expected
     assert set(made["proven"]) == {"features", "embedding", "logits"}
-    assert made["verified"] is None
     assert back.network.preprocessing.channels == "RGB"  # type: ignore[union-attr]
+    voice = ("--face-decoder", published / "decoder.pt", "--ve-conv", published / "ve.pt")
+    done = Done("convert", "pietkun", *voice, "-o", tmp_path / "model", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    assert {Path(line) for line in done.out.splitlines()} == files(tmp_path / "model")
 
 
-def test_a_model_is_printed_network_by_network(published: Path, tmp_path: Path) -> None:
-    out, decoder, voice = tmp_path / "model", published / "decoder.pt", published / "ve.pt"
-    command = ("convert", "pietkun", "--face-decoder", decoder, "--ve-conv", voice, "-o", out)
-    done = Done(*command, "--quiet")
-    made = [out / "face_decoder.safetensors", out / "voice_encoder.safetensors"]
-    assert (done.code, done.err, done.out.splitlines()) == (0, "", [str(path) for path in made])
-    assert files(out) == set(made)
-    again = Done(*command, "--overwrite", "--json")
-    assert [row["kind"] for row in again.json["converted"]] == ["face_decoder", "voice_encoder"]
-
-
-def test_wrong_usage_is_refused(published: Path, tmp_path: Path) -> None:
-    source = published / "serengil.h5"
-    cat = ("convert", "serengil", source, "-o", tmp_path / "out", "--preprocessing", "cat")
-    for arguments in (cat, cat[:3], ("convert", "pietkun", "-o", tmp_path / "out")):
-        assert_wrong_usage(Done(*arguments))
-    assert_refused(Done("convert", "serengil", source, "-o", source), 2, source)
-    assert files(tmp_path) == set()
-
-
-def test_a_missing_package_exits_with_5_and_names_the_cure(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_exits_with_5(published: Path, tmp_path: Path, monkeypatch: Any) -> None:
     decoder, out = published / "decoder.pt", ("-o", tmp_path / "out")
     monkeypatch.setattr(keras_check.importlib.util, "find_spec", lambda name: None)
     done = Done("convert", "serengil", decoder, *out, "--verify")
@@ -130,7 +108,6 @@ def test_a_missing_package_exits_with_5_and_names_the_cure(
 
 def test_a_wrong_file_exits_with_4_and_leaves_nothing(published: Path, tmp_path: Path) -> None:
     source, out = published / "rcmalli.h5", tmp_path / "out"  # of another net
-    assert_refused(Done("convert", "pietkun", "--face-decoder", source, "-o", out), 4, source)
     done = Done("convert", "serengil", source, "-o", out, "--json")
     assert (done.code, done.json["error"]) == (4, "CheckpointError")
     (tmp_path / "w").write_bytes(source.read_bytes()[:9999])

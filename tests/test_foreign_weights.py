@@ -32,7 +32,6 @@ from s2f.foreign_weights import MAX_BYTES, RATIO, SPARE, TensorInfo, inspect, re
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory")
 multiprocessing.set_forkserver_preload(["torch", "h5py"])  # once, not for each file
-CONVS = ["conv2d", *(f"conv2d_{k}" for k in range(1, 12))]
 
 
 def at_once(function: Callable[..., Any], *given: Any, **limits: Any) -> Any:
@@ -53,11 +52,10 @@ def confined(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def wanted(layers: Layers) -> dict[str, np.ndarray]:
-    return {
-        f"{layer}/{name.split('/')[-1].removesuffix(':0')}": value
-        for layer, weights in layers.items()
-        for name, value in weights.items()
-    }
+    found = {}
+    for layer, weights in layers.items():
+        found |= {f"{layer}/{k.split('/')[-1].split(':')[0]}": v for k, v in weights.items()}
+    return found
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -73,23 +71,16 @@ def some_state() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.usefixtures("confined")
-@pytest.mark.parametrize("layout", ["legacy", "layers", "torch"])
-def test_weights_come_over_as_they_are_and_are_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
-) -> None:
+@pytest.mark.parametrize("kind", ["keras", "torch"])
+def test_weights_come_over_as_they_are(tmp_path: Path, monkeypatch: Any, kind: str) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path, layers, state = tmp_path / "w.bin", some_layers(3), some_state()
-    kind, other = ("torch", "keras") if layout == "torch" else ("keras", "torch")
-    values: dict[str, Any] = {}
-    if layout == "legacy":
+    values: dict[str, Any] = {"epoch": 7}
+    torch.save({"model_state_dict": state, "epoch": 7}, path)
+    if kind == "keras":
         values = {"backend": "jax", "keras_version": "2.1"}
         write_legacy(path, layers, keras_version=b"2.1", backend="jax")
-    elif layout == "layers":
-        layers = {"dense" if name == "a_dense" else name: layers[name] for name in layers}
-        foreign_files.write_layers(path, layers)
-    else:
-        values = {"epoch": 7}
-        torch.save({"model_state_dict": state, "epoch": 7}, path)
+    other = "torch" if kind == "keras" else "keras"
     with pytest.raises(CheckpointError, match=f"(?i)w.bin: .* of {kind} .* those of {other}"):
         read_foreign(path, other)
     tensors, listed = read_foreign(path, kind), inspect(path)
@@ -97,10 +88,9 @@ def test_weights_come_over_as_they_are_and_are_listed(
     assert [*tmp_path.iterdir()] == []  # nothing temporary stays
     assert_same(tensors, state if kind == "torch" else wanted(layers))
     assert (listed.path, listed.kind, listed.values) == (path, kind, values)
-    assert listed.tensors == tuple(
-        TensorInfo(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-        for name, tensor in tensors.items()
-    )
+    for told, tensor in zip(listed.tensors, tensors.values(), strict=True):
+        assert (f"torch.{told.dtype}", told.shape) == (str(tensor.dtype), tuple(tensor.shape))
+    assert [told.name for told in listed.tensors] == [*tensors]
     first = next(iter(tensors.values()))
     assert first.is_contiguous() and bool((first.fill_(3) == 3).all())  # it may be changed
 
@@ -188,24 +178,21 @@ PEAK = """
 import multiprocessing, resource, sys
 from pathlib import Path
 from s2f import foreign_weights
-from s2f.errors import CheckpointError
 multiprocessing.get_all_start_methods = lambda: ["spawn"]  # the reader is a child of this process
 path = Path(sys.argv[1])
 try:
     foreign_weights._unpack_confined(path, sys.argv[2], path.with_name("data"))
-    print("read")
-except CheckpointError as error:
-    print("refused")
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+finally:
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 """
 
 
-def peak_megabytes(path: Path, kind: str, outcome: str) -> int:
+def peak_megabytes(path: Path, kind: str, *, refused: bool) -> int:
     """Read a file in a confined process whose parent is small; returns the most it ever took."""
     command = [sys.executable, "-c", PEAK, str(path), kind]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == outcome
-    return int(done.stdout.split()[1])
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert ("CheckpointError" in done.stderr) == refused
+    return int(done.stdout)
 
 
 @linux
@@ -214,11 +201,11 @@ def test_a_wrong_file_takes_half_a_gigabyte_at_most(tmp_path: Path, kind: str) -
     path = write_legacy(tmp_path / "w", some_layers(2))
     if kind == "torch":
         torch.save({"a": torch.ones(2)}, path)
-    base = peak_megabytes(path, kind, "read")  # what reading next to nothing takes
+    base = peak_megabytes(path, kind, refused=False)  # what reading next to nothing takes
     for its_kind, make, _ in ATTACKS.values():
         if its_kind == kind:
-            make(path.with_name("wrong"))
-            assert peak_megabytes(path.with_name("wrong"), kind, "refused") - base < 512
+            make(path)
+            assert peak_megabytes(path, kind, refused=True) - base < 512
 
 
 @pytest.fixture
@@ -256,15 +243,10 @@ def test_the_answer_comes_back_and_nothing_else(call: Any, tmp_path: Path, capfd
         ("time.sleep(60)", "took more than 1 s"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", r".* died \(signal 11\)"),
         ("os._exit(3)", r".* died \(exit code 3\)"),
-        (
-            "raise ZeroDivisionError('of all\\nthings')",
-            "cannot be read: ZeroDivisionError: of all$",
-        ),
+        ("raise ZeroDivisionError('a\\nb')", "cannot be read: ZeroDivisionError: a$"),
     ],
 )
-def test_the_end_of_the_process_is_an_error_that_names_the_file(
-    call: Any, what: str, said: str
-) -> None:
+def test_the_end_of_the_process_is_told_of_the_file(call: Any, what: str, said: str) -> None:
     with pytest.raises(S2FError, match=f"file: {said}") as raised:
         call(what)
     assert isinstance(raised.value, OutputError if "OutputError" in what else CheckpointError)
@@ -277,35 +259,21 @@ sys.path = [place for place in sys.path if place]
 from pathlib import Path
 from foreign_files import obey
 from s2f import foreign_weights
-path = Path(sys.argv[1], "file")
-foreign_weights.call_confined(obey, path, megabytes=int(sys.argv[2]), seconds=900)
+foreign_weights.call_confined(obey, Path("file"), megabytes=9000, seconds=900)
 """
 
 
-def asking(tmp_path: Path, what: str, megabytes: int, shell: str = "") -> subprocess.Popen[bytes]:
-    """Start a process that calls a reader."""
-    (tmp_path / "file").write_text(what)
+@linux
+def test_a_reader_keeps_to_the_users_limits_and_ends_with_its_asker(tmp_path: Path) -> None:
+    (tmp_path / "socket.py").write_text("raise SystemExit")  # no module of the user's folder
+    (tmp_path / "file").write_text("Path('note').write_text(str(os.getpid())); time.sleep(60)")
+    os.mkfifo(tmp_path / "note")
     places = [str(Path(__file__).parent), *filter(None, sys.path)]
-    command = ["bash", "-c", f'{shell} exec "$0" "$@"', sys.executable, "-c", ASK]
-    environment = {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": ""}
-    return subprocess.Popen(
-        [*command, str(tmp_path), str(megabytes)], env=os.environ | environment, cwd=tmp_path
-    )
-
-
-@linux
-def test_limits_of_the_users_shell_stay_and_its_folder_gives_no_modules(tmp_path: Path) -> None:
-    (tmp_path / "socket.py").write_text("raise SystemExit")
-    assert asking(tmp_path, "", 9000, "ulimit -t 60; ulimit -v 4000000;").wait() == 0
-
-
-@linux
-def test_the_process_ends_with_the_one_that_asked_even_if_that_is_killed(tmp_path: Path) -> None:
-    note = tmp_path / "note"
-    os.mkfifo(note)
-    what = "path.with_name('note').write_text(str(os.getpid())); time.sleep(60)"
-    asked = asking(tmp_path, what, 200)
-    reader = os.pidfd_open(int(note.read_text()))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": ""}
+    limited = 'ulimit -t 60; ulimit -v 4000000; exec "$0" "$@"'
+    command = ["bash", "-c", limited, sys.executable, "-c", ASK]
+    asked = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    reader = os.pidfd_open(int((tmp_path / "note").read_text()))
     asked.kill()
     asked.wait()
     assert select.select([reader], [], [], 30)[0]  # it has ended
@@ -338,29 +306,22 @@ def test_a_full_disk_is_the_outputs_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("root", "split"), [("", False), ("model_weights", True)])
-def test_legacy_files_come_in_the_order_of_their_attributes(
-    tmp_path: Path, root: str, split: bool
-) -> None:
+def test_legacy_files_come_in_their_order(tmp_path: Path, root: str, split: bool) -> None:
     layers = some_layers()  # conv2d_10 is before conv2d_2 among the keys, a_dense before all
     path = write_legacy(tmp_path / "w.h5", layers, root=root, split=split, backend=b"tensorflow")
     assert inspect(path).values == {"backend": "tensorflow"}
     assert_same(read_foreign(path, "keras"), wanted(layers))
 
 
-ONE = np.ones(2, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("layers", "names"),
-    [
-        ({"conv1_1": {"conv1_1_W": ONE, "conv1_1_b": ONE}}, ["conv1_1/kernel", "conv1_1/bias"]),
-        ({"fc6": {"vgg/fc6_2/kernel:0": ONE}}, ["fc6/kernel"]),  # a scope before the name
-        ({"fc6": {"fc6/kernel:0": ONE}, "fc6/relu": {}}, ["fc6/kernel"]),  # no weight of fc6
-        # of a model within the model
-        ({"a": {"x/kernel:0": ONE, "y/kernel:0": ONE}}, ["a/x/kernel", "a/y/kernel"]),
-    ],
-)
-def test_weights_have_the_names_of_today(tmp_path: Path, layers: Layers, names: list[str]) -> None:
+def test_weights_have_the_names_of_today(tmp_path: Path) -> None:
+    one = np.ones(2, np.float32)
+    layers = {
+        "conv1_1": {"conv1_1_W": one, "conv1_1_b": one},
+        "fc6": {"vgg/fc6_2/kernel:0": one},  # a scope before the name
+        "fc6/relu": {},  # no weight of fc6
+        "a": {"x/kernel:0": one, "y/kernel:0": one},  # of a model within the model
+    }
+    names = ["conv1_1/kernel", "conv1_1/bias", "fc6/kernel", "a/x/kernel", "a/y/kernel"]
     assert list(read_foreign(write_legacy(tmp_path / "w.h5", layers), "keras")) == names
 
 
@@ -376,21 +337,16 @@ def test_new_files_come_by_class_and_number(tmp_path: Path, container: str) -> N
     assert "conv1_2/kernel" in read_foreign(path, "keras")
 
 
-def test_compressed_chunks_are_read_as_they_were(tmp_path: Path) -> None:
-    value = np.random.default_rng(0).random((1000, 300), np.float32)
-    path = tmp_path / "w.h5"
-    dataset(data=value, chunks=(7, 300), compression="gzip", shuffle=True)(path)
-    np.testing.assert_array_equal(read_foreign(path, "keras")["a/w"], value)
-
-
 def test_floats_become_float32_and_integers_keep_their_size(tmp_path: Path) -> None:
     given = {n: np.array([[1.5, 200]]).astype(n) for n in ("<f2", ">f4", ">f8", "<i8", ">i4", "u1")}
     path = write_legacy(tmp_path / "w.h5", {"a": {f"a/{n}:0": x for n, x in given.items()}})
+    found = read_foreign(path, "keras")
     for n, value in given.items():
         kept = np.dtype(n).newbyteorder("=") if value.dtype.kind in "iu" else np.float32
-        np.testing.assert_array_equal(
-            read_foreign(path, "keras")[f"a/{n}"], value.astype(kept), strict=True
-        )
+        np.testing.assert_array_equal(found[f"a/{n}"], value.astype(kept), strict=True)
+    packed = np.random.default_rng(0).random((1000, 300), np.float32)
+    dataset(data=packed, chunks=(7, 300), compression="gzip", shuffle=True)(path)
+    np.testing.assert_array_equal(read_foreign(path, "keras")["a/w"], packed)
 
 
 def stored(value: Any) -> Any:
@@ -427,14 +383,6 @@ def overlapping(path: Path) -> None:
     path.write_bytes(data)
 
 
-def cut_off(keep: float, write: Callable[[Path], object]) -> Any:
-    def cut(path: Path) -> None:
-        write(path)
-        os.truncate(path, int(keep * path.stat().st_size))
-
-    return cut
-
-
 REFUSED: dict[str, tuple[Any, str]] = {
     "missing": (lambda path: None, "no such file"),
     "a folder": (Path.mkdir, "is a folder"),
@@ -442,9 +390,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a text": (lambda path: path.write_text("weights, honestly"), "neither HDF5 nor"),
     "a pipe": (os.mkfifo, "no such file"),
     "a zip signature": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(9)), "damaged zip"),
-    "an old pickle": (
-        lambda path: torch.save({}, path, _use_new_zipfile_serialization=False), "bare pickle",
-    ),
     "a pickle": (lambda path: path.write_bytes(CALL), "bare pickle"),
     "a tar": (lambda path: path.write_bytes(bytes(257) + b"ustar"), "tar archive"),
     "external link": (value(h5py.ExternalLink("x.h5", "/d")), "link"),
@@ -453,15 +398,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "external": (dataset((4,), "f4", external=[("/etc/hostname", 0, 16)]), "other files"),
     "sparse chunks": (dataset((2**30, 2**10), "f4", chunks=(99, 99)), "declares 1 tensors of 439"),
     "a long chunk": (dataset((2**28,), "f4", chunks=(2**28,)), "chunks of 1073741824"),
-    "a strange filter": (
-        dataset((4,), "i4", chunks=(4,), scaleoffset=0), "packed with filter 6; wanted none",
-    ),
     "a group": (one_weight(lambda f: f["a"].create_group("w")), "no array"),
     "nothing": (one_weight(lambda f: None), "no such group or dataset"),
-    "text": (value("text"), "wanted numbers"),
     "complex": (value(np.zeros(2, complex)), "wanted numbers"),
     "an empty space": (value(h5py.Empty("f4")), "no array"),
-    "NaN": (value(np.array([np.nan], "f4")), "'a/w' .*no numbers"),
     "a large double": (value(np.array([1e300])), "no numbers"),
     "no names": (one_weight(lambda f: f["a"].attrs.clear()), "no attribute 'weight_names'"),
     "numbers": (one_weight(lambda f: f["a"].attrs.update(weight_names=[1, 2])), "is not text"),
@@ -478,7 +418,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "imaginary": (stored({"a": torch.ones(2, dtype=torch.complex64)}), "complex64"),
     "sparse": (stored({"a": torch.ones(2, 2).to_sparse()}), "sparse"),
     "meta": (stored({"a": torch.ones(2, device="meta")}), "has no values"),
-    "expanded": (stored({"a": torch.ones(1).expand(10**12)}), "declares 4000000000000 bytes"),
     "strides": (stored({"a": torch.ones(9).as_strided((9, 9), (0, 1))}), "and holds 36"),
     "no tensor": (stored({"state_dict": {"a": torch.ones(2), "b": 3}}), "'b' in state_dict"),
     "two of a name": (stored({"1": torch.ones(2), 1: torch.ones(2)}), "'1' twice"),
@@ -489,14 +428,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a script": (entries("a/data.pkl", "a/constants.pkl"), "TorchScript"),
     "a .keras": (entries("config.json", "model.weights.h5"), ".keras archive"),
     "big-endian": (entries("a/data.pkl", "a/byteorder", byteorder=b"big"), "byte order"),
-    "another zip": (entries("word/document.xml"), "none of torch.save"),
     "two entries of a name": (entries("a/data.pkl", "a/data.pkl"), "of different names"),
     "overlapping": (overlapping, "encrypted, or larger than the file"),
-    **{
-        f"{keep} of {name}": (cut_off(keep, write), ".")
-        for keep in (0.2, 0.5, 0.9)
-        for name, write in (("HDF5", value(np.ones(99))), ("zip", stored({"a": torch.ones(99)})))
-    },
 }  # fmt: skip
 
 
@@ -505,14 +438,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_what_is_no_plain_array_in_the_file_is_refused(tmp_path: Path, kind: str) -> None:
     write, said = REFUSED[kind]
     write(tmp_path / "w")
-    with pytest.raises((CheckpointError, OSError), match=said):  # h5py's, in a process made ours
+    with pytest.raises(CheckpointError, match=said):
         read_foreign(tmp_path / "w", foreign_weights._kind(tmp_path / "w"))
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict", None])
-def test_a_training_checkpoint_gives_its_model_and_what_is_plain(
-    tmp_path: Path, key: str | None
-) -> None:
+def test_a_training_checkpoint_gives_its_model(tmp_path: Path, key: str | None) -> None:
     many: list[Any] = [0] * 10
     for _ in range(12):
         many = [many] * 10  # a list of lists of one list: as JSON it has no end
@@ -540,12 +471,12 @@ def test_tensors_of_every_kind_hold_their_values(tmp_path: Path) -> None:
 
 
 def read_mutated(name: str, path: Path, kind: str, seed: int) -> str:
-    """Read a file of which a few bytes are changed, others for every seed."""
+    """Read a file of which a few bytes are changed, others for every seed, and some are cut off."""
     rng, data = np.random.default_rng(seed), bytearray(path.read_bytes())
     for place in rng.integers(0, len(data), rng.integers(1, 9)):
         data[place] = rng.integers(256)
     changed = path.with_name(name)
-    changed.write_bytes(data)
+    changed.write_bytes(data[: int(len(data) * (0.2, 0.5, 0.9, 1)[min(seed, 3)])])
     foreign_weights.call_confined = at_once  # a process of its own, this is
     try:
         tensors = read_foreign(changed, kind)
@@ -559,18 +490,16 @@ def read_mutated(name: str, path: Path, kind: str, seed: int) -> str:
 @pytest.mark.parametrize(
     ("layout", "n", "crashes"), [("torch", 300, 5), ("legacy", 200, 10), ("layers", 200, 10)]
 )
-def test_damaged_files_are_refused_even_where_they_crash_the_reader(
-    tmp_path: Path, layout: str, n: int, crashes: int
-) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, layout: str, n: int, crashes: int) -> None:
     """HDF5 has bugs that crash; these are why it runs in a process of its own."""
     path, kind = tmp_path / "w", "torch" if layout == "torch" else "keras"
-    if layout == "torch":
-        torch.save({"model_state_dict": some_state()}, path)
-    else:
+    torch.save({"model_state_dict": some_state()}, path)
+    if kind == "keras":
         (write_legacy if layout == "legacy" else foreign_files.write_layers)(path, some_layers(3))
     items = [(f"m{seed}", path, kind, seed) for seed in range(n)]
     came = dict(prep.run_in_workers(read_mutated, items, workers=2, preload=["torch"], seconds=20))
     assert len(came) == n
+    assert "read" not in (came[0], came[1], came[2])  # those that are cut off
     assert list(came.values()).count("refused") > 50
     crashed = [seed for seed, result in came.items() if isinstance(result, WorkerError)]
     assert len(crashed) < crashes

@@ -42,9 +42,8 @@ for origin in ("serengil", "rcmalli"):
     model.save(folder / "model.h5")
     model.save_weights(folder / "new.weights.h5")
     images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
-    found = keras.Model(model.inputs[0], taps)(images, training=False)
-    names = ("features", "embedding", "logits")
-    np.savez(folder / "taps.npz", images=images, **dict(zip(names, map(np.asarray, found))))
+    features, embedding, logits = keras.Model(model.inputs[0], taps)(images, training=False)
+    np.savez(folder / "taps.npz", images, features, embedding, logits)
 """
 
 
@@ -52,36 +51,35 @@ for origin in ("serengil", "rcmalli"):
 def by_keras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a folder an origin, of files that Keras wrote."""
     folder = tmp_path_factory.mktemp("keras")
-    places = [str(Path(__file__).parent), *filter(None, sys.path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    command = [sys.executable, "-c", WRITE, folder]
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    command, environment = [sys.executable, "-c", WRITE, folder], {"PYTHONPATH": places}
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | environment)
     return folder
 
 
 @needs_tensorflow
 @pytest.mark.parametrize("layout", ["legacy.h5", "model.h5", "new.weights.h5"])
 @pytest.mark.parametrize("origin", ["serengil", "rcmalli"])
-def test_what_keras_wrote_gives_what_keras_gave(
+def test_files_of_keras_give_what_it_gave(
     by_keras: Path, origin: Any, layout: str, tmp_path: Path
 ) -> None:
     convert_vgg_face(by_keras / origin / layout, tmp_path / "out", origin=origin)
     network: Any = checkpoint.load(tmp_path / "out", "face_encoder").network
     network.preprocessing = PREPROCESSING["seed"]  # the images are prepared
     network.mean.zero_()
-    wanted = np.load(by_keras / origin / "taps.npz")
-    features = network.features(torch.from_numpy(wanted["images"]).permute(0, 3, 1, 2))
+    images, *wanted = np.load(by_keras / origin / "taps.npz").values()
+    features = network.features(torch.from_numpy(images).permute(0, 3, 1, 2))
     embedding = network.embed(features)
     found = features.permute(0, 2, 3, 1), embedding, network.logits(embedding)
-    for tap, tensor in zip(("features", "embedding", "logits"), found, strict=True):
-        size = np.abs(wanted[tap]).max()
+    for tensor, expected in zip(found, wanted, strict=True):
+        size = np.abs(expected).max()
         assert size > 0
-        np.testing.assert_allclose(tensor.numpy(), wanted[tap], atol=1e-4 * size, rtol=0)
+        np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-4 * size, rtol=0)
 
 
 @needs_tensorflow
-def test_keras_verifies_and_catches_what_tables_and_numpy_both_get_wrong(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+def test_keras_finds_what_numpy_does_not(
+    published: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
 ) -> None:
     source, out = published / "serengil.h5", tmp_path / "out"
     asked = []
