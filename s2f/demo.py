@@ -479,7 +479,7 @@ def _prepare_voices(
                 weights = space.voiced(sex, rank, scores[k], rng)
                 identity = out / split / names[k]
                 _write_jpeg(identity / "images/face.jpg", space.render(weights)[2])
-                (identity / "audios").mkdir()
+                (identity / "audios").mkdir(exist_ok=True)
                 for name, waveform in waveforms[k].items():
                     samples = np.rint(waveform * 32767).astype(np.int16)
                     np.save(identity / "audios" / f"{name}.npy", samples)

@@ -21,11 +21,11 @@ class Server(subprocess.Popen[str]):
 
     def __init__(self, *options: object, **environment: str) -> None:
         command = [sys.executable, "-m", "s2f", "app", "--port", "0", "--no-align"]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.notes = tempfile.TemporaryFile("w+")
         super().__init__(
             [*command, *map(str, options)],
             stdout=subprocess.PIPE,
-            stderr=self.errors,
+            stderr=self.notes,
             text=True,
             env={**os.environ, **environment},
             preexec_fn=interruptible,
@@ -37,8 +37,13 @@ class Server(subprocess.Popen[str]):
         """Send it a signal, if it still runs: its exit code, and what it wrote to both streams."""
         self.send_signal(number)
         out = self.communicate(timeout=30)[0]
-        self.errors.seek(0)
-        return self.returncode, self.said + out, self.errors.read()
+        self.notes.seek(0)
+        return self.returncode, self.said + out, self.notes.read()
+
+    def __exit__(self, *error: Any) -> None:
+        self.kill()  # a test that failed did not end it
+        self.notes.close()
+        super().__exit__(*error)
 
     def memory(self) -> float:
         """What it alone holds (USS), MB."""
