@@ -1,7 +1,6 @@
 """Any recording -> mono at 16 kHz -> the loudness that models are trained at -> clips.
 
 libsndfile decodes what it knows, FFmpeg the rest. Sound is held in memory whole, 230 MB an hour.
-Knows nothing of spectrograms.
 """
 
 import contextlib
@@ -370,10 +369,9 @@ def _unusable(
 def record(seconds: float, *, progress: Progress = silent) -> Waveform:
     """Record mono float32, -1..1, from the default input device at that device's own rate.
 
-    Where the computer cannot keep up, the device drops samples: what is there is joined, and
-    recorded until it lasts `seconds`, 0.5 to 600. Progress is told in seconds. Raises a
-    `UsageError` for other lengths, a `DependencyError` without sounddevice or PortAudio, and a
-    `DeviceError` if there is no input device or it refuses to record.
+    It lasts `seconds`, 0.5 to 600, else a `UsageError`; what the device dropped meanwhile is not in
+    it. Progress is told in seconds. Raises a `DependencyError` without sounddevice or PortAudio,
+    and a `DeviceError` if there is no input device or it refuses to record.
     """
     check_seconds(seconds)
     sounddevice = _sounddevice()

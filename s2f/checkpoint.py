@@ -1,10 +1,9 @@
 """Checkpoints: one safetensors file a network, with everything needed to run it.
 
 The file's metadata holds one JSON: format version, kind, config, preprocessing, the embedding
-space, a card, and the SHA-256 of the tensors: nothing is unpickled. The embedding space is a hash
-of the face encoder's tensors and preprocessing. It ties a voice encoder and a decoder to the face
-encoder that they were made for. A model is a folder of checkpoints, KIND.safetensors each. Headers
-and models need no torch, which takes seconds to import.
+space, a card, and the SHA-256 of the tensors. The embedding space, a hash of the face encoder's
+tensors and preprocessing, ties a voice encoder and a decoder to it. A model is a folder of
+checkpoints, KIND.safetensors each. Headers and models need no torch, which is slow to import.
 """
 
 from __future__ import annotations
@@ -87,17 +86,10 @@ class Facts:
 def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
     """Read the header of a checkpoint, the `FIELDS`; whether it fits the tensors, `verify` says.
 
-    Raises a `CheckpointError` if the file is missing, not whole, not ours, of another version, or
-    not of the kind, by default any of `KINDS`.
+    Raises a `CheckpointError` if the file is missing, not ours, or of another version or kind.
     """
     with _opened(path, kind, "np") as (_, header):
         return header
-
-
-def read_facts(path: Path, kind: str | None = None) -> Facts:
-    """Read what the file of a checkpoint says of itself; raises as `read_header`."""
-    with _opened(path, kind, "np") as (file, header):
-        return _facts(path, file, header)
 
 
 def verify(path: Path) -> Facts:
@@ -241,9 +233,9 @@ def save(
 ) -> str:
     """Write a network as a checkpoint, whole or not at all, and return its embedding space.
 
-    A voice encoder or a decoder was made for an `embedding_space`; a face encoder defines its own.
-    A voice encoder also has a `front_end`. Floating-point tensors are of type `storage` in the
-    file, by default float32. Raises an `OutputError` if it cannot be written.
+    A voice encoder, which has a `front_end`, or a decoder was made for an `embedding_space`; a face
+    encoder defines its own. Floating-point tensors become `storage` in the file, by default
+    float32. Raises an `OutputError` if it cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -293,10 +285,9 @@ def kind_of(network: Network) -> str:
 def load(path: Path, kind: str, *, keep_half: bool = False) -> Checkpoint:
     """Read a checkpoint, check it, and build its network of a kind of `KINDS`.
 
-    The tensors stay in the file, and are mapped into memory where they are used as stored: with
-    `keep_half` float16 weights of linear layers and convolutions, for autocast; all else becomes
-    float32. Raises a `CheckpointError` as `read_header` and `verify`, or if its tensors do not fit
-    its config, and a `DependencyError` for an AST voice encoder without transformers.
+    Tensors used as stored are mapped into memory: float32, and with `keep_half` float16 weights of
+    linear layers and convolutions, for autocast. Raises a `CheckpointError` as `verify`, or if they
+    do not fit the config, and a `DependencyError` for AST without transformers.
     """
     import torch
 
@@ -419,10 +410,9 @@ def choose(
 ) -> Choice:
     """Find the checkpoints of a model: a bundled one, or else in the cache, or else a folder.
 
-    Only networks of these `kinds` are wanted, and `files` take the place of the model's own; with
-    one for every kind the model is not looked at. Raises a `CheckpointError` if there is no such
-    model, it lacks a network, or a file is no checkpoint of its kind, and a `UsageError` for a file
-    of a kind that is not wanted.
+    Only networks of these `kinds` are wanted, and `files` take the place of the model's own, which
+    is not looked at if they are all. Raises a `CheckpointError` if there is no such model or file,
+    or it is no checkpoint of its kind, and a `UsageError` for a file of a kind not wanted.
     """
     given = {kind: Path(path) for kind, path in (files or {}).items()}
     for kind in given:
@@ -458,7 +448,9 @@ def _entry(name: str, folder: Path, where: str) -> Entry:
     networks, errors = {}, {}
     for kind in _kinds(folder):
         try:
-            networks[kind] = read_facts(folder / f"{kind}.safetensors", kind)
+            path = folder / f"{kind}.safetensors"
+            with _opened(path, kind, "np") as opened:
+                networks[kind] = _facts(path, *opened)
         except CheckpointError as error:
             errors[kind] = error
     text = folder / EVALUATION
@@ -501,9 +493,8 @@ def load_model(choice: Choice, *, keep_half: bool = False) -> Model:
 def locate(url: str, sha256: str) -> Path:
     """Find a published file in `checkpoints` of the torch hub folder (under $TORCH_HOME).
 
-    It is fetched if it is not there, and used only if its SHA-256 is the wanted one, hexadecimal.
-    Raises a `DependencyError` if it is not there and cannot be fetched, or is another file, and an
-    `OutputError` if the folder cannot be written.
+    It is fetched if it is not there. Raises a `DependencyError` if it cannot be, or does not have
+    the wanted SHA-256, hexadecimal, and an `OutputError` if the folder cannot be written.
     """
     import torch
 

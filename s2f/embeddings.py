@@ -1,7 +1,4 @@
-"""Embeddings of the faces of a tree: read where they stand, made of photos where they do not.
-
-Which face encoder made those that stand is found out by making a few of them again.
-"""
+"""Embeddings of the faces of a tree: read where they stand, made of photos where they do not."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,10 +62,9 @@ def read_embedding(path: Path, width: int) -> NDArray[np.float32]:
 
 
 def check_embeddings(maker: Maker, paths: Sequence[Path], photo_of: Callable[[Path], Path]) -> None:
-    """Make sure that a face encoder made stored embeddings: embed `CHECKED` of them again.
+    """Raise a `CheckpointError` unless a face encoder made embeddings: some are made again.
 
-    Raises a `DatasetError` if one cannot be read, an `ImageError` if none of their photos can, and
-    a `CheckpointError` if one differs from the encoder's by more than `TOLERANCE`.
+    And a `DatasetError` if one cannot be read, an `ImageError` if none of their photos can.
     """
     n = min(CHECKED, len(paths))
     chosen = [paths[k * len(paths) // n] for k in range(n)]
@@ -98,10 +94,9 @@ class Gallery:
         self._rows: dict[FaceFiles, int] = {}
 
     def add(self, faces: Sequence[FaceFiles]) -> dict[FaceFiles, ImageError]:
-        """Read or make the embeddings of the faces that are not in it yet.
+        """Read or make the embeddings of faces; give those whose photos cannot be read, and why.
 
-        Returns why the others are not: their photos cannot be read. Raises as `read_embedding` and
-        `check_embeddings`.
+        Raises as `read_embedding` and `check_embeddings`.
         """
         due = [face for face in faces if face not in self._rows]
         start = sum(map(len, self._tables))

@@ -1,8 +1,7 @@
 """Files and folders: written whole or not at all, held against other runs, listed, linked; .npy.
 
-Every command that takes a folder lists it here, so that all agree on what is passed over (hidden
-files, `__MACOSX`), in which order files come, and where links lead. What `place_all` places may be
-placed again: what is there and right is kept, so that running a killed run again finishes it.
+Every command that takes a folder lists it here, so that all agree on what is passed over, in which
+order files come, and where links lead. What is placed may be placed again, after a kill.
 """
 
 import contextlib
@@ -284,11 +283,10 @@ def place_all(
 def place_file(source: str, target: str, link: Link) -> bool:
     """Give a file a second place; folders on the way are made. Return False if it was there.
 
-    What is there already is kept if it is right: the same file for a hard link, the same size and
-    time for a copy, a link to the same place for a symlink. It is replaced if it is older than the
-    source. Symlinks are relative, so that both trees can be moved together. Raises an `InputError`
-    if the source is gone or no regular file, or something else is at the target, and an
-    `OutputError` if the target's folder takes no such file.
+    What is there is kept if it is right: the same file for a hard link, the same size and time for
+    a copy, a link to the same place for a symlink (relative: both trees can be moved together). It
+    is replaced if it is older. Raises an `InputError` if the source is no regular file or another
+    is at the target, and an `OutputError` if the target's folder takes no such file.
     """
     with _reading(source):
         from_ = os.stat(source)

@@ -119,10 +119,10 @@ def _measure(source: Path, part: Path) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)  # there is a worker a core
-    if source.suffix == ".npy":
-        stored = Waveform(map_waveform(source), audio.SAMPLE_RATE)
-        return dataclasses.asdict(moments(read_speech(stored, name=str(source), as_recorded=True)))
-    return dataclasses.asdict(moments(read_speech(source)))
+    stored = source.suffix == ".npy"
+    sound = Waveform(map_waveform(source), audio.SAMPLE_RATE) if stored else source
+    waveform = read_speech(sound, name=str(source), as_recorded=stored)
+    return dataclasses.asdict(moments(waveform))
 
 
 def log_mel_stats(
@@ -136,9 +136,8 @@ def log_mel_stats(
     """Measure the log-mel over a training set and write it as JSON for `audio_step(stats=...)`.
 
     Whole utterances count, without padding: recordings at -23 dBFS, stored waveforms as they are.
-    Where no file can be used, there are no statistics and nothing is written. Raises as `prepare`;
-    an `OutputError` if `out_file` cannot be written, or is something else and not to `overwrite`,
-    with which every file is measured again.
+    Without a usable file nothing is written. Raises as `prepare`; an `OutputError` if `out_file` is
+    something else and not to `overwrite`, with which every file is measured again.
     """
     if out_file.exists() and not overwrite:
         try:

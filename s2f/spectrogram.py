@@ -1,8 +1,7 @@
 """Waveforms -> what a voice encoder sees, and the statistics of it over a training set.
 
-Knows nothing of files of sound, trees or models: which front end a model was trained with travels
-in its checkpoint as a `FrontEnd`. Imports torch only to transform, so that a command may plan by
-`FRONT_ENDS` without it.
+Which front end a model was trained with travels in its checkpoint as a `FrontEnd`. Imports torch
+only to transform, so that a command may plan by `FRONT_ENDS` without it.
 """
 
 from __future__ import annotations
@@ -40,11 +39,10 @@ MEL_FLOOR = 1.192092955078125e-07  # Kaldi's: the float32 epsilon
 class FrontEnd:
     """How a model wants its speech: part of its checkpoint, never an option of a command.
 
-    `paper` is that of Oh et al. 2019, `seed` that of its public reimplementation. Log-mel features
-    become (x - mean) / (2 std), mean and std being those of the training set.
+    Log-mel features become (x - mean) / (2 std), mean and std being those of the training set.
     """
 
-    kind: Literal["paper", "seed", "log_mel", "ast"]  # ast: the log-mel as torchaudio computes it
+    kind: Literal["paper", "seed", "log_mel", "ast"]  # as `spectrogram` describes them
     clip_samples: int = 6 * SAMPLE_RATE
     mean: float = 0.0
     std: float = 0.5  # with which nothing changes
@@ -236,8 +234,7 @@ def write_stats(path: Path, total: RunningMoments, *, files: int) -> LogMelStats
     """Write the statistics of a training set as JSON, or raise an `OutputError`."""
     std = math.sqrt(total.m2 / total.count)
     stats = LogMelStats(total.mean, std, total.count // N_MELS, files)
-    text = json.dumps({**STATS_KIND, **asdict(stats)}, indent=1)
-    write_bytes(path, f"{text}\n".encode())
+    write_bytes(path, (json.dumps({**STATS_KIND, **asdict(stats)}, indent=1) + "\n").encode())
     return stats
 
 

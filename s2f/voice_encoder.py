@@ -1,8 +1,6 @@
 """The voice encoder: a spectrogram becomes the embedding of a face.
 
-One class for the paper's convolutional network and the small bundled one: the config alone
-decides. Knows nothing of files, sample rates or devices.
-
+The paper's convolutional network and the small bundled one: the config alone decides.
 Source: Oh et al. 2019 (layers in the order Conv, ReLU, BatchNorm).
 """
 
@@ -76,11 +74,7 @@ CONFIGS: dict[str, VoiceEncoderConfig] = {
 
 
 class VoiceEncoder(nn.Module):
-    """Spectrogram to embedding, pooling over all of time, so that any clip length fits.
-
-    `forward` takes [b c f t] with `config.in_channels` channels, `config.n_freqs` frequencies and
-    at least `config.min_frames` frames, and returns [b d] with d = `config.embedding`.
-    """
+    """Spectrogram [b c f t] to embedding [b d], pooling over time: t >= `config.min_frames`."""
 
     def __init__(self, config: VoiceEncoderConfig) -> None:
         super().__init__()
