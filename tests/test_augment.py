@@ -24,7 +24,7 @@ WAYS = [*(way for way in augment.WAYS if way != "spec"), augment.WAYS]
         (augment.masked, torch.randn(4, 2, 128, 100)),
     ],
 )
-def test_the_seed_decides_and_items_differ(disturb: object, batch: torch.Tensor) -> None:
+def test_the_seed_decides_and_items_differ(disturb, batch):
     assert callable(disturb)
     torch.manual_seed(1)
     first = disturb(batch)
@@ -34,7 +34,7 @@ def test_the_seed_decides_and_items_differ(disturb: object, batch: torch.Tensor)
     assert first.shape == batch.shape and first.isfinite().all()
 
 
-def test_faces_stay_within_white_and_black_and_near_themselves() -> None:
+def test_faces_stay_within_white_and_black_and_near_themselves():
     picture = functional.interpolate(torch.rand(16, 3, 4, 4), size=64, mode="bilinear")
     disturbed = augment.faces(picture)
     assert 0 <= disturbed.min() and disturbed.max() <= 1
@@ -56,7 +56,7 @@ def middles(pictures: torch.Tensor) -> torch.Tensor:
     return torch.stack([x, y], -1)
 
 
-def test_points_go_where_the_picture_goes() -> None:
+def test_points_go_where_the_picture_goes():
     torch.manual_seed(0)
     points = 36 + 40 * torch.rand(16, 3, 2)  # of 112 pixels: they stay inside
     pictures, places = augment.bent(dots(points, 112), points)
@@ -67,7 +67,7 @@ def test_points_go_where_the_picture_goes() -> None:
     assert moves.std(0).min() > 0.5 and moves.std(1).mean() > 0.5
 
 
-def test_faces_are_bent_gently_and_stay_in_the_frame() -> None:
+def test_faces_are_bent_gently_and_stay_in_the_frame():
     torch.manual_seed(0)
     x = torch.arange(16.0) * 6 + 10
     points = torch.stack(torch.meshgrid(x, x, indexing="xy"), -1).view(1, -1, 2).expand(32, -1, -1)
@@ -79,7 +79,7 @@ def test_faces_are_bent_gently_and_stay_in_the_frame() -> None:
     assert (grid[:, 1:, :, 1] > grid[:, :-1, :, 1]).all()
 
 
-def test_under_another_light_nothing_moves() -> None:
+def test_under_another_light_nothing_moves():
     torch.manual_seed(0)
     points = 8 + 16 * torch.rand(32, 3, 2)
     given = 0.2 + 0.6 * dots(points, 32)
@@ -91,13 +91,13 @@ def test_under_another_light_nothing_moves() -> None:
     assert (seen - given).abs().mean() > 0.01
 
 
-def test_pitch_moves_by_as_much_as_was_asked_for() -> None:
+def test_pitch_moves_by_as_much_as_was_asked_for():
     power = torch.fft.rfft(augment._resampled(TONE.expand(32, -1), torch.linspace(0.96, 1.04, 32)))
     peaks = power.abs().argmax(1) * 16_000 / 48_000
     np.testing.assert_allclose(peaks, np.linspace(960, 1040, 32), atol=2)
 
 
-def test_noise_stays_at_least_5_db_below_the_speech() -> None:
+def test_noise_stays_at_least_5_db_below_the_speech():
     torch.manual_seed(0)
     speech = TONE.expand(64, -1)
     noise = augment.voices(speech, ["noise"]) - speech
@@ -106,19 +106,19 @@ def test_noise_stays_at_least_5_db_below_the_speech() -> None:
     assert (noise.abs().amax(1) == 0).any()  # some are left alone
 
 
-def test_gain_is_a_factor_a_recording() -> None:
+def test_gain_is_a_factor_a_recording():
     speech = TONE.expand(64, -1)
     decibels = 20 * (augment.voices(speech, ["gain"]).norm(dim=1) / speech.norm(dim=1)).log10()
     assert decibels.min() >= -6.01 and decibels.max() <= 3.01 and decibels.std() > 1
 
 
-def test_what_is_switched_off_leaves_voices_and_generator_alone() -> None:
+def test_what_is_switched_off_leaves_voices_and_generator_alone():
     before = torch.get_rng_state()
     assert augment.voices(TONE, ()) is augment.voices(TONE, ["spec"]) is TONE
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_masks_hide_whole_bands_and_spells_behind_the_channels_mean() -> None:
+def test_masks_hide_whole_bands_and_spells_behind_the_channels_mean():
     torch.manual_seed(0)
     heard = torch.randn(64, 2, 128, 100)
     seen = augment.masked(heard)
@@ -135,7 +135,7 @@ def test_masks_hide_whole_bands_and_spells_behind_the_channels_mean() -> None:
         assert starts.max() == 2
 
 
-def test_ways_are_read_in_their_order_and_others_refused() -> None:
+def test_ways_are_read_in_their_order_and_others_refused():
     assert augment.read_ways("gain,noise") == ("noise", "gain")
     assert augment.read_ways("none") == () and augment.read_ways("all") == augment.WAYS
     for text in ("nois", "", "noise,,gain", "noise, gain", "all,noise"):

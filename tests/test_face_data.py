@@ -30,7 +30,7 @@ def one(folder: Path, landmarks: int = 68, **options: object) -> Item:
     return FaceDataset(folder, landmarks=landmarks, **options)[Key(0, 0)]  # type: ignore[arg-type]
 
 
-def test_a_face_comes_with_landmarks_and_drawing(tmp_path: Path) -> None:
+def test_a_face_comes_with_landmarks_and_drawing(tmp_path):
     write_face(tmp_path / "a/0", seed=0)
     item = one(tmp_path)
     assert set(item) == {"face", "drawing", "landmarks", "identity", "own"}
@@ -44,7 +44,7 @@ def test_a_face_comes_with_landmarks_and_drawing(tmp_path: Path) -> None:
     assert torch.equal(item["drawing"], item["face"])
 
 
-def test_only_the_encoders_photo_is_put_in_a_letterbox(tmp_path: Path) -> None:
+def test_only_the_encoders_photo_is_put_in_a_letterbox(tmp_path):
     write_face(tmp_path / "a/0", seed=0)
     Image.new("RGB", (224, 112), (200, 100, 50)).save(tmp_path / "a/0.jpg")
     item = one(tmp_path, fit="letterbox")
@@ -52,7 +52,7 @@ def test_only_the_encoders_photo_is_put_in_a_letterbox(tmp_path: Path) -> None:
     assert item["drawing"][0].min() > 190
 
 
-def test_other_numbers_of_landmarks_are_read_where_they_are_wanted(tmp_path: Path) -> None:
+def test_other_numbers_of_landmarks_are_read_where_they_are_wanted(tmp_path):
     write_face(tmp_path / "a/0", seed=3)
     np.save(tmp_path / "a/0_template.npy", np.full((189, 2), 7, np.float32))
     mean = FaceDataset(tmp_path, landmarks=189).mean_landmarks()
@@ -73,7 +73,7 @@ def test_other_numbers_of_landmarks_are_read_where_they_are_wanted(tmp_path: Pat
         (None, "cannot be read"),
     ],
 )
-def test_other_landmarks_are_named(tmp_path: Path, points: np.ndarray | None, why: str) -> None:
+def test_other_landmarks_are_named(tmp_path, points, why):
     write_face(tmp_path / "a/0", seed=0)
     (tmp_path / "a/0_landmarks.npy").write_bytes(b"broken")
     if points is not None:
@@ -82,7 +82,7 @@ def test_other_landmarks_are_named(tmp_path: Path, points: np.ndarray | None, wh
         one(tmp_path)
 
 
-def test_a_broken_photo_and_a_missing_texture_are_named(tmp_path: Path) -> None:
+def test_a_broken_photo_and_a_missing_texture_are_named(tmp_path):
     for name in "ab":
         write_face(tmp_path / name / name, seed=0, texture=name == "a")
     with pytest.raises(DatasetError, match=r"b has no NAME_texture\.jpg and a has one"):
@@ -95,7 +95,7 @@ def test_a_broken_photo_and_a_missing_texture_are_named(tmp_path: Path) -> None:
     assert faces.name(1) == str(tmp_path / "b/b.jpg")
 
 
-def test_a_photo_without_landmarks_has_those_of_the_first(tmp_path: Path) -> None:
+def test_a_photo_without_landmarks_has_those_of_the_first(tmp_path):
     for k, name in enumerate(("neutral", "smiling")):
         write_face(tmp_path / "a" / name, seed=k)
     (tmp_path / "a/smiling_landmarks.npy").unlink()
@@ -115,7 +115,7 @@ def some_people(folder: Path, share: float) -> FaceDataset:
     return faces
 
 
-def test_a_morph_brings_a_neighbour_and_two_weights(tmp_path: Path) -> None:
+def test_a_morph_brings_a_neighbour_and_two_weights(tmp_path):
     faces = some_people(tmp_path, 1.0)
     seen = set()
     for seed in range(30):
@@ -127,7 +127,7 @@ def test_a_morph_brings_a_neighbour_and_two_weights(tmp_path: Path) -> None:
     assert {k for k, *_ in seen} == {7, 0} and len(seen) == 30
 
 
-def test_as_many_items_are_morphs_as_was_asked_for(tmp_path: Path) -> None:
+def test_as_many_items_are_morphs_as_was_asked_for(tmp_path):
     faces = some_people(tmp_path, 0.3)
     plain = [key for seed in range(200) if not faces[key := Key(0, seed)]["mix"].any()]
     assert 120 < len(plain) < 160
@@ -142,7 +142,7 @@ def test_as_many_items_are_morphs_as_was_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cells", [1, 400, 10**6])
-def test_the_nearest_are_those_of_a_plain_comparison(cells: int) -> None:
+def test_the_nearest_are_those_of_a_plain_comparison(cells):
     rows = functional.normalize(torch.randn(60, 16, generator=torch.Generator().manual_seed(0)))
     found = nearest(rows, torch.arange(60) // 3, 10, cells=cells).tolist()
     for i in range(60):
@@ -150,13 +150,13 @@ def test_the_nearest_are_those_of_a_plain_comparison(cells: int) -> None:
         assert found[i] == order[:10]
 
 
-def test_neighbours_are_readable_and_no_more_than_everyone_has() -> None:
+def test_neighbours_are_readable_and_no_more_than_everyone_has():
     assert nearest(torch.eye(5), torch.tensor([0, 0, 0, 1, 2]), 10).shape == (5, 2)
     found = nearest(torch.eye(6), torch.tensor([0, 1, -1, 2, -1, 3]), 10)
     assert found.shape == (6, 3) and not {2, 4} & set(found.flatten().tolist())
 
 
-def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path: Path) -> None:
+def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path):
     faces = FaceDataset(write_tree(tmp_path, 40, photos=2) / "train", landmarks=68)
     photos = torch.stack([load_face(photo.path) for photo in faces.targets]) / 255
     groups = torch.tensor([faces.identities[photo.identity] for photo in faces.targets])
@@ -171,7 +171,7 @@ def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path: Path) 
     assert faces.share == 0.5 and ("embedding photos", 79) in told  # one embedding is there
 
 
-def test_photos_that_cannot_be_read_are_told_and_nobodys_neighbours(tmp_path: Path) -> None:
+def test_photos_that_cannot_be_read_are_told_and_nobodys_neighbours(tmp_path):
     faces = FaceDataset(write_tree(tmp_path, 4) / "train", landmarks=68)
     (tmp_path / "train/id2/0.jpg").write_bytes(b"broken")
     (error,) = faces.mix(0.5, MAKER, device=CPU)
@@ -201,7 +201,7 @@ def open_tree(
 
 @pytest.mark.parametrize("texture", [False, True], ids=["photos", "textures"])
 @pytest.mark.parametrize("is_face", [False, True])
-def test_a_morph_of_nothing_is_none(tmp_path: Path, texture: bool, is_face: bool) -> None:
+def test_a_morph_of_nothing_is_none(tmp_path, texture, is_face):
     none = [[0.0, 0.0]] * 2
     data, batch, network = open_tree(tmp_path, none, texture=texture, is_face=is_face)
     plain = {k: v for k, v in batch.items() if not k.startswith(("other", "mix"))}
@@ -209,7 +209,7 @@ def test_a_morph_of_nothing_is_none(tmp_path: Path, texture: bool, is_face: bool
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_shape_and_texture_are_mixed_each_with_its_weight(tmp_path: Path) -> None:
+def test_shape_and_texture_are_mixed_each_with_its_weight(tmp_path):
     data, batch, network = open_tree(tmp_path, [[0.25, 0.5], [0.0, 1.0]], texture=True)
     face, drawing, landmarks = data.example(batch, network)
     points, drawn = batch["landmarks"], batch["drawing"]
@@ -221,7 +221,7 @@ def test_shape_and_texture_are_mixed_each_with_its_weight(tmp_path: Path) -> Non
     torch.testing.assert_close(face, expected)
 
 
-def test_a_morph_that_is_drawn_without_warp_is_the_morphed_face(tmp_path: Path) -> None:
+def test_a_morph_that_is_drawn_without_warp_is_the_morphed_face(tmp_path):
     half = [[0.5, 0.5], [0.0, 0.0]]
     data, batch, network = open_tree(tmp_path, half, texture=True, is_face=True)
     assert not data.train.registered
@@ -239,13 +239,13 @@ def started(tree: Path, *, config: FaceDecoderConfig = DECODER, whole: bool = Fa
     return data, decoder, *data.start_linear(decoder)
 
 
-def test_a_linear_start_is_that_of_the_textures_even_where_photos_are_drawn(tmp_path: Path) -> None:
+def test_a_linear_start_is_that_of_the_textures_even_where_photos_are_drawn(tmp_path):
     tree = write_tree(tmp_path, 4, texture=True)
     one, other = (started(tree, whole=w)[1].state_dict() for w in (False, True))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_a_linear_model_draws_the_textures_that_it_was_found_from(tmp_path: Path) -> None:
+def test_a_linear_model_draws_the_textures_that_it_was_found_from(tmp_path):
     tree = write_tree(tmp_path, 6, texture=True)
     config = dataclasses.replace(DECODER, embedding=25, axes=5, detail=False)
     data, decoder, code, textures = started(tree, config=config)
@@ -257,14 +257,14 @@ def test_a_linear_model_draws_the_textures_that_it_was_found_from(tmp_path: Path
     assert (drawn - textures).abs().mean() < 0.01  # what the blocks' patterns cannot show
 
 
-def test_photos_without_textures_are_registered_for_the_linear_model(tmp_path: Path) -> None:
+def test_photos_without_textures_are_registered_for_the_linear_model(tmp_path):
     data, decoder, _, textures = started(write_tree(tmp_path, 3))
     batch = batch_of(data, [Key(k, 0) for k in range(3)])
     expected = warp(batch["drawing"], batch["landmarks"], decoder.mean_landmarks[None])
     torch.testing.assert_close(textures, expected, atol=1e-3, rtol=0)
 
 
-def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
+def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path):
     tree = write_tree(tmp_path, 7)
     broken = [tree / f"train/id{k}/0.jpg" for k in range(6)]
     for path in broken:
@@ -277,7 +277,7 @@ def test_a_linear_start_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Pat
         started(tree)
 
 
-def test_data_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+def test_data_that_teach_nothing_are_refused(tmp_path):
     tree = write_tree(tmp_path, 2, texture=True)
     shutil.rmtree(tree / "val/id1")
     assert len(FaceData(tree, 68, "squash").val) == 1  # enough for validation

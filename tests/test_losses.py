@@ -19,7 +19,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_loss_is_one_value_a_sample_that_teaches_the_prediction(name: str) -> None:
+def test_a_loss_is_one_value_a_sample_that_teaches_the_prediction(name):
     loss = getattr(losses, name)
     a, b = torch.rand(3, *PAIRS[name], requires_grad=True), torch.rand(3, *PAIRS[name])
     found = loss(a, b)
@@ -32,7 +32,7 @@ def test_a_loss_is_one_value_a_sample_that_teaches_the_prediction(name: str) -> 
         torch.testing.assert_close(loss(b + 0.1, b + 0.1), torch.zeros(3), atol=1e-6, rtol=0)
 
 
-def test_hand_numbers() -> None:
+def test_hand_numbers():
     assert float(losses.decoder_l1(torch.tensor([[1.0, -2.0, 3.0]]), torch.zeros(1, 3))) == 6.0
     a = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     b = torch.tensor([[7.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
@@ -41,24 +41,20 @@ def test_hand_numbers() -> None:
     assert float(losses.landmarks_mse(points, torch.zeros(1, 2, 2))) == 12.5  # squared pixels
 
 
-def test_the_distillation_is_least_at_the_target_where_it_is_its_entropy() -> None:
+def test_the_distillation_is_least_at_the_target_where_it_is_its_entropy():
     target = torch.tensor([[0.0, 2 * math.log(3)]])  # softened by T = 2: 1/4 and 3/4
-    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     at = losses.encoder_distill(target, target)
-    torch.testing.assert_close(at, torch.tensor([entropy]))
+    assert float(at) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
     assert losses.encoder_distill(target + torch.tensor([[0.0, 0.5]]), target) > at
 
 
-def test_landmarks_are_squared_below_a_pixel_and_absolute_above() -> None:
-    a = torch.tensor([[[0.5, 0.0], [-3.0, 1.0]], [[-0.5, 0.0], [11.0, 0.0]]], requires_grad=True)
-    value = losses.landmarks_huber(a, torch.zeros(2, 2, 2))
+def test_landmarks_are_squared_below_a_pixel_and_absolute_above():
+    a = torch.tensor([[[0.5, 0.0], [-3.0, 1.0]]], requires_grad=True)
+    value = losses.landmarks_huber(a, torch.zeros(1, 2, 2))
     # d² / 2 below a pixel, |d| - 1/2 above, averaged over the coordinates
-    expected = torch.tensor([(0.125 + 0 + 2.5 + 0.5) / 4, (0.125 + 0 + 10.5 + 0) / 4])
-    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(value, torch.tensor([(0.125 + 0 + 2.5 + 0.5) / 4]))
     value.sum().backward()  # a point that is far off pulls no harder than one a pixel away
-    assert a.grad is not None
-    expected = torch.tensor([[[0.5, 0], [-1, 1]], [[-0.5, 0], [1, 0]]]) / 4
-    torch.testing.assert_close(a.grad, expected)
+    torch.testing.assert_close(a.grad, torch.tensor([[[0.5, 0], [-1, 1]]]) / 4)
 
 
 def directions(*degrees: float) -> torch.Tensor:
@@ -67,7 +63,7 @@ def directions(*degrees: float) -> torch.Tensor:
     return 3 * torch.stack([angles.cos(), angles.sin()], 1)
 
 
-def test_infonce_is_the_mean_of_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infonce_is_the_mean_of_both_ways(monkeypatch):
     monkeypatch.setattr(losses, "CONTRAST_TEMPERATURE", 0.5)
     predicted, target = directions(0, 90), directions(0, 60)
     # Cosines [[1, 1/2], [0, cos 30]], doubled: rows are voice to face, columns face to voice.
@@ -78,7 +74,7 @@ def test_infonce_is_the_mean_of_both_ways(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(losses.infonce(predicted, target, torch.tensor([4, 9])), expected)
 
 
-def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch):
     monkeypatch.setattr(losses, "CONTRAST_TEMPERATURE", 1.0)
     predicted = directions(0, 90, 180).requires_grad_()
     target = directions(0, 90, 180)
@@ -86,12 +82,11 @@ def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch: pytest.Monk
     e = math.e  # cosines of the first: 1, 0, -1; the second is its own identity
     assert float(value.detach()) == pytest.approx(-math.log((e + 1) / (e + 1 + 1 / e)), rel=1e-5)
     nothing = losses.infonce(predicted, target, torch.zeros(3, dtype=torch.long))
-    torch.testing.assert_close(nothing, torch.zeros(3), atol=1e-6, rtol=0)  # of one identity
     (gradient,) = torch.autograd.grad(nothing.sum(), predicted)
-    torch.testing.assert_close(gradient, torch.zeros(3, 2), atol=1e-6, rtol=0)
+    assert nothing.abs().max() < 1e-6 and gradient.abs().max() < 1e-6  # of one identity
 
 
-def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient() -> None:
+def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient():
     torch.manual_seed(0)
     a, b, identity = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([0, 1, 2, 2, 3])
     b.requires_grad_()
@@ -106,7 +101,7 @@ def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient() -> None:
     torch.testing.assert_close(twice.grad[:5] + twice.grad[5:], once.grad)
 
 
-def test_the_total_is_the_weighted_sum_of_means() -> None:
+def test_the_total_is_the_weighted_sum_of_means():
     values = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 20.0])}
     assert float(losses.total(values, {"a": 1.0, "b": 0.1})) == 3.5
     with pytest.raises(KeyError, match="b"):
@@ -132,11 +127,11 @@ def choose(choice: str | None, *without: str) -> dict[str, float]:
         (losses.weights_text(DEFAULT), (0.01, 1.0, 1.0)),
     ],
 )
-def test_a_set_has_its_published_numbers(choice: str | None, weights: tuple[float, ...]) -> None:
+def test_a_set_has_its_published_numbers(choice, weights):
     assert choose(choice) == pytest.approx(dict(zip(DEFAULT, weights, strict=True)))
 
 
-def test_losses_that_are_not_there_or_not_named_are_left_out() -> None:
+def test_losses_that_are_not_there_or_not_named_are_left_out():
     assert set(choose("paper", "encoder/distill")) == {"decoder/l1", "embedding/l2"}
     assert choose("embedding/l2=0.5,decoder/l1=2") == {"embedding/l2": 0.5, "decoder/l1": 2.0}
 
@@ -153,12 +148,12 @@ def test_losses_that_are_not_there_or_not_named_are_left_out() -> None:
         ("decoder/l1=1,decoder/l1=2", "each name once"),
     ],
 )
-def test_weights_that_cannot_be_are_refused(choice: str, why: str) -> None:
+def test_weights_that_cannot_be_are_refused(choice, why):
     with pytest.raises(UsageError, match=why):
         choose(choice)
 
 
-def test_auto_calibrates_at_the_papers_step_unless_told_another() -> None:
+def test_auto_calibrates_at_the_papers_step_unless_told_another():
     assert losses.calibration_step("auto", None, ()) == 1000
     assert losses.calibration_step("auto", 0, ()) == 0
     assert losses.calibration_step("paper", None, ["decoder/l1=1"]) is None
@@ -176,7 +171,7 @@ def a_task(times: int = 1) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(times: int) -> None:
+def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(times):
     task = a_task(times)
     x = task.predicted
     # Gradients of means over 2 samples: "a" is 1/2 four times, of length 1, "b" 4/2 twice.
@@ -185,14 +180,14 @@ def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(ti
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
-def test_a_gradient_that_no_weight_can_lengthen_is_named(value: float) -> None:
+def test_a_gradient_that_no_weight_can_lengthen_is_named(value):
     task = a_task()
     values = {"a": task.predicted.sum(1), "b": value * task.predicted.sum(1)}
     with pytest.raises(UsageError, match="the gradient of b is"):
         losses.calibrate(task, values, ALONE)
 
 
-def test_losses_must_have_what_they_need() -> None:
+def test_losses_must_have_what_they_need():
     weights = {"a": 1.0, losses.CONTRASTIVE: 1.0}
     losses.check_weights(a_task(), weights, batch_size=2, calibrated=True)
     losses.check_weights(a_task(), {"a": 1.0}, batch_size=1, calibrated=True)

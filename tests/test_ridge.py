@@ -21,7 +21,7 @@ def summed(size: int) -> RidgeSums:
 
 @pytest.mark.parametrize("ridge", [1e-6, 0.1, 1.0])
 @pytest.mark.parametrize("size", [7, 700, 3000])
-def test_it_is_ridge_regression_whatever_the_batches(ridge: float, size: int) -> None:
+def test_it_is_ridge_regression_whatever_the_batches(ridge, size):
     weight, bias = summed(size).solve(ridge)
     scale = X.double().std(0, correction=0)
     oracle = Ridge(alpha=ridge * len(X)).fit((X / scale).numpy(), Y.numpy())
@@ -29,7 +29,7 @@ def test_it_is_ridge_regression_whatever_the_batches(ridge: float, size: int) ->
     torch.testing.assert_close(X @ weight + bias, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_feature_that_never_changes_does_no_harm() -> None:
+def test_a_feature_that_never_changes_does_no_harm():
     found = RidgeSums()
     found.add(torch.cat([X, torch.zeros(3000, 1)], 1), Y)
     assert all(part.isfinite().all() for part in found.solve(0.1))
@@ -53,12 +53,12 @@ def best() -> torch.Tensor:
     return X @ weight + bias
 
 
-def test_two_last_layers_become_the_ridge_regression() -> None:
+def test_two_last_layers_become_the_ridge_regression():
     torch.testing.assert_close(layers(3)(X), best(), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("hidden", [2, 3])
-def test_the_shift_keeps_all_that_is_seen_clear_of_the_relu_and_is_whole(hidden: int) -> None:
+def test_the_shift_keeps_all_that_is_seen_clear_of_the_relu_and_is_whole(hidden):
     network = layers(hidden)
     between = network[0](X)
     assert (between > 0).all() and (between.mean(0) / between.std(0) > MARGIN - 1).all()
@@ -66,7 +66,7 @@ def test_the_shift_keeps_all_that_is_seen_clear_of_the_relu_and_is_whole(hidden:
 
 
 @pytest.mark.parametrize("hidden", [1, 2])
-def test_few_values_between_are_the_ways_in_which_predictions_vary_most(hidden: int) -> None:
+def test_few_values_between_are_the_ways_in_which_predictions_vary_most(hidden):
     predicted, found = best().double(), layers(hidden)(X).double()
     mean = predicted.mean(0)
     _, _, v = torch.linalg.svd(predicted - mean, full_matrices=False)

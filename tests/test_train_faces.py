@@ -91,9 +91,7 @@ ENCODERS = pytest.mark.parametrize("kind", ["encoder", "parts"])
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_losses_reach_the_network_and_it_learns(
-    kind: str, faces: Path, models: Path, tmp_path: Path
-) -> None:
+def test_losses_reach_the_network_and_it_learns(kind, faces, models, tmp_path):
     task = TASKS[kind](faces, models)
     check_gradients(task, [task.encoder] if task.name == "decoder" else [])
     check_duplicates(task)
@@ -101,7 +99,7 @@ def test_losses_reach_the_network_and_it_learns(
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_half_precision_changes_little(kind: str, faces: Path, models: Path) -> None:
+def test_half_precision_changes_little(kind, faces, models):
     task = TASKS[kind](faces, models)
     whole = task.losses(batch := sample_batch(task), augmented=False)
     with torch.autocast("cpu", torch.bfloat16):
@@ -114,9 +112,7 @@ def test_half_precision_changes_little(kind: str, faces: Path, models: Path) -> 
 
 
 @ENCODERS
-def test_a_trained_encoder_starts_a_decoder(
-    kind: str, faces: Path, models: Path, tmp_path: Path
-) -> None:
+def test_a_trained_encoder_starts_a_decoder(kind, faces, models, tmp_path):
     config = TrainConfig(steps=2, batch_size=2, every=1)
     task = TASKS[kind](faces, models)
     best = train(task, tmp_path / "run", config, device=CPU).best
@@ -140,30 +136,13 @@ def test_a_trained_encoder_starts_a_decoder(
 
 
 @ENCODERS
-def test_without_a_template_there_are_68(
-    kind: str, faces: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_template_there_are_68(kind, faces, models, monkeypatch):
     for preset, config in (("paper", STAGED), ("compact", DECODER)):
         dense = dataclasses.replace(config, landmarks=189)
         monkeypatch.setitem(face_decoder.CONFIGS, preset, dense)
     task = TASKS[kind](faces, models)
     assert task.decoder.config.landmarks == 68
     assert task.decoder.landmarks_68(torch.zeros(1, 68, 2)).shape == (1, 68, 2)
-
-
-def test_eight_photos_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = dataclasses.replace(ENCODER, embedding=32, hidden=32, identities=8)
-    monkeypatch.setitem(face_encoder.CONFIGS, "paper", encoder)
-    task = encoder_task(write_tree(tmp_path / "faces", 8, texture=True))
-    config = TrainConfig(steps=60, batch_size=8, lr=0.02, every=60, augment=False)
-    train(task, tmp_path / "run", config, device=CPU)
-    task.network.train()
-    with torch.no_grad():
-        values = task.losses(batch_of(task), augmented=False)
-    after = {name: float(value.mean()) for name, value in values.items()}
-    assert after["landmarks/mse"] < 0.5  # squared pixels
-    assert after["texture/mae"] < 0.02
-    assert after["identity/cross_entropy"] < 0.03  # ln 8 to begin with
 
 
 class Told(nn.Module):
@@ -177,7 +156,7 @@ class Told(nn.Module):
         return self.points.expand(len(faces), -1, -1)
 
 
-def test_steps_teach_the_finder_alone_and_only_by_a_photos_own_landmarks(tmp_path: Path) -> None:
+def test_steps_teach_the_finder_alone_and_only_by_a_photos_own_landmarks(tmp_path):
     tree = write_tree(tmp_path, 3, photos=2)
     for path in tree.glob("*/*/1_landmarks.npy"):
         path.unlink()
@@ -194,7 +173,7 @@ def test_steps_teach_the_finder_alone_and_only_by_a_photos_own_landmarks(tmp_pat
     assert all((p.grad is not None) == (id(p) in finder) for p in task.network.parameters())
 
 
-def test_landmarks_that_are_found_lose_nothing(faces: Path) -> None:
+def test_landmarks_that_are_found_lose_nothing(faces):
     task = parts_task(faces)
     batch = sample_batch(task)
     task.encoder.finder = Told(batch["landmarks"][0])
@@ -226,9 +205,7 @@ def write_people(tree: Path, people: int, smiles: float) -> Path:
 
 
 @pytest.mark.parametrize("smiles", [0.0, 12.0])
-def test_a_smile_is_taken_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smiles: float
-) -> None:
+def test_a_smile_is_taken_off(tmp_path, monkeypatch, smiles):
     wide = {"embedding": 16, "axes": 3}
     for configs, config in ((appearance_model.CONFIGS, PARTS), (face_decoder.CONFIGS, DECODER)):
         monkeypatch.setitem(configs, "compact", dataclasses.replace(config, **wide))  # type: ignore
@@ -254,7 +231,7 @@ def test_a_smile_is_taken_off(
     assert (people - kept).norm() < 0.3 * people.norm()
 
 
-def test_photos_are_fitted_as_the_face_encoder_wants_them(faces: Path, models: Path) -> None:
+def test_photos_are_fitted_as_the_face_encoder_wants_them(faces, models):
     encoder = encoder_of(models)
     for fit in ("squash", "letterbox"):
         network = encoder.network
@@ -263,7 +240,7 @@ def test_photos_are_fitted_as_the_face_encoder_wants_them(faces: Path, models: P
         assert (task.train_data.fit, task.val_data.fit) == (fit, fit)
 
 
-def test_eight_photos_are_drawn(tmp_path: Path, models: Path) -> None:
+def test_eight_photos_are_drawn(tmp_path, models):
     torch.manual_seed(0)
     # A random encoder hardly tells photos apart: let this one give each an axis of its own.
     network = face_encoder.VGGFace(dataclasses.replace(ENCODER, hidden=64), PREPROCESSING["paper"])
@@ -283,7 +260,7 @@ def test_eight_photos_are_drawn(tmp_path: Path, models: Path) -> None:
     assert result.losses["identity/cosine"] < 0.001
 
 
-def test_a_step_is_the_one_written_by_hand(tmp_path: Path, models: Path) -> None:
+def test_a_step_is_the_one_written_by_hand(tmp_path, models):
     """Adam's first step is lr g / |g|, whatever its betas: only g is to be found."""
     task = decoder_task(write_tree(tmp_path / "faces", 4), models)
     batch, mean = batch_of(task), task.network.mean_landmarks
@@ -322,7 +299,7 @@ def test_a_step_is_the_one_written_by_hand(tmp_path: Path, models: Path) -> None
 
 
 @pytest.mark.slow
-def test_full_size(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size(tmp_path, models, monkeypatch):
     monkeypatch.setitem(face_decoder.CONFIGS, "paper", FULL["paper"])
     network = face_encoder.VGGFace(face_encoder.VGGFaceConfig(), PREPROCESSING["serengil"])
     encoder = dataclasses.replace(encoder_of(models), network=network.requires_grad_(False).eval())
@@ -339,7 +316,7 @@ def test_full_size(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
     assert all(p.grad is not None and p.grad.isfinite().all() for p in task.network.parameters())
 
 
-def test_morphs_are_of_near_people_in_training_only(tmp_path: Path, models: Path) -> None:
+def test_morphs_are_of_near_people_in_training_only(tmp_path, models):
     tree = write_tree(tmp_path, 12, photos=3)
     (tree / "train/id2/0.jpg").write_bytes(b"broken")
     task = decoder_task(tree, models, morph=1.0)
@@ -352,16 +329,15 @@ def test_morphs_are_of_near_people_in_training_only(tmp_path: Path, models: Path
     assert "mix" not in task.val_data[Key(0, 0)]
 
 
-def test_options_that_are_not_used_do_not_change_the_settings(faces: Path, models: Path) -> None:
+def test_options_that_are_not_used_do_not_change_the_settings(faces, models):
     plain = decoder_task(faces, models).settings
     assert set(plain) == {"preset", "photos", "face_encoder", "start"}
-    used = decoder_task(faces, models, morph=0.5, no_warp=True).settings
-    assert used == {**plain, "morph": 0.5, "no_warp": True}
-    assert decoder_task(faces, models, "seed").settings == {**plain, "preset": "seed"}
+    used = decoder_task(faces, models, "seed", morph=0.5, no_warp=True).settings
+    assert used == {**plain, "preset": "seed", "morph": 0.5, "no_warp": True}
 
 
 @pytest.mark.parametrize("preset", ["paper", "compact", "seed", "start"])
-def test_no_warp_is_so_wherever_it_is_used(preset: str, tmp_path: Path, models: Path) -> None:
+def test_no_warp_is_so_wherever_it_is_used(preset, tmp_path, models):
     tree = write_tree(tmp_path / "faces", 3, texture=True)
     start = start_of(models) if preset == "start" else None
     name = preset.replace("start", "compact")
@@ -379,20 +355,7 @@ def test_no_warp_is_so_wherever_it_is_used(preset: str, tmp_path: Path, models: 
     assert loaded.reconstruct(tree / "val/id0/0.jpg", align=False).landmarks.shape == (68, 2)
 
 
-def test_without_warp_the_photo_is_the_target(tmp_path: Path, models: Path) -> None:
-    task = decoder_task(write_tree(tmp_path, 3, texture=True), models, "seed")
-    batch = batch_of(task)
-    found = task.losses(batch, augmented=False)["texture/mae"]
-    with torch.no_grad():
-        points, texture = task.network(task.encoder(batch["face"]))
-    assert points.shape == (3, 72, 2)
-    expected = (texture - batch["face"]).abs().mean((1, 2, 3))
-    torch.testing.assert_close(found, expected)
-
-
-def test_networks_that_do_not_fit_are_refused(
-    faces: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_networks_that_do_not_fit_are_refused(faces, models, monkeypatch):
     with pytest.raises(CheckpointError, match="different embedding spaces"):
         decoder_task(faces, models, start=start_of(models, "other"))
     start, encoder = start_of(models), encoder_of(models)
@@ -409,7 +372,7 @@ def test_networks_that_do_not_fit_are_refused(
         decoder_task(faces, models, "compact")
 
 
-def test_a_share_of_morphs_is_a_probability_and_needs_people(tmp_path: Path, models: Path) -> None:
+def test_a_share_of_morphs_is_a_probability_and_needs_people(tmp_path, models):
     tree = write_tree(tmp_path, 2)
     for morph in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match=r"--morph .* is no probability"):
