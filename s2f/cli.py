@@ -13,7 +13,7 @@ import os
 import textwrap
 import threading
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -103,35 +103,32 @@ def _root(
     pass
 
 
+def _sources(what: str, name: str) -> Any:
+    help = f"{what}, folders of them, or - for standard input."
+    return typer.Argument(help=help, metavar=name, readable=False)
+
+
 ModelOpt = Annotated[str | None, option("Model", "A name that s2f models knows, or a folder.")]
 OwnOpt = Annotated[Path | None, option("Model", "In the place of the model's.", metavar="FILE")]
 DetectorOpt = Annotated[
     Literal["face-alignment", "dlib"] | None,
-    option("Input", "Of faces in photos: dlib (default, if installed), face-alignment."),
+    option("Input", "Of faces: dlib or face-alignment."),
 ]
 AlignOpt = Annotated[bool, option("Input", "Find and frame the face in a photo (default), or not.")]
 PrecisionOpt = Annotated[
-    Literal["fp32", "bf16", "fp16"] | None,
-    option("Run", "fp32 (default; on a GPU the files' own), bf16 or fp16."),
+    Literal["fp32", "bf16", "fp16"] | None, option("Run", "fp32 (on a GPU the files' own).")
 ]
 OutputOpt = Annotated[
     Path | None,
     option("Output", f"{WHERE} (default: this one) that mirrors the input's.", "--output", "-o"),
 ]
 FormatOpt = Annotated[
-    Literal["png", "jpg", "webp"] | None,
-    option("Output", "Of the pictures: png (default), jpg or webp."),
+    Literal["png", "jpg", "webp"] | None, option("Output", "Of the pictures (png).")
 ]
 SizeOpt = Annotated[int | None, option("Output", "Side, pixels.", min=16, max=4096)]
-LandmarksOpt = Annotated[
-    bool, option("Output", "Also NAME_landmarks: the 68 points drawn on it.", "--landmarks")
-]
-EmbeddingOpt = Annotated[
-    bool, option("Output", "Also NAME_embedding.npy: what it was drawn from.", "--embedding")
-]
-SheetOpt = Annotated[
-    Path | None, option("Output", "Also a contact sheet of all faces.", metavar="FILE")
-]
+LandmarksOpt = Annotated[bool, option("Output", "Also NAME_landmarks, marked.", "--landmarks")]
+EmbeddingOpt = Annotated[bool, option("Output", "Also NAME_embedding.npy.", "--embedding")]
+SheetOpt = Annotated[Path | None, option("Output", "Also all faces on one sheet.", metavar="FILE")]
 
 
 @app.command(
@@ -148,21 +145,10 @@ SheetOpt = Annotated[
 def generate(
     ctx: typer.Context,
     *,
-    speech: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Recordings, videos with sound, folders of them, or - for standard input.",
-            metavar="SPEECH",
-            readable=False,
-        ),
-    ] = None,
-    record: Annotated[
-        float | None, option("Input", "Record so many seconds.", metavar="SECONDS")
-    ] = None,
+    speech: Annotated[list[Path] | None, _sources("Recordings, videos", "SPEECH")] = None,
+    record: Annotated[float | None, option("Input", "Record so many seconds.")] = None,
     start: Annotated[float, option("Input", "Where speech starts in a recording, seconds.")] = 0.0,
-    duration: Annotated[
-        float | None, option("Input", "Of the speech, seconds (default: all).")
-    ] = None,
+    duration: Annotated[float | None, option("Input", "Of the speech, seconds (all).")] = None,
     trim_silence: Annotated[
         float | None, option("Input", "Cut ends this many dB below the loudest.")
     ] = None,
@@ -178,17 +164,11 @@ def generate(
     landmarks: LandmarksOpt = False,
     embedding: EmbeddingOpt = False,
     compare: Annotated[
-        Path | None,
-        option(
-            "Output",
-            "Also NAME_compare: this photo, the face from it, and the voice's.",
-            metavar="PHOTO",
-        ),
+        Path | None, option("Output", "Also NAME_compare: this photo, its face, the voice's.")
     ] = None,
     sheet: SheetOpt = None,
     morph: Annotated[
-        tuple[Path, Path] | None,
-        option("Output", "Animate from one voice's face to another's.", metavar="A B"),
+        tuple[Path, Path] | None, option("Output", "From A's face to B's.", metavar="A B")
     ] = None,
     frames: Annotated[
         int | None, option("Output", f"Of --morph (default: {jobs.FRAMES}).", min=2, max=500)
@@ -201,15 +181,7 @@ def generate(
 ) -> None:
     """Generate the face that speech suggests: an average impression, never a likeness."""
     console = choose_console(ctx, as_json, quiet)
-    options = gather(ctx, jobs.GenerateOptions, sources=speech or ())
-    if options.morph:
-        with console.progress("animating") as progress, ended_by_sigterm():
-            ending = jobs.run_morph(options, progress=progress)
-        console.line(ending.written)
-        shown = {"morph": ending.written, "frames": options.frames or jobs.FRAMES}
-        console.summary(_told(ending, sources=options.morph, **shown))
-    else:
-        _draw(console, options)
+    _draw(console, gather(ctx, jobs.GenerateOptions, sources=speech or ()))
 
 
 @app.command(
@@ -224,14 +196,7 @@ def generate(
 def reconstruct(
     ctx: typer.Context,
     *,
-    photo: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Photos of faces, folders of them, or - for standard input.",
-            metavar="PHOTO",
-            readable=False,
-        ),
-    ],
+    photo: Annotated[list[Path], _sources("Photos of faces", "PHOTO")],
     detector: DetectorOpt = None,
     align: AlignOpt = True,
     model: ModelOpt = None,
@@ -258,7 +223,7 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     """Make the pictures of all sources, report them, and exit with what became of them."""
     outcomes: list[jobs.Outcome] = []
     ending = None
-    unit = "files" if options.is_batch else "clips"
+    unit = "files" if options.is_batch else "frames" if options.morph else "clips"
     with console.progress("drawing", unit) as progress, ended_by_sigterm():
         for item in jobs.run(options, progress=progress, note=console.note):
             if isinstance(item, jobs.Ending):
@@ -276,58 +241,47 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
         raise errors[0]
     if ending.written:
         console.line(ending.written)
-    results = [
-        {
-            "source": outcome.source,
-            **{name: outcome.files.get(name) for name in (jobs.FACE, *jobs.ENDINGS)},
-            "status": outcome.status,
-            "clips": outcome.clips,
-            "seconds": round(outcome.seconds, 3),
-            "error": outcome.error and described(outcome.error),
-        }
-        for outcome in outcomes
-    ]
-    told = _told(ending, sheet=ending.written, results=results)
-    finish(console, told, [*errors, *ending.errors], len(outcomes))
-
-
-def _told(ending: jobs.Ending, **made: object) -> dict[str, object]:
-    """Tell as JSON what was made, and with what."""
-    model = None
+    told: dict[str, Any] = {"s2f": s2f.__version__, "model": None}
     if networks := ending.model:
         cards = networks.model.checkpoints.items()
-        model = {
+        told["model"] = {
             "name": networks.model.name,
             "device": str(networks.device),
             "precision": networks.precision,
             "cards": {kind: dataclasses.asdict(checkpoint.card) for kind, checkpoint in cards},
         }
-    seconds = round(ending.seconds, 3)
-    return {"s2f": s2f.__version__, "model": model, "seconds": seconds, **made}
+    told["seconds"] = round(ending.seconds, 3)
+    if options.morph:
+        told |= {"sources": options.morph, "morph": ending.written}
+        told["frames"] = options.frames or jobs.FRAMES
+    else:
+        told |= {"sheet": ending.written, "results": [*map(_result, outcomes)]}
+    finish(console, told, [*errors, *ending.errors], len(outcomes))
+
+
+def _result(outcome: jobs.Outcome) -> dict[str, object]:
+    return {
+        "source": outcome.source,
+        **{name: outcome.files.get(name) for name in (jobs.FACE, *jobs.ENDINGS)},
+        "status": outcome.status,
+        "clips": outcome.clips,
+        "seconds": round(outcome.seconds, 3),
+        "error": outcome.error and described(outcome.error),
+    }
 
 
 @app.command(
     "app",
     rich_help_panel="Use",
-    epilog=examples(
-        "s2f app", "s2f app --open --max-seconds 30", "s2f app --host 0.0.0.0 --port 0"
-    ),
+    epilog=examples("s2f app", "s2f app --open --max-seconds 9", "s2f app --host 0.0.0.0 --port 0"),
 )
 def _app(
     ctx: typer.Context,
-    host: Annotated[
-        str, option("Run", "Address to serve at (127.0.0.1: this machine alone).")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, option("Run", "Port (7860); 0: any that is free.", min=0, max=65535)
-    ] = 7860,
-    share: Annotated[
-        bool, option("Run", "Also a public link, through servers of Gradio's.", "--share")
-    ] = False,
+    host: Annotated[str, option("Run", "Address (127.0.0.1: this machine alone).")] = "127.0.0.1",
+    port: Annotated[int, option("Run", "Port (7860); 0: any free.", min=0, max=65535)] = 7860,
+    share: Annotated[bool, option("Run", "Also a public link, by Gradio.", "--share")] = False,
     browser: Annotated[bool, option("Run", "Open the page in the browser.", "--open")] = False,
-    max_mb: Annotated[
-        float, option("Input", "Of a file that is sent, MB (25).", min=0.1, max=1000)
-    ] = MAX_MB,
+    max_mb: Annotated[float, option("Input", "Of a file, MB (25).", min=0.1, max=1000)] = MAX_MB,
     max_seconds: Annotated[
         float, option("Input", "Heard of a recording, seconds (60).", min=1, max=600)
     ] = MAX_SECONDS,
@@ -369,10 +323,9 @@ def _app(
             for address in filter(None, (url, public)):
                 console.line(address)
             console.note("Ctrl-C ends it")
-            told = {"url": url, "public_url": public, "model": networks.model.name}
-            limits = {"max_mb": max_mb, "max_seconds": max_seconds}
-            told |= {"device": str(networks.device)}
-            console.summary({"s2f": s2f.__version__, **told, **limits})
+            told: dict[str, object] = {"s2f": s2f.__version__, "url": url, "public_url": public}
+            told |= {"model": networks.model.name, "device": str(networks.device)}
+            console.summary({**told, "max_mb": max_mb, "max_seconds": max_seconds})
             if browser:
                 webbrowser.open(url)
             threading.Event().wait()
@@ -409,16 +362,10 @@ def _evaluate(
     labels: Annotated[
         list[Path] | None, option("Input", "A csv of people (default: those in DATA); repeatable.")
     ] = None,
-    columns: Annotated[
-        str | None, option("Input", "Which labels (default: sex, age, ...).")
-    ] = None,
-    per_identity: Annotated[
-        int | None, option("Input", "Recordings and photos of a person (5).", min=1)
-    ] = None,
+    columns: Annotated[str | None, option("Input", "Which labels (sex, age, ...).")] = None,
+    per_identity: Annotated[int | None, option("Input", "Files of a person (5).", min=1)] = None,
     model: ModelOpt = None,
-    classifier: Annotated[
-        Path | None, option("Model", "A face encoder with logits, for the VGGFace score.")
-    ] = None,
+    classifier: Annotated[Path | None, option("Model", "VGG-Face, for the VGGFace score.")] = None,
     detector: DetectorOpt = None,
     output: Annotated[
         Path, option("Output", "Folder of the report (default: report).", "--output", "-o")
@@ -517,12 +464,14 @@ def _models(
     for error in () if model else errors:
         console.note(error.message)
     n_files = sum(len(entry.networks) + len(entry.errors) for entry in entries)
+    if model and errors and n_files == 1:
+        raise errors[0]
     listed = []
     for entry in entries:
         failed = {kind: described(error) for kind, error in entry.errors.items()}
         listed.append({**dataclasses.asdict(entry), "errors": failed})
-    told = {"cache": checkpoint.cache(), "models": listed}
-    _finish(console, told, errors if model else [], n_files)
+    told = {"s2f": s2f.__version__, "cache": checkpoint.cache(), "models": listed}
+    finish(console, told, errors if model else [], n_files)
 
 
 def _show(console: Console, entry: "Entry") -> None:
@@ -593,24 +542,16 @@ def _verify(
                     raise CheckpointError(f"{source}: holds no checkpoints", hint=hint)
             except CheckpointError as error:
                 found.append((source, error))
-    errors: list[S2FError] = []
-    results: list[dict[str, object]] = []
-    for path, what in found:
-        if isinstance(what, CheckpointError):
-            errors.append(what)
-            results.append({"path": path, "status": "failed", "error": described(what)})
-        else:
-            results.append({**dataclasses.asdict(what), "status": "ok", "error": None})
-    _finish(console, {"results": results}, errors, len(results))
-
-
-def _finish(
-    console: Console, told: Mapping[str, object], errors: Sequence[S2FError], total: int
-) -> None:
-    """End as a batch does, but a single thing that failed with its own error."""
-    if errors and total == 1:
+    errors = [what for _, what in found if isinstance(what, CheckpointError)]
+    results = [
+        {"path": path, "status": "failed", "error": described(what)}
+        if isinstance(what, CheckpointError)
+        else {**dataclasses.asdict(what), "status": "ok", "error": None}
+        for path, what in found
+    ]
+    if errors and len(results) == 1:
         raise errors[0]
-    finish(console, {"s2f": s2f.__version__, **told}, errors, total)
+    finish(console, {"s2f": s2f.__version__, "results": results}, errors, len(results))
 
 
 app.add_typer(cli_prep.app, name="prep", rich_help_panel="Prepare data")

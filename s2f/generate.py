@@ -1,8 +1,8 @@
 """Recordings or photos in, pictures out: the work of `s2f generate` and `s2f reconstruct`.
 
 `run` names the files of every source before anything is made, loads the networks if anything is
-missing, and goes on past sources that cannot be used; `run_morph` animates. What to draw, from what
-and to where comes as `GenerateOptions`. Knows nothing of networks or of what is printed.
+missing, and goes on past sources that cannot be used. What to draw, from what and to where comes as
+`GenerateOptions`. Knows nothing of networks or of what is printed.
 """
 
 import functools
@@ -36,6 +36,7 @@ ENDINGS = {"landmarks": "_landmarks", "embedding": "_embedding.npy", "compare": 
 STDIN, RECORDED = Path("-"), Path("<microphone>")
 LIVE = {STDIN: "stdin", RECORDED: "recording"}  # sources that are no files, and what they become
 FRAMES, FRAME_SECONDS = 24, 0.06  # of a morph
+Note = Callable[[str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,22 +127,31 @@ class Ending:
 
 
 def run(
-    options: GenerateOptions,
-    *,
-    progress: Progress = silent,
-    note: Callable[[str], object] = lambda text: None,
+    options: GenerateOptions, *, progress: Progress = silent, note: Note = lambda text: None
 ) -> Iterator[Outcome | Ending]:
-    """Draw the face of each source and write its files, then the sheet of all; not a morph.
+    """Draw the face of each source and write its files, then the sheet of all; or animate a morph.
 
     Yields what became of each source, in order, as soon as it is known; last how it ended.
     `progress` is told of each source, or of what happens within the only one, and `note` when the
-    microphone listens. Raises a UsageError as `plan_outputs`, or for a part or a sheet that cannot
-    be, and, before anything is made, what is wrong with model, device, detector or the photo.
+    microphone listens. Raises a UsageError as `plan_outputs`, or for a part, sheet or morph that
+    cannot be, and, before anything is made, what is wrong with model, device, detector or photo;
+    of a morph also what is wrong with the recordings or the output.
     """
+    from s2f.audio import check_part, check_seconds
+
     started = time.perf_counter()
-    _check(options)
+    check_part(**options.part)
+    if options.record is not None:
+        check_seconds(options.record)
+    if options.align and (options.photos or options.compare):
+        from s2f.face_detection import choose_detector
+
+        choose_detector(options.detector)
+    if options.morph:
+        yield Ending(time.perf_counter() - started, *_animate(options, options.morph, progress))
+        return
     planned = plan_outputs(options)
-    sheet = None
+    model, sheet = None, None
     if options.sheet:
         from s2f.visualize import ContactSheet
 
@@ -149,7 +159,7 @@ def run(
         sheet = ContactSheet(len(planned))
     wanted = [item.source for item in planned if item.status == "planned"]
     is_single = len(planned) == 1  # then its clips are what progress tells
-    model, columns = None, []
+    columns: Columns = []
     faces: Faces = iter(())
     if wanted:
         model = _load(options)
@@ -165,19 +175,6 @@ def run(
         yield item
     written, errors = _write_sheet(sheet, done, options) if sheet else (None, [])
     yield Ending(time.perf_counter() - started, model, written, errors)
-
-
-def _check(options: GenerateOptions) -> None:
-    """Refuse what can be refused before anything slow is done."""
-    from s2f.audio import check_part, check_seconds
-
-    check_part(**options.part)
-    if options.record is not None:
-        check_seconds(options.record)
-    if options.align and (options.photos or options.compare):
-        from s2f.face_detection import choose_detector
-
-        choose_detector(options.detector)
 
 
 def plan_outputs(options: GenerateOptions) -> list[Outcome]:
@@ -337,7 +334,7 @@ def _draw(
     sources: Sequence[Path],
     options: GenerateOptions,
     progress: Progress,
-    note: Callable[[str], object],
+    note: Note,
 ) -> "Faces":
     """Draw the face of each source, or say what is wrong with it."""
     opened = [_opened(source, options, progress, note) for source in sources]
@@ -352,9 +349,7 @@ def _draw(
             yield error
 
 
-def _opened(
-    source: Path, options: GenerateOptions, progress: Progress, note: Callable[[str], object]
-) -> Any:
+def _opened(source: Path, options: GenerateOptions, progress: Progress, note: Note) -> Any:
     """Give what is read for a source: standard input, the microphone, or the file itself."""
     if source == STDIN:
         if sys.stdin is None:
@@ -433,27 +428,21 @@ def _write_sheet(
     return None, errors
 
 
-def run_morph(options: GenerateOptions, *, progress: Progress = silent) -> Ending:
-    """Animate from the face of one voice to that of another, as an animated WebP.
-
-    `progress` is told of each clip that is heard, then of each frame. Raises a UsageError if the
-    animation is there already, is one of the recordings, or no .webp; an AudioError as
-    `SpeechToFace.embed_voice`; and what is wrong with the model, the device or the output.
-    """
-    started = time.perf_counter()
-    assert options.morph
-    _check(options)
+def _animate(
+    options: GenerateOptions, voices: tuple[Path, Path], progress: Progress
+) -> "tuple[SpeechToFace, Path]":
+    """Write an animated WebP; progress is told of each clip that is heard, then of each frame."""
     target = options.output or Path("morph.webp")
     if target.is_dir():
         target /= "morph.webp"
     _check_new(target, options, (".webp",))
-    _refuse_loss([("the recordings", target)], options.morph)
+    _refuse_loss([("the recordings", target)], voices)
     model = _load(options)
     from s2f.pipeline import provenance
     from s2f.visualize import animate
 
     embed = functools.partial(model.embed_voice, progress=progress, **options.part)
-    first, last = map(embed, options.morph)
+    first, last = map(embed, voices)
     n = options.frames or FRAMES
 
     def pictures() -> "Iterator[Image]":
@@ -463,4 +452,4 @@ def run_morph(options: GenerateOptions, *, progress: Progress = silent) -> Endin
 
     text = provenance(model.model.name, "speech of two recordings")
     write_bytes(target, animate(pictures(), seconds=FRAME_SECONDS * n, text=text))
-    return Ending(time.perf_counter() - started, model, target)
+    return model, target

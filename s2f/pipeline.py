@@ -162,14 +162,12 @@ class SpeechToFace:
     ) -> "SpeechToFace":
         """Load a model: a bundled one or one in the cache by its name, or a folder of checkpoints.
 
-        `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `precision` `fp32`, `bf16` or `fp16`,
-        by default `fp32`, but on a CUDA device `fp16` where a file is stored so. Of `kinds`,
-        `reconstruct` needs no voice encoder, `generate` no face encoder. `files` are single
-        checkpoints in the place of the model's, by kind.
+        `device` is as for `choose_device`; `precision` `fp32`, `bf16` or `fp16`, by default `fp32`,
+        but on a CUDA device `fp16` where a file is stored so. Of `kinds`, `reconstruct` needs no
+        voice encoder, `generate` no face encoder. `files` take the place of the model's, by kind.
 
         Raises a CheckpointError if the model is not there, damaged, or its networks do not fit; a
-        DeviceError if the device is not there or lacks the precision; a UsageError if there is no
-        such precision, or a file is given of a kind that is not loaded.
+        DeviceError if the device or the precision is not there; a UsageError if there can be none.
         """
         chosen = choose_device(device)
         check_precision(precision or "fp32", chosen)
@@ -212,9 +210,9 @@ class SpeechToFace:
     def embed_voices(
         self, speeches: Iterable[SpeechSource], *, progress: Progress = silent, **part: Unpack[Part]
     ) -> Iterator[Embedded]:
-        """Embed recordings, whose clips share batches, and of which no more are read than fill one.
+        """Yield what became of each recording, in order, as soon as its clips are embedded.
 
-        Yields what became of each, in order, as soon as its clips are embedded; as `generate`.
+        Clips share batches, and no more recordings are read than fill one; as `generate`.
         """
         clip_samples = self.front_end.clip_samples
         unfinished: deque[Embedded] = deque()
@@ -276,10 +274,7 @@ class SpeechToFace:
             return embedding
 
     def decode(self, embedding: ArrayLike) -> Face:
-        """Draw the face of an embedding [d].
-
-        Raises a UsageError if it is not of the model's size, or not finite.
-        """
+        """Draw the face of an embedding [d], or raise a UsageError if it is not the model's."""
         return self._draw(self._vector(embedding), "an embedding", 0)
 
     def morph(self, first: ArrayLike, last: ArrayLike, frames: int) -> Iterator[Face]:

@@ -30,16 +30,10 @@ def lines_of_epilog(command: Any) -> list[str]:
     return [line.strip("`") for line in command.epilog.splitlines() if line.startswith("`s2f")]
 
 
-# The root: help, version, exit codes
-
-
-def test_no_arguments_show_the_help_in_panels_of_jobs() -> None:
+def test_the_program_has_a_help_and_a_version(monkeypatch: Patch, capsys: Any) -> None:
     done = Done()
     assert done.code == 2
     assert all(word in done.out + done.err for word in ("Prepare data", "Train", "Use", "generate"))
-
-
-def test_the_version_is_the_packages(monkeypatch: Patch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["anything", "--version"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -92,9 +86,6 @@ def test_without_a_working_folder_nothing_begins(tmp_path: Path, command: str) -
     assert done.returncode == 2
     assert json.loads(done.stdout)["message"].startswith("the working folder cannot be used")
     assert not (tmp_path / "out").exists()
-
-
-# s2f generate and s2f reconstruct: what they draw is in test_generate
 
 
 def test_the_examples_of_use_run_as_printed(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -202,7 +193,6 @@ def test_a_recording_is_announced_once(tmp_path: Path, monkeypatch: Patch) -> No
         ("app --model nobody --port 0", 4, "nobody"),
         ("evaluate --quiet", 2, "nothing to evaluate"),
         ("evaluate . --compare a b", 2, "DATA does not go with --compare"),
-        ("evaluate nowhere", 3, "nowhere"),
         ("evaluate . --model nobody", 4, "nobody"),
         ("evaluate --compare a b", 3, "is no report"),
         ("evaluate --compare a b --model demo", 2, "--model does not go with"),
@@ -258,9 +248,6 @@ def test_sigterm_ends_a_batch_with_nothing_half_written(tmp_path: Path) -> None:
     assert len(files(tmp_path / "out")) == 80
 
 
-# s2f evaluate
-
-
 def test_two_evaluations_stand_side_by_side(tmp_path: Path) -> None:
     tree = write_people(tmp_path / "tree")
     for name in ("demo", "other"):
@@ -277,11 +264,7 @@ def test_two_evaluations_stand_side_by_side(tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     tables = {part["title"]: part for s in done.json["sections"] for part in s["parts"]}
     metrics = {row[0]: row for row in tables["Metrics"]["rows"]}
-    assert {"angle, degrees", "R@1, %"} <= set(metrics)
-    assert metrics["angle, degrees"][-2] == 8  # people
-
-
-# s2f models and s2f verify
+    assert "R@1, %" in metrics and metrics["angle, degrees"][-2] == 8  # people
 
 
 @pytest.fixture
@@ -353,17 +336,6 @@ def test_a_damaged_network_is_listed(mine: Path, tmp_path: Path, monkeypatch: Pa
     assert Done("models", "mine").code == 4
 
 
-def test_whole_checkpoints_are_ok(models: Path) -> None:
-    path = models / "other/face_decoder.safetensors"
-    done = Done("verify", models / "demo", path)
-    assert (done.code, done.err, len(done.out.splitlines())) == (0, "", 4)
-    sha256 = read_header(path)["sha256"]
-    assert done.out.splitlines()[-1] == f"{path}: ok: face_decoder, sha256 {sha256[:12]}"
-    results = Done("verify", models / "demo", "--json").json["results"]
-    assert [(r["status"], r["error"]) for r in results] == [("ok", None)] * 3
-    assert {r["kind"] for r in results} == set(KINDS)
-
-
 def test_bad_files_are_named(models: Path, mine: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     bad = damage(mine / "face_encoder.safetensors")
@@ -379,6 +351,7 @@ def test_bad_files_are_named(models: Path, mine: Path, tmp_path: Path) -> None:
     results = Done("verify", *sources, "--json").json["results"]
     assert [r["status"] for r in results].count("failed") == 3
     assert all((r["error"] is None) == (r["status"] == "ok") for r in results)
+    assert {r["kind"] for r in results if r["status"] == "ok"} == set(KINDS)
 
 
 def test_networks_of_two_spaces_in_one_folder_are_found(models: Path, mine: Path) -> None:
@@ -387,6 +360,10 @@ def test_networks_of_two_spaces_in_one_folder_are_found(models: Path, mine: Path
     assert (done.code, len(done.out.splitlines())) == (6, 3)
     assert "different embedding spaces" in done.err
     # In two folders they are two models; by other names they are no model.
-    assert Done("verify", models / "demo", models / "other").code == 0
+    path = models / "other/face_decoder.safetensors"
+    done = Done("verify", models / "demo", path)
+    assert (done.code, done.err, len(done.out.splitlines())) == (0, "", 4)
+    sha256 = read_header(path)["sha256"]
+    assert done.out.splitlines()[-1] == f"{path}: ok: face_decoder, sha256 {sha256[:12]}"
     (mine / "face_decoder.safetensors").rename(mine / "best.safetensors")
     assert Done("verify", mine).code == 0
