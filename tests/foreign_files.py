@@ -1,6 +1,5 @@
 """Weights as others publish them, written by hand: both layouts of Keras, and archives."""
 
-import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -73,9 +72,7 @@ class Calls:
 
 def pickled(value: Any) -> bytes:
     """Pickle as `torch.save` does, in the protocol that its reader of plain tensors knows."""
-    buffer = io.BytesIO()
-    pickle.Pickler(buffer, protocol=2).dump(value)
-    return buffer.getvalue()
+    return pickle.dumps(value, protocol=2)
 
 
 def obey(path: Path) -> Any:

@@ -1,13 +1,13 @@
 """Files as others publish them, narrow, with asymmetric random weights: Keras' and the seed's.
 
-The seed's networks are written here in our own words, of torch's layers and with its names: what
-they compute is what conversions must keep. Keras' files hold the weights of the same networks.
+The seed's networks are in our own words, of torch's layers and with its names: what they compute is
+what conversions must keep. Keras' files hold the weights of the same networks.
 """
 
-import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -33,14 +33,10 @@ EMBEDDING = 20
 LAYERS = (4, 4, "M", 8, 8, "M", *3 * (16,), "M", *3 * (32,), "M", *3 * (32,), "M")
 VGG = face_encoder.VGGFaceConfig(LAYERS, 64, hidden=24, embedding=EMBEDDING, identities=13)
 CHANNELS = (4, 4, 8, 8, 8, 16, 32, 32, 32)
-VOICE = dataclasses.replace(
-    voice_encoder.CONFIGS["seed"], channels=CHANNELS, hidden=24, embedding=EMBEDDING
-)
+VOICE = replace(voice_encoder.CONFIGS["seed"], channels=CHANNELS, hidden=24, embedding=EMBEDDING)
 STAGES = ((8, 5, 2), (4, 5, 2), (2, 5, 2), (2, 5, 2), (3, 1, 1))
 SIZES: Any = {"trunk": (24, 16), "landmark_hidden": (14, 12, 10), "seed_channels": 16}
-DECODER = dataclasses.replace(
-    face_decoder.CONFIGS["seed"], embedding=EMBEDDING, stages=STAGES, **SIZES
-)
+DECODER = replace(face_decoder.CONFIGS["seed"], embedding=EMBEDDING, stages=STAGES, **SIZES)
 AST = ASTEncoderConfig(width=24, layers=2, heads=3, mlp=40, embedding=EMBEDDING)
 SHORT_AST = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)
 AUTOMATIC = ("conv2d", *(f"conv2d_{n}" for n in range(1, 16)))
@@ -68,7 +64,7 @@ def in_order(*layers: list[nn.Module]) -> Any:
 
 
 def seed_vgg() -> Any:
-    """VGGFace_serengil, of prepared pictures: embeddings after 15 layers, then logits."""
+    """VGGFace_serengil, of prepared pictures: a map [b d 1 1] of embeddings after 15 layers."""
     layers: list[list[nn.Module]] = []
     before = 3
     for layer in LAYERS:
@@ -82,11 +78,6 @@ def seed_vgg() -> Any:
     return in_order(*layers, [nn.Dropout(), nn.Conv2d(EMBEDDING, VGG.identities, 1)])
 
 
-def seed_embeddings(pictures: Tensor) -> Any:
-    """What VGGFace_serengil makes of prepared pictures."""
-    return seed_vgg()[:15](pictures).flatten(1)
-
-
 def keras_arrays(origin: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """(kernel, bias) of the 16 layers of `seed_vgg`, as Keras lays them out."""
     state = list(seed_vgg().state_dict().values())
@@ -97,15 +88,6 @@ def keras_arrays(origin: str) -> list[tuple[np.ndarray, np.ndarray]]:
             kernel = kernel.flatten(0, 2)
         arrays.append((kernel.numpy(), bias.numpy()))
     return arrays
-
-
-def write_keras(path: Path, origin: str) -> Path:
-    """Write weights as Keras' `save_weights` does."""
-    layers: dict[str, dict[str, Any]] = {}
-    names = AUTOMATIC if origin == "serengil" else VGG16_NAMES
-    for name, (kernel, bias) in zip(names, keras_arrays(origin), strict=True):
-        layers[name] = {f"{name}/kernel:0": kernel, f"{name}/bias:0": bias}
-    return write_legacy(path, layers | {"flatten": {}}, backend=b"tensorflow")
 
 
 def scrambled_rcmalli() -> dict[str, Tensor]:
@@ -190,8 +172,9 @@ def narrow() -> Iterator[None]:
         patch.setitem(face_decoder.CONFIGS, "seed", DECODER)
         patch.setitem(voice_encoder.CONFIGS, "seed", VOICE)
         patch.setitem(ast_encoder.CONFIGS, "seed", AST)
-        once = functools.cache(foreign_weights.read_foreign)
-        patch.setattr(foreign_weights, "read_foreign", once)
+        patch.setattr(
+            foreign_weights, "read_foreign", functools.cache(foreign_weights.read_foreign)
+        )
         yield
 
 
@@ -199,8 +182,12 @@ def narrow() -> Iterator[None]:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files as their authors publish them. Not to be changed."""
     folder = tmp_path_factory.mktemp("published")
-    for origin in ("serengil", "rcmalli"):
-        write_keras(folder / f"{origin}.h5", origin)
+    for origin, names in (("serengil", AUTOMATIC), ("rcmalli", VGG16_NAMES)):
+        layers: dict[str, dict[str, Any]] = {"flatten": {}}
+        for name, (kernel, bias) in zip(names, keras_arrays(origin), strict=True):
+            layer = {name: {f"{name}/kernel:0": kernel, f"{name}/bias:0": bias}}
+            layers = layers | layer if origin == "serengil" else layer | layers  # names decide
+        write_legacy(folder / f"{origin}.h5", layers, backend=b"tensorflow")
     training_checkpoint(folder / "decoder.pt", randomise(SeedDecoder()))
     training_checkpoint(folder / "ve.pt", seed_voice())
     torch.save(seed_vgg().state_dict(), folder / "serengil.pt")

@@ -29,10 +29,8 @@ def test_inspect_lists_the_tensors_of_a_file(tmp_path: Path) -> None:
         "fc6/kernel  float32  2 x 3",
         "fc6/bias    float32  3",
     ]
-    tensors = [
-        {"name": "fc6/kernel", "dtype": "float32", "shape": [2, 3]},
-        {"name": "fc6/bias", "dtype": "float32", "shape": [3]},
-    ]
+    shapes = {"fc6/kernel": [2, 3], "fc6/bias": [3]}
+    tensors = [{"name": name, "dtype": "float32", "shape": shapes[name]} for name in shapes]
     found = {"path": str(path), "kind": "keras", "values": {"backend": "tensorflow"}}
     assert Done("convert", "inspect", path, "--json").json == found | {"tensors": tensors}
 

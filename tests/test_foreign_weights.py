@@ -1,7 +1,6 @@
 """Foreign files: values come over as they are, everything else is one line that names the file.
 
-Files are written by h5py as Keras lays them out, and by `torch.save`; Keras' own files are read in
-`test_keras_check`. Attacks are lists: what is done to a file, and what must be said of it.
+Files are written as Keras lays them out, and by `torch.save`; Keras' own are in `test_keras_check`.
 """
 
 import functools
@@ -65,7 +64,6 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def some_state() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 4), torch.nn.BatchNorm2d(3))
     return net.state_dict()
 
@@ -146,16 +144,14 @@ def bomb(path: Path) -> None:
 
 
 CALL = pickled({"model_state_dict": {}, "optimizer_state_dict": [Calls(os.mkdir, "canary")]})
+GREEDY = pickled({"a": Calls(bytearray, 2 * 10**9)})
 ATTACKS: dict[str, tuple[str, Any, str]] = {
     "a signature": ("keras", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "cannot be read"),
     "terabytes": ("keras", dataset((10**6, 10**6), "f4"), "declares 4000000000000 byte"),
     "a bomb of chunks": ("keras", one_weight(chunked_bomb), "may declare"),
     "a bomb": ("torch", bomb, "is compressed"),
     "code": ("torch", lambda path: write_archive(path, CALL), r"asks for posix\.mkdir"),
-    "a pickle that asks for memory": (
-        "torch", lambda path: write_archive(path, pickled({"a": Calls(bytearray, 2 * 10**9)})),
-        "needs more than|cannot be read|no tensors",
-    ),
+    "memory": ("torch", lambda path: write_archive(path, GREEDY), "more than|cannot be|no tensors"),
 }  # fmt: skip
 
 
@@ -214,9 +210,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confined: None) -> Any
     monkeypatch.setattr(foreign_weights, "START_SECONDS", 2.0)
 
     def call(what: str) -> Any:
-        path = tmp_path / "file"
-        path.write_text(what)
-        return foreign_weights.call_confined(obey, path, megabytes=200, seconds=1.0)
+        (tmp_path / "file").write_text(what)
+        return foreign_weights.call_confined(obey, tmp_path / "file", megabytes=200, seconds=1.0)
 
     return call
 
@@ -275,8 +270,7 @@ def test_a_reader_keeps_to_the_users_limits_and_ends_with_its_asker(tmp_path: Pa
     asked = subprocess.Popen(command, env=environment, cwd=tmp_path)
     reader = os.pidfd_open(int((tmp_path / "note").read_text()))
     asked.kill()
-    asked.wait()
-    assert select.select([reader], [], [], 30)[0]  # it has ended
+    assert asked.wait() and select.select([reader], [], [], 30)[0]  # it has ended
     os.close(reader)
 
 
@@ -396,10 +390,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "soft link": (value(h5py.SoftLink("/a")), "SoftLink"),
     "virtual dataset": (one_weight(virtual), "other files"),
     "external": (dataset((4,), "f4", external=[("/etc/hostname", 0, 16)]), "other files"),
-    "sparse chunks": (dataset((2**30, 2**10), "f4", chunks=(99, 99)), "declares 1 tensors of 439"),
     "a long chunk": (dataset((2**28,), "f4", chunks=(2**28,)), "chunks of 1073741824"),
     "a group": (one_weight(lambda f: f["a"].create_group("w")), "no array"),
-    "nothing": (one_weight(lambda f: None), "no such group or dataset"),
     "complex": (value(np.zeros(2, complex)), "wanted numbers"),
     "an empty space": (value(h5py.Empty("f4")), "no array"),
     "a large double": (value(np.array([1e300])), "no numbers"),

@@ -25,15 +25,12 @@ SIZES = dataclasses.asdict(files.VGG)
 # Writes the weights of a narrow VGG-Face in three layouts (save_weights of Keras 1 and 2, a whole
 # model, `.weights.h5` of Keras 3) and images with what Keras makes of them.
 WRITE = """
-import dataclasses, sys
-from pathlib import Path
-import h5py, numpy as np
-import published_files
+import dataclasses, pathlib, sys, h5py, published_files, numpy as np
 from tensorflow import keras
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from s2f.keras_check import build_keras
 for origin in ("serengil", "rcmalli"):
-    folder = Path(sys.argv[1], origin)
+    folder = pathlib.Path(sys.argv[1], origin)
     folder.mkdir()
     model, taps = build_keras(keras, origin, dataclasses.asdict(published_files.VGG))
     model.set_weights([w for pair in published_files.keras_arrays(origin) for w in pair])
