@@ -98,24 +98,18 @@ def test_embeddings_of_another_face_encoder_are_refused(tmp_path: Path, maker: M
         Gallery(tmp_path, maker).add(faces)
 
 
-def test_an_embedding_is_a_row_of_any_precision(tmp_path: Path) -> None:
+def test_an_embedding_is_a_row_of_any_precision_and_what_is_none_is_named(tmp_path: Path) -> None:
     for values in (np.arange(4, dtype=np.float16), np.arange(4.0)[np.newaxis]):
         np.save(tmp_path / "e.npy", values)
         found = read_embedding(tmp_path / "e.npy", 4)
         assert found.dtype == np.float32 and found.tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+    for values, message in [
         (np.zeros(5, np.float32), r"holds float32 values \[5\]; wanted an embedding \[4\]"),
         (np.zeros((2, 2), np.float32), r"holds float32 values \[2, 2\]"),
         (np.zeros(4, np.int16), r"holds int16 values \[4\]"),
         (np.array([1, 2, np.nan, 4]), "holds values that are not finite"),
         (np.array([1, 2, 1e300, 4]), "holds values that are not finite"),
-    ],
-)
-def test_what_is_no_embedding_is_named(tmp_path: Path, values: np.ndarray, message: str) -> None:
-    np.save(tmp_path / "e.npy", values)
-    with pytest.raises(DatasetError, match=rf"e\.npy: {message}"):
-        read_embedding(tmp_path / "e.npy", 4)
+    ]:
+        np.save(tmp_path / "e.npy", values)
+        with pytest.raises(DatasetError, match=rf"e\.npy: {message}"):
+            read_embedding(tmp_path / "e.npy", 4)

@@ -51,23 +51,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"file": b"old"}
 
 
-def test_a_folder_gives_way_whole_and_only_if_asked(tmp_path: Path) -> None:
-    old = grow(tmp_path / "model", ["old"], b"mine")
-    for path in (old / "old/x", old):
-        with pytest.raises(OutputError, match="cannot be written"), atomic_folder(path) as folder:
-            (folder / "new").touch()
-    with pytest.raises(KeyError), atomic_folder(old, replace=True):
-        raise KeyError
-    assert contents(tmp_path) == {"model/old": b"mine"}
-    with atomic_folder(old, replace=True) as folder:
-        (folder / "new").touch()
-        assert not (old / "new").exists()
-    with atomic_folder(tmp_path / "fresh") as folder:
-        (folder / "file").touch()
-    assert contents(tmp_path) == {"model/new": b"", "fresh/file": b""}
-
-
-def test_a_folder_that_cannot_be_replaced_comes_back(
+def test_a_folder_gives_way_whole_and_only_if_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, move = grow(tmp_path / "model", ["old"], b"mine"), Path.replace
@@ -77,10 +61,23 @@ def test_a_folder_that_cannot_be_replaced_comes_back(
             raise OSError("full")
         return move(path, target)
 
-    monkeypatch.setattr(Path, "replace", fail_to_arrive)
-    with pytest.raises(OutputError, match="full"), atomic_folder(old, replace=True):
-        pass
+    for path in (old / "old/x", old):
+        with pytest.raises(OutputError, match="cannot be written"), atomic_folder(path) as folder:
+            (folder / "new").touch()
+    with pytest.raises(KeyError), atomic_folder(old, replace=True):
+        raise KeyError
     assert contents(tmp_path) == {"model/old": b"mine"}
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="full"):
+        patch.setattr(Path, "replace", fail_to_arrive)  # when it has moved the old one away
+        with atomic_folder(old, replace=True):
+            pass
+    assert contents(tmp_path) == {"model/old": b"mine"}
+    with atomic_folder(old, replace=True) as folder:
+        (folder / "new").touch()
+        assert not (old / "new").exists()
+    with atomic_folder(tmp_path / "fresh") as folder:
+        (folder / "file").touch()
+    assert contents(tmp_path) == {"model/new": b"", "fresh/file": b""}
 
 
 def test_a_folder_is_held_against_other_runs(tmp_path: Path) -> None:

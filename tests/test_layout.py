@@ -63,7 +63,12 @@ def test_faces_come_in_the_order_of_recordings_of_their_names(tmp_path: Path) ->
     assert heard == seen and sorted(heard) == sorted(names)
 
 
-def test_names_are_made_of_names(tmp_path: Path) -> None:
+def test_splits_go_by_either_name_and_names_are_made_of_names(tmp_path: Path) -> None:
+    for name in ("validation", "val"):
+        (tmp_path / name).mkdir()
+        assert layout.split(tmp_path, "val") == tmp_path / name
+    with pytest.raises(DatasetError, match="has no folder train"):
+        layout.split(tmp_path, "train")
     names = ("s/audios/v/1.npy", "s/audios/v_1.npy", "s/images/v/1", "s/images/v_1")
     assert {layout.clip(name) for name in names} == {"v_1"}
     grow(tmp_path, ["s/audios/v/1.npy"])
@@ -81,14 +86,6 @@ def test_identities_without_a_voice_or_a_face_are_named(tmp_path: Path) -> None:
     speakers, left_out = layout.speakers(tmp_path)
     assert [speaker.identity for speaker in speakers] == ["ann"]
     assert left_out == {"without a voice": ["eve", "joe"], "without a face": ["bob"]}
-
-
-def test_validation_goes_by_either_name_and_a_missing_split_is_named(tmp_path: Path) -> None:
-    for name in ("validation", "val"):
-        (tmp_path / name).mkdir()
-        assert layout.split(tmp_path, "val") == tmp_path / name
-    with pytest.raises(DatasetError, match="has no folder train"):
-        layout.split(tmp_path, "train")
 
 
 def test_photos_are_found_below_a_folder_and_hidden_ones_are_not(tmp_path: Path) -> None:

@@ -42,14 +42,6 @@ def test_a_waveform_is_the_whole_recording_as_ffmpeg_normalize_stores_it(tmp_pat
     np.testing.assert_array_equal(stored, ffmpeg_normalize(samples))
 
 
-def test_a_bad_recording_is_refused_by_name_and_nothing_is_written(tmp_path):
-    source = write(tmp_path / "a.wav", 0.2)
-    for step in (audio_step(store="waveform"), audio_step(store="spectrogram"), stats_step()):
-        with pytest.raises(AudioError, match=r"a\.wav lasts 0\.20 s"):
-            step.work(source, tmp_path / "part.npy")
-    assert not (tmp_path / "part.npy").exists()
-
-
 @pytest.mark.parametrize("preset", FRONT_ENDS)
 @pytest.mark.parametrize("seconds", [0.7, 25.0])
 def test_a_spectrogram_is_that_of_the_first_clip(tmp_path, preset, seconds):
@@ -165,17 +157,14 @@ def test_the_statistics_are_those_of_all_frames_together(tmp_path):
     assert log_mel_stats(tree, out, overwrite=True)[0] == statistics.read_stats(out)
 
 
-@pytest.mark.parametrize("dtype", ["int16", "float16", "float32", "float64"])
-def test_stored_waveforms_of_every_type_are_measured_alike(tmp_path, dtype):
+def test_stored_waveforms_of_every_type_are_measured_alike(tmp_path):
     samples = noise(6)
-    stored = samples * 32768 if dtype == "int16" else samples
-    np.save(tmp_path / "a.npy", stored.astype(dtype))
-    measured, expected = (
-        stats_step().work(tmp_path / "a.npy", tmp_path / "part"),
-        statistics.moments(samples),
-    )
-    assert measured["count"] == expected.count
-    assert measured["mean"] == pytest.approx(expected.mean, abs=0.01)
+    expected = statistics.moments(samples)
+    for dtype, scale in {"int16": 32768, "float16": 1, "float32": 1, "float64": 1}.items():
+        np.save(tmp_path / "a.npy", (samples * scale).astype(dtype))
+        measured = stats_step().work(tmp_path / "a.npy", tmp_path / "part")
+        assert measured["count"] == expected.count
+        assert measured["mean"] == pytest.approx(expected.mean, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -135,12 +135,6 @@ def test_ast_is_what_transformers_extracts(gain):
     np.testing.assert_allclose(ours.T, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["paper", "seed"])
-@pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_silence_stays_silent(kind, zero):
-    assert not spectrogram(torch.full((1, 4000), zero), FrontEnd(kind)).any()
-
-
 def test_a_negative_zero_from_an_fft_does_not_turn_the_phase(monkeypatch):
     spectrum = torch.complex(torch.tensor([[[-1.0, -0.0]]]), torch.tensor([[[-0.0, -0.0]]]))
     monkeypatch.setattr(torch.fft, "rfft", lambda *_, **__: spectrum)
@@ -149,12 +143,14 @@ def test_a_negative_zero_from_an_fft_does_not_turn_the_phase(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_stay_finite_in_silence(kind):
+def test_silence_stays_silent_and_gradients_finite_in_it(kind):
     waveforms = torch.from_numpy(noise(4000))[None]
     waveforms[:, 1000:3000] = 0
     waveforms.requires_grad_()
     spectrogram(waveforms, FrontEnd(kind)).sum().backward()
     assert waveforms.grad.isfinite().all() and waveforms.grad.any()
+    for zero in (0.0, -0.0) if kind in ("paper", "seed") else ():
+        assert not spectrogram(torch.full((1, 4000), zero), FrontEnd(kind)).any()
 
 
 @pytest.mark.parametrize("kind", ["log_mel", "ast"])
@@ -205,9 +201,9 @@ def test_statistics_survive_their_file(tmp_path):
         statistics.read_stats(tmp_path / "stats.json")
 
 
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
+def test_a_file_of_something_else_is_refused_with_a_cure(tmp_path):
+    path = tmp_path / "stats.json"
+    for change, part in [
         ("", "is no statistics"),
         ({"kind": "a recipe"}, "is no statistics"),
         ({"of": {"n_mels": 64}}, "of this version"),
@@ -215,14 +211,9 @@ def test_statistics_survive_their_file(tmp_path):
         ({"mean": float("nan")}, "has mean nan"),
         ({"std": "2"}, "is no statistics"),
         ({"median": -6.0}, "is no statistics"),
-    ],
-)
-def test_a_file_of_something_else_is_refused_with_a_cure(tmp_path, change, part):
-    path = tmp_path / "stats.json"
-    statistics.write_stats(path, RunningMoments(128, -6.0, 512.0), files=1)
-    if change:
-        change = json.dumps(json.loads(path.read_text()) | change)
-    path.write_text(change)
-    with pytest.raises(DatasetError, match=part) as caught:
-        statistics.read_stats(path)
-    assert str(path) in caught.value.message and "s2f prep stats" in caught.value.hint
+    ]:
+        statistics.write_stats(path, RunningMoments(128, -6.0, 512.0), files=1)
+        path.write_text(json.dumps(json.loads(path.read_text()) | change) if change else "")
+        with pytest.raises(DatasetError, match=rf"stats\.json: .*{part}") as caught:
+            statistics.read_stats(path)
+        assert "s2f prep stats" in caught.value.hint
