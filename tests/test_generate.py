@@ -77,11 +77,11 @@ def test_a_plan_mirrors_the_tree_and_tells_equal_names_apart(tmp_path: Path) -> 
     assert names(options) == ["b.webp", "x/a.flac.webp", "x/a.wav.webp"]
 
 
-@pytest.mark.parametrize("name", ["me.png", "me.jpg", "me.JPEG", "me.webp"])
-def test_one_source_may_name_its_picture(tmp_path: Path, speech: Path, name: str) -> None:
-    (item,) = plan_outputs(asked(speech, output=tmp_path / name, **MARKED))
-    marked = f"me_landmarks.{name.split('.')[1]}"
-    assert [path.name for path in item.files.values()] == [name, marked, "me_embedding.npy"]
+def test_one_source_may_name_its_picture_and_so_its_format(speech: Path) -> None:
+    for name in ("me.png", "me.jpg", "me.JPEG", "me.webp"):
+        (item,) = plan_outputs(asked(speech, output=Path(name), **MARKED))
+        marked = f"me_landmarks.{name.split('.')[1]}"
+        assert [str(path) for path in item.files.values()] == [name, marked, "me_embedding.npy"]
 
 
 def test_a_file_is_made_once_and_what_was_made_is_not_read(tmp_path: Path, speech: Path) -> None:
@@ -239,11 +239,10 @@ def test_the_sheet_shows_the_faces_of_a_batch(half_done: GenerateOptions, tmp_pa
     (tmp_path / "in/broken.jpg").write_text("text")
     (tmp_path / "out/a.png").unlink()
     assert statuses(half_done) == ["made", "made", "failed"]  # and are skipped below
-    sheet = tmp_path / "sheet.png"
-    options = dataclasses.replace(half_done, sheet=sheet)
+    options = dataclasses.replace(half_done, sheet=tmp_path / "sheet.png")
     _, ending = ran(options)
-    assert (ending.written, ending.errors) == (sheet, [])
-    shown = image(sheet)
+    assert (ending.written, ending.errors) == (options.sheet, [])
+    shown = image(tmp_path / "sheet.png")
     for name in ("a", "b"):
         face = image(tmp_path / f"out/{name}.png")
         corners = np.argwhere((shown[:-223, :-223] == face[0, 0]).all(-1))
