@@ -1,5 +1,6 @@
 """Face trees of smooth pictures, each of its own colours and landmarks; and who finds a face."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ def write_face(stem: Path, seed: int, *, texture: bool = False) -> None:
     """Write a smooth picture with 68 landmarks that are its own, and a texture if wanted."""
     rng = np.random.default_rng(seed)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    endings = (".jpg", layout.TEXTURE) if texture else (".jpg",)
-    for ending in endings:
+    for ending in (".jpg", layout.TEXTURE)[: 1 + texture]:
         coarse = Image.fromarray(rng.integers(30, 220, (5, 5, 3), dtype=np.uint8))
         picture = coarse.resize((224, 224), Image.Resampling.BICUBIC)
         picture.save(layout.beside(stem, ending), quality=95)
@@ -24,11 +24,8 @@ def write_face(stem: Path, seed: int, *, texture: bool = False) -> None:
 
 def write_tree(tree: Path, people: int, photos: int = 1, *, texture: bool = False) -> Path:
     """Write the same people to train and val: `id0/0.jpg` ..., with landmarks each."""
-    for split in ("train", "val"):
-        for person in range(people):
-            for photo in range(photos):
-                stem = tree / split / f"id{person}" / str(photo)
-                write_face(stem, person * photos + photo, texture=texture)
+    for split, k in itertools.product(("train", "val"), range(people * photos)):
+        write_face(tree / split / f"id{k // photos}" / str(k % photos), k, texture=texture)
     return tree
 
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,16 +21,7 @@ from s2f import checkpoint, layout
 from s2f.audio import clips
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.files import File
-from s2f.pack import (
-    INDEX,
-    Pack,
-    PackReport,
-    ShardPlan,
-    pack_tree,
-    read_index,
-    verify_pack,
-    write_shard,
-)
+from s2f.pack import INDEX, Pack, ShardPlan, pack_tree, read_index, verify_pack, write_shard
 from s2f.prep_faces import embeddings_step
 
 CLIP = 1600  # samples: 0.1 s
@@ -39,12 +29,17 @@ SECONDS = {"id0": (0.05, 0.1, 0.34), "id1": (0.16,), "id2": (0.2, 0.14)}
 
 
 @pytest.fixture(scope="module")
-def encoder(models: Path) -> Path:
+def encoder(models):
     return models / "demo/face_encoder.safetensors"
 
 
+def store(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+
+
 @pytest.fixture(scope="module")
-def made_tree(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
+def made_tree(tmp_path_factory, encoder):
     """A voice tree of two splits, waveforms int16 and float32, with embeddings. Not to change."""
     step = embeddings_step(encoder, "cpu")
     tree = tmp_path_factory.mktemp("voices") / "tree"
@@ -55,54 +50,46 @@ def made_tree(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
                 waveform = noise(seconds, seed=k + 3 * i)
                 if i % 2:
                     waveform = (32768 * waveform).astype(np.int16)
-                path = folder / "audios" / f"v{i // 2}" / f"{i}.npy"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, waveform)
+                store(folder / "audios" / f"v{i // 2}" / f"{i}.npy", waveform)
             for i in range(k + 1):
                 photo = write_photo(folder / "images" / f"{i}.jpg", seed=k + i)
                 (value,) = step.net([step.work(photo, photo)])
                 np.save(layout.beside(photo.with_suffix(""), layout.EMBEDDING), value)
-    for name in (".s2f/audios/a.npy", "id0/audios/.a.npy", "id0/audios/b.wav"):  # no sources
-        (tree / "train" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / "train" / name).touch()
-    return tree
+    grow(tree / "train", [".s2f/audios/a.npy", "id0/audios/.a.npy", "id0/audios/b.wav"], b"")
+    return tree  # the last three are no sources
 
 
-def make(tree: Path, out: Path, encoder: Path, **options: object) -> PackReport:
+def make(tree, out, encoder, **options):
     options = {"clip_seconds": 0.1, "shard_bytes": 10_000, "workers": 1, **options}
     return pack_tree(tree, out, face_encoder=encoder, **options)
 
 
 @pytest.fixture(scope="module")
-def made_pack(tmp_path_factory: pytest.TempPathFactory, made_tree: Path, encoder: Path) -> Path:
+def made_pack(tmp_path_factory, made_tree, encoder):
     """The pack of that tree. Not to change."""
     out = tmp_path_factory.mktemp("packs") / "pack"
     report = make(made_tree, out, encoder)
-    assert not report.failed
-    assert (report.identities, report.embeddings) == (6, 12)
+    assert (report.identities, report.embeddings, report.failed) == (6, 12, ())
     assert report.made == len(list(out.glob("*/*.npy")))
     assert report.clips == sum(len(Pack(out / split)) for split in ("train", "val"))
     return out
 
 
 @pytest.fixture
-def tree(made_tree: Path, tmp_path: Path) -> Path:
+def tree(made_tree, tmp_path):
     """A copy to change, the same to a journal."""
-    return Path(shutil.copytree(made_tree, tmp_path / "tree"))
+    return shutil.copytree(made_tree, tmp_path / "tree")
 
 
 @pytest.fixture
-def out(made_pack: Path, tmp_path: Path) -> Path:
+def out(made_pack, tmp_path):
     """A pack to change."""
-    return Path(shutil.copytree(made_pack, tmp_path / "out"))
+    return shutil.copytree(made_pack, tmp_path / "out")
 
 
 def test_a_pack_holds_every_clip_and_embedding_of_the_tree(made_tree, made_pack):
     for split in ("train", "val"):
         read = Pack(made_pack / split)
-        found = [
-            (read.index.identities[read.identity(i)].name, read[i][0]) for i in range(len(read))
-        ]
         expected = []
         for person in SECONDS:  # oracle: audio.clips on each file, in sorted order
             for path in sorted((made_tree / split / person / "audios").rglob("[0-9].npy")):
@@ -110,12 +97,13 @@ def test_a_pack_holds_every_clip_and_embedding_of_the_tree(made_tree, made_pack)
                 if waveform.dtype != np.int16:
                     waveform = np.rint(waveform * 32768).clip(-32768, 32767)
                 expected += [(person, clip) for clip in clips(waveform, CLIP)]
-        assert [name for name, _ in found] == [name for name, _ in expected]
-        for (_, clip), (_, wanted) in zip(found, expected, strict=True):
+        assert len(read) == len(expected)
+        for i, (person, wanted) in enumerate(expected):
+            clip, embeddings = read[i]
+            assert read.index.identities[read.identity(i)].name == person
             np.testing.assert_array_equal(clip, wanted)
-        for i, (person, _) in enumerate(found):
             paths = sorted((made_tree / split / person).rglob("*" + layout.EMBEDDING))
-            known = [read.embedding(k) for k in read[i][1]]
+            known = [read.embedding(k) for k in embeddings]
             np.testing.assert_array_equal(known, [np.load(p).astype(np.float16) for p in paths])
 
 
@@ -137,9 +125,7 @@ def test_the_files_are_what_they_are_said_to_be(made_pack):
                 assert shard["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
                 array, size = np.load(path, mmap_mode="r"), path.stat().st_size
                 assert array.dtype == kind and array.shape == (shard["rows"], width)
-                assert (
-                    size - array.nbytes == 128 and size < 11_000
-                )  # row i is at 128 + i x 2 x width
+                assert size - array.nbytes == 128 and size < 11_000  # row i: 128 + i x 2 x width
 
 
 def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path):
@@ -152,8 +138,7 @@ def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path):
         "d/huge_embedding.npy": np.full(5, 1e6, np.float32),
     }
     for name, array in arrays.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        np.save(tmp_path / name, array)
+        store(tmp_path / name, array)
     clips = [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     for table, wanted in (("clips", clips), ("embeddings", [[float(np.float16(0.1))] * 5])):
         names = [name for name in arrays if ("embedding" in name) == (table == "embeddings")]
@@ -170,15 +155,13 @@ def test_a_second_run_has_nothing_to_do_and_one_split_is_packed_alike(
     both = contents(made_pack / "val")
     assert {name: (tmp_path / "one" / name).read_bytes() for name in both} == both
     before = contents(made_pack)
-    monkeypatch.setattr(
-        "s2f.pack.check_photo_embeddings", lambda *_: pytest.fail("loads the network")
-    )
+    monkeypatch.setattr("s2f.pack.check_photo_embeddings", lambda *_: pytest.fail("loads"))
     report = make(made_tree, made_pack, encoder)
     assert (report.made, report.skipped) == (0, len(list(made_pack.glob("*/*.npy"))))
     assert contents(made_pack) == before
 
 
-def test_only_the_files_of_what_changed_are_made_again(tree, out, tmp_path, encoder):
+def test_only_what_changed_is_made_again_and_what_is_gone_leaves(tree, out, tmp_path, encoder):
     path = tree / "train/id2/audios/v0/1.npy"
     np.save(path, noise(0.1, seed=7))
     os.utime(path, ns=(1, 1))
@@ -189,13 +172,9 @@ def test_only_the_files_of_what_changed_are_made_again(tree, out, tmp_path, enco
     make(tree, tmp_path / "new", encoder)
     assert contents(out) == contents(tmp_path / "new")
     assert checkpoint.Card.of_data(out, "m").licence == "CC BY"  # of the data: it goes along
-
-
-def test_what_the_tree_no_longer_has_leaves_the_pack(tree, out, encoder):
     for path in (tree / "train/id2").rglob("*.npy"):
         path.unlink()
-    report = make(tree, out, encoder)
-    assert [failure.source.name for failure in report.failed] == ["id2"]
+    assert [failure.source.name for failure in make(tree, out, encoder).failed] == ["id2"]
     index = read_index(out / "train")
     assert [person.name for person in index.identities] == ["id0", "id1"]
     left = {path.name for path in (out / "train").glob("*.npy")}
@@ -251,13 +230,12 @@ def test_what_is_there_is_refused_and_replaced_on_demand(made_tree, out, tmp_pat
         make(made_tree, out, encoder, clip_seconds=0.05)
     make(made_tree, out, encoder, clip_seconds=0.05, overwrite=True)
     assert Pack(out / "val")[0][0].shape == (800,)
-    assert not verify_pack(out).damaged
-    grow(tmp_path, ["other/val/clips-00000.npy"], b"mine")
+    other = grow(tmp_path / "other", ["val/clips-00000.npy"], b"mine")
     with pytest.raises(UsageError, match="exists already, and was not made by this command"):
-        make(made_tree, tmp_path / "other", encoder)
-    assert (tmp_path / "other/val/clips-00000.npy").read_bytes() == b"mine"
-    make(made_tree, tmp_path / "other", encoder, overwrite=True)
-    assert not verify_pack(tmp_path / "other").damaged
+        make(made_tree, other, encoder)
+    assert (other / "val/clips-00000.npy").read_bytes() == b"mine"
+    make(made_tree, other, encoder, overwrite=True)
+    assert not verify_pack(out).damaged and not verify_pack(other).damaged
 
 
 def test_a_tree_of_nobody_and_the_tree_itself_are_refused(made_tree, tmp_path, encoder):
@@ -265,9 +243,8 @@ def test_a_tree_of_nobody_and_the_tree_itself_are_refused(made_tree, tmp_path, e
     for place, why in (("empty", "holds nobody"), ("nowhere", "is no folder")):
         with pytest.raises(DatasetError, match=why):
             make(tmp_path / place, tmp_path / "out", encoder)
-    for place in (".", "train/id0/pack", ".."):
-        with pytest.raises(UsageError, match="overlaps with"):
-            make(made_tree, made_tree / place, encoder)
+    with pytest.raises(UsageError, match="overlaps with"):
+        make(made_tree, made_tree / "train/id0/pack", encoder)
 
 
 KILLED = """
@@ -284,15 +261,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made_tree, tmp_path, 
     make(made_tree, tmp_path / "whole", encoder, shard_bytes=4_000)
     for lines in (1, 3, 6, 10):
         out = tmp_path / f"out{lines}"
-        command = [sys.executable, "-c", KILLED, str(made_tree), str(out), str(encoder)]
+        command = [sys.executable, "-c", KILLED, made_tree, out, encoder]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         for _ in range(lines):
             process.stdout.readline()
         process.kill()
         process.communicate()
         report = make(made_tree, out, encoder, shard_bytes=4_000)
-        if lines == 10:
-            assert report.skipped > 0
+        assert report.skipped > 0 or lines < 10
         assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -300,15 +276,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made_tree, tmp_path, 
 @given(data=st.data())
 def test_any_flipped_bit_is_found(made_pack, data):
     path = data.draw(st.sampled_from(sorted(made_pack.glob("[tv]*/*.*"))))
-    original = path.read_bytes()
+    original, before = path.read_bytes(), path.stat()
     bit = data.draw(st.integers(0, 8 * len(original) - 1))
     changed = bytearray(original)
     changed[bit // 8] ^= 1 << bit % 8
-    before = path.stat()
     path.write_bytes(changed)
     try:
-        damaged = verify_pack(made_pack).damaged
-        assert len(damaged) == 1 and str(path) in damaged[0].message
+        (error,) = verify_pack(made_pack).damaged
+        assert str(path) in error.message
     finally:
         path.write_bytes(original)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -316,28 +291,26 @@ def test_any_flipped_bit_is_found(made_pack, data):
 
 def test_a_file_that_is_missing_or_short_is_found_at_once(out):
     path = out / "train/clips-00000.npy"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DatasetError, match=r"clips-00000\.npy: has \d+ bytes; wanted \d+"):
-        Pack(out / "train")
-    path.unlink()
-    with pytest.raises(DatasetError, match=r"clips-00000\.npy: is missing"):
-        Pack(out / "train")
+    for content, why in (
+        (path.read_bytes()[:-1], r"has \d+ bytes; wanted \d+"),
+        (None, "is missing"),
+    ):
+        path.write_bytes(content) if content else path.unlink()
+        with pytest.raises(DatasetError, match=rf"clips-00000\.npy: {why}"):
+            Pack(out / "train")
     assert "clips-00000.npy: cannot be read" in verify_pack(out).damaged[0].message
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
+def test_an_index_that_is_not_ours_is_refused(made_pack, tmp_path):
+    fields = json.loads((made_pack / "val" / INDEX).read_text())
+    for change, why in (
         ({"version": 9}, "has format version 9; this program reads 1"),
         ({"clip_samples": 5}, "its SHA-256 is another"),
         ({"identities": 5}, "is damaged"),
-    ],
-)
-def test_an_index_that_is_not_ours_is_refused(made_pack, tmp_path, change, why):
-    fields = json.loads((made_pack / "val" / INDEX).read_text())
-    (tmp_path / INDEX).write_text(json.dumps(fields | change))
-    with pytest.raises(DatasetError, match=why):
-        read_index(tmp_path)
+    ):
+        (tmp_path / INDEX).write_text(json.dumps(fields | change))
+        with pytest.raises(DatasetError, match=why):
+            read_index(tmp_path)
     (tmp_path / INDEX).unlink()
     (tmp_path / INDEX).mkdir()
     with pytest.raises(DatasetError, match="cannot be read"):

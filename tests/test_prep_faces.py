@@ -12,40 +12,26 @@ from conftest import ENCODER, write_photo
 from face_trees import Found
 from PIL import Image
 
-from s2f import checkpoint, face_encoder, prep_faces
+from s2f import checkpoint, errors, face_encoder, prep_faces
 from s2f.embeddings import CHECKED
-from s2f.errors import (
-    CheckpointError,
-    DatasetError,
-    DependencyError,
-    DeviceError,
-    ImageError,
-    UsageError,
-)
 from s2f.images import PREPROCESSING, load_face
-from s2f.prep import Step
-from s2f.prep_faces import (
-    check_photo_embeddings,
-    embeddings_step,
-    faces_step,
-    landmarks_step,
-    resize_step,
-)
+from s2f.prep_faces import embeddings_step, faces_step, landmarks_step, resize_step
 
 FACES = Path(__file__).parents[2] / "shared/data/faces"
+DLIB = ("dlib", "face_recognition_models")
 SIDE = 224
 # What the README of the faces says of their framing: the pupils, points 0 and 1 of the template.
 PUPILS = SIDE * np.array([[0.5 - 0.135, 0.46], [0.5 + 0.135, 0.46]])
 
 
-def gradient(width: int, height: int) -> Image.Image:
+def gradient(width, height):
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
 
 
-def make(step: Step, source: Path, folder: Path) -> Path:
+def make(step, source):
     """Run a step without a net on one source, as `prep` does."""
-    part = folder / f"part{Path(step.rename(source.name)).suffix}"
+    part = source.with_name(f"part{Path(step.rename(source.name)).suffix}")
     assert step.work(source, part) is None
     return part
 
@@ -61,7 +47,7 @@ def test_a_photo_is_squashed_to_the_size_and_once_only(tmp_path, mode, suffix):
     source, step = tmp_path / f"a.{suffix}", resize_step()
     for size in ((300, 200), (30, 90)):
         gradient(*size).convert(mode).save(source)
-        part = make(step, source, tmp_path)
+        part = make(step, source)
         with Image.open(part) as seen:
             wanted = Image.registered_extensions()[f".{suffix.lower()}"]
             assert (seen.size, seen.mode, seen.format) == ((224, 224), "RGB", wanted)
@@ -70,73 +56,60 @@ def test_a_photo_is_squashed_to_the_size_and_once_only(tmp_path, mode, suffix):
                 assert np.abs(np.asarray(seen, float) - np.asarray(squashed, float)).mean() < 4
         once = part.read_bytes()
         source.write_bytes(once)
-        assert make(step, source, tmp_path).read_bytes() == once
-
-
-def test_a_large_photo_is_resized_without_a_warning(tmp_path):
-    Image.new("1", (10_000, 9_500)).save(tmp_path / "a.png")
-    with Image.open(make(resize_step(64), tmp_path / "a.png", tmp_path)) as seen:
-        assert seen.size == (64, 64)
+        assert make(step, source).read_bytes() == once
 
 
 def test_a_photo_of_the_size_is_a_copy_only_if_it_is_stored_as_it_would_be(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # sideways
     gradient(64, 64).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    with Image.open(make(resize_step(64), tmp_path / "a.png", tmp_path)) as seen:
+    with Image.open(make(resize_step(64), tmp_path / "a.png")) as seen:
         assert not seen.getexif()
         assert np.array_equal(np.asarray(seen), np.asarray(gradient(64, 64)))
     gradient(64, 64).save(tmp_path / "a.jpg", format="PNG")
-    with Image.open(make(resize_step(64), tmp_path / "a.jpg", tmp_path)) as seen:
+    with Image.open(make(resize_step(64), tmp_path / "a.jpg")) as seen:
         assert seen.format == "JPEG"
+    Image.new("1", (10_000, 9_500)).save(tmp_path / "a.png")  # large: no warning
+    with Image.open(make(resize_step(64), tmp_path / "a.png")) as seen:
+        assert seen.size == (64, 64)
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ImageError, match=r"a\.png: cannot be read"):
-        make(resize_step(64), tmp_path / "a.png", tmp_path)
+    with pytest.raises(errors.ImageError, match=r"a\.png: cannot be read"):
+        make(resize_step(64), tmp_path / "a.png")
 
 
-def scene(
-    photo: Image.Image, turn: float, zoom: float, x: float, y: float, size: tuple[int, int]
-) -> Image.Image:
+def scene(photo, turn, zoom, x, y, size):
     """Put a photo of 256 pixels into a blurred scene: turned (degrees), its centre at (x, y)."""
     rng = np.random.default_rng(1)
     ground = Image.fromarray(rng.integers(90, 170, (8, 8, 3), dtype=np.uint8)).resize(size)
-    c, s = zoom * np.cos(np.radians(turn)), zoom * np.sin(np.radians(turn))
-    matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    matrix[:2, 2] = np.array([x, y]) - matrix[:2, :2] @ [127.5, 127.5]
     if zoom < 1:
         photo = photo.resize(2 * (round(256 * zoom),), Image.Resampling.LANCZOS)
-    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
-    scale = np.diag([photo.width / 256, photo.width / 256, 1])
-    inverse = scale @ np.linalg.inv(half) @ np.linalg.inv(matrix) @ half
-    data = inverse[:2].ravel().tolist()
-    warped = photo.transform(size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
-    mask = Image.new("L", photo.size, 255).transform(size, Image.Transform.AFFINE, data)
-    ground.paste(warped, (0, 0), mask)
+    turned = photo.width / 256 / zoom * np.exp(-1j * np.radians(turn))  # from scene to photo
+    c, s, x, y = turned.real, turned.imag, x + 0.5, y + 0.5
+    data = (c, -s, photo.width / 2 - c * x + s * y, s, c, photo.width / 2 - s * x - c * y)
+    affine = Image.Transform.AFFINE
+    warped = photo.transform(size, affine, data, Image.Resampling.BICUBIC)
+    ground.paste(warped, (0, 0), Image.new("L", photo.size, 255).transform(size, affine, data))
     return ground
 
 
-def eyes_off(seen: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
-    """How far the eyes of a picture lie from those of a framed one, pixels, and how alike they are.
-
-    Each pupil's surroundings are looked for, up to 6 pixels off, by correlation; the worse one.
-    """
+def eyes_off(seen, wanted):
+    """How far (pixels) eyes lie from a framed one's, and how alike: by correlation, the worse."""
     offsets = [(dx, dy) for dy in range(-6, 7) for dx in range(-6, 7)]
     distances, likenesses = [], []
     for x, y in np.rint(PUPILS).astype(int):
         eye = wanted[y - 12 : y + 13, x - 20 : x + 21].ravel()
         there = [seen[y + b - 12 : y + b + 13, x + a - 20 : x + a + 21].ravel() for a, b in offsets]
-        likeness = [float(np.corrcoef(one, eye)[0, 1]) for one in there]
-        distances.append(float(np.hypot(*offsets[int(np.argmax(likeness))])))
+        likeness = [np.corrcoef(one, eye)[0, 1] for one in there]
+        distances.append(np.hypot(*offsets[np.argmax(likeness)]))
         likenesses.append(max(likeness))
     return max(distances), min(likenesses)
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
 @pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("dlib", "face_recognition_models"))),
-    reason="needs the extra dlib",
+    not (FACES.is_dir() and all(map(importlib.util.find_spec, DLIB))),
+    reason="needs the real faces beside the repository, and the extra dlib",
 )
 @pytest.mark.parametrize(
     ("turn", "zoom", "x", "y", "size"),
@@ -155,7 +128,7 @@ def test_a_face_in_the_wild_is_framed_like_its_photo(tmp_path, turn, zoom, x, y,
         photo = Image.open(landmarks.with_name("neutral.jpg")).convert("RGB")
         scene(photo, turn, zoom, x, y, size).save(tmp_path / "a.png")
         framed = photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS)  # as the set frames them
-        with Image.open(make(faces_step("dlib"), tmp_path / "a.png", tmp_path)) as face:
+        with Image.open(make(faces_step("dlib"), tmp_path / "a.png")) as face:
             off.append(eyes_off(np.asarray(face, float), np.asarray(framed, float)))
     distance, likeness = np.array(off).T
     assert distance.mean() < 1.5 and distance.max() <= 2.3
@@ -163,7 +136,7 @@ def test_a_face_in_the_wild_is_framed_like_its_photo(tmp_path, turn, zoom, x, y,
 
 
 @pytest.fixture
-def net(monkeypatch: pytest.MonkeyPatch) -> None:
+def net(monkeypatch):
     """Put points that are known in the place of face-alignment."""
     monkeypatch.setattr(prep_faces, "check_detector", lambda name, device: None)
     monkeypatch.setattr(prep_faces, "load_detector", lambda *name_and_device: Found())
@@ -173,59 +146,47 @@ def net(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("detector", ["dlib", "face-alignment"])
 @pytest.mark.parametrize(("build", "suffix"), [(faces_step, ".png"), (landmarks_step, ".npy")])
 def test_each_photo_gets_its_own_result_or_error(tmp_path, build, suffix, detector):
-    step = build(detector)
-    photos = [tmp_path / f"{level}.png" for level in (10, 0, 30)]
-    for level, photo in zip((10, 0, 30), photos, strict=True):
+    step, part = build(detector), tmp_path / f"part{suffix}"
+    photos = {level: tmp_path / f"{level}.png" for level in (10, 0, 30)}
+    for level, photo in photos.items():
         Image.new("RGB", (448, 112), (level, 0, 0)).save(photo)
-    values: list = []
-    if detector == "dlib":  # in the workers
-        with pytest.raises(ImageError, match=r"0\.png: no face"):
-            step.work(photos[1], tmp_path / f"part{suffix}")
-    else:
-        assert step.net is not None and step.save is not None and step.batch_size > 1
-        values = step.net([pickle.loads(pickle.dumps(step.work(p, tmp_path))) for p in photos])
-        assert isinstance(values[1], ImageError) and "0.png: no face" in str(values[1])
-    for k, level in ((0, 10), (2, 30)):
-        if detector == "dlib":
-            step.work(photos[k], tmp_path / f"part{suffix}")
-        else:
-            step.save(values[k], tmp_path / f"part{suffix}")
+    if step.net:
+        assert step.batch_size > 1
+        read = [pickle.loads(pickle.dumps(step.work(path, part))) for path in photos.values()]
+        values = dict(zip(photos, step.net(read), strict=True))
+        assert isinstance(values[0], errors.ImageError) and "0.png: no face" in str(values[0])
+    else:  # in the workers
+        with pytest.raises(errors.ImageError, match=r"0\.png: no face"):
+            step.work(photos[0], part)
+    for level in (10, 30):
+        step.save(values[level], part) if step.net else step.work(photos[level], part)
         if suffix == ".npy":
-            points = np.load(tmp_path / "part.npy")
             wanted = (Found.points + (level, 0) + 0.5) * (0.5, 2) - 0.5
-            np.testing.assert_allclose(points, wanted, rtol=1e-5)
+            np.testing.assert_allclose(np.load(part), wanted, rtol=1e-5)
         else:
-            with Image.open(tmp_path / "part.png") as face:
+            with Image.open(part) as face:
                 assert face.size == (224, 224) and face.getpixel((100, 100)) == (level, 0, 0)
 
 
 @pytest.mark.usefixtures("net")
-def test_steps_travel_to_workers_and_know_what_their_outputs_depend_on(tmp_path):
+def test_steps_know_what_their_outputs_depend_on_and_a_net_gets_bounded_pictures(tmp_path):
     for detector in ("dlib", "face-alignment"):
-        for step in (faces_step(detector), landmarks_step(detector), resize_step(64)):
-            pickle.loads(pickle.dumps(step.work))
-            assert detector in step.settings.values() or step.settings == {"size": 64}
+        for step in (faces_step(detector), landmarks_step(detector)):
+            assert pickle.loads(pickle.dumps(step.work)) and step.settings["detector"] == detector
+    assert resize_step(64).settings == {"size": 64}
     assert landmarks_step("dlib").rename("id/a.b.jpg") == "id/a.b_landmarks.npy"
     assert faces_step("dlib").rename("id/a.b.JPG") == "id/a.b.JPG"
-    gradient(5000, 200).save(tmp_path / "a.jpg")  # what a net is handed is bounded
+    gradient(5000, 200).save(tmp_path / "a.jpg")
     source, picture = faces_step("face-alignment").work(tmp_path / "a.jpg", tmp_path)
     assert source == str(tmp_path / "a.jpg") and picture.shape == (82, 2048, 3)
 
 
-def test_a_detector_that_cannot_be_had_is_refused_before_any_work(monkeypatch):
-    with pytest.raises(UsageError, match="no detector"):
-        faces_step("haar")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DependencyError, match="needs the package dlib"):
-        landmarks_step("dlib")
-
-
 @pytest.fixture
-def encoder(models: Path) -> Path:
+def encoder(models):
     return models / "demo/face_encoder.safetensors"
 
 
-def save_encoder(path: Path, **changes: object) -> Path:
+def save_encoder(path, **changes):
     preprocessing = dataclasses.replace(PREPROCESSING["paper"], **changes)
     checkpoint.save(path, face_encoder.VGGFace(ENCODER, preprocessing), card=checkpoint.Card("t"))
     return path
@@ -269,46 +230,40 @@ def test_other_weights_or_preprocessing_are_other_settings(models, tmp_path):
     assert embeddings_step(paths[0], "cpu", batch_size=5).settings == settings[0]
 
 
-def test_planning_reads_no_weights(encoder, tmp_path):
-    content = bytearray(encoder.read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "damaged").write_bytes(content)
-    step = embeddings_step(tmp_path / "damaged", "cpu")
-    photo = step.work(write_photo(tmp_path / "a.jpg"), tmp_path / "part")
-    with pytest.raises(CheckpointError, match="is damaged"):
-        step.net([photo])
-
-
-def test_what_cannot_work_is_refused_before_anything_is_planned(models, tmp_path):
-    with pytest.raises(CheckpointError, match="wanted a face_encoder"):
+def test_what_cannot_work_is_refused_before_anything_is_planned(
+    encoder, models, tmp_path, monkeypatch
+):
+    with pytest.raises(errors.CheckpointError, match="wanted a face_encoder"):
         embeddings_step(models / "demo/face_decoder.safetensors", "cpu")
-    with pytest.raises(DeviceError):
-        embeddings_step(models / "demo/face_encoder.safetensors", "nowhere")
-    with pytest.raises(CheckpointError, match="does not describe a face encoder: fit"):
+    with pytest.raises(errors.DeviceError):
+        embeddings_step(encoder, "nowhere")
+    with pytest.raises(errors.CheckpointError, match="does not describe a face encoder: fit"):
         embeddings_step(save_encoder(tmp_path / "e", fit="stretch"), "cpu")
+    with pytest.raises(errors.UsageError, match="no detector"):
+        faces_step("haar")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.DependencyError, match="needs the package dlib"):
+        landmarks_step("dlib")
 
 
-@pytest.fixture
-def embeddings(encoder: Path, tmp_path: Path) -> list[Path]:
+def test_embeddings_of_their_encoder_pass_and_some_of_all_are_checked(encoder, tmp_path):
     """Embeddings beside their photos, twice as many as are checked."""
-    step, paths = embeddings_step(encoder, "cpu"), []
+    step, embeddings = embeddings_step(encoder, "cpu"), []
     for k in range(2 * CHECKED):
         photo = write_photo(tmp_path / f"{k:02}.jpg", seed=k)
-        paths.append(tmp_path / f"{k:02}_embedding.npy")
+        embeddings.append(tmp_path / f"{k:02}_embedding.npy")
         (value,) = step.net([step.work(photo, photo)])
-        np.save(paths[-1], value.astype(np.float16))
-    return paths
-
-
-def test_embeddings_of_their_encoder_pass_and_some_of_all_are_checked(embeddings, encoder):
-    check_photo_embeddings(embeddings[:1], encoder)
-    check_photo_embeddings(embeddings, encoder)
+        np.save(embeddings[-1], value.astype(np.float16))
+    prep_faces.check_photo_embeddings(embeddings[:1], encoder)
+    prep_faces.check_photo_embeddings(embeddings, encoder)
     for path in embeddings[1::2]:
         path.unlink()
-    check_photo_embeddings(embeddings, encoder)  # every other one
+    prep_faces.check_photo_embeddings(embeddings, encoder)  # every other one
     np.save(embeddings[CHECKED], 1.1 * np.load(embeddings[CHECKED]))
-    with pytest.raises(CheckpointError, match=r"08_embed.*: is not what .* makes of its photo"):
-        check_photo_embeddings(embeddings, encoder)
+    with pytest.raises(
+        errors.CheckpointError, match=r"08_embed.*: is not what .* makes of its photo"
+    ):
+        prep_faces.check_photo_embeddings(embeddings, encoder)
     embeddings[0].with_name("00.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"00_embedding\.npy: has no photo beside it"):
-        check_photo_embeddings(embeddings, encoder)
+    with pytest.raises(errors.DatasetError, match=r"00_embedding\.npy: has no photo beside it"):
+        prep_faces.check_photo_embeddings(embeddings, encoder)
