@@ -191,18 +191,13 @@ def test_pieces_measure_as_the_whole_does(n):
     assert total.m2 == pytest.approx(whole.m2, rel=1e-5)
 
 
-def test_statistics_survive_their_file(tmp_path):
-    written = statistics.write_stats(
-        tmp_path / "a/stats.json", RunningMoments(256, -6.5, 1024.0), files=3
-    )
-    assert written == statistics.LogMelStats(mean=-6.5, std=2.0, frames=2, files=3)
-    assert statistics.read_stats(tmp_path / "a/stats.json") == written
+def test_statistics_survive_their_file_and_something_else_is_refused_with_a_cure(tmp_path):
+    path = tmp_path / "a/stats.json"
     with pytest.raises(DatasetError, match="cannot be read: No such file"):
-        statistics.read_stats(tmp_path / "stats.json")
-
-
-def test_a_file_of_something_else_is_refused_with_a_cure(tmp_path):
-    path = tmp_path / "stats.json"
+        statistics.read_stats(path)
+    written = statistics.write_stats(path, RunningMoments(256, -6.5, 1024.0), files=3)
+    assert written == statistics.LogMelStats(mean=-6.5, std=2.0, frames=2, files=3)
+    assert statistics.read_stats(path) == written
     for change, part in [
         ("", "is no statistics"),
         ({"kind": "a recipe"}, "is no statistics"),

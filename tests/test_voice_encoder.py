@@ -39,10 +39,10 @@ def test_any_length_from_the_shortest_gives_one_embedding(final_relu: bool) -> N
         encoder(torch.randn(1, 2, 257, 258))
 
 
-@pytest.mark.parametrize(("config", "front_end"), [("paper", "paper"), ("compact", "ast")])
-def test_presets_fit_their_front_ends(config: str, front_end: str) -> None:
-    encoder, heard = CONFIGS[config], FRONT_ENDS[front_end]
-    assert (encoder.in_channels, encoder.n_freqs) == (heard.n_channels, heard.n_freqs)
+def test_presets_fit_their_front_ends() -> None:
+    for config, front_end in (("paper", "paper"), ("compact", "ast")):
+        encoder, heard = CONFIGS[config], FRONT_ENDS[front_end]
+        assert (encoder.in_channels, encoder.n_freqs) == (heard.n_channels, heard.n_freqs)
 
 
 def test_an_impossible_config_is_refused() -> None:
