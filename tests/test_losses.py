@@ -129,9 +129,6 @@ def choose(choice: str | None, *without: str) -> dict[str, float]:
 )
 def test_a_set_has_its_published_numbers(choice, weights):
     assert choose(choice) == pytest.approx(dict(zip(DEFAULT, weights, strict=True)))
-
-
-def test_losses_that_are_not_there_or_not_named_are_left_out():
     assert set(choose("paper", "encoder/distill")) == {"decoder/l1", "embedding/l2"}
     assert choose("embedding/l2=0.5,decoder/l1=2") == {"embedding/l2": 0.5, "decoder/l1": 2.0}
 

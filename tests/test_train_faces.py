@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -50,14 +49,7 @@ def start_of(models: Path, name: str = "demo") -> Checkpoint:
     return checkpoint.load(models / name / "face_decoder.safetensors", "face_decoder")
 
 
-def decoder_task(
-    faces: Path,
-    models: Path,
-    preset: str = "paper",
-    start: Checkpoint | None = None,
-    encoder: Checkpoint | None = None,
-    **options: Any,
-) -> FaceDecoderTask:
+def decoder_task(faces, models, preset="paper", start=None, encoder=None, **options):
     torch.manual_seed(0)
     encoder = encoder or encoder_of(models)
     return FaceDecoderTask(faces, preset, encoder, start, CARD, device=CPU, **options)

@@ -6,15 +6,13 @@ The recipes are those of FACTS.md, sections 1 and 2. Full-size networks have no 
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import DECODER, STAGED, VOICE
+from conftest import DECODER, ENCODER, STAGED, VOICE
 from line_task import Killed, assert_same_run, killing
 from PIL import Image
 from published_files import SHORT_AST, hugging_face_ast, needs_transformers
@@ -29,18 +27,11 @@ from s2f.dataloader import Key
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.face_decoder import FaceDecoder, draw_faces
 from s2f.face_encoder import VGGFace
-from s2f.images import Preprocessing, load_face
+from s2f.images import PREPROCESSING, Preprocessing, load_face
 from s2f.pack import pack_tree, read_index
 from s2f.spectrogram import FRONT_ENDS, RunningMoments, spectrogram, write_stats
 from s2f.train import TrainConfig, TrainResult, train
-from s2f.train_voice import (
-    NOTHING_ELSE,
-    PRESETS,
-    VoiceEncoderTask,
-    VoiceOptions,
-    VoicePlan,
-    plan_voice,
-)
+from s2f.train_voice import NOTHING_ELSE, PRESETS, VoiceEncoderTask, VoiceOptions, plan_voice
 from s2f.voice_encoder import VoiceEncoder
 
 EACH = pytest.mark.parametrize("preset", ["paper", "seed", "compact"])
@@ -50,7 +41,7 @@ BOTH = pytest.mark.parametrize(
 )
 
 
-def made(preset: str, options: VoiceOptions = NOTHING_ELSE) -> VoicePlan:
+def made(preset, options=NOTHING_ELSE):
     """Plan without giving the network values."""
     with torch.device("meta"):
         return plan_voice(preset, options, embedding=8)
@@ -198,18 +189,9 @@ def networks(models: Path, other: str = "demo") -> tuple[Checkpoint, Checkpoint]
     return encoder, checkpoint.load(models / other / "face_decoder.safetensors", "face_decoder")
 
 
-Make = Callable[..., VoiceEncoderTask]
-
-
 @pytest.fixture
-def make(voices: Path, models: Path) -> Make:
-    def make(
-        preset: str = "compact",
-        options: VoiceOptions | None = None,
-        data: Path = voices,
-        models: Path = models,
-        **more: Any,
-    ) -> VoiceEncoderTask:
+def make(voices, models):
+    def make(preset="compact", options=None, data=voices, models=models, **more):
         torch.manual_seed(0)
         options, pair = options or VoiceOptions(**more), networks(models)
         return VoiceEncoderTask(data, preset, *pair, Card("tiny"), device=CPU, options=options)
@@ -218,31 +200,14 @@ def make(voices: Path, models: Path) -> Make:
 
 
 @pytest.fixture
-def with_identities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every face encoder that is loaded identity logits, random ones."""
-    load = checkpoint.load
-
-    def loaded(path: Path, kind: str) -> Checkpoint:
-        found = load(path, kind)
-        if isinstance(found.network, VGGFace):
-            torch.manual_seed(5)
-            network = found.network
-            network.config = dataclasses.replace(network.config, identities=6)
-            network.fc8 = torch.nn.Conv2d(network.config.embedding, 6, 1)
-            network.fc8.requires_grad_(False)
-        return found
-
-    monkeypatch.setattr(checkpoint, "load", loaded)
-
-
-@pytest.fixture
-def staged(models: Path, tmp_path: Path) -> Path:
-    """The models with a decoder that has first layers, as the paper's."""
-    shutil.copytree(models / "demo", tmp_path / "models/demo")
-    space = networks(models)[0].embedding_space
+def staged(tmp_path: Path) -> Path:
+    """An encoder that knows identities, and a decoder that has first layers, as the paper's."""
     torch.manual_seed(4)
-    path = tmp_path / "models/demo/face_decoder.safetensors"
-    checkpoint.save(path, FaceDecoder(STAGED), card=Card("tiny"), embedding_space=space)
+    folder, card = tmp_path / "models/demo", Card("tiny")
+    encoder = VGGFace(dataclasses.replace(ENCODER, identities=6), PREPROCESSING["paper"])
+    space = checkpoint.save(folder / "face_encoder.safetensors", encoder, card=card)
+    path = folder / "face_decoder.safetensors"
+    checkpoint.save(path, FaceDecoder(STAGED), card=card, embedding_space=space)
     return tmp_path / "models"
 
 
@@ -300,10 +265,7 @@ def two_stages(pretrained: str) -> VoiceOptions:
     ("kind", "stops"),
     [("calibrated", (4, 5)), pytest.param("two stages", (3, 5), marks=needs_transformers)],
 )
-@pytest.mark.usefixtures("with_identities")
-def test_a_run_killed_around_a_change_ends_with_the_same_bytes(
-    make, tmp_path, kind, stops, request
-):
+def test_a_run_killed_around_a_change_ends_as_ever(make, staged, tmp_path, kind, stops, request):
     options, calibrate_at = VoiceOptions(loss_weights="auto", contrastive=0.5), 4
     if kind == "two stages":
         options, calibrate_at = request.getfixturevalue("two_stages"), None
@@ -311,7 +273,7 @@ def test_a_run_killed_around_a_change_ends_with_the_same_bytes(
     notes: list[str] = []
 
     def run(name: str, stop: int) -> TrainResult:
-        task = make("paper", options)
+        task = make("paper", options, models=staged)
         told = {"progress": killing(stop), "note": notes.append}
         return train(task, tmp_path / name, config, device=CPU, **told)
 
@@ -352,10 +314,9 @@ def test_a_run_knows_the_options_that_are_used_and_its_packs(pack_of, make):
 
 def test_clips_are_as_short_as_the_step_says(make):
     task = make(min_seconds=0.5)
-    assert task.train_data[Key(0, 0, 0.0)]["waveform"].shape == (8_000,)
-    assert task.train_data[Key(0, 0, 1.0)]["waveform"].shape == (16_000,)
-    batch = {k: v[None] for k, v in task.train_data[Key(0, 0, 0.0)].items()}
-    assert task.losses(batch, augmented=True)["embedding/mse"].shape == (1,)
+    for share, n in ((0.0, 8_000), (1.0, 16_000)):
+        batch = {k: v[None] for k, v in task.train_data[Key(0, 0, share)].items()}
+        assert batch["waveform"].shape == (1, n) and task.losses(batch, augmented=True)
 
 
 def test_networks_that_do_not_fit_are_refused(voices, models):
@@ -406,7 +367,6 @@ def test_masks_are_for_training_alone(make):
         assert torch.equal(a, b) != augmented
 
 
-@pytest.mark.usefixtures("with_identities")
 def test_under_bfloat16_losses_are_single_and_near(make, staged):
     task = make("paper", loss_weights="seed-ast", models=staged)
     first = {"decoder/l1": 50 / 64}  # the tiny decoder's first layer is 64 wide

@@ -104,9 +104,7 @@ def one_voice(folder: Path, samples: np.ndarray, embedding: tuple = (1, 2, 3, 4)
     return folder
 
 
-def opened(
-    folder: Path, sampling: Sampling = HUNDRED, maker: Maker = COLOURS, space: str = "space"
-) -> Voices:
+def opened(folder, sampling=HUNDRED, maker=COLOURS, space="space"):
     return Voices(folder, sampling, maker, space)
 
 
@@ -292,16 +290,6 @@ def test_a_person_of_a_pack_without_clips_is_told(tmp_path):
     voices = opened(tmp_path / "val")
     assert voices.n_identities == 1
     assert voices.notes == ["val: identities left out, 1: 1 without a voice (a)"]
-
-
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_pack_is_read_by_other_processes(packed, start):
-    voices = opened(packed, maker=Maker("it", 2, "squash", torch.flatten))
-    expected = voices[Key(0, 0)]["waveform"]  # maps the file here first
-    keys = [[Key(0, 0), Key(2, 0)]]
-    loader = DataLoader(voices, batch_sampler=keys, num_workers=1, multiprocessing_context=start)
-    (batch,) = loader
-    assert torch.equal(batch["waveform"][0], expected) and batch["embedding"].shape == (2, 2)
 
 
 def test_a_million_clips_are_open_in_a_moment(tmp_path):
