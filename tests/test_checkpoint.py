@@ -332,7 +332,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert checkpoint.cache() == Path(folder)
 
 
-def test_a_bundled_name_goes_before_the_cache_and_that_before_a_folder(
+def test_a_bundled_name_goes_before_the_cache_that_before_a_folder_and_others_are_refused(
     cached: Path, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in (cached / "other", *(tmp_path / name for name in ("demo", "mine", "here"))):
@@ -340,15 +340,12 @@ def test_a_bundled_name_goes_before_the_cache_and_that_before_a_folder(
     monkeypatch.chdir(tmp_path)
     places = {"demo": bundled / "demo", "other": bundled / "other", "mine": cached / "mine"}
     places |= {"here": Path("here"), "./demo": Path("demo"), Path("demo"): Path("demo")}
+    for name in ("cat", "a" * 300, "../cache/mine", "notes.txt", "empty"):
+        known = r"a bundled model \(demo, other\), .* \(half, mine, other\), nor a folder"
+        with pytest.raises(CheckpointError, match=f": is neither {known}"):
+            choose(name)
     found = {name: choose(name).paths["face_encoder"] for name in places}
     assert found == {name: folder / ENCODER_FILE for name, folder in places.items()}
-
-
-@pytest.mark.parametrize("name", ["cat", "a" * 300, "", "../cache/mine", "notes.txt", "empty"])
-def test_an_unknown_model_is_refused_and_the_known_are_named(cached: Path, name: str) -> None:
-    known = r"a bundled model \(demo, other\), .* \(half, mine\), nor a folder"
-    with pytest.raises(CheckpointError, match=f": is neither {known}"):
-        choose(name or "none")
 
 
 def test_single_files_take_the_place_of_the_models_own(cached: Path, bundled: Path) -> None:
