@@ -222,6 +222,7 @@ def reconstruct(
 def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     """Make the pictures of all sources, report them, and exit with what became of them."""
     outcomes: list[jobs.Outcome] = []
+    errors: list[S2FError] = []
     ending = None
     unit = "files" if options.is_batch else "frames" if options.morph else "clips"
     with console.progress("drawing", unit) as progress, ended_by_sigterm():
@@ -230,18 +231,23 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
                 ending = item
                 continue
             outcomes.append(item)
-            if item.status == "made":
+            if item.error:
+                errors.append(item.error)
+            elif item.status == "made":
                 for path in item.files.values():
                     console.line(path)
-            elif item.status == "skipped":
+            else:
                 console.note(f"skipped {item.source}: {item.files[jobs.FACE]} is there, and newer")
     assert ending
-    errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors and len(outcomes) == 1:
         raise errors[0]
     if ending.written:
         console.line(ending.written)
-    told: dict[str, Any] = {"s2f": s2f.__version__, "model": None}
+    errors += ending.errors
+    if console.mode != "json" and not errors:
+        return
+    seconds = round(ending.seconds, 3)
+    told: dict[str, Any] = {"s2f": s2f.__version__, "model": None, "seconds": seconds}
     if networks := ending.model:
         cards = networks.model.checkpoints.items()
         told["model"] = {
@@ -250,13 +256,12 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
             "precision": networks.precision,
             "cards": {kind: dataclasses.asdict(checkpoint.card) for kind, checkpoint in cards},
         }
-    told["seconds"] = round(ending.seconds, 3)
     if options.morph:
         told |= {"sources": options.morph, "morph": ending.written}
         told["frames"] = options.frames or jobs.FRAMES
     else:
         told |= {"sheet": ending.written, "results": [*map(_result, outcomes)]}
-    finish(console, told, [*errors, *ending.errors], len(outcomes))
+    finish(console, told, errors, len(outcomes))
 
 
 def _result(outcome: jobs.Outcome) -> dict[str, object]:

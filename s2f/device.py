@@ -41,8 +41,7 @@ def check_precision(precision: str, device: "torch.device") -> None:
         hint = f"choose one of {', '.join(PRECISIONS)}"
         raise UsageError(f"there is no precision {precision!r}", hint=hint)
     if precision == "fp16" and device.type == "cpu":
-        hint = "use fp32 or bf16, or --device cuda"
-        raise DeviceError("a CPU does not compute in fp16", hint=hint)
+        raise DeviceError("a CPU does not compute in fp16", hint="use fp32, bf16 or --device cuda")
 
 
 @contextlib.contextmanager

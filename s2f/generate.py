@@ -70,6 +70,7 @@ class GenerateOptions:
     sheet: Path | None = None
     frames: int | None = None  # of the morph
     overwrite: bool = False
+    is_batch: bool = field(init=False)  # whether there may be more than one source
 
     def __post_init__(self) -> None:
         given = {"speech": self.sources, "record": self.record is not None, "morph": self.morph}
@@ -86,12 +87,9 @@ class GenerateOptions:
         if not self.photos and self.compare is None and (self.detector or not self.align):
             message = "--detector and --no-align are for the photo of --compare"
             raise UsageError(message, hint="leave them out")
-
-    @functools.cached_property
-    def is_batch(self) -> bool:
-        """Whether there may be more than one source."""
         files = [source for source in self.sources if source not in LIVE]
-        return len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
+        is_batch = len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
+        object.__setattr__(self, "is_batch", is_batch)
 
     @property
     def part(self) -> "Part":
@@ -134,14 +132,16 @@ def run(
     Yields what became of each source, in order, as soon as it is known; last how it ended.
     `progress` is told of each source, or of what happens within the only one, and `note` when the
     microphone listens. Raises a UsageError as `plan_outputs`, or for a part, sheet or morph that
-    cannot be, and, before anything is made, what is wrong with model, device, detector or photo;
-    of a morph also what is wrong with the recordings or the output.
+    cannot be, and first of all what is wrong with model, device, detector, photo or morphed voices.
     """
-    from s2f.audio import check_part, check_seconds
-
     started = time.perf_counter()
-    check_part(**options.part)
+    if options.start or (options.duration, options.trim_silence) != (None, None):
+        from s2f.audio import check_part
+
+        check_part(**options.part)
     if options.record is not None:
+        from s2f.audio import check_seconds
+
         check_seconds(options.record)
     if options.align and (options.photos or options.compare):
         from s2f.face_detection import choose_detector
@@ -188,31 +188,33 @@ def plan_outputs(options: GenerateOptions) -> list[Outcome]:
     source, or what it would become. Raises a UsageError if the output is neither a picture nor a
     folder, one file would be made of several sources, or in the place of one that is read.
     """
-    if options.photos:
-        from s2f.layout import find_photos as find
-    else:
-        from s2f.audio import find_recordings as find
-
     suffix, named = _suffix(options)
     folder = options.output or Path()
     ours = [place.resolve() for place in (options.output, options.sheet) if place]
     known: set[str] = set()
     found: list[tuple[Path, Path | InputError]] = []  # sources and their pictures
     sources = [RECORDED] if options.record is not None else options.sources
+    if options.photos:
+        from s2f.layout import find_photos as find
+    else:
+        from s2f.audio import find_recordings as find
+
     for source in dict.fromkeys(sources):
-        top = source.resolve()
-        inner = [place for place in ours if top in place.parents]  # where earlier runs wrote
         try:
-            for path in [source] if source in LIVE else find([source]):
-                place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
-                if place in known or any(path.resolve().is_relative_to(own) for own in inner):
-                    continue
-                known.add(place)
-                inside = path.relative_to(source).parent if path != source else Path()
-                name = f"{LIVE.get(path, path.stem)}{suffix}"
-                found.append((path, named or folder / inside / name))
+            paths = [source] if source in LIVE else find([source])
         except InputError as error:
             found.append((source, error))
+            continue
+        top = source.resolve()
+        inner = [place for place in ours if top in place.parents]  # where earlier runs wrote
+        for path in paths:
+            place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
+            if place in known or any(path.resolve().is_relative_to(own) for own in inner):
+                continue
+            known.add(place)
+            inside = path.relative_to(source).parent if path != source else Path()
+            name = f"{LIVE.get(path, path.stem)}{suffix}"
+            found.append((path, named or folder / inside / name))
     crowd = Counter(str(target).casefold() for _, target in found)  # some file systems fold case
     planned = []
     for path, target in found:
@@ -293,20 +295,18 @@ def _check_new(path: Path, options: GenerateOptions, suffixes: Sequence[str]) ->
     if path.is_dir():
         raise UsageError(f"{path}: is a folder", hint="give the name of a file")
     if path.suffix.lower() not in suffixes:
-        hint = "give it such a name"
-        raise UsageError(f"{path}: does not end in {' or '.join(suffixes)}", hint=hint)
+        raise UsageError(f"{path}: does not end in {' or '.join(suffixes)}", hint="rename it")
     if not options.overwrite and path.exists():
         raise UsageError(f"{path}: exists already", hint="give --overwrite, or another name")
 
 
 def _load(options: GenerateOptions) -> "SpeechToFace":
     """Load the networks that the options need; raises as `SpeechToFace.load`."""
-    from s2f.checkpoint import KINDS
-
     kinds = ["face_encoder" if options.photos else "voice_encoder", "face_decoder"]
     if options.compare:
         kinds.append("face_encoder")
-    files = {kind: path for kind in KINDS if (path := getattr(options, kind))}
+    every = ("voice_encoder", "face_encoder", "face_decoder")
+    files = {kind: path for kind in every if (path := getattr(options, kind))}
     gc.disable()  # of torch nothing is garbage: to look for it, now and in the end, takes 0.5 s
     from s2f.pipeline import SpeechToFace
 
@@ -380,8 +380,7 @@ def _make(item: Outcome, faces: "Faces", options: GenerateOptions, columns: "Col
                 write_bytes(path, _encoded(face, what, path.suffix, options.size, columns))
     except OutputError as error:
         return replace(item, status="failed", error=error)
-    seconds = time.perf_counter() - started
-    return replace(item, status="made", clips=face.clips, seconds=seconds)
+    return replace(item, status="made", clips=face.clips, seconds=time.perf_counter() - started)
 
 
 def _encoded(face: "Face", what: str, suffix: str, size: int | None, columns: "Columns") -> bytes:

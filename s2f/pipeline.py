@@ -19,7 +19,7 @@ from PIL import Image
 
 import s2f
 from s2f.audio import FloatArray, Waveform, clips, read_speech
-from s2f.checkpoint import KINDS, Checkpoint, Choice, Model, choose, load_model
+from s2f.checkpoint import KINDS, Choice, Model, choose, load_model
 from s2f.console import Progress, silent
 from s2f.device import check_precision, choose_device, computing, one_thread
 from s2f.errors import CheckpointError, InputError, UsageError
@@ -240,12 +240,12 @@ class SpeechToFace:
 
     def _embed(self, batch: Sequence[tuple[Embedded, FloatArray]]) -> None:
         """Embed the clips of a batch, of which there may be fewer than fill it."""
-        encoder: Any = self._checkpoint("voice_encoder").network
+        front_end, encoder = self.front_end, self._network("voice_encoder")
         waveforms = torch.from_numpy(np.stack([clip for _, clip in batch])).to(self.device)
         # Batches of one size are computed in one way, whoever shares them.
         waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, self.batch_size - len(batch)))
         with one_thread(), computing(self.device):  # threads would share the transform's sums
-            spectrograms = spectrogram(waveforms, self.front_end)
+            spectrograms = spectrogram(waveforms, front_end)
         with computing(self.device, self.precision):
             features = encoder.features(spectrograms)
             with one_thread():  # as above
@@ -265,7 +265,7 @@ class SpeechToFace:
         """Embed the face of a photo, [d]: as `reconstruct`, without the drawing."""
         from s2f.face_detection import open_face
 
-        encoder: Any = self._checkpoint("face_encoder").network
+        encoder = self._network("face_encoder")
         framed = open_face(photo, device=str(self.device), **framing)
         pixels = fit_frame(framed, encoder.preprocessing.fit)
         with one_thread(), computing(self.device, self.precision):  # as in `_draw`
@@ -291,26 +291,26 @@ class SpeechToFace:
     @property
     def front_end(self) -> FrontEnd:
         """What its voice encoder hears with; raises a UsageError if that was not loaded."""
-        front_end = self._checkpoint("voice_encoder").front_end
+        self._network("voice_encoder")
+        front_end = self.model.checkpoints["voice_encoder"].front_end
         assert front_end
         return front_end
 
-    def _checkpoint(self, kind: str) -> Checkpoint:
+    def _network(self, kind: str) -> Any:
         if kind not in self.model.checkpoints:
             raise UsageError(f"the {kind} was not loaded", hint=f"give {kind!r} to load's kinds")
-        return self.model.checkpoints[kind]
+        return self.model.checkpoints[kind].network
 
     def _vector(self, embedding: ArrayLike) -> Embedding:
         vector = np.asarray(embedding, np.float32)
-        decoder: Any = self._checkpoint("face_decoder").network
-        wanted = decoder.config.embedding
+        wanted = self._network("face_decoder").config.embedding
         if vector.shape != (wanted,) or not np.isfinite(vector).all():
             hint = f"give {wanted} finite values, as embed_voice and embed_face do"
             raise UsageError(f"an embedding {list(vector.shape)} cannot be drawn", hint=hint)
         return vector
 
     def _draw(self, embedding: Embedding, source: str, clips: int) -> Face:
-        decoder: Any = self._checkpoint("face_decoder").network
+        decoder = self._network("face_decoder")
         name = self.model.name
         if not np.isfinite(embedding).all():  # half precision has no large numbers
             message = f"{name}: gives an embedding that is not finite in {self.precision}"
