@@ -35,14 +35,12 @@ def written_out(people: list[tuple[int, int]], pairing: str, most: int | None) -
     for person, (n_recordings, n_faces) in enumerate(people):
         heard = range(recording, recording + n_recordings)
         seen = list(range(face, face + n_faces))
-        mine: list[Item] = []
-        if pairing == "all-to-all" and seen:
-            mine = [(one, person, seen) for one in heard]
-        elif pairing == "all-to-one" and seen:
-            mine = [(one, person, seen[:1]) for one in heard]
-        elif pairing == "one-to-one":
-            both = range(min(n_recordings, n_faces))
-            mine = [(heard[k], person, [seen[k]]) for k in both]
+        faces = {
+            "all-to-all": [seen] * n_recordings,
+            "all-to-one": [seen[:1]] * n_recordings,
+            "one-to-one": [[one] for one in seen],
+        }[pairing]
+        mine = [(one, person, with_) for one, with_ in zip(heard, faces, strict=False) if with_]
         if most is not None and len(mine) > most:
             mine = [mine[j * len(mine) // most] for j in range(most)]
         items += mine
@@ -71,9 +69,6 @@ def test_what_is_over_of_either_is_counted():
     assert pair([2, 1], [2, 1], one).notes == pair([3, 1], [1, 4], Sampling(1)).notes == []
     over = pair([30, 5], [1, 1], Sampling(1, per_identity=10)).notes
     assert over == ["20 recordings left out: at most 10 of a person"]
-
-
-def test_nobody_can_have_less_than_one_recording():
     with pytest.raises(UsageError, match="at most 0 recordings of a person leaves none"):
         Sampling(100, per_identity=0)
 
