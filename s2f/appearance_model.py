@@ -314,20 +314,14 @@ class PartsEncoderConfig:
     final_relu: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        parts_room(self.embedding, self.windows, self.axes)
+        if self.shape_axes < 1:
+            parts = f"{self.windows}² windows of {self.axes} values and a shape"
+            raise ValueError(f"an embedding of {self.embedding} has no room for {parts}")
 
     @property
     def shape_axes(self) -> int:
-        """Values of the shape."""
-        return parts_room(self.embedding, self.windows, self.axes)
-
-
-def parts_room(embedding: int, windows: int, axes: int) -> int:
-    """Tell how many values `windows`² of `axes` leave for the shape; ValueError if none."""
-    if (left := embedding - windows**2 * axes) < 1:
-        parts = f"{windows}² windows of {axes} values and a shape"
-        raise ValueError(f"an embedding of {embedding} has no room for {parts}")
-    return left
+        """Values of the shape: those that the windows leave."""
+        return self.embedding - self.windows**2 * self.axes
 
 
 CONFIGS = {"compact": PartsEncoderConfig()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows, parts_room
+from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows
 from s2f.landmarks import MAP_72
 from s2f.warp import warp
 
@@ -46,7 +46,9 @@ class FaceDecoderConfig:
 
     def __post_init__(self) -> None:
         if self.windows:
-            parts_room(self.embedding, self.windows, self.axes)
+            if self.embedding <= self.windows**2 * self.axes:
+                parts = f"{self.windows}² windows of {self.axes} values and a shape"
+                raise ValueError(f"an embedding of {self.embedding} has no room for {parts}")
         elif self.stages[-1][0] != 3:
             raise ValueError(f"the last stage gives {self.stages[-1][0]} channels; RGB has 3")
 
@@ -195,7 +197,7 @@ class FaceDecoder(nn.Module):
         if not config.windows or config.trunk or config.landmark_hidden:
             raise ValueError("this decoder's config has no linear form")
         windows = Windows(config.image_size, config.windows)
-        shape_axes = parts_room(config.embedding, config.windows, config.axes)
+        shape_axes = config.embedding - config.windows**2 * config.axes
         code = PartsCode.fit(textures, landmarks, windows, config.axes, shape_axes)
         self.local.fit(code.texture_axes)
         last = self.landmarks[-1]
