@@ -35,8 +35,6 @@ class Found:
     points = np.random.default_rng(0).uniform(20, 60, (68, 2)).astype(np.float32)
 
     def __call__(self, pictures: list[np.ndarray]) -> list[list[FoundFace]]:
-        found = []
-        for picture in pictures:
-            points = self.points + np.float32((picture.max(), 0))
-            found.append([FoundFace(np.zeros(4, np.float32), points)] if picture.max() else [])
-        return found
+        box = np.zeros(4, np.float32)
+        faces = [FoundFace(box, self.points + np.float32((p.max(), 0))) for p in pictures]
+        return [[face] if p.max() else [] for face, p in zip(faces, pictures, strict=True)]

@@ -18,13 +18,7 @@ def write_pack(folder: Path, clip_files: list, embedding_files: list, people: li
             np.save(path, array)
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             shards[table].append(pack.Shard(path.name, len(array), sha256))
-    index = pack.Index(
-        clip_samples=clip_files[0].shape[1],
-        embedding=embedding_files[0].shape[1],
-        embedding_space="space",
-        shard_bytes=1,
-        identities=tuple(pack.Identity(*person) for person in people),
-        clips=tuple(shards["clips"]),
-        embeddings=tuple(shards["embeddings"]),
-    )
+    widths = clip_files[0].shape[1], embedding_files[0].shape[1]
+    identities = tuple(pack.Identity(*person) for person in people)
+    index = pack.Index(*widths, "space", 1, identities, *map(tuple, shards.values()))
     (folder / "index.json").write_bytes(index.encode())

@@ -24,12 +24,9 @@ def test_every_dialect_gives_the_same_cells(text, tmp_path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (None, "cannot be read: No such file"),
-        (b"", "is empty"),
-        ("a,b\n1,é\n".encode("latin-1"), "not UTF-8"),
+        *((None, "cannot be read: No such file"), (b"", "is empty"), (b"a\n\xe9\n", "not UTF-8")),
         (b"a,b\n1,2\n1,2,3\n", "line 3.*3 cells where the header has 2"),
-        (b"a,a\n1,2\n", "two columns 'a'"),
-        (b'a,b\n1,"x\n2,y\n', "quote"),
+        *((b"a,a\n1,2\n", "two columns 'a'"), (b'a,b\n1,"x\n2,y\n', "quote")),
     ],
 )
 def test_a_broken_table_is_refused(content, why, tmp_path):

@@ -128,24 +128,15 @@ def test_the_files_are_what_they_are_said_to_be(made_pack):
                 assert size - array.nbytes == 128 and size < 11_000  # row i: 128 + i x 2 x width
 
 
-def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path):
-    """Floats become the nearest integers and are clipped: 2^15 times them, by hand."""
-    arrays = {
-        "a/1.npy": np.array([0, 1 / 32768, -2, 2, 0.4 / 32768]),
-        "b/1.npy": np.arange(10, dtype=np.int16),
-        "c/nan.npy": np.full(5, np.nan),
-        "c/good_embedding.npy": np.full(5, 0.1, np.float32),
-        "d/huge_embedding.npy": np.full(5, 1e6, np.float32),
-    }
-    for name, array in arrays.items():
-        store(tmp_path / name, array)
-    clips = [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
-    for table, wanted in (("clips", clips), ("embeddings", [[float(np.float16(0.1))] * 5])):
-        names = [name for name in arrays if ("embedding" in name) == (table == "embeddings")]
-        sources = tuple(File(name, 1, 0) for name in (*names, "e/gone.npy"))
-        note = write_shard(ShardPlan("name", table, 5, tmp_path, sources), tmp_path / "part")
-        assert np.load(tmp_path / "part").tolist() == wanted
-        assert [path for path, _, _ in note["failed"]] == [names[-1], "e/gone.npy"]
+def test_floats_become_the_nearest_integers_and_are_clipped(tmp_path):
+    """2^15 times them, by hand."""
+    store(tmp_path / "a/1.npy", np.array([0, 1 / 32768, -2, 2, 0.4 / 32768]))
+    store(tmp_path / "b/1.npy", np.arange(10, dtype=np.int16))
+    sources = tuple(File(name, 1, 0) for name in ("a/1.npy", "b/1.npy", "c/gone.npy"))
+    note = write_shard(ShardPlan("name", "clips", 5, tmp_path, sources), tmp_path / "part")
+    wanted = [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert np.load(tmp_path / "part").tolist() == wanted
+    assert [path for path, _, _ in note["failed"]] == ["c/gone.npy"]
 
 
 def test_a_second_run_has_nothing_to_do_and_one_split_is_packed_alike(
@@ -199,12 +190,11 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(tree, tmp_path, enco
         path.unlink()
     os.mkfifo(tree / "val/id2/audios/pipe.npy")
     monkeypatch.setattr("s2f.pack.check_photo_embeddings", lambda *_: None)
-    reports = [make(tree, tmp_path / "out", encoder) for _ in range(2)]
-    found = {str(f.source.relative_to(tree)): str(f.error) for f in reports[0].failed}
-    assert found.keys() == bad.keys()
+    failed, again = (make(tree, tmp_path / "out", encoder).failed for _ in range(2))
+    found = {str(f.source.relative_to(tree)): str(f.error) for f in failed}
+    assert found.keys() == bad.keys() and list(map(str, again)) == list(map(str, failed))
     for path, message in bad.items():
         assert str(tree / path) in found[path] and re.search(message, found[path])
-    assert [str(f.error) for f in reports[1].failed] == [str(f.error) for f in reports[0].failed]
     assert [p.name for p in read_index(tmp_path / "out/val").identities] == ["id2"]
     assert not verify_pack(tmp_path / "out").damaged
     for path in tree.glob("val/id*/audios/*/*.npy"):
@@ -213,16 +203,6 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(tree, tmp_path, enco
         make(tree / "val", tmp_path / "none", encoder)
     with pytest.raises(DatasetError, match="it was not finished"):
         read_index(tmp_path / "none")
-
-
-def test_embeddings_are_checked_with_their_face_encoder(tree, tmp_path, models, encoder):
-    with pytest.raises(CheckpointError, match=r"is not what .* makes of its photo"):
-        make(tree, tmp_path / "out", models / "other/face_encoder.safetensors")
-    for path in tree.rglob("*.jpg"):
-        path.unlink()
-    with pytest.raises(DatasetError, match="no photo beside it"):
-        make(tree, tmp_path / "out", encoder)
-    assert not list(tmp_path.glob("out/**/*.npy"))
 
 
 def test_what_is_there_is_refused_and_replaced_on_demand(made_tree, out, tmp_path, encoder):
@@ -238,13 +218,18 @@ def test_what_is_there_is_refused_and_replaced_on_demand(made_tree, out, tmp_pat
     assert not verify_pack(out).damaged and not verify_pack(other).damaged
 
 
-def test_a_tree_of_nobody_and_the_tree_itself_are_refused(made_tree, tmp_path, encoder):
+def test_what_is_no_voice_tree_or_of_another_face_encoder_is_refused(
+    made_tree, tmp_path, models, encoder
+):
     (tmp_path / "empty/id0/audios").mkdir(parents=True)
     for place, why in (("empty", "holds nobody"), ("nowhere", "is no folder")):
         with pytest.raises(DatasetError, match=why):
             make(tmp_path / place, tmp_path / "out", encoder)
     with pytest.raises(UsageError, match="overlaps with"):
         make(made_tree, made_tree / "train/id0/pack", encoder)
+    with pytest.raises(CheckpointError, match=r"is not what .* makes of its photo"):
+        make(made_tree, tmp_path / "out", models / "other/face_encoder.safetensors")
+    assert not list(tmp_path.glob("out/**/*.npy"))
 
 
 KILLED = """

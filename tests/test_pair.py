@@ -55,12 +55,8 @@ def read(folder, *texts):
 @pytest.mark.parametrize(
     "texts",
     [
-        (VOX2_OLD,),
-        (FULL_VOX2,),
-        (VOX2_OFFICIAL, VGGFACE2),
-        (VGGFACE2, VOX2_OFFICIAL),
-        (VOX2_OFFICIAL, FULL_VOX2),
-        (VOX2_OLD, FULL_VOX2),
+        *((VOX2_OLD,), (FULL_VOX2,), (VOX2_OFFICIAL, VGGFACE2), (VGGFACE2, VOX2_OFFICIAL)),
+        *((VOX2_OFFICIAL, FULL_VOX2), (VOX2_OLD, FULL_VOX2)),
         (unicodedata.normalize("NFD", VOX2_OLD),),
         ("\ufeff" + FULL_VOX2.replace("\n", "\r\n"),),
     ],
@@ -122,8 +118,7 @@ def test_meta_files_that_cannot_be_right_are_refused(texts, why, tmp_path):
 @pytest.mark.parametrize(
     ("path", "label", "inside"),
     [
-        ("id10001/vid/00001.wav", "id10001", "id10001"),
-        ("wav/id10001/vid/00001.wav", "id10001", "wav/id10001"),
+        *(("id10001/1.wav", "id10001", "id10001"), ("wav/id10001/1.wav", "id10001", "wav/id10001")),
         ("dev/aac/id00012/vid/1.m4a", "id00012", "dev/aac/id00012"),
         ("A.J._Buckley/id10001_v_1.npy", "A.J._Buckley", "A.J._Buckley"),
         ("unheard_of/id00012/1.npy", "id00012", "unheard_of/id00012"),
@@ -169,10 +164,8 @@ WANTED = {
 @pytest.fixture
 def sources(tmp_path):
     """Trees as the datasets unpack, and their meta files."""
-    grow(tmp_path / "faces", FACES)
-    grow(tmp_path / "voices", VOICES)
-    metas = write(tmp_path, VOX1, FULL_VOX2)
-    return {"faces": [tmp_path / "faces"], "voices": [tmp_path / "voices"], "metas": metas}
+    faces, voices = grow(tmp_path / "faces", FACES), grow(tmp_path / "voices", VOICES)
+    return {"faces": [faces], "voices": [voices], "metas": write(tmp_path, VOX1, FULL_VOX2)}
 
 
 @pytest.mark.parametrize("link", Link)
@@ -204,8 +197,8 @@ def test_everybody_gets_their_own_voices_and_faces(link, sources, tmp_path):
 def test_other_people_in_the_output_are_refused(sources, tmp_path):
     """Without names Zydrunas_Savickas would be id00012: one person in two folders."""
     pair_identities(**sources, out=tmp_path / "out")
-    grow(tmp_path / "vggface2", ["train/n009999/1.jpg"])
-    sources |= {"metas": write(tmp_path, VOX2_OFFICIAL), "faces": [tmp_path / "vggface2"]}
+    sources |= {"metas": write(tmp_path, VOX2_OFFICIAL)}
+    sources |= {"faces": [grow(tmp_path / "vggface2", ["train/n009999/1.jpg"])]}
     with pytest.raises(UsageError, match="in no pair"):
         pair_identities(**sources, out=tmp_path / "out")
 
@@ -241,10 +234,10 @@ SEVERAL = "ambiguous: Jose, José are one name"
 def test_every_folder_is_a_persons_or_left_out_with_its_reason(
     metas, faces, voices, pairs, left, tmp_path
 ):
-    grow(tmp_path / "faces", [f"{name}/1.jpg" for name in faces])
-    grow(tmp_path / "voices", [f"{name}/1.wav" for name in voices])
-    trees = [tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out"
-    report = pair_identities(*trees, metas=write(tmp_path, *metas), dry_run=True)
+    seen = grow(tmp_path / "faces", [f"{name}/1.jpg" for name in faces])
+    heard = grow(tmp_path / "voices", [f"{name}/1.wav" for name in voices])
+    metas = write(tmp_path, *metas)
+    report = pair_identities([seen], [heard], tmp_path / "out", metas=metas, dry_run=True)
     assert [pair.identity for pair in report.pairs] == pairs
     found = {one.name: one.why for one in report.unmatched}
     assert found.keys() == left.keys()

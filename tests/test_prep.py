@@ -166,19 +166,15 @@ def test_outputs_in_one_place_are_refused_before_any_work(tree):
     assert (made(tree), contents(tree / "out")) == ([], {})
 
 
-def test_files_of_others_are_not_replaced_unless_told(tree):
-    grow(tree / "out", ["a/1.out"], b"by hand")
-    report = prepare(tree)
-    assert report.made == 2 and contents(tree / "out")["a/1.out"] == "by hand"
-    assert "was not made by this command" in report.failed[0].error.message
-    assert prepare(tree, overwrite=True).made == 1
-    assert contents(tree / "out")["a/1.out"] == "TEXT A/1"
-
-
-def test_one_file_may_be_the_source_and_nothing_to_do_is_an_error(tree):
+def test_one_file_may_be_the_source_and_only_if_told_replaces_anothers(tree):
     (tree / "in/odd").write_text("odd")
+    grow(tree / "out", ["odd.out"], b"by hand")
     (tree / "empty").mkdir()
-    assert prepare(tree, source="in/odd", step={"rename": lambda path: f"{path}.out"}).made == 1
+    options = {"source": "in/odd", "step": {"rename": lambda path: f"{path}.out"}}
+    (failure,) = prepare(tree, **options).failed
+    assert "was not made by this command" in failure.error.message
+    assert contents(tree / "out") == {"odd.out": "by hand"}
+    assert prepare(tree, **options, overwrite=True).made == 1
     assert contents(tree / "out") == {"odd.out": "ODD"}
     for source, message in (("nothing", "does not exist"), ("empty", "holds no texts")):
         with pytest.raises(DatasetError, match=message):
@@ -246,12 +242,8 @@ def test_a_net_gets_batches_and_may_refuse_one_or_all(tree):
 
 
 SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import test_prep
-if __name__ == "__main__":
-    test_prep.prepare(Path(sys.argv[2]), sys.argv[3], workers=2)
+import pathlib, sys, test_prep
+test_prep.prepare(pathlib.Path(sys.argv[1]), sys.argv[2], workers=2)
 """
 
 
@@ -261,19 +253,18 @@ def test_killed_at_random_moments_the_tree_is_the_same(tmp_path):
     for k in range(80):
         text = "bad" if k == 50 else f"text {k}" * k
         grow(tmp_path / "in", [f"{k % 7}/{k}.txt"], text.encode())
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, tmp_path / "script.py", Path(__file__).parent, tmp_path]
+    command, here = [sys.executable, "-c", SCRIPT, tmp_path], Path(__file__).parent
     started = time.perf_counter()
-    subprocess.run([*command, "whole"], check=True)
+    subprocess.run([*command, "whole"], check=True, cwd=here)
     seconds = time.perf_counter() - started
     assert sorted(made(tmp_path)) == sorted(f"{k}.txt" for k in range(80))
     rng = np.random.default_rng(0)
     for kill in range(20):
-        process = subprocess.Popen([*command, "out"], start_new_session=True)
+        process = subprocess.Popen([*command, "out"], cwd=here, start_new_session=True)
         time.sleep(seconds * rng.uniform(0.2, 1))
         os.killpg(process.pid, signal.SIGKILL) if kill % 2 else process.kill()
         process.wait()
-    subprocess.run([*command, "out"], check=True)
+    subprocess.run([*command, "out"], check=True, cwd=here)
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
     # Each kill costs at most the item of each of the two workers; the bad one is tried each time.
     again = len([name for name in made(tmp_path) if name != "50.txt"]) - 79
@@ -319,21 +310,17 @@ def test_a_worker_holds_one_item():
     assert len(taken) == 20
 
 
-def note_and_wait(name, folder):
-    """Note the process; `b` never ends, and `a` when `b` is there."""
-    Path(folder, name).write_text(str(os.getpid()))
-    while name == "b" or not (Path(folder, "b").exists() and Path(folder, "b").read_text()):
-        time.sleep(0.01)
-
-
 def test_leaving_early_ends_the_processes(tmp_path):
-    items = [("a", str(tmp_path)), ("b", str(tmp_path))]
-    run = prep.run_in_workers(note_and_wait, items, workers=2)
-    assert next(run) == (0, None)
+    note = tmp_path / "b"
+    endless = f"Path({str(note)!r}).write_text(str(os.getpid())) and time.sleep(600)"
+    run = prep.run_in_workers(act, [("a", "os.getpid()"), ("b", endless)], workers=2)
+    _, pid = next(run)
+    while not (note.exists() and note.read_text()):
+        time.sleep(0.01)
     run.close()
-    for name in "ab":
+    for ended in (pid, int(note.read_text())):
         with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / name).read_text()), 0)
+            os.kill(ended, 0)
 
 
 INTERRUPTED = """
@@ -362,7 +349,7 @@ SETTINGS = {"rate": 16000}
 
 
 @pytest.mark.parametrize("cut", [1, 8])
-def test_a_line_that_was_cut_off_is_forgotten_and_other_damage_is_named(tmp_path, cut):
+def test_a_cut_off_line_is_forgotten_and_other_damage_and_other_runs_are_named(tmp_path, cut):
     with Journal(tmp_path, "audio", SETTINGS) as journal:
         journal.note("done", "a.npy", A)
         journal.note("done", "b.npy", B)
@@ -381,13 +368,10 @@ def test_a_line_that_was_cut_off_is_forgotten_and_other_damage_is_named(tmp_path
         Journal(tmp_path, "audio", SETTINGS)
     with pytest.raises(OutputError, match=r"audio\.journal: cannot be written"):
         Journal(path, "audio", SETTINGS)
-
-
-def test_two_runs_of_a_step_in_one_folder_are_refused(tmp_path):
-    with Journal(tmp_path, "audio", SETTINGS) as journal, Journal(tmp_path, "other", SETTINGS):
+    with Journal(tmp_path, "other", SETTINGS) as journal, Journal(tmp_path, "third", SETTINGS):
         for _ in range(2):
             with pytest.raises(UsageError, match="another s2f is at work"):
-                Journal(tmp_path, "audio", SETTINGS)
+                Journal(tmp_path, "other", SETTINGS)
             journal.finish()  # writes it anew
 
 
@@ -395,11 +379,11 @@ def test_a_line_that_cannot_be_written_is_named_once(tmp_path):
     """No file may grow larger, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    refused = pytest.raises(OutputError, match=r"audio\.journal")
     try:
-        with pytest.raises(OutputError, match=r"audio\.journal"):
-            with Journal(tmp_path, "audio", SETTINGS) as journal:
-                for n in range(1000):
-                    journal.note("start", f"{n}.npy", A)
+        with refused, Journal(tmp_path, "audio", SETTINGS) as journal:
+            for n in range(1000):
+                journal.note("start", f"{n}.npy", A)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     with Journal(tmp_path, "audio", SETTINGS) as journal:
