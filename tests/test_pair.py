@@ -100,19 +100,16 @@ def test_the_person_in_both_voxcelebs_is_one_and_namesakes_in_one_are_not(tmp_pa
     assert len(people.find("JOSÉ_X")[0]) == 2
 
 
-@pytest.mark.parametrize(
-    ("texts", "why"),
-    [
+def test_meta_files_that_cannot_be_right_are_refused(tmp_path):
+    for texts, why in (
         (("Name,Gender\nAnn,f\n",), "no ids"),
         (("VoxCeleb1 ID,Name\n10001,Ann\n",), "line 2.*'10001'"),
         ((VOX2_OFFICIAL, VOX2_OFFICIAL.replace("n009999", "n008888")), "id00012"),
         ((VOX2_OLD, FULL_VOX2.replace("Harry_Connick_Jr.", "Harry")), "id00019"),
         ((VOX2_OFFICIAL + "id00020,n1,m,dev\n",), "line 5.*'n1'"),
-    ],
-)
-def test_meta_files_that_cannot_be_right_are_refused(texts, why, tmp_path):
-    with pytest.raises(DatasetError, match=why):
-        read(tmp_path, *texts)
+    ):
+        with pytest.raises(DatasetError, match=why):
+            read(tmp_path, *texts)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,7 @@ def test_a_photo_of_the_size_is_a_copy_only_if_it_is_stored_as_it_would_be(tmp_p
     exif[0x0112] = 6  # sideways
     gradient(64, 64).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
     with Image.open(make(resize_step(64), tmp_path / "a.png")) as seen:
-        assert not seen.getexif()
-        assert np.array_equal(np.asarray(seen), np.asarray(gradient(64, 64)))
+        assert not seen.getexif() and np.array_equal(np.asarray(seen), np.asarray(gradient(64, 64)))
     gradient(64, 64).save(tmp_path / "a.jpg", format="PNG")
     with Image.open(make(resize_step(64), tmp_path / "a.jpg")) as seen:
         assert seen.format == "JPEG"
@@ -128,8 +127,7 @@ def test_a_face_in_the_wild_is_framed_like_its_photo(tmp_path, turn, zoom, x, y,
         with Image.open(make(faces_step("dlib"), tmp_path / "a.png")) as face:
             off.append(eyes_off(np.asarray(face, float), np.asarray(framed, float)))
     distance, likeness = np.array(off).T
-    assert distance.mean() < 1.5 and distance.max() <= 2.3
-    assert likeness.min() > 0.85
+    assert distance.mean() < 1.5 and distance.max() <= 2.3 and likeness.min() > 0.85
 
 
 @pytest.fixture
@@ -204,7 +202,7 @@ def test_photos_get_what_the_encoder_makes_of_them(encoder, tmp_path):
             torch.testing.assert_close(torch.from_numpy(saved), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_fit_is_the_checkpoints(tmp_path):
+def test_the_checkpoint_decides_the_fit_and_the_settings(models, tmp_path):
     Image.new("RGB", (100, 50), (255, 255, 255)).save(tmp_path / "wide.png")
     for fit, dark in (("squash", False), ("letterbox", True)):
         step = embeddings_step(save_encoder(tmp_path / fit, fit=fit), "cpu")
@@ -212,9 +210,6 @@ def test_the_fit_is_the_checkpoints(tmp_path):
         assert pixels.shape == (3, 224, 224) and pixels.dtype == np.uint8
         assert (pixels.min() == 0) == dark
     assert step.rename("id1/images/a.b.jpg") == "id1/images/a.b_embedding.npy"
-
-
-def test_other_weights_or_preprocessing_are_other_settings(models, tmp_path):
     paths = [models / f"{m}/face_encoder.safetensors" for m in ("demo", "other")]
     for channels in ("RGB", "BGR"):
         torch.manual_seed(5)
