@@ -1,6 +1,5 @@
 """Tests of s2f.audio; each expected value says where it comes from.
 
-What is heard is the voice that was written: the correlation with it, at the best shift, is near 1.
 `record` is tested with a mock of sounddevice 0.5.6, as its source has it: importing it raises
 OSError without PortAudio; `query_devices` raises PortAudioError where there is no device and
 ValueError where the default one has no input; `read(n)` gives [n c] and whether some were dropped.
@@ -79,16 +78,7 @@ def voice() -> np.ndarray:
 
 
 def recording(
-    name: str,
-    codec: str = "",
-    rate: int = SAMPLE_RATE,
-    n_channels: int = 1,
-    *,
-    first: str = "",
-    change: Callable[[np.ndarray], np.ndarray] = np.array,
-    edit: Callable[[bytes], bytes] = bytes,
-    video: bool = False,
-    **options: str,
+    name, codec="", rate=SAMPLE_RATE, c=1, *, first="", change=np.array, edit=bytes, **options
 ) -> Make:
     """A file of the voice, or a change of it, that libsndfile (upper case) or FFmpeg encodes.
 
@@ -98,13 +88,14 @@ def recording(
     def make(folder: Path, voice: np.ndarray) -> Path:
         path = folder / (first or name)
         samples = soxr.resample(change(voice), SAMPLE_RATE, rate, "HQ")
-        samples = np.repeat(samples[:, np.newaxis], n_channels, axis=1)
+        samples = np.repeat(samples[:, np.newaxis], c, axis=1)
         if codec.isupper():
             soundfile.write(path, samples, rate, subtype=codec)
         elif codec and codec not in av.codecs_available:
             pytest.skip(f"this PyAV has no {codec}")
         elif codec:
-            write_av(path, samples, codec, rate, video=video, options=options)
+            video = "video" in options
+            write_av(path, samples, codec, rate, video, {} if video else options)
         (folder / name).write_bytes(edit(path.read_bytes() if codec else b""))
         return folder / name
 
@@ -143,16 +134,13 @@ MUSIC, OPUS = ("aac", 44_100), ("libopus", 48_000)
 HEARD: dict[str, tuple[Make, float]] = {
     "8 bit": (recording("a.wav", "PCM_U8"), LOSSY),
     "16 bit": (recording("a.wav", "PCM_16"), EXACT),
-    "24 bit": (recording("a.wav", "PCM_24"), EXACT),
     "mu-law": (recording("a.wav", "ULAW", 8_000), NARROW),
     "GSM": (recording("a.wav", "GSM610", 8_000), PHONE),
     "ADPCM": (recording("a.wav", "IMA_ADPCM"), LOSSY),
-    "8 kHz": (recording("a.wav", "PCM_16", 8_000), NARROW),
     "44.1 kHz stereo": (recording("a.wav", "PCM_16", 44_100, 2), LOSSY),
     "192 kHz": (recording("a.wav", "PCM_32", 192_000), LOSSY),
     "AIFF": (recording("a.aiff", "PCM_16"), EXACT),
     "CAF ALAC": (recording("a.caf", "ALAC_16"), EXACT),
-    "Sun": (recording("a.au", "ULAW", 8_000), NARROW),
     "FLAC": (recording("a.flac", "PCM_16"), EXACT),
     "Vorbis": (recording("a.ogg", "VORBIS", 44_100, 2), LOSSY),
     "MP3": (recording("a.mp3", "MPEG_LAYER_III", 44_100), LOSSY),
@@ -174,11 +162,6 @@ HEARD: dict[str, tuple[Make, float]] = {
     "chunk of odd length": (recording("a.wav", "PCM_16", edit=chunks(0, 0, odd=ODD)), EXACT),
     "trailing": (recording("a.flac", "PCM_16", first="b.wav", edit=lambda c: c + b"x" * 99), EXACT),
     "truncated WAV": (recording("a.wav", "PCM_16", edit=lambda c: c[: len(c) // 2]), EXACT),
-    "truncated MP3": (
-        recording("a.mp3", "libmp3lame", 44_100, edit=lambda c: c[: len(c) // 2]),
-        LOSSY,
-    ),
-    "quiet": (recording("a.wav", "PCM_24", change=lambda v: v / 300), LOSSY),
     "clipped": (recording("a.wav", "PCM_24", change=lambda v: np.clip(20 * v, -1, 1)), 0.7),
 }
 
@@ -204,11 +187,8 @@ def test_an_odd_recording_is_heard(tmp_path, voice, kind):
     assert correlation(heard, voice) >= wanted
 
 
-def fifo(folder: Path, voice: np.ndarray) -> Path:
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("this system has no named pipes")
-    os.mkfifo(folder / "a.wav")
-    return folder / "a.wav"
+def rubble(content: bytes) -> bytes:
+    return content[: content.index(b"mdat") + 4].ljust(len(content), b"\xff")
 
 
 # Both name a recording, which would be opened.
@@ -223,32 +203,15 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "header only": (recording("a.wav", "PCM_16", edit=lambda c: c[:44]), "holds no samples"),
     "start of M4A": (recording("a.m4a", *MUSIC, edit=lambda c: c[:9_000]), "holds no sound"),
     "silence": (recording("a.wav", "PCM_16", change=np.zeros_like), "holds only silence"),
-    "no number": (
-        recording("a.wav", "FLOAT", change=lambda v: v + np.nan),
-        "holds samples that are NaN",
-    ),
+    "no number": (recording("a.wav", "FLOAT", change=lambda v: v * np.nan), "holds samples that"),
     "short": (recording("a.wav", "PCM_16", change=lambda v: v[:7_000]), "lasts 0.44 s; wanted 0.5"),
-    "video without sound": (
-        lambda folder, _: write_av(folder / "a.mp4", None, video=True),
-        "has no sound track that can be decoded, only video",
-    ),
-    "rubble": (
-        recording(
-            "a.m4a",
-            *MUSIC,
-            edit=lambda c: c[: c.index(b"mdat") + 4].ljust(len(c), b"\xff"),
-            movflags="faststart",
-        ),
-        "is damaged: none of",
-    ),
+    "video": (lambda folder, _: write_av(folder / "a.mp4", None, video=True), "has no sound track"),
+    "rubble": (recording("a.m4a", *MUSIC, edit=rubble, movflags="faststart"), "is damaged: none"),
     "playlist": (recording("a.m3u", "PCM_16", first="own.wav", edit=lambda _: PLAYLIST), NOT_SOUND),
     "concat": (recording("a.mp3", "PCM_16", first="own.wav", edit=lambda _: CONCAT), NOT_SOUND),
-    "false rate": (
-        recording("a.wav", "PCM_16", edit=lambda c: c[:24] + b"\3\0\0\0" + c[28:]),
-        "claims 3 samples a second",
-    ),
+    "rate": (recording("a.wav", "PCM_16", edit=lambda c: c[:24] + b"\3\0" + c[26:]), "claims 3 "),
     "folder": (lambda folder, _: folder, "is a folder"),
-    "named pipe": (fifo, "is not a regular file"),
+    "pipe": (lambda folder, _: os.mkfifo(folder / "a.wav") or folder / "a.wav", "is not a regular"),
 }
 
 
@@ -354,22 +317,14 @@ def test_one_sample_that_is_not_finite_is_found_wherever_it_is(rate, position, v
 
 
 @settings(max_examples=40)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    n=st.integers(8_000, 40_000),
-    scale=st.floats(1e-3, 2),
-    subtype=st.sampled_from(["PCM_16", "FLOAT"]),
-)
-def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, subtype):
+@given(st.integers(0, 2**32 - 1), st.integers(8_000, 40_000), st.floats(1e-3, 2), st.booleans())
+def test_the_samples_are_those_of_ffmpeg_normalize(seed, n, scale, whole):
     """Up to a scale of 2, where half of them are clipped."""
-    samples = (scale * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
-    if subtype == "PCM_16":
-        samples = np.rint(samples * 32768).clip(-32768, 32767).astype(np.int16)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.wav"
-        soundfile.write(path, samples, SAMPLE_RATE, subtype=subtype)
-        ours = audio.to_int16(read_speech(path))
-        np.testing.assert_array_equal(ours, ffmpeg_normalize(samples))
+    samples, file = (scale * np.random.default_rng(seed).standard_normal(n)), io.BytesIO()
+    samples = audio.to_int16(samples) if whole else samples.astype(np.float32)
+    soundfile.write(file, samples, SAMPLE_RATE, "PCM_16" if whole else "FLOAT", format="WAV")
+    file.seek(0)
+    np.testing.assert_array_equal(audio.to_int16(read_speech(file)), ffmpeg_normalize(samples))
 
 
 @pytest.mark.data
@@ -466,28 +421,16 @@ def test_a_part_that_makes_no_sense_is_refused_before_anything_is_read(option, v
         read_speech(Path("nowhere.wav"), **options)
 
 
-class Counted(io.BytesIO):
-    """Counts the bytes that are read."""
-
-    n_read = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size)
-        self.n_read += len(data)
-        return data
-
-    def readinto(self, buffer) -> int:  # what libsndfile's reader may take instead
-        self.n_read += len(buffer)
-        return super().readinto(buffer)
-
-
 @pytest.mark.parametrize("kind", [("a.flac", "PCM_16"), ("a.m4a", "aac")])
 def test_what_comes_after_the_part_is_not_read(tmp_path, kind):
     """7 s of two minutes; a block is 4 s, and FFmpeg looks at the first seconds besides."""
     path = recording(*kind)(tmp_path, np.tile(noise(60 * SAMPLE_RATE), 2))
-    file = Counted(path.read_bytes())
-    assert len(read_speech(file, start=2, duration=5)) == 5 * SAMPLE_RATE
-    assert file.n_read < 0.2 * len(file.getvalue())
+    file, n_read = io.BytesIO(path.read_bytes()), []
+    counted = mock.Mock(wraps=file)
+    counted.read = lambda size=-1: n_read.append(len(data := file.read(size))) or data
+    counted.readinto = lambda buffer: n_read.append(len(buffer)) or file.readinto(buffer)
+    assert len(read_speech(counted, start=2, duration=5)) == 5 * SAMPLE_RATE
+    assert 0 < sum(n_read) < 0.2 * len(file.getvalue())
 
 
 # Clips
@@ -508,18 +451,16 @@ def test_shorter_speech_is_looped_longer_is_cut_and_its_rest_kept_from_half_a_cl
 
 
 @pytest.mark.parametrize(
-    ("dtype", "subtype"),
-    [("float32", "FLOAT"), ("float64", "DOUBLE"), ("int16", "PCM_16"), ("int32", "PCM_32")],
+    "kind", ["float32 FLOAT", "float64 DOUBLE", "int16 PCM_16", "int32 PCM_32"]
 )
 @pytest.mark.parametrize("rate", [SAMPLE_RATE, 44_100])
 @pytest.mark.parametrize("n_channels", [0, 1, 6])  # 0: [n]
-def test_an_array_gives_the_very_speech_of_a_file(tmp_path, dtype, subtype, rate, n_channels):
+def test_an_array_gives_the_very_speech_of_a_file(tmp_path, kind, rate, n_channels):
+    dtype, subtype = kind.split()
     samples = noise(100_000 * max(1, n_channels)).astype(np.float64)
     if dtype.startswith("int"):
         samples = np.rint(samples * np.iinfo(dtype).max * 0.5)
-    samples = samples.astype(dtype)
-    if n_channels:
-        samples = samples.reshape(-1, n_channels)
+    samples = samples.astype(dtype).reshape((-1, n_channels) if n_channels else -1)
     soundfile.write(tmp_path / "a.wav", samples, rate, subtype=subtype)
     array = Waveform(samples, rate)
     np.testing.assert_array_equal(read_speech(tmp_path / "a.wav"), read_speech(array))
@@ -529,8 +470,6 @@ def test_an_array_gives_the_very_speech_of_a_file(tmp_path, dtype, subtype, rate
 def test_integers_have_the_scale_of_their_type_and_are_not_changed_themselves():
     for kind, values, last in [
         ("uint8", [0, 128, 255], 127 / 128),
-        ("int8", [-128, 0, 64], 0.5),
-        ("uint16", [0, 32768, 49152], 0.5),
         ("int64", [-(2**63), 0, 2**62], 0.5),
         (">i2", [-32768, 0, 16384], 0.5),
         (">f4 float16", [-1, 0, 0.5], 0.5),
@@ -546,7 +485,6 @@ def test_integers_have_the_scale_of_their_type_and_are_not_changed_themselves():
 def test_an_array_that_is_no_sound_is_refused_by_name():
     for samples, rate, part in [
         (np.empty(0), 16_000, "holds no samples"),
-        (np.empty((9, 0)), 16_000, "holds no samples"),
         (np.array([0.1, 1e300]), 16_000, "holds samples that are NaN or infinite"),
         (np.array(0.1), 16_000, r"is an array \[\]; wanted a NumPy array \[n\] or \[n c\]"),
         (np.zeros((2, 99)), 16_000, r"is an array \[2, 99\]"),
@@ -564,20 +502,10 @@ def test_an_array_that_is_no_sound_is_refused_by_name():
 
 
 class Pipe(io.BytesIO):
-    """A stream that cannot seek, and may fail."""
+    """A stream that cannot seek."""
 
-    fails = False
-
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, *_: int) -> int:
-        raise io.UnsupportedOperation("seek")
-
-    def read(self, size: int | None = -1) -> bytes:
-        if self.fails:
-            raise OSError(5, "Input/output error")
-        return super().read(size)
+    seekable = mock.Mock(return_value=False)
+    seek = mock.Mock(side_effect=io.UnsupportedOperation("seek"))
 
 
 @pytest.mark.parametrize("kind", ["in memory", "of a pipe", "of a file that lost its name"])
@@ -598,12 +526,12 @@ def test_a_stream_is_read_as_its_file_is(tmp_path, voice, kind, name):
         assert not stream.closed
 
 
-@pytest.mark.parametrize(
-    ("data", "part"), [(b"", "is empty"), (b"hello", "holds no sound"), (None, "cannot be read")]
-)
-def test_a_stream_that_is_no_recording_is_refused_by_name(monkeypatch, data, part):
-    monkeypatch.setattr(Pipe, "fails", data is None)
-    for stream in (Pipe(data), io.BytesIO(data)) if data is not None else (Pipe(),):
+def test_a_stream_that_is_no_recording_is_refused_by_name():
+    broken = Pipe()
+    broken.read = mock.Mock(side_effect=OSError(5, "Input/output error"))
+    streams = {Pipe(): "is empty", io.BytesIO(): "is empty", broken: "cannot be read"}
+    streams |= {Pipe(b"hello"): "holds no sound", io.BytesIO(b"hello"): "holds no sound"}
+    for stream, part in streams.items():
         with pytest.raises(AudioError, match=f"standard input {part}"):
             read_speech(stream, name="standard input")
 
@@ -712,15 +640,14 @@ def test_a_sound_system_that_does_not_start_is_named(monkeypatch, tmp_path):
         assert re.search(said, f"{caught.value} {caught.value.hint}")
 
 
-@pytest.mark.parametrize("at", ["query", "open", "start", "read"])
+@pytest.mark.parametrize("at", range(4), ids=["query", "open", "start", "read"])
 @pytest.mark.parametrize("kind", [PortAudioError, ValueError, KeyboardInterrupt])
 def test_a_device_that_is_not_there_or_refuses_is_named_and_closed(microphone, at, kind):
     """And one that records is closed by Ctrl-C."""
     stream = microphone.InputStream.return_value
-    steps = {"query": microphone.query_devices, "open": microphone.InputStream}
-    steps |= {"start": stream.start, "read": stream.read}
+    steps = [microphone.query_devices, microphone.InputStream, stream.start, stream.read]
     steps[at].side_effect = kind("Device unavailable [PaErrorCode -9985]")
     wanted = kind if kind is KeyboardInterrupt else DeviceError
     with pytest.raises(wanted, match="Device unavailable"):
         record(2)
-    assert stream.close.called is (at in ("start", "read"))
+    assert stream.close.called is (at >= 2)

@@ -1,10 +1,5 @@
-"""Checkpoints: a round trip changes nothing, and whatever is not ours is refused by name.
+"""Checkpoints, models and their names, and weight files of others, fetched from a folder."""
 
-And which files a model's name stands for; and weight files of others, fetched from a folder in the
-place of a server.
-"""
-
-import dataclasses
 import hashlib
 import json
 import random
@@ -12,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -49,8 +44,7 @@ def parts_encoder() -> PartsEncoder:
 
 
 def decoder() -> face_decoder.FaceDecoder:
-    config = dataclasses.replace(DECODER, landmarks_68=((0, 1, 0.5),) * 68)
-    network = face_decoder.FaceDecoder(config)
+    network = face_decoder.FaceDecoder(replace(DECODER, landmarks_68=((0, 1, 0.5),) * 68))
     network.mean_landmarks.fill_(3.0)
     return network
 
@@ -58,13 +52,6 @@ def decoder() -> face_decoder.FaceDecoder:
 def save_voice(path: Path, front_end: FrontEnd, network: Any = None) -> None:
     network = network or voice_encoder.VoiceEncoder(VOICE)
     save(path, network, card=CARD, embedding_space="space", front_end=front_end)
-
-
-def rewrite(path: Path, **changes: object) -> None:
-    """Change fields of a checkpoint's header."""
-    header = read_header(path) | changes
-    tensors = safetensors.torch.load_file(path)
-    safetensors.torch.save_file(tensors, path, {"s2f": json.dumps(header)})
 
 
 # There and back
@@ -85,8 +72,8 @@ def rewrite(path: Path, **changes: object) -> None:
     ],
 )
 def test_a_network_comes_back_as_it_was_frozen_and_ready_for_use(
-    tmp_path: Path, kind: str, x: tuple[int, ...], make: Callable[[], Any], front_end: FrontEnd
-) -> None:
+    tmp_path, kind, x, make, front_end
+):
     network, own = make().eval(), None if kind == "face_encoder" else "space"
     space = save(tmp_path / "e", network, card=CARD, embedding_space=own, front_end=front_end)
     back = load(tmp_path / "e", kind)
@@ -100,7 +87,7 @@ def test_a_network_comes_back_as_it_was_frozen_and_ready_for_use(
     assert not any(p.requires_grad for p in back.network.parameters())
 
 
-def test_half_precision_is_kept_if_that_is_asked_for(tmp_path: Path) -> None:
+def test_half_precision_is_kept_if_that_is_asked_for(tmp_path):
     path, network = tmp_path / "e", encoder()
     save(path, network, card=CARD, storage=torch.float16)
     widened = load(path, "face_encoder").network
@@ -119,7 +106,7 @@ def test_half_precision_is_kept_if_that_is_asked_for(tmp_path: Path) -> None:
         assert {t.dtype for t in whole.parameters()} == {torch.float32}
 
 
-def test_the_same_weights_define_a_space_by_how_pictures_are_prepared(tmp_path: Path) -> None:
+def test_the_same_weights_define_a_space_by_how_pictures_are_prepared(tmp_path):
     network, spaces = encoder(), []
     for name in ("rcmalli", "seed", "rcmalli"):
         network.preprocessing = PREPROCESSING[name]
@@ -127,13 +114,13 @@ def test_the_same_weights_define_a_space_by_how_pictures_are_prepared(tmp_path: 
     assert spaces[0] == spaces[2] != spaces[1]
 
 
-def test_what_was_called_ast_and_is_our_own_log_mel_is_called_so(tmp_path: Path) -> None:
+def test_what_was_called_ast_and_is_our_own_log_mel_is_called_so(tmp_path):
     """Files of before torchaudio's features: `ast` with clips of another length than AST's."""
     for clip_samples, kind in ((16_000, "log_mel"), (164_160, "ast")):
-        front_end = dataclasses.replace(FRONT_ENDS["ast"], clip_samples=clip_samples)
+        front_end = replace(FRONT_ENDS["ast"], clip_samples=clip_samples)
         save_voice(tmp_path / "v", front_end)
         found = load(tmp_path / "v", "voice_encoder").front_end
-        assert found == dataclasses.replace(front_end, kind=kind)
+        assert found == replace(front_end, kind=kind)
     (path,) = choose("demo", ("voice_encoder",)).paths.values()  # the bundled: no torchaudio
     assert load(path, "voice_encoder").front_end.kind == "log_mel"
 
@@ -153,8 +140,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.slow
-def test_a_large_network_takes_its_memory_once(tmp_path: Path) -> None:
-    config = dataclasses.replace(face_encoder.CONFIGS["paper"], hidden=1024)  # 160 MB
+def test_a_large_network_takes_its_memory_once(tmp_path):
+    config = replace(face_encoder.CONFIGS["paper"], hidden=1024)  # 160 MB
     path = tmp_path / ENCODER_FILE
     save(path, face_encoder.VGGFace(config, PREPROCESSING["serengil"]), card=CARD)
     n_bytes = path.stat().st_size
@@ -164,17 +151,15 @@ def test_a_large_network_takes_its_memory_once(tmp_path: Path) -> None:
         command = [sys.executable, "-c", LOADED, *arguments]
         return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
-    try:
-        assert peak(tmp_path) < peak() + 1.25 * n_bytes
-    finally:
-        path.unlink()  # pytest keeps folders
+    assert peak(tmp_path) < peak() + 1.25 * n_bytes
+    path.unlink()  # pytest keeps folders
 
 
 # What is not ours, or does not fit
 
 
 @pytest.mark.parametrize("where", ["payload", "header"])
-def test_a_flipped_bit_is_found_and_no_crash(tmp_path: Path, where: str) -> None:
+def test_a_flipped_bit_is_found_and_no_crash(tmp_path, where):
     """Every one of the payload; of the header most: the words of a card are its writer's."""
     path = tmp_path / "e"
     save(path, encoder(), card=CARD)
@@ -199,35 +184,32 @@ def test_a_flipped_bit_is_found_and_no_crash(tmp_path: Path, where: str) -> None
     [
         ({"version": 99}, "has format version 99; this program reads 1"),
         ({"kind": "cat"}, "is a cat; wanted a face_encoder"),
-        ({"kind": 1}, "its header does not describe a checkpoint: kind is a int"),
         ({"card": []}, "its header does not describe a checkpoint: card is a list"),
         ({"preprocessing": "none"}, "its header does not describe a checkpoint"),
         ({"config": {"layers": [4]}}, "its config wants"),
         ({"config": {"cats": 9}}, "does not describe a face_encoder"),
         ({"config": {"architecture": "resnet"}}, "'resnet'; wanted vgg or parts"),
-        ({"config": {"architecture": None}}, "None; wanted vgg or parts"),
         ({"card": {"cats": 9}}, "does not describe a face_encoder"),
         ({"sha256": "0"}, "is damaged"),
         ({"embedding": 4}, "an embedding of 4 has no room for 2² windows of 1 values"),
         ({"landmarks": 72}, "its config wants"),
-        ({"windows": 1}, "its config wants"),
         ({"finder": [4, 4]}, "does not describe a face_encoder"),
     ],
 )
-def test_a_header_that_does_not_fit_is_refused(
-    tmp_path: Path, change: dict[str, object], part: str
-) -> None:
-    """Of a face encoder; the last four are of one of parts, whose config is changed."""
-    config = dataclasses.asdict(PARTS)
+def test_a_header_that_does_not_fit_is_refused(tmp_path, change, part):
+    """Of a face encoder; the last three are of one of parts, whose config is changed."""
+    path, config = tmp_path / "e", asdict(PARTS)
     of_parts = bool(config.keys() & change.keys())
-    save(tmp_path / "e", parts_encoder() if of_parts else encoder(), card=CARD)
-    rewrite(tmp_path / "e", **({"config": config | change} if of_parts else change))
+    save(path, parts_encoder() if of_parts else encoder(), card=CARD)
+    header = read_header(path) | ({"config": config | change} if of_parts else change)
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, {"s2f": json.dumps(header)})
     with pytest.raises(CheckpointError, match=part):
-        load(tmp_path / "e", "face_encoder")
+        load(path, "face_encoder")
 
 
 @needs_transformers
-def test_a_front_end_that_does_not_fit_its_encoder_is_refused(tmp_path: Path) -> None:
+def test_a_front_end_that_does_not_fit_its_encoder_is_refused(tmp_path):
     save_voice(tmp_path / "v", FRONT_ENDS["paper"])
     with pytest.raises(CheckpointError, match="its front end gives 2 x 257"):
         load(tmp_path / "v", "voice_encoder")
@@ -239,7 +221,7 @@ def test_a_front_end_that_does_not_fit_its_encoder_is_refused(tmp_path: Path) ->
 NOT_OURS = "e: is not a checkpoint of s2f"
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / "e"
     save(path, encoder(), card=CARD)
     half = path.read_bytes()[: path.stat().st_size // 2]
@@ -247,10 +229,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     for content, message in [
         (None, "no such checkpoint"),
         (b"", NOT_OURS),
-        (b"\xff" * 64, NOT_OURS),
         (half, NOT_OURS),
         ({}, "not one that s2f wrote"),
-        ({"s2f": "{"}, NOT_OURS),
         ({"s2f": "[]"}, "has format version"),
         ({"s2f": "[" * 100_000}, NOT_OURS),
         ({"s2f": '{"version": 1, "kind": "face_encoder"}'}, "checkpoint: config is missing"),
@@ -265,9 +245,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
                 read(path, "face_encoder")
 
 
-def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     full = safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
     monkeypatch.setattr(safetensors.torch, "save_file", mock.Mock(side_effect=full))
     with pytest.raises(OutputError, match="e: cannot be written: I/O error: No space left"):
@@ -275,7 +253,7 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_card_of_a_data_tree_is_taken_over(tmp_path: Path) -> None:
+def test_the_card_of_a_data_tree_is_taken_over(tmp_path):
     assert Card.of_data(tmp_path, "cats") == Card("cats")
     (tmp_path / "card.json").write_text('{"data": "six cats"}')
     assert Card.of_data(tmp_path, "cats") == Card("cats", data="six cats")
@@ -284,23 +262,18 @@ def test_the_card_of_a_data_tree_is_taken_over(tmp_path: Path) -> None:
         Card.of_data(tmp_path, "cats")
 
 
-def test_the_hash_is_that_of_old_files_whatever_the_type() -> None:
+def test_the_hash_is_that_of_old_files_whatever_the_type():
     """By hand: name, type and shape in a line, then the bytes, in the order of the names."""
-    tensors = {
-        "b": torch.arange(6).reshape(2, 3),
-        "a": torch.ones(5).half(),
-        "brain": torch.ones(2, dtype=torch.bfloat16),
-        "flag": torch.tensor([True, False]),
-    }
+    tensors = {"b": torch.arange(6).reshape(2, 3), "a": torch.ones(5).half()}
+    tensors |= {"brain": torch.ones(2).bfloat16(), "flag": torch.tensor([True, False])}
     digest = hashlib.sha256(b"a torch.float16 (5,)\n" + 5 * b"\x00\x3c")
     digest.update(b"b torch.int64 (2, 3)\n" + b"".join(k.to_bytes(8, "little") for k in range(6)))
     digest.update(b"brain torch.bfloat16 (2,)\n" + 2 * b"\x80\x3f")
     digest.update(b"flag torch.bool (2,)\n\x01\x00")
     assert checkpoint.payload_sha256(tensors) == digest.hexdigest()
-    wide = torch.arange(12.0).reshape(3, 4)  # a view is hashed as what it shows
-    assert checkpoint.payload_sha256({"a": wide.t()}) == checkpoint.payload_sha256(
-        {"a": wide.t().contiguous()}
-    )
+    view = torch.arange(12.0).reshape(3, 4).t()  # is hashed as what it shows
+    hashes = {checkpoint.payload_sha256({"a": tensor}) for tensor in (view, view.contiguous())}
+    assert len(hashes) == 1
 
 
 # Models
@@ -320,21 +293,18 @@ def cached(bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_cache_is(monkeypatch):
     monkeypatch.setenv("HOME", "/c")
-    for own, xdg, folder in [
-        ("/a", "/b", "/a"),
-        ("", "/b", "/b/s2f/models"),
-        ("", "", "/c/.cache/s2f/models"),
-    ]:
+    expected = {("/a", "/b"): "/a", ("", "/b"): "/b/s2f/models", ("", ""): "/c/.cache/s2f/models"}
+    for (own, xdg), folder in expected.items():
         monkeypatch.setenv("S2F_MODELS", own)
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
         assert checkpoint.cache() == Path(folder)
 
 
 def test_a_bundled_name_goes_before_the_cache_that_before_a_folder_and_others_are_refused(
-    cached: Path, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cached, bundled, tmp_path, monkeypatch
+):
     for folder in (cached / "other", *(tmp_path / name for name in ("demo", "mine", "here"))):
         shutil.copytree(bundled / "demo", folder)
     monkeypatch.chdir(tmp_path)
@@ -348,7 +318,7 @@ def test_a_bundled_name_goes_before_the_cache_that_before_a_folder_and_others_ar
     assert found == {name: folder / ENCODER_FILE for name, folder in places.items()}
 
 
-def test_single_files_take_the_place_of_the_models_own(cached: Path, bundled: Path) -> None:
+def test_single_files_take_the_place_of_the_models_own(cached, bundled):
     voice, decoder = bundled / "other" / VOICE_FILE, bundled / "demo" / DECODER_FILE
     kinds, files = ("voice_encoder", "face_decoder"), {"voice_encoder": voice}
     choice = choose("demo", kinds, files=files)
@@ -362,14 +332,12 @@ def test_single_files_take_the_place_of_the_models_own(cached: Path, bundled: Pa
     assert (choice.paths, choice.name) == (files, name)
     with pytest.raises(UsageError, match="is given as face_encoder; only voice_encoder and face"):
         choose("demo", kinds, files={"face_encoder": decoder})
-    with pytest.raises(CheckpointError, match="is a face_decoder; wanted a voice_encoder"):
-        choose("demo", files={"voice_encoder": decoder})
     choose("half", ("face_decoder",))
     with pytest.raises(CheckpointError, match=rf"{VOICE_FILE}: no such checkpoint"):
         choose("half", kinds)
 
 
-def test_the_list_has_what_is_bundled_and_what_is_cached_damaged_files_too(cached: Path) -> None:
+def test_the_list_has_what_is_bundled_and_what_is_cached_damaged_files_too(cached):
     shutil.copy(cached / "mine" / DECODER_FILE, cached / "mine" / ENCODER_FILE)
     listed = {entry.name: entry for entry in entries()}
     facts = listed["demo"].networks["face_encoder"]
@@ -387,10 +355,10 @@ def test_the_list_has_what_is_bundled_and_what_is_cached_damaged_files_too(cache
     assert set(listed["mine"].networks) == {"voice_encoder", "face_decoder"}
     assert "is a face_decoder" in listed["mine"].errors["face_encoder"].message
     (folder,) = entries(cached / "half")
-    assert folder == dataclasses.replace(listed["half"], where="folder")
+    assert folder == replace(listed["half"], where="folder")
 
 
-def test_reading_headers_and_choosing_do_not_import_torch(models: Path) -> None:
+def test_reading_headers_and_choosing_do_not_import_torch(models):
     code = "import sys; from pathlib import Path; from s2f.checkpoint import choose, entries\n"
     code += f"choose(Path({str(models / 'demo')!r})); entries(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -409,15 +377,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch/hub/checkpoints"
 
 
-def served(tmp_path: Path, content: bytes) -> tuple[str, str]:
+def served(tmp_path: Path, content: bytes = CONTENT) -> tuple[str, str]:
     (tmp_path / "net.pth").write_bytes(content)
     return (tmp_path / "net.pth").as_uri(), SHA256
 
 
-def test_a_file_is_fetched_once_and_offline_the_error_says_which_goes_where(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = served(tmp_path, CONTENT)
+def test_a_file_is_fetched_once_and_offline_the_error_says_where(hub, tmp_path, monkeypatch):
+    wanted = served(tmp_path)
     assert checkpoint.locate(*wanted).read_bytes() == CONTENT
     (tmp_path / "net.pth").unlink()
     assert checkpoint.locate(*wanted) == hub / "net.pth"
@@ -431,19 +397,18 @@ def test_a_file_is_fetched_once_and_offline_the_error_says_which_goes_where(
     assert not list(hub.iterdir())
 
 
-def test_another_file_and_a_hub_that_cannot_be_used_are_refused(hub: Path, tmp_path: Path) -> None:
+def test_another_file_and_a_hub_that_cannot_be_used_are_refused(hub, tmp_path):
     with pytest.raises(DependencyError, match=f'of another SHA-256: .*expected "{SHA256}"'):
         checkpoint.locate(*served(tmp_path, b"<html>moved</html>"))
     assert not list(hub.iterdir())
     (hub / "net.pth").write_bytes(CONTENT[:-1])
     with pytest.raises(DependencyError, match=r"net\.pth: its SHA-256 is"):
-        checkpoint.locate(*served(tmp_path, CONTENT))
+        checkpoint.locate(*served(tmp_path))
     (hub / "net.pth").unlink()
     (hub / "net.pth").mkdir()
     with pytest.raises(DependencyError, match="cannot be read"):
-        checkpoint.locate(*served(tmp_path, CONTENT))
-    (hub / "net.pth").rmdir()
-    hub.rmdir()
+        checkpoint.locate(*served(tmp_path))
+    shutil.rmtree(hub)
     hub.symlink_to(tmp_path / "nowhere/at/all")
     with pytest.raises(OutputError, match="cannot be written"):
-        checkpoint.locate(*served(tmp_path, CONTENT))
+        checkpoint.locate(*served(tmp_path))

@@ -42,20 +42,18 @@ def make_face(
     folder: Path, k: int, *, photo: bool = True, embedding: Sequence[float] | None = None
 ) -> FaceFiles:
     """Write the photo of one colour, or an embedding, or both."""
+    stored = None if embedding is None else f"{k}_embedding.npy"
     if photo:
         Image.new("RGB", (20, 20), colour(k)).save(folder / f"{k}.png")
-    if embedding is not None:
-        np.save(folder / f"{k}_embedding.npy", np.array(embedding, np.float32))
-    stored = None if embedding is None else f"{k}_embedding.npy"
+    if stored:
+        np.save(folder / stored, np.array(embedding, np.float32))
     return FaceFiles(f"{k}", f"{k}.png" if photo else None, stored)
 
 
-def test_photos_are_embedded_in_batches_but_for_those_that_cannot_be_read(
-    tmp_path: Path, maker: Maker
-) -> None:
+def test_photos_are_embedded_in_batches_but_for_those_that_cannot_be_read(tmp_path, maker):
     faces = [make_face(tmp_path, k) for k in range(BATCH + 3)]
     (tmp_path / "1.png").write_bytes(b"no picture")
-    told: list[tuple[int, int, str]] = []
+    told = []
     gallery = Gallery(tmp_path, maker, lambda *step: told.append(step))
     failed = gallery.add(faces)
     assert list(failed) == [faces[1]] and "1.png" in failed[faces[1]].message
@@ -70,7 +68,7 @@ def test_photos_are_embedded_in_batches_but_for_those_that_cannot_be_read(
     assert table.dtype == np.float32 and table.shape == (BATCH + 3, 4)
 
 
-def test_what_stands_is_not_made_again(tmp_path: Path, maker: Maker) -> None:
+def test_what_stands_is_not_made_again(tmp_path, maker):
     near = expected(1) * 1.005
     faces = [
         make_face(tmp_path, 0, photo=False, embedding=[5, 6, 7, 8]),
@@ -84,7 +82,7 @@ def test_what_stands_is_not_made_again(tmp_path: Path, maker: Maker) -> None:
     assert gallery.n_unchecked == 1 and maker.embed.batches == [1, 1]
 
 
-def test_embeddings_of_another_face_encoder_are_refused(tmp_path: Path, maker: Maker) -> None:
+def test_embeddings_of_another_face_encoder_are_refused(tmp_path, maker):
     faces = [make_face(tmp_path, k, embedding=expected(k)) for k in range(8)]
     faces[3] = make_face(tmp_path, 3, embedding=-expected(3))
     message = r"3_embedding\.npy: is not what the face encoder makes of its photo: .* 2 of its norm"
@@ -98,16 +96,14 @@ def test_embeddings_of_another_face_encoder_are_refused(tmp_path: Path, maker: M
         Gallery(tmp_path, maker).add(faces)
 
 
-def test_an_embedding_is_a_row_of_any_precision_and_what_is_none_is_named(tmp_path: Path) -> None:
+def test_an_embedding_is_a_row_of_any_precision_and_what_is_none_is_named(tmp_path):
     for values in (np.arange(4, dtype=np.float16), np.arange(4.0)[np.newaxis]):
         np.save(tmp_path / "e.npy", values)
         found = read_embedding(tmp_path / "e.npy", 4)
         assert found.dtype == np.float32 and found.tolist() == [0, 1, 2, 3]
     for values, message in [
         (np.zeros(5, np.float32), r"holds float32 values \[5\]; wanted an embedding \[4\]"),
-        (np.zeros((2, 2), np.float32), r"holds float32 values \[2, 2\]"),
         (np.zeros(4, np.int16), r"holds int16 values \[4\]"),
-        (np.array([1, 2, np.nan, 4]), "holds values that are not finite"),
         (np.array([1, 2, 1e300, 4]), "holds values that are not finite"),
     ]:
         np.save(tmp_path / "e.npy", values)

@@ -1,7 +1,5 @@
 """The data tree: what is found in it, in which order, and what is missing by name."""
 
-from pathlib import Path
-
 import pytest
 from trees import grow
 
@@ -9,22 +7,20 @@ from s2f import layout
 from s2f.errors import DatasetError, ImageError
 
 
-def test_photos_come_sorted_and_share_the_landmarks_of_their_identity(tmp_path: Path) -> None:
+def test_photos_come_sorted_and_share_the_landmarks_of_their_identity(tmp_path):
     grow(tmp_path, ["b/2.jpg", "b/2_landmarks.npy", "b/3.png", "b/1.jpg", "a/1.jpg", "a/._1.jpg"])
     grow(tmp_path, ["a/1_landmarks.npy", "a/1_texture.jpg"])
     found = [(p.identity, p.path.name, p.target.name) for p in layout.photos(tmp_path)]
     assert found == [("a", "1.jpg", "1"), *(("b", n, "2") for n in ("1.jpg", "2.jpg", "3.png"))]
-
-
-def test_a_tree_without_photos_or_their_landmarks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="holds no photo"):
-        layout.photos(tmp_path)
+        layout.photos(tmp_path / "empty")
     grow(tmp_path, ["ann/0.jpg", "ann/0_texture.jpg"])
     with pytest.raises(DatasetError, match="ann: has 1 photos and no"):
         layout.photos(tmp_path)
 
 
-def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path: Path) -> None:
+def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path):
     """What macOS and `s2f prep` leave, and what lies beside photos, must not be trained on."""
     audios = ("v/1.npy", "0.npy", "._0.npy", ".s2f/audio/0.npy", "f_embedding.npy")
     images = ("f.jpg", "f_texture.jpg", "f_landmarks.npy", "f_template.npy", "__MACOSX/f.jpg")
@@ -36,7 +32,7 @@ def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path: Path) -
     assert speaker.faces == (layout.FaceFiles("s/images/f", "s/images/f.jpg", None),)
 
 
-def test_an_embedding_belongs_to_the_photo_of_its_name_or_is_a_face_alone(tmp_path: Path) -> None:
+def test_an_embedding_belongs_to_the_photo_of_its_name_or_is_a_face_alone(tmp_path):
     names = ["v/a.jpg", "v/a_embedding.npy", "b.png", "c_embedding.npy", "d.npy", "e.v2.jpg"]
     grow(tmp_path / "s", ["audios/0.npy", *(f"images/{name}" for name in [*names, "e.npy"])])
     (speaker,), _ = layout.speakers(tmp_path)
@@ -51,7 +47,7 @@ def test_an_embedding_belongs_to_the_photo_of_its_name_or_is_a_face_alone(tmp_pa
     ]
 
 
-def test_faces_come_in_the_order_of_recordings_of_their_names(tmp_path: Path) -> None:
+def test_faces_come_in_the_order_of_recordings_of_their_names(tmp_path):
     """What `one-to-one` pairs must not hang on how the names of files end."""
     names = ["a", "a b", "a1", "a-", "a_b", "a/x", "a/x2", "A", "b/1"]
     for k, name in enumerate(names):
@@ -63,7 +59,7 @@ def test_faces_come_in_the_order_of_recordings_of_their_names(tmp_path: Path) ->
     assert heard == seen and sorted(heard) == sorted(names)
 
 
-def test_splits_go_by_either_name_and_names_are_made_of_names(tmp_path: Path) -> None:
+def test_splits_go_by_either_name_and_names_are_made_of_names(tmp_path):
     for name in ("validation", "val"):
         (tmp_path / name).mkdir()
         assert layout.split(tmp_path, "val") == tmp_path / name
@@ -78,7 +74,7 @@ def test_splits_go_by_either_name_and_names_are_made_of_names(tmp_path: Path) ->
     assert layout.renamed(file.path, layout.EMBEDDING) == "audios/v/1_embedding.npy"
 
 
-def test_identities_without_a_voice_or_a_face_are_named(tmp_path: Path) -> None:
+def test_identities_without_a_voice_or_a_face_are_named(tmp_path):
     grow(tmp_path, ["bob/audios/0.npy", "eve/images/0.jpg", "joe/audios/x"])
     with pytest.raises(DatasetError, match="2 are without a voice, 1 are without a face"):
         layout.speakers(tmp_path)
@@ -88,7 +84,7 @@ def test_identities_without_a_voice_or_a_face_are_named(tmp_path: Path) -> None:
     assert left_out == {"without a voice": ["eve", "joe"], "without a face": ["bob"]}
 
 
-def test_photos_are_found_below_a_folder_and_hidden_ones_are_not(tmp_path: Path) -> None:
+def test_photos_are_found_below_a_folder_and_hidden_ones_are_not(tmp_path):
     grow(tmp_path, ["x/b.PNG", "a.jpg", ".c.jpg", "d.txt"])
     assert layout.find_photos([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "x/b.PNG"]
     with pytest.raises(ImageError, match=r"none\.jpg: does not exist"):

@@ -36,10 +36,10 @@ def write(path: Path, seconds: float, seed: int = 0) -> Path:
 
 def test_a_waveform_is_the_whole_recording_as_ffmpeg_normalize_stores_it(tmp_path):
     source = write(tmp_path / "a.wav", 21.0)
-    samples, _ = soundfile.read(source, dtype="int16")
     stored = made(audio_step(store="waveform"), source)
     assert stored.dtype == np.int16
-    np.testing.assert_array_equal(stored, ffmpeg_normalize(samples))
+    expected = ffmpeg_normalize(soundfile.read(source, dtype="int16")[0])
+    np.testing.assert_array_equal(stored, expected)
 
 
 @pytest.mark.parametrize("preset", FRONT_ENDS)
@@ -53,13 +53,11 @@ def test_a_spectrogram_is_that_of_the_first_clip(tmp_path, preset, seconds):
 
 
 def check_seed(folder: Path, samples: np.ndarray) -> None:
-    """Compare what is stored of 16-bit samples [n] with the seed's recipe in our words.
+    """Compare with the seed's recipe: normalised int16, 6 s, looped, librosa's centred transform.
 
-    That is a normalised int16 file, the first 6 s, looped, and librosa's centred transform; complex
-    values, as the phase of what is nearly 0 is arbitrary. Rounding to 16 bits adds noise of
-    variance 1/12 a sample, in units of 1/32768; a bin sums it under the squared window (150), so
-    that the absolute value of its error is Rayleigh with a mean square of 12.5: of 154,457 bins the
-    largest is expected at 12.2 and below 18.6 with a probability of 1 - 1.5e-7.
+    Rounding to 16 bits adds noise of variance 1/12 a sample, in units of 1/32768; a bin sums it
+    under the squared window (150): its error is Rayleigh with a mean square of 12.5, and of 154,457
+    bins the largest is below 18.6 with a probability of 1 - 1.5e-7.
     """
     soundfile.write(folder / "a.wav", samples, SAMPLE_RATE)
     looped = np.resize(ffmpeg_normalize(samples).astype(np.float32) / 32768, 96_000)
@@ -71,26 +69,21 @@ def check_seed(folder: Path, samples: np.ndarray) -> None:
     assert np.sqrt(np.mean(error**2)) == pytest.approx(np.sqrt(12.5), rel=0.05)
 
 
-@pytest.mark.parametrize("seconds", [1.3, 14.0])
-def test_the_seed_preset_is_the_recipe_of_the_seed_to_16_bits(tmp_path, seconds):
-    check_seed(tmp_path, soundfile.read(write(tmp_path / "a.wav", seconds), dtype="int16")[0])
+DATA = [pytest.param(reader, marks=pytest.mark.data) for reader in READERS[:2]]
 
 
-@pytest.mark.data
-def test_real_speech_gets_the_spectrogram_of_the_seed_to_16_bits(tmp_path):
-    for reader in READERS[:2]:
-        check_seed(tmp_path, soundfile.read(real(reader), dtype="int16")[0])
+@pytest.mark.parametrize("sound", [1.3, 14.0, *DATA])
+def test_the_seed_preset_is_the_recipe_of_the_seed_to_16_bits(tmp_path, sound):
+    source = real(sound) if isinstance(sound, str) else write(tmp_path / "a.wav", sound)
+    check_seed(tmp_path, soundfile.read(source, dtype="int16")[0])
 
 
 def test_what_changes_the_output_changes_the_settings(tmp_path):
     statistics.write_stats(tmp_path / "stats.json", RunningMoments(128, -6.0, 128.0), files=1)
-    steps = [
-        audio_step(store="waveform"),
-        audio_step(store="waveform", trim_silence=40),
-        *(audio_step(store="spectrogram", preset=preset) for preset in FRONT_ENDS),
-        audio_step(store="spectrogram", preset="ast", stats=tmp_path / "stats.json"),
-        stats_step(),
-    ]
+    steps = [audio_step(store="waveform"), audio_step(store="waveform", trim_silence=40)]
+    steps += [audio_step(store="spectrogram", preset=preset) for preset in FRONT_ENDS]
+    steps.append(audio_step(store="spectrogram", preset="ast", stats=tmp_path / "stats.json"))
+    steps.append(stats_step())
     assert len({json.dumps(step.settings, sort_keys=True) for step in steps}) == len(steps)
 
 
@@ -148,9 +141,7 @@ def test_the_statistics_are_those_of_all_frames_together(tmp_path):
     step = audio_step(store="spectrogram", preset="ast", stats=out)
     front_end = dataclasses.replace(FRONT_ENDS["ast"], mean=stats.mean, std=stats.std)
     assert step.settings["front_end"] == dataclasses.asdict(front_end)
-    assert (
-        log_mel_stats(tree, out)[0] == stats == statistics.read_stats(out)
-    )  # which is brought up to date
+    assert log_mel_stats(tree, out)[0] == stats == statistics.read_stats(out)  # made anew
     out.write_text("my notes")
     with pytest.raises(OutputError, match="something else already"):
         log_mel_stats(tree, out)

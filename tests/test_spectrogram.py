@@ -46,14 +46,6 @@ def test_a_front_end_foretells_the_shape_of_a_batch_and_of_one(kind, n):
     torch.testing.assert_close(together, apart, atol=1e-3, rtol=1e-3)
 
 
-def test_the_shapes_are_those_of_the_published_models():
-    shapes = {
-        name: (f.n_channels, f.n_freqs, f.n_frames(f.clip_samples))
-        for name, f in FRONT_ENDS.items()
-    }
-    assert shapes == {"paper": (2, 257, 598), "seed": (2, 257, 601), "ast": (1, 128, 1024)}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("hertz", [250, 1000, 4000])
 def test_a_tone_lies_in_the_row_that_is_foretold(kind, hertz):
@@ -63,7 +55,10 @@ def test_a_tone_lies_in_the_row_that_is_foretold(kind, hertz):
     assert loud.mean(dim=1).argmax().item() == pytest.approx(FrontEnd(kind).row(hertz), abs=1)
 
 
-def test_an_impossible_front_end_is_refused():
+def test_presets_have_the_shapes_of_the_published_models_and_an_impossible_one_is_refused():
+    shapes = {"paper": (2, 257, 598), "seed": (2, 257, 601), "ast": (1, 128, 1024)}
+    for name, f in FRONT_ENDS.items():
+        assert (f.n_channels, f.n_freqs, f.n_frames(f.clip_samples)) == shapes[name]
     for wrong in (("mfcc",), ("seed", 399), ("ast", 400, 0.0, 0.0)):
         with pytest.raises(ValueError, match="wanted"):
             FrontEnd(*wrong)
@@ -80,7 +75,6 @@ def test_paper_is_the_compressed_fft_of_frames_cut_by_hand():
     spectrum = np.fft.rfft(np.pad(frames, ((0, 0), (0, 112)))).T
     ours = spectrogram_of(waveform.astype(np.float64), FrontEnd("paper"))
     np.testing.assert_allclose(ours[0], compressed(spectrum.real), atol=1e-4)
-    # The imaginary part of the first and last bin is 0 but for rounding.
     np.testing.assert_allclose(ours[1], compressed(spectrum.imag), atol=1e-4)
     single = spectrogram_of(waveform, FrontEnd("paper"))
     back = np.sign(single) * np.abs(single) ** (1 / 0.3)
@@ -143,22 +137,17 @@ def test_a_negative_zero_from_an_fft_does_not_turn_the_phase(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_silence_stays_silent_and_gradients_finite_in_it(kind):
+def test_silence_stays_silent_gradients_finite_in_it_and_autocast_coarsens_nothing(kind):
     waveforms = torch.from_numpy(noise(4000))[None]
     waveforms[:, 1000:3000] = 0
     waveforms.requires_grad_()
-    spectrogram(waveforms, FrontEnd(kind)).sum().backward()
-    assert waveforms.grad.isfinite().all() and waveforms.grad.any()
-    for zero in (0.0, -0.0) if kind in ("paper", "seed") else ():
-        assert not spectrogram(torch.full((1, 4000), zero), FrontEnd(kind)).any()
-
-
-@pytest.mark.parametrize("kind", ["log_mel", "ast"])
-def test_autocast_does_not_coarsen_the_log_mel(kind):
-    waveforms = torch.from_numpy(noise(4000))[None]
     expected = spectrogram(waveforms, FrontEnd(kind))
+    expected.sum().backward()
+    assert waveforms.grad.isfinite().all() and waveforms.grad.any()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(spectrogram(waveforms, FrontEnd(kind)), expected)
+    for zero in (0.0, -0.0) if kind in ("paper", "seed") else ():
+        assert not spectrogram(torch.full((1, 4000), zero), FrontEnd(kind)).any()
 
 
 # Statistics
@@ -200,11 +189,9 @@ def test_statistics_survive_their_file_and_something_else_is_refused_with_a_cure
     assert statistics.read_stats(path) == written
     for change, part in [
         ("", "is no statistics"),
-        ({"kind": "a recipe"}, "is no statistics"),
         ({"of": {"n_mels": 64}}, "of this version"),
         ({"std": 0.0}, "has mean -6.0 and std 0.0"),
         ({"mean": float("nan")}, "has mean nan"),
-        ({"std": "2"}, "is no statistics"),
         ({"median": -6.0}, "is no statistics"),
     ]:
         statistics.write_stats(path, RunningMoments(128, -6.0, 512.0), files=1)

@@ -15,7 +15,7 @@ def tiny(**changes: object) -> VoiceEncoderConfig:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def test_the_papers_encoder_has_the_papers_number_of_parameters() -> None:
+def test_the_papers_encoder_has_the_papers_number_of_parameters():
     # A public Keras copy of the paper reports 148,067,584 with BatchNorm's running statistics.
     with torch.device("meta"):
         encoder = VoiceEncoder(CONFIGS["paper"])
@@ -29,7 +29,7 @@ def test_the_papers_encoder_has_the_papers_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize("final_relu", [False, True])
-def test_any_length_from_the_shortest_gives_one_embedding(final_relu: bool) -> None:
+def test_any_length_from_the_shortest_gives_one_embedding(final_relu):
     encoder = VoiceEncoder(tiny(final_relu=final_relu)).eval()
     for frames in (259, 598, 601):
         embedding = encoder(torch.randn(4, 2, 257, frames))
@@ -39,13 +39,10 @@ def test_any_length_from_the_shortest_gives_one_embedding(final_relu: bool) -> N
         encoder(torch.randn(1, 2, 257, 258))
 
 
-def test_presets_fit_their_front_ends() -> None:
+def test_presets_fit_their_front_ends_and_an_impossible_config_is_refused():
     for config, front_end in (("paper", "paper"), ("compact", "ast")):
         encoder, heard = CONFIGS[config], FRONT_ENDS[front_end]
         assert (encoder.in_channels, encoder.n_freqs) == (heard.n_channels, heard.n_freqs)
-
-
-def test_an_impossible_config_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one value a convolution: \[9, 2, 9\]"):
         tiny(strides=(1, 1))
     with pytest.raises(ValueError, match="20 frequencies are too few"):
