@@ -16,6 +16,10 @@ VOICES = Path(__file__).parents[2] / "shared/data/voices"
 READERS = ["103", "1034", "1040", "118", "19"]  # some of them
 
 
+def noise(n: int) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(n)).astype(np.float32)
+
+
 def real(reader: str) -> Path:
     """The one recording of a reader."""
     if not VOICES.is_dir():

@@ -26,7 +26,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from recordings import READERS, ffmpeg_normalize, real, write_av
+from recordings import READERS, ffmpeg_normalize, noise, real, write_av
 
 from s2f import audio
 from s2f.audio import SAMPLE_RATE, Waveform, clips, read_speech, record
@@ -44,10 +44,6 @@ def tone(rate: int = SAMPLE_RATE, seconds: float = 1.5, n_channels: int = 1) -> 
     return np.repeat(wave[:, np.newaxis], n_channels, axis=1).astype(np.float32)
 
 
-def noise(n: int) -> np.ndarray:
-    return (0.1 * np.random.default_rng(0).standard_normal(n)).astype(np.float32)
-
-
 def as_recorded(source: Path | io.BytesIO | Waveform, **options: float) -> np.ndarray:
     return read_speech(source, as_recorded=True, **options)
 
@@ -58,9 +54,9 @@ def rms_db(waveform: np.ndarray) -> float:
 
 def run(code: str, *arguments: Path, **options: bytes) -> bytes:
     """What a program prints that reads in a process of its own."""
-    code = f"import resource, sys; from s2f import audio\n{code}"
-    options = {"capture_output": True, "check": True, "cwd": REPOSITORY, **options}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], **options)
+    command = [sys.executable, "-c", f"import resource, sys; from s2f import audio\n{code}"]
+    options |= {"capture_output": True, "check": True, "cwd": REPOSITORY}
+    done = subprocess.run([*command, *arguments], **options)
     assert done.stderr == b""
     return done.stdout
 
@@ -80,10 +76,7 @@ def voice() -> np.ndarray:
 def recording(
     name, codec="", rate=SAMPLE_RATE, c=1, *, first="", change=np.array, edit=bytes, **options
 ) -> Make:
-    """A file of the voice, or a change of it, that libsndfile (upper case) or FFmpeg encodes.
-
-    It gets another name `first`, and its bytes are edited; without a codec it has none.
-    """
+    """A file of the voice, changed, that libsndfile (upper case) or FFmpeg encodes; then edited."""
 
     def make(folder: Path, voice: np.ndarray) -> Path:
         path = folder / (first or name)
@@ -102,15 +95,12 @@ def recording(
     return make
 
 
-def chunks(riff: int, data: int, *, odd: bytes = b"") -> Callable[[bytes], bytes]:
-    """False lengths of a WAV, which a program writes that cannot seek back, or a chunk added."""
+def lengths(n: int) -> Callable[[bytes], bytes]:
+    """False lengths of a WAV, which a program writes that cannot seek back."""
 
     def edit(content: bytes) -> bytes:
-        place = content.index(b"data")
-        lengths = struct.pack("<I", riff), struct.pack("<I", data)
-        if odd:
-            return content[:place] + odd + content[place:]
-        return content[:4] + lengths[0] + content[8 : place + 4] + lengths[1] + content[place + 8 :]
+        false, place = struct.pack("<I", n), content.index(b"data") + 4
+        return content[:4] + false + content[8:place] + false + content[place + 4 :]
 
     return edit
 
@@ -129,10 +119,9 @@ def tagged(content: bytes) -> bytes:
     return b"ID3\3\0\0" + size + frame + content
 
 
-ODD = b"LIST\7\0\0\0INFOabc\0"  # 7 bytes, and one that fills up
+ODD = b"LIST\7\0\0\0INFOabc\0data"  # 7 bytes, and one that fills up
 MUSIC, OPUS = ("aac", 44_100), ("libopus", 48_000)
 HEARD: dict[str, tuple[Make, float]] = {
-    "8 bit": (recording("a.wav", "PCM_U8"), LOSSY),
     "16 bit": (recording("a.wav", "PCM_16"), EXACT),
     "mu-law": (recording("a.wav", "ULAW", 8_000), NARROW),
     "GSM": (recording("a.wav", "GSM610", 8_000), PHONE),
@@ -140,9 +129,6 @@ HEARD: dict[str, tuple[Make, float]] = {
     "44.1 kHz stereo": (recording("a.wav", "PCM_16", 44_100, 2), LOSSY),
     "192 kHz": (recording("a.wav", "PCM_32", 192_000), LOSSY),
     "AIFF": (recording("a.aiff", "PCM_16"), EXACT),
-    "CAF ALAC": (recording("a.caf", "ALAC_16"), EXACT),
-    "FLAC": (recording("a.flac", "PCM_16"), EXACT),
-    "Vorbis": (recording("a.ogg", "VORBIS", 44_100, 2), LOSSY),
     "MP3": (recording("a.mp3", "MPEG_LAYER_III", 44_100), LOSSY),
     "M4A": (recording("a.m4a", *MUSIC), LOSSY),
     "M4A in fragments": (recording("a.m4a", *MUSIC, movflags="frag_keyframe+empty_moov"), LOSSY),
@@ -157,9 +143,9 @@ HEARD: dict[str, tuple[Make, float]] = {
     "no suffix": (recording("recording", *MUSIC, first="b.m4a"), LOSSY),
     "odd name": (recording("-Grüße 'x' $HOME %s.WAV", "PCM_16"), EXACT),
     "cover in MP3": (recording("a.mp3", "MPEG_LAYER_III", edit=tagged), LOSSY),
-    "lengths of 0": (recording("a.wav", "PCM_16", edit=chunks(0, 0)), EXACT),
-    "length too long": (recording("a.wav", "PCM_16", edit=chunks(10**9, 10**9)), EXACT),
-    "chunk of odd length": (recording("a.wav", "PCM_16", edit=chunks(0, 0, odd=ODD)), EXACT),
+    "lengths of 0": (recording("a.wav", "PCM_16", edit=lengths(0)), EXACT),
+    "length too long": (recording("a.wav", "PCM_16", edit=lengths(10**9)), EXACT),
+    "odd chunk": (recording("a.wav", "PCM_16", edit=lambda c: c.replace(b"data", ODD, 1)), EXACT),
     "trailing": (recording("a.flac", "PCM_16", first="b.wav", edit=lambda c: c + b"x" * 99), EXACT),
     "truncated WAV": (recording("a.wav", "PCM_16", edit=lambda c: c[: len(c) // 2]), EXACT),
     "clipped": (recording("a.wav", "PCM_24", change=lambda v: np.clip(20 * v, -1, 1)), 0.7),
@@ -167,10 +153,7 @@ HEARD: dict[str, tuple[Make, float]] = {
 
 
 def correlation(heard: np.ndarray, voice: np.ndarray) -> float:
-    """At the shift, up to 0.2 s in steps of an eighth of a sample, where it is largest.
-
-    What a truncated recording lacks does not count.
-    """
+    """At the best shift, up to 0.2 s in eighths of a sample; what a cut one lacks is left out."""
     n, fine = len(heard) + len(voice), 8
     spectrum = np.fft.rfft(heard, n) * np.conj(np.fft.rfft(voice, n))
     product = fine * np.fft.irfft(spectrum, fine * n)
@@ -349,11 +332,6 @@ def test_only_sources_of_16_bits_are_measured_against_32767(tmp_path, kind):
     np.testing.assert_array_equal(read_speech(path), recorded * gain)
 
 
-def test_integers_are_rounded_half_to_even_and_clipped():
-    samples = np.array([1.0, -1.0, 0.5 / 32768, 1.5 / 32768], np.float32)
-    assert audio.to_int16(samples).tolist() == [32767, -32768, 0, 2]
-
-
 # A part, and silence at its ends
 
 
@@ -384,12 +362,10 @@ def test_trimming_agrees_with_librosa_within_its_frame(before, after, trim_silen
     """librosa.effects.trim, whose frames of 400 are centred every 160 samples."""
     samples = pauses(before, after, floor=1e-5)
     samples[round((before + 0.5) * SAMPLE_RATE)] = 0.9  # a click tells where the rest lies
-    _, (start, stop) = librosa.effects.trim(
-        samples, top_db=trim_silence, frame_length=400, hop_length=160
-    )
+    _, ends = librosa.effects.trim(samples, top_db=trim_silence, frame_length=400, hop_length=160)
     left = as_recorded(Waveform(samples, SAMPLE_RATE), trim_silence=trim_silence)
     first = samples.argmax() - left.argmax()
-    assert abs(first - start) <= 400 and abs(first + len(left) - stop) <= 400
+    assert abs(first - ends[0]) <= 400 and abs(first + len(left) - ends[1]) <= 400
 
 
 @settings(max_examples=30)
@@ -435,10 +411,8 @@ def test_what_comes_after_the_part_is_not_read(tmp_path, kind):
 
 # Clips
 
-lengths = st.integers(1, 300)
 
-
-@given(n=lengths, size=lengths)
+@given(n=st.integers(1, 300), size=st.integers(1, 300))
 def test_shorter_speech_is_looped_longer_is_cut_and_its_rest_kept_from_half_a_clip_on(n, size):
     starts = [start for start in range(0, n, size) if start + size <= n]
     if starts and n % size >= size / 2:
@@ -468,6 +442,8 @@ def test_an_array_gives_the_very_speech_of_a_file(tmp_path, kind, rate, n_channe
 
 
 def test_integers_have_the_scale_of_their_type_and_are_not_changed_themselves():
+    samples = np.array([1.0, -1.0, 0.5 / 32768, 1.5 / 32768], np.float32)
+    assert audio.to_int16(samples).tolist() == [32767, -32768, 0, 2]  # half to even, clipped
     for kind, values, last in [
         ("uint8", [0, 128, 255], 127 / 128),
         ("int64", [-(2**63), 0, 2**62], 0.5),
@@ -585,8 +561,7 @@ def test_importing_the_module_loads_no_decoder():
 # The microphone
 
 
-class PortAudioError(Exception):
-    pass
+PortAudioError = type("PortAudioError", (Exception,), {})
 
 
 @pytest.fixture

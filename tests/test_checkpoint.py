@@ -71,9 +71,7 @@ def save_voice(path: Path, front_end: FrontEnd, network: Any = None) -> None:
         ),
     ],
 )
-def test_a_network_comes_back_as_it_was_frozen_and_ready_for_use(
-    tmp_path, kind, x, make, front_end
-):
+def test_a_network_comes_back_frozen_and_ready_for_use(tmp_path, kind, x, make, front_end):
     network, own = make().eval(), None if kind == "face_encoder" else "space"
     space = save(tmp_path / "e", network, card=CARD, embedding_space=own, front_end=front_end)
     back = load(tmp_path / "e", kind)
@@ -89,9 +87,10 @@ def test_a_network_comes_back_as_it_was_frozen_and_ready_for_use(
 
 def test_half_precision_is_kept_if_that_is_asked_for(tmp_path):
     path, network = tmp_path / "e", encoder()
-    save(path, network, card=CARD, storage=torch.float16)
-    widened = load(path, "face_encoder").network
-    assert {p.dtype for p in widened.parameters()} == {torch.float32}
+    for storage, keep in ((torch.float32, True), (torch.float64, True), (torch.float16, False)):
+        save(path, network, card=CARD, storage=storage)
+        whole = load(path, "face_encoder", keep_half=keep).network
+        assert {t.dtype for t in whole.parameters()} == {torch.float32}
     back = load(path, "face_encoder", keep_half=True).network
     stored = safetensors.torch.load_file(path)
     matrices = {"convs.0.weight", "convs.4.weight", "fc6.weight", "fc7.weight"}
@@ -100,10 +99,6 @@ def test_half_precision_is_kept_if_that_is_asked_for(tmp_path):
         assert tensor.dtype in (half, torch.int64), name
         torch.testing.assert_close(tensor, stored[name].to(tensor.dtype))
     assert back.mean.dtype == torch.float32  # not of the file
-    for dtype in (torch.float32, torch.float64):
-        save(path, network, card=CARD, storage=dtype)
-        whole = load(path, "face_encoder", keep_half=True).network
-        assert {t.dtype for t in whole.parameters()} == {torch.float32}
 
 
 def test_the_same_weights_define_a_space_by_how_pictures_are_prepared(tmp_path):
@@ -126,13 +121,10 @@ def test_what_was_called_ast_and_is_our_own_log_mel_is_called_so(tmp_path):
 
 
 LOADED = """
-import resource, sys
+import resource, sys, torch
 from pathlib import Path
-from s2f.checkpoint import choose
-choice = choose(Path(sys.argv[1]), ("face_encoder",)) if sys.argv[1:] else None
-import torch
-from s2f.checkpoint import load_model
-if choice:
+from s2f.checkpoint import choose, load_model
+for choice in (choose(Path(folder), ("face_encoder",)) for folder in sys.argv[1:]):
     for tensor in load_model(choice).checkpoints["face_encoder"].network.state_dict().values():
         tensor.sum()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -302,7 +294,7 @@ def test_where_the_cache_is(monkeypatch):
         assert checkpoint.cache() == Path(folder)
 
 
-def test_a_bundled_name_goes_before_the_cache_that_before_a_folder_and_others_are_refused(
+def test_bundled_goes_before_cached_and_that_before_a_folder(
     cached, bundled, tmp_path, monkeypatch
 ):
     for folder in (cached / "other", *(tmp_path / name for name in ("demo", "mine", "here"))):

@@ -1,6 +1,5 @@
 """Embeddings beside photos, alone, or still to be made; with a face encoder that is one sum."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +12,17 @@ from s2f.errors import CheckpointError, DatasetError, ImageError
 from s2f.layout import FaceFiles
 
 
-class Means:
-    """Embeds a photo as the means of red, green and blue, and 1. Remembers the batches."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def __call__(self, photos: torch.Tensor) -> torch.Tensor:
-        assert photos.dtype == torch.float32 and photos.shape[1:] == (3, 224, 224)
-        self.batches.append(len(photos))
-        return torch.cat([photos.mean((2, 3)), torch.ones(len(photos), 1)], 1)
-
-
 @pytest.fixture
 def maker() -> Maker:
-    return Maker("the face encoder", 4, "squash", Means())
+    """Embeds a photo as the means of red, green and blue, and 1; remembers its batches."""
+
+    def embed(photos: torch.Tensor) -> torch.Tensor:
+        assert photos.dtype == torch.float32 and photos.shape[1:] == (3, 224, 224)
+        embed.batches.append(len(photos))
+        return torch.cat([photos.mean((2, 3)), torch.ones(len(photos), 1)], 1)
+
+    embed.batches = []
+    return Maker("the face encoder", 4, "squash", embed)
 
 
 def colour(k: int) -> tuple[int, int, int]:
@@ -38,10 +33,8 @@ def expected(k: int) -> np.ndarray:
     return np.array([*(value / 255 for value in colour(k)), 1], np.float32)
 
 
-def make_face(
-    folder: Path, k: int, *, photo: bool = True, embedding: Sequence[float] | None = None
-) -> FaceFiles:
-    """Write the photo of one colour, or an embedding, or both."""
+def make_face(folder: Path, k: int, *, photo=True, embedding=None) -> FaceFiles:
+    """Write the photo of one colour, or an embedding [4], or both."""
     stored = None if embedding is None else f"{k}_embedding.npy"
     if photo:
         Image.new("RGB", (20, 20), colour(k)).save(folder / f"{k}.png")

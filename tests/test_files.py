@@ -68,9 +68,7 @@ def test_a_folder_gives_way_whole_and_only_if_asked(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"model/new": b"", "fresh/new": b""}
 
 
-def test_a_folder_is_held_against_other_runs_but_where_a_network_has_no_locks(
-    tmp_path, monkeypatch
-):
+def test_a_folder_is_held_but_where_a_network_has_no_locks(tmp_path, monkeypatch):
     for _ in range(2):
         with alone_in(tmp_path / "new/folder"):
             assert list(files.names(tmp_path)) == []

@@ -30,21 +30,20 @@ def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path):
     assert speaker.identity == "s" and not any(left_out.values())
     assert speaker.audios == ("s/audios/0.npy", "s/audios/v/1.npy")
     assert speaker.faces == (layout.FaceFiles("s/images/f", "s/images/f.jpg", None),)
+    grow(tmp_path / "p", ["x/b.PNG", "a.jpg", ".c.jpg", "d.txt"])
+    assert layout.find_photos([tmp_path / "p"]) == [tmp_path / "p/a.jpg", tmp_path / "p/x/b.PNG"]
+    with pytest.raises(ImageError, match=r"none\.jpg: does not exist"):
+        layout.find_photos([tmp_path / "none.jpg"])
 
 
 def test_an_embedding_belongs_to_the_photo_of_its_name_or_is_a_face_alone(tmp_path):
     names = ["v/a.jpg", "v/a_embedding.npy", "b.png", "c_embedding.npy", "d.npy", "e.v2.jpg"]
     grow(tmp_path / "s", ["audios/0.npy", *(f"images/{name}" for name in [*names, "e.npy"])])
     (speaker,), _ = layout.speakers(tmp_path)
-    found = [(face.name[9:], face.photo, face.embedding) for face in speaker.faces]
-    assert found == [
-        ("b", "s/images/b.png", None),
-        ("c", None, "s/images/c_embedding.npy"),
-        ("d", None, "s/images/d.npy"),
-        ("e", None, "s/images/e.npy"),
-        ("e.v2", "s/images/e.v2.jpg", None),
-        ("v/a", "s/images/v/a.jpg", "s/images/v/a_embedding.npy"),
-    ]
+    found = [f"{face.name} {face.photo} {face.embedding}" for face in speaker.faces]
+    expected = "b b.png None, c None c_embedding.npy, d None d.npy, e None e.npy, "
+    expected += "e.v2 e.v2.jpg None, v/a v/a.jpg v/a_embedding.npy"
+    assert ", ".join(found).replace("s/images/", "") == expected
 
 
 def test_faces_come_in_the_order_of_recordings_of_their_names(tmp_path):
@@ -82,10 +81,3 @@ def test_identities_without_a_voice_or_a_face_are_named(tmp_path):
     speakers, left_out = layout.speakers(tmp_path)
     assert [speaker.identity for speaker in speakers] == ["ann"]
     assert left_out == {"without a voice": ["eve", "joe"], "without a face": ["bob"]}
-
-
-def test_photos_are_found_below_a_folder_and_hidden_ones_are_not(tmp_path):
-    grow(tmp_path, ["x/b.PNG", "a.jpg", ".c.jpg", "d.txt"])
-    assert layout.find_photos([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "x/b.PNG"]
-    with pytest.raises(ImageError, match=r"none\.jpg: does not exist"):
-        layout.find_photos([tmp_path / "none.jpg"])

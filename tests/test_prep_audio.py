@@ -163,7 +163,6 @@ def test_stored_waveforms_of_every_type_are_measured_alike(tmp_path):
     [
         (np.zeros((2, 257, 598), np.float32), DatasetError, "wanted a waveform"),
         (np.zeros(4096, np.float32), AudioError, r"lasts 0\.26 s; wanted 0\.5 s"),
-        (np.zeros(100_000, np.int16), AudioError, "holds only silence"),
         (np.full(100_000, np.nan, np.float32), AudioError, "NaN or infinite"),
     ],
 )

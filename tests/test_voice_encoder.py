@@ -10,9 +10,8 @@ from s2f.voice_encoder import CONFIGS, VoiceEncoder, VoiceEncoderConfig
 
 
 def tiny(**changes: object) -> VoiceEncoderConfig:
-    channels = (2, 2, 4, 4, 4, 8, 16, 16, 16)
-    base = dataclasses.replace(CONFIGS["paper"], channels=channels, hidden=32, embedding=24)
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    sizes = {"channels": (2, 2, 4, 4, 4, 8, 16, 16, 16), "hidden": 32, "embedding": 24}
+    return dataclasses.replace(CONFIGS["paper"], **sizes | changes)
 
 
 def test_the_papers_encoder_has_the_papers_number_of_parameters():
