@@ -128,15 +128,21 @@ def test_the_files_are_what_they_are_said_to_be(made_pack):
                 assert size - array.nbytes == 128 and size < 11_000  # row i: 128 + i x 2 x width
 
 
-def test_floats_become_the_nearest_integers_and_are_clipped(tmp_path):
-    """2^15 times them, by hand."""
-    store(tmp_path / "a/1.npy", np.array([0, 1 / 32768, -2, 2, 0.4 / 32768]))
-    store(tmp_path / "b/1.npy", np.arange(10, dtype=np.int16))
-    sources = tuple(File(name, 1, 0) for name in ("a/1.npy", "b/1.npy", "c/gone.npy"))
-    note = write_shard(ShardPlan("name", "clips", 5, tmp_path, sources), tmp_path / "part")
-    wanted = [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
-    assert np.load(tmp_path / "part").tolist() == wanted
-    assert [path for path, _, _ in note["failed"]] == ["c/gone.npy"]
+def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path):
+    """Floats become the nearest integers and are clipped: 2^15 times them, by hand."""
+    store(tmp_path / "a.npy", np.array([0, 1 / 32768, -2, 2, 0.4 / 32768]))
+    store(tmp_path / "b.npy", np.arange(10, dtype=np.int16))
+    for name, value in (("nan", np.nan), ("good", 0.1), ("huge", 1e6)):
+        store(tmp_path / f"{name}.npy", np.full(5, value, np.float32))
+    rows = [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    for table, names, wanted in (
+        ("clips", ("a.npy", "b.npy", "nan.npy", "gone.npy"), rows),
+        ("embeddings", ("good.npy", "huge.npy", "gone.npy"), [[float(np.float16(0.1))] * 5]),
+    ):
+        sources = tuple(File(name, 1, 0) for name in names)
+        note = write_shard(ShardPlan("name", table, 5, tmp_path, sources), tmp_path / "part")
+        assert np.load(tmp_path / "part").tolist() == wanted
+        assert [path for path, _, _ in note["failed"]] == [*names[-2:]]
 
 
 def test_a_second_run_has_nothing_to_do_and_one_split_is_packed_alike(
@@ -307,7 +313,7 @@ def test_an_index_that_is_not_ours_is_refused(made_pack, tmp_path):
     assert "it was not finished" in verify_pack(tmp_path).damaged[0].message
 
 
-def test_an_open_pack_is_pickled_without_its_data(made_pack):
+def test_an_open_pack_is_pickled_without_its_data_and_people_may_lack_clips(made_pack, tmp_path):
     read = Pack(made_pack / "train")
     before = [read[i][0].tolist() for i in range(len(read))]
     assert len(pickle.dumps(read)) < 4000
@@ -315,9 +321,6 @@ def test_an_open_pack_is_pickled_without_its_data(made_pack):
     assert [copy[i][0].tolist() for i in range(len(copy))] == before
     with pytest.raises(IndexError):
         read[len(read)]
-
-
-def test_people_without_clips_are_passed_over(tmp_path):
     arrays = np.zeros((3, 5), np.int16), np.zeros((4, 2), np.float16)
     people = [("a", 0, 1), ("b", 2, 1), ("c", 0, 1), ("d", 1, 1)]
     write_pack(tmp_path / "p", [arrays[0]], [arrays[1]], people)
