@@ -9,6 +9,7 @@ import soundfile
 import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
+from torch.nn import functional
 
 from s2f import (
     appearance_model,
@@ -32,6 +33,8 @@ settings.load_profile("unhurried")
 # Threads that wait for each other cost tiny networks more than they gain.
 torch.set_num_threads(1)
 
+FACES = Path(__file__).parents[2] / "shared/data/faces"
+real_faces = pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces")
 EMBEDDING = 8
 FRONT_END = dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel", clip_samples=SAMPLE_RATE)
 VOICE = voice_encoder.VoiceEncoderConfig(
@@ -86,6 +89,22 @@ def some_landmarks(seed: int = 0) -> np.ndarray:
     return (60 + 13 * grid + rng.uniform(-2, 2, (68, 2))).astype(np.float32)
 
 
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mixes(ways: torch.Tensor, n: int, seed: int = 0) -> torch.Tensor:
+    """N normal mixes of some ways to be different."""
+    return torch.einsum("nk,k...->n...", normal(n, len(ways), seed=seed), ways)
+
+
+def some_faces(n: int = 30, ways: int = 3, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+    """Textures [n 3 size size] of plain blocks, and landmarks [n 5 2], that vary in a few ways."""
+    textures = mixes(normal(ways, 3, size // 8, size // 8, seed=1), n)
+    landmarks = mixes(normal(ways, 5, 2, seed=3), n, seed=2)
+    return 0.5 + 0.1 * functional.interpolate(textures, scale_factor=8), 50 + 5 * landmarks
+
+
 def save_model(folder: Path, seed: int) -> Path:
     """Write a model of three random networks that share one embedding space."""
     torch.manual_seed(seed)
@@ -115,6 +134,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "demo", seed=0)
     save_model(folder / "other", seed=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for temporary files of a server."""
+    return tmp_path_factory.mktemp("temporary")
 
 
 @pytest.fixture

@@ -45,13 +45,12 @@ class LineTask:
 
     name = "line"
 
-    def __init__(
-        self, data: Dataset[Item] | None = None, *, dropout: float = 0.1, **settings: object
-    ) -> None:
+    def __init__(self, data=None, *, val=None, network=None, dropout=0.1, **settings) -> None:
         self.settings = settings
         torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(1, 16), nn.Dropout(dropout), nn.Linear(16, 1))
-        self.train_data, self.val_data = data or Line(), Line()
+        layers = nn.Linear(1, 16), nn.Dropout(dropout), nn.Linear(16, 1)
+        self.network = network or nn.Sequential(*layers)
+        self.train_data, self.val_data = data or Line(), Line() if val is None else val
         self.defaults: dict[str, object] = {}
         self.notes: list[str] = []
         self.groups = [Group(list(self.network.parameters()))]
@@ -111,11 +110,6 @@ def start(size: int, script: str, *arguments: object) -> subprocess.Popen[str]:
     if size > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
         command = [sys.executable, *torchrun, "--no-python", *command]
-    return subprocess.Popen(
-        [*command, textwrap.dedent(script), *map(str, arguments)],
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command += [textwrap.dedent(script), *map(str, arguments)]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, env=ENV, text=True, start_new_session=True, **pipes)

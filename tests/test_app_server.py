@@ -1,7 +1,4 @@
-"""Serving the page: what is refused before it begins, what a visit may cost, and what stays of it.
-
-Nothing stays. The tests ask no Gradio but for the version that `app_server` is written for.
-"""
+"""Serving the page: what is refused, what a visit may cost; nothing stays. Gradio is not asked."""
 
 import asyncio
 import os
@@ -27,13 +24,9 @@ def gradio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
 
 
-def test_any_port_becomes_one_that_is_free():
-    port = check_settings(Settings(port=0)).port
-    assert port > 0
-    assert check_settings(Settings(port=port)) == Settings(port=port)
-
-
 def test_a_port_or_a_host_that_cannot_be_had_is_refused_with_the_cure(monkeypatch):
+    port = check_settings(Settings(port=0)).port  # any that is free
+    assert port > 0 and check_settings(Settings(port=port)) == Settings(port=port)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen(1)
@@ -55,8 +48,6 @@ def test_a_port_or_a_host_that_cannot_be_had_is_refused_with_the_cure(monkeypatc
 
 @pytest.mark.parametrize("version", ["6.30.9", "6.32.0", "6.310", "7.31", None])
 def test_another_version_of_gradio_is_refused(version, monkeypatch):
-    """It may keep what visitors send and are answered: parts of it that are its own are changed."""
-
     def installed(name: str) -> str:
         if version is None:
             raise app_server.metadata.PackageNotFoundError(name)
@@ -142,37 +133,34 @@ def ask(method, length, kind="http", path="/gradio_api/upload", room=True):
     return sent
 
 
-@pytest.mark.parametrize("length", [None, b"", b"many", b"-1", b"66537", b"9" * 30])
-def test_what_is_too_large_or_of_no_size_is_refused(length):
-    start, body = ask("POST", length)
-    assert start["status"] == 413
-    assert body["body"].endswith(b".")
-
-
-@pytest.mark.parametrize(("method", "length"), [("GET", None), ("POST", b"0"), ("POST", b"66536")])
-def test_the_rest_passes_with_the_policy(method, length):
-    (start,) = ask(method, length)
-    headers = dict(start["headers"])
-    assert (start["status"], headers[b"a"]) == (200, b"b")
-    assert b"default-src 'self'" in headers[b"content-security-policy"]
-    assert ask("", None, kind="lifespan")[0]["headers"] == [(b"a", b"b")]  # it is no request
-
-
+CALLS = ("queue/join", "call/voice")  # only uploads may be large
 UNNEEDED = ["POST process_recording", "POST component_server", "POST api/voice", "DELETE upload"]
 OUTSIDE = ["GET file=https://example.org/a.jpg", "GET proxy=http://example.org/"]
 
 
-@pytest.mark.parametrize("request_line", UNNEEDED + OUTSIDE)
-def test_what_the_page_does_not_need_is_not_there(request_line):
-    method, path = request_line.split()
-    assert ask(method, b"10", path=f"/gradio_api/{path}")[0]["status"] == 404
+@pytest.mark.parametrize(
+    ("line", "length", "status"),
+    [
+        *(("POST upload", n, 413) for n in (None, b"", b"many", b"-1", b"66537", b"9" * 30)),
+        *(("GET upload", None, 200), ("POST upload", b"0", 200), ("POST upload", b"66536", 200)),
+        *((f"POST {call}", n, s) for call in CALLS for n, s in ((b"65536", 200), (b"66000", 413))),
+        *((line, b"10", 404) for line in UNNEEDED + OUTSIDE),
+    ],
+)
+def test_what_is_needed_and_not_too_large_passes_with_the_policy(line, length, status):
+    method, path = line.split()
+    start, *body = ask(method, length, path=f"/gradio_api/{path}")
+    assert start["status"] == status and all(part["body"].endswith(b".") for part in body)
+    assert bool(body) == (status != 200)
+    if status == 200:
+        headers = dict(start["headers"])
+        assert headers[b"a"] == b"b"
+        assert b"default-src 'self'" in headers[b"content-security-policy"]
 
 
-def test_only_uploads_may_be_large_and_only_while_there_is_room():
-    for path in ("/gradio_api/queue/join", "/gradio_api/call/voice"):
-        assert ask("POST", b"65536", path=path)[0]["status"] == 200
-        assert ask("POST", b"66000", path=path)[0]["status"] == 413
+def test_a_full_disk_refuses_and_what_is_no_request_passes():
     assert ask("POST", b"1000", room=False)[0]["status"] == 507
+    assert ask("", None, kind="lifespan")[0]["headers"] == [(b"a", b"b")]
 
 
 def test_a_component_hands_over_the_path_alone():

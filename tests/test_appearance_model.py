@@ -1,9 +1,4 @@
-"""The bundled model's networks, part by part.
-
-Oracles: scikit-learn's PCA for a code of one window, the SVD for its scale in many and for the
-patterns of blocks; checkerboards, all of which is in the finest band of detail; likelihood that
-lies in one cell of a landmark's map; and encoders that are told where landmarks are.
-"""
+"""The bundled model's networks, part by part; oracles are scikit-learn's PCA and the SVD."""
 
 import dataclasses
 import math
@@ -11,25 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import PARTS, some_landmarks
+from conftest import PARTS, mixes, normal, some_faces, some_landmarks
 from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn import functional
 
 from s2f import appearance_model, face_decoder
-from s2f.appearance_model import (
-    BLOCK_CHANNELS,
-    CONFIGS,
-    MOST,
-    REACH,
-    Detail,
-    LandmarkFinder,
-    LocalTexture,
-    PartsCode,
-    PartsEncoder,
-    PartsEncoderConfig,
-    Windows,
-)
+from s2f.appearance_model import Detail, LandmarkFinder, PartsCode, PartsEncoder, Windows
 from s2f.face_encoder import batch_embedder
 from s2f.images import PREPROCESSING
 from s2f.warp import warp
@@ -37,26 +20,10 @@ from s2f.warp import warp
 WINDOWS = Windows(48, 3)  # of 32 x 32 pixels each
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def mixes(ways: torch.Tensor, n: int, seed: int = 0) -> torch.Tensor:
-    """N normal mixes of some ways to be different."""
-    return torch.einsum("nk,k...->n...", normal(n, len(ways), seed=seed), ways)
-
-
-def some_faces(n: int = 30, ways: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Textures [n 3 48 48] of plain blocks, and landmarks [n 5 2], that vary in a few ways each."""
-    textures = mixes(normal(ways, 3, 6, 6, seed=1), n)
-    landmarks = mixes(normal(ways, 5, 2, seed=3), n, seed=2)
-    return 0.5 + 0.1 * functional.interpolate(textures, scale_factor=8), 50 + 5 * landmarks
-
-
 @torch.no_grad()
 def drawn_again(code: PartsCode, values: torch.Tensor) -> torch.Tensor:
     axes = code.texture_axes.shape[1]
-    local = LocalTexture(WINDOWS, axes)
+    local = appearance_model.LocalTexture(WINDOWS, axes)
     local.fit(code.texture_axes)
     return code.mean_texture + local(values[:, : 9 * axes].view(-1, 9, axes))
 
@@ -109,14 +76,15 @@ def test_fewer_faces_than_axes_are_drawn_again_and_leave_the_rest_empty():
 
 
 def test_the_patterns_are_the_best_of_their_number():
-    axes, local = normal(1, 20, 3 * 32 * 32), LocalTexture(Windows(16, 1), 20)
+    axes, local = normal(1, 20, 3 * 32 * 32), appearance_model.LocalTexture(Windows(16, 1), 20)
     local.fit(axes)
     with torch.no_grad():
         shown = local(torch.eye(20)[:, None])
     # The window's middle is the picture; what lies outside of it has to be shown as well.
     blocks = axes.view(20, 3, 4, 8, 4, 8).permute(0, 2, 4, 1, 3, 5).reshape(320, 192)
     u, s, v = torch.linalg.svd(blocks.double(), full_matrices=False)
-    best = (u[:, :BLOCK_CHANNELS] * s[:BLOCK_CHANNELS]) @ v[:BLOCK_CHANNELS]
+    n = appearance_model.BLOCK_CHANNELS
+    best = (u[:, :n] * s[:n]) @ v[:n]
     expected = best.view(20, 4, 4, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(20, 3, 32, 32)
     torch.testing.assert_close(shown, expected[..., 8:24, 8:24].float(), atol=1e-4, rtol=0)
 
@@ -145,8 +113,11 @@ def sharpened(contrast: float, plain: int = 64) -> Detail:
     return detail
 
 
+FAINTEST = (0.03, 0.03 * appearance_model.MOST)
+
+
 @pytest.mark.parametrize(
-    ("given", "expected"), [(0.3, 0.3), (0.6, 0.6), (0.2, 0.3), (0.03, 0.03 * MOST), (0.0, 0.0)]
+    ("given", "expected"), [(0.3, 0.3), (0.6, 0.6), (0.2, 0.3), FAINTEST, (0.0, 0.0)]
 )
 def test_what_is_fainter_than_in_photos_is_made_as_strong(given, expected):
     found = sharpened(0.3)(board(given))
@@ -166,7 +137,8 @@ SIZE = 32  # of the pictures; the maps are a quarter of it
 
 def place(cell: float) -> float:
     """Where the middle of a cell is: the maps reach a tenth of the side beyond the picture."""
-    return ((cell + 0.5) / 8 * REACH - (REACH - 1) / 2) * SIZE - 0.5
+    reach = appearance_model.REACH
+    return ((cell + 0.5) / 8 * reach - (reach - 1) / 2) * SIZE - 0.5
 
 
 @pytest.mark.parametrize(
@@ -251,9 +223,7 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
-def turned(
-    picture: torch.Tensor, points: torch.Tensor, degrees: float, scale: float, move: list[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def turned(picture, points, degrees, scale, move):
     """Turn a picture around its middle, enlarge and move it, and points with it."""
     c, s = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
     matrix, shift = torch.tensor([[c, -s], [s, c]]), torch.tensor(move)
@@ -267,14 +237,14 @@ def turned(
 
 def test_an_embedding_without_room_for_a_shape_is_refused():
     with pytest.raises(ValueError, match="of 980 has no room for 7² windows of 20 values and a"):
-        PartsEncoderConfig(embedding=980)
-    assert PartsEncoderConfig(embedding=981).shape_axes == 1
+        appearance_model.PartsEncoderConfig(embedding=980)
+    assert appearance_model.PartsEncoderConfig(embedding=981).shape_axes == 1
     with pytest.raises(ValueError, match="3 windows a side do not fit into 32"):
         Windows(32, 3)
 
 
 def test_the_bundled_decoder_draws_what_the_bundled_encoder_reads():
-    encoder, decoder = CONFIGS["compact"], face_decoder.CONFIGS["compact"]
+    encoder, decoder = appearance_model.CONFIGS["compact"], face_decoder.CONFIGS["compact"]
     for field in ("embedding", "landmarks", "windows", "axes", "image_size"):
         assert getattr(encoder, field) == getattr(decoder, field), field
     network = PartsEncoder(encoder, PREPROCESSING["compact"]).eval()

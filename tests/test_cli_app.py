@@ -35,12 +35,6 @@ def ask_many(server: Server, voices: list[bytes]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder for temporary files of the server."""
-    return tmp_path_factory.mktemp("temporary")
-
-
-@pytest.fixture(scope="module")
 def server(models: Path, temporary: Path) -> Iterator[Server]:
     """The page of a tiny model, that hears 5 s, where a proxy leads nowhere."""
     options = ("--json", "--model", models / "demo", "--max-seconds", 5, "--max-mb", 1)

@@ -30,7 +30,7 @@ def networks(models: Path, faces: Path, voices: Path, presets: None) -> Networks
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_tells_and_goes_on(task: str, networks: Networks, tmp_path: Path) -> None:
+def test_training_tells_and_goes_on(task, networks, tmp_path):
     run, before = tmp_path / "run", files(tmp_path)
     command = [*networks[task], "-o", run]
     tried = Done(*command, "--dry-run")
@@ -65,9 +65,7 @@ def test_training_tells_and_goes_on(task: str, networks: Networks, tmp_path: Pat
     assert_refused(Done(*command, "--no-resume"), 2, "--no-resume was given")
 
 
-def test_training_takes_the_model_it_made(
-    networks: Networks, faces: Path, voices: Path, speech: Path, tmp_path: Path
-) -> None:
+def test_training_takes_the_model_it_made(networks, faces, voices, speech, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     Done(*networks["encoder"], "-o", tmp_path / "e", "--half")
@@ -84,7 +82,7 @@ def test_training_takes_the_model_it_made(
     assert (card.name, card.licence) == ("v", "CC BY 4.0")
 
 
-def test_a_dry_run_names_what_is_broken(networks: Networks, faces: Path, tmp_path: Path) -> None:
+def test_a_dry_run_names_what_is_broken(networks, faces, tmp_path):
     (tmp_path / "config.json").write_text('{"task": "encoder"}')
     command = [*networks["encoder"], "-o", tmp_path, "--no-resume", "--batch-size", 3, "--dry-run"]
     photo = faces / "train/id1/a.jpg"
@@ -93,9 +91,7 @@ def test_a_dry_run_names_what_is_broken(networks: Networks, faces: Path, tmp_pat
     assert f"left out      {photo}" in Done(*command, "--max-bad", 1).out
 
 
-def test_tensorboard_is_written_beside_the_run_or_its_lack_told(
-    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_is_written_beside_the_run_or_its_lack_told(networks, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="pip install 's2f[train]'")
     command = [*networks["encoder"], "-q", "--tensorboard", "-o"]
     assert Done(*command, tmp_path / "run").code == 0
@@ -107,7 +103,7 @@ def test_tensorboard_is_written_beside_the_run_or_its_lack_told(
     assert not (tmp_path / "other").exists()
 
 
-def test_options_reach_the_training(networks: Networks, tmp_path: Path) -> None:
+def test_options_reach_the_training(networks, tmp_path):
     said = "--lr 0.01 --schedule paper --weight-decay 0.5 --seed 7 --half --augment none "
     said += "--loss-weight embedding/l2=4 --betas 0.5 0.99 --eps 1e-4 --clip 2 --accumulate 1 "
     said += "--optimizer adam --patience 3 --max-bad 1 --precision bf16 --pairing all-to-one "
@@ -125,7 +121,7 @@ def test_options_reach_the_training(networks: Networks, tmp_path: Path) -> None:
         assert plain[name] == getattr(train.TrainConfig(), name)
 
 
-def test_epochs_and_losses_reach_it_too(networks: Networks, tmp_path: Path) -> None:
+def test_epochs_and_losses_reach_it_too(networks, tmp_path):
     line = [word for word in networks["voice"] if word not in ("--steps", "2")]
     line += ["--batch-size", 2, "--epochs", 1.5, "--loss-weights", "paper"]
     done = Done(*line, "--loss-weight", "decoder/l1=4", "-o", tmp_path / "run", "--json")
@@ -135,7 +131,7 @@ def test_epochs_and_losses_reach_it_too(networks: Networks, tmp_path: Path) -> N
     assert json.loads((tmp_path / "run/config.json").read_text())["loss_weights"] == weights
 
 
-def test_calibrated_weights_are_told_and_kept(networks: Networks, tmp_path: Path) -> None:
+def test_calibrated_weights_are_told_and_kept(networks, tmp_path):
     options = ["--loss-weights", "auto", "--calibrate-at", 1, "--contrastive", 0.3]
     command = [*networks["voice"], *options, "-o", tmp_path / "run"]
     told = Done(*command).err
@@ -156,9 +152,7 @@ def test_calibrated_weights_are_told_and_kept(networks: Networks, tmp_path: Path
         ("-o card.json/run", "card.json/run"),
     ],
 )
-def test_what_cannot_be_is_refused_before_there_is_a_run(
-    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, why: str
-) -> None:
+def test_what_cannot_be_is_refused_before_a_run(networks, tmp_path, monkeypatch, options, why):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "card.json").touch()
     command = [*networks["voice"], "-o", "run", *options.split()]
@@ -169,9 +163,7 @@ def test_what_cannot_be_is_refused_before_there_is_a_run(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_training_saves_and_says_so_and_goes_on(
-    number: signal.Signals, networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_training_saves_says_so_and_goes_on(number, networks, tmp_path, monkeypatch):
     def stop(step: int, config: train.TrainConfig) -> float:
         signal.raise_signal(number)
         return config.lr
@@ -189,5 +181,5 @@ USAGE = "--preset huge,--steps 0,--loss-weights paper,--clip 0,--betas 0.9,--pat
 
 
 @pytest.mark.parametrize("options", USAGE.split(","))
-def test_wrong_usage_exits_2(options: str) -> None:
+def test_wrong_usage_exits_2(options):
     assert_wrong_usage(Done("train", "encoder", "data", *options.split()))

@@ -6,7 +6,7 @@ from s2f.dataloader import Item, Key, load_batches, plan_steps
 from s2f.errors import DatasetError
 
 
-def test_every_epoch_is_a_permutation() -> None:
+def test_every_epoch_is_a_permutation():
     keys = [key for batch in plan_steps(7, 3, seed=0, steps=range(7)) for key in batch]
     epochs = [[key.item for key in keys[k : k + 7]] for k in (0, 7, 14)]
     assert [sorted(epoch) for epoch in epochs] == 3 * [list(range(7))]
@@ -26,7 +26,7 @@ class Third:
         return {"x": torch.tensor([0, 51, 255], dtype=torch.uint8), "seed": torch.tensor(key.seed)}
 
 
-def test_an_item_in_the_place_of_a_bad_one_goes_by_its_own_key() -> None:
+def test_an_item_in_the_place_of_a_bad_one_goes_by_its_own_key():
     keys, cpu = [[Key(4, 7, 0.5), Key(3, 8, 0.5)]], torch.device("cpu")
     (loaded,) = load_batches(Third(), keys, cpu, workers=0, max_bad=4)
     assert loaded.keys == [Key(3, 7, 0.5), Key(3, 8, 0.5)] and loaded.items is not None

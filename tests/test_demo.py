@@ -9,6 +9,7 @@ import soundfile
 import torch
 from conftest import write_photo
 from PIL import Image
+from trees import contents
 
 from s2f import audio, demo, layout
 from s2f.demo import FaceSpace, PhotographedPeople, mirror_order, train_demo
@@ -141,25 +142,13 @@ def tree(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def contents(tree: Path, part: str = "") -> dict[Path, bytes]:
-    return {p.relative_to(tree): p.read_bytes() for p in (tree / part).rglob("*") if p.is_file()}
-
-
-def real(tree: Path) -> list[Path]:
-    """The people of training who are no mixes."""
-    return sorted(path for path in (tree / "faces/train").iterdir() if path.name[:3] != "mix")
-
-
-def test_the_trees_can_be_trained_on(tree):
+def test_the_trees_can_be_trained_on_and_nobody_is_in_two_splits(tree, sources):
     faces = FaceDataset(layout.split(tree / "faces", "train"), landmarks=189)
     assert faces.registered
     assert len(faces) == 4 + 2 * 12 * 2  # mixes, and two photos of people and their mirrors
     for split, n in (("train", 10), ("val", 2), ("test", 2)):
         speakers, left_out = layout.speakers(layout.split(tree / "voices", split))
         assert len(speakers) == n and not any(left_out.values())
-
-
-def test_nobody_is_in_two_splits(tree, sources):
     tables = {"faces": sources[0] / "people.csv", "voices": sources[1] / "speakers.csv"}
     for kind, table in tables.items():
         train, val, test = (
@@ -172,14 +161,12 @@ def test_nobody_is_in_two_splits(tree, sources):
             assert val == set(demo.kept_out(table, "val"))
 
 
-def test_the_same_tree_again_and_more_identities_change_neither_splits_nor_voices(
-    tree, sources, tmp_path
-):
+def test_the_same_tree_again_and_more_people_change_no_split_and_no_voice(tree, sources, tmp_path):
     demo.prepare_demo(*sources, tmp_path / "again", identities=4)
     assert contents(tree) == contents(tmp_path / "again")
     demo.prepare_demo(*sources, tmp_path / "more", identities=6)
     for part in ("voices", "faces/test"):
-        assert contents(tree, part) == contents(tmp_path / "more", part)
+        assert contents(tree / part) == contents(tmp_path / "more" / part)
 
 
 def test_an_existing_tree_is_refused_and_an_interrupted_recipe_leaves_nothing(sources, tmp_path):
@@ -223,9 +210,7 @@ def test_a_person_without_the_whole_template_is_named(tmp_path):
         demo.read_photographed(tmp_path)
 
 
-def test_two_trees_become_a_model_and_are_not_learned_from_again(
-    presets, faces, voices, tmp_path, monkeypatch
-):
+def test_two_trees_become_a_model_that_is_made_once(presets, faces, voices, tmp_path, monkeypatch):
     data, out, cpu = tmp_path / "data", tmp_path / "out", torch.device("cpu")
     data.mkdir()
     with pytest.raises(DatasetError, match="has no folder faces"):

@@ -27,13 +27,11 @@ TRAINING = """
 
     class Task(LineTask):
         def __init__(self, norm):
-            super().__init__()
             torch.manual_seed(1)
             norm = [nn.BatchNorm1d(16)] if norm else []
             # A bias before BatchNorm has no gradient but rounding, which Adam would follow.
             first = nn.Linear(1, 16, bias=not norm)
-            self.network = nn.Sequential(first, *norm, nn.Tanh(), nn.Linear(16, 3))
-            self.groups = [train.Group(list(self.network.parameters()))]
+            super().__init__(network=nn.Sequential(first, *norm, nn.Tanh(), nn.Linear(16, 3)))
             self.loss_weights = {"mse": 1.0, "contrastive/infonce": 0.1}
 
         def losses(self, batch, *, augmented):
@@ -55,7 +53,6 @@ TRAINING = """
 
 
 def finished(size: int, script: str, *arguments: object) -> None:
-    """Run a script in some processes to its end."""
     run = start(size, script, *arguments)
     _, err = run.communicate(timeout=200)
     assert run.returncode == 0, err
@@ -70,11 +67,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-@pytest.mark.parametrize(
-    ("name", "within"),
-    [("plain", 1e-5), ("norm", 1e-4)],  # BatchNorm amplifies rounding
-)
-def test_two_processes_learn_what_one_does(runs: list[Path], name: str, within: float) -> None:
+# BatchNorm amplifies rounding.
+@pytest.mark.parametrize(("name", "within"), [("plain", 1e-5), ("norm", 1e-4)])
+def test_two_processes_learn_what_one_does(runs, name, within):
     told = [json.loads((run / name / "told.json").read_text()) for run in runs]
     logs = [(run / name / "history.jsonl").read_text().splitlines() for run in runs]
     assert [one["devices"] for one in told] == [1, 2]
@@ -85,7 +80,7 @@ def test_two_processes_learn_what_one_does(runs: list[Path], name: str, within: 
             assert b[part] == pytest.approx(a[part], rel=within)
 
 
-def test_devices_that_are_not_there_are_counted_before_processes_start() -> None:
+def test_devices_that_are_not_there_are_counted_before_processes_start():
     with pytest.raises(DeviceError, match=r"999 CUDA devices are wanted; this machine has \d+"):
         launch(999, "cuda", [])
     with pytest.raises(DeviceError, match="2 MPS devices are wanted; this machine has 1"):
@@ -119,7 +114,7 @@ def begin(voices: Path, run: Path, steps: int = 12) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHILDREN.is_file(), reason="/proc does not tell a process's children here")
-def test_a_dead_process_leaves_a_message_and_a_good_state(voices: Path, tmp_path: Path) -> None:
+def test_a_dead_process_leaves_a_message_and_a_good_state(voices, tmp_path):
     training = begin(voices, tmp_path / "run", 10_000)
     children = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text()
     os.kill(int(children.split()[-1]), signal.SIGKILL)
@@ -132,7 +127,7 @@ def test_a_dead_process_leaves_a_message_and_a_good_state(voices: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_give_one_message(voices: Path, tmp_path: Path) -> None:
+def test_two_processes_give_one_message(voices, tmp_path):
     # One of them reads it, and the other hears of it.
     (voices / "train/id1/audios/a.npy").write_bytes(b"no waveform")
     line = [*command(voices, tmp_path / "run"), "--json"]
@@ -143,9 +138,7 @@ def test_two_processes_give_one_message(voices: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_processes_whose_launcher_ends_save_and_go_on(
-    voices: Path, tmp_path: Path, number: int
-) -> None:
+def test_processes_whose_launcher_ends_save_and_go_on(voices, tmp_path, number):
     training = begin(voices, tmp_path / "ended/run")
     training.send_signal(number)
     _, err = training.communicate(timeout=60)  # until the last of them has closed it
@@ -173,7 +166,7 @@ KILLED = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "kills"), [(1, 20), (2, 5)])
-def test_kills_at_random_moments_change_no_byte(tmp_path: Path, size: int, kills: int) -> None:
+def test_kills_at_random_moments_change_no_byte(tmp_path, size, kills):
     rng = random.Random(size)
     finished(size, KILLED, tmp_path / "whole")
     for _ in range(kills):

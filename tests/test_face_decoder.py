@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import DECODER, EMBEDDING, some_landmarks
-from torch.nn import functional
+from conftest import DECODER, EMBEDDING, some_faces, some_landmarks
 
 from s2f.face_decoder import CONFIGS, FaceDecoder, FaceDecoderConfig, draw_faces, sheet
 from s2f.warp import warp
@@ -36,20 +35,8 @@ def test_the_68_points_are_mixed_from_the_predicted_ones():
     assert FaceDecoder(STAGED).landmarks_68(points) is points  # that are the 68
 
 
-def some_faces(n: int, block: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Textures [n 3 32 32] of plain blocks and landmarks [n 5 2] that vary in three ways each."""
-    generator = torch.Generator().manual_seed(0)
-
-    def mixes(*shape: int) -> torch.Tensor:
-        ways = torch.randn(3, *shape, generator=generator)
-        return torch.einsum("nk,k...->n...", torch.randn(n, 3, generator=generator), ways)
-
-    textures = functional.interpolate(mixes(3, 32 // block, 32 // block), scale_factor=block)
-    return 0.5 + 0.1 * textures, 100 + 5 * mixes(5, 2)
-
-
 def test_a_linear_start_draws_the_faces_that_it_was_fitted_to():
-    textures, landmarks = some_faces(20)
+    textures, landmarks = some_faces(20, size=32)
     decoder = FaceDecoder(LINEAR)
     code = decoder.start_linear(textures, landmarks)
     with torch.no_grad():
@@ -65,7 +52,7 @@ def test_a_linear_start_draws_the_faces_that_it_was_fitted_to():
 
 def test_values_of_a_window_change_nothing_beyond_it():
     decoder = FaceDecoder(LINEAR)
-    decoder.start_linear(*some_faces(20))
+    decoder.start_linear(*some_faces(20, size=32))
     value = torch.zeros(1, 15)
     value[0, 0] = 1  # of the window around the upper left quarter, 24 pixels of it in the frame
     with torch.no_grad():

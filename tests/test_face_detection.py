@@ -1,8 +1,4 @@
-"""Faces found, aligned and cut: dlib on the real faces, all else on pictures of formulas.
-
-Cuts are held against functions of the plane: a picture of a formula is cut into a picture of it.
-face-alignment has made-up networks and weights.
-"""
+"""Faces found, aligned and cut: dlib on the real faces, all else on pictures of formulas."""
 
 import cmath
 import hashlib
@@ -10,13 +6,13 @@ import importlib.util
 import io
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import FACES, real_faces
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,9 +23,6 @@ from s2f.errors import DependencyError, DeviceError, ImageError, UsageError
 from s2f.face_detection import Cut, FoundFace, _FaceAlignment, cut_face, load_detector
 from s2f.images import save_photo
 from s2f.prep_faces import faces_step
-
-FACES = Path(__file__).parents[2] / "shared/data/faces"
-without_faces = pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces")
 
 
 def needs(extra: str, *packages: str) -> pytest.MarkDecorator:
@@ -57,7 +50,7 @@ needs_dlib = needs("dlib", "dlib", "face_recognition_models")
 
 
 @needs_dlib
-@without_faces
+@real_faces
 @pytest.mark.data
 class TestDlibOnRealFaces:
     def test_on_the_84_neutral_photos_the_mean_error_is_at_most_4_percent(self):
@@ -139,9 +132,7 @@ class Dots:
             found.append([np.array(e) for e in edges])
         return found
 
-    def get_landmarks_from_image(
-        self, picture: np.ndarray, boxes: Sequence[np.ndarray]
-    ) -> list[np.ndarray]:
+    def get_landmarks_from_image(self, picture, boxes):
         marks = []
         for left, top, right, bottom in boxes:
             middle, longer = (top + bottom) / 2, max(right - left, bottom - top)
@@ -224,10 +215,6 @@ def grid(width: int, height: int) -> np.ndarray:
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(float)
 
 
-def picture(width: int, height: int, length: float) -> Image.Image:
-    return Image.fromarray(np.rint(waves(grid(width, height), length)).astype(np.uint8))
-
-
 @given(st.floats(0.01, 100), st.floats(-3.1, 3.1), st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
 def test_framing_puts_the_eyes_in_their_place(zoom, turn, x, y):
     c, s = zoom * np.cos(turn), zoom * np.sin(turn)
@@ -249,7 +236,8 @@ def test_a_cut_shows_what_lies_under_each_of_its_pixels(zoom, turn, oversample):
     length = 24 * max(1.0, zoom)
     step = cmath.rect(zoom, turn)
     cut = Cut(50, step, complex(350.3, 300.8) - step * 25 * (1 + 1j))
-    seen = np.asarray(cut.take(picture(700, 600, length), oversample=oversample), float)
+    photo = Image.fromarray(np.rint(waves(grid(700, 600), length)).astype(np.uint8))
+    seen = np.asarray(cut.take(photo, oversample=oversample), float)
     wanted = waves(cut.to_photo(grid(50, 50).reshape(-1, 2)).reshape(50, 50, 2), length)
     inner = np.abs(seen - wanted)[2:-2, 2:-2]
     assert inner.mean() < 2 and inner.max() < 8

@@ -1,7 +1,4 @@
-"""The face encoder. Sizes are those of the published VGG-Face weights (2622 identities).
-
-Winograd's convolution is held against the direct one in float64.
-"""
+"""The face encoder; sizes are those of the published VGG-Face weights (2622 identities)."""
 
 import pytest
 import torch

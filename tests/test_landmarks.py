@@ -1,19 +1,17 @@
 """Landmarks: the 68 in the template, checked against the set's own files, and the drawing."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from conftest import FACES, real_faces
 from PIL import Image
 
 from s2f import landmarks
 
-FACES = Path(__file__).parents[2] / "shared/data/faces"
 TEMPLATE = np.random.default_rng(0).uniform(0, 224, (landmarks.TEMPLATE_POINTS, 2))
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+@real_faces
 def test_the_68_points_are_those_that_come_with_the_faces():
     for path in sorted(FACES.glob("*/neutral_template.npy")):
         template, points = np.load(path), np.load(path.with_name("neutral_landmarks.npy"))

@@ -1,8 +1,4 @@
-"""The page of `s2f app` in a real browser: Chromium, with a microphone that plays a file.
-
-What it answers is tested in `test_app`, and over HTTP in the tests of the command; here, that a
-visitor gets it by the keys alone, and on a telephone.
-"""
+"""The page of `s2f app` in Chromium, with a microphone that plays a file, and on a telephone."""
 
 import base64
 import contextlib
@@ -20,8 +16,7 @@ import numpy as np
 import pytest
 from command_line import files
 from conftest import write_speech
-from PIL import Image
-from visitors import Server
+from visitors import Server, pixels
 
 from s2f import SpeechToFace
 
@@ -33,11 +28,6 @@ pytestmark = [pytest.mark.browser, missing]
 SPEECH = Path(__file__).parents[1] / "examples" / "speech.wav"
 SENT = re.compile(r"/upload(\?|$)")  # where a file goes to
 READABLE = 4.5  # contrast that WCAG 2.1 (1.4.3, AA) asks of text
-
-
-@pytest.fixture(scope="module")
-def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("temporary")
 
 
 @pytest.fixture(scope="module")
@@ -80,34 +70,25 @@ def visit(browser: Any, url: str, **look_like: Any) -> Iterator[Any]:
     assert (outside, failures) == ([], [])
 
 
-def upload(page: Any, path: Path) -> None:
-    """Choose a file in the first field of the tab that is open, and wait until the page has it."""
-    page.get_by_role("button", name="Upload file").locator("visible=true").first.click()
+def upload(page: Any, *paths: Path) -> None:
+    """Choose files in the fields of the tab that is open, and wait until the page has them."""
     fields = page.locator("[role=tabpanel]:visible input[type=file]")
-    fields.first.wait_for(state="attached")
-    waiting = fields.count()
-    with page.expect_response(SENT):
-        fields.first.set_input_files(path)
-    for _ in range(200):
-        if fields.count() < waiting:
-            return
-        page.wait_for_timeout(50)
-    pytest.fail("the page does not take the file")
+    for k in range(len(paths)):
+        page.get_by_role("button", name="Upload file").locator("visible=true").nth(k).click()
+    for waiting, path in zip(range(len(paths), 0, -1), paths, strict=True):
+        fields.nth(waiting - 1).wait_for(state="attached")
+        with page.expect_response(SENT):
+            fields.first.set_input_files(path)
+        fields.nth(waiting - 1).wait_for(state="detached")
 
 
 def shown(page: Any) -> bytes:
-    """Wait for the face."""
-    face = page.locator(".s2f-face img:visible")
-    face.wait_for()
-    return picture(face)
+    return picture(page.locator(".s2f-face img:visible"))
 
 
 def picture(locator: Any) -> bytes:
+    locator.wait_for()
     return base64.b64decode(locator.get_attribute("src").partition("base64,")[2])
-
-
-def pixels(content: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float64)
 
 
 def press_to(page: Any, wanted: str, most: int = 40) -> None:
@@ -127,12 +108,8 @@ def press_to(page: Any, wanted: str, most: int = 40) -> None:
 
 
 def test_a_recording_by_the_keys_alone_gives_the_face_of_its_sound(browser, url, temporary):
-    """To the byte that of `s2f generate` for what arrived of the recording at the server.
-
-    For the file that the microphone played, the faces may differ by 6 of 255 on average over the
-    pixels, the bound that one recording as WAV and as M4A has too: the browser resamples, starts
-    some hundredths of a second late, and goes on after the end.
-    """
+    # To the byte that of what arrived; that of the file within 6 of 255 on average, as WAV and M4A
+    # of one recording: the browser resamples, starts late, and goes on after the end.
     model = SpeechToFace.load(device="cpu")
     with visit(browser, url) as page:
         assert page.locator("html").get_attribute("lang") == "en"
@@ -158,22 +135,13 @@ def test_a_recording_by_the_keys_alone_gives_the_face_of_its_sound(browser, url,
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_two_files_on_a_telephone_give_a_slider_and_nothing_that_cannot_be_read(
-    browser, url, scheme, tmp_path
-):
+def test_two_files_on_a_telephone_give_a_slider_and_text_to_read(browser, url, scheme, tmp_path):
     model = SpeechToFace.load(device="cpu")
     paths = [write_speech(tmp_path / f"{k}.wav", 2, seed=k) for k in (0, 1)]
     telephone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True}
     with visit(browser, url, color_scheme=scheme, **telephone) as page:
         page.get_by_role("tab", name="Two voices").click()
-        fields = page.locator("[role=tabpanel]:visible input[type=file]")
-        for k in (0, 1):
-            page.get_by_role("button", name="Upload file").locator("visible=true").nth(k).click()
-        for waiting in (2, 1):
-            fields.first.wait_for(state="attached")
-            fields.first.set_input_files(paths[2 - waiting])
-            while fields.count() >= waiting:
-                page.wait_for_timeout(50)
+        upload(page, *paths)
         page.get_by_role("button", name="Show both faces").click()
         slider = page.get_by_role("slider", name="From the first voice to the second")
         slider.wait_for()
@@ -229,8 +197,7 @@ CONTRASTS = """() => {
     const seen = own.length < 4 || own[3] === 1;
     return seen ? own.slice(0, 3) : over(own, ground(element.parentElement));
   };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
     const text = walker.currentNode.textContent.trim();

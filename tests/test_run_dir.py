@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from s2f.errors import CheckpointError, S2FError, UsageError
+from s2f.errors import CheckpointError, UsageError
 from s2f.run_dir import Run
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def saved(folder: Path, **changes: object) -> Run:
     return run
 
 
-def test_a_directory_belongs_to_the_config_that_was_first_there(tmp_path: Path) -> None:
+def test_a_directory_belongs_to_the_config_that_was_first_there(tmp_path):
     for name in ("slurm-1.out", "train.log", ".s2f-left-by-a-kill"):
         (tmp_path / name).touch()  # which may be there
     for _ in range(2):
@@ -45,12 +45,7 @@ def test_a_directory_belongs_to_the_config_that_was_first_there(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "text", "error", "why"),
     [
-        (
-            "config.json",
-            '{"task": "line", "lr": 0.5}',
-            UsageError,
-            "with lr 0.5; this one has 0.02",
-        ),
+        ("config.json", '{"task": "line", "lr": 0.5}', UsageError, "0.5; this one has 0.02"),
         ("config.json", '{"task": "line"}', UsageError, "with lr None; this one has 0.02"),
         ("config.json", '{"task": "line", "lr": 0.02, "a": 1}', UsageError, "a 1; .* has None"),
         ("config.json", '{"model_type": "bert"}', UsageError, "something else than a run"),
@@ -59,9 +54,7 @@ def test_a_directory_belongs_to_the_config_that_was_first_there(tmp_path: Path) 
         ("index.json", "mine", UsageError, "is no run: it holds index.json and no config"),
     ],
 )
-def test_another_run_or_other_things_are_refused_and_left_alone(
-    tmp_path: Path, name: str, text: str, error: type[S2FError], why: str
-) -> None:
+def test_another_run_or_other_things_are_refused_and_left_alone(tmp_path, name, text, error, why):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     with pytest.raises(error, match=why):
@@ -70,7 +63,7 @@ def test_another_run_or_other_things_are_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("weights", [{}, {"mse": 2.5}], ids=["given", "calibrated"])
-def test_what_was_saved_comes_back(tmp_path: Path, weights: dict[str, float]) -> None:
+def test_what_was_saved_comes_back(tmp_path, weights):
     before = saved(tmp_path, loss_weights=weights, bad=["a.npy: is broken"], ended=True)
     run, whole = Run(tmp_path), before.file.read_bytes()
     run.restore(*(parts := trained(0)), CPU)
@@ -80,7 +73,7 @@ def test_what_was_saved_comes_back(tmp_path: Path, weights: dict[str, float]) ->
 
 
 @pytest.mark.parametrize("wide", [3, 4])
-def test_another_state_is_refused_with_its_cure(tmp_path: Path, wide: int) -> None:
+def test_another_state_is_refused_with_its_cure(tmp_path, wide):
     run, network = saved(tmp_path), nn.Linear(2, wide)
     if wide == 3:
         run.file.write_bytes(safetensors.torch.save({"a": torch.ones(1)}))
@@ -89,7 +82,7 @@ def test_another_state_is_refused_with_its_cure(tmp_path: Path, wide: int) -> No
     assert caught.value.hint == f"remove {tmp_path} to train anew"
 
 
-def test_a_damaged_history_is_gone_on_with_and_not_shown(tmp_path: Path) -> None:
+def test_a_damaged_history_is_gone_on_with_and_not_shown(tmp_path):
     (tmp_path / "history.jsonl").write_bytes(b"\xff\xfe\n")
     run = Run(tmp_path, logged=1)
     run.log(0.1, {"mse": 1.0})

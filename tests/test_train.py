@@ -30,13 +30,7 @@ def history(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
 
 
-def validated_on(data: object) -> LineTask:
-    task = LineTask()
-    task.val_data = data
-    return task
-
-
-def test_the_loss_falls_and_the_directory_tells_the_story(tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_directory_tells_the_story(tmp_path):
     plan = {"steps": 200, "every": 50}
     result = train(LineTask(), tmp_path, config(**plan), device=CPU)
     assert result.losses["mse"] < 0.05 and result.best.is_file()
@@ -55,7 +49,7 @@ def test_the_loss_falls_and_the_directory_tells_the_story(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("at", [12, 20, 25])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, at: int) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, at):
     def run(name: str, workers: int = 0, **how: Any) -> None:
         plan = config(workers=workers)
         train(LineTask().in_stages(), tmp_path / name, plan, device=CPU, **how)
@@ -69,7 +63,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, at: int
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_item_is_named_or_the_next_takes_its_place(tmp_path: Path, workers: int) -> None:
+def test_a_bad_item_is_named_or_the_next_takes_its_place(tmp_path, workers):
     def run(task: LineTask, max_bad: int, name: str = "run") -> int:
         plan = config(workers=workers, max_bad=max_bad)
         return train(task, tmp_path / name, plan, device=CPU, note=notes.append).bad
@@ -82,12 +76,12 @@ def test_a_bad_item_is_named_or_the_next_takes_its_place(tmp_path: Path, workers
     for task in (LineTask(Line(bad=[7])), LineTask()):  # the finished run still knows
         assert run(task, 1) == 1  # the same one goes on
     assert notes == ["left out: item 7 is broken"]
-    assert run(validated_on(Line(bad=[7])), 1, "val") == 1
+    assert run(LineTask(val=Line(bad=[7])), 1, "val") == 1
     with pytest.raises(DatasetError, match="more than 3 items cannot be read; the last: item"):
         run(LineTask(Line(bad=range(16))), 3, "all")
 
 
-def test_a_reading_process_that_dies_is_told_with_a_cure(tmp_path: Path) -> None:
+def test_a_reading_process_that_dies_is_told_with_a_cure(tmp_path):
     class Deadly(Line):
         def __getitem__(self, key: Key) -> Item:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +91,7 @@ def test_a_reading_process_that_dies_is_told_with_a_cure(tmp_path: Path) -> None
         train(LineTask(Deadly()), tmp_path, config(workers=1), device=CPU)
 
 
-def test_an_interruption_ends_the_solving_too(tmp_path: Path) -> None:
+def test_an_interruption_ends_the_solving_too(tmp_path):
     class Solved(LineTask):
         def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
             for number, _ in enumerate(batches(10)):
@@ -115,7 +109,7 @@ def test_an_interruption_ends_the_solving_too(tmp_path: Path) -> None:
     assert history(tmp_path / "whole")[-1]["solved"] is True
 
 
-def test_a_training_that_diverges_names_the_item_and_keeps_the_last_state(tmp_path: Path) -> None:
+def test_a_training_that_diverges_names_the_item_and_keeps_the_last_state(tmp_path):
     def last(seed: int) -> list[int]:  # 16 points in batches of 4: each comes in step 1 to 4
         *_, keys = plan_steps(16, 4, seed=seed, steps=range(4))
         return [key.item for key in keys]
@@ -127,16 +121,14 @@ def test_a_training_that_diverges_names_the_item_and_keeps_the_last_state(tmp_pa
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert [record["step"] for record in history(tmp_path)] == [2]
     with pytest.raises(UsageError, match=r"at step 10 the validation losses are .*nan"):
-        train(validated_on(Line(poisoned=7)), tmp_path / "other", config(), device=CPU)
+        train(LineTask(val=Line(poisoned=7)), tmp_path / "other", config(), device=CPU)
     assert not (tmp_path / "other/best.safetensors").exists()
     with pytest.raises(UsageError, match=r"at step 1 the loss is mse nan, .* for point 7$"):
         rehearse(LineTask(Line(poisoned=7)), RUN, config(batch_size=16), device=CPU)
 
 
 def with_batch_norm() -> LineTask:
-    task = LineTask()
-    task.network.append(nn.BatchNorm1d(1))
-    return task
+    return LineTask(network=nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)))
 
 
 @pytest.mark.parametrize(
@@ -149,13 +141,11 @@ def with_batch_norm() -> LineTask:
         (lambda: LineTask().in_stages(), {"steps": 15}, "never are: there are 15"),
         (with_batch_norm, {"batch_size": 1}, "normalise over a batch of 1"),
         (with_batch_norm, {"accumulate": 4}, "normalise over a batch of 1"),
-        (lambda: validated_on([]), {}, "there is nothing in val"),
+        (lambda: LineTask(val=[]), {}, "there is nothing in val"),
         (LineTask, {"compile": True}, r"needs g\+\+"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_there_is_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any, changes: Any, why: str
-) -> None:
+def test_what_does_not_fit_is_refused_before_a_run(tmp_path, monkeypatch, task, changes, why):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     for attempt in (train, rehearse):
@@ -165,13 +155,13 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(
 
 
 @pytest.mark.parametrize("name", ["steps", "schedule", "calibrate_at", "seed", "lr", "betas"])
-def test_a_config_that_cannot_run_is_refused(name: str) -> None:
+def test_a_config_that_cannot_run_is_refused(name):
     wrong = {"steps": 0, "schedule": "linear", "calibrate_at": 40, "seed": 2**32, "lr": 0.0}
     with pytest.raises(UsageError, match=name.split("_")[0]):
         config(**{name: (wrong | {"betas": (0.9, 1.0)})[name]})
 
 
-def test_what_starts_later_is_frozen_until_then(tmp_path: Path) -> None:
+def test_what_starts_later_is_frozen_until_then(tmp_path):
     class Late(LineTask):
         def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
             if self.network.training:
@@ -186,7 +176,7 @@ def test_what_starts_later_is_frozen_until_then(tmp_path: Path) -> None:
     assert not torch.equal(seen[16][1], seen[0][1])
 
 
-def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     plan = config(steps=400, patience=3, lr=1e-12)
     result = train(LineTask(), tmp_path, plan, device=CPU)
     scores = [record["val"]["mse"] for record in history(tmp_path)]
@@ -196,7 +186,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("adam", 1), ("adamw", 4)])
-def test_a_step_is_the_optimizers_of_the_whole_batch(tmp_path: Path, kind: str, parts: int) -> None:
+def test_a_step_is_the_optimizers_of_the_whole_batch(tmp_path, kind, parts):
     # The same step by hand, in plain torch; the second layer has a quarter of the learning rate.
     task, plain = LineTask(dropout=0.0), LineTask(dropout=0.0).network
     shares = {0: 1.0, 2: 0.25}
@@ -215,7 +205,7 @@ def test_a_step_is_the_optimizers_of_the_whole_batch(tmp_path: Path, kind: str, 
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_bf16_trains_in_float32_weights(tmp_path: Path) -> None:
+def test_bf16_trains_in_float32_weights(tmp_path):
     task, plan = LineTask(), config(steps=200, precision="bf16", deterministic=True)
     assert train(task, tmp_path, plan, device=CPU).losses["mse"] < 0.06
     assert {p.dtype for p in task.network.parameters()} == {torch.float32}
@@ -224,7 +214,7 @@ def test_bf16_trains_in_float32_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
-def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+def test_a_compiled_network_learns_the_same(tmp_path):
     losses = [
         train(LineTask(dropout=0.0), tmp_path / str(c), config(compile=c), device=CPU).losses["mse"]
         for c in (False, True)
@@ -240,29 +230,25 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
         ("constant", {0: 1.0, 999: 1.0}),
     ],
 )
-def test_the_rate_follows_its_schedule(schedule: str, rates: dict[int, float]) -> None:
+def test_the_rate_follows_its_schedule(schedule, rates):
     plan = config(steps=1000, lr=1.0, schedule=schedule)
     assert {step: lr_at(step, plan) for step in rates} == pytest.approx(rates)
 
 
 @given(n=st.integers(0, 300))
-def test_every_item_is_measured_once_in_full_length(n: int) -> None:
+def test_every_item_is_measured_once_in_full_length(n):
     batches = undisturbed(n)
     assert [key for batch in batches for key in batch] == [Key(i, i, 1.0) for i in range(n)]
     assert all(0 < len(batch) <= MEASURED for batch in batches)
 
 
-class WideTask(LineTask):
-    """One whose steps take time, and memory for what they keep for the gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers = [nn.Linear(1, 20_000), *(nn.Tanh() for _ in range(8)), nn.Linear(20_000, 1)]
-        self.network = nn.Sequential(*layers)
-        self.groups = [Group(list(self.network.parameters()))]
+def wide() -> LineTask:
+    """Make one whose steps take time, and memory for what they keep for the gradients."""
+    layers = [nn.Linear(1, 20_000), *(nn.Tanh() for _ in range(8)), nn.Linear(20_000, 1)]
+    return LineTask(network=nn.Sequential(*layers))
 
 
-def test_a_dry_run_leaves_a_run_alone_and_counts_exactly(tmp_path: Path) -> None:
+def test_a_dry_run_leaves_a_run_alone_and_counts_exactly(tmp_path):
     train(LineTask(), tmp_path, config(steps=1, every=1), device=CPU)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     told = rehearse(LineTask(), tmp_path, config(lr=0.5), device=CPU)  # which that run is not
@@ -281,10 +267,10 @@ def test_a_dry_run_leaves_a_run_alone_and_counts_exactly(tmp_path: Path) -> None
     assert [(s["start"], s["steps"], s["trained"]) for s in stages] == wanted
 
 
-def test_speed_and_sizes_are_those_of_a_real_run(tmp_path: Path) -> None:
+def test_speed_and_sizes_are_those_of_a_real_run(tmp_path):
     plan = config(steps=10, batch_size=64, every=10, half=True)
-    told = rehearse(WideTask(), tmp_path, plan, device=CPU)
-    result = train(WideTask(), tmp_path, plan, device=CPU)
+    told = rehearse(wide(), tmp_path, plan, device=CPU)
+    result = train(wide(), tmp_path, plan, device=CPU)
     assert told["checkpoint_bytes"] == pytest.approx(result.best.stat().st_size, rel=0.02)
     state = tmp_path / "last/state.safetensors"
     assert told["state_bytes"] == pytest.approx(state.stat().st_size, rel=0.02)
@@ -293,7 +279,7 @@ def test_speed_and_sizes_are_those_of_a_real_run(tmp_path: Path) -> None:
     assert told["seconds"] == pytest.approx(total, rel=1e-6)
 
 
-def test_reading_bounds_the_speed_where_it_takes_longer() -> None:
+def test_reading_bounds_the_speed_where_it_takes_longer():
     class Slow(Line):
         def __getitem__(self, key: Key) -> Item:
             time.sleep(0.02)
@@ -309,15 +295,15 @@ PEAK = """
     from pathlib import Path
     from line_task import CPU, LineTask, config
     from s2f.train import rehearse, train
-    from test_train import WideTask, peak
+    from test_train import peak, wide
 
     plan, folder = config(steps=3, batch_size=256, every=3), Path(sys.argv[1])
     train(LineTask(), folder / "warm", plan, device=CPU)
     before = peak()
     if sys.argv[2:]:
-        memory = rehearse(WideTask(), folder / "run", plan, device=CPU)["memory"]
+        memory = rehearse(wide(), folder / "run", plan, device=CPU)["memory"]
     else:
-        train(WideTask(), folder / "run", plan, device=CPU)
+        train(wide(), folder / "run", plan, device=CPU)
         memory = {"before": before, "peak": peak()}
     print(json.dumps(memory))
 """
@@ -328,7 +314,7 @@ def peak() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
-def test_the_memory_is_that_of_a_real_run(tmp_path: Path) -> None:
+def test_the_memory_is_that_of_a_real_run(tmp_path):
     # Each in a process of its own, that has held nothing else.
     real, told = (
         json.loads(start(1, PEAK, tmp_path / str(len(how)), *how).communicate()[0])
@@ -340,7 +326,7 @@ def test_the_memory_is_that_of_a_real_run(tmp_path: Path) -> None:
     assert told["activations"] > 8 * 256 * 20_000 * 4  # or there was nothing to measure
 
 
-def test_weights_of_frozen_networks_are_no_activations() -> None:
+def test_weights_of_frozen_networks_are_no_activations():
     class Judged(LineTask):
         def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
             return {"mse": judge(self.network(batch["x"])).square().mean(1)}

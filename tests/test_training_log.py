@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +16,9 @@ from s2f.training_log import open_board
 
 
 @pytest.mark.parametrize(("rest", "pictures"), [(0, 4), (1e9, 2)])
-def test_the_losses_are_drawn_anew_at_every_validation_and_less_often_if_these_come_fast(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: float, pictures: int
-) -> None:
+def test_losses_are_drawn_less_often_if_validations_come_fast(
+    tmp_path, monkeypatch, rest, pictures
+):
     monkeypatch.setattr(training_log, "REST", rest)
     seen = []
 
@@ -35,7 +34,7 @@ def test_the_losses_are_drawn_anew_at_every_validation_and_less_often_if_these_c
         assert picture.format == "PNG"
 
 
-def test_the_picture_of_a_run_that_was_killed_is_that_of_its_end(tmp_path: Path) -> None:
+def test_the_picture_of_a_run_that_was_killed_is_that_of_its_end(tmp_path):
     def run() -> None:
         train(LineTask(), tmp_path, config(every=20), device=CPU)
 
@@ -58,7 +57,7 @@ def events() -> Any:
     return pytest.importorskip(where, reason="pip install 's2f[train]'").EventAccumulator
 
 
-def test_tensorboard_knows_every_step_once_after_a_kill(tmp_path: Path, events: Any) -> None:
+def test_tensorboard_knows_every_step_once_after_a_kill(tmp_path, events):
     plan, folder = config(steps=50, every=25), tmp_path / "with"
     kill = killing(45)  # 40 was told of; the last save was at 25
     with pytest.raises(Killed):
@@ -74,13 +73,13 @@ def test_tensorboard_knows_every_step_once_after_a_kill(tmp_path: Path, events: 
     assert_same_run(folder, tmp_path / "without")
 
 
-def test_a_board_that_cannot_be_written_is_told(tmp_path: Path, events: Any) -> None:
+def test_a_board_that_cannot_be_written_is_told(tmp_path, events):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/board: cannot be written"):
         open_board(tmp_path / "file/board", after=0).__enter__()
 
 
-def test_tensorflow_stays_out_where_it_is_installed(tmp_path: Path, events: Any) -> None:
+def test_tensorflow_stays_out_where_it_is_installed(tmp_path, events):
     script = "import sys; from pathlib import Path; from s2f.training_log import open_board\n"
     script += "with open_board(Path(sys.argv[1]), after=0) as board: board(1, {'a/b': 1.0}, None)\n"
     script += "assert 'tensorflow' not in sys.modules"

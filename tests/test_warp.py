@@ -1,14 +1,11 @@
 """The spline warp: identity, hits, gradients. Expected values are closed form."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from conftest import FACES, real_faces
 
 from s2f.warp import _gathered, flow, warp
-
-FACES = Path(__file__).parents[2] / "shared/data/faces"
 
 
 def points(n: int = 20, size: int = 64, seed: int = 0) -> torch.Tensor:
@@ -43,7 +40,7 @@ def test_marked_points_come_to_their_landmarks_within_half_a_pixel():
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not FACES.is_dir(), reason="needs the real faces beside the repository")
+@real_faces
 def test_real_landmarks_are_hit_within_half_a_pixel():
     names = sorted(FACES.glob("*/neutral_landmarks.npy"))
     shapes = torch.from_numpy(np.stack([np.load(name) for name in names])) * (224 / 256)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -13,7 +14,14 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from trees import interruptible
+
+
+def pixels(content: bytes) -> np.ndarray:
+    """A picture in a file, [height width 3] from 0 to 255."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), float)
 
 
 class Server(subprocess.Popen[str]):
@@ -21,15 +29,10 @@ class Server(subprocess.Popen[str]):
 
     def __init__(self, *options: object, **environment: str) -> None:
         command = [sys.executable, "-m", "s2f", "app", "--port", "0", "--no-align"]
+        command += map(str, options)
         self.notes = tempfile.TemporaryFile("w+")
-        super().__init__(
-            [*command, *map(str, options)],
-            stdout=subprocess.PIPE,
-            stderr=self.notes,
-            text=True,
-            env={**os.environ, **environment},
-            preexec_fn=interruptible,
-        )
+        where = {"stdout": subprocess.PIPE, "stderr": self.notes, "env": os.environ | environment}
+        super().__init__(command, text=True, preexec_fn=interruptible, **where)
         assert self.stdout
         self.said = self.stdout.readline()
 
@@ -57,10 +60,7 @@ class Visitor:
     def __init__(self, server: Server) -> None:
         self.address = urllib.parse.urlsplit(json.loads(server.said)["url"]).netloc
 
-    def request(
-        self, method: str, where: str, body: bytes | None = None, kind: str = "application/json"
-    ) -> tuple[int, str]:
-        """Ask for something: status and text."""
+    def request(self, method, where, body=None, kind="application/json") -> tuple[int, str]:
         connection = http.client.HTTPConnection(self.address, timeout=120)
         with contextlib.closing(connection):
             connection.request(method, where, body, {"Content-Type": kind} if body else {})
