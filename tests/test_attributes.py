@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from evaluation_cases import SEXES, D, N, case_of, drawn_face
+from evaluation_cases import SEXES, D, N, drawn_face, given_away
 from PIL import Image
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -12,13 +12,13 @@ from sklearn.metrics import balanced_accuracy_score
 
 from s2f.attributes import EmbeddingProbe, PixelProbe, attributes_section
 from s2f.errors import UsageError
-from s2f.evaluation_data import Case, Examples
-from s2f.report import Matrix, Table
+from s2f.evaluation_data import Examples
+from s2f.report import Matrix
+
+Labelled = tuple[np.ndarray, list[str]]
 
 
-def planted(
-    counts: dict[str, int], d: int, apart: float, seed: int
-) -> tuple[np.ndarray, list[str]]:
+def planted(counts: dict[str, int], d: int, apart: float, seed: int) -> Labelled:
     """Embeddings [n d] of classes `apart` deviations apart in one direction each, and labels."""
     rng = np.random.default_rng(seed)
     centres = np.linalg.qr(np.random.default_rng(99).normal(size=(d, len(counts))))[0].T
@@ -37,13 +37,21 @@ def test_embeddings_are_judged_by_the_shrunk_discriminant_of_scikit_learn() -> N
     shrinkage = float(ledoit_wolf_shrinkage(within, assume_centered=True))
     oracle = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(x, y)
     probe = EmbeddingProbe.fit(x, labels)
-    found, expected = x @ probe.weight + probe.bias, oracle.decision_function(x)
-    # What all classes have in common decides nothing.
-    found -= found.mean(1, keepdims=True)
-    expected -= expected.mean(1, keepdims=True)
+    found, expected = (  # what all classes have in common decides nothing
+        scores - scores.mean(1, keepdims=True)
+        for scores in (x @ probe.weight + probe.bias, oracle.decision_function(x))
+    )
     assert 0.01 < shrinkage < 0.9
     np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
     assert probe.classes == ("a", "b", "c") and probe.predict(x[:0]) == []
+    for said, few in (
+        ("1 class: a", "aaaa"),
+        ("2 examples .* 'b' has one", "aaab"),
+        ("0 class", ""),
+    ):
+        with pytest.raises(UsageError, match=said):
+            EmbeddingProbe.fit(np.zeros((len(few), 3)), list(few))
+    EmbeddingProbe.fit(np.ones((4, 3)), list("aabb"))  # all alike: no harm
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,7 @@ def test_embeddings_are_judged_by_the_shrunk_discriminant_of_scikit_learn() -> N
 def test_new_embeddings_are_told(
     counts: dict[str, int], d: int, apart: float, dull: int, least: float
 ) -> None:
-    def examples(seed: int) -> tuple[np.ndarray, list[str]]:
+    def examples(seed: int) -> Labelled:
         x, labels = planted(counts, d, apart, seed)
         noise = 0.01 * np.random.default_rng(seed + 9).normal(size=(len(x), dull))
         return np.concatenate([x, noise, np.full((len(x), 9), 7)], 1), labels
@@ -67,16 +75,6 @@ def test_new_embeddings_are_told(
     x, labels = examples(1)
     said = EmbeddingProbe.fit(*examples(0)).predict(x)
     assert balanced_accuracy_score(labels, said) > least
-
-
-@pytest.mark.parametrize(
-    ("labels", "said"),
-    [("aaaa", "1 class: a"), ("aaab", "2 examples at least, and 'b' has one"), ("", "0 class")],
-)
-def test_labels_that_tell_nothing_apart_are_refused(labels: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        EmbeddingProbe.fit(np.zeros((len(labels), 3)), list(labels))
-    EmbeddingProbe.fit(np.ones((4, 3)), list("aabb"))  # all alike: no harm
 
 
 def photos(n: int, labels: tuple[str, ...], seed: int = 0) -> tuple[list[Image.Image], list[str]]:
@@ -103,6 +101,13 @@ def test_pixels_tell_what_is_planted_on_people_the_judge_has_not_met() -> None:
     assert probe.predict([]) == [] and probe.score([]).shape == (0,)
     made, labels = photos(24, ("across", "along", "none"))
     assert PixelProbe.fit(made, labels, range(24)).accuracy > 0.8
+    made, labels = photos(24, ("across",))
+    more, others = photos(2, ("along",))
+    assert PixelProbe.fit(made + more, labels + others, range(26)).accuracy > 0.9
+    few = [*made[:2], *more], ["across", "across", "along", "along"]
+    PixelProbe.fit(*few, ["p", "q", "p", "q"])  # a class of two people is enough, and one is not
+    with pytest.raises(UsageError, match="2 people at least, and 'across' has one"):
+        PixelProbe.fit(*few, ["p", "p", "q", "r"])
 
 
 def test_people_who_are_known_give_nothing_away() -> None:
@@ -115,48 +120,25 @@ def test_people_who_are_known_give_nothing_away() -> None:
     assert probe.predict(made) == labels  # learned by heart: why people are held out
 
 
-def test_a_class_of_two_people_is_enough_and_one_is_not() -> None:
-    made, labels = photos(24, ("across",))
-    more, others = photos(2, ("along",))
-    assert PixelProbe.fit(made + more, labels + others, range(26)).accuracy > 0.9
-    few = [*made[:2], *more], ["across", "across", "along", "along"]
-    PixelProbe.fit(*few, ["p", "q", "p", "q"])
-    with pytest.raises(UsageError, match="2 people at least, and 'across' has one"):
-        PixelProbe.fit(*few, ["p", "p", "q", "r"])
-
-
-@pytest.fixture(scope="module")
-def case() -> Case:
-    """Voices that give away all but a little of the face; the first value tells the sex."""
-    embeddings = np.random.default_rng(1).standard_normal((N, D)).astype(np.float32)
-    embeddings[:, 0] = [5 if k % 2 else -5 for k in range(N)]
-    faces, again = [drawn_face(k) for k in range(N)], [drawn_face(k, 0.5) for k in range(N)]
-    planted = case_of(embeddings, embeddings)
-    return dataclasses.replace(planted, from_voices=again, from_photos=faces)
-
-
 def examples(labels: dict[str, str]) -> Examples:
     """Sixty other people, of whom the first value and the pixels tell the sex."""
     people = [f"t{k}" for k in range(60)]
     embeddings = np.random.default_rng(2).standard_normal((60, D)).astype(np.float32)
     embeddings[:, 0] = [5 if k % 2 else -5 for k in range(60)]
     fresh = {f"f{k}": "FM"[k % 2] for k in range(6)}
-    return Examples(
-        people,
-        embeddings,
-        {"sex": labels},
-        [(drawn_face(100 + k).image, who) for k, who in enumerate(people)],
-        {"sex": labels | fresh if labels else {}},
-        [(drawn_face(k).image, who) for k, who in enumerate(SEXES)],
-        [(drawn_face(200 + k).image, who) for k, who in enumerate(fresh)],
+    theirs, shown, new = (
+        [(drawn_face(first + k).image, who) for k, who in enumerate(names)]
+        for first, names in ((100, people), (0, [*SEXES]), (200, [*fresh]))
     )
+    known = {"sex": labels | fresh if labels else {}}
+    return Examples(people, embeddings, {"sex": labels}, theirs, known, shown, new)
 
 
-def test_attributes_that_faces_show_are_judged_right(case: Case) -> None:
+def test_attributes_that_faces_show_are_judged_right_and_without_labels_left_out() -> None:
+    case = given_away()
     labels = {f"t{k}": "FM"[k % 2] for k in range(60)} | {"t7": "unknown"}
     section, samples = attributes_section(case, examples(labels))
     table, *matrices = section.parts
-    assert isinstance(table, Table)
     # True face, from photo, from voice; balanced; and half of them are of the commonest.
     wanted = (1, 1, 1, 1, 0.5)
     assert {row[1]: row[2:] for row in table.rows} == {"embeddings": wanted, "pixels": wanted}
@@ -168,11 +150,7 @@ def test_attributes_that_faces_show_are_judged_right(case: Case) -> None:
         assert part.counts == ((N // 2, 0), (0, N // 2))
     assert samples["sex agrees, %"] == dict.fromkeys(SEXES, 100.0)
 
-
-def test_judges_that_cannot_be_fitted_are_left_out_by_name(case: Case) -> None:
-    section, samples = attributes_section(case, examples({}))
-    assert section.parts == () and samples == {}
-    assert sum("left out" in text for text in section.text) == 2
-    section, samples = attributes_section(dataclasses.replace(case, labels={}), examples({}))
-    assert (section.parts, samples) == ((), {})
-    assert "--labels" in section.text[0]
+    for known, said, times in ((case.labels, "left out", 2), ({}, "--labels", 1)):
+        section, samples = attributes_section(dataclasses.replace(case, labels=known), examples({}))
+        assert (section.parts, samples) == ((), {})
+        assert sum(said in text for text in section.text) == times

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 from conftest import noise, write_photo
 
+from s2f import evaluation_data
 from s2f.embeddings import Maker
 from s2f.errors import DatasetError, UsageError
-from s2f.evaluation_data import (
-    find_sources,
-    names_in_split,
-    photos_of,
-    read_labels,
-    read_people,
-    spread,
-)
+from s2f.evaluation_data import find_sources, photos_of, read_labels, read_people, spread
 
 MAKER = Maker("a test", 2, "squash", lambda faces: faces.mean((2, 3))[:, :2])
 
@@ -41,15 +35,16 @@ def test_people_have_voices_and_faces(tree: Path) -> None:
     assert people.notes == ("1 identities without a voice",)
     wanted = [people.embeddings[people.owners == k].mean(0) for k in range(3)]
     np.testing.assert_allclose(people.means(), wanted, rtol=1e-6)
-
-
-def test_so_many_people_and_of_each_so_many_are_taken(tree: Path) -> None:
     people = read_people(tree, "test", MAKER, most=1)
     assert people.speakers.tolist() == people.owners.tolist() == [0, 1, 2]
     assert read_people(tree, "test", MAKER, most=5, people=2).names == ("ann", "ben")
     assert spread(range(10), 4) == [0, 2, 5, 7] and spread([1, 2], 5) == [1, 2]
     with pytest.raises(DatasetError, match="has 1 people with a voice and a face"):
         read_people(tree, "train", MAKER, most=5)
+    found = photos_of(tree, "test", {"ann", "cleo", "zoe"}, 2)
+    assert [who for _, who in found] == ["ann", "ann", "cleo"]
+    assert all(path.is_file() for path, _ in found) and photos_of(tree, "val", {"ann"}, 2) == []
+    assert evaluation_data.names_in_split(tree, "val") == set()
 
 
 def test_a_folder_of_voices_and_faces_is_known(tmp_path: Path, tree: Path) -> None:
@@ -63,7 +58,7 @@ def test_a_folder_of_voices_and_faces_is_known(tmp_path: Path, tree: Path) -> No
         find_sources(tmp_path / "nowhere")
 
 
-def test_labels_are_found_by_name(tmp_path: Path) -> None:
+def test_labels_are_found_by_name_and_other_columns_noted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("who,sex,split,pitch_hz\nann,F,test,210\nben,M,test,120\n")
     (tmp_path / "b.csv").write_text("who,age\nzoe,31\n")
     (tmp_path / "c.csv").write_text("who,age,sex\nann,31,F\nben,,\n")
@@ -75,8 +70,6 @@ def test_labels_are_found_by_name(tmp_path: Path) -> None:
         read_labels(paths, ["ann"], ["height"], [])
     assert read_labels([], ["ann"], (), []) == {}
 
-
-def test_a_column_that_nobody_asked_for_and_is_no_label_is_noted(tmp_path: Path) -> None:
     names = [f"p{k}" for k in range(20)]
     rows = "\n".join(f"{name},{'FM'[k % 2]},land {k}" for k, name in enumerate(names))
     (tmp_path / "a.csv").write_text(f"who,sex,nationality\n{rows}\n")
@@ -85,10 +78,3 @@ def test_a_column_that_nobody_asked_for_and_is_no_label_is_noted(tmp_path: Path)
     assert set(found) == {"sex"} and "nationality" in notes[0]
     with pytest.raises(DatasetError, match="nationality"):
         read_labels([tmp_path / "a.csv"], names, ["nationality"], [])
-
-
-def test_photos_of_labelled_people_are_listed(tree: Path) -> None:
-    found = photos_of(tree, "test", {"ann", "cleo", "zoe"}, 2)
-    assert [who for _, who in found] == ["ann", "ann", "cleo"]
-    assert all(path.is_file() for path, _ in found)
-    assert photos_of(tree, "val", {"ann"}, 2) == [] and names_in_split(tree, "val") == set()

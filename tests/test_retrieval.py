@@ -1,7 +1,4 @@
-"""Retrieval: planted answers, chance, and a comparison of all with all by sorting.
-
-The oracle of the distances is SciPy, in float64.
-"""
+"""Retrieval: planted answers, chance, sorting of all with all, and SciPy's distances."""
 
 import dataclasses
 import itertools
@@ -27,16 +24,14 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def oracle(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
-    """Distances of all pairs [p q]."""
+    """Distances of all pairs [p q], in float64."""
     found = cdist(a.astype(np.float64), b.astype(np.float64), SCIPY[metric])
     return found - 1 if metric == "cosine" else found
 
 
-def sort_all(
-    queries: np.ndarray, truth: np.ndarray, gallery: np.ndarray, owners: np.ndarray, metric: Metric
-) -> list[int]:
+def sort_all(case: Arrays, metric: Metric) -> list[int]:
     """Count by sorting the identities of each query by distance, the own one last of its equals."""
-    better = []
+    (queries, truth, gallery, owners), better = case, []
     for distances, own in zip(oracle(queries, gallery, metric), truth, strict=True):
         nearest = {who: distances[owners == who].min() for who in set(owners.tolist())}
         better.append(sorted(nearest, key=lambda who: (nearest[who], who == own)).index(own))
@@ -62,7 +57,7 @@ def cases(draw: st.DrawFn) -> Arrays:
 @given(cases(), st.sampled_from(["l1", "l2"]))
 def test_counts_are_those_of_sorting(case: Arrays, metric: Metric) -> None:
     placed = place_queries(*case, metric=metric)
-    assert placed.better.tolist() == sort_all(*case, metric)
+    assert placed.better.tolist() == sort_all(case, metric)
     assert placed.others == len(set(case[3].tolist())) - 1
 
 
@@ -70,71 +65,52 @@ def random_case(d: int = 20) -> Arrays:
     """Forty queries in a gallery of 150 photos of 60 people."""
     rng = np.random.default_rng(0)
     owners = rng.permutation(np.r_[np.arange(60), rng.integers(0, 60, 90)])
-    gallery = rng.standard_normal((150, d), np.float32)
-    truth = rng.integers(0, 60, 40)
-    return rng.standard_normal((40, d), np.float32), truth, gallery, owners
+    queries, gallery = (rng.standard_normal((n, d), np.float32) for n in (40, 150))
+    return queries, rng.integers(0, 60, 40), gallery, owners
+
+
+def duplicates(d: int) -> Arrays:
+    """Photos that several people share, and queries near them: ties but for rounding."""
+    rng = np.random.default_rng(1)
+    faces = rng.standard_normal((40, d), np.float32)
+    owners = rng.permutation(np.repeat(np.arange(50), 4))
+    queries = faces[rng.integers(0, 40, 30)] * np.float32(1.1)
+    return queries, rng.integers(0, 50, 30), faces[rng.integers(0, 40, 200)], owners
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_galleries_of_other_kinds_are_read(metric: Metric, tmp_path: Path) -> None:
-    queries, truth, gallery, owners = random_case()
+@pytest.mark.parametrize("make", [random_case, duplicates])
+def test_neither_order_nor_batches_nor_the_kind_of_gallery_matter(
+    metric: Metric, make: Callable[[int], Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, truth, gallery, owners = make(300)
     gallery = gallery.astype(np.float16)
     np.save(tmp_path / "gallery.npy", gallery)
-    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
-    better = sort_all(queries, truth, gallery, owners, metric)
-    for photos in (gallery, gallery.astype(np.float64), mapped):
-        placed = place_queries(queries, truth, photos, owners, metric=metric)
-        assert placed.better.tolist() == better
-    assert place_queries(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
-
-
-def duplicates(rng: np.random.Generator) -> Arrays:
-    """Photos that several people share, and queries near them: ties but for rounding."""
-    faces = rng.standard_normal((40, 300), np.float32)
-    owners = rng.permutation(np.repeat(np.arange(50), 4))
-    gallery = faces[rng.integers(0, 40, 200)]
-    truth = rng.integers(0, 50, 30)
-    return faces[rng.integers(0, 40, 30)] * np.float32(1.1), truth, gallery, owners
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("make", [lambda rng: random_case(d=300), duplicates])
-def test_neither_order_nor_batches_matter(
-    metric: Metric, make: Callable[[np.random.Generator], Arrays], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(1)
-    queries, truth, gallery, owners = make(rng)
-    whole = place_queries(queries, truth, gallery, owners, metric=metric).better
-    order = rng.permutation(len(gallery))
+    whole = sort_all((queries, truth, gallery, owners), metric)
+    order = np.random.default_rng(2).permutation(len(gallery))
     again = [place_queries(queries, truth, gallery[order], owners[order], metric=metric)]
+    for photos in (gallery.astype(float), np.load(tmp_path / "gallery.npy", mmap_mode="r")):
+        again.append(place_queries(queries, truth, photos, owners, metric=metric))
     for rows, photos, pairs in [(1, 1, 1), (7, 13, 5), (1000, 64, 3)]:
         at_once = {"QUERIES": rows, "PHOTOS": photos, "PAIRS": pairs, "CELLS": 100 * rows}
         for name, value in at_once.items():
             monkeypatch.setattr(retrieval, name, value)
         again.append(place_queries(queries, truth, gallery, owners, metric=metric))
-    for other in again:
-        np.testing.assert_array_equal(other.better, whole)
+    assert all(placed.better.tolist() == whole for placed in again)
+    assert place_queries(queries[:0], truth[:0], gallery, owners).better.shape == (0,)
+    same = place_queries(0 * queries + 1, truth, 0 * gallery + 1, owners, metric=metric)
+    assert (same.better == same.others).all()  # who says the same of all finds nobody
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_an_encoder_that_says_the_same_of_all_finds_nobody(metric: Metric) -> None:
-    _, truth, _, owners = random_case()
-    placed = place_queries(np.ones((40, 5)), truth, np.ones((150, 5)), owners, metric=metric)
-    assert (placed.better == 59).all()
-    assert not recall(placed, 10).any() and not matching(placed, 2).any()
-
-
-@pytest.mark.parametrize(("others", "drawn", "k"), [(5, 2, 1), (6, 3, 2), (7, 7, 3), (6, 1, 1)])
-def test_candidates_are_averaged_over_all_galleries(others: int, drawn: int, k: int) -> None:
-    counts = np.arange(others + 1)
-    found = retrieval.recall_of_candidates(Placement(counts, others), k, drawn + 1)
-    for better, value in zip(counts, found, strict=True):
+def test_candidates_are_averaged_over_all_galleries() -> None:
+    for others, drawn, k in ((5, 2, 1), (6, 3, 2), (7, 7, 3), (6, 1, 1)):
+        found = retrieval.recall_of_candidates(
+            Placement(np.arange(others + 1), others), k, drawn + 1
+        )
         galleries = list(itertools.combinations(range(others), drawn))
-        hits = sum(sum(who < better for who in gallery) < k for gallery in galleries)
-        assert value == pytest.approx(hits / len(galleries), abs=1e-12)
-
-
-def test_candidates_of_a_large_gallery_are_exact_and_of_a_small_one_all() -> None:
+        for better, value in enumerate(found):
+            hits = sum(sum(who < better for who in gallery) < k for gallery in galleries)
+            assert value == pytest.approx(hits / len(galleries), abs=1e-12)
     better = np.array([0, 10, 5000, 99_000])
     placed = Placement(better, 99_999)
     wanted = [math.comb(99_999 - b, 99) / math.comb(99_999, 99) for b in better.tolist()]
@@ -146,17 +122,12 @@ def test_candidates_of_a_large_gallery_are_exact_and_of_a_small_one_all() -> Non
     assert np.isnan(matching(placed, 61)).all() and np.isfinite(matching(placed, 60)).all()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e16])
-@pytest.mark.parametrize("metric", METRICS)
-def test_values_that_are_no_embedding_are_refused(metric: Metric, value: float) -> None:
-    for side, place in ((0, (3, 2)), (2, (7, 3))):
+def test_what_does_not_fit_and_is_no_embedding_is_refused() -> None:
+    for metric, value, side in itertools.product(METRICS, (np.nan, np.inf, 1e16), (0, 2)):
         broken = random_case()
-        broken[side][place] = value
+        broken[side][7, 3] = value
         with pytest.raises(UsageError, match="not finite"):
             place_queries(*broken, metric=metric)
-
-
-def test_what_does_not_fit_is_refused() -> None:
     case = queries, truth, gallery, owners = random_case()
     for side, wrong in ((0, queries[1:]), (2, gallery[1:]), (0, queries[:, 1:]), (0, queries[0])):
         with pytest.raises(UsageError, match="do not fit"):
@@ -251,10 +222,9 @@ def test_guessing_finds_and_matches_as_many_as_chance_says() -> None:
         made = retrieval.retrieval_section(guessing(10 + seed))
         for title, n in (("Recall among all", PEOPLE), ("Recall among 100 candidates", 100)):
             rows = rows_of(made, title)
-            chance = rows["chance", ""]
-            assert chance[2:14:3] == pytest.approx([1 / n, 2 / n, 5 / n, 10 / n])
-            assert chance[-1] == n
-            row = rows[f"voice, {WHOLE}", "cosine"]
+            chance, row = rows["chance", ""], rows[f"voice, {WHOLE}", "cosine"]
+            wanted = (1 / n, 2 / n, 5 / n, 10 / n, n)
+            assert (*chance[2:14:3], chance[-1]) == pytest.approx(wanted)
             held.append(row[12] <= chance[11] <= row[13])  # R@10, in its interval of 95 %
     assert np.mean(held) > 0.75
     (curves,) = [part for part in made[0].parts if isinstance(part, Curves)]
@@ -274,7 +244,7 @@ def test_a_face_of_the_same_sex_is_any_of_those_whose_sex_is_known() -> None:
     for mine in (np.arange(0, 7, 2), np.arange(1, 7, 2)):
         truth = np.repeat(mine, EACH)
         heard = voices.reshape(9, EACH, 4)[mine].reshape(-1, 4)
-        better = np.array(sort_all(heard, truth, faces[mine], mine, "cosine"))
+        better = np.array(sort_all((heard, truth, faces[mine], mine), "cosine"))
         right += (1 - better / (len(mine) - 1)).tolist()
     rows = rows_of(retrieval.matching_section(case))
     assert [ways for others, ways in rows if others != "anyone"] == [2, 3]
