@@ -1,6 +1,7 @@
 """What is asked of every training task: that its losses teach its network, and only that."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +13,17 @@ from s2f.train import Task, TrainConfig, train
 CPU = torch.device("cpu")
 
 
-def sample_batch(task: Task) -> Item:
-    """Up to eight samples of the validation data."""
-    keys = [Key(i, i) for i in range(min(8, len(task.val_data)))]
-    (loaded,) = load_batches(task.val_data, [keys], CPU, workers=0, max_bad=0)
+def batch_of(data: Any, most: int = 99) -> Item:
+    """The first samples of a data set."""
+    keys = [Key(i, i) for i in range(min(most, len(data)))]
+    (loaded,) = load_batches(data, [keys], CPU, workers=0, max_bad=0)
     assert loaded.items is not None
     return loaded.items
+
+
+def sample_batch(task: Task) -> Item:
+    """Up to eight samples of the validation data."""
+    return batch_of(task.val_data, 8)
 
 
 def check_gradients(task: Task, frozen: list[nn.Module]) -> None:

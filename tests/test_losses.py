@@ -10,24 +10,20 @@ from s2f import losses
 from s2f.distributed import ALONE
 from s2f.errors import UsageError
 
-PAIRS = {
-    **dict.fromkeys(("decoder_l1", "embedding_l2", "embedding_mse", "encoder_distill"), (6,)),
-    **dict.fromkeys(("landmarks_mse", "landmarks_huber"), (4, 2)),
-    "texture_mae": (3, 5, 5),
-    "identity_cosine": (6,),
-}
+VECTORS = "decoder_l1", "embedding_l2", "embedding_mse", "encoder_distill", "identity_cosine"
+SHAPES = {"landmarks_mse": (4, 2), "landmarks_huber": (4, 2), "texture_mae": (3, 5, 5)}
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [*VECTORS, *SHAPES])
 def test_a_loss_is_one_value_a_sample_that_teaches_the_prediction(name):
-    loss = getattr(losses, name)
-    a, b = torch.rand(3, *PAIRS[name], requires_grad=True), torch.rand(3, *PAIRS[name])
+    loss, shape = getattr(losses, name), SHAPES.get(name, (6,))
+    a, b = torch.rand(3, *shape, requires_grad=True), torch.rand(3, *shape)
     found = loss(a, b)
     alone = torch.cat([loss(a[i : i + 1], b[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(found, alone)
     assert found.shape == (3,)
     found.sum().backward()
-    assert a.grad is not None and (a.grad.flatten(1).abs().sum(1) > 0).all()
+    assert (a.grad.flatten(1).abs().sum(1) > 0).all()
     if name != "encoder_distill":
         torch.testing.assert_close(loss(b + 0.1, b + 0.1), torch.zeros(3), atol=1e-6, rtol=0)
 
@@ -39,16 +35,16 @@ def test_hand_numbers():
     torch.testing.assert_close(losses.embedding_l2(a, b), torch.tensor([0.0, 2.0, 4.0]))  # 2-2 cos
     points = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
     assert float(losses.landmarks_mse(points, torch.zeros(1, 2, 2))) == 12.5  # squared pixels
-
-
-def test_the_distillation_is_least_at_the_target_where_it_is_its_entropy():
+    values = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 20.0])}
+    assert float(losses.total(values, {"a": 1.0, "b": 0.1})) == 3.5  # weighted means
+    with pytest.raises(KeyError, match="b"):
+        losses.total(values, {"a": 1.0})
+    # the distillation is least at the target, where it is its entropy
     target = torch.tensor([[0.0, 2 * math.log(3)]])  # softened by T = 2: 1/4 and 3/4
     at = losses.encoder_distill(target, target)
     assert float(at) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
     assert losses.encoder_distill(target + torch.tensor([[0.0, 0.5]]), target) > at
-
-
-def test_landmarks_are_squared_below_a_pixel_and_absolute_above():
+    # landmarks are squared below a pixel and absolute above
     a = torch.tensor([[[0.5, 0.0], [-3.0, 1.0]]], requires_grad=True)
     value = losses.landmarks_huber(a, torch.zeros(1, 2, 2))
     # d² / 2 below a pixel, |d| - 1/2 above, averaged over the coordinates
@@ -57,7 +53,7 @@ def test_landmarks_are_squared_below_a_pixel_and_absolute_above():
     torch.testing.assert_close(a.grad, torch.tensor([[[0.5, 0], [-1, 1]]]) / 4)
 
 
-def directions(*degrees: float) -> torch.Tensor:
+def directions(*degrees):
     """Embeddings [b 2] of some length that point there."""
     angles = torch.tensor(degrees).deg2rad()
     return 3 * torch.stack([angles.cos(), angles.sin()], 1)
@@ -72,12 +68,10 @@ def test_infonce_is_the_mean_of_both_ways(monkeypatch):
     columns = [math.log(1 + math.exp(0 - 2)), math.log(1 + math.exp(1 - c))]
     expected = torch.tensor([(r + k) / 2 for r, k in zip(rows, columns, strict=True)])
     torch.testing.assert_close(losses.infonce(predicted, target, torch.tensor([4, 9])), expected)
-
-
-def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch):
+    # all of an identity are positives
     monkeypatch.setattr(losses, "CONTRAST_TEMPERATURE", 1.0)
-    predicted = directions(0, 90, 180).requires_grad_()
     target = directions(0, 90, 180)
+    predicted = target.clone().requires_grad_()
     value = losses.infonce(predicted, target, torch.tensor([0, 0, 1]))[0]
     e = math.e  # cosines of the first: 1, 0, -1; the second is its own identity
     assert float(value.detach()) == pytest.approx(-math.log((e + 1) / (e + 1 + 1 / e)), rel=1e-5)
@@ -88,30 +82,21 @@ def test_infonce_counts_all_of_an_identity_as_positives(monkeypatch):
 
 def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient():
     torch.manual_seed(0)
-    a, b, identity = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([0, 1, 2, 2, 3])
-    b.requires_grad_()
+    a, b = torch.randn(5, 6), torch.randn(5, 6, requires_grad=True)
+    identity = torch.tensor([0, 1, 2, 2, 3])
     once, twice = a.clone().requires_grad_(), a.repeat(2, 1).requires_grad_()
     one = losses.infonce(once, b, identity)
     two = losses.infonce(twice, b.repeat(2, 1), identity.repeat(2))
     torch.testing.assert_close(two, one.repeat(2))
-    one.mean().backward()
-    two.mean().backward()
-    assert once.grad is not None and twice.grad is not None and b.grad is None
-    assert (once.grad.abs().sum(1) > 0).all()
+    (one.mean() + two.mean()).backward()
+    assert b.grad is None and (once.grad.abs().sum(1) > 0).all()
     torch.testing.assert_close(twice.grad[:5] + twice.grad[5:], once.grad)
-
-
-def test_the_total_is_the_weighted_sum_of_means():
-    values = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 20.0])}
-    assert float(losses.total(values, {"a": 1.0, "b": 0.1})) == 3.5
-    with pytest.raises(KeyError, match="b"):
-        losses.total({"b": torch.ones(1)}, {"a": 1.0})
 
 
 DEFAULT = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
 
 
-def choose(choice: str | None, *without: str) -> dict[str, float]:
+def choose(choice, *without):
     known = [name for name in ("embedding/mse", *DEFAULT) if name not in without]
     return losses.choose_weights(choice, DEFAULT, known, 1000)
 
@@ -133,21 +118,16 @@ def test_a_set_has_its_published_numbers(choice, weights):
     assert choose("embedding/l2=0.5,decoder/l1=2") == {"embedding/l2": 0.5, "decoder/l1": 2.0}
 
 
-@pytest.mark.parametrize(
-    ("choice", "why"),
-    [
+def test_weights_that_cannot_be_are_refused():
+    for choice, why in (
         ("papers", "is none of auto, paper, seed, seed-ast"),
         ("texture/mae=1", "wanted some of decoder/l1, embedding/l2, embedding/mse"),
         ("contrastive/infonce=1", "is no loss of this task"),
-        ("decoder/l1=0", "value above 0"),
-        ("decoder/l1=inf", "value above 0"),
-        ("decoder/l1=much", "value above 0"),
+        *((f"decoder/l1={value}", "value above 0") for value in ("0", "inf", "much")),
         ("decoder/l1=1,decoder/l1=2", "each name once"),
-    ],
-)
-def test_weights_that_cannot_be_are_refused(choice, why):
-    with pytest.raises(UsageError, match=why):
-        choose(choice)
+    ):
+        with pytest.raises(UsageError, match=why):
+            choose(choice)
 
 
 def test_auto_calibrates_at_the_papers_step_unless_told_another():
@@ -159,37 +139,24 @@ def test_auto_calibrates_at_the_papers_step_unless_told_another():
             losses.calibration_step(choice, 5, ())
     with pytest.raises(UsageError, match="finds the weights itself"):
         losses.calibration_step("auto", 5, ["a=1"])
-
-
-def a_task(times: int = 1) -> SimpleNamespace:
-    """One that predicts a tensor, so many times."""
-    predicted = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(times, 1).requires_grad_()
-    return SimpleNamespace(predicted=predicted)
+    # and losses must have what they need
+    task, weights = SimpleNamespace(predicted=torch.ones(1)), {"a": 1.0, losses.CONTRASTIVE: 1.0}
+    losses.check_weights(task, weights, batch_size=2, calibrated=True)
+    losses.check_weights(task, {"a": 1.0}, batch_size=1, calibrated=True)
+    losses.check_weights(object(), {}, batch_size=1, calibrated=False)
+    with pytest.raises(UsageError, match="a batch of 1 has nothing to contrast"):
+        losses.check_weights(task, weights, batch_size=1, calibrated=False)
+    with pytest.raises(UsageError, match="share no predicted embedding"):
+        losses.check_weights(object(), {}, batch_size=1, calibrated=True)
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(times):
-    task = a_task(times)
-    x = task.predicted
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(times, 1).requires_grad_()
+    task = SimpleNamespace(predicted=x)
     # Gradients of means over 2 samples: "a" is 1/2 four times, of length 1, "b" 4/2 twice.
     values = {"a": x.sum(1), "b": 4 * x[:, 0], losses.CONTRASTIVE: 9 * x[:, 1]}
     assert losses.calibrate(task, values, ALONE) == pytest.approx({"a": 1.0, "b": 8**-0.5})
-
-
-@pytest.mark.parametrize("value", [0.0, math.nan])
-def test_a_gradient_that_no_weight_can_lengthen_is_named(value):
-    task = a_task()
-    values = {"a": task.predicted.sum(1), "b": value * task.predicted.sum(1)}
-    with pytest.raises(UsageError, match="the gradient of b is"):
-        losses.calibrate(task, values, ALONE)
-
-
-def test_losses_must_have_what_they_need():
-    weights = {"a": 1.0, losses.CONTRASTIVE: 1.0}
-    losses.check_weights(a_task(), weights, batch_size=2, calibrated=True)
-    losses.check_weights(a_task(), {"a": 1.0}, batch_size=1, calibrated=True)
-    losses.check_weights(object(), {}, batch_size=1, calibrated=False)
-    with pytest.raises(UsageError, match="a batch of 1 has nothing to contrast"):
-        losses.check_weights(a_task(), weights, batch_size=1, calibrated=False)
-    with pytest.raises(UsageError, match="share no predicted embedding"):
-        losses.check_weights(object(), {}, batch_size=1, calibrated=True)
+    for value in (0.0, math.nan):  # no weight can lengthen such a gradient
+        with pytest.raises(UsageError, match="the gradient of b is"):
+            losses.calibrate(task, {"a": x.sum(1), "b": value * x.sum(1)}, ALONE)
