@@ -131,6 +131,18 @@ def test_nothing_is_amplified_near_a_background_that_all_share():
     assert (found - board(0.15))[..., 24:40, 4:12].abs().min() > 0.1
 
 
+def test_gradients_are_exact_and_finite_where_all_is_plain():
+    detail = Detail(16).double()
+    detail.strengths.fill_(0.02)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 3, 16, 16, generator=generator, dtype=torch.double)
+    given = (0.5 + 0.015 * noise).requires_grad_()
+    assert torch.autograd.gradcheck(detail, given, atol=1e-5, fast_mode=True)
+    plain = torch.full((1, 3, 16, 16), 0.5, dtype=torch.double, requires_grad=True)
+    detail(plain).square().sum().backward()
+    assert plain.grad is not None and plain.grad.isfinite().all()
+
+
 CHANNELS = (4, 4, 8, 8, 8, 8, 8)
 SIZE = 32  # of the pictures; the maps are a quarter of it
 
@@ -155,6 +167,35 @@ def test_a_point_is_the_centre_of_mass_of_its_likelihood(cells, row, column):
     with torch.no_grad():
         found = finder(torch.rand(1, 3, SIZE, SIZE))
     torch.testing.assert_close(found, torch.tensor([[[place(column), place(row)]]]))
+
+
+def test_it_learns_where_dots_are_within_half_a_pixel():
+    """A bright and a dark dot on grey, told apart and found between the pixels."""
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.arange(SIZE).float()
+
+    def dots(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        points = 6 + (SIZE - 13) * torch.rand(n, 2, 2, generator=generator)  # xy
+        x, y = points[..., 0, None, None], points[..., 1, None, None]
+        spots = torch.exp(-((grid - x) ** 2 + (grid[:, None] - y) ** 2) / 8)  # [n 2 s s]
+        faces = 0.5 + 0.4 * (spots[:, 0] - spots[:, 1])
+        return faces[:, None].expand(-1, 3, -1, -1), points
+
+    torch.manual_seed(0)
+    finder = LandmarkFinder(2, CHANNELS)
+    optimizer = torch.optim.Adam(finder.parameters(), lr=0.02)
+    for step in range(STEPS := 150):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / STEPS)
+        faces, points = dots(16)
+        loss = (finder(faces) - points).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    faces, points = dots(64)
+    apart = (points[:, 0] - points[:, 1]).norm(dim=1) > 6  # they cancel where they fall together
+    with torch.no_grad():
+        found = finder.eval()(faces)
+    assert (found - points)[apart].norm(dim=2).mean() < 0.5
 
 
 def test_points_are_in_whole_precision_where_the_network_is_not():
@@ -278,6 +319,15 @@ def test_a_photo_that_is_turned_scaled_or_moved_has_the_same_embedding(degrees, 
     assert far(found[:, 12:], expected[:, 12:]) < 1e-3
     assert far(found, expected) < 0.1
     assert far(told(encoder, moved, points), expected) > 2 * far(found, expected)
+
+
+def test_gradients_reach_the_picture_through_its_registration():
+    encoder, _ = fitted()
+    encoder.finder = LandmarkFinder(68, CONFIG.finder).eval()
+    faces = some_textures(2).requires_grad_()
+    encoder(faces).square().sum().backward()
+    assert faces.grad is not None and faces.grad.isfinite().all()
+    assert (faces.grad.abs().sum((1, 2, 3)) > 0).all()
 
 
 def test_landmarks_that_fall_together_give_finite_values():

@@ -27,6 +27,21 @@ def test_every_preset_draws_224_pixels(preset):
     assert texture.shape == (2, 3, 224, 224)
 
 
+def test_the_seeds_decoder_has_as_many_parameters_as_its_published_layers():
+    # Counted from the layer table of the seed's repository, BatchNorm's scale and shift included.
+    def linear(a: int, b: int) -> int:
+        return a * b + b
+
+    trunk = linear(4096, 3072) + 2 * 3072 + linear(3072, 2048) + 2 * 2048
+    heads = linear(2048, 1024) + linear(1024, 512) + linear(512, 256) + 2 * (1024 + 512 + 256)
+    heads += linear(256, 144) + linear(2048, 256 * 14 * 14)
+    convs = [(256, 128, 5), (128, 64, 5), (64, 32, 5), (32, 32, 5), (32, 3, 1)]
+    texture = sum(a * b * k * k + b for a, b, k in convs)
+    with torch.device("meta"):
+        decoder = FaceDecoder(CONFIGS["seed"])
+    assert sum(p.numel() for p in decoder.parameters()) == trunk + heads + texture
+
+
 def test_the_68_points_are_mixed_from_the_predicted_ones():
     config = dataclasses.replace(STAGED, landmarks_68=((0, 1, 0.25), (4, 4, 0.0)))
     points = torch.arange(10.0).view(1, 5, 2)

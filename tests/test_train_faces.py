@@ -202,6 +202,21 @@ def test_photos_are_fitted_as_the_face_encoder_wants_them(faces, models):
         assert (task.train_data.fit, task.val_data.fit) == (fit, fit)
 
 
+def test_eight_photos_are_learned(tmp_path, models, monkeypatch):
+    encoder = dataclasses.replace(ENCODER, embedding=32, hidden=32, identities=8)
+    monkeypatch.setitem(face_encoder.CONFIGS, "paper", encoder)
+    task = TASKS["encoder"](write_tree(tmp_path / "faces", 8, texture=True), models)
+    config = TrainConfig(steps=60, batch_size=8, lr=0.02, every=60, augment=False)
+    train(task, tmp_path / "run", config, device=CPU)
+    task.network.train()
+    with torch.no_grad():
+        values = task.losses(batch_of(task.train_data), augmented=False)
+    after = {name: float(value.mean()) for name, value in values.items()}
+    assert after["landmarks/mse"] < 0.5  # squared pixels
+    assert after["texture/mae"] < 0.02
+    assert after["identity/cross_entropy"] < 0.03  # ln 8 to begin with
+
+
 def test_eight_photos_are_drawn(tmp_path, models):
     torch.manual_seed(2)  # of the seeds 0 to 5, three keep to the bounds in 60 steps
     # A random encoder hardly tells photos apart: let this one give each an axis of its own.
