@@ -110,7 +110,13 @@ class PixelProbe:
         return list(self.model.predict(_stack(images)).tolist()) if images else []
 
     def score(self, images: Sequence[Image.Image]) -> Vector:
-        """How much faces are of the second of two classes rather than of the first, [n]."""
+        """How much faces are of the second of two classes rather than of the first, [n].
+
+        Raises UsageError if there are more classes.
+        """
+        if len(self.model.classes_) > 2:
+            found = f"a score needs two classes, and there are {', '.join(self.model.classes_)}"
+            raise UsageError(found, hint="use predict")
         scores: Vector = self.model.decision_function(_stack(images)) if images else np.zeros(0)
         return scores
 

@@ -165,8 +165,7 @@ def _powers(waveform: FloatArray, name: str) -> npt.NDArray[np.float64]:
         starts = np.arange(0, len(part), FRAME_SAMPLES)
         powers[frame : frame + 400] = np.add.reduceat(np.square(part, dtype=np.float64), starts)
     if not np.isfinite(powers).all():
-        found = "holds samples that are NaN or infinite"
-        raise _unusable(name, found, "finite ones", "Make it again.")
+        raise _unusable(name, "holds samples that are NaN or infinite", "finite ones")
     return powers
 
 

@@ -378,8 +378,8 @@ class _FaceAlignment:
         places = []
         for k, (cut, box) in enumerate(zip(cuts, boxes, strict=True)):
             half = (box[2:] - box[:2]) / abs(cut.zoom) / 2
-            middle = np.array([self.TILE / 2, (k + 0.5) * self.TILE])
-            places.append(np.concatenate([middle - half, middle + half]))
+            middle = np.array([self.TILE / 2, (k + 0.5) * self.TILE], np.float32)
+            places.append(np.concatenate([middle - half, middle + half]).astype(np.float64))
         marks = self.network.get_landmarks_from_image(np.concatenate(tiles), places)
         return [
             cut.to_photo(points - (0, k * self.TILE)).astype(np.float32)

@@ -110,16 +110,18 @@ def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # slow to import
 
-    lock = lock or folder / ".lock"
+    path = lock or folder / ".lock"
     with contextlib.ExitStack() as stack:
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(lock, timeout=0))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Whoever may write in the folder may go on there.
+            stack.enter_context(FileLock(path, timeout=0, mode=0o666))
         except Timeout as error:
             hint = "wait until it has ended, or choose another folder"
             raise UsageError(f"{folder}: another s2f is at work there", hint=hint) from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a network's, without locks
+            # Over a network there may be no locks. A journal, whose lock is given, needs one.
+            if lock or error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 raise unwritable(folder, error) from error
         yield
 

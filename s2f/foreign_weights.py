@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from s2f.checkpoint import read_header
 from s2f.errors import CheckpointError, OutputError, S2FError
 
 if TYPE_CHECKING:  # the process that reads HDF5 would only wait for it
@@ -132,9 +131,13 @@ def inspect(path: Path) -> Inspection:
     except (SafetensorError, OSError) as error:
         seen = f"{path}: is a damaged safetensors file: {error}"
         raise CheckpointError(seen, hint="copy or download it again") from error
-    if "s2f" in values:
-        values = read_header(path)
-        kind = values.pop("kind")
+    if "s2f" in values:  # of any version, as it says itself
+        try:
+            values = dict(json.loads(values["s2f"]))
+            kind = str(values.pop("kind"))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            seen = f"{path}: its header does not say what kind of checkpoint it is"
+            raise CheckpointError(seen, hint="it was not written by s2f as it stands") from error
     return Inspection(path, kind, tuple(listed), values)
 
 
@@ -185,11 +188,15 @@ def call_confined(
     # No pool: pebble's takes 0.2 s more, as long as all else that is done for a small file.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    os.environ["PYTHONSAFEPATH"] = "1"  # the user may be in a folder of a stranger's modules
     receiver, sender = context.Pipe(duplex=False)
     given = sender, function, path, arguments, (megabytes, seconds)
     process = context.Process(target=_serve, args=given)  # type: ignore[attr-defined]
-    process.start()
+    before = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"  # the user may be in a folder of a stranger's modules
+    try:
+        process.start()
+    finally:
+        os.environ["PYTHONSAFEPATH"] = before  # "" is as if it were not set
     sender.close()  # so that the other end's death ends the waiting
     answer: Any = CheckpointError(f"{path}: took more than {seconds:g} s to read", hint=DAMAGED)
     try:
@@ -318,7 +325,9 @@ VARIABLES = {  # names that the new layout leaves out, by class of layer and num
     **{(kind, 2): ("kernel", "bias") for kind in ("conv2d", "dense")},
     ("batch_normalization", 4): ("gamma", "beta", "moving_mean", "moving_variance"),
 }
+FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 MAX_CHUNK = 64 * 2**20  # bytes of a chunk once unpacked
+MAX_ATTRIBUTE = 16 * 2**20  # bytes of one
 MAX_DEPTH = 16  # models within models
 ITSELF = "wanted a file that holds its weights itself"
 
@@ -400,6 +409,9 @@ def _at(group: h5py.Group, path: str) -> Any:
 
 def _texts(group: h5py.Group, attribute: str) -> list[str]:
     """Read an attribute that is a text or a list of texts."""
+    declared = group.attrs.get_id(attribute)
+    if math.prod(declared.shape or ()) * declared.dtype.itemsize > MAX_ATTRIBUTE:
+        raise _wrong(f"its attribute {attribute!r} declares {declared.shape} values")
     values = np.asarray(group.attrs[attribute]).reshape(-1).tolist()
     if not all(isinstance(value, str | bytes) for value in values):
         raise _wrong(f"its attribute {attribute!r} is not text")
@@ -433,6 +445,11 @@ def _declared(name: str, dataset: Any) -> Declared:
         chunk = math.prod(dataset.chunks) * dtype.itemsize
         if chunk > MAX_CHUNK:
             raise _wrong(f"{name!r} has chunks of {chunk} bytes; wanted {MAX_CHUNK}")
+        plan = dataset.id.get_create_plist()
+        filters = {plan.get_filter(k)[0] for k in range(plan.get_nfilters())}
+        if unknown := filters - FILTERS.keys():  # HDF5 would look for a library of its name
+            wanted = f"wanted none, or {', '.join(FILTERS.values())}"
+            raise _wrong(f"{name!r} is packed with filter {min(unknown)}; {wanted}")
     else:
         declared, held = math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
         start = dataset.id.get_offset() or 0  # a small one lies in its header, and has none
@@ -466,7 +483,7 @@ STATES = ("model_state_dict", "state_dict")  # keys of a training checkpoint's w
 KEPT = ("int64", "int32", "int16", "int8", "uint8", "bool")  # as they are
 FLOATS = ("float32", "float64", "float16", "bfloat16")  # they become float32
 MAX_ENTRIES = 100_000  # of the archive: three a parameter with Adam's state
-MAX_PIECES = 100_000  # of a top-level value as JSON: a number, a text, a bracket
+MAX_VALUE = 1_000_000  # characters of a top-level value as JSON
 
 
 def torch_tensors(path: Path) -> Contents:
@@ -553,7 +570,8 @@ def _tensor(name: str, tensor: "Tensor") -> Declared:
 def _is_plain(value: object) -> bool:
     """Tell whether a value is what JSON has, and not too much of it."""
     try:
-        pieces = json.JSONEncoder().iterencode(value)  # lists of one list grow without end
-        return sum(1 for _ in itertools.islice(pieces, MAX_PIECES + 1)) <= MAX_PIECES
+        pieces = map(len, json.JSONEncoder().iterencode(value))
+        # Lists of one list grow without end.
+        return all(length <= MAX_VALUE for length in itertools.accumulate(pieces))
     except (TypeError, ValueError, RecursionError):
         return False

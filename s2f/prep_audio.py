@@ -14,7 +14,7 @@ import numpy as np
 from s2f import audio
 from s2f.audio import Waveform, read_speech
 from s2f.console import Progress, silent
-from s2f.errors import DatasetError, OutputError, UsageError
+from s2f.errors import AudioError, DatasetError, OutputError, UsageError
 from s2f.files import map_waveform
 from s2f.layout import renamed
 from s2f.prep import PrepReport, Step, prepare
@@ -121,7 +121,12 @@ def _measure(source: Path, part: Path) -> dict[str, float]:
     torch.set_num_threads(1)  # there is a worker a core
     stored = source.suffix == ".npy"
     sound = Waveform(map_waveform(source), audio.SAMPLE_RATE) if stored else source
-    waveform = read_speech(sound, name=str(source), as_recorded=stored)
+    try:
+        waveform = read_speech(sound, name=str(source), as_recorded=stored)
+    except AudioError as error:
+        if not stored:
+            raise
+        raise DatasetError(error.message, hint="leave it out, or make it again") from error
     return dataclasses.asdict(moments(waveform))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from s2f.console import jsonable, one_line
 from s2f.errors import DatasetError, UsageError
-from s2f.files import atomic_write
+from s2f.files import write_bytes
 from s2f.metrics import estimate
 
 Cell = str | float | int | None
@@ -155,8 +155,7 @@ def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> li
     """
     check_new(folder, overwrite=overwrite)
     for name, page in PAGES.items():
-        with atomic_write(folder / name) as file:
-            file.write(page(report).encode())
+        write_bytes(folder / name, page(report).encode())
     return [folder / name for name in PAGES]
 
 

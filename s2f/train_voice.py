@@ -227,6 +227,8 @@ def _check(preset: str, options: VoiceOptions) -> None:
     """See that the options fit together and to a preset."""
     of_ast = ("pretrained", "random_init", "head_steps", "unfreeze")
     given = [n for n in of_ast if getattr(options, n) != getattr(NOTHING_ELSE, n)]
+    if options.head_steps == 0 and options.pretrained is None:  # as it is anyway
+        given.remove("head_steps")
     flags = [f"--{name.replace('_', '-')}" for name in given]
     starts = [name for name in given if name in ("pretrained", "random_init")]
     message, hint = "", "leave it out"

@@ -250,17 +250,18 @@ def test_killed_at_random_moments_the_tree_is_the_same(tmp_path):
         text = "bad" if k == 50 else f"text {k}" * k
         grow(tmp_path / "in", [f"{k % 7}/{k}.txt"], text.encode())
     command, here = [sys.executable, "-c", SCRIPT, tmp_path], Path(__file__).parent
+    env = os.environ | {"PYTHONPATH": f"{here.parent}:{here}"}
     started = time.perf_counter()
-    subprocess.run([*command, "whole"], check=True, cwd=here)
+    subprocess.run([*command, "whole"], check=True, env=env)
     seconds = time.perf_counter() - started
     assert sorted(made(tmp_path)) == sorted(f"{k}.txt" for k in range(80))
     rng = np.random.default_rng(0)
     for kill in range(20):
-        process = subprocess.Popen([*command, "out"], cwd=here, start_new_session=True)
+        process = subprocess.Popen([*command, "out"], env=env, start_new_session=True)
         time.sleep(seconds * rng.uniform(0.2, 1))
         os.killpg(process.pid, signal.SIGKILL) if kill % 2 else process.kill()
         process.wait()
-    subprocess.run([*command, "out"], check=True, cwd=here)
+    subprocess.run([*command, "out"], check=True, env=env)
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
     # Each kill costs at most the item of each of the two workers; the bad one is tried each time.
     again = len([name for name in made(tmp_path) if name != "50.txt"]) - 79

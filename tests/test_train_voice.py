@@ -60,6 +60,7 @@ def test_what_contradicts_itself_is_refused(preset, options, part):
     with pytest.raises(UsageError, match=part) as caught:
         made(preset, options)
     assert caught.value.hint
+    assert made("compact", VoiceOptions(head_steps=0)).groups[0].start == 0  # as it is anyway
 
 
 def test_the_presets_are_the_published_recipes():
