@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import http.client
 import importlib
@@ -17,6 +18,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -485,7 +487,11 @@ def _kinds(folder: Path) -> list[str]:
 
 def load_model(choice: Choice, *, keep_half: bool = False) -> Model:
     """Read the networks that `choose` found, each as `load` does, and `check_space` of them."""
-    networks = {kind: load(path, kind, keep_half=keep_half) for kind, path in choice.paths.items()}
+    with ThreadPoolExecutor() as pool:  # to hash a large file takes as long as all else
+        read = functools.partial(load, keep_half=keep_half)
+        networks = dict(
+            zip(choice.paths, pool.map(read, choice.paths.values(), choice.paths), strict=True)
+        )
     check_space(list(networks.values()))
     return Model(choice.name, networks)
 
