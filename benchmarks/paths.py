@@ -144,7 +144,7 @@ def coverage() -> str:
         )
         run = [sys.executable, "-m", "coverage"]
         rc = f"--rcfile={settings}"
-        subprocess.run([*run, "run", rc, "-m", "pytest", "-q", str(ROOT / "tests")], cwd=ROOT)
+        subprocess.run([*run, "run", rc, "-m", "pytest", "-m", "", str(ROOT / "tests")], cwd=ROOT)
         subprocess.run([*run, "combine", rc, "-q", folder], check=True)
         done = subprocess.run(
             [*run, "report", rc, "--format=total", "--precision=2"], capture_output=True, text=True

@@ -138,6 +138,7 @@ def test_memory_stays_flat(server):
     assert server.memory() - early < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_in_the_middle_of_an_answer_and_leaves_nothing(models, tmp_path, number):
     options = ("--json", "--model", models / "demo", "--max-seconds", 600, "--max-mb", 50)
