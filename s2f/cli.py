@@ -391,7 +391,7 @@ def _evaluate(
             named = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
             hint = "two reports are compared as they are"
             raise UsageError(f"{named} does not go with --compare", hint=hint)
-    from s2f import report
+    import s2f.report as report
 
     report.check_new(output, overwrite=overwrite)
     if compare:

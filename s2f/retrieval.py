@@ -348,11 +348,11 @@ def retrieval_section(case: Case) -> tuple[Section, Samples]:
 
 def matching_section(case: Case) -> tuple[Section, Samples]:
     """Share of voices whose face is chosen among a few, of anyone and of the speaker's sex."""
-    from s2f.labels import canonical
-
     people = case.people
     groups = {"anyone": np.full(len(people.names), "all")}
     for label, sexes in case.labels.items():
+        from s2f.labels import canonical
+
         if canonical(label) in ("sex", "gender"):
             known = np.array([sexes.get(name, "") for name in people.names])
             groups.setdefault("of the same sex", known)
