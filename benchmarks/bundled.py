@@ -3,9 +3,10 @@
     python benchmarks/bundled.py ../shared/data [--model demo] [--split val] [--sheets FOLDER]
         [--record]
 
-`--split val` measures voices on the speakers that training's validation used, to choose by;
-faces are measured with those of `test` alone. `--record` writes the figures into the cards of the
-model's checkpoints.
+DATA holds `faces`, `voices` (readers of audiobooks) and `voices_more` (people on phones of their
+own, and others). `--split val` measures voices on the speakers that training's validation used, to
+choose by; faces are measured with those of `test` alone. `--record` writes the figures into the
+cards of the model's checkpoints.
 
 The judge of sex is a classifier fitted on real photographs only: the inner face (brows to chin,
 no hair), 32 x 40 pixels, each photo brought to mean 0 and deviation 1, 40 principal components,
@@ -26,20 +27,30 @@ import soxr
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import signal
+from scipy import ndimage, signal
 from scipy.stats import spearmanr
 
-from s2f import SpeechToFace, Waveform, audio, checkpoint, demo, face_detection, image_quality
+from s2f import (
+    SpeechToFace,
+    Waveform,
+    audio,
+    channel,
+    checkpoint,
+    demo,
+    face_detection,
+    image_quality,
+)
 from s2f.attributes import PixelProbe
 from s2f.images import FRAME, to_image
 from s2f.pipeline import Face
-from s2f.warp import warp
 
 JUDGE = (
     "sex and femininity: a linear discriminant on 40 principal components of the inner face (brows "
     "to chin, no hair), fitted on the 168 real photographs only; identity: dlib's face descriptor, "
     "ranks among the neutral photos of all 84 people, most of whom the model was made from"
 )
+AROUND, EDGE = 8, 2.5  # pixels on either side of an outline, and those that its edge may take
+BRIGHTER = 0.03  # of 0..1
 MORPHS = 40  # convex mixes of training people, half of them women
 Vector = NDArray[np.float64]
 
@@ -64,21 +75,32 @@ def fit_judge(faces: Path) -> PixelProbe:
 
 @dataclasses.dataclass(frozen=True)
 class Voices:
-    """Kept-out speakers: waveforms at 16 kHz, whether each is a man, median pitches in Hz."""
+    """Kept-out speakers: waveforms at 16 kHz, kinds (F, M, or C of a child), sources, pitches."""
 
     waveforms: list[NDArray[np.float32]]
-    male: NDArray[np.bool_]
-    pitch: Vector
+    kind: NDArray[np.str_]
+    source: NDArray[np.str_]
+    pitch: Vector  # medians, Hz
+
+    @property
+    def male(self) -> NDArray[np.bool_]:
+        """Whether each is a man."""
+        return self.kind == "M"
+
+    def where(self, rows: NDArray[np.bool_]) -> "Voices":
+        """Some of them."""
+        some = [waveform for waveform, of in zip(self.waveforms, rows, strict=True) if of]
+        return Voices(some, self.kind[rows], self.source[rows], self.pitch[rows])
 
 
-def voices(folder: Path, split: str) -> Voices:
-    """Read the kept-out speakers."""
-    sexes = {row["speaker"]: row["sex"] for row in table(folder / "speakers.csv")}
-    names = demo.kept_out(folder / "speakers.csv", split)
-    files = [audio.find_recordings([folder / name])[0] for name in names]
+def voices(data: Path, split: str, names: tuple[str, ...] = ("voices", "voices_more")) -> Voices:
+    """Read the kept-out speakers, the first recording of each."""
+    found = [who for name in names for who in demo.read_speakers(data / name) if who.split == split]
+    files = [audio.find_recordings(who.files)[0] for who in found]
     waveforms = [audio.read_speech(file, as_recorded=True) for file in files]
     pitches = [demo.median_pitch(waveform) for waveform in waveforms]
-    return Voices(waveforms, np.array([sexes[n] == "M" for n in names]), np.array(pitches))
+    kinds, sources = ([getattr(who, name) for who in found] for name in ("kind", "source"))
+    return Voices(waveforms, np.array(kinds), np.array(sources), np.array(pitches))
 
 
 def telephoned(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -99,10 +121,20 @@ def noisy(waveform: NDArray[np.float32], colour: float) -> NDArray[np.float32]:
     return (waveform + noise).astype(np.float32)
 
 
+def in_room(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Hear a waveform [n] in a room: 0.5 s of reverberation, as loud as the voice itself."""
+    t = np.arange(8_000) / 16_000
+    tail = np.random.default_rng(1).standard_normal(len(t)) * 10 ** (-3 * t / 0.5)
+    tail *= (t > 0.004) / np.linalg.norm(tail)
+    tail[0] = 1
+    return np.asarray(signal.fftconvolve(waveform, tail)[: len(waveform)], np.float32)
+
+
 CONDITIONS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "by telephone": telephoned,
     "in white noise of 10 dB": lambda x: noisy(x, 0.0),
     "in pink noise of 10 dB": lambda x: noisy(x, 0.5),
+    "in a room": in_room,
     "from 3 s": lambda x: x[max(0, len(x) // 2 - 24_000) :][:48_000],
 }
 
@@ -129,6 +161,69 @@ def sharpness(images: list[Image.Image]) -> float:
 def distance(images: list[Image.Image]) -> float:
     """Mean absolute difference of two different images, 0..255."""
     return float(image_quality.diversity(images).mean())
+
+
+def wall(pixels: Vector) -> Vector:
+    """The plain wall behind a face, [h w 3] as the picture: a polynomial of degree 2.
+
+    Fitted to what is pale or alike beside the head, ever closer.
+    """
+    h, w = pixels.shape[:2]
+    y, x = np.mgrid[:h, :w] / (h / 2) - 1
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 2)
+    beside = (np.abs(x) > 0.8) & (y < 0.7)
+    found = np.broadcast_to(np.median(pixels[beside], axis=0), pixels.shape)
+    for within in (0.1, 0.06, 0.04, 0.03, 0.03):
+        like = (np.abs(pixels - found).max(2) < within) & ((np.abs(x) > 0.5) | (y < -0.8))
+        rows, flat = terms[like], np.diag([0, 1e-3, 1e-3, 3e-2, 3e-2, 3e-2]) * like.sum()
+        system = rows.T @ rows + flat + 1e-6 * np.eye(6)
+        found = terms @ np.linalg.solve(system, rows.T @ pixels[like])
+    return found
+
+
+def rim(image: Image.Image) -> tuple[float, float]:
+    """Shares of the pixels around the head's outline that are a bright band, and a grey one.
+
+    The outline is where a face, scaled to 224, ends before the plain wall; around it are the
+    `AROUND` pixels on either side, above the neck's end. A pixel of a bright band is lighter than
+    the wall and than the person further in. One of a grey band lies further than `EDGE` pixels from
+    the outline, and is of a colour between both: hair that stands off does so in photos, too, so
+    that a share tells nothing beside that of photos.
+    """
+    pixels = np.asarray(image.convert("RGB").resize((FRAME, FRAME)), np.float64) / 255
+    behind = wall(pixels)
+    distance = np.linalg.norm(pixels - behind, axis=2)
+    labels = ndimage.label(distance > 0.15)[0]
+    head = ndimage.binary_fill_holes(labels == labels[int(0.6 * FRAME), FRAME // 2])
+    inside, outside = (ndimage.distance_transform_edt(x) for x in (head, ~head))
+    ring = (inside + outside <= AROUND) & (np.arange(FRAME)[:, None] < 0.9 * FRAME)
+    deep = inside > AROUND  # whose nearest pixel stands for the person further in
+    where = ndimage.distance_transform_edt(~deep, return_distances=False, return_indices=True)
+    person = ndimage.gaussian_filter(pixels, (2, 2, 0))[tuple(where)]
+    light, light_behind, light_person = (x.mean(2) for x in (pixels, behind, person))
+    bright = light > np.maximum(light_behind, light_person) + BRIGHTER
+    way = person - behind
+    share = ((pixels - behind) * way).sum(2) / np.maximum((way**2).sum(2), 1e-3)
+    off = np.linalg.norm(pixels - behind - share[..., None] * way, axis=2)
+    between = (share > 0.2) & (share < 0.7) & (off < 0.1) & (inside + outside > EDGE)
+    return float(bright[ring].mean()), float(between[ring].mean())
+
+
+def rims(images: list[Image.Image]) -> tuple[float, float]:
+    """Mean shares of `rim`."""
+    bright, grey = np.mean([rim(image) for image in images], axis=0)
+    return float(bright), float(grey)
+
+
+def rim_figures(
+    whose: str, images: list[Image.Image], photos: list[Image.Image]
+) -> dict[str, float]:
+    """Figures of the rims of images, beside those of photos."""
+    figures = {}
+    for name, here, there in zip(("bright", "grey"), rims(images), rims(photos), strict=True):
+        figures[f"{name} band around {whose} (share of the rim)"] = here
+        figures[f"{name} band around photos (share of the rim), beside {whose}"] = there
+    return figures
 
 
 class Identity:
@@ -185,45 +280,115 @@ def morphs(folder: Path) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     made = []
     for k in range(MORPHS):
-        texture, shape, _ = space.render(space.mix("FM"[k % 2], rng))
-        face = warp(texture[None], space.mean_shape[None], shape[None])[0]
-        made.append(to_image(face.clamp(0, 1)))
+        made.append(to_image(space.render(space.mix("FM"[k % 2], rng))[2]))
     return made
 
 
-def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str, float]:
+def wilson(right: NDArray[np.bool_]) -> tuple[float, float]:
+    """Interval of 95 % of a share. Source: Wilson 1927."""
+    n, share, z = len(right), right.mean(), 1.96
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return round(float(centre - half), 3), round(float(centre + half), 3)
+
+
+SAID = {"voices": "readers", "speechocean_train": "own phones", "vctk_excerpts": "VCTK"}
+SAID["libritts_test_clean"] = "LibriTTS"
+
+
+def of_sex(score: Vector, heard: Voices) -> tuple[dict[str, float], dict[str, object]]:
+    """Shares shown with their sex, and how many each is of, with its interval."""
+    right = (score > 0) == heard.male
+    readers = heard.source == "voices"
+    groups = {"": np.ones(len(right), bool), ", readers": readers, ", others": ~readers}
+    groups |= {f", {SAID[name]}": heard.source == name for name in np.unique(heard.source)}
+    figures, intervals = {}, {}
+    for group, rows in groups.items():
+        for name, of in ((group, rows), *_by_sex(group, rows, heard)):
+            if of.any():
+                figures[f"sex agreement{name}"] = float(right[of].mean())
+                intervals[f"sex agreement{name}"] = [int(of.sum()), *wilson(right[of])]
+    return figures, intervals
+
+
+def _by_sex(
+    group: str, rows: NDArray[np.bool_], heard: Voices
+) -> list[tuple[str, NDArray[np.bool_]]]:
+    return [(f"{group}, women", rows & ~heard.male), (f"{group}, men", rows & heard.male)]
+
+
+def of_confidence(faces: list[Face], everyone: Voices) -> dict[str, float]:
+    """How well a voice encoder that says what it hears knows how sure it may be."""
+    male = np.array([face.voice["male"] for face in faces])
+    sure, adult = np.maximum(male, 1 - male), everyone.kind != "C"
+    right = (male > 0.5) == everyone.male
+    figures = {
+        "confidence, mean of adults": float(sure[adult].mean()),
+        "right when sure of 0.9": float(right[adult & (sure >= 0.9)].mean()),
+        "adults it is less than 0.8 sure of": float((sure[adult] < 0.8).mean()),
+        "taken for a voice": float(np.mean([face.voice["voice"] >= 0.5 for face in faces])),
+    }
+    if not adult.all():
+        figures["children it is less than 0.8 sure of"] = float((sure[~adult] < 0.8).mean())
+    return figures
+
+
+def of_no_voice(model: SpeechToFace) -> float:
+    """The share of made noises, places and pieces of music that are taken for no voice."""
+    rngs = [np.random.default_rng([99, k]) for k in range(60)]
+    faces = [model.generate(Waveform(channel.no_voice(96_000, rng), 16_000)) for rng in rngs]
+    return float(np.mean([face.voice["voice"] < 0.5 for face in faces]))
+
+
+def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str, object]:
     """Figures of the faces from voices."""
     judge = fit_judge(data / "faces")
-    heard = voices(data / "voices", split)
-    images = hear(model, heard.waveforms)
+    everyone = voices(data, split)
+    heard = everyone.where(everyone.kind != "C")
+    faces = [model.generate(Waveform(x, 16_000)) for x in everyone.waveforms]
+    images = [face.image for face, kind in zip(faces, everyone.kind, strict=True) if kind != "C"]
     score = judge.score(images)
     real = [photo(path) for path in sorted((data / "faces").glob("*/neutral.jpg"))]
     detector = face_detection.load_detector("dlib", "cpu")
-    figures = {
+    shares, intervals = of_sex(score, heard)
+    figures: dict[str, object] = {
         "judge accuracy on real people": judge.accuracy,
-        "kept-out speakers": len(images),
-        "sex agreement": float(((score > 0) == heard.male).mean()),
+        "kept-out adults": len(images),
+        **shares,
     }
     for name, change in CONDITIONS.items():
         changed = judge.score(hear(model, [change(waveform) for waveform in heard.waveforms]))
-        figures[f"sex agreement {name}"] = float(((changed > 0) == heard.male).mean())
-    for sex, of in (("women", ~heard.male), ("men", heard.male)):
-        figures[f"pitch and femininity, {sex} (rank correlation)"] = float(
-            spearmanr(heard.pitch[of], -score[of]).statistic
-        )
+        right = (changed > 0) == heard.male
+        for group, of in (
+            (f" {name}", right == right),
+            *_by_sex(f" {name}", right == right, heard),
+        ):
+            figures[f"sex agreement{group}"] = float(right[of].mean())
+            intervals[f"sex agreement{group}"] = [int(of.sum()), *wilson(right[of])]
+    readers = heard.source == "voices"
+    for group, rows in (("readers", readers), ("others", ~readers)):
+        for name, of in _by_sex(group, rows, heard):
+            figures[f"pitch and femininity, {name} (rank correlation)"] = float(
+                spearmanr(heard.pitch[of], -score[of]).statistic
+            )
+    if faces[0].voice:
+        figures |= of_confidence(faces, everyone)
+        figures["noise and music taken for no voice"] = of_no_voice(model)
     between, scale = distance(images), distance(morphs(data / "faces"))
     return figures | {
         "distance of faces of different voices (of 255)": between,
         "distance of morphs of training people (of 255)": scale,
         "distance of voices' faces / of morphs": between / scale,
         "voices' faces with all 68 points": float(
-            image_quality.all_points_found(images, detector).mean()
+            image_quality.all_points_inside(image_quality.find_points(images, detector)).mean()
         ),
         "sharpness of faces from voices / photos": sharpness(images) / sharpness(real),
+        **rim_figures("voices' faces", images, real),
+        "intervals (of how many; 95 %)": intervals,
     }
 
 
-def of_people(model: SpeechToFace, data: Path) -> dict[str, float]:
+def of_people(model: SpeechToFace, data: Path) -> dict[str, object]:
     """Figures of the faces from photos."""
     folk = people(model, data / "faces")
     names = [path.parent.name for path, _, _ in folk]
@@ -233,7 +398,7 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, float]:
     drawn = [a.image for _, a, _ in folk]
     photos = [photo(path) for path, _, _ in folk]
     identity, detector = Identity(data / "faces"), face_detection.load_detector("dlib", "cpu")
-    figures = {
+    figures: dict[str, object] = {
         "kept-out people": float(len(folk)),
         "distance of reconstructions (of 255)": distance(drawn),
         "cosine of neutral and smiling, same person": float(cosine.diagonal().mean()),
@@ -242,14 +407,15 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, float]:
             (cosine.argmax(0) == np.arange(len(cosine))).mean()
         ),
         "sharpness of reconstructions / photos": sharpness(drawn) / sharpness(photos),
+        **rim_figures("reconstructions", drawn, photos),
         "reconstructions in which a face is found": float(
             np.isfinite(identity.describe(drawn)).all(1).mean()
         ),
         "reconstructions with all 68 points inside": float(
-            image_quality.all_points_found(drawn, detector).mean()
+            image_quality.all_points_inside(image_quality.find_points(drawn, detector)).mean()
         ),
         "photos with all 68 points inside": float(
-            image_quality.all_points_found(photos, detector).mean()
+            image_quality.all_points_inside(image_quality.find_points(photos, detector)).mean()
         ),
     }
     for view, faces in (("neutral", drawn), ("smiling", [b.image for _, _, b in folk])):
@@ -260,7 +426,7 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, float]:
     return figures
 
 
-def measure(model: SpeechToFace, data: Path, split: str = "test") -> dict[str, float]:
+def measure(model: SpeechToFace, data: Path, split: str = "test") -> dict[str, object]:
     """All figures of a model."""
     return of_voices(model, data, split) | of_people(model, data)
 
@@ -280,9 +446,12 @@ def sheet(images: list[Image.Image], columns: int, size: int) -> Image.Image:
     return page
 
 
-def record(model: SpeechToFace, figures: dict[str, float]) -> None:
+def record(model: SpeechToFace, figures: dict[str, object]) -> None:
     """Write figures into the cards of a model's half-precision checkpoints; tensors stay."""
-    metrics: dict[str, object] = {name: round(value, 4) for name, value in figures.items()}
+    metrics = {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in figures.items()
+    }
     for kind, loaded in model.model.checkpoints.items():
         name = f"{model.model.name} {kind}"
         said = metrics | {"judge": JUDGE} if kind == "voice_encoder" else metrics
@@ -312,7 +481,7 @@ def main() -> None:
         record(model, figures)
     if options.sheets:
         options.sheets.mkdir(parents=True, exist_ok=True)
-        heard = voices(options.data / "voices", options.split)
+        heard = voices(options.data, options.split, ("voices",))
         faces = hear(model, heard.waveforms)
         order = sorted(range(len(faces)), key=lambda k: (bool(heard.male[k]), -heard.pitch[k]))
         both = [[k for k in order if heard.male[k] == sex][:20] for sex in (False, True)]

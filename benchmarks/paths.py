@@ -34,13 +34,22 @@ class Trace:
         if event != "call" or code.co_name == "<module>":
             return
         path = Path(code.co_filename)
-        if path.parent != PACKAGE:
+        if path.parent != PACKAGE or is_importing(frame):
             return
         if code.co_name == "lr_at":  # called once a step, where it begins
             self.steps.append([])
         self.files.append(path.stem)
         if self.steps:
             self.steps[-1].append(path.stem)
+
+
+def is_importing(frame: object) -> bool:
+    """Tell whether a module of the package is being imported: bodies of classes are no path."""
+    while frame := frame.f_back:  # type: ignore[attr-defined]
+        code = frame.f_code
+        if code.co_name == "<module>" and Path(code.co_filename).parent == PACKAGE:
+            return True
+    return False
 
 
 def changes(files: list[str]) -> int:

@@ -13,7 +13,7 @@ import gc
 import io
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,14 +27,15 @@ from PIL import Image
 
 from s2f import app_server
 from s2f.app_server import Settings
-from s2f.audio import SAMPLE_RATE, read_speech
+from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, Heard, hear_beginnings
 from s2f.checkpoint import Checkpoint
 from s2f.console import Progress, silent
-from s2f.errors import AudioError, ImageError, InputError, S2FError
-from s2f.face_detection import SIDE, cut_face, installed_detector
+from s2f.errors import AudioError, ImageError, InputError, S2FError, WorkerError
+from s2f.face_detection import cut_face, installed_detector
 from s2f.images import FRAME, encode, open_photo
 from s2f.pipeline import SpeechToFace
-from s2f.spectrogram import spectrogram
+from s2f.prep import Worker
+from s2f.spectrogram import HOP_LENGTH, spectrogram
 from s2f.visualize import draw_spectrogram
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ the answer is drawn, or after ten minutes if you never ask for one. The pictures
 alone.
 """
 VOICE = """Record at least a second, better six or more; or switch to the upload below the field,
-and drop a sound file. Then press the button.
+and drop a sound file or a video. Then press the button.
 """
 PHOTO = """A photo of one face that looks at the camera. The model turns it into a row of numbers,
 and draws a face from these numbers alone: the best that it can draw of anyone. {detector}
@@ -97,7 +98,41 @@ if (devices) {  // which is there on this machine itself, and over https
   devices.getUserMedia = wanted => ask(wanted && wanted.audio
     ? {...wanted, audio: {...(wanted.audio === true ? {} : wanted.audio), ...plain}} : wanted);
 }
-</script>"""
+// A double click is one question, and so is a key that is held.
+const first = (name, handle) => document.addEventListener(name, handle, true);
+first('click', press => {
+  const button = press.target.closest('button.s2f-ask');
+  if (!button) return;
+  if (press.timeStamp - button.dataset.asked < 1000) press.stopImmediatePropagation();
+  button.dataset.asked = press.timeStamp;
+});
+// What a browser calls video, or does not know, the fields would refuse by its name: the server
+// listens to it.
+const kind = field => field.accept.includes('audio/') ? 'audio' : 'image';
+const known = (file, field) => file.type.startsWith(kind(field) + '/');
+const renamed = (files, field) => {
+  const carrier = new DataTransfer();
+  for (const file of files) carrier.items.add(known(file, field) ? file
+    : new File([file], file.name, {type: kind(field) + '/any'}));
+  return carrier;
+};
+first('click', press => {
+  if (press.target.matches('input[type=file]') && kind(press.target) == 'audio')
+    press.target.accept = 'audio/*,video/*,SUFFIXES';
+});
+first('change', chosen => {
+  const field = chosen.target;
+  if (field.matches('input[type=file]')) field.files = renamed(field.files, field).files;
+});
+first('drop', dropped => {
+  const field = dropped.target.closest('.upload-container')?.querySelector('input[type=file]');
+  if (!field || [...dropped.dataTransfer.files].every(file => known(file, field))) return;
+  dropped.preventDefault();
+  dropped.stopImmediatePropagation();
+  const dataTransfer = renamed(dropped.dataTransfer.files, field);
+  dropped.target.dispatchEvent(new DragEvent('drop', {dataTransfer, bubbles: true}));
+});
+</script>""".replace("SUFFIXES", ",".join(sorted(RECORDING_SUFFIXES)))
 FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # on every machine
 THEME = {  # of the base theme what is not dark enough on light, or light enough on dark
     "button_primary_background_fill": "*primary_700",
@@ -113,12 +148,16 @@ THEME = {  # of the base theme what is not dark enough on light, or light enough
 
 # Torch and the C library keep memory for every thread that has ever computed something.
 _ONE_THREAD = ThreadPoolExecutor(1)
+# Decoders may crash or hang in what strangers send: of one process, which is not that of the page.
+DECODING_SECONDS = 60.0
+_decode = Worker(["s2f.audio", "s2f.images", "av", "soundfile", "soxr"], DECODING_SECONDS)
 Answer = Callable[..., str]  # to what was sent, streams; it tells its progress
 
 
+@contextlib.contextmanager
 def serving(
     model: SpeechToFace, settings: Settings, evaluation: str | None = None
-) -> contextlib.AbstractContextManager[tuple[str, str | None]]:
+) -> Iterator[tuple[str, str | None]]:
     """Serve the page of a model with all networks, and Markdown on it, as `app_server.serve`."""
 
     def lay_out() -> "tuple[gr.Blocks, Mapping[str, Any]]":
@@ -130,20 +169,26 @@ def serving(
         style = Path(__file__).with_name("app.css").read_text(encoding="utf-8")
         return page, {"css": style, "head": HEAD, "theme": theme}
 
-    return app_server.serve(lay_out, settings)
+    # Before the page, so that no answer is waited for; at the latest where there is none.
+    decoding = contextlib.closing(_decode)
+    with decoding, app_server.serve(lay_out, settings) as addresses, decoding:
+        yield addresses
 
 
 def warm(model: SpeechToFace, settings: Settings) -> None:
     """Answer once to nobody, so that the first visitor does not wait for what is made only once."""
-    sound = io.BytesIO()
-    noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
-    soundfile.write(sound, noise, SAMPLE_RATE, format="WAV")
-    answer_voice(model, sound, max_seconds=settings.max_seconds)
-    blank = Image.new("RGB", (FRAME, FRAME), "grey")
-    model.reconstruct(blank, align=False)
-    if finder(settings) == "dlib":  # the other one may want a network
-        with contextlib.suppress(ImageError):  # there is no face
-            model.reconstruct(blank, detector="dlib")
+    with contextlib.ExitStack() as stack:
+        stack.callback(_decode.close)  # which the first answer starts
+        sound = io.BytesIO()
+        noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+        soundfile.write(sound, noise, SAMPLE_RATE, format="WAV")
+        answer_voice(model, sound, max_seconds=settings.max_seconds)
+        blank = Image.new("RGB", (FRAME, FRAME), "grey")
+        model.reconstruct(blank, align=False)
+        if finder(settings) == "dlib":  # the other one may want a network
+            with contextlib.suppress(ImageError):  # there is no face
+                model.reconstruct(blank, detector="dlib")
+        stack.pop_all()
 
 
 def finder(settings: Settings) -> str | None:
@@ -202,7 +247,7 @@ def _add(label: str, inputs: list[Any], name: str, answer: Answer) -> None:
 
     for component in inputs:
         app_server.hand_over(component)
-    button, shown = gr.Button(label, variant="primary"), gr.HTML()
+    button, shown = gr.Button(label, variant="primary", elem_classes="s2f-ask"), gr.HTML()
     how: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_name": name}
     how |= {"scroll_to_output": True, "show_progress_on": shown}
     button.click(answered, inputs, [shown, *inputs], **how)
@@ -219,6 +264,9 @@ def reply(paths: Iterable[Any], answer: Answer, progress: Callable[..., object])
 
     try:
         return answer(*app_server.take(*paths), progress=tell)
+    except WorkerError as error:  # its cure is for who prepares many files
+        cure = "try again, or another recording or photo"
+        return refusal(WorkerError(error.message, hint=cure))
     except S2FError as error:
         return refusal(error)
     except Exception:
@@ -240,35 +288,43 @@ def answer_voice(
 ) -> str:
     """Show the face that a recording suggests, what was heard of it, and faces of its beginning.
 
-    Of the seekable stream, what comes after `max_seconds` is not even decoded. Raises AudioError as
-    `SpeechToFace.generate`.
+    Of the seekable stream, what comes after `max_seconds` is not even decoded, and the rest once.
+    Raises AudioError as `SpeechToFace.generate`, and WorkerError if a decoder crashes or hangs.
     """
     steps = len(MOMENTS) + 2
     progress(0, steps, "listening")
     # A frame of 10 ms more tells whether it goes on.
-    whole = read_speech(speech, duration=max_seconds + 0.01)
-    waveform = whole[: round(max_seconds * SAMPLE_RATE)]
-    seconds = len(waveform) / SAMPLE_RATE
-    front_end = model.front_end
+    longer, heard, *firsts = _listen(speech, max_seconds + 0.01, max_seconds, *MOMENTS)
+    for found in (longer, heard):
+        if isinstance(found, AudioError):
+            raise found
+    assert isinstance(longer, Heard) and isinstance(heard, Heard)
+    waveform, front_end = heard.waveform, model.front_end
     shown = np.resize(waveform, max(len(waveform), front_end.clip_samples))  # repeats
     columns = spectrogram(torch.from_numpy(shown)[None], front_end)[0].numpy()
-    sound = draw_spectrogram(columns[:, :, : front_end.n_frames(len(waveform))], front_end)
+    last = min(front_end.n_frames(len(waveform)), 1 + len(waveform) // HOP_LENGTH)  # of the sound
+    sound = draw_spectrogram(columns[:, :, :last], front_end)
     progress(1, steps, "drawing the face")
-    face = model.generate(speech, duration=max_seconds)
+    face = model.generate(heard)
     pictures = {"face": _url(face.encoded()), "overlay": _url(face.encoded(overlay=True))}
     pictures["sound"] = _url(encode(sound, ".png", {}))
     beginnings = []
-    for k, moment in enumerate(MOMENTS):
+    for k, (moment, first) in enumerate(zip(MOMENTS, firsts, strict=True)):
         progress(k + 2, steps, f"drawing the face of the first {moment:g} s")
-        if moment < seconds:
+        if moment < min(longer.seconds, max_seconds):
             name = f"beginning{k}"
-            with contextlib.suppress(AudioError):  # it is silent: the whole is not
-                pictures[name] = _url(model.generate(speech, duration=moment).encoded())
+            if not isinstance(first, AudioError):  # it is silent: the whole is not
+                pictures[name] = _url(model.generate(first).encoded())
             beginnings.append((moment, name if name in pictures else None))
-    clip = front_end.clip_samples / SAMPLE_RATE
-    cut_at = max_seconds if len(whole) > len(waveform) else None
-    facts = {"heard": seconds, "clip": clip, "cut_at": cut_at, "beginnings": beginnings}
-    return _html("voice", pictures, **facts)
+    return _html(
+        "voice",
+        pictures,
+        heard=len(waveform) / SAMPLE_RATE,
+        clip=front_end.clip_samples / SAMPLE_RATE,
+        cut_at=max_seconds if longer.seconds > max_seconds else None,
+        beginnings=beginnings,
+        remarks=face.remarks,
+    )
 
 
 def answer_voices(
@@ -276,16 +332,18 @@ def answer_voices(
 ) -> str:
     """Show the faces from that of one voice to that of another, in `STEPS` even steps.
 
-    Of each seekable stream `max_seconds` are heard. Raises AudioError as `SpeechToFace.generate`,
-    with `The first voice:` or `second` before it.
+    Of each seekable stream `max_seconds` are heard. Raises as `answer_voice`, an AudioError with
+    `The first voice:` or `second` before it.
     """
     embeddings: list[NDArray[np.float32]] = []
+    remarks: list[str] = []
     for k, (name, speech) in enumerate(zip(("first", "second"), voices, strict=True)):
         progress(k, STEPS + 2, f"listening to the {name} voice")
-        try:
-            embeddings.append(model.embed_voice(speech, duration=max_seconds))
-        except AudioError as error:
-            raise AudioError(f"The {name} voice: {error.message}", hint=error.hint) from error
+        (heard,) = _listen(speech, max_seconds)
+        if isinstance(heard, AudioError):
+            raise AudioError(f"The {name} voice: {heard.message}", hint=heard.hint)
+        embeddings.append(model.embed_voice(heard))
+        remarks += (f"{name} voice: {remark}" for remark in heard.remarks)
     places, pictures = [], {}
     for k, face in enumerate(model.morph(embeddings[0], embeddings[1], STEPS)):
         progress(k + 2, STEPS + 2, "drawing the faces between them")
@@ -295,7 +353,7 @@ def answer_voices(
             pictures["last" if k else "first"] = _url(face.encoded())
         places.append(place)
         pictures[str(k)] = _url(face.encoded(".webp"), "webp")
-    return _html("voices", pictures, places=places)
+    return _html("voices", pictures, places=places, remarks=remarks)
 
 
 def answer_photo(
@@ -303,25 +361,33 @@ def answer_photo(
 ) -> str:
     """Show a photo, a seekable stream, and the face that is drawn from its embedding.
 
-    Without a detector the photo is framed already. Photos of more than 2048 pixels a side are made
-    smaller before a face is looked for, and those of more than 50 million refused: a visitor's
-    photo must not keep all others waiting. Raises ImageError for these, and what `cut_face` does.
+    Without a detector the photo is framed already. Those of more than 50 million pixels are
+    refused: a visitor's photo must not keep all others waiting. Raises ImageError for these, what
+    `cut_face` does, and WorkerError as `answer_voice`.
     """
     progress(0, 1, "drawing")
-    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(photo) as opened:
-        if opened.width * opened.height > MOST_PIXELS:
-            most = f"at most {MOST_PIXELS // 10**6} million are looked at"
-            message = f"the photo has {opened.width} x {opened.height} pixels; {most}"
-            raise ImageError(message, hint="send a smaller one")
     photo.seek(0)
-    framed = open_photo(photo, enough=SIDE if detector else FRAME)
+    framed = _decode(_look, "the photo", photo.read(), None if detector else FRAME)
     if detector:
-        framed.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
         framed = cut_face(framed, detector=detector, device=str(model.device), name="the photo")
     face = model.reconstruct(framed, align=False)
     framed.thumbnail((2 * FRAME, 2 * FRAME))
     pictures = {"photo": _url(encode(framed, ".webp", {}), "webp"), "face": _url(face.encoded())}
-    return _html("photo", pictures)
+    return _html("photo", pictures, remarks=face.remarks)
+
+
+def _listen(speech: BinaryIO, *moments: float) -> list[Heard | AudioError]:
+    speech.seek(0)
+    found: list[Heard | AudioError] = _decode(_hear, "the recording", speech.read(), moments)
+    return found
+
+
+def _hear(name: str, content: bytes, moments: Sequence[float]) -> list[Heard | AudioError]:
+    return hear_beginnings(io.BytesIO(content), moments, name=name)
+
+
+def _look(name: str, content: bytes, enough: int | None) -> Image.Image:
+    return open_photo(io.BytesIO(content), enough=enough, most=MOST_PIXELS, name=name)
 
 
 def show_cards(checkpoints: Mapping[str, Checkpoint]) -> str:

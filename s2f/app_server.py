@@ -12,6 +12,7 @@ import functools
 import io
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from s2f.errors import DependencyError, DeviceError, InputError, OutputError, UsageError
+from s2f.files import put_away_at_the_end
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -49,8 +51,9 @@ Send = Callable[[Message], Awaitable[None]]
 class Settings:
     """Where the page is served, and what a visitor may send."""
 
-    host: str = "127.0.0.1"  # address that is listened at
+    host: str = "127.0.0.1"  # address that is listened at, one of IPv6 perhaps in brackets
     port: int = 7860  # there; 0 for one that is free
+    root_path: str = ""  # under which a proxy has the page, such as /s2f, or a whole address
     share: bool = False  # whether Gradio's servers give it a public address too
     max_mb: float = MAX_MB  # of a file
     max_seconds: float = MAX_SECONDS  # that are heard of a recording
@@ -62,7 +65,7 @@ def check_settings(settings: Settings) -> Settings:
     """Make sure that the page can be served, before anything slow is done; choose a port for 0.
 
     Raises DependencyError if Gradio is not installed, or another version of it; UsageError if
-    nothing can listen there.
+    nothing can listen there, or no proxy can have it under that path.
     """
     cure = "pip install 's2f[app]'"
     try:
@@ -73,7 +76,26 @@ def check_settings(settings: Settings) -> Settings:
     if not f"{version}.".startswith(f"{GRADIO}."):
         message = f"the page needs gradio {GRADIO}, of which it changes what would keep visitors'"
         raise DependencyError(f"{message} files; installed is {version}", hint=cure)
-    host, port = settings.host, settings.port
+    host, root = settings.host, settings.root_path
+    if root and not re.fullmatch(r"(https?://[^/?#\s]+)?(/[^/?#\s]+)*/?", root):
+        message = f"{root} is no path that a proxy could have the page under"
+        raise UsageError(message, hint="--root-path /s2f, or --root-path https://example.org/s2f")
+    if host.startswith("[") and host.endswith("]"):  # as addresses of pages have them
+        host = host[1:-1]
+    port = _free_port(host, settings.port)
+    while host != "127.0.0.1":  # where Gradio tries a port too, wherever it listens
+        try:
+            _free_port("127.0.0.1", port)
+            break
+        except UsageError:
+            if settings.port:
+                raise
+            port = _free_port(host, 0)
+    return dataclasses.replace(settings, host=host, port=port, root_path=root.rstrip("/"))
+
+
+def _free_port(host: str, port: int) -> int:
+    """Listen at a port for a moment, at any free one for 0; raises a UsageError if it cannot."""
     try:
         kind, passive = socket.SOCK_STREAM, socket.AI_PASSIVE
         family, _, protocol, _, address = socket.getaddrinfo(host, port, 0, kind, 0, passive)[0]
@@ -81,7 +103,7 @@ def check_settings(settings: Settings) -> Settings:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
             trial.listen(1)
-            found = int(trial.getsockname()[1])
+            return int(trial.getsockname()[1])
     except OSError as error:
         place, hint = f"port {port} of {host}", "choose another with --port, or --port 0"
         if error.errno == errno.EADDRINUSE:
@@ -91,7 +113,6 @@ def check_settings(settings: Settings) -> Settings:
         message = f"{host} is no address of this machine ({error.strerror or error})"
         hint = "--host 127.0.0.1 is for this machine alone, --host 0.0.0.0 for the whole network"
         raise UsageError(message, hint=hint) from error
-    return dataclasses.replace(settings, port=found)
 
 
 @contextlib.contextmanager
@@ -104,12 +125,12 @@ def serve(
     settings are those that `check_settings` gave back. Raises OutputError as `private_folder`, and
     DeviceError if the page cannot be shared.
     """
-    with private_folder() as folder:
-        # Gradio reads these when it is imported.
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        for name in ("NO_PROXY", "no_proxy"):  # it asks its own address whether all is well
-            hosts = [os.environ.get(name, ""), "127.0.0.1", "localhost", settings.host]
-            os.environ[name] = ",".join(filter(None, hosts))
+    # Gradio reads these when it is imported.
+    variables = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "True"}
+    for name in ("NO_PROXY", "no_proxy"):  # it asks its own address whether all is well
+        hosts = [os.environ.get(name, ""), "127.0.0.1", "localhost", settings.host]
+        variables[name] = ",".join(filter(None, hosts))
+    with private_folder() as folder, _environment(variables):
         from starlette.middleware import Middleware
 
         _patch()
@@ -117,12 +138,15 @@ def serve(
         off: dict[str, Any] = dict.fromkeys(OFF, False)
         max_bytes = round(settings.max_mb * 2**20)  # as Gradio counts
         room = functools.partial(has_room, folder, TOGETHER * max_bytes)
-        guard = Middleware(Guard, max_bytes=2 * max_bytes, room=room)
+        root = re.sub("^https?://[^/]+", "", settings.root_path)
+        guard = Middleware(Guard, max_bytes=2 * max_bytes, room=room, root=root)
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
                 page.launch(
-                    server_name=settings.host,
+                    server_name=name,
                     server_port=settings.port,
+                    root_path=settings.root_path,
                     share=settings.share,
                     prevent_thread_lock=True,
                     quiet=True,
@@ -136,8 +160,11 @@ def serve(
             if settings.share and not page.share_url:
                 message = "no public link could be made: the servers of Gradio's cannot be reached"
                 raise DeviceError(message, hint="look at the network, or leave --share out")
-            yield str(page.local_url), page.share_url
+            # That of all addresses is none to visit; of IPv4's, 0.0.0.0, Gradio knows it.
+            yield str(page.local_url).replace("//[::]", "//[::1]"), page.share_url
         finally:
+            # First: whoever is in a hurry now interrupts what follows.
+            shutil.rmtree(folder, ignore_errors=True)
             if page.is_running:
                 # Pages that are open would hold it for seconds; that they are cut off is no news.
                 page.server.force_exit = True
@@ -166,17 +193,26 @@ def private_folder() -> Iterator[Path]:
             except OSError:  # too many open files, say: later there is room again
                 logging.getLogger(__name__).exception("old files could not be looked for")
 
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     threading.Thread(target=tidy, daemon=True).start()
     try:
-        yield folder
+        with put_away_at_the_end(folder), _environment({"GRADIO_TEMP_DIR": str(folder)}):
+            yield folder
     finally:
         done.set()
-        del os.environ["GRADIO_TEMP_DIR"]
-        if before is not None:
-            os.environ["GRADIO_TEMP_DIR"] = before
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, and give them back as they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def sweep(folder: Path, age: float) -> None:
@@ -265,17 +301,22 @@ class Guard:
     """Stands before the server, in ASGI: lets through what the page needs, and only where it fits.
 
     Gradio has more routes than the page asks for: some write files elsewhere, or have the server
-    fetch any address. An upload has at most `max_bytes`, and passes while there is `room`.
+    fetch any address. An upload has at most `max_bytes`, and passes while there is `room`. Some
+    proxies leave the path before a request's that they have the page under: `root`.
     """
 
-    def __init__(self, app: Any, max_bytes: int, room: Callable[[], bool] = lambda: True) -> None:
-        self.app, self.max_bytes, self.room = app, max_bytes, room
+    def __init__(
+        self, app: Any, max_bytes: int, room: Callable[[], bool] = lambda: True, root: str = ""
+    ) -> None:
+        self.app, self.max_bytes, self.room, self.root = app, max_bytes, room, root
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         """Pass a request on, unless there is something against it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self.root and f"{scope['path']}/".startswith(f"{self.root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self.root) or "/"}
         if refused := self._refused(scope):
             status, text = refused
             headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]

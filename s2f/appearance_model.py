@@ -73,10 +73,10 @@ class PartsCode:
     """
 
     windows: Windows  # of the textures
-    mean_texture: Tensor  # [3 s s]
+    mean_texture: Tensor  # [c s s], RGB and, if there is one, the opacity
     mean_landmarks: Tensor  # [k 2]
-    texture_axes: Tensor  # [n² a 3·w·w]: what one unit adds to a window
-    texture_code: Tensor  # [n² a 3·w·w]: what a window's difference from the mean is read by
+    texture_axes: Tensor  # [n² a c·w·w]: what one unit adds to a window
+    texture_code: Tensor  # [n² a c·w·w]: what a window's difference from the mean is read by
     shape_axes: Tensor  # [m 2k]: what one unit adds to the landmarks
     shape_code: Tensor  # [m 2k]
 
@@ -84,11 +84,11 @@ class PartsCode:
     def fit(
         cls, textures: Tensor, landmarks: Tensor, windows: Windows, axes: int, shape_axes: int
     ) -> "PartsCode":
-        """Find `axes` a window of textures [n 3 s s], and `shape_axes` of landmarks [n k 2]."""
+        """Find `axes` a window of textures [n c s s], and `shape_axes` of landmarks [n k 2]."""
         # Summed exactly: a mean that is rounded is an offset that a plain background varies by.
         mean, middle = (x.mean(0, dtype=torch.double).float() for x in (textures, landmarks))
         away = textures - mean
-        fade = windows.fade().repeat(1, 3)  # [n² 3·w·w]
+        fade = windows.fade().repeat(1, textures.shape[1])  # [n² c·w·w]
         found = [_components(windows.one(away, k) * fade[k], axes) for k in range(len(fade))]
         # All windows' values share one scale.
         to, back = _scaled(*(torch.stack(part) for part in zip(*found, strict=True)))
@@ -97,7 +97,7 @@ class PartsCode:
         return cls(windows, mean, middle, to * fade, back * fade, *shape)
 
     def __call__(self, textures: Tensor, landmarks: Tensor) -> Tensor:
-        """Code [b n²·a+m] of textures [b 3 s s] and landmarks [b k 2]; float32 under autocast."""
+        """Code [b n²·a+m] of textures [b c s s] and landmarks [b k 2]; float32 under autocast."""
         with torch.autocast(textures.device.type, enabled=False):
             cut = self.windows.cut(textures - self.mean_texture)
             values = torch.einsum("bnv,nav->bna", cut, self.texture_code).flatten(1)
@@ -129,17 +129,17 @@ def _scaled(deviations: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LocalTexture(nn.Module):
-    """Draws pictures [b 3 s s], of blocks of 8 x 8 pixels, from the values [b n² a] of windows."""
+    """Draws pictures [b c s s], of blocks of 8 x 8 pixels, from the values [b n² a] of windows."""
 
     BLOCK = 8
 
-    def __init__(self, windows: Windows, axes: int) -> None:
+    def __init__(self, windows: Windows, axes: int, channels: int = 3) -> None:
         super().__init__()
         self.blocks = Windows(windows.size // self.BLOCK, windows.count)
         values = BLOCK_CHANNELS * (2 * self.blocks.pitch) ** 2
         # For each axis of a window, the patterns of its v x v blocks: [n² a c·v·v].
         self.axes = nn.Parameter(torch.zeros(windows.count**2, axes, values))
-        self.patterns = nn.Parameter(torch.zeros(BLOCK_CHANNELS, 3, self.BLOCK, self.BLOCK))
+        self.patterns = nn.Parameter(torch.zeros(BLOCK_CHANNELS, channels, self.BLOCK, self.BLOCK))
 
     def forward(self, values: Tensor) -> Tensor:
         """Draw pictures."""
@@ -148,16 +148,37 @@ class LocalTexture(nn.Module):
 
     @torch.no_grad()
     def fit(self, axes: Tensor) -> None:
-        """Find the patterns that show axes [n² a 3·w·w] best, and show them by these."""
+        """Find the patterns that show axes [n² a c·w·w] best, and show them by these."""
         n, a, _ = axes.shape
         side, block = 2 * self.blocks.pitch, self.BLOCK
-        cut = axes.view(n, a, 3, side, block, side, block)
-        cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # [n² a v v 3·8·8]
+        cut = axes.view(n, a, -1, side, block, side, block)
+        cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)  # [n² a v v c·8·8]
         flat = cut.flatten(0, 3)
         vectors = torch.linalg.eigh((flat.T @ flat).double())[1].flip(1)
         patterns = vectors[:, :BLOCK_CHANNELS].float()
         self.patterns.copy_(patterns.T.reshape(self.patterns.shape))
         self.axes.copy_((cut @ patterns).permute(0, 1, 4, 2, 3).flatten(2))
+
+
+SHARP = 9.0  # rise of the opacity, a value of its channel
+GROUND_COLOUR = (0.845, 0.858, 0.855)  # what faces are drawn before: a studio's grey
+
+
+def opacity(channel: Tensor) -> Tensor:
+    """How opaque a texture is, 0..1, by its fourth channel, which is 0.5 on the outline.
+
+    The channel tells how far inside or outside a place is: so a mix of two faces has an outline
+    between theirs, where one of their opacities would be half transparent twice.
+    """
+    return (0.5 + SHARP * (channel - 0.5)).clamp(0, 1)
+
+
+def before_ground(textures: Tensor) -> Tensor:
+    """Put textures that have an opacity, [b 4 h w], before the ground: [b 3 h w]; others are so."""
+    if textures.shape[1] == 3:
+        return textures
+    ground = textures.new_tensor(GROUND_COLOUR).view(3, 1, 1)
+    return torch.lerp(ground, textures[:, :3], opacity(textures[:, 3:]))
 
 
 DEVIATIONS = (0.7, 1.4, 2.8)  # of the blurs between the bands, pixels
@@ -294,7 +315,16 @@ def _conv(a: int, b: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
 
 REDUCED = 2  # times: faces are found, and parts read, in pictures that much smaller
 CERTAIN = 0.02  # deviation of a pixel, 0..1, from which on it is mostly heeded
-RIDGE = 1e-3  # of reading the code in reduced pictures, in units of a window's mean variance
+# Of reading the code in reduced pictures, in units of a window's mean variance; the second, where
+# reading is learned in many lights: less, and heads get pieces of others' hair.
+RIDGE, OPACITY_RIDGE = 1e-3, 0.2
+# Light in which reading is learned: exponents, gains of all colours and of each, noise.
+GAMMA, GAIN, CAST, NOISE = (0.95, 1.05), (0.97, 1.03), (0.98, 1.02), 0.02
+GROUND = 0.08  # how far from the ground's colour what is there is as likely a person as not
+UNEVEN = 0.04  # from which deviation on a ground is not plain
+NOBODY = 0.08  # share of training's people who may be where the ground is looked for
+SKIN = 2.0  # deviations of the skin's colour beyond which it is the light's
+RELIT = 0.25  # the most that is taken off of that, in logs of a channel
 LEAST_APART = 8.0  # pixels between the eyes
 
 
@@ -307,6 +337,7 @@ class PartsEncoderConfig:
     windows: int = 7  # a side
     axes: int = 20  # values a window
     finder: tuple[int, ...] = (24, 32, 64, 96, 128, 96, 64)  # channels of the `LandmarkFinder`
+    opacity: bool = False  # whether codes are of textures with an opacity, read before any ground
     architecture: str = "parts"  # tells its checkpoints from those of VGG-Face
 
     image_size: ClassVar[int] = FRAME
@@ -324,7 +355,7 @@ class PartsEncoderConfig:
         return self.embedding - self.windows**2 * self.axes
 
 
-CONFIGS = {"compact": PartsEncoderConfig()}
+CONFIGS = {"compact": PartsEncoderConfig(opacity=True)}
 
 
 def averaged_down(faces: Tensor, size: int) -> Tensor:
@@ -346,20 +377,31 @@ class PartsEncoder(nn.Module):
     """
 
     mean_landmarks: Tensor  # [k 2], the shape that photos are registered to
-    mean_texture: Tensor  # [3 112 112]
+    mean_texture: Tensor  # [c 112 112]: what is seen of training's faces on average
     shape_axes: Tensor  # [m 2k], as `PartsCode` has them, and the next
     shape_code: Tensor
-    reading: Tensor  # [n² a 3·w·w], what the windows' values are read by
+    reading: Tensor  # [n² a c·w·w], what the windows' values are read by
+    ground: Tensor  # bool [112 112], where the plain ground behind a person is looked for
+    within: Tensor  # bool [112 112], where everybody is
+    skin: Tensor  # bool [112 112], where the colour of the skin is looked for
+    skin_mean: Tensor  # [3], log of the skin's colour
+    skin_axes: Tensor  # [3 3], how it varies: what one deviation adds
 
     def __init__(self, config: PartsEncoderConfig, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.config, self.preprocessing = config, preprocessing
         self.finder = LandmarkFinder(config.landmarks, config.finder)
         self.windows = Windows(config.image_size // REDUCED, config.windows)
-        values, size = 3 * (2 * self.windows.pitch) ** 2, self.windows.size
+        channels, size = 4 if config.opacity else 3, self.windows.size
+        values = channels * (2 * self.windows.pitch) ** 2
         m, k = config.shape_axes, config.landmarks
         self.register_buffer("mean_landmarks", torch.zeros(k, 2))
-        self.register_buffer("mean_texture", torch.zeros(3, size, size))
+        self.register_buffer("mean_texture", torch.zeros(channels, size, size))
+        if config.opacity:
+            for name, whole in (("ground", True), ("within", False), ("skin", True)):
+                self.register_buffer(name, torch.full((size, size), whole))
+            self.register_buffer("skin_mean", torch.zeros(3))
+            self.register_buffer("skin_axes", torch.eye(3))
         self.register_buffer("shape_axes", torch.zeros(m, 2 * k))
         self.register_buffer("shape_code", torch.zeros(m, 2 * k))
         self.register_buffer("reading", torch.zeros(config.windows**2, config.axes, values))
@@ -394,32 +436,121 @@ class PartsEncoder(nn.Module):
             framed = self.mean_landmarks + (shape @ self.shape_axes).view_as(framed)
             points = _moved(framed, usual, eyes)
             registered = warp(faces, points, self.mean_landmarks[None])
-            small = functional.avg_pool2d(registered, REDUCED) - self.mean_texture
+            small = functional.avg_pool2d(registered, REDUCED)
+            if self.config.opacity:
+                small = self.seen(small)
+            small = small - self.mean_texture
             parts = torch.einsum("bnv,nav->bna", self.windows.cut(small), self.reading)
             return torch.cat([parts.flatten(1), shape], 1)
 
+    def seen(self, pictures: Tensor) -> Tensor:
+        """Tell what registered pictures [b 3 s s] show of people: [b 4 s s].
+
+        It is their colours in usual light, and how sure it is that they are there. What is not like
+        the plain ground around a person is the person; where the ground is not plain, it is not
+        known where the person ends. Light beyond what skins vary by is taken off.
+        """
+        behind, uneven = self._ground(pictures)
+        away = (pictures - behind).square().sum(1, keepdim=True).square()
+        there = away / (away + GROUND**4)
+        plain = (uneven < UNEVEN).to(there)
+        there = there * plain + self.mean_texture[3:] * (1 - plain)
+        there = torch.where(self.within, 1.0, there)
+        log = pictures[..., self.skin].clamp_min(1e-3).log().mean(2)  # [b 3]
+        mean, axes = self.skin_mean.to(log), self.skin_axes.to(log)
+        scores = torch.linalg.solve(axes.T, (log - mean)[..., None])[..., 0]
+        usual = mean + scores.clamp(-SKIN, SKIN) @ axes
+        gain = (usual - log).clamp(-RELIT, RELIT).exp()
+        lit = pictures * gain[..., None, None]
+        return torch.cat([lit * there, there], 1)
+
+    def _ground(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """The ground behind people in pictures [b 3 s s], a polynomial of the place, as large.
+
+        With it [b 1 1 1], the usual difference from it where the ground is looked for.
+        """
+        size = pictures.shape[-1]
+        place = torch.linspace(-1, 1, size).to(pictures)
+        x, y = place.expand(size, -1), place[:, None].expand(-1, size)
+        terms = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y])  # [6 s s]
+        seen, rows = pictures[..., self.ground], terms[:, self.ground]  # [b 3 m], [6 m]
+        away = seen - seen.median(2, keepdim=True).values
+        flat = torch.diag(torch.tensor([0.0, *[1e-3] * 2, *[1e-2] * 3])).to(pictures)
+        for _ in range(4):  # hair that is seen there counts little
+            weight = GROUND**2 / (away.square().sum(1, keepdim=True) + GROUND**2)
+            weighted = rows * weight  # [b 6 m]
+            products = weighted @ rows.T / rows.shape[1] + flat + 1e-6 * torch.eye(6).to(flat)
+            sums = weighted @ seen.mT / rows.shape[1]  # [b 6 3]
+            polynomial = torch.linalg.solve(products, sums)
+            away = seen - polynomial.mT @ rows
+        uneven = away.abs().amax(1).median(1).values[:, None, None, None]
+        return (polynomial.mT @ terms.flatten(1)).view_as(pictures), uneven
+
     @torch.no_grad()
     def fit(self, code: PartsCode, textures: Tensor) -> None:
-        """Learn to read the code of textures [n 3 224 224] from reduced ones, by ridge regression.
+        """Learn to read the code of textures [n c 224 224] from reduced ones, by ridge regression.
 
         Where training's textures do not vary, as before a plain background, a photo may show
         anything: what is there is not heeded.
         """
         self.mean_landmarks.copy_(code.mean_landmarks)
-        self.mean_texture.copy_(functional.avg_pool2d(code.mean_texture[None], REDUCED)[0])
         self.shape_axes.copy_(code.shape_axes)
         self.shape_code.copy_(code.shape_code)
         away = textures - code.mean_texture
-        small = functional.avg_pool2d(textures, REDUCED) - self.mean_texture
+        if self.config.opacity:
+            small = self._fit_seen(textures)
+        else:
+            small = functional.avg_pool2d(textures, REDUCED)
+        self.mean_texture.copy_(small.mean(0))
+        small -= self.mean_texture
         varies = small.var(0, correction=0, keepdim=True)
         heeded = self.windows.cut((varies / (varies + CERTAIN**2)).sqrt())[0]
-        for k, faded in enumerate(self.windows.fade().repeat(1, 3) * heeded):
+        faded = self.windows.fade().repeat(1, small.shape[1]) * heeded
+        for k, weights in enumerate(faded):
             values = (code.windows.one(away, k) @ code.texture_code[k].T).double()  # [n a]
-            rows = (self.windows.one(small, k) * faded).double()
+            rows = (self.windows.one(small, k) * weights).double()
             products = rows @ rows.T
-            products.diagonal().add_(RIDGE * products.diagonal().mean() + 1e-9)
+            ridge = OPACITY_RIDGE if self.config.opacity else RIDGE
+            products.diagonal().add_(ridge * products.diagonal().mean() + 1e-9)
             weight = rows.T @ torch.cholesky_solve(values, torch.linalg.cholesky(products))
-            self.reading[k] = weight.T.float() * faded
+            self.reading[k] = weight.T.float() * weights
+
+    def _fit_seen(self, textures: Tensor) -> Tensor:
+        """Learn where people and grounds are, and what is seen of textures [n 4 224 224]."""
+        alpha = opacity(textures[:, 3:])
+        small, cover = (functional.avg_pool2d(x, REDUCED) for x in (textures[:, :3], alpha))
+        usual = cover.mean(0)[0]
+        self.ground.copy_(usual < NOBODY)
+        self.within.copy_(cover.amin(0)[0] > 0.99)
+        y, x = torch.meshgrid(*(torch.arange(small.shape[-1]) + 0.5,) * 2, indexing="ij")
+        eyes = _eyes(self.mean_landmarks[None])[0] / REDUCED
+        apart = (eyes[1] - eyes[0]).abs()
+        # both cheeks: half the distance of the eyes below them, a fifth of it wide
+        cheeks = [((x - e.real).square() + (y - e.imag - 0.55 * apart).square()) for e in eyes]
+        self.skin.copy_(torch.minimum(*cheeks) < (0.2 * apart).square())
+        log = small[..., self.skin].clamp_min(1e-3).log().mean(2)
+        self.skin_mean.copy_(log.mean(0))
+        _, deviations, axes = torch.linalg.svd(log - log.mean(0), full_matrices=False)
+        self.skin_axes.copy_(deviations[:, None] / len(log) ** 0.5 * axes)
+        return self.seen(_photographed(small, cover))
+
+
+def _photographed(colours: Tensor, cover: Tensor) -> Tensor:
+    """Put people [n 3 s s] before grounds of many greys, in light of many colours."""
+    draw = torch.Generator().manual_seed(0)
+    n, size = len(colours), colours.shape[-1]
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *shape, generator=draw).to(colours)
+
+    place = torch.linspace(-1, 1, size).to(colours)
+    ground = torch.tensor(GROUND_COLOUR).to(colours).view(3, 1, 1) * uniform(0.8, 1.1, 1, 1, 1)
+    for along in (place, place[:, None]):
+        ground = ground + uniform(-0.06, 0.06, 1, 1, 1) * along
+    x = torch.lerp(ground, colours, cover).clamp(1e-3, 1) ** uniform(*GAMMA, 1, 1, 1)
+    x = x * uniform(*GAIN, 1, 1, 1) * uniform(*CAST, 3, 1, 1)
+    noise = torch.randn(x.shape, generator=draw).to(x)
+    return (x + NOISE * noise).clamp(0, 1)
 
 
 def in_frame(points: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ it can judge the networks' faces. Labels are strings: sex, decade of age, or any
 Last stands the section of a report that both fill. Knows nothing of trees and networks.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,18 +18,46 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2f.errors import UsageError
-from s2f.evaluation_data import WHOLE, Case, Examples, Samples
+from s2f.evaluation_data import WHOLE, Case, Embeddings, Examples, Samples, pieces
 from s2f.image_quality import INNER
 from s2f.images import FRAME
-from s2f.report import Cell, Matrix, Row, Section, Table
+from s2f.metrics import estimate
+from s2f.report import Cell, Matrix, Part, Row, Section, Table
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 Vector = NDArray[np.float64]
 
+OH, OH_SEX = "published: Oh et al., Face++", 0.94
+AGREEMENT: tuple[Row, ...] = (  # as rows of the first table below
+    ("sex", OH, None, None, OH_SEX, None, None),
+    ("sex", "published: Wen et al.", None, None, 0.9645, None, None),
+)
+# Oh et al. 2019, Figure 4 and supplement, by true label: from the photo and from the voice, and how
+# often the face from the voice is told as that from the photo is.
+BY_LABEL: tuple[Row, ...] = tuple(
+    (label, name, OH, photo, voice, alike, None)
+    for label, name, photo, voice, alike in (
+        ("sex", "F", 0.89, 0.94, 0.96),
+        ("sex", "M", 0.98, 0.94, 0.91),
+        ("age", "10-19", None, 0.0, None),
+        ("age", "20-29", 0.58, 0.26, None),
+        ("age", "30-39", 0.42, 0.32, None),
+        ("age", "40-49", 0.46, 0.33, None),
+        ("age", "50-59", 0.52, 0.30, None),
+        ("age", "60-69", 0.40, 0.16, None),
+        ("age", "70-79", 0.61, 0.35, None),
+        ("ethnicity", "Asian", 0.71, 0.50, None),
+        ("ethnicity", "black", 0.41, 0.11, None),
+        ("ethnicity", "India", 0.55, 0.13, None),
+        ("ethnicity", "white", 0.76, 0.61, None),
+    )
+)
+
 RIDGE = 1e-4  # of the mean variance: features that hang together may hide how little they vary
 SMALL = (32, 40)  # width and height in which the inner face is judged, pixels
+AT_ONCE = 256  # faces that are judged at a time
 COMPONENTS, FOLDS = 40, 12  # that it is judged on, and that the judge is measured by
 
 
@@ -49,27 +79,48 @@ class EmbeddingProbe:
         Murphy 1979); scikit-learn's discriminant does not, and takes a minute for 4096 values.
         Raises UsageError if there is one class only, or one has a single example.
         """
-        from scipy.linalg import cho_factor, cho_solve
-        from sklearn.covariance import ledoit_wolf
+        from sklearn.covariance import ledoit_wolf_shrinkage
 
         names = _classes(labels, "examples")
         at = np.array([names.index(label) for label in labels])
-        x, counts = np.asarray(embeddings, np.float64), np.bincount(at)
+        x, counts = np.array(embeddings, np.float64), np.bincount(at)
         centre, means = x.mean(0), np.stack([x[at == k].mean(0) for k in range(len(names))])
-        apart = x - means[at]
-        within = ledoit_wolf(apart, assume_centered=True)[0]
-        within.flat[:: len(within) + 1] += RIDGE * (np.square(apart).mean() or 1.0)
-        factor = cho_factor(within)
+        for k, mean in enumerate(means):  # in place: x may be 100 MB
+            x[at == k] -= mean
         means -= centre
-        weight = cho_solve(factor, means.T)  # [d c]
-        # trace(S^-1 A'A / n) without S^-1 A'A, which is [d d].
-        chance = float((cho_solve(factor, apart.T) * apart.T).sum()) / len(x) / counts
+        shrunk = float(ledoit_wolf_shrinkage(x, assume_centered=True))
+        size = float(np.vdot(x, x)) / x.size
+        ridge = shrunk * size + RIDGE * (size or 1.0)
+        x *= math.sqrt((1 - shrunk) / len(x))
+        weight, trace = _solve(x, ridge, means.T)  # [d c]
+        # trace(S^-1 A'A / n) of the A that is not shrunk.
+        chance = (trace / (1 - shrunk) if shrunk < 1 else x.shape[1] * size / ridge) / counts
         bias = -((weight * means.T).sum(0) - chance) / 2
         return cls(names, weight, bias - centre @ weight)
 
-    def predict(self, embeddings: NDArray[np.floating]) -> list[str]:
+    def predict(self, embeddings: Embeddings) -> list[str]:
         """Tell the class of embeddings [n d]."""
-        return [self.classes[k] for k in (embeddings @ self.weight + self.bias).argmax(1)]
+        scores = (part @ self.weight + self.bias for _, part in pieces(embeddings))
+        return [self.classes[k] for part in scores for k in part.argmax(1)]
+
+
+def _solve(rows: Vector, ridge: float, sides: Vector) -> tuple[Vector, float]:
+    """Solve S w = b of S = A'A + r I, rows A [n d], sides b [d c]; with it, trace(S^-1 A'A).
+
+    By the smaller of A'A and AA': A'A of VGG-Face's 4096 values is 134 MB, and takes three of it.
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    n, d = rows.shape
+    gram = rows @ rows.T if n < d else rows.T @ rows
+    gram.flat[:: len(gram) + 1] += ridge
+    factor = cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)
+    if n < d:
+        solved = (sides - rows.T @ cho_solve(factor, rows @ sides)) / ridge
+    else:
+        solved = cho_solve(factor, sides)
+    inverse = cho_solve(factor, np.eye(len(gram)), overwrite_b=True, check_finite=False)
+    return solved, len(gram) - ridge * float(inverse.trace())
 
 
 @dataclass(frozen=True)
@@ -105,9 +156,12 @@ class PixelProbe:
                 said[test] = _fit_pixels(x[train], y[train]).predict(x[test])
         return cls(float(np.mean(said == y)), _fit_pixels(x, y))
 
-    def predict(self, images: Sequence[Image.Image]) -> list[str]:
+    def predict(self, images: Iterable[Image.Image]) -> list[str]:
         """Tell the class of faces."""
-        return list(self.model.predict(_stack(images)).tolist()) if images else []
+        said, left = list[str](), iter(images)
+        while some := list(islice(left, AT_ONCE)):
+            said += self.model.predict(_stack(some)).tolist()
+        return said
 
     def score(self, images: Sequence[Image.Image]) -> Vector:
         """How much faces are of the second of two classes rather than of the first, [n].
@@ -162,9 +216,13 @@ def attributes_section(
     case: Case, examples: Examples, notes: Sequence[str] = ()
 ) -> tuple[Section, Samples]:
     """Judge labels of true faces, of those from photos and voices; notes are on missing labels."""
+    from s2f.labels import canonical
+
     rows: list[Row] = []
+    by_label: list[Row] = []
     matrices: list[Matrix] = []
     samples: Samples = {}
+    figures: list[Row] = []
     text = ["Linear judges, fitted on people of the training split, name a label of each face."]
     text += [*notes, *examples.notes]
     for label, values in case.labels.items():
@@ -194,21 +252,53 @@ def attributes_section(
                     agrees = np.full(len(people), np.nan)
                     agrees[known] = 100 * right
                     samples[f"{label} agrees, %"] = case.by_person(agrees)
+                    whose = case.people.speakers[known]
+                    share = estimate(right.astype(float), whose, share=True)
+                    ends = (100 * share.value, 100 * share.low, 100 * share.high)
+                    sexes = canonical(label) in ("sex", "gender")
+                    published = f"{100 * OH_SEX:.4g} (Oh)" if sexes else None
+                    commonest = 100 * max(float(np.mean(true == k)) for k in kinds)
+                    figures.append((f"{label} agrees, %", *ends, commonest, published))
             shown = ("face", "photo", "voice", "balanced", "commonest")
             rows.append((label, judge, *map(cells.get, shown)))
+            by_label += _by_label(label, judge, judged, values)
     heads = ("label", "judge of", "true face %", "from photo %", "from voice %")
     table = Table(
         "Agreement with the true label",
         (*heads, "balanced, from voice %", "commonest label %"),
-        tuple(rows),
+        (*rows, *AGREEMENT),
         "From photo is the ceiling: what the decoder keeps of a true embedding. A judge of "
         "embeddings sees those; a judge of pixels was fitted on photos only, and sees faces. "
         "Balanced is the mean over the labels; whoever always says the commonest is right as often "
         "as the last column says.",
     )
+    each = Table(
+        "Agreement by true label",
+        ("label", "true", "judge of", "from photo %", "from voice %", "voice as photo %", "N"),
+        (*by_label, *BY_LABEL),
+        "Voice as photo: of the recordings of those whose face from the photo is told to have the "
+        "label, how many have a face from the voice that is told so, too. N counts recordings.",
+    )
     if not case.labels:
         text = ["No label of these people is known; --labels gives a csv file of them."]
-    return Section("Attributes", tuple(text), (table, *matrices) if rows else ()), samples
+    parts: tuple[Part, ...] = (table, each, *matrices) if rows else ()
+    return Section("Attributes", tuple(text), parts, tuple(figures)), samples
+
+
+def _by_label(label: str, judge: str, judged: Judged, values: Mapping[str, str]) -> list[Row]:
+    """Give rows of shares that are right, by the true label."""
+    drawn, (speakers, said) = dict(zip(*judged["photo"], strict=True)), judged["voice"]
+    heard = list(zip(speakers, said, strict=True))
+    rows: list[Row] = []
+    for name in sorted({values[who] for who in speakers if who in values}):
+        told = (
+            [one for who, one in drawn.items() if values.get(who) == name],
+            [one for who, one in heard if values.get(who) == name],
+            [one for who, one in heard if drawn[who] == name],
+        )
+        shares = (some.count(name) / len(some) if some else None for some in told)
+        rows.append((label, name, judge, *shares, len(told[1])))
+    return rows
 
 
 def _judge_embeddings(case: Case, examples: Examples, label: str, notes: list[str]) -> Judged:
@@ -232,26 +322,27 @@ def _judge_embeddings(case: Case, examples: Examples, label: str, notes: list[st
 def _judge_pixels(case: Case, examples: Examples, label: str, notes: list[str]) -> Judged:
     """Fit a judge of pixels, note how good it is, and ask it."""
     values = examples.photo_labels.get(label, {})
-    there, _ = _shared(values, [who for _, who in examples.photos])
+    photos, fresh = examples.photos, examples.fresh
+    there, _ = _shared(values, photos.who)
     if not there:
         raise UsageError(f"{label}: no photo of the training split has this label")
-    photos, who = zip(*(examples.photos[k] for k in there), strict=True)
-    probe = PixelProbe.fit(photos, [values[one] for one in who], who)
+    who = [photos.who[k] for k in there]
+    probe = PixelProbe.fit((photos.images[k] for k in there), [values[one] for one in who], who)
     ask, names = probe.predict, case.people.names
     note = (
         f"The judge of pixels, {label}: fitted on {len(there)} photos, right on "
         f"{100 * probe.accuracy:.1f} % of those of people left out of the fit"
     )
-    fresh = [(photo, values[who]) for photo, who in examples.fresh if who in values]
-    if fresh:
-        share = np.mean(np.array(ask([p for p, _ in fresh])) == [value for _, value in fresh])
-        note += f", and on {100 * share:.1f} % of {len(fresh)} photos of new people"
+    if new := [k for k, one in enumerate(fresh.who) if one in values]:
+        said = np.array(ask(fresh.images[k] for k in new))
+        share = np.mean(said == [values[fresh.who[k]] for k in new])
+        note += f", and on {100 * share:.1f} % of {len(new)} photos of new people"
     notes.append(f"{note}.")
     heard = [names[k] for k in case.people.speakers]
     return {
-        "face": ([who for _, who in examples.own], ask([photo for photo, _ in examples.own])),
-        "photo": (names, ask([face.image for face in case.from_photos])),
-        "voice": (heard, ask([face.image for face in case.from_voices])),
+        "face": (examples.own.who, ask(examples.own.images)),
+        "photo": (names, ask(face.image for face in case.from_photos)),
+        "voice": (heard, ask(face.image for face in case.from_voices)),
     }
 
 

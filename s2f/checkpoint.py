@@ -17,11 +17,14 @@ import importlib
 import json
 import math
 import os
+import reprlib
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import s2f
 from s2f.errors import CheckpointError, DependencyError, UsageError
@@ -34,13 +37,16 @@ if TYPE_CHECKING:
     from s2f.ast_encoder import ASTEncoder
     from s2f.face_decoder import FaceDecoder
     from s2f.face_encoder import FaceEncoder
+    from s2f.speaker_encoder import AttributeEncoder, SpeakerEncoder
     from s2f.spectrogram import FrontEnd
     from s2f.voice_encoder import VoiceEncoder
 
-    AnyVoiceEncoder: TypeAlias = VoiceEncoder | ASTEncoder
+    AnyVoiceEncoder: TypeAlias = VoiceEncoder | ASTEncoder | SpeakerEncoder | AttributeEncoder
     Network: TypeAlias = AnyVoiceEncoder | FaceEncoder | FaceDecoder
 else:  # only annotations name them
     AnyVoiceEncoder = Network = Any
+
+Made = TypeVar("Made")
 
 MODELS = Path(__file__).parent / "models"  # the bundled ones, a folder each
 EVALUATION = "evaluation.md"
@@ -61,6 +67,8 @@ _ARCHITECTURES = {
     "voice_encoder": {
         "conv": ("voice_encoder", "VoiceEncoder"),
         "ast": ("ast_encoder", "ASTEncoder"),
+        "speaker": ("speaker_encoder", "SpeakerEncoder"),
+        "attributes": ("speaker_encoder", "AttributeEncoder"),
     },
     "face_encoder": {
         "vgg": ("face_encoder", "VGGFace"),
@@ -68,7 +76,15 @@ _ARCHITECTURES = {
     },
     "face_decoder": {"": ("face_decoder", "FaceDecoder")},
 }
+_WHOLE = ("speaker", "attributes")  # architectures that calculate in float32 under autocast too
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CONVERT = "published weights become checkpoints by s2f convert; s2f convert inspect lists a file's"
+OURS = "wanted a .safetensors file that s2f train wrote, whole"
+MOST = 2**20  # of any number of channels, values, samples ... in a config
+LAYERS = 100  # that a config may list, or else as many as there are tensors
+PIECE = 2**22  # values that are hashed at a time, and looked at while they are at hand
+# What constructors make of a config that cannot be.
+_IMPOSSIBLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,7 @@ class Facts:
     storage: str  # types of those tensors, `float32` or `float16, float32`
     card: Mapping[str, Any]  # not trusted: any JSON
     embedding_space: str
+    embedding: Any  # values of one, by the config; None where that does not say
     sha256: str  # as the header has it; whether that is true, `verify` says
 
 
@@ -95,13 +112,13 @@ def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def verify(path: Path) -> Facts:
-    """Read what a checkpoint says of itself, and check that its tensors have its SHA-256.
+    """Read what a checkpoint says of itself, and make sure that it can be used, as `load` does.
 
-    Raises a `CheckpointError` if the file is missing, damaged, not ours, or named as another kind.
+    Raises what `load` does, and a `CheckpointError` if the file is named as another kind.
     """
     # A name that says what it is has to be right: a model is found by it.
     with _opened(path, path.stem if path.stem in KINDS else None, "pt") as (file, header):
-        _checked_tensors(path, file, header)
+        _read(path, file, header)
         return _facts(path, file, header)
 
 
@@ -112,6 +129,7 @@ def _facts(path: Path, file: Any, header: Mapping[str, Any]) -> Facts:
         path=path,
         parameters=sum(math.prod(tensor.get_shape()) for tensor in floats),
         n_bytes=path.stat().st_size,
+        embedding=header["config"].get("embedding"),
         storage=", ".join(sorted({_DTYPES[tensor.get_dtype()] for tensor in floats})),
         **{name: header[name] for name in ("kind", "card", "embedding_space", "sha256")},
     )
@@ -125,13 +143,20 @@ def _opened(path: Path, kind: str | None, framework: str) -> Iterator[tuple[Any,
     if not path.is_file():
         found = "is no regular file" if path.exists() else "no such checkpoint"
         raise CheckpointError(f"{path}: {found}", hint="check the path: a .safetensors file")
-    wanted = "wanted a .safetensors file that s2f train wrote"
+    try:
+        path.open("rb").close()
+    except OSError as error:  # safetensors would not say why
+        message = f"{path}: cannot be read: {error.strerror}"
+        raise CheckpointError(message, hint="check its permissions") from error
     try:
         with safe_open(path, framework=framework) as file:
             metadata = file.metadata() or {}
+            if "run" in metadata:
+                message = f"{path}: is the state of a run, to go on with, and no checkpoint"
+                raise CheckpointError(message, hint="give the best.safetensors of that run")
             if "s2f" not in metadata:
                 message = f"{path}: is a safetensors file, but not one that s2f wrote"
-                raise CheckpointError(message, hint=wanted)
+                raise CheckpointError(message, hint=f"wanted one of s2f train; {CONVERT}")
             header = json.loads(metadata["s2f"])
             version = header.get("version") if isinstance(header, dict) else header
             if not isinstance(header, dict) or version != VERSION:
@@ -149,38 +174,71 @@ def _opened(path: Path, kind: str | None, framework: str) -> Iterator[tuple[Any,
                 raise CheckpointError(message, hint="check the order of the files")
             yield file, header
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        _refuse_foreign(path)
         message = f"{path}: is not a checkpoint of s2f: {error}"
-        raise CheckpointError(message, hint=wanted) from error
+        raise CheckpointError(message, hint=OURS) from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise a `CheckpointError` that says what a file is, if it is no safetensors file."""
+    from s2f.foreign_weights import FORMATS, WANTED, recognise  # not before something is wrong
+
+    try:
+        kind = recognise(path)
+    except CheckpointError as error:
+        if WANTED not in str(error.hint):
+            raise
+        raise CheckpointError(error.message, hint=OURS) from error  # here no other weights are
+    if kind != "safetensors":
+        message = f"{path}: holds weights of {FORMATS[kind]}, and is no checkpoint of s2f"
+        raise CheckpointError(message, hint=CONVERT)
 
 
 def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Hash names, types, shapes and values of tensors, in the order of their names."""
+    return _hashed(tensors)[0]
+
+
+def _hashed(tensors: Mapping[str, Tensor]) -> tuple[str, str | None]:
+    """Hash tensors, and name the first with floats that are not finite in float32, if any is."""
     import torch
 
-    digest = hashlib.sha256()
+    digest, broken = hashlib.sha256(), None
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        for piece in torch.split(tensor.detach().cpu().contiguous().reshape(-1), PIECE):
+            digest.update(piece.view(torch.uint8).numpy().data)
+            if broken is None and not is_finite(piece):
+                broken = name
+    return digest.hexdigest(), broken
 
 
-def _checked_tensors(path: Path, file: Any, header: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Map the tensors of an open file into memory; they are those its header was written for."""
-    tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if payload_sha256(tensors) != header["sha256"]:
-        message = f"{path}: is damaged: its tensors do not have the SHA-256 in its header"
-        raise CheckpointError(message, hint="copy or download the file again")
-    return tensors
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether no value of a tensor is NaN, or infinite in float32; quicker than all."""
+    import torch
+
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    ends = torch.stack(tensor.aminmax())  # NaN where there is one
+    return bool(ends.float().isfinite().all())
 
 
 def check_space(checkpoints: Sequence[Facts | Checkpoint]) -> None:
-    """Raise a `CheckpointError` unless checkpoints were made for one and the same face encoder."""
+    """Raise a `CheckpointError` unless checkpoints were made for one and the same face encoder.
+
+    What they embed, or draw, is of as many values, too.
+    """
     if len({checkpoint.embedding_space for checkpoint in checkpoints}) > 1:
         seen = ", ".join(f"{c.path} of space {c.embedding_space[:8]}" for c in checkpoints)
         message = f"networks of different embedding spaces do not fit together: {seen}"
         hint = "use networks that were trained with the same face encoder"
+        raise CheckpointError(message, hint=hint)
+    sizes = {c.path: c.embedding for c in checkpoints if c.embedding is not None}
+    if len({*sizes.values()}) > 1:
+        seen = ", ".join(f"{path} of {n} values" for path, n in sizes.items())
+        message = f"networks of one embedding space differ in its values: {seen}"
+        hint = "the header of one was changed: use the files as they were made"
         raise CheckpointError(message, hint=hint)
 
 
@@ -210,6 +268,12 @@ class Card:
             hint = "wanted a JSON object of description, data, licence and limits"
             raise CheckpointError(f"{path}: is not a card: {error}", hint=hint) from error
 
+    def begun_from(self, start: Card) -> Card:
+        """Say also what a network is made of that started as another."""
+        data = f"{self.data} Its weights started as those of {start.name}. {start.data}".strip()
+        licence, limits = f"{self.licence} {start.licence}", f"{self.limits} {start.limits}"
+        return dataclasses.replace(self, data=data, licence=licence.strip(), limits=limits.strip())
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -222,6 +286,11 @@ class Checkpoint:
     embedding_space: str
     card: Card
     sha256: str
+
+    @property
+    def embedding(self) -> int:
+        """Values of an embedding."""
+        return self.network.config.embedding
 
 
 def save(
@@ -237,7 +306,8 @@ def save(
 
     A voice encoder, which has a `front_end`, or a decoder was made for an `embedding_space`; a face
     encoder defines its own. Floating-point tensors become `storage` in the file, by default
-    float32. Raises an `OutputError` if it cannot be written.
+    float32; in half precision vectors (biases, BatchNorm's statistics) and tensors with values
+    beyond its range stay float32. Raises an `OutputError` if it cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -247,7 +317,7 @@ def save(
 
     storage = storage or torch.float32
     tensors = {
-        name: (tensor.to(storage) if tensor.is_floating_point() else tensor).contiguous().cpu()
+        name: _stored(tensor, storage).contiguous().cpu()
         for name, tensor in network.state_dict().items()
     }
     sha256, space = payload_sha256(tensors), embedding_space
@@ -274,6 +344,14 @@ def save(
     return space
 
 
+def _stored(tensor: Tensor, storage: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    stored = tensor.to(storage)
+    fits = storage.itemsize > 2 or (tensor.ndim > 1 and is_finite(stored))
+    return stored if fits else tensor.float()
+
+
 def kind_of(network: Network) -> str:
     """Name the kind of a network, as in `KINDS`."""
     from s2f.face_decoder import FaceDecoder
@@ -288,28 +366,19 @@ def load(path: Path, kind: str, *, keep_half: bool = False) -> Checkpoint:
     """Read a checkpoint, check it, and build its network of a kind of `KINDS`.
 
     Tensors used as stored are mapped into memory: float32, and with `keep_half` float16 weights of
-    linear layers and convolutions, for autocast. Raises a `CheckpointError` as `verify`, or if they
-    do not fit the config, and a `DependencyError` for AST without transformers.
+    linear layers and convolutions, for autocast; not in `speaker` and `attributes`.
+
+    Raises a `CheckpointError` if the file is missing, not ours or damaged, a value is not finite,
+    its config can be none, or its tensors are not exactly those that this wants; a
+    `DependencyError` for AST without transformers.
     """
     import torch
 
     # Header and tensors are of one open file, whatever takes its name meanwhile. Not seen: bytes
     # that change in the file itself while it is used.
     with _opened(path, kind, "pt") as (file, header):
-        tensors = _checked_tensors(path, file, header)
-    other = "it was made by another version of s2f"
-    try:
-        network, front_end = _build(kind, header["config"], header["preprocessing"])
-        card = Card(**header["card"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        message = f"{path}: its header does not describe a {kind}: {error}"
-        raise CheckpointError(message, hint=other) from error
-    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != found:
-        name = min(n for n in wanted | found if wanted.get(n) != found.get(n))
-        message = f"{path}: tensor {name!r} is {found.get(name)}; its config wants"
-        raise CheckpointError(f"{message} {wanted.get(name)}", hint=other)
+        network, front_end, card, tensors = _read(path, file, header)
+    keep_half = keep_half and getattr(network.config, "architecture", "") not in _WHOLE
     layers = torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d
     large = {f"{name}.weight" for name, m in network.named_modules() if isinstance(m, layers)}
     for name, tensor in tensors.items():
@@ -323,34 +392,83 @@ def load(path: Path, kind: str, *, keep_half: bool = False) -> Checkpoint:
     )
 
 
+def _read(
+    path: Path, file: Any, header: Mapping[str, Any]
+) -> tuple[Network, FrontEnd | None, Card, dict[str, Tensor]]:
+    """Read all of an open file: the network, without its values, and these, mapped into memory."""
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+    sha256, broken = _hashed(tensors)
+    if sha256 != header["sha256"]:
+        message = f"{path}: is damaged: its tensors do not have the SHA-256 in its header"
+        raise CheckpointError(message, hint="copy or download the file again")
+    if broken is not None:
+        message = f"{path}: tensor {broken!r} holds values that are no numbers (NaN or infinite)"
+        hint = "the training that made it went wrong: use a checkpoint from before that"
+        raise CheckpointError(message, hint=hint)
+    kind, other = header["kind"], "it was made by another version of s2f, or changed since"
+    try:
+        given = header["config"], header["preprocessing"], len(tensors)
+        network, front_end = _build(kind, *given)
+        card = Card(**header["card"])
+    except _IMPOSSIBLE as error:
+        why = (str(error).splitlines() or [""])[0]
+        message = f"{path}: its header does not describe a {kind}: {why}"
+        raise CheckpointError(message, hint=other) from error
+    state = network.state_dict()
+    for name in sorted(state | tensors):
+        wanted, found = (_typed(some.get(name)) for some in (state, tensors))
+        if wanted != found:
+            message = f"{path}: tensor {name!r} is {found}; its config wants {wanted}"
+            raise CheckpointError(message, hint=other)
+    return network, front_end, card, tensors
+
+
+def _typed(tensor: Tensor | None) -> str:
+    """Say the shape of a tensor, and its type where that is not one of the floats stored."""
+    if tensor is None:
+        return "missing"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{tuple(tensor.shape)}{'' if dtype in _DTYPES.values() else f' {dtype}'}"
+
+
 def _build(
-    kind: str, config: dict[str, Any], preprocessing: dict[str, Any] | None
+    kind: str, config: dict[str, Any], preprocessing: dict[str, Any] | None, n_tensors: int
 ) -> tuple[Network, FrontEnd | None]:
     """Make the network that a header describes, without its values, and its front end."""
     import torch
 
-    from s2f.images import Preprocessing
+    from s2f.images import FRAME, Preprocessing
     from s2f.spectrogram import FRONT_ENDS, FrontEnd
 
-    config, preprocessing = _tuples(config), _tuples(preprocessing or {})
+    config, preprocessing = dict(config), dict(preprocessing or {})
     known = _ARCHITECTURES[kind]
     architecture = config.pop("architecture", next(iter(known)))
     if architecture not in known:
         raise ValueError(f"its architecture is {architecture!r}; wanted {' or '.join(known)}")
-    prepared = (Preprocessing(**preprocessing),) if kind == "face_encoder" else ()
+    prepared: tuple[Preprocessing, ...] = ()
+    if kind == "face_encoder":
+        prepared = (_made(Preprocessing, preprocessing, "preprocessing"),)
     front_end = None
     if kind == "voice_encoder":
         # Our own log-mel was called `ast` too, when torchaudio's was not used for AST.
         of_ast = preprocessing.get("clip_samples") == FRONT_ENDS["ast"].clip_samples
         if preprocessing.get("kind") == "ast" and not of_ast:
             preprocessing["kind"] = "log_mel"
-        front_end = FrontEnd(**preprocessing)
+        front_end = _made(FrontEnd, preprocessing, "front end")
         heard = front_end.n_channels, front_end.n_freqs
         frames = front_end.n_frames(front_end.clip_samples)
     module, name = known[architecture]
     home = importlib.import_module(f"s2f.{module}")
+    made = _made(getattr(home, f"{name}Config"), config, "config")
+    lists = [len(value) for value in vars(made).values() if isinstance(value, tuple)]
+    counted = architecture in ("ast", "speaker", "attributes")
+    if (n := made.layers if counted else max(lists)) > max(n_tensors, LAYERS):
+        raise ValueError(f"its config has {n} layers, and the file {n_tensors} tensors")
+    side = FRAME if kind == "voice_encoder" else made.image_size
+    if FRAME % side if kind == "face_encoder" else side != FRAME:
+        raise ValueError(f"its faces have {side} pixels a side; wanted {FRAME}")
     with torch.device("meta"):  # no time spent on random weights that `assign` replaces
-        network = getattr(home, name)(getattr(home, f"{name}Config")(**config), *prepared)
+        network = getattr(home, name)(made, *prepared)
     if architecture == "vgg":  # a buffer that no file holds
         network.mean = torch.tensor(network.preprocessing.mean).view(3, 1, 1)
     if front_end:
@@ -358,6 +476,34 @@ def _build(
             raise ValueError(f"its front end gives {heard[0]} x {heard[1]} frequencies")
         network.config.check_frames(frames)
     return network, front_end
+
+
+def _made(kind: type[Made], given: Mapping[str, Any], name: str) -> Made:
+    """Make a dataclass of what JSON has; a `ValueError` if a field can be no such thing."""
+    types_of = typing.get_type_hints(kind)
+    values = _tuples(given)
+    for key, value in values.items():
+        if key in types_of and not _is_of(value, types_of[key]):
+            raise ValueError(f"{key} of its {name} is {reprlib.repr(value)}")
+    return kind(**values)
+
+
+def _is_of(value: Any, wanted: Any) -> bool:
+    """Tell whether a value is of an annotated type, and a number one that can be."""
+    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is typing.Literal:
+        return value in parts
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is tuple:
+        parts = parts[:1] * len(value) if parts[-1] is ... and isinstance(value, tuple) else parts
+        fits = isinstance(value, tuple) and len(value) == len(parts)
+        return fits and all(map(_is_of, value, parts))
+    if wanted is int:
+        return type(value) is int and 0 <= value <= MOST
+    if wanted is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return isinstance(value, origin or wanted)
 
 
 def _tuples(value: Any) -> Any:
@@ -373,6 +519,7 @@ class Choice:
 
     name: str
     paths: Mapping[str, Path]
+    sha256: Mapping[str, str]  # by kind, as the headers have it
 
 
 @dataclass(frozen=True)
@@ -421,15 +568,14 @@ def choose(
         if kind not in kinds:
             wanted = f"only {' and '.join(kinds)} are used here"
             raise UsageError(f"{given[kind]}: is given as {kind}; {wanted}", hint="leave it out")
-    mixed = [f"{kind} of {path.absolute().parent.name}/{path.name}" for kind, path in given.items()]
-    name, paths = " + ".join(mixed), given
+    own, paths = "", given
     if given.keys() != set(kinds):
         own, folder, _ = _find(model)
-        name = f"{own}, but {name}" if given else own
         paths = {kind: given.get(kind, folder / f"{kind}.safetensors") for kind in kinds}
-    for kind, path in paths.items():
-        read_header(path, kind)  # refused now, not after a second of importing torch
-    return Choice(name, paths)
+    # Read, and refused, now: not after a second of importing torch.
+    sha256 = {kind: read_header(path, kind)["sha256"] for kind, path in paths.items()}
+    mixed = " + ".join(f"{kind} {sha256[kind][:12]}" for kind in given)  # no path, which is private
+    return Choice(", but ".join(filter(None, (own, mixed))), paths, sha256)
 
 
 def entries(*models: str | Path) -> list[Entry]:
@@ -466,7 +612,16 @@ def _find(model: str | Path) -> tuple[str, Path, str]:
         if model in known:
             return name, known[name], where
     if os.path.isdir(model):
+        if not _kinds(Path(model)):
+            for path in sorted(Path(model).iterdir()):
+                if path.suffix in (".h5", ".pt", ".pth", ".bin", ".ckpt") and path.is_file():
+                    _refuse_foreign(path)
         return Path(model).resolve().name, Path(model), "folder"
+    if os.path.isfile(model):  # noqa: PTH113 (a long name is no error)
+        kind = read_header(Path(model))["kind"]
+        hint = f"give it as --{kind.replace('_', '-')}, or the folder that it is in"
+        message = f"{model}: is one checkpoint, a {kind}; wanted a model, a folder of them"
+        raise CheckpointError(message, hint=hint)
     lacks = f"is neither a bundled model ({', '.join(bundled)}), nor one in the cache {cache()}"
     raise CheckpointError(
         f"{model}: {lacks} ({', '.join(cached) or 'none'}), nor a folder of checkpoints",

@@ -8,11 +8,13 @@ module that does: each command imports what it needs, so that `s2f --help` answe
 """
 
 import dataclasses
+import errno
 import json
 import os
 import textwrap
 import threading
 import webbrowser
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,10 +26,12 @@ import s2f
 from s2f import cli_convert, cli_prep, cli_train
 from s2f import generate as jobs
 from s2f.app_server import MAX_MB, MAX_SECONDS
-from s2f.console import Console, count, described, one_line, size
-from s2f.device import ended_by_sigterm, keep_memory
-from s2f.errors import CheckpointError, InputError, S2FError, UsageError
+from s2f.console import Console, count, described, duration, hush_libraries, one_line, size
+from s2f.device import end_by_signals, keep_memory
+from s2f.errors import CheckpointError, DependencyError, InputError, S2FError, UsageError
+from s2f.files import FULL, by_suffix, put_away, unwritable
 from s2f.options import (
+    GIVEN,
     GROUP,
     INTERRUPTED,
     DeviceOpt,
@@ -52,6 +56,19 @@ OPEN = """whoever reaches this machine reaches the page; browsers record only on
 itself or over https, and take files everywhere"""
 
 
+# What is wrong with a path that cannot even be looked at, and not with the program or the machine.
+UNREACHABLE = [errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE]
+UNREACHABLE += [errno.ENOENT, errno.ENOTDIR]
+
+
+def _is_given(path: str, parameters: Mapping[str, object]) -> bool:
+    """Tell whether a path is one of a command's parameters, or below or above one."""
+    lists = [v if isinstance(v, list | tuple) else [v] for v in parameters.values()]
+    values = [value for values in lists for value in values if isinstance(value, str | Path)]
+    own, given = Path(path).absolute(), [Path(value).absolute() for value in values]
+    return bool(path) and any(own in (one, *one.parents) or one in own.parents for one in given)
+
+
 class _Group(TyperGroup):
     """Turns errors that a user, a file or a machine caused into a report and an exit code."""
 
@@ -61,12 +78,16 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except S2FError as error:
             failure = error
-        except OSError as error:  # of a path that cannot even be looked at
-            if error.filename is None:
+        except OSError as error:
+            path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+            if error.errno in FULL:
+                failure = unwritable(path or "a file", error)
+            elif error.errno in UNREACHABLE and _is_given(path, ctx.meta.get(GIVEN, {})):
+                message = f"{path}: cannot be reached: {error.strerror}"
+                hint = "check its name, and the permissions of the folders above it"
+                failure = InputError(message, hint=hint)
+            else:
                 raise
-            message = f"{os.fsdecode(error.filename)}: cannot be reached: {error.strerror}"
-            hint = "check its name, and the permissions of the folders above it"
-            failure = InputError(message, hint=hint)
         except KeyboardInterrupt:
             (ctx.obj or Console()).interrupted("interrupted; what was finished is kept")
             raise typer.Exit(INTERRUPTED) from None
@@ -85,6 +106,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the program: what the command `s2f` starts."""
+    hush_libraries()
+    # torchrun hands on to a process of several what the terminal has sent to that already. RANK
+    # may be another's: jobs of clusters have it too, whatever they run.
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        end_by_signals(put_away)
     app(prog_name="s2f")
 
 
@@ -116,7 +142,7 @@ DetectorOpt = Annotated[
 ]
 AlignOpt = Annotated[bool, option("Input", "Find and frame the face in a photo (default), or not.")]
 PrecisionOpt = Annotated[
-    Literal["fp32", "bf16", "fp16"] | None, option("Run", "fp32 (on a GPU the files' own).")
+    Literal["fp32", "tf32", "bf16", "fp16"] | None, option("Run", "fp32 (a GPU: the files' own).")
 ]
 OutputOpt = Annotated[
     Path | None,
@@ -151,6 +177,9 @@ def generate(
     duration: Annotated[float | None, option("Input", "Of the speech, seconds (all).")] = None,
     trim_silence: Annotated[
         float | None, option("Input", "Cut ends this many dB below the loudest.")
+    ] = None,
+    track: Annotated[
+        int | None, option("Input", "Sound track (the first that sounds).", min=1)
     ] = None,
     detector: DetectorOpt = None,
     align: AlignOpt = True,
@@ -225,7 +254,7 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     errors: list[S2FError] = []
     ending = None
     unit = "files" if options.is_batch else "frames" if options.morph else "clips"
-    with console.progress("drawing", unit) as progress, ended_by_sigterm():
+    with console.progress("drawing", unit) as progress:
         for item in jobs.run(options, progress=progress, note=console.note):
             if isinstance(item, jobs.Ending):
                 ending = item
@@ -237,12 +266,24 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
                 for path in item.files.values():
                     console.line(path)
             else:
-                console.note(f"skipped {item.source}: {item.files[jobs.FACE]} is there, and newer")
+                console.note(f"skipped {item.source}: {item.files[jobs.FACE]} is there, the same")
+            for remark in item.remarks:
+                console.note(f"{item.source}: {remark}")
     assert ending
+    if options.is_batch:
+        n = Counter(item.status for item in outcomes)
+        said = f"made {n['made']}, kept {n['skipped']}, failed {n['failed']}"
+        others = ending.passed_over
+        more = f"; passed over: {by_suffix(others)}" if others else ""
+        console.note(f"{said} in {duration(ending.seconds)}{more}")
     if errors and len(outcomes) == 1:
         raise errors[0]
     if ending.written:
         console.line(ending.written)
+    if ending.kept:
+        console.note(f"skipped {ending.kept}: it is there, the same")
+    for remark in ending.remarks:
+        console.note(remark)
     errors += ending.errors
     if console.mode != "json" and not errors:
         return
@@ -257,10 +298,11 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
             "cards": {kind: dataclasses.asdict(checkpoint.card) for kind, checkpoint in cards},
         }
     if options.morph:
-        told |= {"sources": options.morph, "morph": ending.written}
-        told["frames"] = options.frames or jobs.FRAMES
+        told |= {"sources": options.morph, "morph": ending.written or ending.kept}
+        told |= {"frames": options.frames or jobs.FRAMES, "remarks": ending.remarks}
     else:
-        told |= {"sheet": ending.written, "results": [*map(_result, outcomes)]}
+        told |= {"sheet": ending.written or ending.kept, "passed_over": ending.passed_over}
+        told |= {"results": [*map(_result, outcomes)], "remarks": ending.remarks}
     finish(console, told, errors, len(outcomes))
 
 
@@ -270,6 +312,8 @@ def _result(outcome: jobs.Outcome) -> dict[str, object]:
         **{name: outcome.files.get(name) for name in (jobs.FACE, *jobs.ENDINGS)},
         "status": outcome.status,
         "clips": outcome.clips,
+        "voice": {name: round(value, 3) for name, value in outcome.voice.items()},
+        "remarks": outcome.remarks,
         "seconds": round(outcome.seconds, 3),
         "error": outcome.error and described(outcome.error),
     }
@@ -284,6 +328,7 @@ def _app(
     ctx: typer.Context,
     host: Annotated[str, option("Run", "Address (127.0.0.1: this machine alone).")] = "127.0.0.1",
     port: Annotated[int, option("Run", "Port (7860); 0: any free.", min=0, max=65535)] = 7860,
+    root_path: Annotated[str, option("Run", "Where a proxy has the page, such as /s2f.")] = "",
     share: Annotated[bool, option("Run", "Also a public link, by Gradio.", "--share")] = False,
     browser: Annotated[bool, option("Run", "Open the page in the browser.", "--open")] = False,
     max_mb: Annotated[float, option("Input", "Of a file, MB (25).", min=0.1, max=1000)] = MAX_MB,
@@ -320,10 +365,10 @@ def _app(
     console.note("warming up")
     warm(networks, settings)
     try:
-        with ended_by_sigterm(), serving(networks, settings, evaluation) as (url, public):
+        with serving(networks, settings, evaluation) as (url, public):
             if public:
                 console.note(PUBLIC)
-            elif host not in ("127.0.0.1", "localhost", "::1"):
+            elif settings.host not in ("127.0.0.1", "localhost", "::1"):
                 console.note(OPEN)
             for address in filter(None, (url, public)):
                 console.line(address)
@@ -346,6 +391,8 @@ def _app(
     epilog=examples(
         "s2f evaluate data/demo -o reports/demo",
         "s2f evaluate data/split --model runs/model --labels labels.csv --columns sex,age",
+        "s2f evaluate data/split --model runs/model --protocol oh -o reports/oh",
+        "s2f evaluate --dataset hq-voxceleb VoxCeleb --model runs/model -o reports/hq",
         "s2f evaluate --compare reports/demo reports/mine -o reports/both",
     ),
 )
@@ -360,6 +407,16 @@ def _evaluate(
     compare: Annotated[
         tuple[Path, Path] | None,
         option("Input", "Reports of two models, side by side.", metavar="A B"),
+    ] = None,
+    dataset: Annotated[
+        Literal["hq-voxceleb", "hq-voxceleb-cmu"] | None,
+        option(
+            "Input", "DATA is this data set as downloaded: SF2F's splits, or CMU's (names A-E)."
+        ),
+    ] = None,
+    protocol: Annotated[
+        Literal["oh", "sf2f", "wen", "ours"] | None,
+        option("Input", "Whose measures: oh, sf2f, wen or ours (default: all four)."),
     ] = None,
     split: Annotated[
         Literal["test", "val", "train"], option("Input", "test (default), val or train.")
@@ -386,7 +443,18 @@ def _evaluate(
     if compare is None and data is None:
         hint = "name DATA, or give --compare A B"
         raise UsageError("there is nothing to evaluate", hint=hint)
-    for name in ("data", "labels", "columns", "per_identity", "model", "classifier", "detector"):
+    own = (
+        "data",
+        "dataset",
+        "protocol",
+        "labels",
+        "columns",
+        "per_identity",
+        "model",
+        "classifier",
+        "detector",
+    )
+    for name in own:
         if compare and ctx.params[name]:
             named = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
             hint = "two reports are compared as they are"
@@ -400,7 +468,7 @@ def _evaluate(
     else:
         assert data
         from s2f.checkpoint import load
-        from s2f.evaluate import evaluate as measure
+        from s2f.evaluate import evaluate, evaluate_dataset
         from s2f.face_detection import installed_detector, load_detector
         from s2f.pipeline import SpeechToFace
 
@@ -408,24 +476,26 @@ def _evaluate(
         # dlib needs nothing but its package; the other one is for who asks for it.
         finder = detector or ("dlib" if installed_detector() == "dlib" else None)
         with console.progress("evaluating") as progress:
-            made = measure(
-                networks,
-                data,
-                split=split,
-                labels=labels or (),
-                columns=[name.strip() for name in (columns or "").split(",") if name.strip()],
-                classifier=load(classifier, "face_encoder") if classifier else None,
-                detector=finder and load_detector(finder, "cpu" if finder == "dlib" else device),
-                progress=progress,
-                **given(per_identity=per_identity),
-            )
+            chosen = given(protocols=protocol and [protocol], per_identity=per_identity)
+            chosen |= {
+                "split": split,
+                "labels": labels or (),
+                "columns": [name.strip() for name in (columns or "").split(",") if name.strip()],
+                "classifier": load(classifier, "face_encoder") if classifier else None,
+                "detector": finder and load_detector(finder, "cpu" if finder == "dlib" else device),
+                "progress": progress,
+            }
+            if dataset:
+                made = evaluate_dataset(networks, dataset, data, framing=detector, **chosen)
+            else:
+                made = evaluate(networks, data, **chosen)
     for path in report.write_report(made, output, overwrite=overwrite):
         console.line(path)
     for part in (part for section in made.sections for part in section.parts):
         if isinstance(part, report.Table):
             console.note(part.title)
-            cells = [[*map(report.show, row, part.heads)] for row in part.rows]
-            console.table(cells, part.heads)
+            heads, cells = report.shown(part)
+            console.table(cells, heads)
     told = json.loads(report.to_json(made))
     console.summary({"s2f": s2f.__version__, "output": output, **told})
 
@@ -513,7 +583,7 @@ def _verify(
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Check that checkpoints are whole: every value hashed, and compared with the header.
+    """Check that checkpoints are whole and can be used: every value hashed, and a number.
 
     The networks of a model folder must also have been made for one face encoder.
     """
@@ -525,7 +595,7 @@ def _verify(
         for source in dict.fromkeys(file)
     }
     total = sum(map(len, groups.values()))
-    found: list[tuple[Path, Facts | CheckpointError]] = []
+    found: list[tuple[Path, Facts | S2FError]] = []
     with console.progress("verifying", "files") as progress:
         for source, paths in groups.items():
             model = []
@@ -533,7 +603,7 @@ def _verify(
                 progress(len(found), total, str(path))
                 try:
                     facts = checkpoint.verify(path)
-                except CheckpointError as error:
+                except (CheckpointError, DependencyError) as error:  # AST wants a package
                     found.append((path, error))
                 else:
                     found.append((path, facts))
@@ -547,10 +617,10 @@ def _verify(
                     raise CheckpointError(f"{source}: holds no checkpoints", hint=hint)
             except CheckpointError as error:
                 found.append((source, error))
-    errors = [what for _, what in found if isinstance(what, CheckpointError)]
+    errors = [what for _, what in found if isinstance(what, S2FError)]
     results = [
         {"path": path, "status": "failed", "error": described(what)}
-        if isinstance(what, CheckpointError)
+        if isinstance(what, S2FError)
         else {**dataclasses.asdict(what), "status": "ok", "error": None}
         for path, what in found
     ]

@@ -102,9 +102,33 @@ def _pietkun(
     _report(console, made)
 
 
+@app.command(
+    "resemblyzer",
+    no_args_is_help=True,
+    epilog=examples("s2f convert resemblyzer pretrained.pt -o speaker.safetensors"),
+)
+def _resemblyzer(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Its pretrained.pt, from the package's wheel.")],
+    output: Annotated[Path, option("Output", "Where to write the checkpoint.", "--output", "-o")],
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Convert the speaker encoder of resemble-ai/Resemblyzer, for train voice --pretrained."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.convert import convert_resemblyzer
+
+    with console.progress("converting") as progress:
+        made = convert_resemblyzer(file, output, overwrite=overwrite, progress=progress)
+    _report(console, [made])
+
+
 def _report(console: Console, made: "list[Converted]") -> None:
     for converted in made:
         console.line(converted.path)
+        for remark in converted.remarks:
+            console.note(f"{converted.source.name}: {remark}")
         for judge, errors in (("NumPy", converted.proven), ("Keras", converted.verified)):
             if errors:
                 seen = ", ".join(f"{tap} {error:.0e}" for tap, error in errors.items())
@@ -126,6 +150,8 @@ def _inspect(
     found = inspect(file)
     sizes = [math.prod(tensor.shape) for tensor in found.tensors]
     console.line(f"{file}: {found.kind}, {len(sizes)} tensors, {sum(sizes):,} values")
+    if found.wrapper:
+        console.line(f"under: {_shown(found.wrapper)}")
     for name, value in found.values.items():
         console.line(f"{_shown(name)}: {_shown(value)}")
     width = max((len(_shown(tensor.name)) for tensor in found.tensors), default=0)

@@ -5,7 +5,7 @@ What the functions do not get has their own defaults.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ import typer
 
 from s2f.console import Console, described
 from s2f.errors import S2FError, UsageError
-from s2f.files import Link
+from s2f.files import Link, by_suffix
 from s2f.options import (
     GROUP,
     DeviceOpt,
@@ -31,6 +31,8 @@ from s2f.options import (
 if TYPE_CHECKING:
     from s2f.prep import Failure, PrepReport, Step
 
+SHOWN = 20  # files with remarks
+
 app = typer.Typer(
     help="Prepare training data. A run that was stopped goes on; what is up to date is kept.",
     **GROUP,
@@ -43,6 +45,10 @@ ReplaceOpt = Annotated[
 ]
 FaceEncoderOpt = Annotated[Path, option("Model", "Its checkpoint (.safetensors).")]
 DryRunOpt = Annotated[bool, option("Run", "Change nothing; show what would be done.", "--dry-run")]
+PreferOpt = Annotated[
+    str | None,
+    option("Input", "Of files that differ in their suffix only: wav, or m4a, for instance."),
+]
 LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).")]
 
 
@@ -62,13 +68,17 @@ def _audio(
         option("Output", "waveform: int16 (default); or spectrogram (with --preset)."),
     ] = None,
     preset: Annotated[
-        Literal["paper", "seed", "ast"] | None,
-        option("Model", "Front end of spectrograms: paper, seed or ast."),
+        Literal["paper", "seed", "ast", "speaker"] | None,
+        option("Model", "Front end of spectrograms: paper, seed, ast or speaker."),
     ] = None,
     stats: Annotated[Path | None, option("Model", "Mean and std for ast, from prep stats.")] = None,
     trim_silence: Annotated[
         float | None, option("Input", "Cut ends this many dB below the loudest.", min=1)
     ] = None,
+    track: Annotated[
+        int | None, option("Input", "Sound track (the first that sounds).", min=1)
+    ] = None,
+    prefer: PreferOpt = None,
     workers: WorkersOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
@@ -79,8 +89,9 @@ def _audio(
     from s2f.prep_audio import audio_step
 
     store = store or ("spectrogram" if preset or stats else "waveform")
-    options = given(preset=preset, stats=stats, trim_silence=trim_silence)
-    _run(console, audio_step(store=store, **options), src, out, workers, overwrite)
+    options = given(preset=preset, stats=stats, trim_silence=trim_silence, track=track)
+    step = audio_step(store=store, **options)
+    _run(console, step, src, out, workers, overwrite, prefer=prefer)
 
 
 @app.command("stats", epilog=examples("s2f prep stats data/voices/train -o stats.json"))
@@ -90,6 +101,7 @@ def _stats(
     output: Annotated[
         Path, option("Output", "A .json file (default: stats.json).", "--output", "-o")
     ] = Path("stats.json"),
+    prefer: PreferOpt = None,
     workers: WorkersOpt = None,
     overwrite: Annotated[
         bool, option("Output", "Replace the file if it is something else.", "--overwrite")
@@ -102,13 +114,12 @@ def _stats(
     from s2f.prep_audio import log_mel_stats
 
     with console.progress("measuring", "files") as progress:
-        stats, report = log_mel_stats(
-            tree, output, workers=workers, overwrite=overwrite, progress=progress
-        )
+        options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
+        stats, report = log_mel_stats(tree, output, progress=progress, **options)
     if stats:
         console.line(output)
     result = {"output": output, **dataclasses.asdict(stats)} if stats else {"output": None}
-    _report(console, report, tree, result)
+    _report(console, report, tree, result, "files of an earlier run are gone")
 
 
 @app.command(
@@ -126,8 +137,9 @@ def _detect(
     src: Photos,
     out: Folder,
     detector: Annotated[
-        Literal["face-alignment", "dlib"], option("Model", "face-alignment (default) or dlib.")
-    ] = "face-alignment",
+        Literal["dlib", "face-alignment"] | None,
+        option("Model", "dlib or face-alignment (default: the first one installed)."),
+    ] = None,
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
     overwrite: ReplaceOpt = False,
@@ -135,10 +147,11 @@ def _detect(
     quiet: QuietOpt = False,
 ) -> None:
     console = choose_console(ctx, as_json, quiet)
+    from s2f.face_detection import choose_detector
     from s2f.prep_faces import faces_step, landmarks_step
 
     describe = faces_step if ctx.info_name == "faces" else landmarks_step
-    _run(console, describe(detector, device), src, out, workers, overwrite)
+    _run(console, describe(choose_detector(detector), device), src, out, workers, overwrite)
 
 
 @app.command("resize", epilog=examples("s2f prep resize photos faces --size 224"))
@@ -185,28 +198,56 @@ def _embeddings(
 
 
 def _run(
-    console: Console, step: "Step", src: Path, out: Path, workers: int | None, overwrite: bool
+    console: Console,
+    step: "Step",
+    src: Path,
+    out: Path,
+    workers: int | None,
+    overwrite: bool,
+    *,
+    prefer: str | None = None,
 ) -> None:
     """Prepare a tree, and report what became of it."""
     from s2f.prep import prepare
 
     with console.progress(step.name, step.sources) as progress:
-        report = prepare(step, src, out, workers=workers, overwrite=overwrite, progress=progress)
+        options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
+        report = prepare(step, src, out, progress=progress, **options)
     if report.made or report.skipped:
         console.line(report.out)
-    _report(console, report, src, {"out": report.out})
+    result: dict[str, Any] = {"out": report.out}
+    if step.name == "audio":  # whose notes are remarks
+        result["remarks"] = report.notes
+        for name, remarks in list(report.notes.items())[:SHOWN]:
+            console.note(f"{name}: {'; '.join(remarks)}")
+        if len(report.notes) > SHOWN:
+            console.note(f"remarks on {len(report.notes) - SHOWN} files more: see --json")
+    _report(console, report, src, result)
 
 
-def _report(console: Console, report: "PrepReport", src: Path, result: dict[str, Any]) -> None:
+def _report(
+    console: Console,
+    report: "PrepReport",
+    src: Path,
+    result: dict[str, Any],
+    stale: str = "old outputs kept, whose sources went bad or away",
+) -> None:
     """Tell what became of sources; a single one that failed exits with its own error."""
     failed, done = report.failed, report.made + report.skipped
     if failed and not src.is_dir():
         raise failed[0].error
     said = f"made {report.made}, up to date {report.skipped}, failed {len(failed)}"
-    console.note(f"{said} in {report.seconds:.1f} s")
+    _list(console, stale, report.stale)
+    console.note(f"{said} in {report.seconds:.1f} s{_others(report.passed_over)}")
     result |= {"made": report.made, "skipped": report.skipped, "failed": _sources(failed)}
+    result |= {"passed_over": report.passed_over, "stale": report.stale}
     errors = [one.error for one in failed]
     finish(console, {**result, "seconds": round(report.seconds, 3)}, errors, done + len(errors))
+
+
+def _others(passed_over: Mapping[str, int]) -> str:
+    """Tell of the files that were none for the command, at the end of a line."""
+    return f"; passed over: {by_suffix(passed_over)}" if passed_over else ""
 
 
 def _sources(failed: "Sequence[Failure]") -> list[dict[str, object]]:
@@ -284,7 +325,8 @@ def _split(
     for name, people in report.splits.items():
         console.line(f"{out / name} {len(people)}")
     if by:
-        console.note(f"{len(report.strata)} strata; {len(report.unlabelled)} people without labels")
+        console.note(f"{len(report.strata)} strata")
+        _list(console, "people without labels", report.unlabelled)
     _list(console, "rows without a folder", report.strangers)
     _list(console, "identities without a file", report.empty)
     _list(console, "files of no identity, left out", report.loose)
@@ -309,6 +351,7 @@ def _pair(
         list[Path] | None,
         option("Input", "csv of VoxCeleb or VGGFace2; may be repeated.", "--meta"),
     ] = None,
+    prefer: PreferOpt = None,
     link: LinkOpt = None,
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
@@ -319,7 +362,7 @@ def _pair(
     from s2f.pair import pair_identities
 
     with console.progress("pairing", "files") as progress:
-        options = given(metas=metas, link=link)
+        options = given(metas=metas, prefer=prefer, link=link)
         report = pair_identities(faces, voices, out, dry_run=dry_run, progress=progress, **options)
     if dry_run:
         for pair in report.pairs:
@@ -337,6 +380,8 @@ def _pair(
         _list(console, what, names)
     _list(console, "in both VoxCelebs, made one", report.shared)
     _list(console, "different people of one name, kept apart", report.collisions)
+    if report.passed_over:
+        console.note(f"passed over: {by_suffix(report.passed_over)}")
     _finish_tree(console, report, report.made + report.kept)
 
 
@@ -369,7 +414,8 @@ def _pack(
     ] = False,
     workers: WorkersOpt = None,
     overwrite: Annotated[
-        bool, option("Output", "Replace a pack with other settings.", "--overwrite")
+        bool,
+        option("Output", "Replace a pack of another tree or settings.", "--overwrite"),
     ] = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -391,7 +437,7 @@ def _pack(
             report = pack_tree(tree, out, progress=progress, **options)
         console.line(out)
         has = f"{report.identities} identities, {report.clips} clips"
-        console.note(f"{has}, {report.embeddings} embeddings")
+        console.note(f"{has}, {report.embeddings} embeddings{_others(report.passed_over)}")
         result = {**dataclasses.asdict(report), "failed": _sources(report.failed)}
         errors, done = [one.error for one in report.failed], report.identities
     if verify:
@@ -404,24 +450,35 @@ def _pack(
     finish(console, result, errors, done + len(errors))
 
 
-@app.command("demo", epilog=examples("s2f prep demo sources/faces sources/voices data/demo"))
+@app.command(
+    "demo",
+    epilog=examples(
+        "s2f prep demo sources/faces sources/voices speaker.safetensors data/demo --more others"
+    ),
+)
 def _demo(
     ctx: typer.Context,
     faces: Annotated[Path, typer.Argument(help="people.csv and a folder a person.")],
     voices: Annotated[Path, typer.Argument(help="speakers.csv and a folder a reader.")],
+    speaker: Annotated[Path, typer.Argument(help="What s2f convert resemblyzer has written.")],
     out: Annotated[Path, typer.Argument(help="New folder for the training trees.")],
+    more: Annotated[
+        Path | None, option("Run", "speakers.csv of recordings by other people, and these.")
+    ] = None,
     identities: Annotated[int | None, option("Run", "Synthetic people.", min=1)] = None,
     seed: SeedOpt = None,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Make the training trees of the bundled model from its two sources."""
+    """Make the training trees of the bundled model from its sources."""
     console = choose_console(ctx, as_json, quiet)
     from s2f import demo
 
     with console.progress("preparing", "identities") as progress:
         report = demo.prepare_demo(
-            faces, voices, out, progress=progress, **given(identities=identities, seed=seed)
+            *(faces, voices, speaker, out),
+            progress=progress,
+            **given(more=more, identities=identities, seed=seed),
         )
     console.line(report.out)
     console.summary(dataclasses.asdict(report))

@@ -50,7 +50,9 @@ _in, _model, _how, _run, _out = (
 class TrainOptions:
     """The options that the training commands share; those of `TrainConfig` have its names."""
 
-    steps: Annotated[int | None, _how("Optimizer steps (10000).", min=1)] = None
+    steps: Annotated[
+        int | None, _how("Optimizer steps (10000, or the preset's epochs).", min=1)
+    ] = None
     epochs: Annotated[float | None, _how("Times through the data, instead of --steps.")] = None
     batch_size: Annotated[int | None, _how("Samples a step, of all devices.", min=1)] = None
     accumulate: Annotated[int | None, _how("Parts a device computes them in.", min=1)] = None
@@ -60,7 +62,9 @@ class TrainOptions:
     eps: Annotated[float | None, _how("The optimizer's.", min=0)] = None
     weight_decay: Annotated[float | None, _how("The optimizer's.", min=0)] = None
     schedule: Annotated[str | None, _how("cosine, constant, or paper: x 0.95 every 10,000.")] = None
-    clip: Annotated[float | None, _how("Largest gradient norm (5).", min=0)] = None
+    clip: Annotated[
+        float | None, _how("Largest gradient norm, 0 for any (5; 0 where eps is 1e-4).", min=0)
+    ] = None
     patience: Annotated[int | None, _how("End after so many validations in vain.", min=1)] = None
     loss_weight: Annotated[list[str] | None, _how("Of one loss.", metavar="NAME=VALUE")] = None
     seed: SeedOpt = None
@@ -71,8 +75,8 @@ class TrainOptions:
     workers: Annotated[int | None, _run("Processes a device that read; 0: its own.", min=0)] = None
     device: DeviceOpt = "auto"
     devices: Annotated[int | None, _run("Devices here to train on together.", min=1)] = None
-    precision: Annotated[str | None, _run("fp32 (default) or bf16.")] = None
-    compile: Annotated[bool | None, _run("Compile the network.", "--compile")] = None
+    precision: Annotated[str | None, _run("fp32 (default), tf32 or bf16.")] = None
+    compile: Annotated[bool | None, _run("Compile the networks.", "--compile")] = None
     deterministic: Annotated[bool | None, _run("A GPU repeats itself.", "--deterministic")] = None
     tensorboard: Annotated[bool, _out("TensorBoard's files too.", "--tensorboard")] = False
     half: Annotated[bool | None, _out("Store the best in half precision.", "--half")] = None
@@ -149,28 +153,25 @@ def _joined(
 def _learn(
     ctx: typer.Context, options: TrainOptions, output: Path, make: "Callable[..., Task]", **own: Any
 ) -> None:
-    """Train what `make(device=, progress=)` gives, or rehearse it.
+    """Train what `make(device=, ranks=, progress=)` gives, or rehearse it.
 
     `own` are fields of `TrainConfig` that the command has options of its own for.
     """
     with _joined(ctx, options) as (console, ranks, device):
         import torch
 
-        from s2f.train import TrainConfig, rehearse, train
+        from s2f.train import TrainConfig, configure, rehearse, train
 
         chosen, begun = own | options.config(), (output / "config.json").is_file()
         if begun and not options.resume and not options.dry_run:
             hint = "leave it out to go on with the run, or give another folder with -o"
             raise UsageError(f"{output}: holds a run, and --no-resume was given", hint=hint)
         # What is wrong with it is better known before the data are read.
-        torch.manual_seed(TrainConfig(**chosen).seed)  # of the new network's weights
+        early = {k: v for k, v in chosen.items() if k != "calibrate_at"}  # steps may be epochs
+        torch.manual_seed(TrainConfig(**early).seed)  # of the new network's weights
         with console.progress("reading the data") as progress:
-            task = make(device=device, progress=progress)
-        chosen = {**task.defaults, **chosen}
-        if options.epochs is not None:
-            batch_size = chosen.get("batch_size", TrainConfig.batch_size)
-            chosen["steps"] = math.ceil(options.epochs * len(task.train_data) / batch_size)
-        config = TrainConfig(**chosen)
+            task = make(device=device, ranks=ranks, progress=progress)
+        config = configure(task, chosen, epochs=options.epochs)
         if options.dry_run:
             rehearsal = rehearse(task, output, config, device=device, ranks=ranks)
             if ranks.first:
@@ -258,7 +259,9 @@ def _say_interrupted(console: Console, output: Path) -> None:
 DataArg = Annotated[Path, typer.Argument(help="Folder that holds train and val.")]
 RunOpt = Annotated[Path, _out("Run folder; one begun there goes on.", "--output", "-o")]
 PRESET = _model("Shape of the network (default: compact).")
-PresetOpt = Annotated[Literal["paper", "seed", "compact"], PRESET]
+PresetOpt = Annotated[
+    Literal["paper", "seed", "compact"], _model("The network and its recipe (default: compact).")
+]
 FaceEncoderOpt = Annotated[Path, _in("Checkpoint that defines the embedding.")]
 NoAugmentOpt = Annotated[bool | None, _how("Leave inputs undisturbed.", " /--no-augment")]
 
@@ -302,12 +305,29 @@ def _decoder(
     output: RunOpt = Path("runs/decoder"),
     preset: PresetOpt = "compact",
     no_warp: Annotated[bool, _model("Draw the face itself: no warp.", "--no-warp")] = False,
-    morph: Annotated[float, _how("Share of samples that are morphs of two near faces (0).")] = 0.0,
+    morph: Annotated[
+        float | None, _how("Share of samples that are morphs of two near faces (0; paper: 0.5).")
+    ] = None,
+    identity_target: Annotated[
+        Literal["photo", "drawn"],
+        _how("Whose embedding a drawing's is to be: photo (default), or its texture warped."),
+    ] = "photo",
     augment: NoAugmentOpt = None,
     *,
     options: TrainOptions,
 ) -> None:
-    """Train a face decoder: embeddings to landmarks and texture."""
+    """Train a face decoder: embeddings to landmarks and texture.
+
+    `--preset paper` is the decoder of Cole et al. 2017 as far as it is published: its losses of
+    landmarks, of the texture in the mean-shape frame, and of the embedding of the warped face
+    against that of the photo; photos as they are, and morphs of near faces. Not published, as far
+    as we know, and ours: the weights of the losses, the share of morphs, optimizer, learning rate,
+    batch and length, and the widths of the landmarks' layers.
+
+    A photo's embedding also knows what no drawing can show, such as detail that a warp blurs:
+    `--identity-target drawn` compares with the photo's own texture, warped as the drawing's is,
+    whose embedding the decoder can reach.
+    """
 
     def task(**where: Any) -> "Task":
         from s2f.checkpoint import Card, load
@@ -317,7 +337,11 @@ def _decoder(
         encoder = load(face_encoder, "face_encoder")
         decoder = None if start is None else load(start, "face_decoder")
         return FaceDecoderTask(
-            data, preset, encoder, decoder, card, morph=morph, no_warp=no_warp, **where
+            *(data, preset, encoder, decoder, card),
+            morph=morph,
+            no_warp=no_warp,
+            identity_target=identity_target,
+            **where,
         )
 
     _learn(ctx, options, output, task, **given(augment=augment))
@@ -327,7 +351,10 @@ def _decoder(
     "voice",
     epilog=examples(
         "s2f train voice data/demo/voices --face-encoder runs/encoder/best.safetensors"
-        " --face-decoder runs/decoder/best.safetensors"
+        " --face-decoder runs/decoder/best.safetensors",
+        "s2f train voice data/demo/voices --face-encoder runs/encoder/best.safetensors"
+        " --face-decoder runs/decoder/best.safetensors --arch speaker"
+        " --pretrained speaker.safetensors -o runs/speaker",
     ),
 )
 @_trains
@@ -343,39 +370,75 @@ def _voice(
     ] = "all-to-all",
     per_identity: Annotated[int | None, _in("Recordings of a person, at most.", min=1)] = None,
     preset: PresetOpt = "compact",
-    arch: Annotated[Literal["conv", "ast"], _model("conv (default), or a transformer.")] = "conv",
-    pretrained: Annotated[str | None, _model("AST's start: folder or Hugging Face's id.")] = None,
-    random_init: Annotated[bool, _model("Start AST at random.", "--random-init")] = False,
+    arch: Annotated[
+        Literal["conv", "ast", "speaker"],
+        _model("conv (default), a transformer, or a speaker encoder with a head."),
+    ] = "conv",
+    pretrained: Annotated[
+        str | None,
+        _model("Start of ast: folder or Hugging Face's id; of speaker: a checkpoint of one."),
+    ] = None,
+    random_init: Annotated[
+        bool, _model("Start ast or speaker at random.", "--random-init")
+    ] = False,
+    hidden: Annotated[
+        int | None, _model("Values of a hidden layer in speaker's head (linear).", min=1)
+    ] = None,
     stats: Annotated[Path | None, _model("Mean and std of the log-mel, of prep stats.")] = None,
-    head_steps: Annotated[int | None, _how("Of AST's head alone, at first (1000).", min=0)] = None,
-    unfreeze: Annotated[int | None, _how("Last layers of AST trained then (all).", min=0)] = None,
+    head_steps: Annotated[
+        int | None, _how("Of a pretrained one's head alone, at first (1000).", min=0)
+    ] = None,
+    unfreeze: Annotated[
+        int | None, _how("Its last layers trained then (ast: all; speaker: none).", min=0)
+    ] = None,
     min_seconds: Annotated[float | None, _how("Shortest clips (compact: 2; not for ast).")] = None,
     augment: Annotated[str | None, _how("all, none, or of noise,gain,speed,band,spec.")] = None,
     loss_weights: Annotated[
-        str | None, _how("paper, seed, seed-ast, auto (equal gradients), or NAME=VALUE,...")
+        str | None,
+        _how("auto (equal gradients; paper's own), published, seed, seed-ast, or NAME=VALUE,..."),
     ] = None,
-    calibrate_at: Annotated[int | None, _how("Step of auto's weights (1000).", min=0)] = None,
+    calibrate_at: Annotated[
+        int | None, _how("Step of auto's weights (1000, or a tenth of a shorter run).", min=0)
+    ] = None,
     contrastive: Annotated[float | None, _how("Add InfoNCE with this weight.", metavar="W")] = None,
     *,
     options: TrainOptions,
 ) -> None:
-    """Train a voice encoder: speech to the embedding of the speaker's face."""
-    choose_console(ctx, options.as_json, options.quiet)  # before torch, and before errors
-    from s2f.losses import calibration_step
+    """Train a voice encoder: speech to the embedding of the speaker's face.
 
-    calibrate_at = calibration_step(loss_weights, calibrate_at, options.loss_weight or ())
+    `--preset paper` is the recipe of Oh et al. 2019: their front end, layers and three losses, each
+    recording's first 6 s (of a pack the first clip), Adam (0.5, 0.999), eps 1e-4, lr 1e-3 x 0.95
+    every 10,000 steps, batches of 8, 3 epochs, no clipping. The losses weigh 1, 0.025 and 200, as
+    published, until step 1000, and from there on as the paper found these: so that their gradients
+    by the embedding are equally long. `--loss-weights published` keeps the published ones. Ours are
+    the loudness of what is heard and, of what is not published, Adam's second beta. For a face of
+    the same clip, as there: `--pairing same-clip`. With `--arch ast` only the losses, and how they
+    are weighed, are the paper's.
+
+    `--arch speaker` learns from little: a network that others trained to tell speakers apart stays
+    as it is, and a head leads from its d-vectors to the face; `compact`, its only preset, solves a
+    linear one by ridge regression. `s2f convert resemblyzer` makes what `--pretrained` wants;
+    `--unfreeze 3` trains all of it along. Its clips have 6.21 s, or those of a pack where these are
+    shorter and have 1.59 s or more.
+    """
+    choose_console(ctx, options.as_json, options.quiet)  # before torch, and before errors
+    from s2f import losses, train_voice
+
+    usual = "calibrate_at" in train_voice.choose_preset(arch, preset).training
+    single = options.loss_weight or ()
+    calibration = losses.calibration(loss_weights, calibrate_at, single, usual=usual)
 
     def task(**where: Any) -> "Task":
         from s2f.checkpoint import Card, load
-        from s2f.train_voice import VoiceEncoderTask, VoiceOptions
 
         card = Card.of_data(data, output.resolve().name)
         encoder, decoder = load(face_encoder, "face_encoder"), load(face_decoder, "face_decoder")
-        return VoiceEncoderTask(
-            data, preset, encoder, decoder, card, options=gather(ctx, VoiceOptions), **where
+        chosen = gather(ctx, train_voice.VoiceOptions)
+        return train_voice.VoiceEncoderTask(
+            data, preset, encoder, decoder, card, options=chosen, **where
         )
 
-    _learn(ctx, options, output, task, **given(calibrate_at=calibrate_at))
+    _learn(ctx, options, output, task, **calibration)
 
 
 @app.command("demo", epilog=examples("s2f train demo data/demo -o runs/demo"))

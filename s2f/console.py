@@ -6,9 +6,11 @@ Knows nothing of commands or networks.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -82,7 +84,7 @@ class Console:
     def error(self, error: S2FError) -> None:
         """Report why the command failed, and the cure."""
         self.summary(described(error))
-        self._fail(error.message, [error.hint])
+        self._fail(error.message, [error.hint], error.details)
 
     def interrupted(self, message: str, hint: str | None = None) -> None:
         """Report that the user stopped the command, and what there is of its work."""
@@ -141,9 +143,21 @@ class Console:
             yield report
 
 
-def described(error: S2FError) -> dict[str, str | None]:
-    """Give an error as JSON has it: `error`, its kind; `message`; `hint`, the cure."""
-    return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+def hush_libraries() -> None:
+    """Keep what libraries warn of and log from this process's stderr, which is for what we say.
+
+    Warnings stay if Python was asked for them (`-W`, PYTHONWARNINGS), and so do our own logs.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())
+    logging.getLogger("s2f").addHandler(logging.StreamHandler())
+
+
+def described(error: S2FError) -> dict[str, Any]:
+    """Give an error as JSON has it: `error`, its kind; `message`; `hint`, the cure; `details`."""
+    told = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    return told | ({"details": list(error.details)} if error.details else {})
 
 
 def one_line(text: str) -> str:

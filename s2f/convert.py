@@ -12,11 +12,13 @@ dense layer in out and out in. A Flatten before a dense layer gives H W C in Ker
 torch; the seed's torch file of rcmalli's weights still wants H W C.
 
 Source: the layers of serengil/deepface, rcmalli/keras-vggface and Kacper-Pietkun/Speech-to-face
-(VGG-Face, VE_conv and its face decoder); Gong et al. 2021 (AST).
+(VGG-Face, VE_conv and its face decoder); Gong et al. 2021 (AST); Wan et al. 2018 and
+resemble-ai/Resemblyzer (the speaker encoder).
 """
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2f import ast_encoder, face_decoder, face_encoder, foreign_weights, voice_encoder
+from s2f import (
+    ast_encoder,
+    face_decoder,
+    face_encoder,
+    foreign_weights,
+    speaker_encoder,
+    voice_encoder,
+)
 from s2f.ast_encoder import LAYER_NORM_EPS, ASTEncoder, published_name
 from s2f.checkpoint import KINDS, Card, Network, kind_of, save
 from s2f.console import Progress, silent
@@ -40,7 +49,8 @@ from s2f.files import atomic_folder
 from s2f.foreign_weights import OTHER
 from s2f.images import PREPROCESSING, Preprocessing
 from s2f.keras_check import Origin, keras_taps, require_tensorflow
-from s2f.spectrogram import FRONT_ENDS, FrontEnd
+from s2f.speaker_encoder import SpeakerEncoder
+from s2f.spectrogram import FRONT_ENDS, WINDOW_FRAMES, WINDOW_STEP, FrontEnd
 from s2f.voice_encoder import VoiceEncoder
 
 Array = NDArray[np.float32]
@@ -49,6 +59,11 @@ Arrays = Mapping[str, Array]
 TOLERANCE = 1e-4  # of a tap's largest error, relative to its largest value
 PUBLISHED_SPACE = "pietkun: embeddings of serengil's VGG-Face, preprocessing seed"
 """The embedding space of the seed's published networks where their face encoder is not given."""
+
+SPEAKER_SPACE = "resemblyzer: d-vectors of its speaker encoder"
+"""The embedding space of the converted speaker encoder: of no face, so that no decoder fits it."""
+# What only its training used.
+SPEAKER_UNUSED = ("similarity_weight", "similarity_bias")
 
 # Features of the published AST: Kacper-Pietkun/Speech-to-face.
 AST_FRONT_END = dataclasses.replace(FRONT_ENDS["ast"], mean=-5.460994, std=3.1129124)
@@ -83,6 +98,16 @@ CARDS = {
         ("ast", "AST", ": a fine-tuned MIT/ast-finetuned-audioset-10-10-0.4593"),
     )
 }
+CARDS["resemblyzer"] = Card(
+    "speaker encoder (resemble-ai/Resemblyzer)",
+    "GE2E d-vectors, Wan et al. 2018: as published in the Python package resemblyzer, "
+    "https://github.com/resemble-ai/Resemblyzer. Its embedding is the d-vector itself: a start for "
+    "voice encoders, whose head leads from it to a face.",
+    data="Trained by its authors on LibriSpeech-other, VoxCeleb1 and VoxCeleb2.",
+    licence="Weights of the speaker encoder: Resemblyzer, copyright 2019 Resemble.AI, Apache-2.0.",
+    limits="Tells speakers apart, so that figures on the recordings that it was trained on flatter "
+    "it. Not for recognising anyone.",
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +120,7 @@ class Converted:
     embedding_space: str  # that it defines, or was made for
     proven: Mapping[str, float]  # largest error of each tap against NumPy, as `prove` returns
     verified: Mapping[str, float] | None = None  # the same against Keras, where that was asked for
+    remarks: tuple[str, ...] = ()  # what was taken off the names in the file
 
 
 def convert_vgg_face(
@@ -118,11 +144,12 @@ def convert_vgg_face(
         require_tensorflow()
     if out.is_dir():
         raise OutputError(f"{out}: is a folder", hint="name the file to write with -o")
+    _require_other(out, [source])
     _require_free(out, overwrite)
     steps = 2 + verify
     progress(0, steps, "converting and proving")
     prepared = PREPROCESSING[preprocessing or origin]
-    published, proven = convert_file(
+    published, proven, remarks = convert_file(
         source,
         "keras",
         lambda names: published_vgg_face(origin, keras_names(origin, names), prepared),
@@ -135,7 +162,7 @@ def convert_vgg_face(
         verified = prove(source, "Keras", expected, published.taps(faces))
     progress(steps - 1, steps, "writing")
     space = save(out, published.network, card=_card(origin, source))
-    return Converted(out, source, "face_encoder", space, proven, verified)
+    return Converted(out, source, "face_encoder", space, proven, verified, remarks)
 
 
 def convert_pietkun(
@@ -179,13 +206,14 @@ def convert_pietkun(
     parts = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or parts - {f"{kind}.safetensors" for kind in KINDS}:
         raise OutputError(f"{out}: is there and is no model folder", hint="choose another place")
+    _require_other(out, [source for _, source, _ in jobs])
     _require_free(out, overwrite or not parts)
     made: list[Converted] = []
     published_space = PUBLISHED_SPACE
     with atomic_folder(out, replace=overwrite) as folder:
         for name, source, make in jobs:
             progress(len(made), len(jobs), source.name)
-            published, proven = convert_file(source, "torch", make)
+            published, proven, remarks = convert_file(source, "torch", make)
             part = kind_of(published.network)
             space = save(
                 folder / f"{part}.safetensors",
@@ -196,9 +224,47 @@ def convert_pietkun(
             )
             if name == "serengil":
                 published_space = space
-            made.append(Converted(out / f"{part}.safetensors", source, part, space, proven))
+            target = out / f"{part}.safetensors"
+            made.append(Converted(target, source, part, space, proven, remarks=remarks))
             del published  # before the next needs its memory
     return made
+
+
+def convert_resemblyzer(
+    source: Path, out: Path, *, overwrite: bool = False, progress: Progress = silent
+) -> Converted:
+    """Convert the speaker encoder of resemble-ai/Resemblyzer, its pretrained.pt, to a checkpoint.
+
+    It becomes a voice encoder whose embedding is the d-vector itself, by a linear head that changes
+    nothing: what `VoiceOptions.pretrained` starts from. Raises a `CheckpointError` if the file is
+    not of such weights or the proof fails, and an `OutputError` if `out` is there already or cannot
+    be written.
+    """
+    if out.is_dir():
+        raise OutputError(f"{out}: is a folder", hint="name the file to write with -o")
+    _require_other(out, [source])
+    _require_free(out, overwrite)
+    progress(0, 2, "converting and proving")
+    published, proven, remarks = convert_file(source, "torch", lambda _: published_speaker())
+    progress(1, 2, "writing")
+    space = save(
+        out,
+        published.network,
+        card=_card("resemblyzer", source),
+        embedding_space=SPEAKER_SPACE,
+        front_end=published.front_end,
+    )
+    return Converted(out, source, "voice_encoder", space, proven, remarks=remarks)
+
+
+def _require_other(out: Path, sources: Sequence[Path]) -> None:
+    """Make sure that no source is the output, or lies in it, by whatever name."""
+    inside = [out, *out.iterdir()] if out.is_dir() else [out]
+    for source in sources:
+        for path in inside:
+            if path.exists() and source.exists() and path.samefile(source):
+                hint = "give another place with -o: a source is never replaced"
+                raise OutputError(f"{path}: is the source, {source}", hint=hint)
 
 
 def _require_free(out: Path, overwrite: bool) -> None:
@@ -210,7 +276,8 @@ def _require_free(out: Path, overwrite: bool) -> None:
 def _card(name: str, source: Path) -> Card:
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return dataclasses.replace(CARDS[name], data=f"Converted from {source.name}, SHA-256 {sha256}.")
+    card, made = CARDS[name], f"Converted from {source.name}, SHA-256 {sha256}."
+    return dataclasses.replace(card, data=f"{card.data} {made}".lstrip())
 
 
 class Layer(NamedTuple):
@@ -236,6 +303,7 @@ class Published:
     shape: tuple[int, ...]  # of one input of ours
     run: Callable[[Tensor], dict[str, Tensor]]  # gives the taps of our network, by the same names
     front_end: FrontEnd | None = None  # of a voice encoder
+    unused: Sequence[str] = ()  # what else the file may hold, that ours has no place for
 
     def example(self, n: int) -> tuple[Tensor, Array]:
         """Make n inputs of noise for our network, and the same, prepared and channels last."""
@@ -398,23 +466,60 @@ def published_ast() -> Published:
     return Published(taps, network, shape, lambda x: {"embedding": network(x)}, AST_FRONT_END)
 
 
+def published_speaker() -> Published:
+    """Describe Resemblyzer's speaker encoder, with taps windows, each one's, and embedding."""
+    with torch.device("meta"):
+        network = SpeakerEncoder(speaker_encoder.CONFIGS["resemblyzer"])
+    config, scale = network.config, math.sqrt(network.config.width)
+    head = torch.nn.Linear(config.width, config.width)
+    same, bias = torch.eye(config.width) / scale, torch.zeros(config.width)
+    head.load_state_dict({"weight": same, "bias": bias})
+    network.embedding = head  # of ours alone: it gives the d-vector as it is
+    lstm = Layer(_lstm, "lstm", "lstm", {"layers": config.layers})
+    each = [Layer(_windows), lstm, Layer(_dense, "linear", "linear"), RELU, Layer(_unit)]
+    mean = [Layer(lambda x, _: x.mean(axis=0, keepdims=True)), Layer(_unit)]
+    frames = WINDOW_FRAMES + 2 * WINDOW_STEP  # of three windows
+    shape = (config.in_channels, config.n_freqs, frames)
+
+    def run(x: Tensor) -> dict[str, Tensor]:
+        windows = x.unfold(3, WINDOW_FRAMES, WINDOW_STEP).permute(3, 0, 1, 2, 4)[:, 0]
+        return {"windows": network.d_vectors(windows), "embedding": network(x)}
+
+    taps: Taps = {"windows": ("", each), "embedding": ("windows", mean)}
+    return Published(taps, network, shape, run, FRONT_ENDS["speaker"], SPEAKER_UNUSED)
+
+
 def convert_file(
     source: Path, kind: str, make: Callable[[Sequence[str]], Published]
-) -> tuple[Published, dict[str, float]]:
+) -> tuple[Published, dict[str, float], tuple[str, ...]]:
     """Fill the network that `make` describes, given the names in a file, and prove it with NumPy.
 
-    Returns it and what `prove` does; raises as `read_foreign`, `fill` and `prove`.
+    What all names begin with, as `module.`, is taken off. Returns the network, what `prove` does,
+    and remarks on what was taken off; raises as `read_foreign`, `fill` and `prove`.
     """
-    tensors = foreign_weights.read_foreign(source, kind)
+    given, found = foreign_weights.read_foreign(source, kind)
+    prefix = shared_prefix([*given], "/" if kind == "keras" else ".")
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
+    remarks = [f"the weights lie under {found.wrapper!r}"] if found.wrapper else []
+    remarks += [f"all names begin with {prefix!r}, which was taken off"] if prefix else []
     published = make([*tensors])
+    if unused := [name for name in published.unused if tensors.pop(name, None) is not None]:
+        remarks.append(f"{' and '.join(unused)} were of its training, and are left out")
     if isinstance(published.network, ASTEncoder):  # whose file may be of any transformers
         tensors = {published_name(name): tensor for name, tensor in tensors.items()}
     fill(published, kind, tensors, source)
     x, prepared = published.example(1)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     expected = reference(published.layers, arrays, prepared)
-    del tensors, arrays  # before torch, too, needs memory of its own
-    return published, prove(source, "NumPy", expected, published.taps(x))
+    del given, tensors, arrays  # before torch, too, needs memory of its own
+    return published, prove(source, "NumPy", expected, published.taps(x)), tuple(remarks)
+
+
+def shared_prefix(names: Sequence[str], separator: str) -> str:
+    """Find the parts that all names begin with, as DataParallel's `module.`; no layout has any."""
+    parts = [name.split(separator)[:-1] for name in names]  # the last is the weight's own
+    shared = itertools.takewhile(lambda part: len(set(part)) == 1, zip(*parts, strict=False))
+    return "".join(f"{part[0]}{separator}" for part in shared)
 
 
 def _unflatten_map(weight: Tensor, shape: torch.Size) -> Tensor:
@@ -460,6 +565,9 @@ def fill(published: Published, kind: str, tensors: Mapping[str, Tensor], source:
             laid_out = found
         same_type = found.is_floating_point() == wanted.is_floating_point()
         if laid_out.shape != wanted.shape or not same_type:
+            if kind == "keras" and found.ndim == 4 and found.shape == wanted.shape:
+                seen = f"{source}: {name} has its channels first, {tuple(found.shape)}"
+                raise CheckpointError(seen, hint=foreign_weights.CHANNELS_LAST)
             seen = f"{name} is {found.dtype} {tuple(found.shape)}"
             place = f"{ours}, which is {wanted.dtype} {tuple(wanted.shape)}"
             raise CheckpointError(f"{source}: {seen}; it cannot become {place}", hint=OTHER)
@@ -592,6 +700,35 @@ def _attention_block(x: Array, weights: Arrays, heads: int) -> Any:
     y = linear(_layer_norm(x, _of(weights, "layernorm_after")), "intermediate.dense")
     y = y * np.float32(0.5) * (1 + erf(y / np.float32(math.sqrt(2))))  # the exact GELU
     return x + linear(y, "output.dense")
+
+
+def _windows(x: Array, weights: Arrays) -> Any:
+    """Cut a spectrogram [1 f t 1] into windows [k t f]."""
+    starts = range(0, x.shape[2] - WINDOW_FRAMES + 1, WINDOW_STEP)
+    return np.stack([x[0, :, start : start + WINDOW_FRAMES, 0].T for start in starts])
+
+
+def _lstm(x: Array, weights: Arrays, layers: int) -> Any:
+    """Run an LSTM over x [k t f], to its last hidden state [k d]; torch's order of the gates."""
+    from scipy.special import expit
+
+    for n in range(layers):
+        recurrent = weights[f"weight_hh_l{n}"].T
+        inputs = x @ weights[f"weight_ih_l{n}"].T + weights[f"bias_ih_l{n}"]
+        state = memory = np.zeros((len(x), len(recurrent)), np.float32)
+        states = []
+        for now in inputs.swapaxes(0, 1):
+            gates = now + state @ recurrent + weights[f"bias_hh_l{n}"]
+            let_in, keep, new, out = np.split(gates, 4, axis=1)
+            memory = expit(keep) * memory + expit(let_in) * np.tanh(new)
+            state = expit(out) * np.tanh(memory)
+            states.append(state)
+        x = np.stack(states, axis=1)
+    return state
+
+
+def _unit(x: Array, weights: Arrays) -> Any:
+    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)  # zeros stay zeros
 
 
 def _of(weights: Arrays, layer: str) -> Arrays:

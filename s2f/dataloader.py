@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from s2f.errors import DeviceError, InputError, S2FError
 
 Item = dict[str, Tensor]
+NO_ROOM = "give the container more (docker run --shm-size 8g), or give --workers 0"
 
 
 class Key(NamedTuple):
@@ -55,7 +56,8 @@ class Loaded(NamedTuple):
     """A batch as it was read, in this process or another: errors travel as values."""
 
     keys: list[Key]  # of the items, or that were asked for where there are none
-    items: Item | None  # by name [b ...]; None where it cannot be made up
+    # By name [b ...], and the `seed` [b] of what is random about each; None if there are none.
+    items: Item | None
     bad: list[S2FError]  # why items could not be read; others took the place of these
 
 
@@ -82,7 +84,18 @@ class _Batches(Dataset[Loaded]):
                     return Loaded(keys, None, [error])
             else:
                 return Loaded(keys, None, bad)
-        return Loaded(read, {k: torch.stack([i[k] for i in items]) for k in items[0]}, bad)
+        joined = {k: torch.stack([i[k] for i in items]) for k in items[0]}
+        joined["seed"] = torch.tensor([key.seed for key in read])
+        if get_worker_info() is not None:
+            # Here, and not when they are sent: a thread does that, which nobody hears fail, and
+            # whoever waits for the batch would wait for ever.
+            try:
+                for values in joined.values():
+                    values.share_memory_()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                message = f"a process that reads the data cannot send a batch: {error}"
+                return Loaded(keys, None, [DeviceError(message, hint=NO_ROOM)])
+        return Loaded(read, joined, bad)
 
 
 def load_batches(
@@ -112,4 +125,6 @@ def naming_dead_workers() -> Iterator[None]:
             raise
         message = f"a process that read the data has died: {error.__cause__ or error}"
         hint = "if memory ran out, lower --workers or --batch-size; the same command goes on"
+        if "Bus error" in str(error):  # /dev/shm is full; Docker's has 64 MB
+            hint = f"{NO_ROOM}; the same command goes on"
         raise DeviceError(message, hint=hint) from error

@@ -1,39 +1,44 @@
-"""The recipe of the bundled model, from two openly licensed sources to a folder that is a model.
+"""The recipe of the bundled model, from openly licensed sources to a folder that is a model.
 
 `prepare_demo` makes training trees. Faces: the Face Research Lab London Set (DeBruine and Jones
 2017), framed, with its 189-point templates; unlimited identities come from a `FaceSpace`, which
 mixes shapes and textures of real people separately. Voices: readers of LibriSpeech (Panayotov et
-al. 2015). They are different people, so faces are given to voices by what both carry: sex, and
-within a sex the rank of the voice's pitch and of the face on the masculine-feminine axis. Which of
-many such faces it is follows timbre, by a fixed rule that means nothing. `train_demo` trains the
-networks.
+al. 2015), and people on phones of their own. They are different people, so faces are given to
+voices by what both carry: sex, and within a sex the rank of the voice's pitch and of the face on
+the masculine-feminine axis. Which of many such faces it is follows timbre, by a fixed rule that
+means nothing. `train_demo` trains the networks; of the voice encoder, a pretrained speaker encoder
+hears, and what it says is solved for, on recordings as the world makes them (`channel`).
 """
 
 import csv
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional
 
-from s2f import audio, landmarks, layout, spectrogram
-from s2f.checkpoint import KINDS, Card, load
+from s2f import audio, channel, landmarks, layout, spectrogram
+from s2f.appearance_model import before_ground
+from s2f.audio import FloatArray
+from s2f.checkpoint import KINDS, Card, Checkpoint, load, save
 from s2f.console import Progress, silent
-from s2f.errors import DatasetError, UsageError
-from s2f.files import atomic_folder, read_array
+from s2f.errors import CheckpointError, DatasetError, UsageError
+from s2f.face_encoder import FaceEncoder
+from s2f.files import atomic_folder, atomic_write, read_array
 from s2f.images import FRAME, load_face, to_image
 from s2f.labels import read_table
-from s2f.train import Note, Task, TrainConfig, TrainResult, train
+from s2f.speaker_encoder import AttributeEncoder, AttributeEncoderConfig, SpeakerEncoder, body_of
+from s2f.train import Note, TrainConfig, TrainResult, train
 from s2f.train_faces import PartsEncoderTask
-from s2f.train_voice import VoiceEncoderTask
 from s2f.warp import warp
 
 Array = NDArray[np.float64]
@@ -45,40 +50,55 @@ _LICENCE = (
 FACES_CARD = {
     "description": "Landmarks are found, the photo is registered to the mean shape and its parts "
     "are read and drawn window by window, by the axes along which the registered faces of "
-    "training vary; what smiles change is taken off. 20 % of the people were kept out of "
-    "training.",
+    "training vary, of colours and of opacity; what smiles change is taken off, and light that no "
+    "skin of training has. 20 % of the people were kept out of training.",
     "data": "84 photographed adults of the Face Research Lab London Set, framed, neutral and "
     "smiling, and synthetic people with the skin and hair of one of them, or a mix, in shapes "
     "mixed of 2 to 4 of a sex.",
     "licence": _LICENCE,
     "limits": "Frontal, well-lit, framed adult faces before a plain wall, of few ages and "
-    "origins: others are drawn less well. Hair that leaves the head's outline is cut off, heads "
-    "with less hair than most get a bright rim; glasses, beards beyond stubble, wrinkles and "
-    "jewellery are drawn faintly or not at all. It looks like the person in the photo, and is not "
+    "origins: others are drawn less well. Single curls and strands are not drawn, before a wall "
+    "that is not plain hair has the usual outline; glasses, beards beyond stubble, wrinkles and "
+    "jewellery are drawn faintly or not at all. Most photos with dark glasses, burnt out or of no "
+    "face are drawn with a remark. It looks like the person in the photo, and is not "
     "for recognising anyone.",
 }
 VOICES_CARD = {
     "description": "A demonstration of the pipeline. Voices and faces belong to different people: "
-    "a voice was given a face of its sex, as masculine among those as its pitch is low. Which of "
-    "these faces it was, skin, hair and features, follows timbre by an arbitrary rule.",
-    "data": "Voices: 220 readers of LibriSpeech train-clean-100, 14 s each, 20 % of them kept "
-    "out. Faces: mixes of the Face Research Lab London Set, a little more womanly or manly than "
-    "its people.",
-    "licence": _LICENCE,
+    "a voice is given a face of its sex, as masculine among those as its pitch is low, or one "
+    "between where it does not tell the sex. Which of these faces it is, skin, hair and features, "
+    "follows timbre by an arbitrary rule. It hears by Resemblyzer's speaker encoder, of which what "
+    "it says is solved for on recordings disturbed by rooms, other sounds, microphones and codecs.",
+    "data": "Voices: 220 readers of LibriSpeech train-clean-100, and 133 people of VCTK, LibriTTS "
+    "test-clean and speechocean762, 58 of them children, of whom it learns that they tell no sex; "
+    "20 % of the readers and 30 % of the others were kept out, and others for validation. The "
+    "speaker encoder was trained by its authors on LibriSpeech-other, VoxCeleb1 and VoxCeleb2, "
+    "without labels of sex. Faces: mixes of the Face Research Lab London Set, a little more "
+    "womanly or manly than its people.",
+    "licence": f"{_LICENCE} VCTK (Yamagishi et al. 2019), LibriTTS (Zen et al. 2019): CC BY 4.0; "
+    "speechocean762 (Zhang et al. 2021, openslr.org/101): free for commercial and non-commercial "
+    "purposes, as its authors say. Speaker encoder: Resemblyzer, copyright 2019 Resemble.AI, "
+    "Apache-2.0; its weights are used as they are, with another head.",
     "limits": "Knows sex and pitch, and nothing else about anyone: not age, not origin, not "
-    "looks. Read English speech of adults. A deep female voice may show a man and a high male "
-    "voice a woman; children, singing, shouting and music show anything. It must not be used to "
-    "identify, profile or judge a person.",
+    "looks. A deep female voice may show a man and a high male voice a woman; children are shown "
+    "as young adults of neither sex or of either; singing and shouting show anything. It must not "
+    "be used to identify, profile or judge a person.",
 }
 
 TEST_SHARE = 0.2  # of people and of speakers, kept out of training
 VAL_SHARE = 0.1  # of the speakers
+MORE_TEST_SHARE, MORE_VAL_SHARE = 0.3, 0.2  # of those of other sources than audiobooks
+SHORTEST_SECONDS, ADULT_YEARS = 2.2, 18
 VAL_IDENTITIES = 100
-BACKGROUND = (0.845, 0.858, 0.855)  # the studio's grey, mean of the photos' lower corners
+CERTAINLY = 0.15  # distance of a colour from the wall's, 0..1, of what certainly is no wall
+MIN_WALL = 1000  # pixels
+MIRRORED = 32  # pixels beyond a photo's border
+NEAR_OUTLINE = 8.0  # pixels within which the distance from the outline tells
+OPACITY_SPREAD = 0.3  # of the channel of opacity around 0.5: as much as colours vary
 # Of the faces given to voices, in deviations of the real people: along the axes that follow the
 # timbre, which a voice encoder can learn, and along all others, which it cannot.
-TIMBRE_SCALE, REST_SCALE = 0.5, 0.15
-TIMBRE_AXES = 8  # that timbres are compared on
+TIMBRE_SCALE, REST_SCALE = 1.0, 0.0
+TIMBRE_AXES, FAR_TIMBRE = 8, 2.5  # that timbres are compared on; deviations at most
 MASCULINITY_SPREAD = 2.0  # of those faces, in terms of the real people's
 SEX_MARGIN = 0.25  # of the way between the mean faces, by which they are further from the other sex
 MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
@@ -88,22 +108,39 @@ _OUTLINE = (
     *(152, 153, 154, 120, 121, 122, 123, 124, 133, 132, 157),
 )
 FACES = TrainConfig(steps=1500, batch_size=32, lr=0.002, every=300, half=True)
-VOICES = TrainConfig(steps=300, lr=0.001, weight_decay=0.05, every=100, half=True)
+IMAGINED = 600  # faces of voices that nobody has, from which follows what faces voices get
+ROUNDS = 10  # in which each speaker of training and validation is heard, recorded anew
+TOGETHER = 16  # clips of one length that are heard at a time
+CLIP_SECONDS = 1.8, 9.0
+MOVED_PITCH, MOVED_FORMANTS = 0.25, 0.06  # at most, logarithmic
+# Of the logistic regression: the inverse strength of the penalty, and the weights of the kinds, of
+# which audiobooks have half. Chosen by the unlikeliness in validation.
+SEX_C, SEX_SHARES = 0.003, {"F": 0.35, "M": 0.6, "C": 0.05}
+VOICE_C = 0.03  # of that which tells voices from other sounds
+NEVER = 30.0  # below the logits of what may be
+PITCH_RIDGE, TIMBRE_RIDGE = 30.0, 300.0
+SHOWN_TIMBRE = 0.7  # deviation of what is said of timbre: with more, faces are torn at their rims
+FACE_STEPS, FACES_LR = 400, 0.01
+
+
+def _read_table(table: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
+    """Read columns of a source's table, of which `sex` is F or M."""
+    read = read_table(table)
+    if not read.rows or set(columns) - set(read.columns):
+        seen = f"{len(read.rows)} rows of columns {', '.join(read.columns)}"
+        hint = "point to the folder that holds the source as its README describes it"
+        raise DatasetError(f"{table}: has {seen}; wanted {', '.join(columns)}", hint=hint)
+    values = {name: list(read.column(read.columns.index(name))) for name in columns}
+    if wrong := set(values["sex"]) - {"F", "M"}:
+        message = f"{table}: column sex holds {', '.join(sorted(wrong))}; wanted F or M"
+        raise DatasetError(message, hint="the recipe pairs voices and faces by it")
+    return values
 
 
 def _read_people(table: Path, column: str) -> tuple[list[str], NDArray[np.str_]]:
     """Read who is in a source, and their sexes, F or M."""
-    read = read_table(table)
-    wanted = (column, "sex")
-    if not read.rows or set(wanted) - set(read.columns):
-        seen = f"{len(read.rows)} rows of columns {', '.join(read.columns)}"
-        hint = "point to the folder that holds the source as its README describes it"
-        raise DatasetError(f"{table}: has {seen}; wanted {', '.join(wanted)}", hint=hint)
-    names, sexes = (read.column(read.columns.index(name)) for name in wanted)
-    if wrong := set(sexes) - {"F", "M"}:
-        message = f"{table}: column sex holds {', '.join(sorted(wrong))}; wanted F or M"
-        raise DatasetError(message, hint="the recipe pairs voices and faces by it")
-    return names, np.array(sexes)
+    read = _read_table(table, (column, "sex"))
+    return read[column], np.array(read["sex"])
 
 
 def split_by_sex(
@@ -122,14 +159,64 @@ def split_by_sex(
 def kept_out(table: Path, split: str = "test", seed: int = 0) -> list[str]:
     """Name the people or speakers of a source's csv that `prepare_demo` keeps out of training.
 
-    The table is `people.csv` or `speakers.csv`, the split `test`, or `val` of the speakers, the
+    The table is `people.csv` or a `speakers.csv`, the split `test`, or `val` of speakers, the
     seed that of `prepare_demo`. Raises DatasetError if the table cannot be read.
     """
-    names, sexes = _read_people(table, "person" if table.name == "people.csv" else "speaker")
-    train, kept = split_by_sex(sexes, TEST_SHARE, seed)
-    if split == "val":
-        kept = train[split_by_sex(sexes[train], VAL_SHARE, seed)[1]]
-    return [names[k] for k in kept]
+    if table.name == "people.csv":
+        names, sexes = _read_people(table, "person")
+        return [names[k] for k in split_by_sex(sexes, TEST_SHARE, seed)[1]]
+    return [who.name for who in read_speakers(table.parent, seed) if who.split == split]
+
+
+@dataclass(frozen=True)
+class RecordedSpeaker:
+    """Somebody whose voice was recorded."""
+
+    name: str
+    sex: str  # F or M
+    is_child: bool  # whose voice does not tell the sex
+    source: str
+    split: str  # train, val or test
+    files: list[Path]
+
+    @property
+    def kind(self) -> str:
+        """F or M, or C of a child."""
+        return "C" if self.is_child else self.sex
+
+
+def read_speakers(folder: Path, seed: int = 0) -> list[RecordedSpeaker]:
+    """Read who speaks in a source, and in which split of `prepare_demo` they are.
+
+    Its `speakers.csv` has speaker and sex, and there is a folder a speaker; or it has file,
+    speaker, sex, age, seconds and source, a row a recording, of which the shortest are left out.
+    There the same shares of each source's women, men and children are kept out. Raises
+    DatasetError if the table cannot be read.
+    """
+    table = folder / "speakers.csv"
+    if "source" not in read_table(table).columns:
+        names, sexes = _read_people(table, "speaker")
+        splits = np.full(len(names), "train", object)
+        train, test = split_by_sex(sexes, TEST_SHARE, seed)
+        splits[test], splits[train[split_by_sex(sexes[train], VAL_SHARE, seed)[1]]] = "test", "val"
+        return [
+            RecordedSpeaker(name, str(sex), False, folder.name, split, [folder / name])
+            for name, sex, split in zip(names, sexes, splits, strict=True)
+        ]
+    columns = ("speaker", "file", "sex", "age", "seconds")
+    people: dict[str, RecordedSpeaker] = {}
+    for name, file, sex, age, seconds in zip(*_read_table(table, columns).values(), strict=True):
+        if float(seconds) >= SHORTEST_SECONDS:
+            is_child = bool(age) and float(age) < ADULT_YEARS
+            new = RecordedSpeaker(name, sex, is_child, file.split("/")[0], "train", [])
+            people.setdefault(name, new).files.append(folder / file)
+    rng = np.random.default_rng([seed, 5])
+    for group in sorted({(who.source, who.kind) for who in people.values()}):
+        of = sorted(n for n, who in people.items() if (who.source, who.kind) == group)
+        ends = round(MORE_TEST_SHARE * len(of)), round((MORE_TEST_SHARE + MORE_VAL_SHARE) * len(of))
+        for k, name in enumerate(rng.permutation(of)[: ends[1]]):
+            people[name] = replace(people[name], split="test" if k < ends[0] else "val")
+    return list(people.values())
 
 
 @dataclass(frozen=True)
@@ -207,8 +294,7 @@ class FaceSpace:
 
     def __init__(self, people: PhotographedPeople, mean_shape: Tensor) -> None:
         self.shapes, self.sexes, self.mean_shape = people.shapes, people.sexes, mean_shape
-        self.photographed = register(people, mean_shape)
-        self.textures = on_background(self.photographed, mean_shape)
+        self.textures = register(people, mean_shape)
         # Appearance and shape on one scale: principal axes of both, whitened, the first 30 each.
         axes = []
         for rows in (self.textures.flatten(1).double(), self.shapes.flatten(1).double()):
@@ -220,6 +306,7 @@ class FaceSpace:
         within = np.concatenate([coordinates[of] - coordinates[of].mean(0) for of in (male, ~male)])
         covariance = within.T @ within / len(within) + 0.1 * np.eye(within.shape[1])
         self.masculinity = coordinates @ np.linalg.solve(covariance, difference)  # [n]
+        self.axes = {sex: self._axes(sex) for sex in "FM"}  # [m m], of the people of a sex
 
     def of_sex(self, sex: str) -> NDArray[np.intp]:
         """Rows of the people of a sex."""
@@ -241,7 +328,7 @@ class FaceSpace:
         weights[:, rows] = 1 / len(rows) + noise - noise.mean(axis=1, keepdims=True)
         return weights
 
-    def axes(self, sex: str) -> Array:
+    def _axes(self, sex: str) -> Array:
         """Weights [m m] of the people of a sex on its axes of variation, the largest first.
 
         Textures and shapes count alike, each divided by its total variance.
@@ -265,7 +352,7 @@ class FaceSpace:
         the rest.
         """
         rows = self.of_sex(sex)
-        left = self.axes(sex)[:, : len(timbre)]
+        left = self.axes[sex][:, : len(timbre)]
         noise = rng.standard_normal(len(rows)) * REST_SCALE
         # timbre's axes hold timbre alone
         scores = left @ (TIMBRE_SCALE * timbre - left.T @ noise) + noise
@@ -282,45 +369,127 @@ class FaceSpace:
         return weights
 
     def render(self, weights: Array) -> tuple[Tensor, Tensor, Tensor]:
-        """Texture [3 224 224], shape [189 2] and photo [3 224 224] of weights [2 n].
-
-        The texture stands on a plain background; the photo has whatever mix of hair and light
-        surrounds the real people, so that a face encoder learns to look past it.
-        """
+        """Texture [4 224 224], shape [189 2] and photo [3 224 224] of weights [2 n]."""
         texture_of, shape_of = torch.from_numpy(weights).float()
         mix = "n,n...->..."
         texture = torch.einsum(mix, texture_of, self.textures).clamp(0, 1)
-        photographed = torch.einsum(mix, texture_of, self.photographed).clamp(0, 1)
         shape = torch.einsum(mix, shape_of, self.shapes)
-        photo = warp(photographed[None], self.mean_shape[None], shape[None])[0]
-        return texture, shape, photo
+        drawn = warp(texture[None], self.mean_shape[None], shape[None]).clamp(0, 1)
+        return texture, shape, before_ground(drawn)[0]
 
 
 def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
-    """Neutral photos warped to the mean shape, [n 3 224 224]."""
-    pairs = zip(people.photos, people.shapes, strict=True)
-    return torch.cat([warp(v[:1] / 255, shape[None], mean_shape[None]) for v, shape in pairs])
+    """Cut people out of their neutral photos, and register them: textures [n 4 224 224].
+
+    Red, green and blue go on beyond the person's outline; the fourth channel is as `opacity` wants
+    it, by the distance from the outline.
+    """
+    made = []
+    for photos, shape in zip(people.photos, people.shapes, strict=True):
+        cut = cut_out(photos[0] / 255, shape)[None]
+        # hair that the photo's border cuts goes on as in a mirror
+        cut = functional.pad(cut, (MIRRORED,) * 4, mode="reflect")
+        cut = warp(cut, shape[None] + MIRRORED, mean_shape[None] + MIRRORED)
+        cut = functional.pad(cut, (-MIRRORED,) * 4)[0]
+        depth = np.tanh(outline_distance(cut[3].numpy()) / NEAR_OUTLINE)
+        channel = torch.from_numpy(0.5 + OPACITY_SPREAD * depth).to(cut)
+        made.append(torch.cat([cut[:3].clamp(0, 1), channel[None]]))
+    return torch.stack(made)
 
 
-def on_background(textures: Tensor, mean_shape: Tensor) -> Tensor:
-    """Cut people out of registered photos [n 3 224 224] and stand them before a plain grey."""
-    fine, shape = 4, mean_shape.numpy()
-    points = shape.copy()
-    # The temples: halfway hair of some is background of others; go a quarter of the way in.
-    points[[148, 154]] = 0.75 * shape[[148, 154]] + 0.25 * shape[[135, 143]]
-    centre = np.float32(FRAME / 2)
-    outline = ((points[list(_OUTLINE)] - centre) * 1.02 + centre) * fine
-    bottom = np.float32(FRAME * fine + 40)
+def cut_out(photo: Tensor, shape: Tensor) -> Tensor:
+    """Cut a person out of a photo [3 224 224] before a plain wall: RGB and opacity, [4 224 224].
+
+    The wall's colour is a polynomial of the place. Where hair lets it through, the share of either
+    is found by the colours of the wall and of the person nearby; the person's colours go on where
+    nothing is seen of them.
+    """
+    from scipy import ndimage
+
+    pixels = photo.permute(1, 2, 0).double().numpy()
+    wall = _wall(pixels, shape)
+    away = pixels - wall
+    grey = away.mean(2, keepdims=True)
+    distance = np.sqrt(grey[..., 0] ** 2 + 4 * ((away - grey) ** 2).sum(2))  # colour tells more
+    core = _head(shape, 0.8)
+    sure = _joined(core | (distance > CERTAINLY))
+    # bright spots within are no wall
+    filled = ndimage.binary_fill_holes(sure) & (_head(shape, 0.93))
+    solid = ndimage.binary_erosion(sure | filled, iterations=2, border_value=1)
+    towards = _spread(photo, solid).permute(1, 2, 0).double().numpy() - wall
+    share = (away * towards).sum(2) / np.maximum((towards**2).sum(2), 0.02)
+    alpha = np.clip((share - 0.08) / 0.84, 0, 1)
+    filled = ndimage.binary_erosion(filled, border_value=1)
+    alpha[filled | core] = 1
+    alpha[~ndimage.binary_dilation(_joined(alpha > 0.15))] = 0
+    solid = ndimage.binary_erosion(alpha > 0.97, border_value=1)
+    return torch.cat([_spread(photo, solid), torch.from_numpy(alpha).to(photo)[None]])
+
+
+def _wall(pixels: Array, shape: Tensor) -> Array:
+    """The wall behind a person, [h w 3]: a polynomial of degree 2, fitted to what is like it."""
+    y, x = np.mgrid[:FRAME, :FRAME] / (FRAME / 2) - 1
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 2)
+    pale = (pixels.min(2) > 0.6) & (np.ptp(pixels, axis=2) < 0.08)
+    outside = ~_head(shape, 1.06) & pale
+    if outside.sum() < MIN_WALL:
+        message = "a photo shows no plain and pale wall behind the person"
+        raise DatasetError(message, hint="the recipe needs the source's own photos")
+    wall = np.broadcast_to(np.median(pixels[outside], axis=0), pixels.shape)
+    within = 0.08
+    for _ in range(6):
+        like = outside & (np.abs(pixels - wall).max(2) < within)
+        rows, flat = terms[like], np.diag([0, 1e-4, 1e-4, 3e-3, 3e-3, 3e-3]) * like.sum()
+        wall = terms @ np.linalg.solve(rows.T @ rows + flat, rows.T @ pixels[like])
+        within = 0.03
+    return wall
+
+
+def _head(shape: Tensor, scale: float) -> NDArray[np.bool_]:
+    """The outline of the template's head and neck, scaled about its middle, as a mask [h w]."""
+    points = shape.numpy()
+    centre = points.mean(0)
+    outline = (points[list(_OUTLINE)] - centre) * scale + centre
+    bottom = 2 * FRAME
     polygon = [(outline[0, 0], bottom), *map(tuple, outline), (outline[-1, 0], bottom)]
-    mask = Image.new("L", (FRAME * fine, FRAME * fine), 0)
+    mask = Image.new("L", (FRAME, FRAME), 0)
     ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in polygon], fill=255)
-    mask = mask.resize((FRAME, FRAME), Image.Resampling.LANCZOS)
-    soft = mask.filter(ImageFilter.GaussianBlur(2.5))
-    # Hair that reaches the border must end there, or the warp would draw it on and on.
-    top = torch.arange(FRAME).div(5).clamp(0, 1)[:, None]
-    inside = torch.from_numpy(np.asarray(soft, np.float32) / 255) * top  # [224 224]
-    background = torch.tensor(BACKGROUND).view(3, 1, 1).expand_as(textures)
-    return torch.lerp(background, textures, inside)
+    return np.asarray(mask) > 0
+
+
+def _joined(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What of a mask is joined to the middle of the face."""
+    from scipy import ndimage
+
+    labels = ndimage.label(mask)[0]
+    return np.asarray(labels == labels[int(0.6 * FRAME), FRAME // 2])
+
+
+def _spread(colours: Tensor, mask: NDArray[np.bool_]) -> Tensor:
+    """Let colours [3 h w] go on from where a mask holds to where it does not, ever smoother."""
+    weight = torch.from_numpy(mask).to(colours)[None]
+    levels = [(colours, weight)]
+    while max(levels[-1][1].shape) > 1:
+        both = torch.cat([levels[-1][0] * levels[-1][1], levels[-1][1]])[None]
+        half = functional.avg_pool2d(both, 2, ceil_mode=True, count_include_pad=False)[0]
+        levels.append((half[:3] / half[3:].clamp_min(1e-6), (4 * half[3:]).clamp_max(1)))
+    filled = levels.pop()[0]
+    for some, share in reversed(levels):
+        size = list(share.shape[1:])
+        filled = functional.interpolate(filled[None], size, mode="bilinear")[0]
+        filled = torch.lerp(filled, some, share)
+    return filled
+
+
+def outline_distance(alpha: NDArray[np.float32]) -> Array:
+    """Distance of each pixel from the outline of what is opaque, [h w], negative outside."""
+    from scipy import ndimage
+
+    fine = ndimage.zoom(alpha, 2, order=1, mode="nearest", grid_mode=True) > 0.5
+    distance = ndimage.distance_transform_edt(fine) - ndimage.distance_transform_edt(~fine)
+    distance = (distance - np.sign(distance) * 0.5) / 2
+    mean: Array = distance.reshape(FRAME, 2, FRAME, 2).mean((1, 3))
+    return mean
 
 
 def space_of(people: PhotographedPeople) -> tuple[PhotographedPeople, FaceSpace]:
@@ -351,30 +520,25 @@ def median_pitch(waveform: NDArray[np.float32]) -> float:
     return float(np.median(pitch[:n][loud & edge]))
 
 
-def timbre_of(waveform: NDArray[np.float32]) -> Array:
-    """Mean log-mel spectrum [128] of the louder half of the frames of a waveform [n]."""
-    plain = spectrogram.FrontEnd("log_mel")
-    log_mel = spectrogram.spectrogram(torch.from_numpy(waveform)[None], plain)[0, 0].double()
-    level = log_mel.mean(0)
-    mean: Array = log_mel[:, level > level.median()].mean(1).numpy()
-    return mean
+def timbre_scores(
+    heard: Array, sexes: NDArray[np.str_], pitch: Array, fitted: NDArray[np.intp]
+) -> Array:
+    """What voices sound like beside sex and pitch, on the axes that they vary most along: [n a].
 
-
-def normal_scores(timbres: Array, pitch: Array, fitted: NDArray[np.intp]) -> Array:
-    """Timbres [n 128] on their largest axes within one sex, without what follows from pitch: [n a].
-
-    Fitted on some rows, given for all: ranks among the fitted, as quantiles of a normal.
+    Of features [n f], fitted on some rows and given for all; of a deviation of 1 within each sex.
     """
-    from scipy.stats import norm
-
-    log_pitch = np.stack([np.log(pitch), np.ones(len(pitch))], axis=1)
-    slope = np.linalg.lstsq(log_pitch[fitted], timbres[fitted], rcond=None)[0]
-    rest = timbres - log_pitch @ slope
+    rest = np.empty_like(heard)
+    for sex in np.unique(sexes):
+        of, known = sexes == sex, fitted[sexes[fitted] == sex]
+        along = np.stack([np.log(pitch), np.ones(len(pitch))], axis=1)
+        slope = np.linalg.lstsq(along[known], heard[known], rcond=None)[0]
+        rest[of] = heard[of] - along[of] @ slope
     axes = np.linalg.svd(rest[fitted], full_matrices=False)[2][:TIMBRE_AXES]
-    on_axes = rest @ axes.T  # [n a]
-    below = (on_axes[:, None] > on_axes[fitted][None]).mean(1)
-    scores: Array = norm.ppf(np.clip(below, 0.02, 0.98))
-    return scores
+    axes *= np.sign(axes[:, :1])  # an axis has two directions: always take the same one
+    scores: Array = rest @ axes.T
+    for sex in np.unique(sexes):
+        scores[sexes == sex] /= scores[fitted[sexes[fitted] == sex]].std(axis=0)
+    return scores.clip(-FAR_TIMBRE, FAR_TIMBRE)
 
 
 @dataclass(frozen=True)
@@ -389,26 +553,32 @@ class DemoReport:
 def prepare_demo(
     faces: Path,
     voices: Path,
+    speaker: Path,
     out: Path,
     *,
+    more: Path | None = None,
     identities: int = 3000,
     seed: int = 0,
     progress: Progress = silent,
 ) -> DemoReport:
     """Make the training trees `out/faces` and `out/voices`; there is nothing until all is done.
 
-    `faces` holds `people.csv` and a folder a person, in the sources' framing, `voices`
-    `speakers.csv` and a folder a reader; `identities` are the synthetic people for training. Raises
-    UsageError if `out` exists, DatasetError if a source lacks what is needed, OutputError if `out`
-    cannot be written.
+    `faces` holds `people.csv` and a folder a person, in the sources' framing; `voices`, and `more`
+    for those of other sources, what `read_speakers` reads; `speaker` is a speaker encoder, as
+    `s2f convert resemblyzer` writes it. `identities` are the synthetic people for training. Raises
+    UsageError if `out` exists, DatasetError if a source lacks what is needed, CheckpointError if
+    the speaker encoder is none, OutputError if `out` cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out}: exists already", hint="remove it, or choose another folder")
+    hears = listener(speaker)
+    speakers = [who for folder in (voices, more) if folder for who in read_speakers(folder, seed)]
     with atomic_folder(out) as folder:
         # One generator a part: more identities change neither the splits nor the voices' faces.
         mixing, pairing = (np.random.default_rng([seed, part]) for part in (1, 2))
         space, made = _prepare_faces(faces, folder / "faces", identities, seed, mixing, progress)
-        counts = _prepare_voices(voices, folder / "voices", space, seed, pairing, progress)
+        counts = _prepare_voices(speakers, hears, folder, space, pairing, progress)
+        shutil.copyfile(speaker, folder / "speaker.safetensors")
         done = {"seed": seed, "faces": made, "voices": counts}
         for name, data in (
             ("faces/card", FACES_CARD),
@@ -426,7 +596,7 @@ def _prepare_faces(
     train, test = split_by_sex(people.sexes, TEST_SHARE, seed)
     real, space = space_of(people.subset(train))
     kept = people.subset(test)
-    textures = on_background(register(kept, space.mean_shape), space.mean_shape)
+    textures = register(kept, space.mean_shape)
     total, done = len(real.names) + len(test) + identities + VAL_IDENTITIES, 0
     for split, some, drawn in (("train", real, space.textures), ("test", kept, textures)):
         for k, name in enumerate(some.names):
@@ -453,39 +623,92 @@ def _prepare_faces(
     return space, made
 
 
+def listener(speaker: Path, embedding: int = 1024) -> AttributeEncoder:
+    """Make an encoder by attributes that hears as a speaker encoder does, and says nothing yet.
+
+    Raises a CheckpointError if the file holds none.
+    """
+    known = load(speaker, "voice_encoder").network
+    if not isinstance(known, SpeakerEncoder):
+        hint = "make one with s2f convert resemblyzer"
+        raise CheckpointError(f"{speaker}: holds another voice encoder", hint=hint)
+    config = known.config
+    made = AttributeEncoder(
+        AttributeEncoderConfig(
+            config.n_freqs, config.layers, config.width, timbre=TIMBRE_AXES, embedding=embedding
+        )
+    )
+    made.load_state_dict(made.state_dict() | body_of(known))
+    return made.requires_grad_(False).eval()
+
+
+def _heard(network: AttributeEncoder, waveforms: list[FloatArray]) -> Tensor:
+    """Features [b f] of waveforms, which are looped to the length of the longest."""
+    n = max(map(len, waveforms))
+    clips = torch.from_numpy(np.stack([np.resize(x, n) for x in waveforms]))
+    device = network.linear.weight.device
+    with torch.inference_mode():
+        spectrograms = spectrogram.spectrogram(clips.to(device), spectrogram.FRONT_ENDS["speaker"])
+        return network.features(spectrograms).cpu()
+
+
 def _prepare_voices(
-    source: Path, out: Path, space: FaceSpace, seed: int, rng: Generator, progress: Progress
+    speakers: list[RecordedSpeaker],
+    hears: AttributeEncoder,
+    out: Path,
+    space: FaceSpace,
+    rng: Generator,
+    progress: Progress,
 ) -> dict[str, int]:
-    names, sexes = _read_people(source / "speakers.csv", "speaker")
-    pitches, timbres = np.empty(len(names)), []
-    waveforms: list[dict[str, NDArray[np.float32]]] = []
-    for k, name in enumerate(names):
-        progress(k, len(names), f"voices: {name}")
-        files = audio.find_recordings([source / name])
-        waveforms.append({file.stem: audio.read_speech(file) for file in files})
-        joined = np.concatenate([*waveforms[k].values()])
-        pitches[k] = median_pitch(joined)
-        timbres.append(timbre_of(joined))
-    train, test = split_by_sex(sexes, TEST_SHARE, seed)
-    inner, val = split_by_sex(sexes[train], VAL_SHARE, seed)
-    splits = {"train": train[inner], "val": train[val], "test": test}
-    table = []
-    for sex in "FM":
-        fitted = splits["train"][sexes[splits["train"]] == sex]
-        scores = normal_scores(np.stack(timbres), pitches, fitted)
-        for split, members in splits.items():
-            for k in members[sexes[members] == sex]:
-                rank = float((pitches[fitted] < pitches[k]).mean())
-                weights = space.voiced(sex, rank, scores[k], rng)
-                identity = out / split / names[k]
-                _write_jpeg(identity / "images/face.jpg", space.render(weights)[2])
-                (identity / "audios").mkdir(exist_ok=True)
-                for name, waveform in waveforms[k].items():
-                    samples = np.rint(waveform * 32767).astype(np.int16)
-                    np.save(identity / "audios" / f"{name}.npy", samples)
-                table.append([names[k], sex, split, f"{pitches[k]:.1f}"])
-    _write_csv(out / "speakers.csv", ["speaker", "sex", "split", "pitch_hz"], sorted(table))
-    return {split: len(members) for split, members in splits.items()}
+    """Write recordings, faces for adults, and faces of voices that nobody has, to learn drawing."""
+    table, features, pitches = out / "voices/speakers.csv", [], []
+    total = len(speakers) + IMAGINED
+    for k, who in enumerate(speakers):
+        progress(k, total, f"voices: {who.name}")
+        folder = out / "voices" / who.split / who.name / "audios"
+        folder.mkdir(parents=True)
+        waveforms = []
+        for file in audio.find_recordings(who.files):
+            waveforms.append(audio.read_speech(file))
+            np.save(folder / f"{file.stem}.npy", np.rint(waveforms[-1] * 32767).astype(np.int16))
+        joined = np.concatenate(waveforms)
+        pitches.append(median_pitch(joined))
+        features.append(_heard(hears, [joined])[0].double().numpy())
+    kinds = np.array([who.kind for who in speakers])
+    adults, pitch = np.flatnonzero(kinds != "C"), np.array(pitches)
+    fitted = np.flatnonzero([speakers[k].split == "train" for k in adults])
+    timbre = np.zeros((len(speakers), TIMBRE_AXES))
+    timbre[adults] = timbre_scores(np.stack(features)[adults], kinds[adults], pitch[adults], fitted)
+    rows = []
+    for k in np.argsort([who.name for who in speakers]):
+        who = speakers[k]
+        row = [who.name, who.kind, who.split, who.source, f"{pitch[k]:.1f}"]
+        rows.append([*row, *(f"{x:.3f}" for x in timbre[k])])
+        if not who.is_child:
+            known = adults[fitted][kinds[adults[fitted]] == who.sex]
+            rank = float((pitch[known] < pitch[k]).mean())
+            weights = space.voiced(who.sex, rank, timbre[k], rng)
+            folder = out / "voices" / who.split / who.name
+            _write_jpeg(folder / "images/face.jpg", space.render(weights)[2])
+    axes = [f"timbre_{a}" for a in range(TIMBRE_AXES)]
+    _write_csv(table, ["speaker", "kind", "split", "source", "pitch_hz", *axes], rows)
+    imagine(space, out / "imagined", rng, lambda k: progress(len(speakers) + k, total, "imagined"))
+    return {split: sum(w.split == split for w in speakers) for split in ("train", "val", "test")}
+
+
+def imagine(
+    space: FaceSpace, out: Path, rng: Generator, progress: Callable[[int], None] = lambda k: None
+) -> None:
+    """Write faces of `IMAGINED` voices that nobody has, from which faces of voices are learned."""
+    rows = []
+    for k in range(IMAGINED):
+        sex, rank = "FM"[k % 2], float(rng.uniform())
+        timbre = rng.standard_normal(TIMBRE_AXES).clip(-FAR_TIMBRE, FAR_TIMBRE)
+        progress(k)
+        _write_jpeg(out / f"{k:04d}.jpg", space.render(space.voiced(sex, rank, timbre, rng))[2])
+        rows.append([f"{k:04d}", sex, f"{rank:.4f}", *(f"{x:.3f}" for x in timbre)])
+    axes = [f"timbre_{a}" for a in range(TIMBRE_AXES)]
+    _write_csv(out / "faces.csv", ["face", "sex", "rank", *axes], rows)
 
 
 def _write_face(identity: Path, face: Tensor, shape: Tensor, texture: Tensor) -> None:
@@ -493,7 +716,8 @@ def _write_face(identity: Path, face: Tensor, shape: Tensor, texture: Tensor) ->
     stem = identity / "neutral"
     points = shape.numpy().astype(np.float32)
     _write_jpeg(stem.with_suffix(".jpg"), face)
-    _write_jpeg(layout.beside(stem, layout.TEXTURE), texture)
+    _write_jpeg(layout.beside(stem, layout.TEXTURE), texture[:3])
+    _write_jpeg(layout.beside(stem, layout.OPACITY), texture[3:].expand(3, -1, -1))
     np.save(layout.beside(stem, layout.TEMPLATE), points)
     np.save(layout.beside(stem, layout.LANDMARKS), landmarks.to_68(points))
 
@@ -510,11 +734,11 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 
 @dataclass(frozen=True)
 class DemoModel:
-    """A model that was trained: its folder, and what the two runs found."""
+    """A model that was trained: its folder, and what was found in validation."""
 
     model: Path
     encoder: TrainResult
-    voice: TrainResult
+    voice: dict[str, float]
 
 
 def train_demo(
@@ -529,36 +753,335 @@ def train_demo(
 
     `data` holds the trees of `prepare_demo`, or it is a DatasetError; in `out` there are then the
     runs `encoder` and `voice`, and the folder `model`. Goes on where it was stopped: what is
-    trained already is not trained again. Raises UsageError, InputError, OutputError,
-    KeyboardInterrupt as `train`.
+    trained or heard already is not trained or heard again. Raises UsageError, InputError,
+    OutputError, KeyboardInterrupt as `train`.
     """
-    for name in ("faces", "voices"):
+    for name in ("faces", "voices", "imagined"):
         if not (data / name).is_dir():
-            cure = "make it with s2f prep demo FACES VOICES OUT"
+            cure = "make it with s2f prep demo FACES VOICES SPEAKER OUT"
             raise DatasetError(f"{data}: has no folder {name}", hint=cure)
-
-    def run(name: str, tree: str, config: TrainConfig, make: Callable[[Card], Task]) -> TrainResult:
-        note(f"training {name} in {out / name} on {device}")
-        torch.manual_seed(config.seed)
-        task = make(Card.of_data(data / tree, f"demo {name}"))
-        for text in task.notes:
-            note(text)
-        return train(task, out / name, config, device=device, progress=progress, note=note)
-
-    def faces_task(card: Card) -> Task:
-        return PartsEncoderTask(data / "faces", "compact", card)
-
-    encoder = run("encoder", "faces", FACES, faces_task)
-    files = encoder.best, encoder.best.with_name("decoder.safetensors")
-
-    def voices_task(card: Card) -> Task:
-        known = load(files[0], "face_encoder"), load(files[1], "face_decoder")
-        how: dict[str, Any] = {"device": device, "progress": progress}
-        return VoiceEncoderTask(data / "voices", "compact", *known, card, **how)
-
-    voice = run("voice", "voices", VOICES, voices_task)
-    sources = {"face_encoder": files[0], "face_decoder": files[1], "voice_encoder": voice.best}
+    note(f"training encoder in {out / 'encoder'} on {device}")
+    torch.manual_seed(FACES.seed)
+    task = PartsEncoderTask(data / "faces", "compact", Card.of_data(data / "faces", "demo encoder"))
+    for text in task.notes:
+        note(text)
+    run: dict[str, Any] = {"device": device, "progress": progress}
+    encoder = train(task, out / "encoder", FACES, note=note, **run)
+    note(f"training voice in {out / 'voice'} on {device}")
+    voice = train_voices(data, out / "voice", encoder.best, **run)
+    files = {
+        "face_encoder": encoder.best,
+        "face_decoder": encoder.best.with_name("decoder.safetensors"),
+        "voice_encoder": out / "voice/best.safetensors",
+    }
     with atomic_folder(out / "model", replace=True) as folder:
         for kind in KINDS:
-            shutil.copyfile(sources[kind], folder / f"{kind}.safetensors")
+            shutil.copyfile(files[kind], folder / f"{kind}.safetensors")
     return DemoModel(out / "model", encoder, voice)
+
+
+def train_voices(
+    data: Path, out: Path, face_encoder: Path, *, device: torch.device, progress: Progress = silent
+) -> dict[str, float]:
+    """Solve for what the bundled voice encoder says, and for the faces that follow from it.
+
+    `data` is the folder of `prepare_demo`; `out` becomes a folder of what was heard and of
+    `best.safetensors`. Returns the figures on the speakers of validation. Raises as `train_demo`.
+    """
+    faces = load(face_encoder, "face_encoder")
+    network = listener(data / "speaker.safetensors", faces.embedding).to(device)
+    clips = hear_clips(data / "voices", out / "heard", network, progress)
+    network = network.cpu()
+    figures = fit_attributes(network, clips)
+    fit_faces(network, data / "imagined", faces, device, progress)
+    card = replace(Card.of_data(data / "voices", "demo voice"), metrics=figures)
+    save(
+        out / "best.safetensors",
+        network,
+        card=card,
+        embedding_space=faces.embedding_space,
+        front_end=spectrogram.FRONT_ENDS["speaker"],
+        storage=torch.float16,
+    )
+    return figures
+
+
+class HeardClips(NamedTuple):
+    """What an encoder heard in clips of speakers, each recorded in another way."""
+
+    features: Array  # [n f]
+    kind: NDArray[np.str_]  # [n]: F, M, C of a child, and 0 where nobody speaks
+    split: NDArray[np.str_]  # [n]: train or val
+    source: NDArray[np.str_]  # [n]
+    log_pitch: Array  # [n], Hz, of the speaker
+    move: Array  # [n], that the clip's pitch was moved by, logarithmic
+    timbre: Array  # [n a]
+
+
+def hear_clips(
+    voices: Path, out: Path, network: AttributeEncoder, progress: Progress
+) -> HeardClips:
+    """Hear all speakers of train and val of a tree in `ROUNDS` rounds, each clip recorded anew.
+
+    A round's features are a file in `out`, and are not made again.
+    """
+    table = read_table(voices / "speakers.csv")
+    columns = {name: table.column(k) for k, name in enumerate(table.columns)}
+    rows = [k for k, split in enumerate(columns["split"]) if split != "test"]
+    names, splits, kinds = (
+        np.array([columns[name][k] for k in rows]) for name in ("speaker", "split", "kind")
+    )
+    files = [
+        sorted((voices / split / name / "audios").glob("*.npy"))
+        for name, split in zip(names, splits, strict=True)
+    ]
+    others = [some[0] for some, split in zip(files, splits, strict=True) if split == "train"]
+    who, features, moves = [], [], []
+    for r in range(ROUNDS):
+        path = out / f"{r:02d}.npz"
+        if not path.is_file():
+            heard = _hear_round(r, files, others, network, progress)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                np.savez(file, allow_pickle=False, **heard)
+        with np.load(path) as stored:
+            who.append(stored["who"])
+            features.append(stored["features"])
+            moves.append(stored["move"])
+    index, nobody = np.concatenate(who), np.concatenate(who) < 0
+    pitch = np.log([float(columns["pitch_hz"][k]) for k in rows])
+    source = np.array([columns["source"][k] for k in rows])
+    timbre = np.array(
+        [[float(columns[f"timbre_{a}"][k]) for a in range(TIMBRE_AXES)] for k in rows]
+    )
+    # Of recordings in which nobody speaks, the last rounds' are for validation.
+    first = ROUNDS - max(1, ROUNDS // 5)
+    late = np.concatenate([np.full(len(some), r >= first) for r, some in enumerate(who)])
+    return HeardClips(
+        np.concatenate(features).astype(np.float64),
+        np.where(nobody, "0", kinds[index]),
+        np.where(nobody, np.where(late, "val", "train"), splits[index]),
+        source[index],
+        pitch[index],
+        np.concatenate(moves),
+        timbre[index],
+    )
+
+
+def _hear_round(
+    r: int,
+    files: list[list[Path]],
+    others: list[Path],
+    network: AttributeEncoder,
+    progress: Progress,
+) -> dict[str, NDArray[Any]]:
+    """Hear a clip of each speaker, and as many as a quarter in which nobody speaks, numbered -1."""
+    rng = np.random.default_rng([7, r])
+    babble = [_read(others[k]) for k in rng.permutation(len(others))[:40]]
+    chosen = np.concatenate([rng.permutation(len(files)), np.full(len(files) // 4, -1)])
+    features, moves = [], []
+    for start in range(0, len(chosen), TOGETHER):
+        progress(r * len(chosen) + start, ROUNDS * len(chosen), "voices: heard")
+        n = round(audio.SAMPLE_RATE * np.exp(rng.uniform(*np.log(CLIP_SECONDS))))
+        clips = []
+        for k in chosen[start : start + TOGETHER]:
+            if k < 0:
+                clip, move = channel.no_voice(n, rng), 0.0
+            else:
+                clip, move = _recorded(files[k], n, rng, babble)
+            clips.append(clip[:n])
+            moves.append(move)
+        features.append(_heard(network, clips).numpy())
+    return {"who": chosen, "features": np.concatenate(features), "move": np.array(moves)}
+
+
+def _recorded(
+    files: list[Path], n: int, rng: Generator, babble: list[FloatArray]
+) -> tuple[FloatArray, float]:
+    """A clip of one of the files as the world would record it, and the move of its pitch."""
+    samples = _read(files[rng.integers(len(files))])
+    start = rng.integers(max(1, len(samples) - n + 1))
+    pitch, formants = np.exp(rng.uniform(-1, 1, 2) * (MOVED_PITCH, MOVED_FORMANTS))
+    if rng.random() < 0.4:
+        pitch = 1.0
+    if rng.random() < 0.5:
+        formants = 1.0
+    clip = channel.moved(samples[start : start + round(n * pitch)], pitch, formants)
+    if rng.random() < 0.9:
+        clip = channel.recorded(clip, rng, babble)
+    return clip, float(np.log(pitch))
+
+
+def _timbre(columns: dict[str, list[str]]) -> Array:
+    return np.array([columns[f"timbre_{a}"] for a in range(TIMBRE_AXES)], float).T
+
+
+def _read(file: Path) -> FloatArray:
+    return np.asarray(read_array(file), np.float32) / np.float32(32768)
+
+
+def fit_attributes(network: AttributeEncoder, clips: HeardClips) -> dict[str, float]:
+    """Solve for the layer that says attributes, and return the figures of validation.
+
+    Sex and whether it is a voice by logistic regression, pitch and timbre by ridge regression, on
+    the speakers of training. How sure it is, one temperature, is of those of validation. Source:
+    Guo et al. 2017, "On calibration of modern neural networks".
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.stats import spearmanr
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    voice, adult = clips.kind != "0", np.isin(clips.kind, ("F", "M"))
+    train, val = clips.split == "train", clips.split == "val"
+    known = clips.features[train & voice]
+    mean, deviation = known.mean(0), known.std(0) + 1e-6
+    x = (clips.features - mean) / deviation
+    weights, biases = [], []
+
+    def logistic(
+        groups: NDArray[Any], labels: NDArray[Any], share: dict[Any, float], strength: float
+    ) -> Any:
+        """Weigh groups of clips of training so, and all clips of one alike."""
+        rows = train & np.isin(groups, list(share))
+        count = {group: (groups[rows] == group).sum() for group in share}
+        weight = [share[group] / count[group] * rows.sum() for group in groups[rows]]
+        machine = LogisticRegression(C=strength, max_iter=2000)
+        return machine.fit(x[rows], labels[rows], sample_weight=weight)
+
+    # Audiobooks are most of the clips, and the least like what a visitor says.
+    sources, counts = np.unique(clips.source[train & adult], return_counts=True)
+    usual = clips.source == sources[counts.argmax()]
+    groups = np.where(adult & usual, np.char.add(clips.kind, "-"), clips.kind)
+    shares = {
+        group: SEX_SHARES[group[0]]
+        / (2 if adult[groups == group].any() and len(sources) > 1 else 1)
+        for group in np.unique(groups[train & voice])
+    }
+    sexes = logistic(groups, clips.kind, shares, SEX_C)
+    if "C" not in shares:  # of no children: nothing is one's; and scikit-learn gives one logit, M's
+        coefficients = np.concatenate([0 * sexes.coef_, sexes.coef_, 0 * sexes.coef_])
+        intercepts = np.array([0, sexes.intercept_[0], -NEVER])
+    else:
+        order = [list(sexes.classes_).index(kind) for kind in SEX_SHARES]
+        coefficients, intercepts = sexes.coef_[order], sexes.intercept_[order]
+    logits = x @ coefficients.T + intercepts
+    male = clips.kind == "M"
+
+    def unlikeliness(log_heat: float) -> float:
+        likely = _male(logits[val & adult] / np.exp(log_heat))
+        right = np.where(male[val & adult], likely, 1 - likely)
+        return float(-np.log(right + 1e-6).mean())
+
+    heat = np.exp(minimize_scalar(unlikeliness, bounds=(-2, 2), method="bounded").x)
+    weights += list(coefficients / heat)
+    biases += list(intercepts / heat)
+    voices = logistic(voice, voice, {True: 0.5, False: 0.5}, VOICE_C)
+    weights.append(voices.coef_[0])
+    biases.append(voices.intercept_[0])
+    moved = (clips.log_pitch + clips.move)[train & voice]
+    pitch = Ridge(alpha=PITCH_RIDGE).fit(x[train & voice], moved)
+    timbre = Ridge(alpha=TIMBRE_RIDGE).fit(x[train & adult], clips.timbre[train & adult])
+    # A ridge holds back what it is not sure of: by how much differs with the material.
+    held_back = timbre.predict(x[train & adult]).std(0) / SHOWN_TIMBRE
+    weights += [pitch.coef_, *(timbre.coef_.T / held_back).T]
+    biases += [pitch.intercept_, *(timbre.intercept_ / held_back)]
+    weight = np.stack(weights) / deviation
+    network.said.weight.copy_(torch.from_numpy(weight))
+    network.said.bias.copy_(torch.from_numpy(np.array(biases) - weight @ mean))
+    said = pitch.predict(x)
+    still = adult & (clips.move == 0)
+    for k, sex in enumerate("FM"):
+        of = said[train & still & (clips.kind == sex)]
+        network.pitch[k] = torch.tensor([of.mean(), of.std()])
+    likely = _male(logits / heat)
+    figures = {
+        "validation: unlikeliness of the sex (nats)": unlikeliness(float(np.log(heat))),
+        "validation: error of confidence": _calibration_error(likely, male, val & adult),
+        "validation: voice told from noise and music": float(
+            np.mean([(voices.predict(x) == voice)[val & of].mean() for of in (voice, ~voice)])
+        ),
+        "validation: timbre explained": float(
+            timbre.score(x[val & adult], clips.timbre[val & adult])
+        ),
+    }
+    for sex, name in (("F", "women"), ("M", "men")):
+        of = val & (clips.kind == sex)
+        figures[f"validation: sex of {name}"] = float(((likely > 0.5) == male)[of].mean())
+        of = of & still
+        if len(np.unique(clips.log_pitch[of])) > 2:  # of one speaker or two there is no rank
+            figures[f"validation: pitch of {name} (rank correlation)"] = float(
+                spearmanr(said[of], clips.log_pitch[of]).statistic
+            )
+    return figures
+
+
+def _male(logits: Array) -> Array:
+    """How likely voices are men's, of logits [n 3] of a woman, a man and a child."""
+    from scipy.special import softmax
+
+    likely: Array = softmax(logits, axis=1)
+    return likely[:, 1] + likely[:, 2] / 2
+
+
+def _calibration_error(likely: Array, male: NDArray[np.bool_], rows: NDArray[np.bool_]) -> float:
+    """Mean difference of how sure and how right it is, in 10 parts from less sure to surer."""
+    sure = np.maximum(likely, 1 - likely)[rows]
+    right = ((likely > 0.5) == male)[rows]
+    parts = np.array_split(np.argsort(sure), min(10, len(sure)))
+    return float(np.mean([abs(sure[part].mean() - right[part].mean()) for part in parts]))
+
+
+def fit_faces(
+    network: AttributeEncoder,
+    imagined: Path,
+    faces: Checkpoint,
+    device: torch.device,
+    progress: Progress,
+) -> float:
+    """Learn which face follows from what is said, from faces of imagined voices.
+
+    Returns how much of their embeddings' variance is explained on every tenth, not learned from.
+    """
+    from scipy.stats import norm
+
+    table = read_table(imagined / "faces.csv")
+    columns = {name: table.column(k) for k, name in enumerate(table.columns)}
+    encoder = faces.network.to(device)
+    assert isinstance(encoder, FaceEncoder)
+    wanted = []
+    for k, name in enumerate(columns["face"]):
+        progress(k, len(columns["face"]), "faces of voices")
+        photo = load_face(imagined / f"{name}.jpg", fit=encoder.preprocessing.fit)
+        with torch.inference_mode():
+            wanted.append(encoder(photo[None].to(device).float() / 255)[0].float().cpu())
+    target = torch.stack(wanted)
+    male = torch.tensor([float(sex == "M") for sex in columns["sex"]])
+    mean, deviation = network.pitch[male.long()].unbind(1)
+    rank = torch.tensor([float(rank) for rank in columns["rank"]])
+    log_pitch = mean + deviation * torch.from_numpy(norm.ppf(rank.clamp(0.005, 0.995))).float()
+    timbre = torch.from_numpy(_timbre(columns)).float()
+    kept = torch.arange(len(male)) % 10 == 9
+    scale = target[~kept].var(0).sum()
+    torch.manual_seed(0)
+    layers = network.hidden, network.embedding
+    for layer in layers:
+        layer.reset_parameters()
+        layer.requires_grad_(True)
+    network.embedding.bias.data.copy_(target[~kept].mean(0))
+    learned = [weight for layer in layers for weight in layer.parameters()]
+    optimizer = torch.optim.Adam(learned)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, FACES_LR, FACE_STEPS)
+
+    def error(rows: Tensor) -> Tensor:
+        drawn = network.faces(male[rows], log_pitch[rows], timbre[rows])
+        return (drawn - target[rows]).square().sum(1).mean() / scale
+
+    for k in range(FACE_STEPS):
+        progress(k, FACE_STEPS, "faces of voices: learning")
+        optimizer.zero_grad()
+        error(~kept).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    network.requires_grad_(False)
+    with torch.no_grad():
+        return 1 - float(error(kept))

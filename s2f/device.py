@@ -5,8 +5,11 @@ Importing this does not import torch, which is slow, and which most that write f
 
 import contextlib
 import ctypes
+import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,9 @@ from s2f.errors import DeviceError, UsageError
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # names of dtypes of torch
+# Names of dtypes of torch; `tf32` is float32, of whose bits a GPU multiplies 19.
+PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+AGAIN = 0.5  # seconds in which a signal that comes again is the same one
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -42,14 +47,34 @@ def check_precision(precision: str, device: "torch.device") -> None:
         raise UsageError(f"there is no precision {precision!r}", hint=hint)
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("a CPU does not compute in fp16", hint="use fp32, bf16 or --device cuda")
+    if precision == "tf32" and device.type != "cuda":
+        raise DeviceError(f"{device} does not compute in tf32", hint="use fp32 or --device cuda")
+
+
+@contextlib.contextmanager
+def rounding(precision: str) -> Iterator[None]:
+    """Have a GPU round what it multiplies in float32 to TF32, if that is the precision.
+
+    Convolutions and products alike; torch alone would round those of cuDNN and not the others.
+    """
+    import torch
+
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for backend, old in zip(backends, before, strict=True):
+            backend.allow_tf32 = old
 
 
 @contextlib.contextmanager
 def computing(device: "torch.device", precision: str = "fp32") -> Iterator[None]:
     """Compute without gradients, in a precision where that is safe, and the same way each time.
 
-    `fp32` is that on a GPU too, where convolutions are otherwise rounded to TF32. Raises a
-    DeviceError if the device has too little memory.
+    Raises a DeviceError if the device has too little memory.
     """
     import torch
 
@@ -60,7 +85,8 @@ def computing(device: "torch.device", precision: str = "fp32") -> Iterator[None]
         with (
             torch.inference_mode(),
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-            cudnn.flags(**fixed, allow_tf32=False),
+            cudnn.flags(**fixed),
+            rounding(precision),
         ):
             yield
     except torch.OutOfMemoryError as error:
@@ -96,16 +122,68 @@ def keep_memory(*, largest: int | None = 2**25, spare: int = 2**28) -> None:
         mallopt(-1, spare)
 
 
-def ended_by_sigterm() -> contextlib.AbstractContextManager[None]:
-    """Have SIGTERM end what runs as Ctrl-C does, with everything put away."""
-    return _handling(signal.default_int_handler, signal.SIGTERM)
+def end_by_signals(put_away: Callable[[], object]) -> None:
+    """Have SIGTERM, and a terminal that closes, end this process as Ctrl-C does; a second at once.
+
+    The first raises a KeyboardInterrupt, whatever else handles it. The second, from whichever
+    handler the first went to, is seen by a thread of its own, also while the main one is deep in a
+    library: it calls `put_away` and ends with 128 and the signal's number. The first may come twice
+    (`timeout` sends it to its command and to the group, a shell passes a terminal's on): within
+    `AGAIN` that is one. A signal that whoever started the process has it ignore (nohup, a job in
+    the background) it goes on ignoring.
+    """
+    numbers = _not_ignored(signal.SIGINT, signal.SIGTERM, *_OF_TERMINALS)
+    seen: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        if not seen:  # the others are for the thread
+            seen.append(number)
+            raise KeyboardInterrupt
+
+    def watch(told: socket.socket) -> None:
+        first, arrived = 0, 0.0
+        while sent := told.recv(1):
+            number = sent[0]
+            if number not in numbers:
+                continue
+            if not first:
+                first, arrived = number, time.monotonic()
+            elif number != first or time.monotonic() - arrived > AGAIN:
+                try:
+                    put_away()
+                finally:
+                    os._exit(128 + number)
+
+    def leave() -> None:  # in a process that is forked: what it is sent is no matter of this one
+        signal.set_wakeup_fd(-1)
+        for number in numbers:
+            if signal.getsignal(number) == end:
+                is_ctrl_c = number == signal.SIGINT
+                signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+
+    for number in numbers:
+        signal.signal(number, end)
+    tell, told = socket.socketpair()
+    tell.setblocking(False)
+    signal.set_wakeup_fd(tell.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, args=(told,), daemon=True).start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=leave)
+
+
+_OF_TERMINALS = [signal.SIGHUP] if os.name == "posix" else []
+
+
+def _not_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that a loop reads between two steps."""
+    """Turn SIGTERM, Ctrl-C and a terminal that closes into a flag, read between two steps."""
     seen: list[int] = []
-    with _handling(lambda number, frame: seen.append(number), signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM, *_not_ignored(*_OF_TERMINALS)]
+    with _handling(lambda number, frame: seen.append(number), *numbers):
         yield lambda: bool(seen)
 
 

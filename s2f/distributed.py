@@ -128,7 +128,8 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the other processes, if there are any; of a device `cuda`, give this process's own.
 
     Raises a DeviceError if this process has no device of its own; and where another process has
-    ended, the S2FError that it ended with, or a DeviceError if it could not tell.
+    ended, the S2FError that it ended with, a KeyboardInterrupt if it was interrupted, or a
+    DeviceError if it could not tell.
     """
     if world_size() < 2:
         yield ALONE, device
@@ -145,10 +146,11 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
     try:
         yield Ranks(rank, size, launcher), device
-    except S2FError as error:
+    except (S2FError, KeyboardInterrupt) as error:
         _see_to_the_end()
         with contextlib.suppress(RuntimeError):  # nobody is left to be told
-            store.set(WHY, json.dumps(described(error)))
+            told = described(error) if isinstance(error, S2FError) else None
+            store.set(WHY, json.dumps(told))
         raise
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or any(w in str(error) for w in GONE)):
@@ -157,7 +159,10 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         with contextlib.suppress(RuntimeError):  # whoever kept it has ended too
             if store.check([WHY]):
                 why = json.loads(store.get(WHY))
-                raise getattr(errors, why["error"])(why["message"], hint=why["hint"]) from error
+                if why is None:
+                    raise KeyboardInterrupt from error
+                kind = getattr(errors, why.pop("error"))
+                raise kind(why.pop("message"), **why) from error
         if LAUNCHED in os.environ:
             raise SystemExit(LOST) from error
         raise _lost() from error

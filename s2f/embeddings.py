@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2f.console import Progress, silent
+from s2f.distributed import ALONE, Ranks
 from s2f.errors import CheckpointError, DatasetError, ImageError
 from s2f.files import read_array
 from s2f.images import Fit, load_face
@@ -28,6 +29,7 @@ class Maker:
     width: int  # values of an embedding
     fit: Fit  # how it wants photos that are no squares
     embed: Callable[[Tensor], Tensor]  # photos [b 3 224 224] RGB 0..1, b <= `BATCH`, to [b d]
+    ranks: Ranks = ALONE  # processes of which each makes its share, and has all
 
     def of(self, photos: Sequence[Tensor]) -> NDArray[np.float32]:
         """Embed up to `BATCH` photos, each uint8 [3 224 224] RGB, to [b d]."""
@@ -116,13 +118,17 @@ class Gallery:
             self.progress(k, len(due), "reading embeddings")
         check_embeddings(self.maker, list(photos), photos.__getitem__)
         failed: dict[FaceFiles, ImageError] = {}
-        for done in range(0, len(todo), BATCH):
+        ranks = self.maker.ranks
+        for done in range(0, len(todo), BATCH * ranks.size):
             self.progress(done, len(todo), "embedding photos")
-            rows, paths = zip(*todo[done : done + BATCH], strict=True)
-            read, broken = self.maker.read(paths)
-            failed |= {due[rows[k]]: error for k, error in broken.items()}
-            if read:
-                table[[rows[k] for k in read]] = self.maker.of(list(read.values()))
+            own = done + BATCH * ranks.rank
+            mine = todo[own : own + BATCH]
+            read, broken = self.maker.read([path for _, path in mine])
+            made = self.maker.of(list(read.values())) if read else table[:0]
+            told = [mine[k][0] for k in read], made, {mine[k][0]: e for k, e in broken.items()}
+            for rows, values, errors in ranks.gather(told):
+                table[rows] = values
+                failed |= {due[row]: error for row, error in errors.items()}
         self._tables.append(table)
         self._rows.update((f, start + k) for k, f in enumerate(due) if f not in failed)
         return failed

@@ -1,22 +1,28 @@
 """One tree of errors: what failed, on which file, what was seen and wanted, and the cure.
 
 Library code raises these and nothing else for what a user can cause; the command line turns
-each into one line and an exit code, and knows nothing more about them.
+each into one line, or one for each of its details too, and an exit code, and knows nothing more
+about them.
 """
+
+from collections.abc import Sequence
 
 
 class S2FError(Exception):
     """The root of everything that a user, a file or a machine can cause.
 
     `message` is one sentence: what failed, which file, the value seen and the value wanted; `hint`,
-    the cure, is the next thing to do or type, if there is one.
+    the cure, is the next thing to do or type, if there is one. An error of many files has a
+    sentence for each of them in `details`.
     """
 
     exit_code = 1  # of the command
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.hint = message, hint
+    def __init__(
+        self, message: str, *, hint: str | None = None, details: Sequence[str] = ()
+    ) -> None:
+        super().__init__("\n".join([message, *details]))
+        self.message, self.hint, self.details = message, hint, tuple(details)
 
 
 class UsageError(S2FError):
@@ -69,3 +75,13 @@ class DeviceError(S2FError):
 
 class WorkerError(S2FError):
     """An item of a batch whose process died, hung, or met a bug of ours."""
+
+
+def together(where: str, errors: Sequence[S2FError]) -> S2FError:
+    """Make one error of several of a kind, which names each; of one, it is this one itself."""
+    if len(errors) == 1:
+        return errors[0]
+    details = [error.message for error in errors]
+    cures = "; ".join(dict.fromkeys(error.hint for error in errors if error.hint))
+    message = f"{where} {len(errors)} cannot be used"
+    return type(errors[0])(message, hint=cures or None, details=details)

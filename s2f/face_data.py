@@ -8,8 +8,10 @@ that the embedding of the face encoder is what the decoder draws.
 
 import dataclasses
 import random
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +21,19 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from s2f import layout
-from s2f.appearance_model import PartsCode
+from s2f.appearance_model import PartsCode, before_ground
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
 from s2f.embeddings import Gallery, Maker
-from s2f.errors import DatasetError, ImageError
+from s2f.errors import DatasetError, ImageError, together
 from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
 from s2f.files import read_array
-from s2f.images import Fit, load_face
-from s2f.landmarks import OF_72, TEMPLATE_POINTS, map_68
+from s2f.images import FRAME, Fit, load_face
+from s2f.landmarks import OF_72, TEMPLATE_POINTS, implausible, map_68
 from s2f.layout import FaceFiles
 from s2f.warp import warp
 
+ASIDE = 10  # pixels right of the middle that the centres of faces do not lie on the whole
 NEIGHBOURS = 10  # that a face is mixed with one of
 CELLS = 2**24  # cosines held at a time
 START = 700  # photos that a linear start is fitted to
@@ -44,28 +47,30 @@ class FaceDataset(Dataset[Item]):
     neighbours: NDArray[np.int64]  # [m q], targets that each target is mixed with
 
     def __init__(
-        self, folder: Path, *, landmarks: int, fit: Fit = "squash", whole: bool = False
+        self,
+        folder: Path,
+        *,
+        landmarks: int,
+        fit: Fit = "squash",
+        whole: bool = False,
+        opacity: bool = False,
     ) -> None:
         """List the tree of one split.
 
         A photo has 68 landmarks, the seed's 72, which follow from them, or those of the template.
         The face encoder wants photos that are no squares to `fit`; landmarks and drawings are of
         the squashed photo. Drawings are the textures that whoever made the tree has registered to
-        the mean shape; where there are none, or with `whole`, the photos. Raises a DatasetError if
-        only some photos have textures, or as `layout.photos`.
+        the mean shape; where there are none, or with `whole`, the photos. A texture's opacity, if
+        there is one, is its fourth channel with `opacity`, and else it stands before the ground.
+        Raises a DatasetError if only some photos have textures or opacities, or as `layout.photos`.
         """
         self.folder, self.photos = folder, layout.photos(folder)
         self.landmarks, self.fit = landmarks, fit
         self.suffix = layout.LANDMARKS if landmarks in (68, 72) else layout.TEMPLATE
         stems = list(dict.fromkeys(photo.target for photo in self.photos))
-        have = [not whole and layout.beside(stem, layout.TEXTURE).is_file() for stem in stems]
-        self.registered = all(have)
-        if any(have) and not self.registered:
-            raise DatasetError(
-                f"{folder}: {stems[have.index(False)].name} has no NAME{layout.TEXTURE} and "
-                f"{stems[have.index(True)].name} has one",
-                hint="remove the textures, or make all",
-            )
+        self.registered = not whole and self._all_have(layout.TEXTURE, stems)
+        self.cut_out = self.registered and self._all_have(layout.OPACITY, stems)
+        self.opacity = opacity and self.cut_out
         own = {photo.path.with_suffix(""): photo for photo in self.photos}
         self.targets = [own[stem] for stem in stems]  # the photos that have landmarks of their own
         self._row = {stem: row for row, stem in enumerate(stems)}
@@ -73,17 +78,27 @@ class FaceDataset(Dataset[Item]):
         self.identities = {name: index for index, name in enumerate(names)}
         self.counts = {"identities": len(names)}
 
+    def _all_have(self, suffix: str, stems: list[Path]) -> bool:
+        have = [layout.beside(stem, suffix).is_file() for stem in stems]
+        if any(have) and not all(have):
+            raise DatasetError(
+                f"{self.folder}: {stems[have.index(False)].name} has no NAME{suffix} and "
+                f"{stems[have.index(True)].name} has one",
+                hint="remove them, or make all",
+            )
+        return all(have)
+
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, key: Key) -> Item:
         """Read a photo.
 
-        Gives `face` and `drawing`, uint8 [3 224 224], `landmarks` [k 2], `identity` [], and `own`
-        [], whether the landmarks are the photo's own. If there are morphs also `other_drawing`,
-        `other_landmarks` and `mix` [2], 0..1: the other's share in the shape and in the texture, 0
-        for an item that is no morph. Raises an ImageError if a picture cannot be read, or as
-        `points`.
+        Gives `face` uint8 [3 224 224], `drawing` [c 224 224], c 4 with its opacity, `landmarks`
+        [k 2], `identity` [], and `own` [], whether the landmarks are the photo's own. If there are
+        morphs also `other_drawing`, `other_landmarks` and `mix` [2], 0..1: the other's share in the
+        shape and in the texture, 0 for an item that is no morph. Raises an ImageError if a picture
+        cannot be read, or as `points`.
         """
         photo = self.photos[key.item]
         row = self._row[photo.target]
@@ -112,10 +127,18 @@ class FaceDataset(Dataset[Item]):
     def _drawing(self, row: int) -> Tensor:
         photo = self.targets[row]
         texture = layout.beside(photo.target, layout.TEXTURE)
-        return load_face(texture if self.registered else photo.path)
+        drawing = load_face(texture if self.registered else photo.path)
+        if not self.cut_out:
+            return drawing
+        channel = load_face(layout.beside(photo.target, layout.OPACITY))[:1]
+        whole = torch.cat([drawing, channel])
+        return whole if self.opacity else (before_ground(whole[None] / 255)[0] * 255).round().byte()
 
     def points(self, row: int) -> Tensor:
-        """Read the landmarks [k 2] of a target; raises a DatasetError if they are no k points."""
+        """Read the landmarks [k 2] of a target, xy pixels of the photo squashed to 224 x 224.
+
+        Raises a DatasetError if they are no k points, or none of a face.
+        """
         path = layout.beside(self.targets[row].target, self.suffix)
         found = read_array(path)
         k = 68 if self.landmarks == 72 else self.landmarks
@@ -123,15 +146,41 @@ class FaceDataset(Dataset[Item]):
             message = f"{path}: holds an array {list(found.shape)} of {found.dtype}"
             hint = "make the landmarks again"
             raise DatasetError(f"{message}; wanted {[k, 2]} finite values", hint=hint)
+        if why := implausible(found, FRAME):
+            hint = f"wanted xy pixels of the photo squashed to {FRAME} x {FRAME}, in iBUG order, "
+            hint += "as s2f prep landmarks makes them"
+            raise DatasetError(f"{path}: its points {why}", hint=hint)
         points = torch.from_numpy(found.astype(np.float32))
         return points[list(OF_72)] if self.landmarks == 72 else points
+
+    def broken_landmarks(self) -> list[DatasetError]:
+        """Look at the landmarks of all targets; give why some, or all together, cannot be used.
+
+        One face may lie anywhere. But those of a larger frame, as of 256 pixels, lie right of the
+        middle on the whole (hand-placed ones of 84 people: at 110 to 114 of 224), and beyond it.
+        """
+        found, centres, n_beyond = [], [], 0
+        for row in range(len(self.targets)):
+            try:
+                points = self.points(row)
+                centres.append(float(points[:, 0].mean()))
+                n_beyond += bool(points.max() > FRAME)
+            except DatasetError as error:
+                found.append(error)
+        middle = statistics.median(centres) if centres else 0.0
+        if 2 * n_beyond > len(centres) and middle > FRAME / 2 + ASIDE:
+            message = f"{self.folder}: its landmarks lie around x = {middle:.0f}, most of "
+            message += f"them beyond {FRAME} x {FRAME} pixels: they are of a larger frame"
+            hint = f"multiply them by {FRAME} and divide by the side of the pictures they are of"
+            found.append(DatasetError(message, hint=hint))
+        return found
 
     def mean_landmarks(self) -> Tensor:
         """Average the landmarks of all targets, [k 2]: the shape that textures are drawn in."""
         return torch.stack([self.points(row) for row in range(len(self.targets))]).mean(0)
 
     def texture(self, drawings: Tensor, landmarks: Tensor, mean: Tensor) -> Tensor:
-        """Register drawings [b 3 224 224] to the mean shape [k 2], where they are not yet."""
+        """Register drawings [b c 224 224] to the mean shape [k 2], where they are not yet."""
         if self.registered:
             return drawings
         return warp(drawings, landmarks, mean[None]).clamp(0, 1)  # bicubic: it overshoots
@@ -186,32 +235,40 @@ def nearest(directions: Tensor, groups: Tensor, k: int, *, cells: int = CELLS) -
 class FaceData:
     """The photos of both splits, and drawings registered to the mean shape."""
 
-    def __init__(self, data: Path, k: int, fit: Fit, *, whole: bool = False) -> None:
+    def __init__(
+        self, data: Path, k: int, fit: Fit, *, whole: bool = False, opacity: bool = False
+    ) -> None:
         """Open the trees of train and val for a decoder that predicts k landmarks.
 
-        Of the dense template's the data may have none: then it is to predict 68. `fit` and `whole`
-        are as for `FaceDataset`. Raises a DatasetError as that, or if there is one person only.
+        Of the dense template's the data may have none: then it is to predict 68. The rest is as for
+        `FaceDataset`. Raises a DatasetError as that, if there is one person only, or if landmarks
+        of either cannot be used: it names all of these.
         """
         folders = [layout.split(data, split) for split in ("train", "val")]
         first = layout.photos(folders[0])[0]
         if k == TEMPLATE_POINTS and not layout.beside(first.target, layout.TEMPLATE).is_file():
             k = 68
         self.landmarks = k
-        self.train, self.val = (FaceDataset(f, landmarks=k, fit=fit, whole=whole) for f in folders)
+        how: dict[str, Any] = {"landmarks": k, "fit": fit, "opacity": opacity}
+        self.train, self.val = (FaceDataset(f, whole=whole, **how) for f in folders)
         # The embedding is a code of registered faces even where the photos are to be drawn.
-        self._start = FaceDataset(folders[0], landmarks=k, fit=fit) if whole else self.train
+        self._start = FaceDataset(folders[0], **how) if whole else self.train
         self.notes: list[str] = []  # what people should know of them
         if len(self.train.identities) < 2:
             message = f"{folders[0]}: has one identity: there is nothing to tell apart"
             hint = "wanted photos of two people at least, IDENTITY/NAME.jpg"
             raise DatasetError(message, hint=hint)
+        broken = [error for split in (self.train, self.val) for error in split.broken_landmarks()]
+        if broken:
+            n = len(self.train.targets) + len(self.val.targets)
+            raise together(f"{data}: of {n} files of landmarks", broken)
         if self.train.registered != self.val.registered:
             message = f"{data}: some photos have a {layout.TEXTURE} beside them and some have none"
             raise DatasetError(message, hint="remove them, or make all")
 
     @torch.no_grad()
     def example(self, batch: Item, decoder: FaceDecoder) -> tuple[Tensor, Tensor, Tensor]:
-        """Make what a decoder learns from: face and drawing [b 3 224 224], landmarks [b k 2].
+        """Make what a decoder learns from: face and drawing [b c 224 224], landmarks [b k 2].
 
         The face is what the face encoder sees, the drawing the registered texture, or the face
         where the decoder draws that. A morph is a face drawn anew: two registered textures and two
@@ -233,7 +290,7 @@ class FaceData:
         other = self.train.texture(other, other_landmarks, mean)
         texture = torch.lerp(texture, other, in_texture[..., None])
         landmarks = torch.lerp(landmarks, other_landmarks, in_shape)
-        morph = warp(texture, mean[None], landmarks).clamp(0, 1)
+        morph = before_ground(warp(texture, mean[None], landmarks)).clamp(0, 1)
         is_morph = batch["mix"].any(1)[:, None, None, None]
         drawing = torch.where(is_morph, morph, drawing) if is_face else texture
         return torch.where(is_morph, morph, face), drawing, landmarks
@@ -241,7 +298,8 @@ class FaceData:
     def new_decoder(self, config: FaceDecoderConfig) -> FaceDecoder:
         """Make a decoder of as many landmarks as the data have, at their mean shape."""
         mean = self.train.mean_landmarks()
-        config = dataclasses.replace(config, landmarks=self.landmarks)
+        opacity = config.opacity and self._start.opacity
+        config = dataclasses.replace(config, landmarks=self.landmarks, opacity=opacity)
         if self.landmarks == TEMPLATE_POINTS:
             config = dataclasses.replace(config, landmarks_68=map_68(mean.numpy()))
         decoder = FaceDecoder(config)
@@ -251,7 +309,7 @@ class FaceData:
     def start_linear(self, decoder: FaceDecoder) -> tuple[PartsCode, Tensor]:
         """Make a new decoder the linear model of up to `START` photos.
 
-        Returns its code, and the textures [n 3 224 224] that it is of. Raises an ImageError if none
+        Returns its code, and the textures [n c 224 224] that it is of. Raises an ImageError if none
         of the photos can be read.
         """
         n = len(self._start)

@@ -8,13 +8,19 @@ Source: Cole et al. 2017; Oh et al. 2019.
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows
+from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows, before_ground
 from s2f.landmarks import MAP_72
 from s2f.warp import warp
+
+# Deviations from the mean face beyond which `FaceDecoder.distance` is no usual photo's: the most of
+# 252 photos of 9 people whom the bundled model's training never saw (`benchmarks/RESULTS.md`).
+FAR = 2.0
+INNER = (0.3, 0.7), (0.3, 0.8)  # of the frame, across and down: from brows to mouth, no hair
 
 STAGES = ((128, 5, 2), (64, 5, 2), (32, 5, 2), (32, 5, 2), (3, 1, 1))  # of the paper
 
@@ -34,11 +40,12 @@ class FaceDecoderConfig:
     # stages. `axes` are the values of the embedding a window; what is left of it are the shape's.
     windows: int = 0
     axes: int = 0
+    opacity: bool = False  # whether the texture has a fourth channel, of `opacity`
     detail: bool = False  # whether what is fainter than in photos is amplified, as `Detail` does
     # (channels, kernel, stride) of each transposed convolution; the last gives RGB, without a ReLU
     stages: tuple[tuple[int, int, int], ...] = STAGES
     batch_norm: bool = False  # in the trunk and the landmark head (the seed's)
-    output: str = "sigmoid"  # or `linear`, around a learned mean texture
+    output: Literal["sigmoid", "linear"] = "sigmoid"  # linear: around a learned mean texture
     is_face: bool = False  # whether the texture is the face, with nothing to warp (the seed's)
     # One (i, j, w) for each of the 68 points of iBUG order, which is (1 - w) P_i + w P_j of the
     # predicted ones; empty where they are the 68.
@@ -49,13 +56,14 @@ class FaceDecoderConfig:
             if self.embedding <= self.windows**2 * self.axes:
                 parts = f"{self.windows}² windows of {self.axes} values and a shape"
                 raise ValueError(f"an embedding of {self.embedding} has no room for {parts}")
-        elif self.stages[-1][0] != 3:
-            raise ValueError(f"the last stage gives {self.stages[-1][0]} channels; RGB has 3")
-
-    @property
-    def first_width(self) -> int:
-        """Values of the trunk's first layer, or of the embedding where there is no trunk."""
-        return self.trunk[0] if self.trunk else self.embedding
+        elif self.opacity:
+            raise ValueError("only textures that are drawn in windows have an opacity")
+        elif not self.stages or self.stages[-1][0] != 3:
+            raise ValueError(f"the last stage gives no RGB: {self.stages}")
+        elif not all(kernel >= stride > 0 for _, kernel, stride in self.stages):
+            raise ValueError(f"a stage's kernel is narrower than its stride: {self.stages}")
+        if any(max(i, j) >= self.landmarks for i, j, _ in self.landmarks_68):
+            raise ValueError(f"landmarks_68 names points beyond the {self.landmarks}")
 
     @property
     def image_size(self) -> int:
@@ -85,6 +93,7 @@ CONFIGS: dict[str, FaceDecoderConfig] = {
         windows=7,
         axes=20,
         stages=(),
+        opacity=True,
         detail=True,
         output="linear",
     ),
@@ -124,11 +133,13 @@ class FaceDecoder(nn.Module):
         self.landmarks.append(nn.Linear(hidden[-1], 2 * config.landmarks))
         self.register_buffer("mean_landmarks", torch.zeros(config.landmarks, 2))
         if config.output == "linear":
-            self.mean_texture = nn.Parameter(torch.full((3, size, size), 0.5))
+            channels = 4 if config.opacity else 3
+            self.mean_texture = nn.Parameter(torch.full((channels, size, size), 0.5))
         if config.detail:
             self.detail = Detail(size)
         if config.windows:
-            self.local = LocalTexture(Windows(size, config.windows), config.axes)
+            windows = Windows(size, config.windows)
+            self.local = LocalTexture(windows, config.axes, len(self.mean_texture))
             return
         self.seed = nn.Sequential(nn.Linear(width, config.seed_channels * config.seed_size**2))
         self.stages = nn.ModuleList()
@@ -140,21 +151,24 @@ class FaceDecoder(nn.Module):
             self.stages.append(nn.ConvTranspose2d(channels, out, kernel, stride, padding, extra))
             channels = out
 
-    def first_layers(self, embedding: Tensor) -> Tensor:
-        """The trunk's first layer, [b d] to [b w], or the embedding: what the voice's L1 sees."""
-        return self.trunk[:1](embedding)  # type: ignore[no-any-return]
+    def first_layers(self, embedding: Tensor, layers: int = 1) -> Tensor:
+        """What a voice's embedding is compared by: features of the trunk's first layers.
+
+        [b d] to [b w]; of all its layers where it has no more, and the embedding where it has none.
+        """
+        return self.trunk[:layers](embedding)  # type: ignore[no-any-return]
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode embeddings [b d] to landmarks [b k 2] and textures [b 3 s s].
+        """Decode embeddings [b d] to landmarks [b k 2] and textures [b 3 s s], or [b 4 s s].
 
         Landmarks are xy pixels in the frame, textures RGB about 0..1 (not clamped where the
-        config's output is linear). Both float32 under autocast too: half precision has no parts of
-        a pixel.
+        config's output is linear) and, where the config has it, the channel of `opacity`. Both
+        float32 under autocast too: half precision has no parts of a pixel.
         """
         landmarks, texture = self.plain(embedding)
         if self.config.detail:
             with torch.autocast(texture.device.type, enabled=False):
-                texture = self.detail(texture)
+                texture = torch.cat([self.detail(texture[:, :3]), texture[:, 3:]], 1)
         return landmarks, texture
 
     def plain(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,6 +200,31 @@ class FaceDecoder(nn.Module):
         return (1 - w) * landmarks[:, i] + w * landmarks[:, j]
 
     @torch.no_grad()
+    def distance(self, embeddings: Tensor) -> Tensor | None:
+        """How far embeddings [b d] lie from the mean face, in deviations of training's faces: [b].
+
+        None where embeddings are no `PartsCode`, and nothing is known of them. It is the root mean
+        square of the shape's values or, if that is larger, of those of the windows from brows to
+        mouth, where photos show what training's faces do; each in terms of its own spread, which
+        the length of its axis tells. `FAR` says what is usual.
+        """
+        config = self.config
+        if not config.windows or config.trunk or config.landmark_hidden:
+            return None
+        last = self.landmarks[-1]
+        assert isinstance(last, nn.Linear)
+        local = config.windows**2 * config.axes
+        values = embeddings.to(last.weight.device).float()
+        shape = _standard(values[:, local:], last.weight.float().norm(dim=0))
+        centres = (torch.arange(config.windows, device=values.device) + 0.5) / config.windows
+        across, down = ((centres > low) & (centres < high) for low, high in INNER)
+        inner = (down[:, None] & across).flatten()
+        lengths = self.local.axes.float().norm(dim=2)
+        texture = _standard(values[:, :local].view(-1, *lengths.shape), lengths)[:, inner]
+        squares = [x.square().flatten(1).sum(1) / max(1, x[0].numel()) for x in (shape, texture)]
+        return torch.maximum(*squares).sqrt()
+
+    @torch.no_grad()
     def start_linear(self, textures: Tensor, landmarks: Tensor) -> PartsCode:
         """Set the weights to the linear model of the parts of some registered faces.
 
@@ -207,8 +246,19 @@ class FaceDecoder(nn.Module):
         self.mean_landmarks.copy_(code.mean_landmarks)
         self.mean_texture.copy_(code.mean_texture)
         if config.detail:
-            self.detail.fit(textures)
+            self.detail.fit(textures[:, :3])
         return code
+
+
+def _standard(values: Tensor, lengths: Tensor) -> Tensor:
+    """Values of a `PartsCode` in terms of their spreads, from the lengths of their axes.
+
+    Both are proportional: an axis of deviation d is as long as the root of d times the mean, and
+    its values spread as the root of d over the mean. Axes of nothing count as nothing.
+    """
+    real = lengths > 1e-6 * lengths.max()
+    spread = lengths / lengths[real].square().mean().sqrt()
+    return torch.where(real, values / spread.where(real, 1), 0)
 
 
 def draw_faces(decoder: FaceDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,10 +272,10 @@ def draw_faces(decoder: FaceDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor
 
 
 def finished(decoder: FaceDecoder, texture: Tensor, points: Tensor) -> Tensor:
-    """Bring a decoder's textures [b 3 s s] to landmarks [b k 2], where they are not faces yet."""
-    if decoder.config.is_face:
-        return texture
-    return warp(texture, decoder.mean_landmarks[None], points)
+    """Bring a decoder's textures to landmarks [b k 2], where they are not faces yet: [b 3 s s]."""
+    if not decoder.config.is_face:
+        texture = warp(texture, decoder.mean_landmarks[None], points)
+    return before_ground(texture)
 
 
 def sheet(*rows: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ class VGGFaceConfig:
     batch_norm: bool = False  # after each convolution; VGG-Face has none, small nets learn faster
 
     def __post_init__(self) -> None:
+        if unknown := [layer for layer in self.layers if isinstance(layer, str) and layer != "M"]:
+            raise ValueError(f"{unknown[0]!r} is no layer; wanted channels, or M")
         halvings = self.layers.count("M")
         if self.image_size % 2**halvings:
             unhalved = f"image_size {self.image_size} cannot be halved {halvings} times"
@@ -93,9 +95,12 @@ class VGGFace(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         """Embed the last convolutional map, to [b d]."""
         # As matrices: a convolution over all of the map would be ten times as slow on a CPU, which
-        # brings the weights into another order each time.
-        x = features.flatten(1)
-        x = functional.linear(x, self.fc6.weight.flatten(1), self.fc6.bias).relu()
+        # brings the weights into another order each time. In that which they have in memory: in
+        # the other one, they would be copied each time.
+        weight = self.fc6.weight
+        if not weight.is_contiguous():  # but channels-last
+            features, weight = features.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+        x = functional.linear(features.flatten(1), weight.flatten(1), self.fc6.bias).relu()
         x = functional.linear(x, self.fc7.weight.flatten(1), self.fc7.bias)
         return x.relu() if self.config.final_relu else x
 

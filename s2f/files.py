@@ -1,16 +1,20 @@
 """Files and folders: written whole or not at all, held against other runs, listed, linked; .npy.
 
 Every command that takes a folder lists it here, so that all agree on what is passed over, in which
-order files come, and where links lead. What is placed may be placed again, after a kill.
+order files come, and where links lead; what is passed over is counted, so that every file is told
+of, but for hidden ones. What is placed may be placed again, after a kill.
 """
 
 import contextlib
 import errno
+import io
 import os
+import secrets
 import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,20 +35,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Several processes may write `path` at once; a run that is killed leaves the temporary file.
     Raises an `OutputError` if the folder or the file cannot be written.
     """
-    with _writing(path):
-        descriptor, name = tempfile.mkstemp(prefix=".s2f-", dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            yield temporary
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
-            umask = os.umask(0)  # there is no other way to ask for it
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp's are private
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    temporary = path.parent / f".s2f-{secrets.token_hex(8)}"
+    with _writing(path), put_away_at_the_end(temporary):
+        temporary.touch(exist_ok=False)  # mkstemp's would be private
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 @contextlib.contextmanager
@@ -67,19 +64,49 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     There may be an empty folder of that name; one that holds something gives way to `replace`.
     Raises an `OutputError` if it cannot be made.
     """
-    with _writing(path), contextlib.ExitStack() as stack:
-        options: Any = {"dir": path.parent, "ignore_cleanup_errors": True}
-        inside = stack.enter_context(tempfile.TemporaryDirectory(prefix=".s2f-", **options))
-        new, old = Path(inside, "new"), Path(inside, "old")
+    new = path.parent / f".s2f-{secrets.token_hex(8)}"
+    old = new.with_name(f"{new.name}-old")
+    with _writing(path), put_away_at_the_end(new):
         new.mkdir()
-        try:
-            yield new
-            if replace and path.exists():
-                path.replace(old)
-            new.replace(path)
-        finally:
-            if old.exists() and not path.exists():
-                old.replace(path)
+        yield new
+        with _TAKING_ITS_PLACE:
+            try:
+                if replace and path.exists():
+                    path.replace(old)
+                new.replace(path)
+            finally:
+                if path.exists():
+                    _delete(old)
+                elif old.exists():
+                    old.replace(path)
+
+
+_TAKING_ITS_PLACE = threading.Lock()  # or the process might end between the two
+_TEMPORARY: set[Path] = set()  # files and folders
+
+
+@contextlib.contextmanager
+def put_away_at_the_end(path: Path) -> Iterator[None]:
+    """Delete a file or folder at the end, if it is there then; `put_away` does it before."""
+    _TEMPORARY.add(path)
+    try:
+        yield
+    finally:
+        _delete(path)
+        _TEMPORARY.discard(path)
+
+
+def put_away() -> None:
+    """Delete what is temporary, because the process ends at once."""
+    with _TAKING_ITS_PLACE:
+        for path in list(_TEMPORARY):
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -91,10 +118,13 @@ def _writing(path: Path) -> Iterator[None]:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> OutputError:
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk, or of what one user may have of it
+
+
+def unwritable(path: Path | str, error: OSError) -> OutputError:
     """Return the error of a file or folder that cannot be written, with the cure."""
     hint = "choose another place"
-    if error.errno == errno.ENOSPC:
+    if error.errno in FULL:
         hint = "free some space, or choose another place"
     elif error.errno in (errno.EEXIST, errno.ENOTDIR):
         hint = "a folder is needed where a file is; choose another place"
@@ -129,6 +159,9 @@ def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
 Wants = Callable[[str], bool]
 """Whether a file is wanted, by its name without folders."""
 
+PassedOver = Counter[str]
+"""How many files in folders were not wanted, by their suffixes in small letters."""
+
 _Identity = tuple[int, int]  # of a folder, however it was reached: device and inode
 
 
@@ -140,15 +173,22 @@ class File(NamedTuple):
     mtime_ns: int
 
 
-def list_files(folder: Path, wants: Wants, *, without: Path | None = None) -> list[File]:
+def list_files(
+    folder: Path,
+    wants: Wants,
+    *,
+    without: Path | None = None,
+    passed_over: PassedOver | None = None,
+) -> list[File]:
     """List the wanted files of a folder, but for those `without`, at every depth, sorted.
 
     Links to folders are followed, but not to a folder that they lie in. Hidden files and folders
-    and `__MACOSX` are passed over. Raises a `DatasetError` if a folder cannot be read.
+    and `__MACOSX` do not count; all other files that are not wanted are added to `passed_over`.
+    Raises a `DatasetError` if a folder cannot be read.
     """
     passed = [_identity(without)] if without else []
     found = []
-    for entry, path in _below(str(folder), "", wants, passed):
+    for entry, path in _below(str(folder), "", wants, passed, passed_over):
         try:
             status = entry.stat()
         except OSError:  # a link that leads nowhere
@@ -159,9 +199,11 @@ def list_files(folder: Path, wants: Wants, *, without: Path | None = None) -> li
     return found
 
 
-def names(folder: Path, wants: Wants = lambda name: True) -> Iterator[str]:
+def names(
+    folder: Path, wants: Wants = lambda name: True, *, passed_over: PassedOver | None = None
+) -> Iterator[str]:
     """List the paths that `list_files` gives, without a look at the files; it raises the same."""
-    return (path for _, path in _below(str(folder), "", wants, []))
+    return (path for _, path in _below(str(folder), "", wants, [], passed_over))
 
 
 def folders(folder: Path) -> list[str]:
@@ -170,41 +212,140 @@ def folders(folder: Path) -> list[str]:
 
 
 def is_seen(name: str) -> bool:
-    """Tell whether a file or folder of this name counts, and is not passed over."""
+    """Tell whether a file or folder of this name counts, and is not hidden."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
+def by_suffix(passed_over: Mapping[str, int], shown: int = 8) -> str:
+    """Tell how many files were passed over, the most frequent first: `6 (.heic 4, .txt 2)`."""
+    order = sorted(passed_over, key=lambda suffix: (-passed_over[suffix], suffix))
+    kinds = [f"{suffix or 'no suffix'} {passed_over[suffix]}" for suffix in order[:shown]]
+    if others := sum(passed_over[suffix] for suffix in order[shown:]):
+        kinds.append(f"others {others}")
+    return f"{sum(passed_over.values())} ({', '.join(kinds)})"
+
+
+def holds_none(
+    folder: Path, sources: str, passed_over: Mapping[str, int], error: type[InputError]
+) -> InputError:
+    """Return the error of a folder without `sources`, which tells what there is instead."""
+    what = f"; passed over: {by_suffix(passed_over)}" if passed_over else ""
+    message = f"{folder}: holds no {sources}{what}"
+    return error(message, hint=f"name the folder of the {sources}")
+
+
 def find_files(
-    paths: Sequence[Path], wants: Wants, sources: str, error: type[InputError]
+    paths: Sequence[Path],
+    wants: Wants,
+    sources: str,
+    error: type[InputError],
+    *,
+    passed_over: PassedOver | None = None,
 ) -> list[Path]:
     """List the wanted files among files, kept whatever their names, and folders, sorted; each once.
 
-    Raises an `error` that tells of `sources` if a path is missing or a folder holds none.
+    The others in the folders are added to `passed_over`. Raises an `error` that tells of `sources`
+    if a path is missing or a folder holds none.
     """
     found: dict[Path, None] = {}
     for path in paths:
         if not os.path.exists(path):
             raise error(f"{path}: does not exist", hint="check its path")
-        inside = [path]
+        inside, others = [path], PassedOver()
         if os.path.isdir(path):
-            inside = [path / file.path for file in list_files(path, wants)]
+            listed = list_files(path, wants, passed_over=others)
+            inside = [path / file.path for file in listed]
         if not inside:
-            raise error(f"{path}: holds no {sources}", hint=f"name the folder of the {sources}")
+            raise holds_none(path, sources, others, error)
         found |= dict.fromkeys(inside)
+        if passed_over is not None:
+            passed_over += others
     return list(found)
 
 
+def preferred(prefer: str | None, wants: Wants, sources: str) -> str | None:
+    """Give the suffix that `drop_twins` prefers as `wav`, also where it came as `.WAV`.
+
+    Raises a UsageError if it is none of the `sources` that are wanted.
+    """
+    if prefer is None:
+        return None
+    suffix = prefer.lower().removeprefix(".")
+    if not wants(f"name.{suffix}"):
+        message = f"{prefer!r} is no suffix of {sources}"
+        raise UsageError(message, hint="give one such as --prefer wav")
+    return suffix
+
+
+def drop_twins(
+    named: Iterable[tuple[str, str]],
+    folder: Path,
+    passed_over: PassedOver,
+    *,
+    prefer: str | None = None,
+    is_asked: bool = True,
+) -> set[str]:
+    """Find which paths to leave out so that there is one of each name, as of 1.m4a and 1.wav.
+
+    `named` are names and paths. That with the suffix `prefer` (`wav`, without a dot) stays; the
+    others are `passed_over`. Raises a `DatasetError` that counts all names in the `folder` of which
+    this does not leave one; its cure is `prefer`, where the user `is_asked`.
+    """
+    first: dict[str, str] = {}
+    several: dict[str, list[str]] = {}
+    for name, path in named:
+        other = first.setdefault(name, path)
+        if other != path:
+            several.setdefault(name, [other]).append(path)
+    dropped: set[str] = set()
+    undecided = []
+    for twins in several.values():
+        chosen = [path for path in twins if _suffix(path) == f".{prefer}"]
+        if len(chosen) == 1:
+            dropped.update(path for path in twins if path != chosen[0])
+        else:
+            undecided.append(twins)
+    if undecided:
+        kinds = Counter(" beside ".join(map(_suffix, twins)) for twins in undecided)
+        counted = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
+        such = " and ".join(undecided[0])
+        n_names = f"{len(undecided)} name{'s have' if len(undecided) > 1 else ' has'}"
+        message = f"{folder}: {n_names} more than one file ({counted}), such as {such}"
+        hint = "rename or remove all but one of each name"
+        known = {_suffix(path)[1:] for path in undecided[0]} - {"", prefer}
+        if is_asked and len(known) > 1:
+            hint = f"give --prefer {' or --prefer '.join(sorted(known, reverse=True))}"
+        raise DatasetError(message, hint=hint)
+    passed_over.update(map(_suffix, dropped))
+    return dropped
+
+
 def _below(
-    folder: str, inside: str, wants: Wants, passed: Sequence[_Identity]
+    folder: str,
+    inside: str,
+    wants: Wants,
+    passed: Sequence[_Identity],
+    passed_over: PassedOver | None,
 ) -> Iterator[tuple[os.DirEntry[str], str]]:
     """Yield the files of a folder, whose place in the tree is `inside`, unless it is `passed`."""
     identity, entries = _scan(folder)
     for entry in entries if identity not in passed else ():
         path = inside + entry.name
         if _is_folder(entry):
-            yield from _below(entry.path, f"{path}/", wants, [*passed, identity])
+            yield from _below(entry.path, f"{path}/", wants, [*passed, identity], passed_over)
         elif wants(entry.name):
             yield entry, path
+        elif passed_over is not None:
+            passed_over[_suffix(entry.name)] += 1
+
+
+def stem(path: str) -> str:
+    """Give a path without its suffix: what recordings of one thing in several formats share."""
+    return os.path.splitext(path)[0]
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def _scan(folder: str) -> tuple[_Identity, list[os.DirEntry[str]]]:
@@ -351,40 +492,56 @@ def _reading(source: str) -> Iterator[None]:
 def _way(source: str, target: str) -> str:
     """Path from a target's folder to its source."""
     folder, name = os.path.split(source)
-    start = os.path.realpath(os.path.dirname(target))
-    return os.path.join(os.path.relpath(os.path.realpath(folder), start), name)
+    return os.path.join(way(os.path.dirname(target), folder), name)
+
+
+def way(start: str | Path, folder: str | Path) -> str:
+    """Path from a folder to another, both as they really lie: so both may be moved together."""
+    folder = os.path.realpath(folder)
+    try:
+        return os.path.relpath(folder, os.path.realpath(start))
+    except ValueError:  # on Windows, of another drive
+        return folder
 
 
 def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
-    """Read a .npy file, or raise a `DatasetError`."""
+    """Read a .npy file of numbers, or raise a `DatasetError`."""
     import numpy as np
 
+    array: NDArray[np.generic]
+    size = 0
     try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r" if mmap else None)
-    except (OSError, ValueError, EOFError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        if "pickle" in why:  # NumPy's guess at any file that is not its own
-            why = "it is no .npy file of numbers"
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise ValueError("it is no regular file")
+        with open(path, "rb") as file:
+            size, head = os.fstat(file.fileno()).st_size, file.read(6)
+        if not size:
+            raise ValueError("it is empty (0 bytes)")
+        if head[:2] == b"PK":
+            raise ValueError("it is an archive of arrays (.npz); save one with numpy.save")
+        if head != np.lib.format.MAGIC_PREFIX:
+            raise ValueError("it is no .npy file of numbers")
+        # Mapping holds what the header claims against the file; reading takes the memory first.
+        array = np.load(path, mmap_mode="r")
+        if not mmap:
+            array = np.array(array)
+    except Exception as error:  # a header is evaluated, and fails in as many ways as Python
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if "object" in why and isinstance(error, ValueError):
+            why = "it holds pickled objects, and no numbers"
+        elif "max_header_size" in why:  # NumPy advises to trust the file
+            why = "its header is longer than that of any array of numbers"
+        elif "mmap length" in why or isinstance(error, OverflowError | MemoryError):
+            why = f"its header claims more values than its {size} bytes can hold"
         message = f"{path}: cannot be read as an array: {why}"
         raise DatasetError(message, hint="make the file again") from error
     return array
 
 
 def save_array(array: "NDArray[Any]", path: Path) -> None:
-    """Write a .npy file; `path` ends in that."""
+    """Write a .npy file, so that a full disk is an `OSError` that says so."""
     import numpy as np
 
-    np.save(path, array)
-
-
-def map_waveform(path: Path) -> "NDArray[np.generic]":
-    """Map a stored waveform [n], n >= 1, int16 or floating point, or raise a `DatasetError`."""
-    import numpy as np
-
-    samples = read_array(path, mmap=True)
-    known = samples.dtype in (np.int16, np.float16, np.float32, np.float64)
-    if samples.ndim != 1 or len(samples) == 0 or not known:
-        found = f"{path}: holds {samples.dtype} values {list(samples.shape)}"
-        hint = "save it as int16 or float32, one channel, 16 kHz"
-        raise DatasetError(f"{found}; wanted a waveform [n], int16 or floating point", hint=hint)
-    return samples
+    held = io.BytesIO()  # straight into a file, NumPy only says how many values were written
+    np.save(held, array)
+    path.write_bytes(held.getbuffer())

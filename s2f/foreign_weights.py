@@ -8,7 +8,7 @@ reads it may crash, hang or be lied to about sizes. This is no sandbox: it guard
 of parsers. A script that reads weights guards its start with `if __name__ == "__main__"`, as for
 all of `multiprocessing`. What a file declares is bounded by its own size before it is allocated.
 
-Source: files written by Keras 2.15 and 3.15 and by PyTorch's `torch.save`.
+Source: files written by Keras 2.15 and 3.15 and by PyTorch's `torch.save`, of both its formats.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -52,7 +52,38 @@ FORMATS = {"keras": "Keras (.h5)", "torch": "torch (.pt)"}
 WANTED = "wanted Keras weights (.h5), or a .pt of torch.save"
 DAMAGED = "copy or download the file again; it may be damaged, or made to do harm"
 RESAVE = "load it where it was made, and save model.state_dict() with torch.save"
+FROM_KERAS = "load it with Keras where it was made, and save_weights to a .weights.h5"
+VGG_FACE = (
+    "VGG-Face is also published as Keras weights: vgg_face_weights.h5 of serengil/deepface, "
+    "rcmalli_vggface_tf_vgg16.h5 of rcmalli/keras-vggface"
+)
+CHANNELS_LAST = "take the file for TensorFlow (tf in its name), channels last; or make it by Keras"
 OTHER = "is it the file of another network? See s2f convert inspect"
+
+MAX_START, MAX_TAIL = 2**16, 2**20  # bytes that are looked at to recognise a file
+MAX_HEADER = 10**8  # bytes of a safetensors file's
+WEIGHTS = (".h5", ".hdf5", ".keras", ".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".mat")
+_PACKED = "unpack it, and give the weights in it"
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j"  # begins a file of torch.save before 1.6: pickles
+# What is taken for weights, by its first bytes, or else by its name: what it is, and the cure.
+MAGIC = (
+    (b"\x80", "a bare pickle; it may hold code", RESAVE),
+    (b"MATLAB", "a file of MATLAB (.mat)", VGG_FACE),
+    (b"\x93NUMPY", "an array of NumPy (.npy)", WANTED),
+    (b"\x1f\x8b", "packed with gzip", _PACKED),
+    (b"BZh", "packed with bzip2", _PACKED),
+    (b"\xfd7zXZ", "packed with xz", _PACKED),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", _PACKED),
+    (b"7z\xbc\xaf", "a 7z archive", _PACKED),
+    (b"Rar!", "a rar archive", _PACKED),
+    (b"GGUF", "a GGUF model", WANTED),
+)  # fmt: skip
+ENDED = (
+    (r"\.onnx$", "an ONNX model", f"take the weights that it was made of: {WANTED}"),
+    (r"\.pb$", "a graph of TensorFlow", FROM_KERAS),
+    (r"\.(index|meta|data-\d+-of-\d+)$", "a checkpoint of TensorFlow", FROM_KERAS),
+    (r"\.(mat|t7|caffemodel)$", "of MATLAB, Torch 7 or Caffe", VGG_FACE),
+)
 
 SAFETENSORS_TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -79,14 +110,16 @@ class Inspection:
     # What else it says and is plain: `backend` and `keras_version` (keras), what stands beside the
     # state dict (torch), or the header of a checkpoint of ours.
     values: Mapping[str, Any]
+    wrapper: str = ""  # keys that the state dict lies under, as in `model.state_dict` (torch)
 
 
-def read_foreign(path: Path, kind: str) -> dict[str, "Tensor"]:
+def read_foreign(path: Path, kind: str) -> tuple[dict[str, "Tensor"], Inspection]:
     """Read the weights of a file of Keras or torch (`kind`, as in `FORMATS`) as they lie in it.
 
-    Returns plain, contiguous tensors by their own names, in the file's order and layout: floats of
-    any size as float32, integers and booleans as they are. A name is LAYER/WEIGHT with WEIGHT one
-    of kernel, bias, gamma ... (keras), or the key of the state dict (torch).
+    Returns them by their own names, and what `inspect` does. They are plain and contiguous, in the
+    file's order and layout: floats of any size as float32, integers and booleans as they are. A
+    name is LAYER/WEIGHT with WEIGHT one of kernel, bias, gamma ... (keras), or the key of the state
+    dict (torch).
 
     Raises a `CheckpointError` if the file is missing, of another type, damaged, larger than it may
     be, holds code, or values that are no numbers; an `OutputError` if the folder for temporary
@@ -94,28 +127,33 @@ def read_foreign(path: Path, kind: str) -> dict[str, "Tensor"]:
     """
     import torch
 
-    found = _kind(path)
-    if found == "safetensors":
-        raise CheckpointError(f"{path}: is a safetensors file, and no foreign weights", hint=WANTED)
-    if found != kind:
-        seen = f"{path}: holds weights of {FORMATS[found]}; wanted those of {FORMATS[kind]}"
+    holds = recognise(path)
+    if holds == "safetensors":
+        own = inspect(path).kind
+        if own != holds:
+            hint = "use it as it is: s2f verify says whether it is whole"
+            raise CheckpointError(f"{path}: is a checkpoint of s2f already, a {own}", hint=hint)
+        hint = "read it with safetensors.torch.load_file, and torch.save that to a .pt"
+        raise CheckpointError(f"{path}: is a safetensors file, and no foreign weights", hint=hint)
+    if holds != kind:
+        seen = f"{path}: holds weights of {FORMATS[holds]}; wanted those of {FORMATS[kind]}"
         raise CheckpointError(seen, hint=OTHER)
     with tempfile.TemporaryDirectory(prefix="s2f-", ignore_cleanup_errors=True) as folder:
         data = Path(folder, "tensors.bin")
-        listed = _unpack_confined(path, kind, data).tensors
+        found = _unpack_confined(path, kind, data)
         flat = torch.from_file(str(data), size=data.stat().st_size, dtype=torch.uint8)
     tensors, end = {}, 0
-    for tensor in listed:
+    for tensor in found.tensors:
         dtype = getattr(torch, tensor.dtype)
         start = -(-end // ALIGN) * ALIGN
         end = start + dtype.itemsize * math.prod(tensor.shape)
         tensors[tensor.name] = flat[start:end].view(dtype).view(tensor.shape)
-    return tensors
+    return tensors, found
 
 
 def inspect(path: Path) -> Inspection:
     """List what a foreign or safetensors file holds, not the values; raises as `read_foreign`."""
-    kind = _kind(path)
+    kind = recognise(path)
     if kind != "safetensors":
         return _unpack_confined(path, kind)
     from safetensors import SafetensorError, safe_open
@@ -141,28 +179,112 @@ def inspect(path: Path) -> Inspection:
     return Inspection(path, kind, tuple(listed), values)
 
 
-def _kind(path: Path) -> str:
-    """Tell what a file is by its first bytes."""
+def recognise(path: Path) -> str:
+    """Tell by its first bytes what a file is: `keras` (any HDF5), `torch` or `safetensors`.
+
+    Raises a `CheckpointError` that says what else it is, with the cure for that. Reads little, and
+    nothing that a file could do harm by.
+    """
+    tail = b""
     try:
         if not path.is_file():  # a pipe would be waited for
             what = "is a folder" if path.is_dir() else "no such file"
+            if (path / "saved_model.pb").is_file():
+                raise CheckpointError(f"{path}: is a SavedModel of TensorFlow", hint=FROM_KERAS)
             raise CheckpointError(f"{path}: {what}", hint=WANTED)
         with path.open("rb") as file:
-            start = file.read(512)
+            start = file.read(MAX_START)
+            if start.startswith(b"PK"):
+                file.seek(-min(path.stat().st_size, MAX_TAIL), os.SEEK_END)
+                tail = file.read(MAX_TAIL)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}", hint=WANTED) from error
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
-    if start.startswith(b"PK\x03\x04"):
-        return "torch"
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
         return "safetensors"
-    if start[:1] == b"\x80" or start[257:262] == b"ustar":
-        seen = "is a bare pickle or a tar archive, as PyTorch wrote before 1.6; it may hold code"
-        hint = "load it where it was made, and save it again with torch.save"
-        raise CheckpointError(f"{path}: {seen}", hint=hint)
+    if start.startswith(OLD_TORCH):
+        return "torch"
+    archive = start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+    told = _named_archive(tail) if archive else _named(path.name, start)
+    if told is None:
+        return "torch"
+    seen, cure = told
+    raise CheckpointError(f"{path}: {seen}", hint=cure)
+
+
+def _named_archive(tail: bytes) -> tuple[str, str] | None:
+    """Say what a zip archive is that is none of torch.save, by the end of the file, and its cure.
+
+    There is the list of its entries: the last of them, if there are very many.
+    """
+    if b"PK\x05\x06" not in tail:
+        return "is a damaged zip archive: it has no end", "download it again, whole"
+    lengths = {place.end(): place[1] for place in re.finditer(rb"PK\x01\x02.{24}(..)", tail, re.S)}
+    starts = {end + 16: int.from_bytes(length, "little") for end, length in lengths.items()}
+    names = [tail[k : k + n].decode(errors="replace") for k, n in starts.items()]
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        cure = "load it with torch.jit.load where it was made, and torch.save its state_dict()"
+        return "is a TorchScript program; wanted a state dict", cure
+    if any(name.endswith("archive_format") for name in names):
+        return "is a program of torch.export; wanted a state dict", RESAVE
+    if "model.weights.h5" in names:
+        return "is a .keras archive", "unzip it, and give the model.weights.h5 in it"
+    if any(re.fullmatch(r"[^/]+/(data\.pkl|data/\d+)", name) for name in names):
+        return None
+    if names and all(name.endswith(".npy") for name in names):
+        return "is a file of NumPy's arrays (.npz)", WANTED
+    weights = [name for name in names if name.endswith(WEIGHTS)]
+    if weights:
+        return f"is a zip archive that holds {weights[0]!r}", "unzip it, and give that file"
+    some = f", and holds {names[0]!r}" if names else ""
+    return f"is a zip archive, but none of torch.save{some}", WANTED
+
+
+def _named(name: str, start: bytes) -> tuple[str, str]:
+    """Say what a file is that is neither HDF5 nor an archive, and its cure."""
+    if not start.strip(b"\0"):
+        return "begins with zeros" if start else "is empty", "download it again, whole"
+    for magic, what, cure in MAGIC:
+        if start.startswith(magic):
+            return f"is {what}", cure
+    if start[257:262] == b"ustar":
+        return "is a tar archive", f"unpack it, and give the weights in it; or else {RESAVE}"
+    if not re.search(rb"[\x00-\x08\x0e-\x1f]", start[:1024]):
+        return _named_text(start.decode(errors="replace"))
+    text = start[2:3] == b"\x12" and re.match(rb"[ -~]+", start[4 : 4 + start[3]])
+    if start[:1] == b"\x08" and text and len(text[0]) == start[3]:  # who made it, in words
+        return "is an ONNX model", f"take the weights that it was made of: {WANTED}"
+    if start[:3] == b"\x08\x01\x12":
+        return "is a SavedModel of TensorFlow (.pb)", FROM_KERAS
+    for ending, what, cure in ENDED:
+        if re.search(ending, name.lower()):
+            return f"is {what}, by its name", cure
     seen = f"is neither HDF5 nor an archive of PyTorch; it starts with {start[:8]!r}"
-    raise CheckpointError(f"{path}: {seen if start else 'is empty'}", hint=WANTED)
+    return seen, WANTED
+
+
+def _named_text(text: str) -> tuple[str, str]:
+    first = " ".join(text[:200].split())[:40]
+    if text.startswith("version https://git-lfs"):
+        cure = "run git lfs pull where it was cloned, or download the file itself"
+        return "is a pointer of Git LFS, and not the file that it stands for", cure
+    if "/annex/objects/" in text[:1024]:
+        return "is a pointer of git-annex, and not the file", "run git annex get on it"
+    if not re.match(r"\ufeff?\s*(<!doctype|<html|<head|<\?xml|<!--)", text, re.I):
+        kind = "a JSON text" if first.startswith(("{", "[")) else "a text"
+        cure = "download the file of weights itself; this says something of it"
+        return f"is {kind} and neither HDF5 nor an archive of PyTorch: {first!r}", cure
+    title = re.search(r"<title[^>]*>(.*?)</title>", text, re.I | re.S)
+    said = " ".join(title[1].split())[:80] if title else first
+    cure = "download the file itself, not the page about it"
+    if re.search("quota exceeded|too many users", text, re.I):
+        cure = (
+            "try again tomorrow: Google Drive gives it to no more people today, or copy it to yours"
+        )
+    elif re.search("virus scan", text, re.I):
+        cure = "download it with a browser: Google Drive asks before it gives a large file"
+    return f"is a web page: {said!r}", cure
 
 
 def _unpack_confined(path: Path, kind: str, target: Path | None = None) -> Inspection:
@@ -271,7 +393,8 @@ def _limit(megabytes: int, seconds: float) -> None:
 
 
 Declared = tuple[TensorInfo, Callable[[], np.ndarray[Any, Any]]]  # and what gives its values
-Contents = tuple[list[Declared], dict[str, Any]]  # of a file: its tensors, and what else it says
+# Of a file: its tensors, what else it says, and what they are wrapped in.
+Contents = tuple[list[Declared], dict[str, Any], str]
 
 
 def unpack(path: Path, kind: str, target: Path | None) -> Inspection:
@@ -281,7 +404,7 @@ def unpack(path: Path, kind: str, target: Path | None) -> Inspection:
     path, if the file is not to be trusted or declares more than it can hold, two tensors have one
     name, or a value is NaN or infinite; an `OutputError` if there is no room for the values.
     """
-    declared, values = (keras_tensors if kind == "keras" else torch_tensors)(path)
+    declared, values, wrapper = (keras_tensors if kind == "keras" else torch_tensors)(path)
     size = path.stat().st_size
     limit = min(RATIO * size + SPARE, MAX_BYTES if target else math.inf)
     tensors: dict[str, TensorInfo] = {}
@@ -311,7 +434,7 @@ def unpack(path: Path, kind: str, target: Path | None) -> Inspection:
                 hint = "free some space, or set TMPDIR to a folder that has some"
                 why = f"{target}: cannot be written: {error.strerror or error}"
                 raise OutputError(why, hint=hint) from error
-    return Inspection(path, kind, tuple(tensors.values()), values)
+    return Inspection(path, kind, tuple(tensors.values()), values, wrapper)
 
 
 def _wrong(why: str, hint: str = "wanted a file of plain weights") -> CheckpointError:
@@ -350,10 +473,13 @@ def keras_tensors(path: Path) -> Contents:
     model = _at(file, "model_weights") if "model_weights" in file else file
     names = ("backend", "keras_version")
     values = {name: " ".join(_texts(model, name)) for name in names if name in model.attrs}
+    config = " ".join(_texts(file, "model_config")) if "model_config" in file.attrs else ""
+    if re.search(r'"(data_format": *"channels_first|dim_ordering": *"th)"', config):
+        raise _wrong("is of a network with channels first", CHANNELS_LAST)
     if "layer_names" in model.attrs or "layer_names0" in model.attrs:
         if values.get("backend") == "theano":
-            hint = "load it with Keras on TensorFlow, and save it again"
-            raise _wrong("was written by Theano, which flips the kernels of convolutions", hint)
+            flips = "was written by Theano, which flips the kernels of convolutions"
+            raise _wrong(f"{flips}, and has channels first", CHANNELS_LAST)
         found = _legacy_weights(model)
     elif any(name in file for name in LAYERS):
         found = _new_weights(file)
@@ -362,7 +488,7 @@ def keras_tensors(path: Path) -> Contents:
     tensors = [_declared(name, dataset) for name, dataset in found]
     if not tensors:
         raise _wrong("holds no weights")
-    return tensors, values
+    return tensors, values, ""
 
 
 def _legacy_weights(model: h5py.Group) -> Iterator[tuple[str, Any]]:
@@ -479,7 +605,13 @@ def _by_number(key: str) -> tuple[str, int]:
     return (kind, int(number)) if kind and number.isdecimal() else (key, 0)
 
 
-STATES = ("model_state_dict", "state_dict")  # keys of a training checkpoint's weights
+# Keys of a training checkpoint's weights, the likeliest first.
+STATES = (
+    *("model_state_dict", "model_state", "state_dict", "model", "net", "network", "module"),
+    "weights",
+    "checkpoint",  # which has another one in it
+)
+MAX_WRAPPERS = 4  # around one another
 KEPT = ("int64", "int32", "int16", "int8", "uint8", "bool")  # as they are
 FLOATS = ("float32", "float64", "float16", "bfloat16")  # they become float32
 MAX_ENTRIES = 100_000  # of the archive: three a parameter with Adam's state
@@ -487,35 +619,65 @@ MAX_VALUE = 1_000_000  # characters of a top-level value as JSON
 
 
 def torch_tensors(path: Path) -> Contents:
-    """List the tensors of a state dict, bare or in a training checkpoint, and what is plain beside.
+    """List the tensors of a state dict, bare or wrapped, what is plain beside, and the wrappers.
 
-    The zip archive is checked before PyTorch opens it; `torch.load` then unpickles with
-    `weights_only`, maps the file, and copies nothing. A tensor is taken only if its values lie in
-    the file as often as it says, else this raises a `CheckpointError`, as for all that is not to
-    be trusted. Other tensors, such as an optimizer's, are left out.
+    The file is checked before PyTorch opens it; `torch.load` then unpickles with `weights_only`,
+    maps a zip archive, and copies nothing; of a file of before 1.6, which is none, it copies all. A
+    tensor is taken only if its values lie in the file as often as it says, else this raises a
+    `CheckpointError`, as for all that is not to be trusted. Other tensors, such as an optimizer's,
+    are left out.
     """
     import torch
 
-    _check_archive(path)
+    with path.open("rb") as file:
+        is_old = file.read(len(OLD_TORCH)) == OLD_TORCH
+    (_check_old if is_old else _check_archive)(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=not is_old)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
         seen = f" (it asks for {asked[1]})" if asked else ""
         raise _wrong(f"holds more than plain tensors and values{seen}", RESAVE) from error
     if not isinstance(loaded, Mapping):
         raise _wrong(f"holds a {type(loaded).__name__}; wanted a state dict", RESAVE)
-    key = next((name for name in STATES if isinstance(loaded.get(name), Mapping)), None)
+    values: dict[str, Any] = {}
+    state, wrapper = loaded, ""
+    for _ in range(MAX_WRAPPERS):
+        key = _wrapping_key(state, torch.Tensor)
+        if key is None:
+            break
+        beside = {str(name): value for name, value in state.items() if name != key}
+        values |= {name: value for name, value in beside.items() if _is_plain(value)}
+        state, wrapper = state[key], f"{wrapper}.{key}".removeprefix(".")
     tensors = []
-    for name, tensor in (loaded if key is None else loaded[key]).items():
+    for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor):
-            tensors.append(_tensor(str(name), tensor))
-        elif key is not None:
-            raise _wrong(f"{name!r} in {key} is no tensor but a {type(tensor).__name__}")
+            tensors.append(_tensor(str(name), tensor, mapped=not is_old))
+        elif wrapper:
+            raise _wrong(f"{name!r} in {wrapper} is no tensor but a {type(tensor).__name__}")
+        elif _is_plain(tensor):
+            values[str(name)] = tensor
     if not tensors:
         raise _wrong("holds no tensors under names", RESAVE)
-    beside = {str(name): value for name, value in loaded.items() if name != key}
-    return tensors, {name: value for name, value in beside.items() if _is_plain(value)}
+    return tensors, values, wrapper
+
+
+def _wrapping_key(state: Mapping[Any, Any], tensor: type) -> str | None:
+    """Find what a state dict lies under: a usual name, or the one that alone holds tensors."""
+    held = {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, Mapping) and isinstance(key, str)
+    }
+    if usual := next((key for key in STATES if held.get(key)), None):
+        return usual
+    if any(isinstance(value, tensor) for value in state.values()):
+        return None
+    states = [k for k, v in held.items() if any(isinstance(x, tensor) for x in v.values())]
+    if len(states) > 1:
+        why = f"holds several networks: {', '.join(states[:5])}"
+        raise _wrong(why, "load it where it was made, and torch.save one of them alone")
+    return states[0] if states else None
 
 
 def _check_archive(path: Path) -> None:
@@ -530,8 +692,6 @@ def _check_archive(path: Path) -> None:
         names = {entry.filename for entry in entries}
         if len(entries) > MAX_ENTRIES or len(names) < len(entries):
             raise _wrong(f"holds {len(entries)} entries, {len(names)} of different names")
-        if "model.weights.h5" in names:
-            raise _wrong("is a .keras archive", "unzip it, and give the model.weights.h5 in it")
         for entry in entries:
             name = entry.filename
             total += entry.file_size
@@ -542,8 +702,6 @@ def _check_archive(path: Path) -> None:
             if not re.fullmatch(r"[^/\\]+(/[^/\\]+)+", name) or ".." in name:
                 raise _wrong(f"{name!r} in it is no name that torch.save gives", RESAVE)
         folder = min(names, default="").partition("/")[0]
-        if f"{folder}/constants.pkl" in names:
-            raise _wrong("is a TorchScript program; wanted a state dict", RESAVE)
         folders = {name.partition("/")[0] for name in names}
         if len(folders) > 1 or f"{folder}/data.pkl" not in names:
             raise _wrong("is a zip archive, but none of torch.save", RESAVE)
@@ -552,14 +710,80 @@ def _check_archive(path: Path) -> None:
             raise _wrong("was written on a machine of another byte order", RESAVE)
 
 
-def _tensor(name: str, tensor: "Tensor") -> Declared:
+class _Inert:
+    """What a class or function of a file is while its storages are listed: it does nothing."""
+
+    def __init__(self, *given: object) -> None:
+        pass
+
+    __setitem__ = __setstate__ = append = extend = add = __init__
+
+
+class _Storages(pickle.Unpickler):
+    """Lists the storages that a pickle of before PyTorch 1.6 declares, and calls nothing of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="utf-8")  # as PyTorch
+        self.sizes: dict[str, int] = {}  # bytes, by key
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give nothing that can be called for storages and tensors: they would hold anything."""
+        from torch.serialization import StorageType
+
+        if name.endswith(("Storage", "Tensor")):
+            with suppress(KeyError):
+                return StorageType(name)  # type: ignore[no-untyped-call]
+            return _made_up
+        return _Inert
+
+    def persistent_load(self, pid: Any) -> object:
+        """Note the size of a storage: as PyTorch, the first that is told."""
+        if pid[0] != "storage":
+            raise _wrong("holds more than plain tensors and values", RESAVE)
+        _, kind, key, _, length, _ = pid
+        if type(key) is not str or type(length) is not int or length < 0:
+            raise _wrong(f"names a storage {key!r} of {length!r} values")
+        if self.sizes.get(key) == 0:  # PyTorch makes another of it, and never fills that
+            raise _wrong(f"holds several tensors of the storage {key!r}, which has no values")
+        self.sizes.setdefault(key, length * kind.dtype.itemsize)
+        return _Inert()
+
+
+def _check_old(path: Path) -> None:
+    """Make sure that a file of before 1.6 holds all of the values that it declares, and no more.
+
+    Five pickles, the fourth of what was saved and the fifth the list of the keys of its storages,
+    and in the order of this each storage: how many values, in 8 bytes, and these. PyTorch gives
+    whatever lay in memory for a storage that is not in the list.
+    """
+    with path.open("rb") as file:
+        pickles = [_Storages(file) for _ in range(5)]
+        loaded = [each.load() for each in pickles]
+        rest = path.stat().st_size - file.tell()
+    sizes = pickles[3].sizes
+    listed = loaded[4] if isinstance(loaded[4], list) else []
+    if len(listed) != len(sizes) or {*listed} != {*sizes}:
+        seen = f"lists the values of {len(listed)} storages, which are not its {len(sizes)}"
+        raise _wrong(seen, DAMAGED)
+    if (declared := sum(8 + size for size in sizes.values())) != rest:
+        raise _wrong(f"declares {declared} bytes of values, and holds {rest}", DAMAGED)
+
+
+def _made_up(*given: object) -> None:
+    raise _wrong("makes a tensor by a call: its values are not in the file", RESAVE)
+
+
+def _tensor(name: str, tensor: "Tensor", *, mapped: bool) -> Declared:
     """Make sure that a tensor is of numbers, and that the file holds them all."""
     dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
     if str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu" or tensor.is_quantized:
         raise _wrong(f"tensor {name!r} is sparse, quantised or has no values", RESAVE)
     if dtype not in (*FLOATS, *KEPT):
         raise _wrong(f"tensor {name!r} holds {dtype}; wanted numbers", RESAVE)
-    declared, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    storage = tensor.untyped_storage()
+    declared, held = tensor.numel() * tensor.element_size(), storage.nbytes()
+    if mapped and held and storage.resizable():  # what lies in a mapped file cannot grow
+        _made_up()
     if declared > held:
         raise _wrong(f"tensor {name!r} declares {declared} bytes, {shape}, and holds {held}")
     if dtype in KEPT:

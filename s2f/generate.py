@@ -3,12 +3,19 @@
 `run` names the files of every source before anything is made, loads the networks if anything is
 missing, and goes on past sources that cannot be used. What to draw, from what and to where comes as
 `GenerateOptions`. Knows nothing of networks or of what is printed.
+
+Each picture says what made it: the networks, the options, and the SHA-256 of its source. By that a
+later run knows it: it keeps what is the same, makes anew what was made otherwise, replaces nothing
+else, and never takes a picture of its own for a photo. The stored embedding of a face is known by
+its hash in the face's picture. Not told apart: devices, which differ in the last bits.
 """
 
 import functools
 import gc
+import hashlib
 import io
 import os
+import stat
 import sys
 import time
 from collections import Counter
@@ -17,13 +24,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2f.console import Progress, silent
-from s2f.errors import InputError, OutputError, S2FError, UsageError
-from s2f.files import write_bytes
+from s2f.console import Progress, one_line, silent
+from s2f.errors import AudioError, ImageError, InputError, OutputError, S2FError, UsageError
+from s2f.files import PassedOver, holds_none, read_array, unwritable, write_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from s2f.checkpoint import Choice
     from s2f.pipeline import Face, Framing, Part, SpeechToFace
     from s2f.visualize import ContactSheet
 
@@ -36,6 +44,12 @@ ENDINGS = {"landmarks": "_landmarks", "embedding": "_embedding.npy", "compare": 
 STDIN, RECORDED = Path("-"), Path("<microphone>")
 LIVE = {STDIN: "stdin", RECORDED: "recording"}  # sources that are no files, and what they become
 FRAMES, FRAME_SECONDS = 24, 0.06  # of a morph
+SHEET, MORPH = "sheet", "morph"
+MOST_NAMED = 5  # of the faces whose sources went away
+# What a picture says of what made it, all of which has to be the same for it to be kept.
+MAKERS, SOURCE, EMBEDDING = ("Software", "Networks", "Options"), "Source-SHA256", "Embedding-SHA256"
+REMARKS, BETWEEN = "Remarks", " | "  # on the source, which a run says again of a face that it keeps
+REPLACE = "give --overwrite to replace it, or another place with -o"
 Note = Callable[[str], object]
 
 
@@ -53,6 +67,7 @@ class GenerateOptions:
     start: float = 0.0  # of the part of a recording that is heard, seconds
     duration: float | None = None
     trim_silence: float | None = None  # dB below the loudest
+    track: int | None = None  # of several sound tracks, from 1
     align: bool = True
     detector: str | None = None
     model: str | None = None  # name or folder; None for the bundled one
@@ -94,7 +109,12 @@ class GenerateOptions:
     @property
     def part(self) -> "Part":
         """The part of recordings that is heard."""
-        return {"start": self.start, "duration": self.duration, "trim_silence": self.trim_silence}
+        return {
+            "start": self.start,
+            "duration": self.duration,
+            "trim_silence": self.trim_silence,
+            "track": self.track,
+        }
 
     @property
     def framing(self) -> "Framing":
@@ -108,9 +128,12 @@ class Outcome:
 
     source: Path
     files: Mapping[str, Path] = field(default_factory=dict)  # by what they hold, `FACE` first
-    status: str = "planned"  # then `made`, `skipped` (there, and newer than the source) or `failed`
+    due: tuple[str, ...] = ()  # of the files: not there, or not the same
+    status: str = "planned"  # then `made`, `skipped` (all there, and the same) or `failed`
     error: S2FError | None = None
     clips: int = 0  # of speech, that were averaged
+    voice: Mapping[str, float] = field(default_factory=dict)  # as `Face.voice`
+    remarks: tuple[str, ...] = ()  # on the source, which was used all the same, and what it became
     seconds: float = 0.0  # that it took
 
 
@@ -121,7 +144,10 @@ class Ending:
     seconds: float  # that it took
     model: "SpeechToFace | None"  # that drew; None if there was nothing to draw
     written: Path | None = None  # the sheet or the morph
+    kept: Path | None = None  # the same, if it was there
     errors: Sequence[S2FError] = ()  # why faces are not on the sheet, or it was not written
+    remarks: Sequence[str] = ()  # on the sheet or the morph, and on faces whose sources went away
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # files in folders, by suffix
 
 
 def run(
@@ -135,7 +161,8 @@ def run(
     cannot be, and first of all what is wrong with model, device, detector, photo or morphed voices.
     """
     started = time.perf_counter()
-    if options.start or (options.duration, options.trim_silence) != (None, None):
+    part = (options.start, options.duration, options.trim_silence, options.track)
+    if part != (0, None, None, None):
         from s2f.audio import check_part
 
         check_part(**options.part)
@@ -147,74 +174,115 @@ def run(
         from s2f.face_detection import choose_detector
 
         choose_detector(options.detector)
+    history = _History(options)
     if options.morph:
-        yield Ending(time.perf_counter() - started, *_animate(options, options.morph, progress))
+        ending = _animate(history, options.morph, progress)
+        yield replace(ending, seconds=time.perf_counter() - started)
         return
-    planned = plan_outputs(options)
+    passed_over = PassedOver()
+    planned = _plan(history, passed_over)
     model, sheet = None, None
     if options.sheet:
+        from s2f.images import read_text
         from s2f.visualize import ContactSheet
 
-        _check_new(options.sheet, options, PICTURES)
+        _check_place(options.sheet, PICTURES)
+        if os.path.lexists(options.sheet) and not options.overwrite:
+            said = read_text(options.sheet)
+            history.differs(options.sheet, SHEET, said, _hash_all(planned, history))
         sheet = ContactSheet(len(planned))
     wanted = [item.source for item in planned if item.status == "planned"]
     is_single = len(planned) == 1  # then its clips are what progress tells
     columns: Columns = []
     faces: Faces = iter(())
     if wanted:
-        model = _load(options)
+        model = _load(history)
         columns = _columns(model, options)
-        faces = _draw(model, wanted, options, progress if is_single else silent, note)
+        faces = _draw(model, wanted, history, progress if is_single else silent, note)
     done: list[Outcome] = []
     for item in planned:
         if not is_single:
             progress(len(done), len(planned), item.source.name)
         if item.status == "planned":
-            item = _make(item, faces, options, columns)
+            item = _make(item, faces, history, columns)
         done.append(item)
         yield item
-    written, errors = _write_sheet(sheet, done, options) if sheet else (None, [])
-    yield Ending(time.perf_counter() - started, model, written, errors)
+    ending = _write_sheet(sheet, done, history) if sheet else Ending(0.0, None)
+    remarks = [*ending.remarks, *_left_over(done, history)]
+    seconds = time.perf_counter() - started
+    yield replace(ending, seconds=seconds, model=model, remarks=remarks, passed_over=passed_over)
 
 
-def plan_outputs(options: GenerateOptions) -> list[Outcome]:
+def plan_outputs(
+    options: GenerateOptions, *, passed_over: PassedOver | None = None
+) -> list[Outcome]:
     """Decide which source becomes which files, and which are there, before anything is made.
 
-    A file that is named twice is made once, and what an earlier run wrote in a folder is not read.
-    A file NAME.* becomes NAME.png in the output folder (by default the current one), a folder's
-    files keep their places below it; where two would become the same picture, both keep their
-    suffix (NAME.wav.png). One source may also be given its picture's own name. Other files lie
-    beside the picture. The outcomes are `planned`, `skipped`, or `failed` where there is no such
-    source, or what it would become. Raises a UsageError if the output is neither a picture nor a
-    folder, one file would be made of several sources, or in the place of one that is read.
+    A file that is named twice is made once. Of folders, what s2f drew is not read, wherever it lies
+    and whatever it is called, nor what lies in the output folder; it counts, as all that is no
+    source, to `passed_over`. A picture of s2f's that is named itself is read, with a remark. A file
+    NAME.* becomes NAME.png in the output folder (by default the current one), a folder's files keep
+    their places below it; where two would become the same picture, both keep their suffix
+    (NAME.wav.png). One source may also be given its picture's own name. Other files lie beside the
+    picture.
+
+    The outcomes are `planned`, `skipped` where all is there and the same, or `failed` where there
+    is no such source, or a file in its place that is not s2f's, or of another source. Raises a
+    UsageError if the output is neither a picture nor a folder, one file would be made of several
+    sources, or in the place of one that is read; a CheckpointError if there is no such model to
+    tell what is there by.
     """
+    return _plan(_History(options), PassedOver() if passed_over is None else passed_over)
+
+
+def _plan(history: "_History", passed_over: PassedOver) -> list[Outcome]:
+    options = history.options
     suffix, named = _suffix(options)
     folder = options.output or Path()
     ours = [place.resolve() for place in (options.output, options.sheet) if place]
     known: set[str] = set()
     found: list[tuple[Path, Path | InputError]] = []  # sources and their pictures
+    remarks: dict[Path, tuple[str, ...]] = {}
     sources = [RECORDED] if options.record is not None else options.sources
     if options.photos:
         from s2f.layout import find_photos as find
     else:
         from s2f.audio import find_recordings as find
 
+    tops: set[Path] = set()
+    every = {source.resolve() for source in sources}
     for source in dict.fromkeys(sources):
+        top = source.resolve()
+        others = PassedOver()
         try:
-            paths = [source] if source in LIVE else find([source])
+            paths = [source] if source in LIVE else find([source], passed_over=others)
         except InputError as error:
             found.append((source, error))
             continue
-        top = source.resolve()
         inner = [place for place in ours if top in place.parents]  # where earlier runs wrote
+        n_passed = 0
         for path in paths:
             place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
-            if place in known or any(path.resolve().is_relative_to(own) for own in inner):
+            if place in known:
+                continue
+            is_ours = options.photos and path not in LIVE and _is_ours(path)
+            is_within = any(path.resolve().is_relative_to(own) for own in inner)
+            if path != source and (is_ours or is_within):
+                others[path.suffix.lower() + (" of s2f" if is_ours else "")] += 1
+                n_passed += 1
                 continue
             known.add(place)
+            if is_ours:
+                remarks[path] = ("is no photo: s2f drew it",)
             inside = path.relative_to(source).parent if path != source else Path()
             name = f"{LIVE.get(path, path.stem)}{suffix}"
             found.append((path, named or folder / inside / name))
+        if n_passed == len(paths):
+            what, kind = ("photos", ImageError) if options.photos else ("recordings", AudioError)
+            found.append((source, holds_none(source, what, others, kind)))
+        if top not in tops and not any(other in top.parents for other in every):
+            passed_over += others  # those of a folder in another count there
+        tops.add(top)
     crowd = Counter(str(target).casefold() for _, target in found)  # some file systems fold case
     planned = []
     for path, target in found:
@@ -223,17 +291,22 @@ def plan_outputs(options: GenerateOptions) -> list[Outcome]:
             continue
         if crowd[str(target).casefold()] > 1:
             target = target.with_name(f"{path.name}{suffix}")
-        files = {FACE: target}
-        for what, ending in ENDINGS.items():
-            if getattr(options, what):
-                ending = ending if "." in ending else ending + target.suffix
-                files[what] = target.with_name(f"{target.stem}{ending}")
-        planned.append(Outcome(path, files))
+        beside = {what: _beside(target, what) for what in ENDINGS if getattr(options, what)}
+        files = {FACE: target, **beside}
+        planned.append(Outcome(path, files, remarks=remarks.get(path, ())))
     written: list[tuple[object, Path]] = [("all of them", options.sheet)] if options.sheet else []
     written += [(item.source, path) for item in planned for path in item.files.values()]
     read = (*dict(found), options.compare)
     _refuse_loss(written, [path for path in read if path and path not in LIVE])
-    return [_look(item, options) for item in planned]
+    history.taken.update(str(path).casefold() for _, path in written)
+    return [_look(item, history) if item.files else item for item in planned]
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether s2f drew a picture."""
+    from s2f.images import is_ours, read_text
+
+    return is_ours(read_text(path))
 
 
 def _suffix(options: GenerateOptions) -> tuple[str, Path | None]:
@@ -275,45 +348,213 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _look(item: Outcome, options: GenerateOptions) -> Outcome:
-    """Find what of an item is there already: a batch skips it if it is newer than its source."""
-    there = [path for path in item.files.values() if os.path.lexists(path)]
-    if options.overwrite or not there:
-        return item
-    if options.is_batch and item.source not in LIVE:
-        oldest = min(path.lstat().st_mtime for path in there)
-        if oldest >= item.source.stat().st_mtime:
-            return replace(item, status="skipped") if len(there) == len(item.files) else item
-    hint = "give --overwrite to replace it, or another place with -o"
+@dataclass(frozen=True)
+class _History:
+    """What the pictures of a run say of what made them, and what those say that are there."""
+
+    options: GenerateOptions
+    taken: set[str] = field(default_factory=set)  # what the run writes, in small letters
+    hashes: dict[Path, str | None] = field(default_factory=dict)  # of sources, by `hash_source`
+    known: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)  # by `facts`
+
+    @functools.cached_property
+    def choice(self) -> "Choice":
+        """The networks that the options need; raises as `checkpoint.choose`."""
+        from s2f.checkpoint import choose
+
+        options = self.options
+        kinds = ["face_encoder" if options.photos else "voice_encoder", "face_decoder"]
+        if options.compare:
+            kinds.append("face_encoder")
+        every = ("voice_encoder", "face_encoder", "face_decoder")
+        files = {kind: path for kind in every if (path := getattr(options, kind))}
+        return choose(options.model or "demo", kinds, files=files)
+
+    def facts(self, what: str, source: str | None, n: int = 0) -> dict[str, str]:
+        """Say what makes a file: `FACE`, one of `ENDINGS`, `SHEET` of n faces, or `MORPH`."""
+        if (what, n) not in self.known:
+            self.known[what, n] = self._facts(what, n)
+        return self.known[what, n] | ({SOURCE: source} if source else {})
+
+    def _facts(self, what: str, n: int) -> dict[str, str]:
+        from s2f.images import FRAME, provenance
+
+        options, sha256 = self.options, dict(self.choice.sha256)
+        if not options.photos and what != "compare":  # for which alone `generate` has one
+            sha256.pop("face_encoder", None)
+        said: dict[str, Any] = {"size": options.size or FRAME, "precision": options.precision}
+        if what == MORPH:
+            said["frames"] = options.frames or FRAMES
+        if what == SHEET:
+            said["faces"] = n
+        if what == "compare" and options.compare:
+            said["photo"] = (self.hash_source(options.compare) or "")[:12]
+        if options.photos or what == "compare":
+            said["detector"] = self._detector
+        if not options.photos:
+            said |= options.part
+        parts = [what, *(f"{name} {_shown(v)}" for name, v in said.items() if v)]
+        of = {"compare": "speech and a photo", MORPH: "speech of two recordings"}
+        source = of.get(what, "a photo" if options.photos else "speech")
+        facts = provenance(self.choice.name, source, sha256)
+        return facts | {"Options": ", ".join(parts)}
+
+    @functools.cached_property
+    def _detector(self) -> str:
+        if not self.options.align:
+            return "none"
+        from s2f.face_detection import choose_detector
+
+        return choose_detector(self.options.detector)
+
+    def hash_source(self, path: Path) -> str | None:
+        """Hash a source, once in a run; None if it is no regular file, or cannot be read."""
+        if path not in self.hashes:
+            self.hashes[path] = None
+            try:
+                if stat.S_ISREG(path.stat().st_mode):  # all else could be read only once
+                    with path.open("rb") as file:
+                        self.hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:  # told where it is read
+                pass
+        return self.hashes[path]
+
+    def differs(
+        self, path: Path, what: str, said: Mapping[str, str], source: str | None, n: int = 0
+    ) -> str:
+        """Tell by what it says how else a file was made, `with size 224`; "" if it is the same.
+
+        Raises a UsageError if s2f did not make it, or not of this source: but a sheet is made anew.
+        """
+        from s2f.images import is_ours
+
+        found = ""
+        if not is_ours(said):
+            found = "and is no whole picture that s2f made"
+            if path.suffix == ".npy":
+                found = "and is not of the face beside it"
+        elif SOURCE not in said:
+            found = "and does not say of which source"
+        elif source is None or said[SOURCE] != source:
+            found = "made of another source, or of this one before it changed"
+            if what == SHEET == said.get("Options", "").split(", ")[0]:
+                return "of other sources, or of these before they changed"
+        if found:
+            raise UsageError(f"{path}: exists already, {found}", hint=REPLACE)
+        wanted = self.facts(what, source, n)
+        for name in MAKERS:
+            old, new = (text.get(name, "").split(", ") for text in (said, wanted))
+            if old != new:
+                gone = ", ".join(part for part in old if part not in new)
+                come = ", ".join(part for part in new if part not in old)
+                return f"with {gone}" if gone else f"without {come}"
+        return ""
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _look(item: Outcome, history: _History) -> Outcome:
+    """Find which files of an item are due: those that are not there, or were made otherwise.
+
+    So are landmarks and embeddings that an earlier run left beside the face, though not asked for
+    now. The item is `skipped` if nothing is due, `failed` if what is there may not be replaced.
+    """
+    from s2f.images import read_text
+
+    asked, overwrite = item.files, history.options.overwrite
+    files = {what: _beside(asked[FACE], what) for what in ENDINGS if what not in asked}
+    files = {w: path for w, path in files.items() if str(path).casefold() not in history.taken}
+    files = {**asked, **files}
+    there = {what: path for what, path in files.items() if os.path.lexists(path)}
+    due = {what for what in asked if overwrite or what not in there}
+    source = None if item.source in LIVE or not there else history.hash_source(item.source)
+    face = read_text(there[FACE]) if FACE in there else {}
+    remarks = list(item.remarks)
+    for what, path in there.items():
+        if overwrite and what in asked:
+            continue
+        kind, said = what, face
+        if what == "embedding":  # the face that was made with it speaks for it
+            kind, said = FACE, said if face.get(EMBEDDING) == _hash_embedding(path) else {}
+        elif what != FACE:
+            said = read_text(path)
+        is_of_kind = said.get("Options", "").split(", ")[0] == kind
+        if not (what in asked or is_of_kind):
+            continue
+        if what == "compare" and what not in asked:  # whose photo is not known
+            if FACE in due & there.keys():
+                remarks.append(f"{path} is of before: give --compare to make it anew")
+            continue
+        try:
+            other = history.differs(path, kind, said, source)
+        except UsageError as error:
+            if what in asked:
+                return replace(item, status="failed", error=error)
+            other = "of another source" if overwrite else ""  # whose face stays, or does not
+        if other:
+            due.add(what)
+            remarks.append(f"{path} is made anew: it was made {other}")
+    if "embedding" in due:
+        due.add(FACE)
+    if not due and REMARKS in face:
+        remarks += face[REMARKS].split(BETWEEN)
     return replace(
-        item, status="failed", error=UsageError(f"{there[0]}: exists already", hint=hint)
+        item,
+        files={what: path for what, path in files.items() if what in asked or what in due},
+        due=tuple(what for what in (FACE, *ENDINGS) if what in due),
+        status="planned" if due else "skipped",
+        remarks=tuple(dict.fromkeys(remarks)),
     )
 
 
-def _check_new(path: Path, options: GenerateOptions, suffixes: Sequence[str]) -> None:
-    """Refuse to write a folder, what is there already, or what does not end as it should."""
+def _beside(face: Path, what: str) -> Path:
+    """Name another file of a face, one of `ENDINGS`."""
+    ending = ENDINGS[what] if "." in ENDINGS[what] else ENDINGS[what] + face.suffix
+    return face.with_name(f"{face.stem}{ending}")
+
+
+def _hash_embedding(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(read_array(path).tobytes()).hexdigest()
+    except InputError:  # it is none
+        return None
+
+
+def _hash_all(items: Sequence[Outcome], history: _History) -> str | None:
+    """Hash the names and sources of all items; None if one cannot be read again."""
+    if any(item.source in LIVE for item in items):
+        return None
+    lines = [f"{history.hash_source(item.source)} {_caption(item, history)}" for item in items]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
+
+
+def _caption(item: Outcome, history: _History) -> str:
+    """Name an item as the sheet does: by its place in the output folder, without suffix."""
+    folder, face = history.options.output or Path(), item.files.get(FACE, Path(item.source.name))
+    name = face.relative_to(folder) if folder in face.parents else Path(face.name)
+    return str(name.with_suffix(""))
+
+
+def _check_place(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse to write a folder, or what does not end as it should."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder", hint="give the name of a file")
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{path}: does not end in {' or '.join(suffixes)}", hint="rename it")
-    if not options.overwrite and path.exists():
-        raise UsageError(f"{path}: exists already", hint="give --overwrite, or another name")
 
 
-def _load(options: GenerateOptions) -> "SpeechToFace":
+def _load(history: _History) -> "SpeechToFace":
     """Load the networks that the options need; raises as `SpeechToFace.load`."""
-    kinds = ["face_encoder" if options.photos else "voice_encoder", "face_decoder"]
-    if options.compare:
-        kinds.append("face_encoder")
-    every = ("voice_encoder", "face_encoder", "face_decoder")
-    files = {kind: path for kind in every if (path := getattr(options, kind))}
+    choice = history.choice
     gc.disable()  # of torch nothing is garbage: to look for it, now and in the end, takes 0.5 s
     from s2f.pipeline import SpeechToFace
 
     gc.enable()
     gc.freeze()
-    model, device, precision = options.model or "demo", options.device, options.precision
-    return SpeechToFace.load(model, device=device, precision=precision, kinds=kinds, files=files)
+    device, precision = history.options.device, history.options.precision
+    return SpeechToFace.load(choice, device=device, precision=precision)
 
 
 def _columns(model: "SpeechToFace", options: GenerateOptions) -> "Columns":
@@ -332,12 +573,13 @@ def _columns(model: "SpeechToFace", options: GenerateOptions) -> "Columns":
 def _draw(
     model: "SpeechToFace",
     sources: Sequence[Path],
-    options: GenerateOptions,
+    history: _History,
     progress: Progress,
     note: Note,
 ) -> "Faces":
     """Draw the face of each source, or say what is wrong with it."""
-    opened = [_opened(source, options, progress, note) for source in sources]
+    options = history.options
+    opened = (_opened(source, history, progress, note) for source in sources)
     if not options.photos:
         yield from model.generate_all(opened, progress=progress, **options.part)
         return
@@ -347,15 +589,20 @@ def _draw(
             yield model.reconstruct(photo, **options.framing)
         except InputError as error:
             yield error
+        except MemoryError:
+            message = f"{source}: takes more memory than there is"
+            yield ImageError(message, hint="make it smaller first")
 
 
-def _opened(source: Path, options: GenerateOptions, progress: Progress, note: Note) -> Any:
+def _opened(source: Path, history: _History, progress: Progress, note: Note) -> Any:
     """Give what is read for a source: standard input, the microphone, or the file itself."""
+    options = history.options
     if source == STDIN:
         if sys.stdin is None:
             raise UsageError("standard input is closed", hint="pipe something into it")
         return sys.stdin.buffer
     if options.record is None:
+        history.hash_source(source)  # now: what changes from here on is another source
         return source
     from s2f.audio import record
 
@@ -368,22 +615,46 @@ def _opened(source: Path, options: GenerateOptions, progress: Progress, note: No
     return record(options.record, progress=tell)
 
 
-def _make(item: Outcome, faces: "Faces", options: GenerateOptions, columns: "Columns") -> Outcome:
-    """Draw the face of an item, and write what is not there and up to date."""
+def _make(item: Outcome, faces: "Faces", history: _History, columns: "Columns") -> Outcome:
+    """Draw the face of an item, and write what is due."""
     started = time.perf_counter()
     face = next(faces)
+    item = _look(item, history)  # again: since it was planned, others may have written there
+    if item.status != "planned":
+        return item
     if isinstance(face, InputError):
-        return replace(item, status="failed", error=face)
+        left = tuple(f"{p} is of before" for p in item.files.values() if os.path.lexists(p))
+        return replace(item, status="failed", error=face, remarks=left)
+    source = None if item.source in LIVE else history.hash_source(item.source)
     try:
-        for what, path in item.files.items():
-            if options.overwrite or not os.path.lexists(path):
-                write_bytes(path, _encoded(face, what, path.suffix, options.size, columns))
+        if "embedding" in item.due:  # the old one is nobody's once its face is gone
+            _remove(item.files["embedding"])
+        for what in item.due:
+            path = item.files[what]
+            write_bytes(path, _encoded(face, what, path.suffix, history, source, columns))
     except OutputError as error:
         return replace(item, status="failed", error=error)
-    return replace(item, status="made", clips=face.clips, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    remarks = (*face.remarks, *item.remarks)
+    made = replace(item, status="made", clips=face.clips, voice=face.voice)
+    return replace(made, remarks=remarks, seconds=seconds)
 
 
-def _encoded(face: "Face", what: str, suffix: str, size: int | None, columns: "Columns") -> bytes:
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _encoded(
+    face: "Face",
+    what: str,
+    suffix: str,
+    history: _History,
+    source: str | None,
+    columns: "Columns",
+) -> bytes:
     """Encode one of the files of a face."""
     if what == "embedding":
         import numpy as np
@@ -391,57 +662,107 @@ def _encoded(face: "Face", what: str, suffix: str, size: int | None, columns: "C
         buffer = io.BytesIO()
         np.save(buffer, face.embedding)
         return buffer.getvalue()
+    facts, size = history.facts(what, source), history.options.size
     if what == "compare":
         from s2f.images import encode
-        from s2f.pipeline import provenance
         from s2f.visualize import side_by_side
 
         shown = side_by_side([*columns, ("from the voice", face.sized(size))])
-        return encode(shown, suffix, provenance(face.model, "speech and a photo"))
-    return face.encoded(suffix, size=size, overlay=what == "landmarks")
+        return encode(shown, suffix, facts)
+    if what == FACE:
+        facts[EMBEDDING] = hashlib.sha256(face.embedding.tobytes()).hexdigest()
+        if face.remarks:
+            said = one_line(BETWEEN.join(face.remarks))
+            facts[REMARKS] = said.replace("; ", ", ")  # by which EXIF's facts end
+    return face.encoded(suffix, size=size, overlay=what == "landmarks", facts=facts)
 
 
-def _write_sheet(
-    sheet: "ContactSheet", done: Sequence[Outcome], options: GenerateOptions
-) -> tuple[Path | None, list[S2FError]]:
-    """Lay all faces that there are on the sheet; return where it is written, and what is wrong."""
-    from s2f.images import encode, open_photo
-    from s2f.pipeline import provenance
+def _write_sheet(sheet: "ContactSheet", done: Sequence[Outcome], history: _History) -> Ending:
+    """Lay all faces that there are on the sheet, unless the same sheet is there."""
+    from s2f.images import encode, open_photo, read_text
 
-    assert options.sheet
-    folder = options.output or Path()
+    target = history.options.sheet
+    assert target
+    shown = [item for item in done if item.status in ("made", "skipped")]
+    source = _hash_all(done, history)
+    remarks: list[str] = []
     errors: list[S2FError] = []
-    for face in (item.files[FACE] for item in done if item.status in ("made", "skipped")):
-        name = face.relative_to(folder) if folder in face.parents else Path(face.name)
-        try:
-            sheet.add(str(name.with_suffix("")), open_photo(face))
-        except InputError as error:
-            errors.append(error)
-    text = provenance(options.model or "demo", "speech or photos")
     try:
+        if shown and os.path.lexists(target) and not history.options.overwrite:
+            other = history.differs(target, SHEET, read_text(target), source, len(shown))
+            if not other:
+                return Ending(0.0, None, kept=target)
+            remarks = [f"{target} is made anew: it was made {other}"]
+        for item in shown:
+            try:
+                sheet.add(_caption(item, history), open_photo(item.files[FACE]))
+            except InputError as error:
+                errors.append(error)
         if sheet.added:
-            write_bytes(options.sheet, encode(sheet.image(), options.sheet.suffix, text))
-            return options.sheet, errors
-    except OutputError as error:
+            facts = history.facts(SHEET, source, sheet.added)
+            write_bytes(target, encode(sheet.image(), target.suffix, facts))
+            return Ending(0.0, None, target, errors=errors, remarks=remarks)
+    except (OutputError, UsageError) as error:
         errors.append(error)
-    return None, errors
+    return Ending(0.0, None, errors=errors)
 
 
-def _animate(
-    options: GenerateOptions, voices: tuple[Path, Path], progress: Progress
-) -> "tuple[SpeechToFace, Path]":
+def _left_over(done: Sequence[Outcome], history: _History) -> list[str]:
+    """Tell of faces in the folders that this run writes in which are of none of its sources."""
+    from s2f.images import is_ours, read_text
+
+    options = history.options
+    if not (options.output and any(map(os.path.isdir, options.sources))):
+        return []
+    there: list[Path] = []
+    for folder in sorted({item.files[FACE].parent for item in done if item.files}):
+        try:
+            there += sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        except FileNotFoundError:  # nothing was made there
+            pass
+        except OSError as error:
+            return [f"{folder}: cannot be listed: {error.strerror or error}"]
+    found = []
+    hashes = {history.hash_source(item.source) for item in done}
+    for path in there:
+        said = {} if str(path).casefold() in history.taken else read_text(path)
+        is_face = is_ours(said) and said.get("Options", "").startswith(f"{FACE}, ")
+        if is_face and SOURCE in said and said[SOURCE] not in hashes:
+            found.append(str(path))
+    more = ", ..." if len(found) > MOST_NAMED else ""
+    named = ", ".join(found[:MOST_NAMED])
+    return [f"of none of these sources: {len(found)} ({named}{more})"] if found else []
+
+
+def _animate(history: _History, voices: tuple[Path, Path], progress: Progress) -> Ending:
     """Write an animated WebP; progress is told of each clip that is heard, then of each frame."""
+    options = history.options
+    remarks: list[str] = []
     target = options.output or Path("morph.webp")
     if target.is_dir():
         target /= "morph.webp"
-    _check_new(target, options, (".webp",))
+    _check_place(target, (".webp",))
+    hashes = [history.hash_source(voice) for voice in voices]
+    source = hashlib.sha256(" ".join(map(str, hashes)).encode()).hexdigest()
+    if os.path.lexists(target) and not options.overwrite:
+        from s2f.images import read_text
+
+        said = read_text(target)
+        other = history.differs(target, MORPH, said, None if None in hashes else source)
+        if not other:
+            return Ending(0.0, None, kept=target)
+        remarks = [f"{target} is made anew: it was made {other}"]
     _refuse_loss([("the recordings", target)], voices)
-    model = _load(options)
-    from s2f.pipeline import provenance
+    model = _load(history)
     from s2f.visualize import animate
 
-    embed = functools.partial(model.embed_voice, progress=progress, **options.part)
-    first, last = map(embed, voices)
+    heard = list(model.embed_voices(voices, progress=progress, **options.part))
+    for one in heard:
+        if one.error:
+            raise one.error
+    for voice, one in zip(voices, heard, strict=True):
+        remarks += [f"{voice}: {said}" for said in one.remarks]
+    first, last = (one.embedding for one in heard)
     n = options.frames or FRAMES
 
     def pictures() -> "Iterator[Image]":
@@ -449,6 +770,6 @@ def _animate(
             progress(k, n, target.name)
             yield face.sized(options.size)
 
-    text = provenance(model.model.name, "speech of two recordings")
-    write_bytes(target, animate(pictures(), seconds=FRAME_SECONDS * n, text=text))
-    return model, target
+    facts = history.facts(MORPH, None if None in hashes else source)
+    write_bytes(target, animate(pictures(), seconds=FRAME_SECONDS * n, text=facts))
+    return Ending(0.0, model, target, remarks=remarks)

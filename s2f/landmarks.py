@@ -6,11 +6,15 @@ is the 189-point one of the Face Research Lab London Set (DeBruine and Jones 201
 points make up the 68 is ours.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 TEMPLATE_POINTS = 189
+OUTSIDE = 0.25  # of the frame's side: so far beyond the frame a point of a face may lie
+SPREAD = 1 / 16  # of it: the least width and height of a face
 
 # The jaw of the template, ear to ear; its 17 points are spaced evenly along this line.
 _JAW = (109, 185, 110, 186, 111, *range(125, 134), 114, 188, 113, 187, 112)
@@ -23,6 +27,7 @@ _REST: tuple[tuple[int, ...], ...] = (
     *zip((87, 88, 89, 90, 91, 92, 93, 108, 107, 106, 105, 104)),
     *zip((94, 95, 96, 97, 98, 102, 101, 100)),
 )
+_FIRST, _LAST = ([points[k] for points in _REST] for k in (0, -1))
 _PARTS = (  # (first, end, closed) of each line of the 68
     *((0, 17, False), (17, 22, False), (22, 27, False), (27, 31, False), (31, 36, False)),
     *((36, 42, True), (42, 48, True), (48, 60, True), (60, 68, True)),
@@ -59,6 +64,41 @@ def to_68(template: NDArray[np.floating]) -> NDArray[np.float32]:
     points = np.asarray(template, np.float64)
     mixed = points[i] + w[:, None] * (points[j] - points[i])
     return np.asarray(mixed, np.float32)
+
+
+def implausible(points: NDArray[Any], side: int) -> str:
+    """Tell why these are no landmarks of a face in a frame of `side` pixels; "" if they may be.
+
+    They are the 68 points [68 2], finite, or the template [189 2]. The reasons: a face so small,
+    points far outside, and eyes, brows and mouth where those of no face are: mirrored or as (y, x),
+    in another order, upside down. The limits lie between 84 hand-placed faces and each of these,
+    and leave room for profiles, tilted heads and points that a crop has cut off.
+    """
+    xy = np.asarray(points, np.float64)
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    range_ = f"x {low[0]:.4g} to {high[0]:.4g}, y {low[1]:.4g} to {high[1]:.4g}"
+    if (high - low).min() < SPREAD * side:
+        shares = (
+            ": shares of a frame, and no pixels" if low.min() >= -1.5 and high.max() <= 1.5 else ""
+        )
+        return f"are hardly spread ({range_}){shares}"
+    if low.min() < -OUTSIDE * side or high.max() > (1 + OUTSIDE) * side:
+        return f"lie outside the frame of {side} x {side} pixels ({range_})"
+    inner = xy[17:] if len(xy) == 68 else (xy[_FIRST] + xy[_LAST]) / 2  # all but the jaw
+    brows, left, right, mouth = (
+        inner[first:end].mean(axis=0) for first, end in ((0, 10), (19, 25), (25, 31), (31, 51))
+    )
+    eyes = (left + right) / 2
+    down, across = mouth - eyes, right - left
+    # In units of the way from the eyes to the mouth: 0.8 to 1.1 of faces, and the negative of it
+    # of mirrored ones and of (y, x).
+    if across[0] * down[1] - across[1] * down[0] < -0.25 * (down @ down):
+        return "are mirrored, or (y, x): the left eye is on the right"
+    if (brows - eyes) @ down > 0:  # -0.4 to -0.2 of faces; 0.3 to 0.5 from the last to the first
+        return "are in another order: the brows are on the mouth's side of the eyes"
+    if down[1] < 0:
+        return "are upside down: the eyes lie below the mouth"
+    return ""
 
 
 def draw_landmarks(face: Image.Image, points: NDArray[np.floating]) -> Image.Image:

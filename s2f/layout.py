@@ -2,8 +2,9 @@
 
 Face tree: `IDENTITY/NAME.jpg` with `NAME_landmarks.npy` (the 68 points) and, if there are any,
 `NAME_template.npy` (a denser template) and `NAME_texture.jpg` (the photo registered to the mean
-shape). A name without landmarks of its own is another view of the identity and shares those of the
-identity's first photo that has some.
+shape) with `NAME_opacity.jpg` (how far inside the person's outline a place of it is). A name
+without landmarks of its own is another view of the identity and shares those of the identity's
+first photo that has some.
 
 Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**`: photos of faces, and
 their embeddings `NAME_embedding.npy` where those are made before training. Embeddings may stand
@@ -12,7 +13,8 @@ alone there, and may be named `NAME.npy` then.
 Both stand under `train`, `val` and `test`.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,10 +23,23 @@ from s2f import files
 from s2f.errors import DatasetError, ImageError
 from s2f.files import File
 
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+)
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".hif", ".jxl", ".gif"}
+)  # of photos that are not read
 SPLITS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
 SPLIT_FOLDERS = tuple(name for names in SPLITS.values() for name in names)
-LANDMARKS, TEMPLATE, TEXTURE = "_landmarks.npy", "_template.npy", "_texture.jpg"
+# Of these words data sets name the folders above those of people: `dev`, `vox1_test_wav`.
+_LEVEL_WORDS = frozenset(
+    "train val validation test dev valid eval data dataset raw masked origin hq "
+    "vox1 vox2 voxceleb voxceleb1 voxceleb2 vggface vggface1 vggface2 "
+    "wav aac m4a mp4 mp3 flac ogg npy txt jpg png audio audios voice voices video videos "
+    "image images photo photos face faces unzippedfaces unzippedintervalfaces".split()
+)
+LANDMARKS, TEMPLATE = "_landmarks.npy", "_template.npy"
+TEXTURE, OPACITY = "_texture.jpg", "_opacity.jpg"
 EMBEDDING = "_embedding.npy"
 BESIDE_PHOTOS = (LANDMARKS, TEMPLATE, EMBEDDING)
 
@@ -65,8 +80,27 @@ def split(tree: Path, name: str) -> Path:
 
 
 def identities(folder: Path) -> list[Path]:
-    """List the folders of the identities of one split, sorted, as `files.folders` does."""
-    return [folder / name for name in files.folders(folder)]
+    """List the folders of the identities of one split, sorted, as `files.folders` does.
+
+    Raises as `refuse_levels`.
+    """
+    names = files.folders(folder)
+    refuse_levels(folder, names)
+    return [folder / name for name in names]
+
+
+def is_level(name: str) -> bool:
+    """Tell whether a folder's name is that of a part of a data set, as `wav`, and no person's."""
+    return all(word in _LEVEL_WORDS for word in re.split("[ _-]", name.lower()))
+
+
+def refuse_levels(tree: Path, names: Iterable[str]) -> None:
+    """Raise a `DatasetError` if one of these folders, which stand for people, `is_level`."""
+    if levels := sorted(filter(is_level, names)):
+        what = "are parts of a data set, and no people"
+        message = f"{tree}: {', '.join(map(repr, levels))} {what}"
+        hint = f"give the folder that holds a folder a person, such as {tree / levels[0]}"
+        raise DatasetError(message, hint=hint)
 
 
 def photos(folder: Path) -> list[PhotoFiles]:
@@ -135,10 +169,12 @@ def clip(path: str) -> str:
     return path.split("/", 2)[2].removesuffix(".npy").replace("/", "_")
 
 
-def files_of(identity: Path, name: str, wants: files.Wants) -> list[File]:
+def files_of(
+    identity: Path, name: str, wants: files.Wants, *, passed_over: files.PassedOver | None = None
+) -> list[File]:
     """List the wanted files of a folder that an identity may have, as `files.list_files` does."""
     folder = identity / name
-    found = files.list_files(folder, wants) if folder.is_dir() else []
+    found = files.list_files(folder, wants, passed_over=passed_over) if folder.is_dir() else []
     return [file._replace(path=f"{name}/{file.path}") for file in found]
 
 
@@ -152,14 +188,24 @@ def renamed(path: str, ending: str) -> str:
     return str(PurePosixPath(path).with_suffix("")) + ending
 
 
-def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """List the photos among files and folders; raises an `ImageError` as `files.find_files`."""
-    return files.find_files(paths, is_photo, "photos", ImageError)
+def find_photos(
+    paths: Sequence[Path], *, passed_over: files.PassedOver | None = None
+) -> list[Path]:
+    """List the pictures among files and folders; raises an `ImageError` as `files.find_files`."""
+    return files.find_files(paths, is_picture, "photos", ImageError, passed_over=passed_over)
 
 
 def is_photo(name: str) -> bool:
     """Tell by a file's name whether it is a photo; a texture is none."""
-    return Path(name).suffix.lower() in PHOTO_SUFFIXES and not name.endswith(TEXTURE)
+    return Path(name).suffix.lower() in PHOTO_SUFFIXES and not name.endswith((TEXTURE, OPACITY))
+
+
+def is_picture(name: str) -> bool:
+    """Tell by a file's name whether it is a photo, or one of a kind that is refused by name.
+
+    So that a telephone's HEIC photos are told of one by one; in a data tree they are no photos.
+    """
+    return is_photo(name) or Path(name).suffix.lower() in UNREAD_SUFFIXES
 
 
 def is_array(name: str) -> bool:

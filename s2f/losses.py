@@ -5,8 +5,10 @@ What is learned is one flat dict of losses, by names like `decoder/l1`, times on
 Knows losses by name and nothing of networks.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,21 +22,16 @@ TEMPERATURE = 2.0  # of the distillation's softmax
 CONTRAST_TEMPERATURE = 0.07  # of InfoNCE's softmax over cosines; CLIP's initial one, kept
 CONTRASTIVE = "contrastive/infonce"
 AUTO = "auto"
-CALIBRATE_AT = 1000  # steps done before the weights are found. Source: Oh et al. 2019
-# The paper sums the decoder's term over its layer, the seed takes the mean. That the seed sums the
-# distillation over the batch, so that its weight grows with it, is not repeated.
-# Source: Oh et al. 2019; Kacper-Pietkun/Speech-to-face, the calls of `S2FLoss`.
-# For `--loss-weights NAME`; what a preset weighs by is in `train_voice`.
-PUBLISHED_WEIGHTS = {
-    "paper": {"decoder/l1": 1.0, "embedding/l2": 0.025, "encoder/distill": 200.0},
-    "seed": {"decoder/l1": 1.0, "embedding/l2": 0.025, "encoder/distill": 200.0},
-    "seed-ast": {"decoder/l1": 50.0, "embedding/l2": 30.0, "encoder/distill": 2.0},
-}
 
 
 def decoder_l1(predicted: Tensor, target: Tensor) -> Tensor:
-    """L1 between first decoder layers [b w], summed over the layer. Source: Oh et al. 2019."""
+    """L1 between decoder features [b w], summed over the layer. Source: Oh et al. 2019."""
     return (predicted - target).abs().sum(1)
+
+
+def decoder_mae(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of decoder features [b w]. Source: Pietkun et al., their L1."""
+    return (predicted - target).abs().mean(1)
 
 
 def embedding_l2(predicted: Tensor, target: Tensor) -> Tensor:
@@ -94,9 +91,13 @@ def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
     negatives of each other, duplicating the batch changes nothing, and a batch of one identity
     gives 0. The target gets no gradient.
 
+    Of a batch that is computed in parts, the softmax is over all of these, as `Contrast` has it.
+
     Source: van den Oord et al. 2018, both ways as in Radford et al. 2021; several positives inside
     the logarithm as in Khosla et al. 2020, L_in, but their sum and not their mean.
     """
+    if (contrast := _CONTRAST.get()) is not None:
+        return contrast.of_part(predicted, target, identity)
     predicted = functional.normalize(predicted.float(), dim=1)
     directions = functional.normalize(target.detach().float(), dim=1)
     everyone = gather_rows(predicted), gather_rows(directions), gather_rows(identity)
@@ -111,6 +112,53 @@ def infonce(predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
     return value
 
 
+class Contrast:
+    """InfoNCE of a batch that is computed in parts: with the negatives of all, not of one part.
+
+    All parts are computed twice, and have to come out equal. The first time what is contrasted is
+    kept; then `join` finds the losses of the whole, and their gradient by each prediction; the
+    second time every part gets its losses, and this gradient.
+
+    Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup" (GradCache).
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._parts: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    @contextlib.contextmanager
+    def over_parts(self) -> Iterator[None]:
+        """Have `infonce` be that of the whole batch, for parts that come in the same order."""
+        token = _CONTRAST.set(self)
+        try:
+            yield
+        finally:
+            _CONTRAST.reset(token)
+
+    def of_part(self, predicted: Tensor, target: Tensor, identity: Tensor) -> Tensor:
+        """Keep what is contrasted, and give 0 [b]; or give the losses [b] of the next part."""
+        if self._parts is None:
+            self._kept.append((predicted.detach(), target.detach(), identity))
+            return predicted.new_zeros(len(predicted), dtype=torch.float32)
+        value, gradient = next(self._parts)
+        along = (predicted.float() * gradient).sum(1)
+        return value + (along - along.detach())
+
+    def join(self) -> None:
+        """Find the losses of the whole batch from what was kept, and their gradient."""
+        predicted, *others = (torch.cat(rows) for rows in zip(*self._kept, strict=True))
+        predicted = predicted.float().requires_grad_()
+        value = infonce(predicted, *others)
+        (gradient,) = torch.autograd.grad(value.sum(), predicted)
+        sizes = [len(rows) for rows, *_ in self._kept]
+        both = (torch.split(part, sizes) for part in (value.detach(), gradient))
+        self._parts = zip(*both, strict=True)
+
+
+_CONTRAST: ContextVar[Contrast | None] = ContextVar("contrast", default=None)
+
+
 def per_sample(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Weighted sum [b] of the losses, each of which has a weight."""
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum(0)
@@ -122,27 +170,25 @@ def total(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
 
 
 def choose_weights(
-    choice: str | None, default: Mapping[str, float], known: Sequence[str], width: int
+    choice: str | None,
+    default: Mapping[str, float],
+    known: Sequence[str],
+    published: Mapping[str, Mapping[str, float]],
 ) -> dict[str, float]:
     """Find which losses there are, and the weights that training starts with.
 
     `choice` is None for the preset's `default`; `auto` for that, scaled so that the first weight is
-    1; one of `PUBLISHED_WEIGHTS`, without the losses that are not `known`; or NAME=VALUE,...: the
-    losses that are named and no others. `width` is that of the decoder's first layer. Raises a
-    UsageError if it names no set and no known loss, one twice, or with a value not above 0.
+    1; a name of `published` ones; or NAME=VALUE,...: the losses that are named and no others. Of
+    sets, losses that are not `known` are left out. Raises a UsageError if it names no set and no
+    known loss, one twice, or with a value not above 0.
     """
-    if choice is None:
-        return dict(default)
-    if choice == AUTO:
-        first = next(iter(default.values()))
-        return {name: weight / first for name, weight in default.items()}
-    if choice in PUBLISHED_WEIGHTS:
-        chosen = dict(PUBLISHED_WEIGHTS[choice])
-        if choice != "paper":  # the seed takes the mean over the layer, and this the sum
-            chosen["decoder/l1"] /= width
-        return {name: weight for name, weight in chosen.items() if name in known}
+    if choice in (None, AUTO, *published):
+        chosen = published.get(choice or "", default)
+        first = next(iter(chosen.values())) if choice == AUTO else 1.0
+        return {name: weight / first for name, weight in chosen.items() if name in known}
+    assert choice is not None
     if "=" not in choice:
-        message = f"--loss-weights {choice}: is none of {', '.join((AUTO, *PUBLISHED_WEIGHTS))}"
+        message = f"--loss-weights {choice}: is none of {', '.join((AUTO, *published))}"
         hint = "name one, or give for instance --loss-weights decoder/l1=1,embedding/l2=0.025"
         raise UsageError(message, hint=hint)
     weights: dict[str, float] = {}
@@ -171,21 +217,28 @@ def weights_text(weights: Mapping[str, float]) -> str:
     return ",".join(f"{name}={weight:.6g}" for name, weight in weights.items())
 
 
-def calibration_step(choice: str | None, step: int | None, single: Sequence[str]) -> int | None:
-    """Decide after which step the weights of a `choice` are calibrated; None is never.
+def calibration(
+    choice: str | None, step: int | None, single: Sequence[str], *, usual: bool
+) -> dict[str, int | None]:
+    """Give the `calibrate_at` of a config where options say it: {}, or a step, or None for never.
 
-    `step` was asked for, None for the paper's; `single` weights were given besides. Raises a
-    UsageError if these contradict each other.
+    `choice` is as for `choose_weights`, `step` was asked for, `single` weights were given besides,
+    and `usual` says whether the preset calibrates where nothing is said. Raises a UsageError if
+    these contradict each other.
     """
     if choice == AUTO and single:
         raise UsageError(
             f"--loss-weight {single[0]}: --loss-weights {AUTO} finds the weights itself",
             hint="leave one of them out",
         )
-    if choice != AUTO and step is not None:
+    calibrated = choice == AUTO or (choice is None and usual and not single)
+    if step is not None and not calibrated:
         message = f"--calibrate-at {step}: there is nothing to calibrate"
-        raise UsageError(message, hint=f"give --loss-weights {AUTO} too")
-    return CALIBRATE_AT if choice == AUTO and step is None else step
+        hint = f"give --loss-weights {AUTO} too, and no other weights"
+        raise UsageError(message, hint=hint)
+    if step is not None:
+        return {"calibrate_at": step}
+    return {} if calibrated else {"calibrate_at": None}
 
 
 def check_weights(
@@ -200,21 +253,23 @@ def check_weights(
         raise UsageError(f"{message}embedding", hint="give them with --loss-weight")
 
 
-def calibrate(task: Any, values: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
+def calibrate(task: Any, parts: Iterable[Mapping[str, Tensor]], ranks: Ranks) -> dict[str, float]:
     """Find the weights that make the gradients of a task's losses equally long; the first is 1.
 
-    The gradients are those of the means of `values`, what its `losses` returned last, each [b],
-    whose graph is kept, with respect to `predicted`, the embedding [b d] that these compared; of
-    all processes. InfoNCE is left out: its weight is one that was given. Raises a UsageError if
-    a gradient is 0 or not finite. Source: Oh et al. 2019, the choice of lambda 1 and lambda 2.
+    The gradients are those of the means of the losses, each [b], over all `parts` of a batch, of
+    all processes, with respect to `predicted`, the embedding [b d] that they compared. A part is
+    what the task's `losses` returned last when it comes up. InfoNCE is left out: its weight is one
+    that was given. Raises a UsageError if a gradient is 0 or not finite. Source: Oh et al. 2019,
+    the choice of lambda 1 and lambda 2.
     """
-    mine = {}
-    for name, value in values.items():
-        if name != CONTRASTIVE:
-            (gradient,) = torch.autograd.grad(
-                value.mean(), task.predicted, retain_graph=True, materialize_grads=True
-            )
-            mine[name] = float(gradient.double().norm())
+    mine: dict[str, float] = {}
+    for values in parts:
+        for name, value in values.items():
+            if name != CONTRASTIVE:
+                (gradient,) = torch.autograd.grad(
+                    value.mean(), task.predicted, retain_graph=True, materialize_grads=True
+                )
+                mine[name] = math.hypot(mine.get(name, 0.0), float(gradient.double().norm()))
     told = ranks.gather(mine)
     # The batch's gradient is those of its parts in a row, each times the same number.
     norms = {name: math.hypot(*(part[name] for part in told)) for name in mine}
@@ -222,7 +277,7 @@ def calibrate(task: Any, values: Mapping[str, Tensor], ranks: Ranks) -> dict[str
         if not 0 < norm < math.inf:
             message = f"--loss-weights {AUTO}: the gradient of {name} is {norm:g} where the weights"
             message += " are calibrated: no weight makes it as long as the others"
-            hint = "give another --calibrate-at, or weights, and another folder"
+            hint = "give another --calibrate-at or --loss-weights published, and another folder"
             raise UsageError(message, hint=hint)
     first = next(iter(norms.values()))
     return {name: first / norm for name, norm in norms.items()}

@@ -17,7 +17,7 @@ from pathlib import Path
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, OutputError
 from s2f.files import folders
-from s2f.layout import SPLIT_FOLDERS
+from s2f.layout import SPLIT_FOLDERS, refuse_levels
 
 MAX_BYTES = 255  # of one name, on the file systems in use
 _RESERVED = '/\\:*?"<>|'  # not in a name on every file system
@@ -120,7 +120,8 @@ def rename_identities(
     was killed is finished by the same run. Folders that get one name are reported, or become one
     with `merge`: files of one name in them are one file if their bytes are equal; if not, these
     folders stay as they are and are reported. Raises a `DatasetError` if a folder of identities
-    cannot be listed, and an `OutputError` if one cannot be renamed.
+    cannot be listed, or holds folders that are no people (`wav`, `dev`), and an `OutputError` if
+    one cannot be renamed.
     """
     planned, failed, unchanged = _plan(tree)
     done: list[Renaming] = []
@@ -149,7 +150,9 @@ def _plan(tree: Path) -> tuple[list[Renaming], list[DatasetError], int]:
     renamings, failed, unchanged = [], [], 0
     for parent in [tree / name for name in inside] if is_split else [tree]:
         groups: dict[str, dict[str, str]] = defaultdict(dict)
-        for old in folders(parent):
+        identities = folders(parent)
+        refuse_levels(parent, identities)
+        for old in identities:
             try:
                 new = plain(old)
             except DatasetError as error:

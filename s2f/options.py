@@ -15,6 +15,7 @@ from s2f.errors import S2FError, UsageError
 
 PARTLY_FAILED, INTERRUPTED = 6, 130  # exit codes that no error has
 Panel = Literal["Input", "Model", "Training", "Run", "Output"]
+GIVEN = "given"  # in what a context's parents see too: the parameters of the command that runs
 GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "markdown"}  # of commands
 Job = TypeVar("Job")
 
@@ -26,6 +27,7 @@ def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
     """
     console = Console("json" if as_json else "quiet" if quiet else "human")
     ctx.find_root().obj = console
+    ctx.meta[GIVEN] = ctx.params
     try:
         Path.cwd()
     except OSError as error:

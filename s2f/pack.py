@@ -2,12 +2,13 @@
 
 Each split of a pack is a folder of index.json, clips-00000.npy ... and embeddings-00000.npy ...
 The clips are int16 [n clip_samples] at 16 kHz, the embeddings float16 [m d]. The rows of all files
-together are in the order of the identities in the index, which says how many of each they have.
+together are in the order of the identities in the index, which says how many of each they have,
+and how many clips are of which recording.
 
 From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack_tree`, which makes one
 by the engine of `prep`. An utterance becomes consecutive clips of one length, as `audio.clips` cuts
-them. Photos become the embeddings that stand beside them. A file depends on nothing but its
-sources, so that those that stand are kept. Knows no network.
+them, but for silent ones. Photos become the embeddings that stand beside them. A file depends on
+nothing but its sources, so that those that stand are kept. Knows no network.
 """
 
 import bisect
@@ -18,8 +19,8 @@ import itertools
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -28,17 +29,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2f import files, layout, prep
-from s2f.audio import SAMPLE_RATE, FloatArray, clips, to_int16
+from s2f.audio import (
+    SAMPLE_RATE,
+    FloatArray,
+    check_waveform,
+    clips_that_sound,
+    map_waveform,
+    to_int16,
+)
 from s2f.console import Progress, silent
 from s2f.embeddings import read_embedding
 from s2f.errors import DatasetError, S2FError, UsageError
-from s2f.files import File, map_waveform, read_array, unwritable, write_bytes
+from s2f.files import File, read_array, unwritable, write_bytes
 from s2f.layout import SPLIT_FOLDERS
 from s2f.prep import Failure, Item, Journal
 from s2f.prep_faces import check_photo_embeddings, read_space
 
 INDEX = "index.json"
-VERSION = 1
+VERSION = 2  # 1 does not say which clips are of one recording
 HEADER = 128  # bytes before the rows of a file
 DTYPES = {"clips": np.dtype("<i2"), "embeddings": np.dtype("<f2")}  # of the two kinds of files
 SHARD_BYTES = 1_000_000_000
@@ -62,6 +70,7 @@ class Identity:
     name: str
     clips: int
     embeddings: int
+    recordings: tuple[int, ...] | None = None  # clips of each, in order; None in version 1
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,9 @@ class Index:
         return hashlib.sha256(json.dumps(self._fields()).encode()).hexdigest()
 
     def _fields(self) -> dict[str, Any]:
-        people = [dataclasses.astuple(person) for person in self.identities]
-        return {"version": VERSION, **dataclasses.asdict(self), "identities": people}
+        version = 1 if any(person.recordings is None for person in self.identities) else VERSION
+        people = [dataclasses.astuple(person)[: version + 2] for person in self.identities]
+        return {"version": version, **dataclasses.asdict(self), "identities": people}
 
     def encode(self) -> bytes:
         """Write it as the only JSON that `read_index` takes."""
@@ -97,12 +107,13 @@ def read_index(folder: Path) -> Index:
         content = path.read_bytes()
         fields = json.loads(content)
         version = fields.pop("version")
-        if version != VERSION:
-            message = f"{path}: has format version {version}; this program reads {VERSION}"
+        if version not in (1, VERSION):
+            message = f"{path}: has format version {version}; this program reads 1 and {VERSION}"
             hint = "pack the tree again, or install the version of s2f that made it"
             raise DatasetError(message, hint=hint)
         del fields["sha256"]
-        fields["identities"] = tuple(Identity(*person) for person in fields["identities"])
+        people = fields["identities"]
+        fields["identities"] = tuple(Identity(*p[:3], *map(tuple, p[3:])) for p in people)
         for table in DTYPES:
             fields[table] = tuple(Shard(**shard) for shard in fields[table])
         index = Index(**fields)
@@ -248,6 +259,7 @@ class PackReport:
     skipped: int  # files that were up to date
     failed: tuple[Failure, ...]  # what could not be used: people, waveforms and embeddings
     seconds: float  # that it took
+    passed_over: Mapping[str, int]  # other files in audios and images, by suffix
 
 
 def pack_tree(
@@ -267,7 +279,7 @@ def pack_tree(
     checkpoint of the one that made the embeddings: a few are made again to make sure of it. Files
     (of about `shard_bytes`) whose sources have not changed are kept, so that a run that was killed
     goes on where it stopped, and ends with the same bytes as if it had not been. A pack with other
-    settings, or what else is in the way, is replaced only with `overwrite`.
+    settings or of another tree, or what else is in the way, is replaced only with `overwrite`.
 
     Raises a `DatasetError` if there is nothing to pack, or no photo to check the face encoder with,
     and an `ImageError` if such a photo cannot be read; a `CheckpointError` if that is no face
@@ -284,13 +296,16 @@ def pack_tree(
         "shard_bytes": shard_bytes,
     }
     failed: list[Failure] = []
-    splits = _list_splits(tree, failed)
+    passed_over = files.PassedOver()
+    splits = _list_splits(tree, failed, passed_over)
     files.refuse_overlap(tree, out)
     if not overwrite:
         for split in splits:
             _refuse_another(out / split.name, settings)
     with Journal(out, "pack", settings) as journal:
-        run = _Run(journal, settings, workers, overwrite, progress, failed)
+        if not overwrite:
+            _refuse_another_tree(journal, tree)
+        run = _Run(journal, files.way(out, tree), settings, workers, overwrite, progress, failed)
         paths: list[Path] = []
         for split in splits:
             if any(map(run.is_due, run.plan(split, "embeddings", split.tables["embeddings"]))):
@@ -306,7 +321,8 @@ def pack_tree(
         sum(shard.rows for index in indices for shard in getattr(index, table)) for table in DTYPES
     )
     counts = (n_people, n_clips, n_embeddings, run.made, run.skipped)
-    return PackReport(out, *counts, tuple(failed), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return PackReport(out, *counts, tuple(failed), seconds, dict(passed_over))
 
 
 class _Split(NamedTuple):
@@ -317,7 +333,7 @@ class _Split(NamedTuple):
     tables: dict[str, list[File]]  # paths below the folder, which begin with whose they are
 
 
-def _list_splits(tree: Path, failed: list[Failure]) -> list[_Split]:
+def _list_splits(tree: Path, failed: list[Failure], passed_over: files.PassedOver) -> list[_Split]:
     """List a tree of splits, or one split, which has no name; people who lack a kind failed."""
     if not tree.is_dir():
         raise DatasetError(f"{tree}: is no folder", hint="name the folder of a voice tree")
@@ -326,8 +342,10 @@ def _list_splits(tree: Path, failed: list[Failure]) -> list[_Split]:
     wanted = "audios/*.npy and images/*_embedding.npy, which s2f prep embeddings makes"
     for split in splits:
         for person in layout.identities(split.folder):
-            audios = layout.files_of(person, "audios", layout.is_array)
-            embeddings = layout.files_of(person, "images", layout.is_embedding)
+            audios = layout.files_of(person, "audios", layout.is_array, passed_over=passed_over)
+            embeddings = layout.files_of(
+                person, "images", layout.is_embedding, passed_over=passed_over
+            )
             if not (audios and embeddings):
                 has = f"{len(audios)} files in audios and {len(embeddings)} embeddings in images"
                 hint = f"wanted at least one of each: {wanted}"
@@ -357,6 +375,17 @@ def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
             raise UsageError(message, hint=hint)
 
 
+def _refuse_another_tree(journal: Journal, tree: Path) -> None:
+    notes = [entry.note for entry in journal.entries.values() if entry.note]
+    for way in {note["tree"] for note in notes if "tree" in note}:
+        before = journal.folder / way
+        # One that is gone was moved, for all that is known.
+        if before.is_dir() and not before.samefile(tree):
+            message = f"{journal.folder}: is a pack of {os.path.normpath(before)}, not of {tree}"
+            hint = "give another folder, or --overwrite to replace it"
+            raise UsageError(message, hint=hint)
+
+
 @dataclass(frozen=True)
 class ShardPlan:
     """A file to be: its name below the pack, and the small files that become its rows [width]."""
@@ -372,8 +401,9 @@ class ShardPlan:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names, sizes and times of the sources."""
-        digest = hashlib.sha256()
+        """Hash of the names, sizes and times of the sources, and of what is noted of clips."""
+        # Version 1 noted too little of clips; its files of embeddings are as good as ours.
+        digest = hashlib.sha256(f"{VERSION}\n".encode() if self.table == "clips" else b"")
         for file in self.sources:
             source = f"{_whose(file)}\0{file.path}\0{file.size}\0{file.mtime_ns}\n"
             digest.update(os.fsencode(source))  # a name may be no text
@@ -390,6 +420,7 @@ class _Run:
     """One run: what is due, making it, and what failed."""
 
     journal: Journal
+    tree: str  # the way to it from the pack
     settings: dict[str, Any]
     workers: int | None
     overwrite: bool
@@ -435,7 +466,10 @@ class _Run:
         if not heard:
             message = f"{split.folder}: none of its waveforms can be used with an embedding"
             raise DatasetError(message, hint=self.failed[0].error.message)
-        people = tuple(Identity(name, heard[name], n) for name, n in faces.items())
+        people = tuple(
+            Identity(name, sum(heard[name]), len(n), tuple(heard[name]))
+            for name, n in faces.items()
+        )
         index = Index(**self.settings, identities=people, clips=clips, embeddings=embeddings)
         if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index.encode():
             write_bytes(folder / INDEX, index.encode())
@@ -448,8 +482,8 @@ class _Run:
 
     def _make_table(
         self, split: _Split, table: str, sources: Sequence[File]
-    ) -> tuple[Counter[str], tuple[Shard, ...]]:
-        """Make what is due; give the rows that each identity has, in order, and all files."""
+    ) -> tuple[dict[str, list[int]], tuple[Shard, ...]]:
+        """Make what is due; give the rows of each source of each identity, in order, and files."""
         plans = self.plan(split, table, sources)
         due = [plan for plan in plans if self.is_due(plan)]
         done = len(plans) - len(due)
@@ -477,12 +511,20 @@ class _Run:
                 self.journal.place(item, part, note)
                 done += 1
                 self.progress(done, len(plans), item.output)
-        rows: Counter[str] = Counter()
+        rows: dict[str, list[int]] = defaultdict(list)
         shards = []
         for plan in plans:
             note = self.journal.entries[plan.name].note
-            rows.update(note["rows"])
-            shards.append(Shard(Path(plan.name).name, sum(note["rows"].values()), note["sha256"]))
+            if note.get("tree") != self.tree:  # it was moved, or this is what shall replace it
+                note |= {"tree": self.tree}
+                self.journal.note("done", plan.name, plan.item().source, note)
+            n_rows = 0
+            for name, noted in note["rows"].items():
+                # Version 1 noted sums, here of embeddings, of which each source gave one row.
+                of_each = [1] * noted if isinstance(noted, int) else noted
+                rows[name] += of_each
+                n_rows += sum(of_each)
+            shards.append(Shard(Path(plan.name).name, n_rows, note["sha256"]))
             for path, message, hint in note["failed"]:
                 why = DatasetError(message, hint=hint)
                 self.failed.append(Failure(split.folder / path, why))
@@ -492,13 +534,13 @@ class _Run:
 def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
     """Write a file of a pack, going on past sources that cannot be used.
 
-    Gives for the journal `sources`, the fingerprint of the plan; `rows`, how many each identity
-    has, in their order; `sha256` of the file; and `failed`, path, message and hint of the sources
-    that could not be used. An `OSError` if it cannot be written.
+    Gives for the journal `sources`, the fingerprint of the plan; `rows`, how many each source of
+    each identity gave, in their order; `sha256` of the file; and `failed`, path, message and hint
+    of the sources that could not be used. An `OSError` if it cannot be written.
     """
     read = _read_clips if plan.table == "clips" else _read_embedding
     dtype = DTYPES[plan.table]
-    rows: Counter[str] = Counter()
+    rows: dict[str, list[int]] = defaultdict(list)
     failed = []
     with part.open("wb+") as output:
         output.write(bytes(HEADER))
@@ -512,9 +554,10 @@ def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
                 failed.append([file.path, error.message, error.hint])
                 continue
             output.write(np.ascontiguousarray(values, dtype).data)
-            rows[_whose(file)] += len(values)
+            rows[_whose(file)].append(len(values))
         output.seek(0)
-        fields = {"descr": dtype.str, "fortran_order": False, "shape": (rows.total(), plan.width)}
+        shape = sum(map(sum, rows.values())), plan.width
+        fields = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(output, fields)
         assert output.tell() == HEADER
         output.seek(0)
@@ -523,13 +566,12 @@ def write_shard(plan: ShardPlan, part: Path) -> dict[str, Any]:
 
 
 def _read_clips(path: Path, clip_samples: int) -> NDArray[np.int16]:
-    """Cut a stored waveform into clips [m clip_samples], as `audio.clips` does."""
+    """Cut a stored waveform into clips [m clip_samples] that sound."""
     waveform = map_waveform(path)
+    check_waveform(waveform, str(path))
     if waveform.dtype != np.int16:
-        if not np.isfinite(waveform).all():
-            raise DatasetError(f"{path}: holds NaN or infinite samples", hint="make it again")
         waveform = to_int16(cast(FloatArray, waveform))
-    return np.stack(clips(waveform, clip_samples))
+    return np.stack(clips_that_sound(waveform, clip_samples))
 
 
 def _read_embedding(path: Path, width: int) -> NDArray[np.float16]:

@@ -24,9 +24,9 @@ from s2f import files
 from s2f.audio import is_voice
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, UsageError
-from s2f.files import Folder, Link
+from s2f.files import Folder, Link, PassedOver
 from s2f.labels import canonical, read_table
-from s2f.layout import BESIDE_PHOTOS, PHOTO_SUFFIXES, SPLIT_FOLDERS
+from s2f.layout import BESIDE_PHOTOS, PHOTO_SUFFIXES, is_level
 from s2f.names import bare, composed, key
 
 VOICE = re.compile(r"id\d{5}")  # a speaker of VoxCeleb1 (id1....) or VoxCeleb2 (id0....)
@@ -40,12 +40,6 @@ _COLUMNS = {  # what a column of a meta file is, by its letters and digits
     "voice": ("voxceleb1id", "voxceleb2id", "voxcelebid"),
     "class": ("vggface2id", "classid"),
     "name": ("name", "vggface1id"),
-}
-_LEVELS = {  # folders above the identities, in small letters: they name nobody
-    *SPLIT_FOLDERS,
-    *("dev", "wav", "aac", "mp4", "audios", "images", "faces", "voices", "raw_wav"),
-    *("vox1", "vox2", "voxceleb1", "voxceleb2", "hq-voxceleb", "vggface", "vggface2"),
-    *("masked_faces", "origin_faces"),
 }
 
 
@@ -144,6 +138,7 @@ class PairReport:
     kept: int  # files that were there
     failed: tuple[InputError, ...]  # files that could not be placed
     dry_run: bool  # whether this only says what would be done
+    passed_over: Mapping[str, int]  # files that are neither, by suffix
 
 
 def pair_identities(
@@ -153,6 +148,7 @@ def pair_identities(
     *,
     metas: Sequence[Path] = (),
     link: Link = Link.HARD,
+    prefer: str | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> PairReport:
@@ -165,17 +161,24 @@ def pair_identities(
     compared composed (NFC), then in plain ASCII without commas. Folders of people in no meta file
     are joined by equal names. A person of both VoxCelebs becomes one identity, so that a split
     cannot put them on both sides. Where a person has several folders of a kind, each keeps its
-    path. What cannot be told apart is left out and reported. A second run changes nothing.
+    path. What cannot be told apart is left out and reported. Of voices of one name, as 1.m4a and
+    1.wav, that with the suffix `prefer` (`wav`) is taken. A second run changes nothing.
 
-    Raises a `DatasetError` if a folder holds no photo or no recording, a meta file cannot be used,
-    or nobody has both; a `UsageError` if folders overlap, two files would get one place, or `out`
-    holds others or another run is at work there; an `OutputError` if `out` cannot be written.
+    Raises a `DatasetError` if a folder holds no photo or no recording, or several voices of one
+    name and `prefer` does not choose, a meta file cannot be used, or nobody has both; a
+    `UsageError` if `prefer` is no suffix of voices, folders overlap, two files would get one place,
+    or `out` holds others or another run is at work there; an `OutputError` if `out` cannot be
+    written.
     """
     for root in (*faces, *voices):
         files.refuse_overlap(root, out)
     people = read_meta(metas)
-    found = [one for root in voices for one in find_people(root, "voice", people)]
-    found += [one for root in faces for one in find_people(root, "face", people)]
+    passed_over = files.PassedOver()
+    found: list[Found] = []
+    for root in voices:
+        found += find_people(root, "voice", people, passed_over, prefer=prefer)
+    for root in faces:
+        found += find_people(root, "face", people, passed_over)
     matches, unmatched = match_people(found, people)
     datasets = {person.identity: person.datasets for person in people.people}
     pairs: list[Pair] = []
@@ -223,6 +226,7 @@ def pair_identities(
         collisions=people.collisions,
         **vars(placed),
         dry_run=dry_run,
+        passed_over=dict(passed_over),
     )
 
 
@@ -257,17 +261,33 @@ def is_face_file(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES or name.endswith(BESIDE_PHOTOS)
 
 
-def find_people(root: Path, kind: TreeKind, people: MetaPeople) -> list[Found]:
+def find_people(
+    root: Path,
+    kind: TreeKind,
+    people: MetaPeople,
+    passed_over: PassedOver | None = None,
+    *,
+    prefer: str | None = None,
+) -> list[Found]:
     """Group the files of a tree by who their paths name.
 
     That is the topmost folder that is an id or a class, else the topmost that is a known name, else
     an id that the file's own name begins with, else the topmost folder that is no level of a
-    dataset (`train`, `wav`, `vox1`, ...). Raises a `DatasetError` if there are no files, or a
-    folder cannot be listed.
+    dataset (`train`, `wav`, `vox1`, ...). Other files, and voices for which there is one of the
+    suffix `prefer`, are `passed_over`. Raises a `DatasetError` if there are no files, a folder
+    cannot be listed, or voices of one name are left; a `UsageError` as `files.preferred`.
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    wants = is_face_file if kind == "face" else is_voice
+    prefer = files.preferred(prefer, wants, f"{kind}s")
+    paths = list(files.names(root, wants, passed_over=passed_over))
+    if kind == "voice":
+        named = zip(map(files.stem, paths), paths, strict=True)
+        dropped = files.drop_twins(named, root, passed_over, prefer=prefer)
+        paths = [path for path in paths if path not in dropped]
     groups: dict[tuple[str, str | None], list[str]] = defaultdict(list)
     places: dict[str, tuple[str, str | None, bool]] = {}
-    for path in files.names(root, is_face_file if kind == "face" else is_voice):
+    for path in paths:
         folder, _, name = path.rpartition("/")
         if folder not in places:
             places[folder] = _place(folder, people)
@@ -278,7 +298,7 @@ def find_people(root: Path, kind: TreeKind, people: MetaPeople) -> list[Found]:
         else:
             groups[inside, label].append(path.removeprefix(f"{inside}/"))
     if not groups:
-        raise DatasetError(f"{root}: holds no {kind}", hint="check the path, and what is in it")
+        raise files.holds_none(root, f"{kind}s", passed_over, DatasetError)
     return [Found(kind, label, root, at, tuple(names)) for (at, label), names in groups.items()]
 
 
@@ -287,7 +307,7 @@ def _place(folder: str, people: MetaPeople) -> tuple[str, str | None, bool]:
     parts = folder.split("/") if folder else []
     ids = (k for k, part in enumerate(parts) if VOICE.fullmatch(part) or CLASS.fullmatch(part))
     named = (k for k, part in enumerate(parts) if people.find(part)[0])
-    others = (k for k, part in enumerate(parts) if part.lower() not in _LEVELS)
+    others = (k for k, part in enumerate(parts) if not is_level(part))
     known = next(itertools.chain(ids, named), None)
     k = next(others, None) if known is None else known
     if k is None:

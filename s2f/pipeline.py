@@ -8,7 +8,7 @@ Knows nothing of batches of files, of what they are called, or of the command li
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
@@ -17,32 +17,34 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-import s2f
-from s2f.audio import FloatArray, Waveform, clips, read_speech
+from s2f.audio import FloatArray, Heard, Waveform, clips, hear
 from s2f.checkpoint import KINDS, Choice, Model, choose, load_model
 from s2f.console import Progress, silent
 from s2f.device import check_precision, choose_device, computing, one_thread
 from s2f.errors import CheckpointError, InputError, UsageError
-from s2f.face_decoder import draw_faces
+from s2f.face_decoder import FAR, draw_faces
 from s2f.files import write_bytes
-from s2f.images import encode, fit_frame, to_image
-from s2f.landmarks import draw_landmarks
+from s2f.images import FRAME, encode, fit_frame, is_grey, provenance, to_image
+from s2f.landmarks import draw_landmarks, implausible
 from s2f.spectrogram import FrontEnd, spectrogram
 
 if TYPE_CHECKING:
     from s2f.face_detection import PhotoSource
 
+UNSURE = 0.8  # how likely the likelier sex of a voice is, below which that is remarked on
 BATCH = 16  # clips that a GPU embeds together; a CPU is quickest with one
 Embedding = NDArray[np.float32]
-SpeechSource = str | Path | BinaryIO | Waveform | tuple[NDArray[Any], int]
+Recording = str | Path | BinaryIO | Waveform | tuple[NDArray[Any], int]
+SpeechSource = Recording | Heard
 
 
 class Part(TypedDict, total=False):
-    """Which part of a recording is heard, as `audio.read_speech` takes it; by default all."""
+    """Which part of a recording is heard, as `audio.hear` takes it; by default all."""
 
     start: float  # seconds
     duration: float | None  # seconds
     trim_silence: float | None  # dB: silence at both ends further below the loudest is left out
+    track: int | None  # of several sound tracks, from 1; by default the first that sounds
 
 
 class Framing(TypedDict, total=False):
@@ -62,6 +64,10 @@ class Face:
     source: str  # what it was made from: `speech`, `a photo` or `an embedding`
     clips: int  # of speech that were averaged; 0 if it was not made from speech
     model: str  # its name
+    networks: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of those used, by kind
+    remarks: tuple[str, ...] = ()  # what is to be said of the input, a short sentence each
+    # What the voice encoder says of the voice besides, if it does: `speaker_encoder.ATTRIBUTES`.
+    voice: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path, *, size: int | None = None) -> None:
         """Write it as a .png, .jpg or .webp of `size` pixels a side, by default 224.
@@ -71,18 +77,24 @@ class Face:
         write_bytes(Path(path), self.encoded(Path(path).suffix, size=size))
 
     def encoded(
-        self, suffix: str = ".png", *, size: int | None = None, overlay: bool = False
+        self,
+        suffix: str = ".png",
+        *,
+        size: int | None = None,
+        overlay: bool = False,
+        facts: Mapping[str, str] | None = None,
     ) -> bytes:
         """Encode it as a picture whose metadata says what made it; the same face, the same bytes.
 
         It is a .png, .jpg or .webp of `size` pixels a side, with the landmarks drawn on it if it is
-        an `overlay`.
+        an `overlay`. Its metadata has more `facts`, if any are given.
         """
         image = self.sized(size)
         if overlay:
             scale = image.width / self.image.width
             image = draw_landmarks(image, (self.landmarks + 0.5) * scale - 0.5)
-        return encode(image, suffix, provenance(self.model, self.source))
+        made = provenance(self.model, self.source, self.networks)
+        return encode(image, suffix, made | dict(facts or {}))
 
     def sized(self, size: int | None) -> Image.Image:
         """Resize the image to `size` pixels a side, or leave it."""
@@ -91,34 +103,38 @@ class Face:
         return self.image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def provenance(model: str, source: str) -> dict[str, str]:
-    """Say in a picture's metadata what made it, and what it is not."""
-    return {
-        "Software": f"s2f {s2f.__version__}",
-        "Model": model,
-        "Source": f"made from {source}",
-        "Comment": "Synthetic face: an average impression, not the likeness of a person.",
-    }
-
-
 @dataclass
 class Embedded:
     """What became of a recording."""
 
     clips: int = 0  # of speech, whose embeddings are averaged
     error: InputError | None = None  # why it has none
+    remarks: tuple[str, ...] = ()  # what is to be said of it all the same, a short sentence each
     total: NDArray[np.float64] | float = 0.0  # [d]: the sum of those that are embedded yet
+    said: NDArray[np.float64] | float = 0.0  # [3]: the sum of `speaker_encoder.ATTRIBUTES` of them
 
     @property
     def embedding(self) -> Embedding:
         """The mean of its clips' embeddings, [d]."""
         return np.asarray(self.total / self.clips, np.float32)
 
+    @property
+    def voice(self) -> dict[str, float]:
+        """What was said of the voice, on the mean of its clips; nothing by most encoders."""
+        if not isinstance(self.said, np.ndarray):
+            return {}
+        from s2f.speaker_encoder import ATTRIBUTES
+
+        return dict(zip(ATTRIBUTES, (self.said / self.clips).tolist(), strict=True))
+
 
 class SpeechToFace:
     """The networks of one model, ready to generate and to reconstruct.
 
-    The same speech or photo gives the same bits on one machine, in any company, on any threads.
+    The same speech or photo gives the same bits each time on one machine, in any company. A framed
+    photo and an embedding do so on any number of threads, as they are computed on one. Speech wants
+    the same number: the voice encoder's convolutions use all, and on some processors their library
+    adds in another order for another number (seen: 1,161 of a face's 150,528 values differed).
 
     Example:
         >>> from s2f import SpeechToFace, Waveform
@@ -181,10 +197,10 @@ class SpeechToFace:
     ) -> Face:
         """Generate the face that the speech in a recording suggests.
 
-        It is a file, a binary stream, or a `Waveform`: samples [n] or [n c], and their rate. Longer
-        ones are cut into clips, and the embeddings of the clips averaged; `progress` is told of
-        each. Raises an AudioError if it cannot be read or holds no usable speech, a UsageError if
-        there can be no such part.
+        It is a file, a binary stream, a `Waveform`: samples [n] or [n c], and their rate; or what
+        `hear` heard, of which no part is taken any more. Longer ones are cut into clips, and the
+        embeddings of the clips averaged; `progress` is told of each. Raises an AudioError if it
+        cannot be read or holds no usable speech, a UsageError if there can be no such part.
         """
         (face,) = self.generate_all([speech], progress=progress, **part)
         if isinstance(face, InputError):
@@ -196,7 +212,12 @@ class SpeechToFace:
     ) -> Iterator[Face | InputError]:
         """Yield the face of each recording, or what is wrong with it, in order; as `generate`."""
         for embedded in self.embed_voices(speeches, progress=progress, **part):
-            yield embedded.error or self._draw(embedded.embedding, "speech", embedded.clips)
+            if embedded.error:
+                yield embedded.error
+                continue
+            face = self._draw(embedded.embedding, "speech", embedded.clips)
+            remarks = embedded.remarks + _doubts(embedded.voice) + face.remarks
+            yield replace(face, remarks=remarks, voice=embedded.voice)
 
     def embed_voice(
         self, speech: SpeechSource, *, progress: Progress = silent, **part: Unpack[Part]
@@ -222,9 +243,11 @@ class SpeechToFace:
             name = str(source) if isinstance(source, str | Path) else "the recording"
             unfinished.append(item)
             try:
-                heard = clips(read_speech(_recording(source), **part), clip_samples)
-                for clip in heard:
-                    progress(item.clips, len(heard), name)
+                heard = source if isinstance(source, Heard) else hear(_recording(source), **part)
+                item.remarks = heard.remarks
+                wanted = clips(heard.waveform, clip_samples)
+                for clip in wanted:
+                    progress(item.clips, len(wanted), name)
                     item.clips += 1
                     batch.append((item, clip))
                     if len(batch) == self.batch_size:
@@ -250,8 +273,13 @@ class SpeechToFace:
             features = encoder.features(spectrograms)
             with one_thread():  # as above
                 rows = encoder.from_features(features)
-        for (item, _), embedding in zip(batch, rows.cpu().double().numpy(), strict=False):
+                says = getattr(encoder, "attributes", None)
+                said = None if says is None else says(features).cpu().double().numpy()
+        for k, embedding in enumerate(rows.cpu().double().numpy()[: len(batch)]):
+            item = batch[k][0]
             item.total = item.total + embedding
+            if said is not None:
+                item.said = item.said + said[k]
 
     def reconstruct(self, photo: "PhotoSource", **framing: Unpack[Framing]) -> Face:
         """Draw the face of a photo: a file, a binary stream, an image, or an array [h w 3] of RGB.
@@ -259,14 +287,25 @@ class SpeechToFace:
         Raises an ImageError if the photo cannot be read or no face is found, a DependencyError if
         no detector is installed.
         """
-        return self._draw(self.embed_face(photo, **framing), "a photo", 0)
+        from s2f.face_detection import open_face
+
+        self._network("face_encoder")  # or a photo is read for nothing
+        framed = open_face(photo, device=str(self.device), **framing)
+        face = self._draw(self._embed_framed(framed), "a photo", 0)
+        if is_grey(framed):
+            grey = "is black and white: of the colours of skin, hair and eyes nothing can be known"
+            face = replace(face, remarks=(grey, *face.remarks))
+        return face
 
     def embed_face(self, photo: "PhotoSource", **framing: Unpack[Framing]) -> Embedding:
         """Embed the face of a photo, [d]: as `reconstruct`, without the drawing."""
         from s2f.face_detection import open_face
 
+        self._network("face_encoder")  # or a photo is read for nothing
+        return self._embed_framed(open_face(photo, device=str(self.device), **framing))
+
+    def _embed_framed(self, framed: Image.Image) -> Embedding:
         encoder = self._network("face_encoder")
-        framed = open_face(photo, device=str(self.device), **framing)
         pixels = fit_frame(framed, encoder.preprocessing.fit)
         with one_thread(), computing(self.device, self.precision):  # as in `_draw`
             rows = encoder(pixels[None].to(self.device).float() / 255)
@@ -274,7 +313,11 @@ class SpeechToFace:
             return embedding
 
     def decode(self, embedding: ArrayLike) -> Face:
-        """Draw the face of an embedding [d], or raise a UsageError if it is not the model's."""
+        """Draw the face of an embedding [d].
+
+        Raises a UsageError if it is not the model's, or so far from a face that none can be drawn;
+        what is far is remarked on.
+        """
         return self._draw(self._vector(embedding), "an embedding", 0)
 
     def morph(self, first: ArrayLike, last: ArrayLike, frames: int) -> Iterator[Face]:
@@ -302,7 +345,11 @@ class SpeechToFace:
         return self.model.checkpoints[kind].network
 
     def _vector(self, embedding: ArrayLike) -> Embedding:
-        vector = np.asarray(embedding, np.float32)
+        try:
+            with np.errstate(over="ignore"):  # to infinity, which is refused
+                vector = np.asarray(embedding, np.float32)
+        except (TypeError, ValueError):  # no numbers, or rows of many lengths
+            vector = np.zeros(0, np.float32)
         wanted = self._network("face_decoder").config.embedding
         if vector.shape != (wanted,) or not np.isfinite(vector).all():
             hint = f"give {wanted} finite values, as embed_voice and embed_face do"
@@ -318,10 +365,48 @@ class SpeechToFace:
         with one_thread(), computing(self.device, self.precision):  # threads would share sums
             points, faces = draw_faces(decoder, torch.from_numpy(embedding).to(self.device)[None])
             marks = decoder.landmarks_68(points)[0].cpu().numpy()
-            return Face(to_image(faces[0]), marks, embedding, source, clips, name)
+            if not (np.isfinite(marks).all() and faces.isfinite().all()):
+                if source == "an embedding":
+                    message = f"an embedding {list(embedding.shape)} lies too far off to be drawn"
+                    raise UsageError(message, hint="give one as embed_voice and embed_face do")
+                message = f"{name}: draws a face that is not finite in {self.precision}"
+                raise CheckpointError(message, hint="use --precision fp32, or another model")
+        encoder = {"speech": "voice_encoder", "a photo": "face_encoder"}.get(source)
+        used = [kind for kind in (encoder, "face_decoder") if kind]
+        networks = {kind: self.model.checkpoints[kind].sha256 for kind in used}
+        remarks = self._remarks(embedding, marks, source)
+        return Face(to_image(faces[0]), marks, embedding, source, clips, name, networks, remarks)
+
+    def _remarks(
+        self, embedding: Embedding, marks: NDArray[np.float32], source: str
+    ) -> tuple[str, ...]:
+        """Say where a face is hardly one that the model knows."""
+        said = []
+        if source != "speech":  # with that nothing can be told by it: `benchmarks/RESULTS.md`
+            far = self._network("face_decoder").distance(torch.from_numpy(embedding)[None])
+            if far is not None and far > FAR:
+                what = (
+                    f"{float(far):.1f} deviations from their mean, usual photos {FAR:.0f} at most"
+                )
+                said.append(f"lies far from the faces that {self.model.name} knows: {what}")
+        if why := implausible(marks, FRAME):
+            said.append(f"its landmarks {why}: the face is hardly one")
+        return tuple(said)
 
 
-def _recording(speech: SpeechSource) -> Path | BinaryIO | Waveform:
+def _doubts(voice: Mapping[str, float]) -> tuple[str, ...]:
+    """Say where a voice encoder that says what it hears is not sure of it."""
+    if not voice:
+        return ()
+    if voice["voice"] < 0.5:
+        return (f"sounds like no voice: one is {voice['voice']:.0%} likely",)
+    likely = max(voice["male"], 1 - voice["male"])
+    if likely < UNSURE:
+        return (f"does not tell the sex ({likely:.0%} sure): the face lies between",)
+    return ()
+
+
+def _recording(speech: Recording) -> Path | BinaryIO | Waveform:
     if isinstance(speech, str):
         return Path(speech)
     if isinstance(speech, tuple) and len(speech) == 2:

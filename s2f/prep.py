@@ -8,6 +8,7 @@ that was killed goes on where it stopped. Knows nothing of sound or pictures.
 
 import contextlib
 import errno
+import filecmp
 import functools
 import importlib
 import itertools
@@ -21,17 +22,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from s2f import files
-from s2f.console import Progress, silent
+from s2f.console import Progress, hush_libraries, silent
 from s2f.device import keep_memory
 from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageError, WorkerError
-from s2f.files import File, unwritable
+from s2f.files import File, PassedOver, unwritable
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -67,6 +68,7 @@ class Step:
     save: Callable[[Any, Path], None] | None = None  # writes a value of `net` to a temporary file
     batch_size: int = 1  # of `net`
     preload: tuple[str, ...] = ()  # modules that `work` needs, imported once for all workers
+    has_twins: bool = False  # whether trees hold one source in several formats: see `prefer`
 
 
 class Item(NamedTuple):
@@ -96,6 +98,11 @@ class PrepReport:
     # What `work` returned for each output that is up to date now, by its path below `out` (by the
     # source's for a step without outputs), in the order of the sources.
     notes: Mapping[str, Any]
+    # Other files in the source folder, by suffix; what the step made beside its sources is none.
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    # Outputs of an earlier run that are kept, though their sources went bad or away since, by their
+    # paths below `out`; for a step without outputs the sources that went away.
+    stale: tuple[str, ...] = ()
 
 
 def prepare(
@@ -105,6 +112,7 @@ def prepare(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    prefer: str | None = None,
     progress: Progress = silent,
 ) -> PrepReport:
     """Bring a tree of outputs up to date with a tree of sources, or with one file.
@@ -113,24 +121,29 @@ def prepare(
     other settings. A source that cannot be used costs itself only. Killed at any moment and run
     again, it leaves the same bytes as if it had never been killed, and makes at most one output
     a worker (by default, one a core) and one more (or one batch of a network) twice. `out` may be
-    the source folder: the outputs lie beside the sources. Files there that the step did not make
+    the source folder: the outputs lie beside the sources. Files there that the step did not make,
+    or made of another file (one of the same path below another folder, which was not merely moved),
     are refused one by one, or replaced with `overwrite`, sources too where outputs have their
-    names.
+    names. Of sources that would become one output, as 1.m4a and 1.wav, `prefer` (`wav`) chooses.
 
     Raises, before anything is made, a `DatasetError` if there is no source, a folder cannot be
     read, or two sources would become one output, and a `UsageError` if outputs would replace their
-    sources, or another run is at work in `out`. The run ends with an `OutputError` where an output
-    cannot be written, and with any `S2FError` of the step that is no fault of a source.
+    sources, `prefer` is no suffix of sources, or another run is at work in `out`. The run ends with
+    an `OutputError` where an output cannot be written, and with any `S2FError` of the step that is
+    no fault of a source.
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
-    items = _plan(step, source, out)
+    items, passed_over = _plan(step, source, out, prefer)
     beside = out.exists() and out.samefile(source if source.is_dir() else source.parent)
     if beside and step.rename and items[0].output == items[0].source.path and not overwrite:
         message = f"{out}: its {step.sources} would be replaced by what is made of them"
         raise UsageError(message, hint="give another folder, or --overwrite to replace them")
     failed: dict[Path, S2FError] = {}
-    with Journal(out, step.name, step.settings) as journal:
+    root = source if source.is_dir() else source.parent
+    with Journal(out, step.name, step.settings, root) as journal:
+        if beside and step.rename:
+            passed_over -= _made_beside(step, journal)
 
         def fail(item: Item, error: S2FError) -> None:
             entry = journal.entries.get(item.output)
@@ -142,7 +155,8 @@ def prepare(
         due = []
         for item in items:
             try:
-                if journal.is_due(item, overwrite, is_file=step.rename is not None):
+                is_file = step.rename is not None
+                if journal.is_due(item, overwrite, is_file=is_file, is_chosen=prefer is not None):
                     due.append(item)
             except (InputError, UsageError) as error:
                 fail(item, error)
@@ -170,34 +184,64 @@ def prepare(
                     fail(item, InputError(error.message, hint=hint))
                 done += 1
                 progress(done, len(items), item.source.path)
+        bad = [i for i in items if isinstance(failed.get(i.given), InputError | WorkerError)]
+        stale = _stale(journal, items, bad, step, whole=source.is_dir())
         journal.finish()
-    entries = [(item.output, journal.entries.get(item.output)) for item in items]
+    good = (item.output for item in items if item.given not in failed)
+    entries = [(name, journal.entries.get(name)) for name in good]
     notes = {name: e.note for name, e in entries if e and e.event == "done" and e.note is not None}
     failures = tuple(Failure(i.given, failed[i.given]) for i in items if i.given in failed)
     made = len(items) - skipped - len(failures)
-    return PrepReport(out, made, skipped, failures, time.perf_counter() - started, notes)
+    seconds = time.perf_counter() - started
+    return PrepReport(out, made, skipped, failures, seconds, notes, dict(passed_over), stale)
 
 
-def _plan(step: Step, source: Path, out: Path) -> list[Item]:
+def _plan(step: Step, source: Path, out: Path, prefer: str | None) -> tuple[list[Item], PassedOver]:
+    prefer = files.preferred(prefer, step.wants, step.sources)
     if not os.path.exists(source):
         raise DatasetError(f"{source}: does not exist", hint="check its path")
-    folder = source
+    folder, passed_over = source, PassedOver()
     if source.is_dir():
         inside = step.rename is not None and out.is_dir() and not source.samefile(out)
-        sources = files.list_files(source, step.wants, without=out if inside else None)
+        without = out if inside else None
+        sources = files.list_files(source, step.wants, without=without, passed_over=passed_over)
         if not sources:
-            hint = f"name the folder of the {step.sources}"
-            raise DatasetError(f"{source}: holds no {step.sources}", hint=hint)
+            raise files.holds_none(source, step.sources, passed_over, DatasetError)
     else:
         folder, status = source.parent, source.stat()
         size = status.st_size if source.is_file() else -1
         sources = [File(source.name, size, status.st_mtime_ns)]
     rename = step.rename or str
-    return [Item(rename(file.path), file, folder / file.path) for file in sources]
+    items = [Item(rename(file.path), file, folder / file.path) for file in sources]
+    name_of = str if step.rename else files.stem
+    named = ((name_of(item.output), item.source.path) for item in items)
+    dropped = files.drop_twins(named, source, passed_over, prefer=prefer, is_asked=step.has_twins)
+    return [item for item in items if item.source.path not in dropped], passed_over
+
+
+def _made_beside(step: Step, journal: "Journal") -> PassedOver:
+    """Count the step's outputs that stand among its sources: they were listed, and passed over."""
+    outputs = (name for name in journal.entries if not step.wants(name.rpartition("/")[2]))
+    there = (name for name in outputs if os.path.exists(journal.folder / name))
+    return PassedOver(PurePosixPath(name).suffix.lower() for name in there)
+
+
+def _stale(
+    journal: "Journal", items: Sequence[Item], bad: Sequence[Item], step: Step, *, whole: bool
+) -> tuple[str, ...]:
+    """List what was made earlier of sources that are bad now or, in a whole tree, gone."""
+    planned = {item.output for item in items}
+    entries = journal.entries
+    gone = [n for n in entries if n not in planned and journal.is_ours(n)] if whole else []
+    if step.rename is None:
+        journal.forget(gone)  # nothing stands there
+        return tuple(sorted(gone))
+    old = [*gone, *(item.output for item in bad if journal.is_ours(item.output))]
+    return tuple(sorted(name for name in old if os.path.lexists(journal.folder / name)))
 
 
 def _refuse_collisions(items: list[Item], folder: Path) -> None:
-    """Refuse two sources of one output; a file system may also take A for a."""
+    """Refuse outputs that would be folders of others, or, where the file system folds, A and a."""
     with _writing(folder / "case") as probe:
         probe.touch()
     fold = str.casefold if os.path.exists(folder / "CASE") else str
@@ -344,6 +388,47 @@ def run_in_workers(
         _end_pools([*idle, *(pool for _, _, pool in running.values())])
 
 
+class Worker:
+    """A process that is kept for one call after the other, where `run_in_workers` has many at once.
+
+    Whatever kills it costs the one call. It is started by the first, and again where it died.
+    """
+
+    def __init__(self, preload: Sequence[str] = (), seconds: float = ITEM_SECONDS) -> None:
+        """Choose modules to import, and how long a call may take."""
+        self._preload, self._seconds = preload, seconds
+        self._pools: list[ProcessPool] = []
+
+    def __call__(self, function: Callable[..., Any], *item: Any) -> Any:
+        """Call a picklable function on an item, of which the first value names it in messages.
+
+        Raises the `S2FError` that the function raised, or else a `WorkerError`.
+        """
+        pool = self._pools[0] if self._pools else _new_pool(self._preload)
+        self._pools = [pool]
+        try:
+            future = pool.schedule(_attempt, (function, item), timeout=self._seconds)
+            while not future.done():  # never, where another thread stopped the pool too early
+                wait([future], timeout=1)
+                if pool not in self._pools:
+                    raise CancelledError
+            error = future.exception()
+        except (CancelledError, RuntimeError) as closed:  # by another thread
+            error = closed
+        if error:
+            self.close()
+            raise _death(item[0], error, self._seconds)
+        value = future.result()
+        if isinstance(value, S2FError):
+            raise value
+        return value
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        pools, self._pools = self._pools, []
+        _end_pools(pools)
+
+
 def _new_pool(preload: Sequence[str]) -> "ProcessPool":
     """Make a pool of one process: forked from one that is small, has no threads and is ready."""
     from pebble import ProcessPool  # takes a while, and most commands do without
@@ -372,6 +457,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 def _begin(preload: Sequence[str]) -> None:
+    hush_libraries()
     keep_memory()
     for module in preload:
         with contextlib.suppress(ImportError):  # the item that needs it says so better
@@ -422,6 +508,9 @@ class JournalEntry(NamedTuple):
     size: int
     mtime_ns: int
     note: Any = None
+    # The folder of the sources, from that of the outputs, and the source's suffix, as one pattern:
+    # `../wav/*.wav`. Of what stands there now, also where it is to be made again; "": not known.
+    origin: str = ""
 
 
 class Journal:
@@ -436,8 +525,12 @@ class Journal:
     What cannot be written is an `OutputError`.
     """
 
-    def __init__(self, folder: Path, step: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, step: str, settings: Mapping[str, Any], root: Path | None = None
+    ) -> None:
         """Open the journal; what was made with other settings (plain JSON) is due.
+
+        Sources are told by their paths below `root`, and not from others below another folder.
 
         Raises a `UsageError` if another run has it open, a `DatasetError` if it is damaged.
         """
@@ -445,6 +538,7 @@ class Journal:
         self.path = folder / FOLDER / f"{step}.journal"
         self.parts = folder / FOLDER / step / secrets.token_hex(4)
         self.entries: dict[str, JournalEntry] = {}
+        self._root = files.way(folder, root) if root else None
         self._header = json.dumps({"version": VERSION, "step": step, "settings": {**settings}})
         self._is_compact = True
         with contextlib.ExitStack() as stack:
@@ -473,7 +567,7 @@ class Journal:
                 event, output, *rest = json.loads(line)
                 if not isinstance(output, str) or event not in ("start", "done", "due"):
                     raise ValueError(line)
-                self.entries[output] = JournalEntry(event, *rest)
+                self.entries[output] = _entry(event, *rest)
             except (ValueError, TypeError) as error:
                 hint = "remove it, and run the command again with --overwrite"
                 raise DatasetError(f"{self.path}: is damaged: {line[:60]!r}", hint=hint) from error
@@ -482,33 +576,88 @@ class Journal:
         self._file.truncate(whole)
         if first.rstrip(b"\n") != self._header.encode():
             for output, entry in self.entries.items():
-                self.entries[output] = JournalEntry("due", entry.size, entry.mtime_ns)
+                self.entries[output] = entry._replace(event="due", note=None)
             self._is_compact = False
             self.finish()
 
-    def is_due(self, item: Item, overwrite: bool = False, *, is_file: bool = True) -> bool:
+    def is_due(
+        self,
+        item: Item,
+        overwrite: bool = False,
+        *,
+        is_file: bool = True,
+        is_chosen: bool = False,
+    ) -> bool:
         """Tell whether an output, a file or a note, is missing or not of its source as that is now.
 
         Raises an `InputError` if its source is no regular file, and a `UsageError` if what stands
-        there is in no journal, and not to be overwritten.
+        there is in no journal, or was made of another file, and is not to be overwritten. That this
+        source `is_chosen` of those of its name is no such fault.
         """
         if item.source.size < 0:
             why = f"{item.given}: is no regular file, or a link that leads nowhere"
             raise InputError(why, hint="remove it, or mend the link")
         path = self.folder / item.output
         there = not is_file or os.path.lexists(path)
-        if is_file and there and item.output not in self.entries and not overwrite:
-            hint = "give --overwrite to replace it, or another folder"
-            message = f"{path}: exists already, and was not made by this command"
-            raise UsageError(message, hint=hint)
-        made_of = self.entries.get(item.output, ())[:3]
-        return not (there and made_of == ("done", item.source.size, item.source.mtime_ns))
+        entry = self.entries.get(item.output)
+        if entry is None:
+            if is_file and there and not overwrite:
+                hint = "give --overwrite to replace it, or another folder"
+                message = f"{path}: exists already, and was not made by this command"
+                raise UsageError(message, hint=hint)
+            return True
+        other = self._other_source(entry, item, is_chosen=is_chosen)
+        if is_file and there and other and not overwrite:
+            hint = "give another folder, or --overwrite to replace it"
+            raise UsageError(f"{path}: was made of {other}, not of {item.given}", hint=hint)
+        made_of = ("done", item.source.size, item.source.mtime_ns)
+        if not there or other or entry[:3] != made_of:
+            return True
+        if entry.origin != self._origin(item.source):  # the tree was moved
+            self.entries[item.output] = entry._replace(origin=self._origin(item.source))
+            self._is_compact = False
+        return False
+
+    def is_ours(self, output: str) -> bool:
+        """Tell whether an output was made of a source in the same folder as this run's."""
+        entry = self.entries.get(output)
+        return entry is not None and entry.origin.rpartition("*")[0] == f"{self._root}/"
+
+    def _origin(self, source: File) -> str:
+        suffix = source.path[len(files.stem(source.path)) :]
+        return sys.intern(f"{self._root}/*{suffix}") if self._root else ""
+
+    def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> Path | None:
+        """Name the file that an output was made of, if that is another than its source now."""
+        if entry.origin in ("", own := self._origin(item.source)):
+            return None
+        root, _, suffix = entry.origin.rpartition("*")
+        before = Path(self.folder, f"{root}{files.stem(item.source.path)}{suffix}")
+        is_same_tree = root == own.rpartition("*")[0]
+        size, mtime_ns = item.source.size, item.source.mtime_ns
+        try:
+            if (is_same_tree and is_chosen) or before.samefile(item.given):
+                return None
+            is_same = size == before.stat().st_size
+            is_same = is_same and filecmp.cmp(before, item.given, shallow=False)
+        except OSError:  # it is gone: replaced in its tree, or moved with it
+            is_same = is_same_tree or (size, mtime_ns) == (entry.size, entry.mtime_ns)
+        return None if is_same else Path(os.path.normpath(before))
 
     def note(self, event: Event, output: str, source: File, note: Any = None) -> None:
         """Note what became of an output, with plain JSON of it where it is done."""
         self._is_compact = False
-        self.entries[output] = JournalEntry(event, source.size, source.mtime_ns, note)
+        there, origin = self.entries.get(output), self._origin(source)
+        if there and event != "done":  # what stands there is of what it was made of
+            origin = there.origin
+        self.entries[output] = JournalEntry(event, source.size, source.mtime_ns, note, origin)
         self._append(_line(output, self.entries[output]))
+
+    def forget(self, outputs: Iterable[str]) -> None:
+        """Drop what is known of outputs, so that it is gone when this run finishes."""
+        for output in outputs:
+            del self.entries[output]
+            self._is_compact = False
 
     def place(self, item: Item, part: Path, note: Any = None, *, over_source: bool = False) -> None:
         """Give the temporary file `part` of an output its name, and note that it is done.
@@ -557,5 +706,12 @@ class Journal:
 
 
 def _line(output: str, entry: JournalEntry) -> str:
-    event, size, mtime_ns, note = entry
-    return json.dumps([event, output, size, mtime_ns, *([] if note is None else [note])])
+    event, size, mtime_ns, note, origin = entry
+    more = [note, origin] if origin else [] if note is None else [note]
+    return json.dumps([event, output, size, mtime_ns, *more])
+
+
+def _entry(
+    event: Event, size: int, mtime_ns: int, note: Any = None, origin: str = ""
+) -> JournalEntry:
+    return JournalEntry(event, size, mtime_ns, note, sys.intern(origin))

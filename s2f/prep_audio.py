@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from s2f import audio
-from s2f.audio import Waveform, read_speech
+from s2f.audio import Waveform, hear
 from s2f.console import Progress, silent
 from s2f.errors import AudioError, DatasetError, OutputError, UsageError
-from s2f.files import map_waveform
+from s2f.files import save_array
 from s2f.layout import renamed
 from s2f.prep import PrepReport, Step, prepare
 from s2f.spectrogram import (
@@ -30,7 +30,7 @@ from s2f.spectrogram import (
     write_stats,
 )
 
-FORMAT = 1  # of what the steps make; another one makes everything anew
+FORMAT = 2  # of what the steps make; another one makes everything anew
 BLOCK_SAMPLES = 1 << 16  # of a waveform that are written at once
 PRELOAD = ("s2f.prep_audio", "av", "soundfile", "soxr")
 
@@ -41,24 +41,26 @@ def audio_step(
     preset: str = "paper",
     stats: Path | None = None,
     trim_silence: float | None = None,
+    track: int | None = None,
 ) -> Step:
-    """Make a .npy file of each recording, at -23 dBFS.
+    """Make a .npy file of what sounds of each recording, at -23 dBFS; its remarks are its notes.
 
     A `waveform` is int16 [n] of the whole recording at 16 kHz; a `spectrogram`, of a preset of
     `FRONT_ENDS`, is float32 [c f t] of its first clip, looped where it is shorter. `stats`, a file
     of `log_mel_stats`, takes the place of AudioSet's mean and deviation in the preset `ast`.
-    `trim_silence` is that of `read_speech`. Raises a `UsageError` if these contradict each other,
-    and a `DatasetError` as `read_stats`.
+    `trim_silence` and `track` are those of `hear`. Raises a `UsageError` if these contradict each
+    other, and a `DatasetError` as `read_stats`.
     """
-    audio.check_part(trim_silence=trim_silence)
+    part = {"trim_silence": trim_silence, "track": track}
+    audio.check_part(trim_silence=trim_silence, track=track)
     if stats is not None and (store, preset) != ("spectrogram", "ast"):
         message = f"statistics do not go into a {store} of preset {preset}"
         raise UsageError(message, hint="they are for spectrograms of the preset ast")
     settings: dict[str, Any] = {"format": FORMAT, "store": store}
     settings |= {"loudness_dbfs": audio.LOUDNESS_DBFS, "resampler": "soxr HQ"}
-    settings["trim_silence"] = trim_silence
+    settings |= part
     if store == "waveform":
-        work = functools.partial(_save_waveform, trim_silence=trim_silence)
+        work = functools.partial(_save_waveform, wanted=part)
     else:
         if preset not in FRONT_ENDS:
             known = ", ".join(FRONT_ENDS)
@@ -68,7 +70,7 @@ def audio_step(
             measured = read_stats(stats)
             front_end = dataclasses.replace(front_end, mean=measured.mean, std=measured.std)
         settings["front_end"] = dataclasses.asdict(front_end)
-        work = functools.partial(_save_spectrogram, front_end=front_end, trim_silence=trim_silence)
+        work = functools.partial(_save_spectrogram, front_end=front_end, wanted=part)
     return Step(
         name="audio",
         wants=audio.is_recording,
@@ -77,28 +79,32 @@ def audio_step(
         settings=settings,
         work=work,
         preload=PRELOAD if store == "waveform" else (*PRELOAD, "torch"),
+        has_twins=True,
     )
 
 
-def _save_waveform(source: Path, part: Path, *, trim_silence: float | None) -> None:
-    waveform = read_speech(source, trim_silence=trim_silence)
+def _save_waveform(source: Path, part: Path, *, wanted: dict[str, Any]) -> tuple[str, ...] | None:
+    heard = hear(source, **wanted)
+    waveform = heard.waveform
     with part.open("wb") as file:  # in blocks: no second copy of hours of speech
         header = {"descr": "<i2", "fortran_order": False, "shape": waveform.shape}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(waveform), BLOCK_SAMPLES):
             block = audio.to_int16(waveform[start : start + BLOCK_SAMPLES])
             file.write(block.astype("<i2").tobytes())
+    return heard.remarks or None
 
 
 def _save_spectrogram(
-    source: Path, part: Path, *, front_end: FrontEnd, trim_silence: float | None
-) -> None:
+    source: Path, part: Path, *, front_end: FrontEnd, wanted: dict[str, Any]
+) -> tuple[str, ...] | None:
     import torch
 
     torch.set_num_threads(1)  # there is a worker a core
-    waveform = read_speech(source, trim_silence=trim_silence)
-    clip = audio.clips(waveform, front_end.clip_samples)[0]
-    np.save(part, spectrogram(torch.from_numpy(clip[None]), front_end)[0].numpy())
+    heard = hear(source, **wanted)
+    clip = audio.clips(heard.waveform, front_end.clip_samples)[0]
+    save_array(spectrogram(torch.from_numpy(clip[None]), front_end)[0].numpy(), part)
+    return heard.remarks or None
 
 
 def stats_step() -> Step:
@@ -111,6 +117,7 @@ def stats_step() -> Step:
         settings={"format": FORMAT, **STATS_OF},
         work=_measure,
         preload=(*PRELOAD, "torch"),
+        has_twins=True,
     )
 
 
@@ -120,9 +127,13 @@ def _measure(source: Path, part: Path) -> dict[str, float]:
 
     torch.set_num_threads(1)  # there is a worker a core
     stored = source.suffix == ".npy"
-    sound = Waveform(map_waveform(source), audio.SAMPLE_RATE) if stored else source
+    sound: Path | Waveform = source
+    if stored:
+        samples = audio.map_waveform(source)
+        audio.check_waveform(samples, str(source))
+        sound = Waveform(samples, audio.SAMPLE_RATE)
     try:
-        waveform = read_speech(sound, name=str(source), as_recorded=stored)
+        waveform = hear(sound, name=str(source), as_recorded=stored).waveform
     except AudioError as error:
         if not stored:
             raise
@@ -136,13 +147,15 @@ def log_mel_stats(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    prefer: str | None = None,
     progress: Progress = silent,
 ) -> tuple[LogMelStats | None, PrepReport]:
     """Measure the log-mel over a training set and write it as JSON for `audio_step(stats=...)`.
 
     Whole utterances count, without padding: recordings at -23 dBFS, stored waveforms as they are.
-    Without a usable file nothing is written. Raises as `prepare`; an `OutputError` if `out_file` is
-    something else and not to `overwrite`, with which every file is measured again.
+    Without a usable file nothing is written. `prefer` is that of `prepare`. Raises as that; an
+    `OutputError` if `out_file` is something else and not to `overwrite`, with which every file is
+    measured again.
     """
     if out_file.exists() and not overwrite:
         try:
@@ -151,7 +164,13 @@ def log_mel_stats(
             hint = "add --overwrite, or choose another name"
             raise OutputError(f"{out_file}: holds something else already", hint=hint) from error
     report = prepare(
-        stats_step(), tree, out_file.parent, workers=workers, overwrite=overwrite, progress=progress
+        stats_step(),
+        tree,
+        out_file.parent,
+        workers=workers,
+        overwrite=overwrite,
+        prefer=prefer,
+        progress=progress,
     )
     notes = (RunningMoments(**note) for _, note in sorted(report.notes.items()))
     total = sum(notes, start=RunningMoments())

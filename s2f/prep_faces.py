@@ -5,7 +5,9 @@ first one comes: a tree is planned before anything is loaded. Last, the embeddin
 photos are checked with the face encoder that is said to have made them.
 """
 
+import contextlib
 import functools
+import io
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +18,18 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from s2f import checkpoint, embeddings, face_detection, layout
 from s2f.device import choose_device
-from s2f.errors import CheckpointError, DatasetError, ImageError
+from s2f.errors import CheckpointError, DatasetError, ImageError, WorkerError
 from s2f.face_detection import FoundFace, Pixels, check_detector, frame, load_detector
 from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.files import save_array
 from s2f.images import ENCODING, FORMATS, FRAME, Fit, load_face, open_photo, save_photo
-from s2f.layout import LANDMARKS, is_photo, renamed
-from s2f.prep import Step
+from s2f.landmarks import implausible
+from s2f.layout import LANDMARKS, PHOTO_SUFFIXES, is_photo, is_picture, renamed
+from s2f.prep import Step, Worker
 
 BATCH = 16  # photos that go through a network together
 
@@ -34,58 +37,76 @@ MakeFromFaces = Callable[[str, Image.Image, list[FoundFace]], Any]
 Save = Callable[[Any, Path], None]
 
 _photos_step = functools.partial(
-    Step, wants=is_photo, sources="photos", preload=("s2f.prep_faces",)
+    Step, wants=is_picture, sources="photos", preload=("s2f.prep_faces",)
 )
 
 
+def _picture_name(path: str) -> str:
+    """Name the picture that is made of one: what no picture is written as becomes a PNG."""
+    return path if Path(path).suffix.lower() in ENCODING else f"{path}.png"
+
+
+def _array_name(path: str, ending: str) -> str:
+    """Name the array that is made of a picture; of one that is not read, so that it hides none."""
+    return renamed(path, ending) if Path(path).suffix.lower() in PHOTO_SUFFIXES else path + ending
+
+
 def resize_step(size: int = FRAME) -> Step:
-    """Squash photos to `size` x `size`, upright RGB, in the format of their suffix."""
+    """Squash photos to `size` x `size`, upright sRGB, in the format of their suffix, or as PNG."""
     work = functools.partial(_resize, size=size)
-    return _photos_step(name="resize", rename=str, settings={"size": size}, work=work)
+    return _photos_step(name="resize", rename=_picture_name, settings={"size": size}, work=work)
 
 
 def _resize(source: Path, part: Path, *, size: int) -> None:
     photo = open_photo(source, enough=size)
     if photo.size != (size, size):
         photo = photo.resize((size, size), Image.Resampling.LANCZOS)
-    elif _is_plain(source):  # so that doing it twice changes nothing
+    elif _is_plain(source, part.suffix):  # so that doing it twice changes nothing
         shutil.copyfile(source, part)
         return
     save_photo(photo, part)
 
 
-def _is_plain(path: Path) -> bool:
-    """Whether a photo that can be read is stored as `save_photo` stores one."""
+def _is_plain(path: Path, suffix: str) -> bool:
+    """Whether a photo that can be read is stored with losses as `save_photo` would: bare, RGB."""
+    form, data = ENCODING[suffix.lower()]["format"], path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `open_photo`, which took it
-        with Image.open(path, formats=FORMATS) as photo:
-            return (
-                photo.mode == "RGB"
-                and photo.format == ENCODING[path.suffix.lower()]["format"]
-                and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            )
+        with Image.open(io.BytesIO(data), formats=FORMATS) as photo:
+            if (photo.format, photo.mode) != (form, "RGB"):
+                return False
+            segments = [marker for marker, _ in getattr(photo, "applist", [])]
+    if form == "JPEG":  # with nothing of an application, or behind the end
+        return segments == ["APP0"] and data.find(b"\xff\xd9") == len(data) - 2
+    simple = data[12:16] in (b"VP8 ", b"VP8L")  # WebP's other form has metadata, or may have
+    return form == "WEBP" and simple and int.from_bytes(data[4:8], "little") + 8 == len(data)
 
 
 def faces_step(detector: str, device: str = "cpu") -> Step:
     """Cut out the largest face of each photo, 224 x 224; raises as `check_detector`."""
     place = [face_detection.EYES_AT.real, face_detection.EYES_AT.imag, face_detection.EYE_DISTANCE]
     settings = {"detector": detector, "size": FRAME, "eyes": place}
-    return _step("faces", detector, device, str, settings, frame, save_photo)
+    return _step("faces", detector, device, _picture_name, settings, frame, save_photo)
 
 
 def landmarks_step(detector: str, device: str = "cpu") -> Step:
     """Find the points of the largest face of each photo, float32 [68 2].
 
-    They are xy in the photo squashed to 224 x 224, as in training. Raises as `check_detector`.
+    They are xy in the photo squashed to 224 x 224, as in training, which has to take them. Raises
+    as `check_detector`.
     """
     settings = {"detector": detector, "size": FRAME}
-    rename = functools.partial(renamed, ending=LANDMARKS)
+    rename = functools.partial(_array_name, ending=LANDMARKS)
     return _step("landmarks", detector, device, rename, settings, _mark, save_array)
 
 
 def _mark(name: str, photo: Image.Image, faces: list[FoundFace]) -> Any:
     points = face_detection.largest(name, faces).points
-    return face_detection.squashed(points, photo.size, FRAME)
+    squashed = face_detection.squashed(points, photo.size, FRAME)
+    if why := implausible(squashed, FRAME):  # which training would refuse
+        hint = "cut the face out with s2f prep faces first, or place the points by hand"
+        raise ImageError(f"{name}: the landmarks that were found {why}", hint=hint)
+    return squashed
 
 
 def _step(
@@ -112,25 +133,37 @@ def _step(
 
 
 def _find_one(source: Path, part: Path, *, detector: str, make: MakeFromFaces, save: Save) -> None:
-    photo = face_detection.open_to_search(source, detector)
+    photo = open_photo(source, enough=None)
     faces = load_detector(detector)([np.asarray(photo)])[0]
     save(make(str(source), photo, faces), part)
 
 
-def _open(source: Path, part: Path, *, detector: str) -> tuple[str, Pixels]:
-    return str(source), np.asarray(face_detection.open_to_search(source, detector))
+def _open(source: Path, part: Path, *, detector: str) -> tuple[str, Pixels, bool]:
+    """Give a photo's name, what is searched of it, and whether that is a smaller copy."""
+    photo = open_photo(source, enough=face_detection.SIDE)
+    seen = face_detection.to_search(photo, detector)
+    return str(source), np.asarray(seen), seen.size != photo.size
 
 
 def _find_many(
-    items: list[tuple[str, Pixels]], *, detector: str, device: str, make: MakeFromFaces
+    items: list[tuple[str, Pixels, bool]], *, detector: str, device: str, make: MakeFromFaces
 ) -> list[Any]:
-    found = load_detector(detector, device)([picture for _, picture in items])
+    find = load_detector(detector, device)
+    found = find([picture for _, picture, _ in items])
     values: list[Any] = []
-    for (name, picture), faces in zip(items, found, strict=True):
-        try:
-            values.append(make(name, Image.fromarray(picture), faces))
-        except ImageError as error:
-            values.append(error)
+    with contextlib.closing(Worker()) as work:  # where a decoder that crashes ends no run
+        for (name, picture, is_copy), faces in zip(items, found, strict=True):
+            try:
+                photo = Image.fromarray(picture)
+                if is_copy and not faces:  # perhaps there is a small one
+                    photo = work(functools.partial(open_photo, enough=None), Path(name))
+                    faces = find([np.asarray(photo)])[0]
+                values.append(make(name, photo, faces))
+            except (ImageError, WorkerError) as error:
+                values.append(error)
+            except MemoryError:
+                message = f"{name}: takes more memory to search than there is"
+                values.append(ImageError(message, hint="make it smaller first"))
     return values
 
 
@@ -169,7 +202,7 @@ def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int
     load = functools.cache(functools.partial(_maker, checkpoint_path, space, chosen, batch_size))
     return _photos_step(
         name="embeddings",
-        rename=functools.partial(renamed, ending=layout.EMBEDDING),
+        rename=functools.partial(_array_name, ending=layout.EMBEDDING),
         settings={"embedding_space": space.sha256, "preprocessing": space.preprocessing},
         work=functools.partial(_read_photo, fit=space.fit),
         net=lambda photos: list(load().of([torch.from_numpy(photo) for photo in photos])),

@@ -3,7 +3,8 @@
 Report -> `report.html` (one page that needs nothing else), `report.md` (for diffs) and
 `report.json`, from which it is read again; two reports -> one that compares them. A share 0..1 is
 shown in percent where the head of its column, or the label of its axis, ends in "%"; the data
-always hold the share. Knows nothing of models and metrics.
+always hold the share. Columns "low" and "high" (or "low %" and "high %") right of another are its
+95 % interval, and shown in its cells. Knows nothing of models and metrics.
 """
 
 import base64
@@ -14,7 +15,8 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from html import escape
 from numbers import Integral
 from pathlib import Path
@@ -25,7 +27,7 @@ import numpy as np
 from s2f.console import jsonable, one_line
 from s2f.errors import DatasetError, UsageError
 from s2f.files import write_bytes
-from s2f.metrics import estimate
+from s2f.metrics import Difference, holm, paired_difference
 
 Cell = str | float | int | None
 Row = tuple[Cell, ...]
@@ -34,8 +36,9 @@ MISSING = "\N{EN DASH}"
 DIGITS = 3  # that a number for people has
 POINTS = 8  # of a curve, where it is shown as a table
 FORMAT = 1  # of the JSON
-LEVEL = 0.05  # of significance
-ROUNDS = 2000  # of the bootstrap
+LEVEL = 0.05  # of significance, of a whole comparison
+GLANCE = "At a glance"  # the section that is laid out to fill one screen
+FIGURES = ("measure", "this model", "low", "high", "chance", "published")
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ class Section:
     title: str
     text: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
+    # What `glance` takes to the first screen: rows under `FIGURES`, in the unit that the measure's
+    # name ends with ("R@1, %": percents), as rows differ in it.
+    figures: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,24 @@ class Report:
     # What two reports are compared by: for each metric its value by identity.
     samples: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lower: frozenset[str] = frozenset()  # metrics of `samples` of which less is better
+
+
+def glance(sections: Sequence[Section], sheet: Picture) -> tuple[Section, ...]:
+    """Open sections with one of what people look for: headline figures, a curve and faces.
+
+    Figures are those of all sections, which lose them, the curve is the first that one has.
+    """
+    rows = tuple(row for section in sections for row in section.figures)
+    note = (
+        "95 % intervals are over people. Published figures are of other people, photos and "
+        "recordings, and compare only as far as their sections say."
+    )
+    parts: list[Part] = [Table("Headline figures", FIGURES, rows, note)] if rows else []
+    parts += [part for section in sections for part in section.parts if isinstance(part, Curves)][
+        :1
+    ]
+    others = [replace(section, figures=()) for section in sections]
+    return (Section(GLANCE, (), (*parts, sheet)), *others)
 
 
 def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> list[Path]:
@@ -186,12 +210,13 @@ def read_report(path: Path) -> Report:
 def show(value: Cell, head: str = "") -> str:
     """Write a cell for people: of a number three digits, and all before the point.
 
-    Whole numbers keep all; what is missing or not finite is a dash. Under a head that ends in "%"
-    a number is a share, and written in percent.
+    One that has four digits and no more, as published ones have, keeps them; whole numbers keep
+    all; what is missing or not finite is a dash. Under a head that ends in "%" a number is a share,
+    and written in percent.
 
     Example:
-        >>> show(0.45824, "R@10 %"), show(5000), show(45.754), show(0.00002)
-        ('45.8', '5,000', '45.8', '2.00e-05')
+        >>> show(0.45824, "R@10 %"), show(0.4582, "R@10 %"), show(5000), show(45.754), show(2e-5)
+        ('45.8', '45.82', '5,000', '45.8', '2.00e-05')
     """
     if isinstance(value, str):
         return value
@@ -203,10 +228,46 @@ def show(value: Cell, head: str = "") -> str:
         return f"{value:,}"
     if value == 0:
         return "0"
-    rounded = f"{value:.{DIGITS - 1}e}"  # whose exponent tells that 9.999 is 10.0, not 10.00
+    digits = DIGITS
+    if math.isclose(float(f"{value:.{digits}e}"), value, rel_tol=1e-12):  # but for its roundoff
+        digits += not math.isclose(float(f"{value:.{digits - 1}e}"), value, rel_tol=1e-12)
+    rounded = f"{value:.{digits - 1}e}"  # whose exponent tells that 9.999 is 10.0, not 10.00
     if abs(value) < 1e-4:
         return rounded
-    return f"{value:,.{max(0, DIGITS - 1 - int(rounded.split('e')[1]))}f}"
+    return f"{value:,.{max(0, digits - 1 - int(rounded.split('e')[1]))}f}"
+
+
+def columns(table: Table) -> list[tuple[int, bool]]:
+    """List the columns that are shown, and whether the next two are its interval's ends."""
+    found, k = [], 0
+    while k < len(table.heads):
+        ends = [head.removesuffix(" %") for head in table.heads[k + 1 : k + 3]]
+        name = ends[0].removesuffix("low") if ends else ""
+        ranged = ends == [f"{name}low", f"{name}high"] and table.heads[k].startswith(name)
+        found.append((k, ranged))
+        k += 3 if ranged else 1
+    return found
+
+
+def interval(table: Table, row: Row, k: int) -> str:
+    """Write the ends that stand right of a column; "" where there are none."""
+    low, high = (show(row[i], table.heads[i]) for i in (k + 1, k + 2))
+    return "" if low == high == MISSING else f"{low} to {high}"
+
+
+def shown(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Write a table for people: heads, and cells by row."""
+    heads = [
+        f"{table.heads[k]} (95 %)" if ranged else table.heads[k] for k, ranged in columns(table)
+    ]
+    rows = []
+    for row in table.rows:
+        cells = []
+        for k, ranged in columns(table):
+            ends = interval(table, row, k) if ranged else ""
+            cells.append(show(row[k], table.heads[k]) + (f" ({ends})" if ends else ""))
+        rows.append(cells)
+    return heads, rows
 
 
 def numeric(table: Table, column: int) -> bool:
@@ -231,6 +292,9 @@ def to_html(report: Report) -> str:
         colours=list(zip(LIGHT, DARK, strict=True)),
         show=show,
         numeric=numeric,
+        columns=columns,
+        interval=interval,
+        glance=GLANCE,
         kind=lambda part: type(part).__name__,
         size=lambda png: struct.unpack(">II", png[16:24]),
         base64=lambda png: base64.b64encode(png).decode("ascii"),
@@ -323,15 +387,15 @@ def to_markdown(report: Report) -> str:
 
 def _markdown_table(table: Table) -> str:
     """Align a table: each column is as wide as its longest cell."""
-    columns = []
-    for k, head in enumerate(table.heads):
-        cells = [_markdown_safe(cell) for cell in (head, *(show(r[k], head) for r in table.rows))]
+    lines, rows = [], shown(table)
+    for j, (k, _) in enumerate(columns(table)):
+        cells = [_markdown_safe(cell) for cell in (rows[0][j], *(row[j] for row in rows[1]))]
         width = max(3, *map(len, cells))
         rule = f"{'-' * (width - 1)}:" if numeric(table, k) else "-" * width
         side = str.rjust if numeric(table, k) else str.ljust
         first, *rest = (side(cell, width) for cell in cells)
-        columns.append([first, rule, *rest])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
+        lines.append([first, rule, *rest])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*lines, strict=True))
 
 
 def _markdown_safe(text: str) -> str:
@@ -374,7 +438,11 @@ def _made(kind: Any, data: Any) -> Any:
         if kind is None:
             raise ValueError(f"{data['kind']!r:.40} is no part of one")
     if is_dataclass(kind):
-        made = {item.name: _made(item.type, data[item.name]) for item in fields(kind)}
+        made = {
+            item.name: _made(item.type, data[item.name])
+            for item in fields(kind)
+            if item.name in data or item.default is NO_DEFAULT  # older ones have no figures
+        }
         return kind(**made)  # type: ignore[operator]
     origin, args = get_origin(kind), get_args(kind)
     if origin is Mapping:
@@ -391,9 +459,9 @@ def _made(kind: Any, data: Any) -> Any:
 def compare_reports(a: Report, b: Report, name_a: str, name_b: str) -> Report:
     """Compare two reports: what differs, whether by more than chance, and their tables in one.
 
-    Metrics are compared by a paired bootstrap over the identities that both have; tables, where
-    both have one with that title and header in a section of that title, by rows of one first cell.
-    The names are what the two are called. Raises UsageError if no identity has a metric in both.
+    Metrics are compared in pairs of the identities that both have; tables, where both have one with
+    that title and header in a section of that title, by rows of one first cell. The names are what
+    the two are called. Raises UsageError if no identity has a metric in both.
     """
     sections = [_differences(a, b, name_a, name_b)]
     theirs = {section.title: section for section in b.sections}
@@ -418,28 +486,30 @@ def compare_reports(a: Report, b: Report, name_a: str, name_b: str) -> Report:
 
 def _differences(a: Report, b: Report, name_a: str, name_b: str) -> Section:
     """Compare all metrics that both reports have."""
-    rows: list[Row] = []
+    found: list[tuple[str, float, float, Difference]] = []
     for metric in a.samples:
         ours, theirs = a.samples[metric], b.samples.get(metric, {})
         both = sorted(ours.keys() & theirs.keys())
         pairs = np.array([(ours[who], theirs[who]) for who in both], float).reshape(-1, 2)
         pairs = pairs[np.isfinite(pairs).all(axis=1)]
-        if not len(pairs):
-            continue
-        gain = estimate(pairs[:, 1] - pairs[:, 0], np.arange(len(pairs)), rounds=ROUNDS)
-        word = "better" if (gain.value > 0) != (metric in a.lower) else "worse"
-        means = map(float, pairs.mean(axis=0))
-        cells = (*means, gain.value, gain.low, gain.high, gain.p, gain.n)
-        rows.append((metric, *cells, word if gain.p < LEVEL else "no difference"))
-    if not rows:
+        if len(pairs):
+            first, second = map(float, pairs.mean(axis=0))
+            found.append((metric, first, second, paired_difference(*pairs.T)))
+    if not found:
         message = f"{name_a} and {name_b} cannot be compared: no identity has a metric in both"
         raise UsageError(message, hint="evaluate both models on the same data")
-    heads = ("metric", name_a, name_b, "difference", "from", "to", "p", "N", f"{name_b} is")
+    adjusted = holm([gain.p for *_, gain in found])
+    rows: list[Row] = []
+    for (metric, first, second, gain), p in zip(found, adjusted, strict=True):
+        word = "better" if (gain.value > 0) != (metric in a.lower) else "worse"
+        cells = (first, second, gain.value, gain.low, gain.high, gain.p, gain.n)
+        rows.append((metric, *cells, word if p <= LEVEL else "no difference"))
+    heads = ("metric", name_a, name_b, "difference", "low", "high", "p", "N", f"{name_b} is")
     note = (
         f"Means over the N identities that both have; the difference is {name_b} - {name_a}, with "
-        f"its 95 % interval and p by a paired bootstrap over identities ({ROUNDS} rounds; the "
-        f"smallest p is {1 / ROUNDS:g}). Better and worse are said where p < {LEVEL:g}: of 20 "
-        "metrics without any difference, about one seems to differ."
+        "its 95 % interval and p, both by turning round pairs of one identity at random. Better "
+        "and worse are said by Holm's rule for all metrics together: of 20 comparisons of models "
+        "that are equally good, one says such a word, or fewer."
     )
     same = ("data", "people", "recordings", "photos")
     differ = any(a.facts.get(name) != b.facts.get(name) for name in same)
@@ -456,16 +526,22 @@ def _side_by_side(a: Table, b: Table, name_a: str, name_b: str) -> Table:
     tables = [_by_name(a), _by_name(b)]
     keys = list(dict.fromkeys(key for rows in tables for key in rows))
     heads: list[str] = [a.heads[0]]
-    columns: list[list[Cell]] = [[name for name, _ in keys]]
-    for k, head in enumerate(a.heads[1:], start=1):
-        left, right = ([rows[key][k] if key in rows else None for key in keys] for rows in tables)
+    values: list[list[Cell]] = [[name for name, _ in keys]]
+    for k, ranged in columns(a):
+        if k == 0:
+            continue
+        some = range(k, k + 3 if ranged else k + 1)  # an interval stays with its figure
+        left, right = (
+            [[rows[key][i] if key in rows else None for key in keys] for i in some]
+            for rows in tables
+        )
         if left == right:
-            heads, columns = [*heads, head], [*columns, left]
+            heads, values = [*heads, *(a.heads[i] for i in some)], [*values, *left]
         else:
-            heads += [f"{name_a}: {head}", f"{name_b}: {head}"]
-            columns += [left, right]
+            heads += [f"{name}: {a.heads[i]}" for name in (name_a, name_b) for i in some]
+            values += [*left, *right]
     note = " ".join(dict.fromkeys(note for note in (a.note, b.note) if note))
-    return Table(a.title, tuple(heads), tuple(zip(*columns, strict=True)), note)
+    return Table(a.title, tuple(heads), tuple(zip(*values, strict=True)), note)
 
 
 def _by_name(table: Table) -> dict[tuple[Cell, int], Row]:

@@ -52,24 +52,29 @@ class RidgeSums:
 
 
 def solve_last_layers(
-    sums: RidgeSums, x: Tensor, y: Tensor, first: nn.Linear, second: nn.Linear
+    sums: RidgeSums, x: Tensor, y: Tensor, first: nn.Linear | None, second: nn.Linear
 ) -> None:
-    """Make two last layers the ridge regression that does best in validation, x [n f] to y [n d].
+    """Make the last layers the ridge regression that does best in validation, x [n f] to y [n d].
 
-    The ReLU between the layers passes everything that a shift has made positive. The values between
-    them are the ways in which predictions vary most, each with the ridge that is best for it: what
-    is learned well is not held back by what is not.
+    They are two, or one where there is no `first`. The ReLU between two passes everything that a
+    shift has made positive. The values between them are the ways in which predictions vary most,
+    each with the ridge that is best for it: what is learned well is not held back by what is not.
     """
     mean_x, mean_y, xx, _ = sums.moments()
     solved = [sums.solve(ridge) for ridge in RIDGES]
     widest = solved[0][0].double()
-    axes = torch.linalg.eigh(widest.T @ xx @ widest)[1].flip(1)[:, : first.out_features].to(y)
+    axes = torch.linalg.eigh(widest.T @ xx @ widest)[1].flip(1).to(y)
+    if first is not None:
+        axes = axes[:, : first.out_features]
     errors = torch.stack([((x @ w + b - y) @ axes).square().mean(0) for w, b in solved])
     best = errors.argmin(0).tolist()
     weight = torch.stack([solved[r][0] @ axes[:, k] for k, r in enumerate(best)], 1)  # [f h]
     along = torch.stack([solved[r][1] @ axes[:, k] for k, r in enumerate(best)])  # [h]
     centre = mean_y.float()
     beside = centre - axes @ (centre @ axes)  # what no axis changes
+    if first is None:
+        second.load_state_dict({"weight": axes @ weight.T, "bias": beside + axes @ along})
+        return
     w = weight.double()
     deviation = (w.T @ xx @ w).diagonal().clamp_min(0).sqrt() + (mean_x @ w).abs()
     shift = (MARGIN * deviation.float()).ceil()  # whole: exact in half precision

@@ -15,19 +15,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from s2f.checkpoint import is_finite
 from s2f.errors import CheckpointError, UsageError
-from s2f.files import write_bytes
+from s2f.files import atomic_write, write_bytes
 from s2f.images import encode, to_image
 
 DAMAGED = (SafetensorError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
+# Settings that runs did not tell before there was a choice, and the option that gives what they had
+# then; none where the options that they were begun with have come to mean something else.
+UNTOLD = {"identity_target": "--identity-target drawn", "clips": "", "compared": ""}
 # Fields of `Run` in the saved state, in this order, before the calibrated weights.
 SAVED = "step best best_step best_losses best_running running logged bad ended".split()
+DTYPES = {  # as safetensors names them
+    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
+    "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32", "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}  # fmt: skip
 
 
 @dataclass
@@ -46,6 +54,8 @@ class Run:
     bad: list[str] = field(default_factory=list)  # why items could not be read
     ended: bool = False  # whether there is nothing left to train
     loss_weights: dict[str, float] = field(default_factory=dict)  # where they were calibrated
+    # Of the best step, where the rest is to be solved for in the end.
+    best_weights: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def file(self) -> Path:
@@ -57,11 +67,13 @@ class Run:
         """The history, one JSON object a line."""
         return self.folder / "history.jsonl"
 
-    def claim(self, config: Mapping[str, object]) -> None:
+    def claim(self, config: Mapping[str, object]) -> list[str]:
         """Write the config of a new run, or make sure that an old one is the same.
 
-        Raises a UsageError if the directory holds a run with another config, or no run but other
-        files than logs; a CheckpointError if its config cannot be read; or an OutputError.
+        Returns what should be known of an old one: a run that does not tell how its `noise` is
+        drawn may have been begun when that was another way. Raises a UsageError if the directory
+        holds a run with another config, or no run but other files than logs; a CheckpointError if
+        its config cannot be read; or an OutputError.
         """
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
         mine, path = json.loads(json.dumps(config)), self.folder / "config.json"
@@ -72,7 +84,7 @@ class Run:
                 holds = f"it holds {min(strangers)} and no config.json"
                 raise UsageError(f"{self.folder}: is no run: {holds}", hint=cure)
             write_bytes(path, json.dumps(mine, indent=1).encode())
-            return
+            return []
         try:
             theirs = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
@@ -82,16 +94,29 @@ class Run:
             raise UsageError(f"{path}: is the config of something else than a run", hint=cure)
         for key in mine | theirs:
             there, here = theirs.get(key), mine.get(key)
-            if there != here:
+            is_old = key == "noise" and key not in theirs
+            if there != here and not is_old:
                 what = f"holds a run with {key} {there}; this one has {here}"
-                hint = "give the same options to go on with it, or another folder with -o"
+                same = "the same options" if key in theirs else UNTOLD.get(key, "the same options")
+                hint = f"give {same} to go on with it, or another folder with -o"
+                if not same:
+                    hint = f"{cure}: that run has other options, or is of an earlier s2f"
                 raise UsageError(f"{self.folder}: {what}", hint=hint)
+        if "noise" in theirs or "noise" not in mine:
+            return []
+        return [
+            f"{self.folder} was begun before runs told how noise is drawn: its disturbances and "
+            "dropout may go on as others, and it may not end as if it had not been stopped"
+        ]
 
-    def log(self, rate: float, measured: Mapping[str, float], *, solved: bool = False) -> None:
-        """Add this step's learning rate and losses to the history."""
+    def log(self, rate: float, measured: Mapping[str, float], *, kept: bool | None = None) -> None:
+        """Add this step's learning rate and losses to the history.
+
+        Where they are of what was solved for, `kept` says whether that is the best.
+        """
         record = {"step": self.step, "lr": rate, "train": self.running, "val": measured}
         record |= {"loss_weights": self.loss_weights} if self.loss_weights else {}
-        record |= {"solved": True} if solved else {}
+        record |= {} if kept is None else {"solved": True, "kept": kept}
         if self.writes:
             path = self.log_file
             lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -117,15 +142,39 @@ class Run:
         write_bytes(path, encode(to_image(picture), ".png", {}))
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write everything that `restore` needs."""
+        """Write everything that `restore` needs, tensor by tensor: there is no second copy of it.
+
+        The format is that of safetensors: the length of a header, the header, and the tensors, the
+        widest types first, which aligns them.
+        """
         if not self.writes:
             return
-        tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
+        tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
         for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in values.items()}
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
         numbers = {name: getattr(self, name) for name in SAVED}
         numbers |= {"loss_weights": self.loss_weights} if self.loss_weights else {}
-        write_bytes(self.file, safetensors.torch.save(tensors, {"run": json.dumps(numbers)}))
+        header: dict[str, object] = {"__metadata__": {"run": json.dumps(numbers)}}
+        names, end = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)), 0
+        for name in names:
+            tensor, start = tensors[name], end
+            end = start + tensor.nbytes
+            described = {"dtype": DTYPES[str(tensor.dtype)], "shape": list(tensor.shape)}
+            header[name] = described | {"data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with atomic_write(self.file) as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            # One buffer for all: freed copies would leave holes that the next does not fit in.
+            room = torch.empty(
+                max((t.nbytes for t in tensors.values()), default=0), dtype=torch.uint8
+            )
+            for name in names:
+                tensor = tensors[name].detach()
+                values = room[: tensor.nbytes]
+                values.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+                file.write(values.numpy().data)
 
     def restore(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
@@ -135,13 +184,16 @@ class Run:
             with safe_open(self.file, framework="pt", device=str(device)) as file:
                 numbers = json.loads(file.metadata()["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if broken := next((k for k, v in tensors.items() if not is_finite(v)), None):
+                raise ValueError(f"{broken!r} holds values that are no numbers (NaN or infinite)")
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             weights: dict[str, Tensor] = {}
+            best_weights: dict[str, Tensor] = {}
             moments: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():
                 kind, _, key = name.partition(".")
-                if kind == "network":
-                    weights[key] = tensor
+                if kind in ("network", "best"):
+                    (weights if kind == "network" else best_weights)[key] = tensor
                 else:
                     index, _, key = key.partition(".")
                     # In the parameter's memory format: a fused optimizer looks at neither's.
@@ -153,6 +205,6 @@ class Run:
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
             for name in SAVED:
                 setattr(self, name, numbers[name])
-            self.loss_weights = numbers.get("loss_weights", {})
+            self.loss_weights, self.best_weights = numbers.get("loss_weights", {}), best_weights
         except DAMAGED as error:
             raise self._damaged(f"{self.file}: is not a state of this run", error) from error

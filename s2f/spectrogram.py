@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from s2f.audio import LOUDNESS_DBFS, SAMPLE_RATE, FloatArray
+from s2f.audio import LOUDNESS_DBFS, SAMPLE_RATE, SILENCE_DBFS, FloatArray
 from s2f.errors import DatasetError, DependencyError
 from s2f.files import write_bytes
 
@@ -29,6 +29,10 @@ HOP_LENGTH = SAMPLE_RATE // 100  # 160 samples, 10 ms
 WIN_LENGTH = SAMPLE_RATE // 40  # 400 samples, 25 ms
 N_MELS = 128
 MEL_LOW = 20.0  # Hz, the lower end of the lowest filter
+N_BANDS = 40  # mel bands of `speaker`
+# Of a speaker encoder, in frames: 1.6 s, and 1.3 a second.
+WINDOW_FRAMES, WINDOW_STEP, WINDOW_LEAST = 160, 77, 120
+SPEAKER_DBFS = -30.0  # RMS
 
 POWER = 0.3  # of the compression
 POWER_KNEE = 1e-8  # below the rounding noise of a float32 FFT of audible sound
@@ -42,14 +46,14 @@ class FrontEnd:
     Log-mel features become (x - mean) / (2 std), mean and std being those of the training set.
     """
 
-    kind: Literal["paper", "seed", "log_mel", "ast"]  # as `spectrogram` describes them
+    kind: Literal["paper", "seed", "log_mel", "ast", "speaker"]  # as `spectrogram` describes them
     clip_samples: int = 6 * SAMPLE_RATE
     mean: float = 0.0
     std: float = 0.5  # with which nothing changes
 
     def __post_init__(self) -> None:
-        if self.kind not in ("paper", "seed", "log_mel", "ast"):
-            raise ValueError(f"kind is {self.kind!r}; wanted paper, seed, log_mel or ast")
+        if self.kind not in ("paper", "seed", "log_mel", "ast", "speaker"):
+            raise ValueError(f"kind is {self.kind!r}; wanted paper, seed, log_mel, ast or speaker")
         if self.clip_samples < WIN_LENGTH or not self.std > 0:
             raise ValueError(f"wanted clips of {WIN_LENGTH} samples or more and std > 0: {self}")
 
@@ -61,21 +65,34 @@ class FrontEnd:
     @property
     def n_channels(self) -> int:
         """Channels of the spectrogram."""
-        return 1 if self.is_log_mel else 2
+        return 2 if self.kind in ("paper", "seed") else 1
 
     @property
     def n_freqs(self) -> int:
         """Frequency rows of the spectrogram."""
+        if self.kind == "speaker":
+            return N_BANDS
         return N_MELS if self.is_log_mel else N_FREQS
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether its frames are centred, so that the first and last reach beyond the ends."""
+        return self.kind in ("seed", "speaker")
 
     def n_frames(self, n_samples: int) -> int:
         """Return the time columns of the spectrogram of `n_samples`, 0 if too short for one."""
-        if self.kind == "seed":
-            return 1 + n_samples // HOP_LENGTH
-        return max(0, 1 + (n_samples - WIN_LENGTH) // HOP_LENGTH)
+        if not self.is_centred:
+            return max(0, 1 + (n_samples - WIN_LENGTH) // HOP_LENGTH)
+        frames = 1 + n_samples // HOP_LENGTH
+        if self.kind == "speaker":  # a last window that is three quarters full is filled
+            steps = max(0, (frames - 1 - WINDOW_LEAST) // WINDOW_STEP)
+            frames = max(frames, WINDOW_FRAMES + steps * WINDOW_STEP)
+        return frames
 
     def row(self, hertz: float) -> float:
         """Return the frequency row of the spectrogram in which a tone of 20 Hz to 8 kHz lies."""
+        if self.kind == "speaker":
+            return float(np.interp(hertz, _band_edges(), np.arange(-1, N_BANDS + 1)))
         if not self.is_log_mel:
             return hertz * N_FFT / SAMPLE_RATE
         low, high, tone = _mel([MEL_LOW, SAMPLE_RATE / 2, hertz])
@@ -87,6 +104,8 @@ FRONT_ENDS: dict[str, FrontEnd] = {
     "seed": FrontEnd("seed"),  # [2 257 601]
     # 10.26 s are the 1024 frames of AST's position table; mean and std are AudioSet's.
     "ast": FrontEnd("ast", clip_samples=164_160, mean=-4.2677393, std=4.5689974),  # [1 128 1024]
+    # 6.21 s are 7 windows to the sample: none ends in zeros.
+    "speaker": FrontEnd("speaker", clip_samples=99_360),  # [1 40 622]
 }
 
 
@@ -101,11 +120,19 @@ def spectrogram(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
     - `seed`: librosa's centred frames over zero padding; compressed magnitude and phase.
     - `log_mel`: Kaldi's log-mel filter bank over the frames of `paper`, then (x - mean) / (2 std).
     - `ast`: the same features, by torchaudio.
+    - `speaker`: librosa's mel spectrogram of 40 bands, in power, of the waveform at an RMS of -30
+      dBFS, followed by zeros to the end of the last window of a speaker encoder (1.6 s, every 0.77
+      s) that is to three quarters of the speech. Resemblyzer raises what is softer and leaves what
+      is louder; what is heard here has lost its loudness before, and is brought to it either way.
 
-    Source: Oh et al. 2019; the seed; transformers' ASTFeatureExtractor, without its padding.
+    Source: Oh et al. 2019; the seed; transformers' ASTFeatureExtractor, without its padding;
+    Resemblyzer, without its voice detector.
     """
     import torch
 
+    if front_end.kind == "speaker":
+        with torch.autocast(waveforms.device.type, enabled=False):
+            return _bands(waveforms, front_end).transpose(1, 2).unsqueeze(1)
     if front_end.is_log_mel:
         with torch.autocast(waveforms.device.type, enabled=False):  # bfloat16 spoils energies
             bands = (_log_mel if front_end.kind == "log_mel" else _kaldi)(waveforms)
@@ -165,15 +192,55 @@ def _log_mel(waveforms: Tensor) -> Tensor:
     return mel.clamp_min(MEL_FLOOR).log()
 
 
+def _bands(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
+    """Return the power [b t 40] in the mel bands of waveforms [b n], all of one loudness."""
+    import torch
+
+    power = waveforms.square().mean(dim=1, keepdim=True)
+    gain = 10 ** (SPEAKER_DBFS / 20) / power.clamp_min(10 ** (SILENCE_DBFS / 10)).sqrt()
+    n, margin = waveforms.shape[1], WIN_LENGTH // 2
+    end = HOP_LENGTH * (front_end.n_frames(n) - 1) + margin  # of the last frame
+    padded = torch.nn.functional.pad(waveforms * gain, (margin, end - n))
+    window = torch.hann_window(WIN_LENGTH, dtype=torch.float64).to(waveforms)
+    spectrum = torch.fft.rfft(padded.unfold(-1, WIN_LENGTH, HOP_LENGTH) * window)  # [b t 201]
+    energies = spectrum.real.square() + spectrum.imag.square()
+    return torch.matmul(energies, torch.from_numpy(_band_filters()).to(energies))
+
+
 @functools.cache
 def _mel_filters() -> npt.NDArray[np.float64]:
     """Return Kaldi's triangles [257 128]: straight-sided in mel, 20 Hz to 8 kHz, height 1."""
     low, high = _mel([MEL_LOW, SAMPLE_RATE / 2])
     edges = np.linspace(float(low), float(high), N_MELS + 2)
-    bins = _mel(np.arange(N_FREQS) * SAMPLE_RATE / N_FFT)[:, np.newaxis]
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return _triangles(edges, _mel(np.arange(N_FREQS) * SAMPLE_RATE / N_FFT))
+
+
+@functools.cache
+def _band_filters() -> npt.NDArray[np.float64]:
+    """Return librosa's triangles [201 40]: straight-sided in Hz, 0 Hz to 8 kHz, of equal area."""
+    edges = _band_edges()
+    bins = np.arange(WIN_LENGTH // 2 + 1) * SAMPLE_RATE / WIN_LENGTH
+    return _triangles(edges, bins) * (2 / (edges[2:] - edges[:-2]))
+
+
+def _triangles(
+    edges: npt.NDArray[np.float64], bins: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return triangles [f m] of height 1 at the places of bins [f], between edges [m + 2]."""
+    rising = (bins[:, np.newaxis] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins[:, np.newaxis]) / (edges[2:] - edges[1:-1])
     return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def _band_edges() -> npt.NDArray[np.float64]:
+    """Return the edges [42], in Hz, of 40 bands that are even in Slaney's mel up to 8 kHz.
+
+    Source: Slaney 1998, "Auditory Toolbox": 200/3 Hz a mel up to 1 kHz, 27 mel for 1 to 6.4 kHz.
+    """
+    linear = 1000 * 3 / 200
+    each = math.log(6.4) / 27
+    mels = np.linspace(0, linear + math.log(SAMPLE_RATE / 2 / 1000) / each, N_BANDS + 2)
+    return np.where(mels < linear, mels * 200 / 3, 1000 * np.exp((mels - linear) * each))
 
 
 def _mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -21,7 +21,7 @@ from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, UsageError
 from s2f.files import Folder, Link
 from s2f.labels import read_table
-from s2f.layout import SPLIT_FOLDERS
+from s2f.layout import SPLIT_FOLDERS, refuse_levels
 from s2f.names import composed, key
 
 RECORD = "split.json"
@@ -76,10 +76,10 @@ def split_tree(
     changes nothing; `out` of other arguments is refused, by the record `split.json` that is written
     last, and by who is there.
 
-    Raises a `DatasetError` if the tree has no identity, one in two spellings, or the labels cannot
-    be used; a `UsageError` if the shares cannot be, the folders overlap, the tree is split already,
-    or `out` holds another split or another run is at work there; an `OutputError` if `out` cannot
-    be written.
+    Raises a `DatasetError` if the tree has no identity, one in two spellings, or folders that are
+    no people (`wav`, `dev`), or the labels cannot be used; a `UsageError` if the shares cannot be,
+    the folders overlap, the tree is split already, or `out` holds another split or another run is
+    at work there; an `OutputError` if `out` cannot be written.
     """
     share = shares(train, val)
     files.refuse_overlap(tree, out)
@@ -154,6 +154,7 @@ def _identities(tree: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
         raise DatasetError(f"{tree}: holds no identity", hint="wanted a folder of files a person")
     if set(identities) <= set(SPLIT_FOLDERS):
         raise UsageError(f"{tree}: is split already", hint="give the tree it was made of")
+    refuse_levels(tree, identities)
     spellings: dict[str, str] = {}
     for identity in identities:
         other = spellings.setdefault(composed(identity).casefold(), identity)
@@ -208,7 +209,7 @@ def labels_of(
     a `UsageError` if a column is not there.
     """
     table = read_table(path)
-    match = _matcher(identities)
+    match = matcher(identities)
     found = [[match(cell) for cell in table.column(k)] for k in range(len(table.columns))]
     at = max(range(len(found)), key=lambda k: len(set(found[k]) - {None}))
     who = found[at]
@@ -236,7 +237,8 @@ def labels_of(
     return LabelColumns(tuple(chosen), values, tuple(sorted(strangers)))
 
 
-def _matcher(identities: Collection[str]) -> Callable[[str], str | None]:
+def matcher(identities: Collection[str]) -> Callable[[str], str | None]:
+    """Tell which identity a name is, in any spelling (see `names`); None if it is not clear."""
     exact = {composed(name): name for name in identities}
     alike: dict[str, list[str]] = defaultdict(list)
     for name in identities:

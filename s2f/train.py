@@ -2,9 +2,9 @@
 
 What is to be learned is a `Task`; how, says `TrainConfig`. `train` has the loop: learning rate,
 step, log, and every so often a validation and a save; `rehearse` tries two steps of each stage.
-What it has reached lies in a run directory, and everything random follows from the seed, the step
-and the place in its batch, so that a run that was killed goes on as if nothing had happened, and
-several processes do what one would.
+What it has reached lies in a run directory, and everything random follows from the seed and the
+sample's number, so that a run that was killed goes on as if nothing had happened, and several
+processes, or parts of a batch that are computed one after the other, do what one would.
 """
 
 import contextlib
@@ -29,20 +29,31 @@ from torch.nn.parallel import DistributedDataParallel
 from s2f import losses, training_log
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key, load_batches, naming_dead_workers, plan_steps
-from s2f.device import interruptible, keep_memory
+from s2f.device import check_precision, interruptible, keep_memory, rounding
 from s2f.distributed import ALONE, Ranks, synchronise_batch_norm
-from s2f.errors import DatasetError, DependencyError, S2FError, UsageError
+from s2f.errors import (
+    DatasetError,
+    DependencyError,
+    InputError,
+    S2FError,
+    UsageError,
+    together,
+)
 from s2f.files import alone_in
 from s2f.run_dir import Run
 
 Note = Callable[[str], None]  # what takes a sentence for people
 Batches = Generator[tuple[list[Key], Item], None, None]  # each with its keys
 BEST = "best.safetensors"
+SOLVED = "solved"  # folder of what was solved for, where that is not the best
+ROUNDING = 1e-6  # of a score: what is solved for and not measured must not make it worse than so
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("cosine", "paper", "constant")
-TRAINED_IN = ("fp32", "bf16")
+TRAINED_IN = ("fp32", "tf32", "bf16")
 # Fields that a run may change when it goes on: when it stops, and not what is learned.
 OF_THE_MACHINE = ("workers", "max_bad")
+CLIP, COARSE_EPS = 5.0, 1e-4  # the usual clip, and the eps from which on there is none
+NOISE = "by sample"  # how what is random about a sample is drawn; a run tells it
 SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
 MEASURED = 64  # samples of a batch in validation
 LOOK = 20  # steps between two looks at losses, at most: a look waits for a GPU
@@ -66,22 +77,28 @@ class Task(Protocol):
     notes: list[str]  # what people should know of the data before they are trained on
     loss_weights: dict[str, float]  # of each loss, where the config names no other
     # Each task has its own kinds of these, which attributes of a protocol may not be.
-    defaults: Any  # fields of the config, by name, that it would rather have than the general ones
+    # Fields of the config, by name, that it would rather have than the general ones; `epochs` too.
+    defaults: Any
     network: Any  # what is trained, a module
+    solves: Any  # whether some of it is solved for in the end
+    # What `losses` has networks compute, also those that stay as they are: (network, its method).
+    computes: Any
     groups: Any  # which of its parameters, as `Group`s; the others stay as they are
     # What is learned from, and measured on: by `Key`, tensors by name, of equal names and shapes
     # for all keys of a step. They have a length, `name(index)`, as a person finds an item, and may
-    # have `counts`, how many of what else there is.
+    # have `counts`, how many of what else there is, and `broken`, errors of files that they found
+    # out when they were opened.
     train_data: Any
     val_data: Any
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
-        """Turn a batch into losses, one value a sample."""
+        """Turn a batch into losses, one value a sample; what is random by each one's `seed`."""
 
-    def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
-        """Solve for some of the network after the last step, and return whether there was a way.
+    def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
+        """Solve for some of the network after the last step, where it `solves`.
 
-        If so, this is the result of the run. `batches(k)` goes k times through the training data.
+        The network is then that of the best step; what is solved for is the result of the run if it
+        is no worse in validation. `batches(k)` goes k times through the training data.
         """
 
     def sample(self, batch: Item) -> Tensor:
@@ -97,16 +114,22 @@ class TrainConfig:
 
     steps: int = 10_000  # optimizer steps
     batch_size: int = 32  # samples a step, on all devices together
-    accumulate: int = 1  # parts of these that a device computes one after the other
+    # Parts of these that a device computes one after the other: BatchNorm normalises over each of
+    # them, InfoNCE contrasts all, for which they are computed twice.
+    accumulate: int = 1
     optimizer: str = "adamw"  # `adamw`, or `adam`, whose weight decay is part of the gradient
     lr: float = 1e-3  # peak learning rate
     betas: tuple[float, float] = (0.9, 0.999)  # the optimizer's; the paper uses (0.5, 0.999)
     eps: float = 1e-8  # the optimizer's; the paper uses 1e-4
     weight_decay: float = 1e-4  # the optimizer's
     schedule: str = "cosine"  # after a warm-up; `paper`: x 0.95 every 10,000 steps; `constant`
-    clip: float = 5.0  # largest gradient norm
-    precision: str = "fp32"  # `fp32`, or `bf16`: networks compute in bfloat16 where that is safe
-    compile: bool = False  # whether the network is compiled
+    # Largest gradient norm; 0: any. None: 5, but any where eps is 1e-4 or more: where gradients are
+    # long, as those of sums over layers are, clipping would push their squares below that eps.
+    clip: float | None = None
+    # `fp32`; `tf32`: a GPU multiplies float32 in fewer bits; `bf16`: networks compute in bfloat16
+    # where that is safe, and losses in float32.
+    precision: str = "fp32"
+    compile: bool = False  # whether the networks are compiled
     deterministic: bool = False  # whether a GPU repeats itself exactly; slower
     seed: int = 0  # of everything random
     every: int = 500  # steps between validations, samples and saves
@@ -119,11 +142,14 @@ class TrainConfig:
     workers: int = 0  # processes that read data, a device; 0 reads in the training process
 
     def __post_init__(self) -> None:
+        if self.clip is None:
+            object.__setattr__(self, "clip", 0.0 if self.eps >= COARSE_EPS else CLIP)
         for names, fits, wanted in (
             ("steps batch_size accumulate every", lambda n: n >= 1, "1 or more"),
             ("patience", lambda n: n is None or n >= 1, "1 or more"),
             ("max_bad", lambda n: n >= 0, "0 or more"),
-            ("lr eps clip", lambda x: 0 < x < math.inf, "a number above 0"),
+            ("lr eps", lambda x: 0 < x < math.inf, "a number above 0"),
+            ("clip", lambda x: 0 <= x < math.inf, "a number above 0, or 0 for no bound"),
             ("betas", lambda two: all(0 <= b < 1 for b in two), "two of 0 or more, and below 1"),
             ("seed", lambda n: 0 <= n < SEEDS, f"0 to {SEEDS - 1}"),
             ("optimizer", OPTIMIZERS.__contains__, f"one of {', '.join(OPTIMIZERS)}"),
@@ -137,6 +163,26 @@ class TrainConfig:
             when = f"at step {self.calibrate_at} of {self.steps}"
             hint = "give a --calibrate-at below --steps"
             raise UsageError(f"weights calibrated {when} are never used", hint=hint)
+
+
+def configure(task: Task, chosen: Mapping[str, Any], *, epochs: float | None = None) -> TrainConfig:
+    """Make the config of a task: what was `chosen`, before its defaults, before the general ones.
+
+    `epochs` through its training data, or those that it would rather have where no steps are
+    chosen, become steps. Where weights are to be calibrated and no step is chosen, a run of fewer
+    than ten times as many steps as usual has a tenth of them. Raises a UsageError as `TrainConfig`.
+    """
+    fields = {**task.defaults, **chosen}
+    usual = fields.pop("epochs", None)
+    if epochs is None and "steps" not in chosen:
+        epochs = usual
+    if epochs is not None:
+        batch_size = fields.get("batch_size", TrainConfig.batch_size)
+        fields["steps"] = math.ceil(epochs * len(task.train_data) / batch_size)
+    if "calibrate_at" not in chosen and "calibrate_at" in fields:
+        tenth = fields.get("steps", TrainConfig.steps) // 10
+        fields["calibrate_at"] = min(fields["calibrate_at"], tenth)
+    return TrainConfig(**fields)
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
@@ -157,6 +203,11 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
     for split, data in (("train", task.train_data), ("val", task.val_data)):
         if not len(data):
             raise DatasetError(f"there is nothing in {split}", hint="add to it, or split anew")
+    broken = [e for data in (task.train_data, task.val_data) for e in getattr(data, "broken", ())]
+    if len(broken) > config.max_bad:
+        error = together("of the waveforms to be trained on", broken)
+        hint = f"{error.hint}; or go on without: --max-bad {len(broken)}"
+        raise DatasetError(error.message, hint=hint, details=error.details)
     for name in config.loss_weights:
         if name not in task.loss_weights:
             wanted = (
@@ -172,21 +223,27 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
     latest = max(group.start for group in task.groups)
     if latest >= config.steps:
         never = f"on never are: there are {config.steps} steps"
-        hint = "raise --steps, lower --head-steps, or train the head alone: --unfreeze 0"
+        hint = "raise --steps, lower --head-steps, or train the head alone: --unfreeze 0 instead"
         raise UsageError(f"layers that are trained from step {latest} {never}", hint=hint)
     parts = ranks.size * config.accumulate
     if size % parts:
         split = f"for {ranks.size} devices, each in {config.accumulate} parts"
         hint = f"give a --batch-size that is a multiple of {parts}"
         raise UsageError(f"a batch of {size} cannot be split evenly {split}", hint=hint)
-    together = size // config.accumulate  # on all devices: BatchNorm is synchronised
-    if together < 2 and any(isinstance(m, _BatchNorm) for m in task.network.modules()):
+    part = size // config.accumulate  # on all devices: BatchNorm is synchronised
+    if part < 2 and has_batch_norm(task.network):
         hint = "give a --batch-size of 2 or more for each part that --accumulate asks for"
-        raise UsageError(f"BatchNorm cannot normalise over a batch of {together}", hint=hint)
+        raise UsageError(f"BatchNorm cannot normalise over a batch of {part}", hint=hint)
+    check_precision(config.precision, device)
     if config.compile and device.type == "cpu" and not (shutil.which("g++") or "CXX" in os.environ):
         message = "compiling a network for the CPU needs g++, which is not installed"
         raise DependencyError(message, hint="install it, or leave --compile out")
     return dataclasses.replace(config, loss_weights=weights)
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Tell whether a network normalises over batches."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 @dataclass(frozen=True)
@@ -195,7 +252,7 @@ class TrainResult:
 
     run: Path  # its directory
     best: Path  # the best checkpoint
-    step: int  # that it is of
+    step: int  # that it is of; the last, where some of it was solved for
     losses: Mapping[str, float]  # its validation losses
     train_losses: Mapping[str, float]  # the running training losses then
     loss_weights: Mapping[str, float]  # in the end
@@ -235,8 +292,13 @@ def train(
         if ranks.first:
             stack.enter_context(alone_in(run))
             told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
-            state.claim({k: value for k, value in told.items() if k not in OF_THE_MACHINE})
+            told = {k: v for k, v in told.items() if k not in OF_THE_MACHINE} | {"noise": NOISE}
+            for text in state.claim(told):
+                note(text)
         ranks.gather("claimed")
+        if config.accumulate > 1 and has_batch_norm(task.network):
+            of = f"of {config.batch_size // config.accumulate} samples"
+            note(f"BatchNorm normalises over each part {of}: --accumulate changes what is learned")
         stack.enter_context(naming_dead_workers())
         interrupted = stack.enter_context(interruptible())
         training = _Training(task, config, state, device, ranks, note)
@@ -276,9 +338,8 @@ def train(
                 stale = (state.step - state.best_step) // config.every
                 if state.step == config.steps or (config.patience and stale >= config.patience):
                     state.ended = True
-                    torch.manual_seed(config.seed)
-                    if task.finish(lambda passes: training.passes(passes, interrupted)):
-                        training.validate(board, solved=True)
+                    if task.solves:
+                        training.solve(interrupted, board)
                 training.show(board)
                 stop = training.look(interrupted() or ranks.orphaned)
             if due or stop:
@@ -333,12 +394,14 @@ class _Training:
     ) -> None:
         self.task, self.config, self.state = task, config, run
         self.device, self.ranks, self.note = device, ranks, note
-        self.network: nn.Module = task.network.to(device)
-        self.network.to(memory_format=torch.channels_last)
+        self.network: nn.Module = task.network
+        for network in (self.network, *(network for network, _ in task.computes)):
+            network.to(device).to(memory_format=torch.channels_last)
         if ranks.size > 1:
             synchronise_batch_norm(self.network, device)
         if config.compile:
-            self.network.compile()
+            for network, name in task.computes:
+                setattr(network, name, torch.compile(getattr(network, name)))
         elif device.type == "cpu":
             keep_memory(largest=None, spare=-1)
         groups = [{"params": list(group.parameters)} for group in task.groups]
@@ -347,10 +410,13 @@ class _Training:
         self.optimizer = OPTIMIZERS[config.optimizer](groups, fused=fused, **chosen)
         self.losses = _Losses(task, config, device)
         self.model: _Losses | DistributedDataParallel | None = None  # made at the first step
-        # Which of the parts that a step is split into are this process's.
-        self.parts = range(ranks.rank * config.accumulate, (ranks.rank + 1) * config.accumulate)
+        # Which of the parts that a step is split into are this process's. Those that all processes
+        # compute at a time are neighbours: BatchNorm counts the same samples for any number.
+        self.parts = range(ranks.rank, ranks.size * config.accumulate, ranks.size)
         self.unseen: list[tuple[list[Key], dict[str, Tensor], Tensor]] = []
         self.bad: dict[str, S2FError] = {}
+        self.rounding = contextlib.ExitStack()
+        self.rounding.enter_context(rounding(config.precision))
         self.deterministic = torch.are_deterministic_algorithms_enabled()  # before
         if config.deterministic:  # or an error, where a GPU cannot repeat itself
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -359,6 +425,7 @@ class _Training:
     def close(self) -> None:
         """Let go of what averages gradients: it must not outlive the group of the processes."""
         self.model = None
+        self.rounding.close()
         torch.use_deterministic_algorithms(self.deterministic)
 
     @property
@@ -372,7 +439,8 @@ class _Training:
         for loaded in load_batches(data, keys, self.device, workers=workers, max_bad=limit):
             self.bad |= {error.message: error for error in loaded.bad}
             if loaded.items is None:
-                raise self._too_many(loaded.bad[-1])
+                error = loaded.bad[-1]
+                raise self._too_many(error) if isinstance(error, InputError) else error
             yield loaded.keys, loaded.items
 
     def read_steps(self, steps: range) -> Batches:
@@ -390,30 +458,66 @@ class _Training:
         model = self._thawed(step)
         for group, plan in zip(self.optimizer.param_groups, self.task.groups, strict=True):
             group["lr"] = lr_at(step, config) * plan.lr
+        n, contrast = len(self.parts), None
+        parts: Iterable[tuple[list[Key], Item]] = itertools.islice(batches, n)
+        several = n > 1 and losses.CONTRASTIVE in self.weights
+        if several or step == config.calibrate_at:
+            parts = list(parts)
+            contrast = self._look_ahead([batch for _, batch in parts], several)
         seen: list[Key] = []
         values: list[dict[str, Tensor]] = []
-        for part in self.parts:
-            keys, batch = next(batches)
-            # Of augmentation and dropout: the same wherever this part of the step is computed.
-            torch.manual_seed(config.seed * 1_000_003 + step + (part << 40))
-            # Processes average their gradients only where the last part adds its own.
-            model.require_backward_grad_sync = part == self.parts[-1]
-            found = model(batch)
-            if step == config.calibrate_at and part == self.parts[0]:
-                state.loss_weights = losses.calibrate(self.task, found, self.ranks)
-                state.best, state.best_step = math.inf, step  # scores under others do not compare
-                text = losses.weights_text(self.weights)
-                self.note(f"loss weights from step {step} on: {text}")
-            loss = losses.total(found, self.weights) / len(self.parts)
-            loss.backward()  # type: ignore[no-untyped-call]
-            seen += keys
-            values.append({name: value.detach() for name, value in found.items()})
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        with contrast.over_parts() if contrast else contextlib.nullcontext():
+            for k, (keys, batch) in enumerate(parts):
+                # Processes average their gradients only where the last part adds its own.
+                model.require_backward_grad_sync = k == n - 1
+                found = self._found(model, k, batch)
+                loss = losses.total(found, self.weights) / n
+                loss.backward()  # type: ignore[no-untyped-call]
+                seen += keys
+                values.append({name: value.detach() for name, value in found.items()})
+        norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         joined = {name: torch.cat([found[name] for found in values]) for name in values[0]}
         self.unseen.append((seen, joined, norm))
+
+    def _found(self, model: nn.Module, k: int, batch: Item) -> dict[str, Tensor]:
+        """Compute the losses of this process's k-th part of the step."""
+        # Of what a network draws from torch's own generator: in a run that goes on as in another.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.state.step + (self.parts[k] << 40))
+        found: dict[str, Tensor] = model(batch)
+        return found
+
+    def _look_ahead(self, batches: Sequence[Item], several: bool) -> losses.Contrast | None:
+        """Compute all parts of a step before one is learned from, where all have to be known.
+
+        That is where the weights are calibrated, and for InfoNCE where there are several parts.
+        """
+        state, contrast = self.state, losses.Contrast() if several else None
+        before = [buffer.clone() for buffer in self.network.buffers()]  # BatchNorm's statistics
+        found = (self._found(self.losses, k, batch) for k, batch in enumerate(batches))
+        with contrast.over_parts() if contrast else contextlib.nullcontext():
+            if state.step == self.config.calibrate_at:
+                state.loss_weights = losses.calibrate(self.task, found, self.ranks)
+                state.best, state.best_step = math.inf, state.step  # others do not compare
+                text = losses.weights_text(self.weights)
+                self.note(f"loss weights from step {state.step} on: {text}")
+            for _ in found:  # that nobody has asked for
+                pass
+        for buffer, value in zip(self.network.buffers(), before, strict=True):
+            buffer.copy_(value)
+        if contrast:
+            contrast.join()
+        return contrast
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient, if that is wanted, and give the norm that it had."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.config.clip:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.config.clip, norm)
+        return norm
 
     def _thawed(self, step: int) -> "_Losses | DistributedDataParallel":
         """Give gradients to what is trained from this step on, and to nothing else."""
@@ -491,7 +595,7 @@ class _Training:
         return found
 
     def validate(self, board: training_log.Board | None, *, solved: bool = False) -> None:
-        """Measure; keep what is better than all before, or solved for."""
+        """Measure; keep what is better than all before, or solved for and no worse."""
         state, ranks, keys = self.state, self.ranks, undisturbed(len(self.task.val_data))
         told = ranks.gather(self.measure(keys[ranks.rank :: ranks.size]))
         found = [told[k % ranks.size][k // ranks.size] for k in range(len(keys))]
@@ -499,16 +603,40 @@ class _Training:
         score = sum(self.weights[name] * value for name, value in measured.items())
         if not math.isfinite(score):
             raise self._diverged(f"step {state.step} the validation losses are {measured}")
-        state.log(lr_at(state.step - 1, self.config), measured, solved=solved)
+        kept = score <= state.best * (1 + ROUNDING) if solved else score < state.best
+        state.log(lr_at(state.step - 1, self.config), measured, kept=kept if solved else None)
         if board:
             group = "solved" if solved else "val"
             board(state.step, {f"{group}/{name}": value for name, value in measured.items()}, None)
-        if score < state.best or solved:
+        path = state.folder / BEST
+        if kept:
             state.best, state.best_step = score, state.step
             state.best_losses, state.best_running = measured, dict(state.running)
-            if ranks.first:
-                storage = torch.float16 if self.config.half else torch.float32
-                self.task.save(state.folder / BEST, storage, measured)
+        elif solved:
+            path = state.folder / SOLVED / BEST
+            self.note(
+                f"what was solved for is worse in validation ({score:.6g}) than step "
+                f"{state.best_step} ({state.best:.6g}), which stays the best: it is in {path}"
+            )
+        if (kept or solved) and ranks.first:
+            storage = torch.float16 if self.config.half else torch.float32
+            self.task.save(path, storage, {f"val/{name}": x for name, x in measured.items()})
+        if solved:
+            if not kept:
+                self.network.load_state_dict(state.best_weights)
+            state.best_weights = {}
+        elif kept and self.task.solves:
+            state.best_weights = {k: v.clone() for k, v in self.network.state_dict().items()}
+
+    def solve(self, interrupted: Callable[[], bool], board: training_log.Board | None) -> None:
+        """Solve for what the task can, of the network that was best in validation, and measure."""
+        if self.state.best_weights:  # a run that was begun before these were kept has none
+            self.network.load_state_dict(self.state.best_weights)
+        else:
+            weights = self.network.state_dict()
+            self.state.best_weights = {k: v.clone() for k, v in weights.items()}
+        self.task.finish(lambda passes: self.passes(passes, interrupted))
+        self.validate(board, solved=True)
 
     def passes(self, k: int, interrupted: Callable[[], bool]) -> Iterator[Item]:
         """Go k times through the training data, in another order than the steps did."""
@@ -516,7 +644,7 @@ class _Training:
         steps = range(-(-k * n // config.batch_size))
         keys = plan_steps(n, config.batch_size, seed=config.seed + config.steps, steps=steps)
         for _, batch in self.read(self.task.train_data, keys):
-            if interrupted() or self.ranks.orphaned:
+            if any(self.ranks.gather(interrupted() or self.ranks.orphaned)):
                 raise KeyboardInterrupt  # from the last save it is not far to here
             yield batch
 

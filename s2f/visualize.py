@@ -151,9 +151,9 @@ def draw_losses(
     """Draw the losses of a run, in training and in validation, as PNG: the same input, the same.
 
     The history has at least one record, in order of the steps: `step`, and the losses by name as
-    `train` and `val`; with `solved` if they are of what was solved for at the end. The step of the
-    best score is marked, and by their steps the stages that began there. A loss whose values span
-    more than a power of ten has a logarithmic scale.
+    `train` and `val`; with `solved` if they are of what was solved for at the end, and `kept` if
+    that is the best. The step of the best score is marked, and by their steps the stages that began
+    there. A loss whose values span more than a power of ten has a logarithmic scale.
     """
     from matplotlib import style
 
@@ -188,8 +188,8 @@ def _draw_loss(ax: "Axes", name: str, history: Sequence[Record], best: int | Non
         marker = "." if len(records) <= FEW else ""
         ax.plot([r["step"] for r in records], values, color=colour, label=label, marker=marker)
     ax.set_title(name, loc="left", fontweight="bold")
-    # The last of a step is of what was solved for, if anything was.
-    found = [r for r in history if r["step"] == best and name in r["val"]]
+    # The last of a step is of what was solved for, if anything was, and was kept.
+    found = [r for r in history if r["step"] == best and name in r["val"] and r.get("kept", True)]
     if found:
         step, value = found[-1]["step"], found[-1]["val"][name]
         label = f"best, step {step:,}" + (" (solved for)" if found[-1].get("solved") else "")
@@ -220,6 +220,8 @@ def draw_spectrogram(spectrogram: NDArray[np.float32], front_end: FrontEnd) -> I
 
     # The paper's has the compressed real and imaginary parts.
     loud = np.hypot(*spectrogram) if front_end.kind == "paper" else spectrogram[0]
+    if front_end.kind == "speaker":  # power, as nobody sees it: 80 dB of it
+        loud = np.log(loud + 1e-8 * loud.max() + 1e-30)
     softest = np.percentile(loud, 5)  # digital silence would darken all the rest
     seconds = spectrogram.shape[2] * HOP_LENGTH / SAMPLE_RATE
     places: dict[float, str] = {}

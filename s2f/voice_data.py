@@ -5,10 +5,10 @@ decides by these numbers which goes with which; `Voices` reads what was paired. 
 clip, and who made an embedding, is not known here.
 """
 
-import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,12 +19,20 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from s2f import layout
-from s2f.audio import SAMPLE_RATE
+from s2f.audio import (
+    FRAME_SAMPLES,
+    SAMPLE_RATE,
+    check_waveform,
+    is_plain,
+    least_sound,
+    map_waveform,
+    sounding,
+    stored_powers,
+)
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
 from s2f.embeddings import Gallery, Maker
 from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
-from s2f.files import map_waveform
 from s2f.layout import FaceFiles, Speaker
 from s2f.pack import Index, Pack, is_pack
 
@@ -34,6 +42,8 @@ from s2f.pack import Index, Pack, is_pack
 # `images/VIDEO/1.jpg`, and so does `images/VIDEO_1.jpg`.
 Pairing = Literal["all-to-all", "one-to-one", "all-to-one", "same-clip"]
 SHOWN = 5  # names in a note
+CHECKED_SAMPLES = 2**31  # of a tree that are looked at before training, at most, of all its files
+CHECKED_AT_ONCE = 8  # files: where they lie on another machine, most of the time is waiting
 
 _Numbers = NDArray[np.int64]
 _Absent = dict[str, list[str]]  # names by reason
@@ -47,6 +57,7 @@ class Sampling:
     shortest: int | None = None  # clips, where their length is random; 1 to `clip_samples`
     pairing: Pairing = "all-to-all"
     per_identity: int | None = None  # items of a person at most, spread evenly over all of them
+    anywhere: bool = True  # whether a clip comes from anywhere, or is the first of its recording
 
     def __post_init__(self) -> None:
         if self.per_identity is not None and self.per_identity < 1:
@@ -144,6 +155,7 @@ class Voices(Dataset[Item]):
     rows: _Numbers
     photos: Sequence[str | None] = ()  # of the faces
     paths: NDArray[np.bytes_]  # of the recordings
+    broken: Sequence[DatasetError] = ()  # why recordings of a tree cannot be used
 
     def __init__(
         self,
@@ -154,6 +166,11 @@ class Voices(Dataset[Item]):
         progress: Progress = silent,
     ) -> None:
         """List a split; of a tree also read or make the embeddings of the faces that are paired.
+
+        And look at each waveform of a tree that is paired: at all samples of trees of up to 2^31 of
+        them (37 hours; 0.6 ms for a file of 8 s), else at so many in all, from the middle of each
+        file (of a million files 0.13 s each; 0.5 ms), and at all of a file whose middle is no plain
+        sound. What is wrong is in `broken`. Those of a pack were looked at when it was made.
 
         The face encoder that they are made by is the `maker`, the embeddings of a pack are to be of
         its `space`, and `progress` is told of faces. Raises a DatasetError if nothing can be
@@ -178,6 +195,8 @@ class Voices(Dataset[Item]):
             many = sum(map(len, absent.values()))
             notes.insert(0, f"identities left out, {many}: {', '.join(reasons)}")
         self.notes = [f"{folder.name}: {note}" for note in notes]
+        if self.pack is None:
+            self.broken = list(self._check(progress))
         self.n_identities = len(there)
         self.counts = {"identities": len(there), "pairs": int(self.pairs.choices.sum())}
 
@@ -208,8 +227,39 @@ class Voices(Dataset[Item]):
             hint = "train from the tree that was packed, or choose another --pairing"
             raise DatasetError(message, hint=hint)
         people = index.identities
-        self._pair([person.clips for person in people], [person.embeddings for person in people])
+        clips, faces = [p.clips for p in people], [p.embeddings for p in people]
+        if self.sampling.anywhere:
+            self._pair(clips, faces)
+        else:  # each recording's first clip stands for it
+            recordings = [p.recordings for p in people if p.recordings is not None]
+            if len(recordings) < len(people):
+                message = f"{folder}: does not say which clips begin a recording: it is a pack of"
+                message += " format version 1, and recordings' beginnings alone are learned from"
+                hint = "give its s2f prep pack command again, or train from the tree; a run that "
+                hint += "was begun with it has to begin anew, in another folder"
+                raise DatasetError(message, hint=hint)
+            self._pair([len(own) for own in recordings], faces)
+            n = np.concatenate([np.array(own, np.int64) for own in recordings])
+            firsts = np.cumsum(n) - n
+            self.pairs = self.pairs._replace(recordings=firsts[self.pairs.recordings])
         return [person.name for person in people], {}
+
+    def _check(self, progress: Progress) -> Iterator[DatasetError]:
+        """Look at the waveforms that are paired, and give why some cannot be used."""
+        recordings = np.unique(self.pairs.recordings).tolist()
+        most = max(FRAME_SAMPLES, CHECKED_SAMPLES // len(recordings))
+
+        def check(recording: int) -> DatasetError | None:
+            try:
+                check_waveform(self._samples(recording), self._path(recording), most=most)
+            except DatasetError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
+            for k in range(0, len(recordings), 1024):
+                progress(k, len(recordings), "looking at waveforms")
+                yield from filter(None, pool.map(check, recordings[k : k + 1024]))
 
     def _pair_tree(self, maker: Maker, progress: Progress) -> tuple[list[str], _Absent]:
         folder = self.folder
@@ -242,25 +292,27 @@ class Voices(Dataset[Item]):
         return len(self.pairs.recordings)
 
     def __getitem__(self, key: Key) -> Item:
-        """Give `waveform` [n], a clip from anywhere, `embedding` [d], `identity` [] and `index` [].
+        """Give `waveform` [n], a clip, `embedding` [d], `identity` [] and `index` [].
 
-        n is as `Sampling.length` has it for the key's share; a recording that is shorter is looped.
-        Raises a DatasetError if it cannot be read, or holds NaN or infinite samples.
+        It starts as `Sampling.anywhere` has it, and n is as `Sampling.length` has it for the key's
+        share; a recording that is shorter is looped.
+        A silent clip, as in `clips_that_sound`, is drawn again from where the recording sounds.
+        Raises a DatasetError if it cannot be read, or as `check_waveform`.
         """
         face, generator = self._draw_face(key.item, key.seed)
         n = self.sampling.length(key.share)
         samples = self._samples(int(self.pairs.recordings[key.item]))
-        start = int(torch.randint(max(1, len(samples) - n + 1), (), generator=generator))
-        clip = np.resize(samples[start : start + n], n)
-        if clip.dtype == np.int16:
-            clip = clip.astype(np.float32) / 32768
-        elif not np.isfinite(clip).all():
-            message = f"{self.name(key.item)}: holds NaN or infinite samples"
-            raise DatasetError(message, hint="make it again")
+        starts = max(1, len(samples) - n + 1) if self.sampling.anywhere else 1
+        start = int(torch.randint(starts, (), generator=generator))
+        clip = _cut(samples, start, n)
+        if not is_plain(clip):
+            if self.pack is None:  # whose clips packing judged, within their recordings
+                check_waveform(samples, self.name(key.item))
+            clip = _cut(samples, _where_it_sounds(samples, start, n, generator), n)
         pack = self.pack
         embedding = self.table[self.rows[face]] if pack is None else pack.embedding(face)
         return {
-            "waveform": torch.from_numpy(np.ascontiguousarray(clip, np.float32)),
+            "waveform": torch.from_numpy(clip),
             "embedding": torch.from_numpy(embedding),
             "identity": torch.tensor(int(self.pairs.people[key.item])),
             "index": torch.tensor(key.item),
@@ -274,12 +326,7 @@ class Voices(Dataset[Item]):
     def _samples(self, recording: int) -> NDArray[Any]:
         if self.pack is not None:
             return self.pack[recording][0]
-        path = self.folder / os.fsdecode(self.paths[recording])
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            samples: NDArray[Any] = np.load(path, mmap_mode="r")
-            if samples.ndim == 1 and len(samples) and samples.dtype in (np.int16, np.float32):
-                return samples
-        return map_waveform(path)  # of a rarer type, or no waveform, which it says why
+        return map_waveform(Path(self._path(recording)))
 
     def name(self, index: int) -> str:
         """Name the recording of an item: its path, or its person and its number in the pack."""
@@ -287,12 +334,39 @@ class Voices(Dataset[Item]):
         if self.pack is not None:
             person = self.pack.index.identities[int(self.pairs.people[index])]
             return f"{person.name} (clip {recording})"
+        return self._path(recording)
+
+    def _path(self, recording: int) -> str:
         return str(self.folder / os.fsdecode(self.paths[recording]))
 
     def photo(self, index: int) -> Path | None:
         """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
         photo = self.photos[self._draw_face(index, index)[0]] if self.photos else None
         return None if photo is None else self.folder / photo
+
+
+def _cut(samples: NDArray[Any], start: int, n: int) -> NDArray[np.float32]:
+    """Cut a clip [n], -1..1, out of a waveform, which is looped where it is shorter."""
+    clip = np.resize(samples[start : start + n], n)
+    with np.errstate(over="ignore"):  # it becomes infinite, which is refused
+        values: NDArray[np.float32] = clip.astype(np.float32)
+    if clip.dtype == np.int16:
+        values /= 32768
+    return values
+
+
+def _where_it_sounds(samples: NDArray[Any], start: int, n: int, generator: torch.Generator) -> int:
+    """Keep the start of a clip [n] that sounds as `clips_that_sound` wants it, or draw one."""
+    sums = np.concatenate([[0], np.cumsum(sounding(stored_powers(samples)))])
+    starts = np.arange(0, max(1, len(samples) - n + 1), FRAME_SAMPLES)
+    ends = np.minimum((starts + n) // FRAME_SAMPLES, len(sums) - 1)
+    frames = sums[ends] - sums[starts // FRAME_SAMPLES]
+    least = least_sound(n) // FRAME_SAMPLES
+    sounds = frames >= min(frames.max(), least)
+    if sounds[start // FRAME_SAMPLES]:
+        return start
+    there = starts[sounds]
+    return int(there[int(torch.randint(len(there), (), generator=generator))])
 
 
 def _without(failed: dict[FaceFiles, ImageError], speaker: Speaker, folder: Path) -> Speaker:

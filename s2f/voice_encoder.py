@@ -4,6 +4,7 @@ The paper's convolutional network and the small bundled one: the config alone de
 Source: Oh et al. 2019 (layers in the order Conv, ReLU, BatchNorm).
 """
 
+import itertools
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class VoiceEncoderConfig:
         if not len(self.channels) == len(self.strides) == len(self.pools):
             lengths = [len(self.channels), len(self.strides), len(self.pools)]
             raise ValueError(f"channels, strides and pools want one value a convolution: {lengths}")
+        if min(self.kernel, *self.channels, *self.strides, *itertools.chain(*self.pools)) < 1:
+            raise ValueError(f"kernel, channels, strides and pools want 1 or more: {self}")
         if self._out(self.n_freqs, 0) < 1:
             raise ValueError(f"{self.n_freqs} frequencies are too few for these convolutions")
 
@@ -96,13 +99,17 @@ class VoiceEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = nn.Linear(config.hidden, config.embedding)
 
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        """Embed spectrograms, or raise a `ValueError` if they are too short."""
-        return self.from_features(self.features(spectrogram))
+    def forward(self, spectrogram: Tensor, chances: Tensor | None = None) -> Tensor:
+        """Embed spectrograms, or raise a `ValueError` if they are too short.
 
-    def from_features(self, features: Tensor) -> Tensor:
+        In training `chances` [b hidden], 0..1, decide which of the hidden values are dropped out:
+        those below the dropout's share. Where there are none, torch's generator decides.
+        """
+        return self.from_features(self.features(spectrogram), chances)
+
+    def from_features(self, features: Tensor, chances: Tensor | None = None) -> Tensor:
         """Embed what `features` gives, [b m]."""
-        x = self.dropout(self.hidden(features).relu())
+        x = drop_out(self.hidden(features).relu(), self.dropout, chances)
         embedding: Tensor = self.embedding(x)
         return embedding.relu() if self.config.final_relu else embedding
 
@@ -114,3 +121,11 @@ class VoiceEncoder(nn.Module):
             x = conv(x)  # [b c f t]
         pooled: Tensor = self.norm(x.mean(dim=3, keepdim=True).relu())  # [b c f 1]
         return pooled.flatten(1)
+
+
+def drop_out(x: Tensor, dropout: nn.Dropout, chances: Tensor | None) -> Tensor:
+    """Drop out those of x whose chances, 0..1, are below the share; torch's choice without any."""
+    if chances is None:
+        dropped: Tensor = dropout(x)
+        return dropped
+    return x * (chances >= dropout.p) / (1 - dropout.p)

@@ -1,6 +1,7 @@
 """A tiny model, tiny data trees and small recordings, so that every test takes milliseconds."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ from s2f.images import PREPROCESSING
 from s2f.spectrogram import FRONT_ENDS
 
 # Asserted in, but no tests themselves.
-pytest.register_assert_rewrite("command_line", "task_checks")
+pytest.register_assert_rewrite("command_line", "published_figures", "task_checks")
 # A deadline measures the machine, and it is busy.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+# As a terminal has it, whoever started pytest: nohup has it ignored, and processes inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Threads that wait for each other cost tiny networks more than they gain.
 torch.set_num_threads(1)
 
@@ -174,11 +177,15 @@ def presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    """A waveform [n] that is no silence: noise, and a tone that is higher for a higher seed."""
+    """A waveform [n] that is no silence: noise, and a tone that is higher for a higher seed.
+
+    It is loud and soft by turns, as speech is.
+    """
     rng = np.random.default_rng(seed)
     times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     tone = np.sin(2 * np.pi * 300 * (1 + 4 * seed) * times)
-    return (0.2 * tone + 0.01 * rng.standard_normal(len(times))).astype(np.float32)
+    waveform = 0.2 * tone + 0.01 * rng.standard_normal(len(times))
+    return (waveform * np.where(times // 0.2 % 2, 0.3, 1)).astype(np.float32)
 
 
 def write_speech(path: Path, seconds: float = 1, seed: int = 0) -> Path:
@@ -199,6 +206,19 @@ def write_photo(path: Path, seed: int = 0) -> Path:
         pen.ellipse((x - 8, 95, x + 8, 111), fill=(40, 40, 40))
     face.save(path)
     return path
+
+
+def write_turned(folder: Path, picture: Image.Image) -> dict[int, Path]:
+    """Write a picture as a camera held in each way stores it, by EXIF's orientation 1 to 8."""
+    turns = Image.Transpose
+    stored = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM}
+    stored |= {5: turns.TRANSPOSE, 6: turns.ROTATE_90, 7: turns.TRANSVERSE, 8: turns.ROTATE_270}
+    exif, paths = Image.Exif(), {}
+    for orientation in range(1, 9):
+        exif[0x0112], turn = orientation, stored.get(orientation)
+        paths[orientation] = folder / f"turned{orientation}.png"
+        (picture if turn is None else picture.transpose(turn)).save(paths[orientation], exif=exif)
+    return paths
 
 
 @pytest.fixture

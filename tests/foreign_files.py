@@ -1,6 +1,9 @@
 """Weights as others publish them, written by hand: both layouts of Keras, and archives."""
 
+import itertools
 import pickle
+import pickletools
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
 Layers = Mapping[str, Mapping[str, Any]]  # layer -> name of a weight as in the file -> array
 
@@ -75,9 +79,84 @@ def pickled(value: Any) -> bytes:
     return pickle.dumps(value, protocol=2)
 
 
+def old_parts(path: Path) -> list[bytes]:
+    """Split a file of `torch.save` of before 1.6: five pickles, and the values."""
+    data, ends = path.read_bytes(), [0]
+    for _ in range(5):
+        *_, (_, _, stop) = pickletools.genops(data[ends[-1] :])
+        ends.append(ends[-1] + int(stop or 0) + 1)
+    return [data[i:j] for i, j in itertools.pairwise([*ends, len(data)])]
+
+
 def obey(path: Path) -> Any:
     """Do what a file says, as a reader that is lied to or crashes; returns its `answer`."""
     tools = "import os, signal, sys, time\nfrom s2f.errors import CheckpointError, OutputError\n"
     scope: dict[str, Any] = {"path": path, "Path": Path}
     exec(tools + path.read_text(), scope)
     return scope.get("answer")
+
+
+def zipped(*names: str) -> Any:
+    """Write a zip archive of entries that hold little."""
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"little")
+
+    return write
+
+
+def bytes_of(data: bytes) -> Any:
+    return lambda path: path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """The first half of what `torch.save` wrote: a download that broke off."""
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def script(path: Path) -> None:
+    with warnings.catch_warnings():  # it goes out of use
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(path))
+
+
+def page(title: str, text: str = "") -> Any:
+    return bytes_of(f"<!DOCTYPE html><html><head><title>{title}</title>{text}".encode())
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 580070376\n"
+QUOTA = page("Google Drive - Quota exceeded", "Sorry, too many users have viewed this file")
+# What people have in the place of weights: how it comes to be, what it is called, and the cure.
+NOT_WEIGHTS: dict[str, tuple[Any, str, str]] = {
+    "quota page": (QUOTA, "is a web page: 'Google Drive - Quota exceeded'", "try again tomorrow"),
+    "virus page": (page("Google Drive - Virus scan warning"), "is a web page", "with a browser"),
+    "other page": (page("deepface at main"), "a web page: 'deepface at main'", "not the page"),
+    "refusal": (bytes_of(b"<?xml version='1.0'?><Error>AccessDenied"), "web page", "the file"),
+    "LFS": (bytes_of(LFS), "is a pointer of Git LFS", "git lfs pull"),
+    "annex": (bytes_of(b"/annex/objects/SHA256E-s5--00.h5\n"), "of git-annex", "git annex get"),
+    "JSON": (bytes_of(b'{"weight_map": {}}'), "is a JSON text", "file of weights itself"),
+    "TorchScript": (script, "is a TorchScript program", "torch.jit.load"),
+    "program": (zipped("m/archive_format", "m/models/model.json"), "torch.export", "state_dict"),
+    "npz": (zipped("a.npy", "b.npy"), "NumPy's arrays", "wanted Keras"),
+    "zip": (zipped("vgg/README", "vgg/vgg.h5"), "holds 'vgg/vgg.h5'", "unzip it"),
+    "other zip": (zipped("word/document.xml"), "none of torch.save, and holds", "wanted"),
+    "keras": (zipped("config.json", "model.weights.h5"), "a .keras archive", "model.weights.h5"),
+    "cut off": (cut, "is a damaged zip archive: it has no end", "download it again"),
+    "empty": (bytes_of(b""), "is empty", "download it again"),
+    "zeros": (bytes_of(bytes(5000)), "begins with zeros", "download it again"),
+    "MATLAB 5": (bytes_of(b"MATLAB 5.0 MAT-file, Platform"), "MATLAB", "vgg_face_weights.h5"),
+    "MATLAB 7": (
+        bytes_of(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n"), "MATLAB", "published",
+    ),
+    "NumPy": (bytes_of(b"\x93NUMPY\x01\x00"), "is an array of NumPy", "wanted Keras"),
+    "gzip": (bytes_of(b"\x1f\x8b\x08\x00"), "packed with gzip", "unpack it"),
+    "tar": (bytes_of(b"vgg.h5".ljust(257, b"\0") + b"ustar"), "is a tar archive", "unpack it"),
+    "pickle": (bytes_of(pickle.dumps([1])), "a bare pickle", "model.state_dict()"),
+    "ONNX": (bytes_of(b"\x08\x07\x12\x07pytorch\x1a\x03"), "is an ONNX model", "made of"),
+    "SavedModel": (bytes_of(b"\x08\x01\x12\xd0\x01\n\x02"), "SavedModel of TensorFlow", "Keras"),
+    "a graph.pb": (bytes_of(b"\n\x0a\n\x03\x00"), "graph of TensorFlow, by its name", "Keras"),
+    "a.t7": (bytes_of(b"\x04\0\0\0\x01"), "Torch 7", "VGG-Face is also published"),
+}  # fmt: skip

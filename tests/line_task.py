@@ -44,12 +44,14 @@ class LineTask:
     """Find the line; with dropout, so that the random state counts."""
 
     name = "line"
+    solves = False
 
     def __init__(self, data=None, *, val=None, network=None, dropout=0.1, **settings) -> None:
         self.settings = settings
         torch.manual_seed(0)
         layers = nn.Linear(1, 16), nn.Dropout(dropout), nn.Linear(16, 1)
         self.network = network or nn.Sequential(*layers)
+        self.computes = [(self.network, "forward")]
         self.train_data, self.val_data = data or Line(), Line() if val is None else val
         self.defaults: dict[str, object] = {}
         self.notes: list[str] = []
@@ -65,14 +67,15 @@ class LineTask:
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         return {"mse": (self.network(batch["x"]) - batch["y"]).square().mean(1)}
 
-    def finish(self, batches: object) -> bool:
-        return False
+    def finish(self, batches: object) -> None:
+        raise AssertionError("there is nothing to solve for")
 
     def sample(self, batch: Item) -> Tensor:
         return torch.zeros(3, 4, 8)
 
     def save(self, path: Path, storage: torch.dtype, metrics: object) -> None:
         tensors = {k: v.to(storage) for k, v in self.network.state_dict().items()}
+        path.parent.mkdir(exist_ok=True)
         safetensors.torch.save_file(tensors, path)
 
 

@@ -9,7 +9,10 @@ from s2f import pack
 
 
 def write_pack(folder: Path, clip_files: list, embedding_files: list, people: list) -> None:
-    """Write a split of a pack of arrays; `people` are names and counts of clips and embeddings."""
+    """Write a split of a pack of arrays; `people` are names and counts of clips and embeddings.
+
+    And, unless it is to be of version 1, the clips of each recording.
+    """
     folder.mkdir(parents=True)
     shards: dict[str, list] = {"clips": [], "embeddings": []}
     for table, arrays in (("clips", clip_files), ("embeddings", embedding_files)):

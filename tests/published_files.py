@@ -19,9 +19,17 @@ import torch
 from foreign_files import write_legacy
 from torch import Tensor, nn
 
-from s2f import ast_encoder, face_decoder, face_encoder, foreign_weights, voice_encoder
+from s2f import (
+    ast_encoder,
+    face_decoder,
+    face_encoder,
+    foreign_weights,
+    speaker_encoder,
+    voice_encoder,
+)
 from s2f.ast_encoder import ASTEncoderConfig
 from s2f.convert import VGG16_NAMES
+from s2f.speaker_encoder import SpeakerEncoderConfig
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -30,8 +38,8 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 needs_transformers, needs_tensorflow = needs("transformers"), needs("tensorflow")
 EMBEDDING = 20
-LAYERS = (4, 4, "M", 8, 8, "M", *3 * (16,), "M", *3 * (32,), "M", *3 * (32,), "M")
-VGG = face_encoder.VGGFaceConfig(LAYERS, 64, hidden=24, embedding=EMBEDDING, identities=13)
+LAYERS = (4, 4, "M", 8, 8, "M", *3 * (16,), "M", *3 * (32,), "M", *3 * (32,))
+VGG = face_encoder.VGGFaceConfig(LAYERS, 32, hidden=24, embedding=EMBEDDING, identities=13)
 CHANNELS = (4, 4, 8, 8, 8, 16, 32, 32, 32)
 VOICE = replace(voice_encoder.CONFIGS["seed"], channels=CHANNELS, hidden=24, embedding=EMBEDDING)
 STAGES = ((8, 5, 2), (4, 5, 2), (2, 5, 2), (2, 5, 2), (3, 1, 1))
@@ -39,6 +47,7 @@ SIZES: Any = {"trunk": (24, 16), "landmark_hidden": (14, 12, 10), "seed_channels
 DECODER = replace(face_decoder.CONFIGS["seed"], embedding=EMBEDDING, stages=STAGES, **SIZES)
 AST = ASTEncoderConfig(width=24, layers=2, heads=3, mlp=40, embedding=EMBEDDING)
 SHORT_AST = ASTEncoderConfig(n_frames=98, width=24, layers=2, heads=3, mlp=40)
+SPEAKER = SpeakerEncoderConfig(layers=2, width=12, embedding=12)
 AUTOMATIC = ("conv2d", *(f"conv2d_{n}" for n in range(1, 16)))
 
 
@@ -158,6 +167,27 @@ def seed_ast() -> Any:
     return model
 
 
+class Resemblyzers(nn.Module):
+    """Resemblyzer's network, on windows [k t 40], with the two values of its training's loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.similarity_weight, self.similarity_bias = (nn.Parameter(torch.ones(1)) for _ in "wb")
+        self.lstm = nn.LSTM(40, SPEAKER.width, SPEAKER.layers, batch_first=True)
+        self.linear = nn.Linear(SPEAKER.width, SPEAKER.width)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        d_vectors = self.linear(self.lstm(windows)[1][0][-1]).relu()
+        return d_vectors / d_vectors.norm(dim=1, keepdim=True)
+
+
+def write_pretrained(path: Path, state: dict[str, Tensor], step: int = 7) -> None:
+    """Write Resemblyzer's pretrained.pt: of torch before 1.6, with the state of an optimizer."""
+    beside = {"step": step, "optimizer_state": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
+    whole = beside | {"model_state": state}
+    torch.save(whole, path, _use_new_zipfile_serialization=False)
+
+
 def training_checkpoint(path: Path, module: nn.Module) -> None:
     """Write a training checkpoint as the seed does."""
     beside = {"epoch": 3, "optimizer_state_dict": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
@@ -172,6 +202,7 @@ def narrow() -> Iterator[None]:
         patch.setitem(face_decoder.CONFIGS, "seed", DECODER)
         patch.setitem(voice_encoder.CONFIGS, "seed", VOICE)
         patch.setitem(ast_encoder.CONFIGS, "seed", AST)
+        patch.setitem(speaker_encoder.CONFIGS, "resemblyzer", SPEAKER)
         patch.setattr(
             foreign_weights, "read_foreign", functools.cache(foreign_weights.read_foreign)
         )
@@ -192,6 +223,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training_checkpoint(folder / "ve.pt", seed_voice())
     torch.save(seed_vgg().state_dict(), folder / "serengil.pt")
     torch.save(scrambled_rcmalli(), folder / "rcmalli.pt")
+    write_pretrained(folder / "pretrained.pt", randomise(Resemblyzers()).state_dict())
     if find_spec("transformers"):
         training_checkpoint(folder / "ast.pt", seed_ast())
     return folder

@@ -1,27 +1,32 @@
 """The page: what visitors are answered, its words, and that faces are those of `generate`."""
 
 import base64
+import ctypes
 import io
 import logging
 import re
+import time
 from html import unescape
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import noise, write_photo, write_speech
+from conftest import noise, write_photo, write_speech, write_turned
 from PIL import Image
 from visitors import pixels
 
-from s2f import SpeechToFace, app
+from s2f import SpeechToFace, app, face_detection
 from s2f.app import STEPS, answer_photo, answer_voice, answer_voices
 from s2f.app_server import Settings
-from s2f.audio import SAMPLE_RATE
+from s2f.audio import SAMPLE_RATE, hear
 from s2f.checkpoint import Card, Checkpoint
 from s2f.console import Progress
-from s2f.errors import AudioError, ImageError
+from s2f.errors import AudioError, ImageError, OutputError, WorkerError
+from s2f.face_detection import FoundFace
+from s2f.prep import Worker
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,12 @@ class Page:
     def picture(self, alt: str) -> bytes:
         (found,) = [tag["src"] for name, tag in self.pictures.items() if name.startswith(alt)]
         return base64.b64decode(found.partition("base64,")[2])
+
+
+def speech() -> io.BytesIO:
+    content = io.BytesIO()
+    soundfile.write(content, noise(1), SAMPLE_RATE, format="WAV")
+    return content
 
 
 def opened(path: Path) -> io.BytesIO:
@@ -81,8 +92,14 @@ def test_what_was_heard_is_said_and_beginnings_are_shorter(model, tmp_path, seco
     assert page.picture("Face that the voice suggests") == face.encoded()
 
 
-def test_hours_are_not_even_decoded(model, monkeypatch):
+def here(monkeypatch):
+    """Have this process decode, where it can be looked at."""
+    monkeypatch.setattr(app, "_decode", lambda function, *item: function(*item))
+
+
+def test_hours_are_not_even_decoded_and_the_rest_is_once(model, monkeypatch):
     """FLAC of an hour, of which soundfile is asked for no more than the limit and a block."""
+    here(monkeypatch)
     hours = io.BytesIO()
     with soundfile.SoundFile(hours, "w", SAMPLE_RATE, 1, format="FLAC") as file:
         for _ in range(60):
@@ -96,8 +113,51 @@ def test_hours_are_not_even_decoded(model, monkeypatch):
 
     monkeypatch.setattr(soundfile.SoundFile, "read", reading)
     assert "Only the first 2 seconds" in answer_voice(model, hours, max_seconds=2)
-    times = 1 + 1 + 1  # for the spectrogram, the face, the first second
-    assert sum(counted) <= times * (2 * SAMPLE_RATE + max(counted))
+    assert sum(counted) <= 2 * SAMPLE_RATE + 2 * max(counted)
+
+
+def crash(name: str, *_: object) -> None:
+    ctypes.string_at(0)
+
+
+def hang(name: str, *_: object) -> None:
+    time.sleep(60)
+
+
+def test_a_decoder_that_crashes_or_hangs_costs_one_answer(model, monkeypatch, tmp_path):
+    sound, photo = write_speech(tmp_path / "a.wav"), write_photo(tmp_path / "a.png")
+    monkeypatch.setattr(app, "_decode", Worker(seconds=1))
+    for broken, said in ((crash, "signal 11"), (hang, "took more than 1 s")):
+        with monkeypatch.context() as patch:
+            patch.setattr(app, "_hear", broken)
+            patch.setattr(app, "_look", broken)
+            with pytest.raises(WorkerError, match=f"the recording: .*{said}"):
+                answer_voice(model, opened(sound), max_seconds=9)
+            with pytest.raises(WorkerError, match=f"the photo: .*{said}"):
+                answer_photo(model, opened(photo), detector=None)
+    monkeypatch.setattr(app._decode, "_seconds", 60)
+    assert "The face" in answer_voice(model, opened(sound), max_seconds=9)
+    app._decode.close()
+
+
+def test_a_visitor_is_told_of_no_option(model, monkeypatch):
+    cure = "the system may be out of memory: give fewer --workers"
+    monkeypatch.setattr(app.app_server, "take", lambda *paths: paths)
+    failing = mock.Mock(side_effect=WorkerError("the photo: died (signal 9)", hint=cure))
+    said = app.reply(["a.png"], failing, lambda *_, **__: None)
+    assert "signal 9" in said and "Try again" in said and "--workers" not in said
+
+
+def test_what_was_left_out_or_cut_off_is_said(model):
+    late, pause = io.BytesIO(), np.zeros(9 * SAMPLE_RATE, np.float32)
+    soundfile.write(late, np.concatenate([pause, noise(3)]), SAMPLE_RATE, format="FLAC")
+    heard = hear(late)
+    page = Page(answer_voice(model, late, max_seconds=60))
+    assert heard.remarks and f"Of the recording: {'; '.join(heard.remarks)}." in page.text
+    assert "The model heard 3.3 seconds" in page.text  # of the pause 0.25 s stay at its end
+    assert page.text.count("no speech in it yet") == 3
+    both = Page(answer_voices(model, late, speech(), max_seconds=60))
+    assert f"Of the recordings: first voice: {heard.remarks[0]}" in both.text
 
 
 def test_a_silent_beginning_has_no_face(model):
@@ -136,28 +196,47 @@ def test_a_photo_is_drawn_again(model, tmp_path):
     assert np.abs(pixels(photo.read_bytes()) - own).mean() < 4  # it is a WebP
 
 
-def test_a_photo_is_framed_first_but_only_a_smaller_copy_of_a_large_one(model, monkeypatch):
-    searched: list[tuple[int, int]] = []
-
-    def cut(photo: Image.Image, *, detector: str, **others: object) -> Image.Image:
-        searched.append(photo.size)
-        return photo.crop((0, 0, 224, 224))
-
-    monkeypatch.setattr(app, "cut_face", cut)
-    large = io.BytesIO()
-    Image.new("RGB", (6000, 3000), "grey").save(large, "PNG")
-    assert "Drawn again" in answer_photo(model, large, detector="dlib")
-    assert searched == [(2048, 1024)]
+@pytest.mark.parametrize("detector", [None, "dlib"])
+def test_a_phone_photo_is_drawn_as_it_stands_upright(model, tmp_path, monkeypatch, detector):
+    """EXIF's eight orientations, with a finder in whose place a face is all of the photo."""
+    whole = np.float32([[0, 0], [223, 223]] * 34)
+    whole[36:42], whole[42:48] = (82.5, 104.8), (142.5, 104.8)  # about where eyes are framed
+    face = FoundFace(np.float32([0, 0, 224, 224]), whole)
+    monkeypatch.setattr(face_detection, "load_detector", lambda *_: lambda photos: [[face]])
+    x, y = np.meshgrid(np.arange(224), np.arange(224))
+    upright = Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+    answers = []
+    for path in write_turned(tmp_path, upright).values():
+        page = Page(answer_photo(model, opened(path), detector=detector))
+        assert np.abs(pixels(page.picture("The photo, framed")) - upright).mean() < 4
+        answers.append(page.picture("Face drawn from the photo"))
+    assert len(set(answers)) == 1
 
 
 def test_what_is_no_photo_or_of_too_many_pixels_is_refused(model):
     bomb = io.BytesIO()
     Image.new("1", (8000, 8000)).save(bomb, "PNG")
-    with pytest.raises(ImageError, match="8000 x 8000 pixels; at most 50 million"):
+    with pytest.raises(ImageError, match="8000 x 8000 pixels; at most 50 mega"):
         answer_photo(model, bomb, detector="dlib")
     for content in (b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(99)):
         with pytest.raises(ImageError, match="the photo: "):
             answer_photo(model, io.BytesIO(content), detector=None)
+
+
+def test_what_decodes_ends_where_nothing_is_served(model, monkeypatch):
+    decode = mock.Mock(side_effect=lambda function, *item: function(*item))
+    monkeypatch.setattr(app, "_decode", decode)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "reconstruct", mock.Mock(side_effect=KeyboardInterrupt))
+        app.warm(model, Settings())
+    assert decode.close.call_count == 1
+    app.warm(model, Settings(align=False))
+    assert decode.close.call_count == 1
+    refused = mock.Mock(side_effect=OutputError("no folder can be made"))
+    monkeypatch.setattr(app.app_server, "serve", refused)
+    with pytest.raises(OutputError), app.serving(model, Settings()):
+        pass
+    assert decode.close.call_count == 2
 
 
 def test_the_page_is_warmed_up_with_every_answer(model, monkeypatch):

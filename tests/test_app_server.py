@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from s2f import app_server
+from s2f import app_server, files
 from s2f.app_server import Settings, check_settings
 from s2f.errors import DependencyError, InputError, OutputError, UsageError
 
@@ -38,12 +38,36 @@ def test_a_port_or_a_host_that_cannot_be_had_is_refused_with_the_cure(monkeypatc
         with pytest.raises(UsageError, match=f"{host} is no address of this machine"):
             check_settings(Settings(host=host, port=0))
 
+    for root in ("s2f", "/s2f?a=b", "ftp://example.org/s2f", "/a b"):
+        with pytest.raises(UsageError, match="no path that a proxy"):
+            check_settings(Settings(port=0, root_path=root))
+    for root in ("", "/s2f", "/a/b", "https://example.org/s2f"):
+        assert check_settings(Settings(port=0, root_path=root and f"{root}/")).root_path == root
+
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
     with pytest.raises(UsageError, match=r"port 80 of 127\.0\.0\.1 may not be used"):
         check_settings(Settings(port=80))
+
+
+def test_an_address_may_be_of_ipv6_and_a_port_is_free_on_ipv4_too(monkeypatch):
+    if not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    for host in ("::1", "[::1]", "::"):
+        assert check_settings(Settings(host=host, port=0)).host == host.strip("[]")
+    with socket.socket() as other:  # where Gradio looks whether it is free
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        taken = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {taken} of 127.0.0.1 is taken"):
+            check_settings(Settings(host="::1", port=taken))
+        find = app_server._free_port
+        given = iter([taken])
+        patched = lambda host, port: next(given, None) or find(host, port)  # noqa: E731
+        monkeypatch.setattr(app_server, "_free_port", patched)
+        assert check_settings(Settings(host="::1", port=0)).port != taken
 
 
 @pytest.mark.parametrize("version", ["6.30.9", "6.32.0", "6.310", "7.31", None])
@@ -91,6 +115,9 @@ def test_the_folder_is_private_and_goes(monkeypatch):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "x").mkdir()
         (folder / "x" / "y").write_bytes(b"1")
+        files.put_away()  # as at a second signal
+        assert not folder.exists()
+        folder.mkdir()
     assert not folder.exists()
     assert os.environ["GRADIO_TEMP_DIR"] == "before"
 
@@ -118,18 +145,19 @@ def test_what_is_old_is_swept_and_what_is_new_stays(tmp_path):
 
 
 def ask(method, length, kind="http", path="/gradio_api/upload", room=True):
-    """What a guard of 1000 bytes lets out; behind it everything is well."""
+    """What a guard of 1000 bytes, with /s2f before it, lets out; behind it everything is well."""
     sent: list[dict[str, Any]] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        headers = [(b"a", b"b"), (b"path", scope["path"].encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def send(message: Any) -> None:
         sent.append(dict(message))
 
     headers = [] if length is None else [(b"content-length", length)]
     scope = {"type": kind, "method": method, "headers": headers, "path": path}
-    asyncio.run(app_server.Guard(application, 1000, lambda: room)(scope, None, send))
+    asyncio.run(app_server.Guard(application, 1000, lambda: room, "/s2f")(scope, None, send))
     return sent
 
 
@@ -160,7 +188,12 @@ def test_what_is_needed_and_not_too_large_passes_with_the_policy(line, length, s
 
 def test_a_full_disk_refuses_and_what_is_no_request_passes():
     assert ask("POST", b"1000", room=False)[0]["status"] == 507
-    assert ask("", None, kind="lifespan")[0]["headers"] == [(b"a", b"b")]
+    assert ask("", None, kind="lifespan")[0]["headers"][0] == (b"a", b"b")
+
+
+def test_where_a_proxy_has_the_page_is_left_out_of_what_is_asked():
+    for path, inside in (("/s2f/config", "/config"), ("/s2f", "/"), ("/s2fa", "/s2fa")):
+        assert dict(ask("GET", None, path=path)[0]["headers"])[b"path"].decode() == inside
 
 
 def test_a_component_hands_over_the_path_alone():

@@ -307,6 +307,44 @@ def test_the_embedding_of_a_photo_is_the_code_of_its_texture_and_shape():
     torch.testing.assert_close(half, found, atol=1e-4, rtol=1e-4)
 
 
+def people(n: int, seed: int = 0) -> torch.Tensor:
+    """Textures [n 4 224 224] of discs of many sizes and colours, their outlines as wanted."""
+    x = torch.arange(224) - 111.5
+    radius = 70 + 12 * mixes(normal(1, 1, 1), n, seed).tanh()
+    distance = radius - (x**2 + x[:, None] ** 2).sqrt()
+    shades = 0.45 + 0.1 * mixes(normal(3, 3, 1, 1), n, seed + 1).tanh()
+    colours = shades + 0 * some_textures(n, seed) + 0.3 * (some_textures(n, seed) - 0.5)
+    return torch.cat([colours.clamp(0, 1), 0.5 + 0.3 * (distance[:, None] / 8).tanh()], 1)
+
+
+@torch.no_grad()
+def test_a_person_is_seen_before_any_plain_ground_and_in_usual_light():
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, opacity=True)
+    textures, shapes = people(12), some_shapes(12)
+    code = PartsCode.fit(textures, shapes, Windows(224, 2), config.axes, config.shape_axes)
+    encoder = PartsEncoder(config, PREPROCESSING["compact"])
+    encoder.fit(code, textures)
+    alpha = functional.avg_pool2d(appearance_model.opacity(textures[:3, 3:]), 2)
+    colours = functional.avg_pool2d(textures[:3, :3], 2)
+
+    def seen(ground: list[float], cast: list[float]) -> torch.Tensor:
+        behind, light = (torch.tensor(x).view(3, 1, 1) for x in (ground, cast))
+        return encoder.seen(torch.lerp(behind, colours, alpha) * light)
+
+    usual = seen([0.85, 0.85, 0.85], [1, 1, 1])
+    assert (usual[:, 3:] - (alpha > 0.1).float()).abs().mean() < 0.01
+    assert ((usual[:, :3] - colours).abs() * (alpha > 0.9)).max() < 0.06
+    assert (seen([0.95, 0.9, 0.9], [1, 1, 1]) - usual).abs().mean() < 0.02
+    # No skin of theirs is so red: what light adds is taken off, as far as that is done at all.
+    skin = encoder.skin
+    red = [seen([0.85] * 3, [cast, 1, 1])[:, 0, skin].mean() for cast in (1.5, 1.0)]
+    assert red[0] / red[1] < 1.3
+    littered = encoder.seen(torch.rand(1, 3, 112, 112))[:, 3:]
+    outside = ~encoder.within
+    torch.testing.assert_close(littered[0, 0, outside], encoder.mean_texture[3, outside])
+
+
 @pytest.mark.parametrize(
     ("degrees", "scale", "move"), [(0.0, 0.9, [0.0, 0.0]), (-8.0, 1.05, [4.0, 6.0])]
 )

@@ -12,8 +12,8 @@ from sklearn.metrics import balanced_accuracy_score
 
 from s2f.attributes import EmbeddingProbe, PixelProbe, attributes_section
 from s2f.errors import UsageError
-from s2f.evaluation_data import Examples
-from s2f.report import Matrix
+from s2f.evaluation_data import WHOLE, Examples, Photos
+from s2f.report import Matrix, Table
 
 Labelled = tuple[np.ndarray, list[str]]
 
@@ -27,10 +27,11 @@ def planted(counts: dict[str, int], d: int, apart: float, seed: int) -> Labelled
     return rows + rng.normal(size=(len(labels), d)), labels
 
 
-def test_embeddings_are_judged_by_the_shrunk_discriminant_of_scikit_learn() -> None:
+@pytest.mark.parametrize("each", [80, 8])  # more than the values of one, and fewer
+def test_embeddings_are_judged_by_the_shrunk_discriminant_of_scikit_learn(each: int) -> None:
     """Theirs weighs classes' covariances by the priors: equal where the classes are."""
     rng = np.random.default_rng(1)
-    x, labels = planted({"a": 80, "b": 80, "c": 80}, 40, 2, 0)
+    x, labels = planted({"a": each, "b": each, "c": each}, 40, 2, 0)
     x = x @ rng.normal(size=(40, 40)) * rng.uniform(0.1, 9, 40) + 5
     y = np.array(labels)
     within = np.concatenate([x[y == k] - x[y == k].mean(0) for k in "abc"])
@@ -127,7 +128,7 @@ def examples(labels: dict[str, str]) -> Examples:
     embeddings[:, 0] = [5 if k % 2 else -5 for k in range(60)]
     fresh = {f"f{k}": "FM"[k % 2] for k in range(6)}
     theirs, shown, new = (
-        [(drawn_face(first + k).image, who) for k, who in enumerate(names)]
+        Photos([drawn_face(first + k).image for k in range(len(names))], names)
         for first, names in ((100, people), (0, [*SEXES]), (200, [*fresh]))
     )
     known = {"sex": labels | fresh if labels else {}}
@@ -138,10 +139,16 @@ def test_attributes_that_faces_show_are_judged_right_and_without_labels_left_out
     case = given_away()
     labels = {f"t{k}": "FM"[k % 2] for k in range(60)} | {"t7": "unknown"}
     section, samples = attributes_section(case, examples(labels))
-    table, *matrices = section.parts
+    table, each, *matrices = section.parts
     # True face, from photo, from voice; balanced; and half of them are of the commonest.
     wanted = (1, 1, 1, 1, 0.5)
-    assert {row[1]: row[2:] for row in table.rows} == {"embeddings": wanted, "pixels": wanted}
+    own = {row[1]: row[2:] for row in table.rows if "published" not in row[1]}
+    assert own == {"embeddings": wanted, "pixels": wanted}
+    told = [row for row in each.rows if "published" not in row[2]]
+    assert [row[:3] for row in told] == [
+        ("sex", sex, judge) for judge in ("embeddings", "pixels") for sex in "FM"
+    ]
+    assert all(row[3:] == (1, 1, 1, N // 2) for row in told)
     assert any("on 100.0 % of 6 photos of new people" in text for text in section.text)
     assert "Left out of sex, as one person has it: unknown." in section.text
     assert len(matrices) == 6
@@ -154,3 +161,19 @@ def test_attributes_that_faces_show_are_judged_right_and_without_labels_left_out
         section, samples = attributes_section(dataclasses.replace(case, labels=known), examples({}))
         assert (section.parts, samples) == ((), {})
         assert sum(said in text for text in section.text) == times
+
+
+def test_agreement_is_given_by_true_label() -> None:
+    """Ten of 20 men have a woman's voice, and one of 20 women is drawn as a man."""
+    case = given_away()
+    heard, drawn = case.heard[WHOLE][:], case.photos_again[:].copy()
+    heard = np.where((np.arange(N) % 4 == 1)[:, None], heard - 10 * np.eye(1, D), heard)
+    drawn[0, 0] = 5
+    case = dataclasses.replace(case, heard={WHOLE: heard.astype(np.float32)}, photos_again=drawn)
+    section, _ = attributes_section(case, examples({f"t{k}": "FM"[k % 2] for k in range(60)}))
+    _, each, *_ = section.parts
+    assert isinstance(each, Table)
+    assert [row for row in each.rows if row[2] == "embeddings"] == [
+        ("sex", "F", "embeddings", 19 / 20, 1.0, 1.0, 20),
+        ("sex", "M", "embeddings", 1.0, 0.5, 10 / 21, 20),
+    ]

@@ -30,7 +30,7 @@ from recordings import READERS, ffmpeg_normalize, noise, real, write_av
 
 from s2f import audio
 from s2f.audio import SAMPLE_RATE, Waveform, clips, read_speech, record
-from s2f.errors import AudioError, DependencyError, DeviceError, UsageError
+from s2f.errors import AudioError, DatasetError, DependencyError, DeviceError, UsageError
 
 REPOSITORY = Path(__file__).parents[1]
 EXACT, LOSSY = 0.999, 0.97  # what keeps 16 bits or more; 8 bits, and codecs of music
@@ -446,9 +446,9 @@ def test_integers_have_the_scale_of_their_type_and_are_not_changed_themselves():
     assert audio.to_int16(samples).tolist() == [32767, -32768, 0, 2]  # half to even, clipped
     for kind, values, last in [
         ("uint8", [0, 128, 255], 127 / 128),
-        ("int64", [-(2**63), 0, 2**62], 0.5),
-        (">i2", [-32768, 0, 16384], 0.5),
-        (">f4 float16", [-1, 0, 0.5], 0.5),
+        ("int64", [-(2**63), 0, 2**63 - 2**40], 1 - 2**-23),
+        (">i2", [-32768, 0, 32767], 1 - 2**-15),
+        (">f4 float16", [-1, 0, 1], 1.0),
     ]:
         for dtype in kind.split():
             sound = Waveform(np.resize(np.array(values, dtype), SAMPLE_RATE), SAMPLE_RATE)
@@ -626,3 +626,34 @@ def test_a_device_that_is_not_there_or_refuses_is_named_and_closed(microphone, a
     with pytest.raises(wanted, match="Device unavailable"):
         record(2)
     assert stream.close.called is (at >= 2)
+
+
+# Stored waveforms
+
+
+def test_a_stored_waveform_is_mapped_as_it_is_and_what_is_none_is_named(tmp_path):
+    path = tmp_path / "a.npy"
+    for dtype in (np.int16, np.float16, np.float32, np.float64):
+        np.save(path, np.arange(9000).astype(dtype))
+        waveform = audio.map_waveform(path)
+        assert waveform.dtype == dtype and isinstance(waveform, np.memmap)
+    for values in (np.zeros(0), np.zeros((2, 9000)), np.zeros(9000, np.int32), np.zeros(7999)):
+        np.save(path, values)
+        with pytest.raises(DatasetError, match=r"a\.npy: (holds|lasts|cannot)"):
+            audio.map_waveform(path)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+def test_what_sounds_of_a_stored_waveform_is_what_is_not_30_db_below_its_loudest_second(dtype):
+    """2 s of speech, a pause, 1 s of speech 20 dB down, a pause: by hand, in frames of 10 ms."""
+    rng = np.random.default_rng(0)
+    levels = np.repeat([0.1, 0.0005, 0.01, 0.0005], [200, 300, 100, 50])  # -20 to -66 dBFS
+    samples = rng.standard_normal(len(levels) * 160) * np.repeat(levels, 160)
+    stored = (samples * 32768).astype(dtype) if dtype == np.int16 else samples.astype(dtype)
+    sounds = audio.sounding(audio.stored_powers(stored))
+    wanted = levels > 0.001
+    assert len(sounds) == len(levels) and (sounds != wanted).sum() <= 20  # 50 ms beside each edge
+    audio.check_waveform(stored, "a")
+    parts = audio.clips_that_sound(stored, 16_000)
+    assert [len(part) for part in parts] == [16_000] * 4  # the last holds 0.5 s that sound
+    np.testing.assert_array_equal(np.concatenate(parts[:2]), stored[:32_000])

@@ -2,19 +2,23 @@
 
 import hashlib
 import json
+import math
 import random
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import foreign_files
 import pytest
 import safetensors.torch
 import torch
+from command_line import Done, assert_refused, files
 from conftest import DECODER, ENCODER, FRONT_END, PARTS, VOICE, save_model, some_landmarks
 from published_files import AST, needs_transformers
 
@@ -23,6 +27,7 @@ from s2f.appearance_model import PartsEncoder
 from s2f.checkpoint import KINDS, Card, choose, entries, load, load_model, read_header, save, verify
 from s2f.errors import CheckpointError, DependencyError, OutputError, UsageError
 from s2f.images import PREPROCESSING
+from s2f.pipeline import SpeechToFace
 from s2f.spectrogram import FRONT_ENDS, FrontEnd
 
 CARD = Card("name", data="some", metrics={"loss": 0.5})
@@ -101,6 +106,22 @@ def test_half_precision_is_kept_if_that_is_asked_for(tmp_path):
     assert back.mean.dtype == torch.float32  # not of the file
 
 
+def test_what_half_precision_cannot_hold_is_stored_whole(tmp_path):
+    """Beyond 65,504 it is infinite, and such a file would be refused; vectors are few and exact."""
+    path, network = tmp_path / "e", encoder()
+    with torch.no_grad():
+        network.fc6.weight[0, 0] = 7e4
+        network.convs[1].running_var[0] = 1e9
+        network.fc6.bias[0] = 4097.0  # float16 counts by fours there
+    save(path, network, card=CARD, storage=torch.float16)
+    back = load(path, "face_encoder").network
+    for name, p in back.state_dict().items():
+        if name == "fc6.weight" or p.ndim < 2:
+            assert torch.equal(p, network.state_dict()[name]), name
+    stored = safetensors.torch.load_file(path)
+    assert stored["fc7.weight"].dtype == torch.float16 != stored["fc6.weight"].dtype
+
+
 def test_the_same_weights_define_a_space_by_how_pictures_are_prepared(tmp_path):
     network, spaces = encoder(), []
     for name in ("rcmalli", "seed", "rcmalli"):
@@ -117,7 +138,7 @@ def test_what_was_called_ast_and_is_our_own_log_mel_is_called_so(tmp_path):
         found = load(tmp_path / "v", "voice_encoder").front_end
         assert found == replace(front_end, kind=kind)
     (path,) = choose("demo", ("voice_encoder",)).paths.values()  # the bundled: no torchaudio
-    assert load(path, "voice_encoder").front_end.kind == "log_mel"
+    assert load(path, "voice_encoder").front_end.kind == "speaker"
 
 
 LOADED = """
@@ -186,10 +207,11 @@ def test_a_flipped_bit_is_found_and_no_crash(tmp_path, where):
         ({"embedding": 4}, "an embedding of 4 has no room for 2² windows of 1 values"),
         ({"landmarks": 72}, "its config wants"),
         ({"finder": [4, 4]}, "does not describe a face_encoder"),
+        ({"architecture": "parts", "axes": True}, "axes of its config is True"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(tmp_path, change, part):
-    """Of a face encoder; the last three are of one of parts, whose config is changed."""
+    """Of a face encoder; the last four are of one of parts, whose config is changed."""
     path, config = tmp_path / "e", asdict(PARTS)
     of_parts = bool(config.keys() & change.keys())
     save(path, parts_encoder() if of_parts else encoder(), card=CARD)
@@ -210,6 +232,260 @@ def test_a_front_end_that_does_not_fit_its_encoder_is_refused(tmp_path):
         load(tmp_path / "v", "voice_encoder")
 
 
+POOLS, STAGE = [[4, 2], [2, 2]], [3, 16, 8]
+IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [  # what: field by field; how it is refused
+    ("voice_encoder", {"channels": [10**9, 4]}, r"channels of its config is \(1000000000, 4\)"),
+    ("voice_encoder", {"channels": [-4, 4]}, r"channels of its config is \(-4, 4\)"),
+    ("voice_encoder", {"channels": [4.0, 4]}, r"channels of its config is \(4\.0, 4\)"),
+    ("voice_encoder", {"channels": "44"}, "channels of its config is '44'"),
+    ("voice_encoder", {"hidden": 2**20}, r"'embedding.weight' .* its config wants \(8, 1048576\)"),
+    ("voice_encoder", {"embedding": 2**20, "hidden": 2**20, "n_freqs": 2**20}, "front end gives"),
+    ("voice_encoder", {"strides": [0, 2]}, "strides and pools want 1 or more"),
+    ("voice_encoder", {"pools": [[4, 2], [2, 10**6]]}, "frames are too few"),
+    ("voice_encoder", {"pools": [[4], [2]]}, "pools of its config is"),
+    ("voice_encoder", {"dropout": math.nan}, "dropout of its config is nan"),
+    ("face_encoder", {"layers": [4, "X", 4, "M"]}, "'X' is no layer"),
+    ("face_encoder", {"layers": [4] * 200}, r"has 200 layers, and the file 1\d tensors"),
+    ("face_encoder", {"image_size": 24}, "24 pixels a side"),
+    ("face_encoder", {"batch_norm": False}, "tensor 'convs.0.bias' is missing"),
+    ("face_encoder", {"identities": 3}, "tensor 'fc8.bias' is missing; its config wants"),
+    ("face_decoder", {"seed_size": 14, "windows": 1}, "faces have 112 pixels a side; wanted 224"),
+    ("face_decoder", {"windows": 2**18, "axes": 2**20}, "has no room"),
+    ("face_decoder", {"output": "tanh"}, "output of its config is 'tanh'"),
+    ("face_decoder", {"landmarks_68": [[0, 68, 0.5]] * 68}, "points beyond the 68"),
+    ("face_decoder", {"landmarks_68": [[0, -1, 0.5]] * 68}, "landmarks_68 of its config is"),
+    ("face_decoder", {"stages": [], "windows": 0}, "gives no RGB"),
+    ("face_decoder", {"detail": False}, "'detail.strengths' is .*; its config wants missing"),
+    ("front end", {"clip_samples": 10**10}, "clip_samples of its front end is 10000000000"),
+    ("front end", {"clip_samples": "long"}, "clip_samples of its front end is 'long'"),
+    ("front end", {"mean": math.inf}, "mean of its front end is inf"),
+    ("front end", {"kind": "mfcc"}, "kind of its front end is 'mfcc'"),
+    ("preprocessing", {"mean": [0.0, 0.0]}, "mean of its preprocessing is"),
+    ("preprocessing", {"fit": "crop"}, "fit of its preprocessing is 'crop'"),
+    ("preprocessing", {"scale": True}, "scale of its preprocessing is True"),
+]  # fmt: skip
+
+
+def rewritten(
+    path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
+) -> Path:
+    """Change header and tensors of a checkpoint; the SHA-256 is made anew."""
+    header, tensors = read_header(path), safetensors.torch.load_file(path)
+    change(header, tensors)
+    header["sha256"] = checkpoint.payload_sha256(tensors)
+    safetensors.torch.save_file(tensors, path, {"s2f": json.dumps(header)})
+    return path
+
+
+@pytest.fixture
+def own(models: Path, tmp_path: Path) -> Path:
+    """A model of its own."""
+    return Path(shutil.copytree(models / "demo", tmp_path / "own"))
+
+
+def assert_refused_alike(path: Path, kind: str, message: str) -> None:
+    for read in (verify, lambda path: load(path, kind)):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            read(path)
+        assert caught.value.message.startswith(f"{path}: ") and caught.value.hint
+        assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("what", "change", "message"), IMPOSSIBLE)
+def test_a_config_that_can_be_none_is_refused_and_nothing_is_made(own, what, change, message):
+    """All by the same check: at load, and by `verify`."""
+    kind = {"front end": "voice_encoder", "preprocessing": "face_encoder"}.get(what, what)
+    part = "config" if what == kind else "preprocessing"
+    path = rewritten(own / f"{kind}.safetensors", lambda header, _: header[part].update(change))
+    assert_refused_alike(path, kind, message)
+
+
+def test_as_many_layers_as_tensors_are_made_of_ast(tmp_path):
+    pytest.importorskip("transformers")
+    path = tmp_path / "v"
+    save_voice(path, FRONT_ENDS["ast"], ast_encoder.ASTEncoder(AST))
+    rewritten(path, lambda header, _: header["config"].update(layers=10**6))
+    assert_refused_alike(path, "voice_encoder", "has 1000000 layers, and the file")
+
+
+TENSORS: dict[str, tuple[Any, str]] = {
+    "NaN": (lambda t: t["fc7.weight"][2].fill_(math.nan), "'fc7.weight' holds .*no numbers"),
+    "infinite": (lambda t: t["convs.1.running_var"][:1].fill_(math.inf), "running_var' holds"),
+    "half": (
+        lambda t: t.update({"fc7.bias": torch.full((8,), -math.inf).half()}), "'fc7.bias' holds"
+    ),
+    "too large": (
+        lambda t: t.update({"fc7.bias": torch.full((8,), 1e300, dtype=torch.double)}), "holds"
+    ),
+    "all NaN": (lambda t: [x.fill_(math.nan) for x in t.values() if x.ndim], "holds"),
+    "missing": (lambda t: t.pop("fc7.bias"), r"'fc7.bias' is missing; its config wants \(8,\)"),
+    "more": (lambda t: t.update(a=torch.ones(2)), r"'a' is \(2,\); its config wants missing"),
+    "whole": (lambda t: t.update({"fc7.bias": t["fc7.bias"].int()}), "int32; its config wants"),
+    "no count": (
+        lambda t: t.update({"convs.1.num_batches_tracked": torch.tensor(1.0)}), "wants .* int64"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_values_are_numbers_and_tensors_those_of_the_config(own, name):
+    path = rewritten(own / ENCODER_FILE, lambda _, tensors: TENSORS[name][0](tensors))
+    assert_refused_alike(path, "face_encoder", TENSORS[name][1])
+
+
+def test_a_value_that_is_no_number_is_found_in_every_piece(monkeypatch):
+    monkeypatch.setattr(checkpoint, "PIECE", 5)
+    for place in range(12):
+        tensor = torch.zeros(3, 4)
+        whole = checkpoint.payload_sha256({"a": tensor})
+        tensor.view(-1)[place] = math.nan
+        sha256, broken = checkpoint._hashed({"a": tensor, "b": torch.zeros(0)})
+        assert broken == "a" and sha256 != whole
+
+
+def test_networks_of_one_space_have_embeddings_of_one_size(own):
+    """Whose header was changed: the space of another model's decoder, of 9 values."""
+    wider = face_decoder.FaceDecoder(replace(DECODER, embedding=9))
+    space = read_header(own / ENCODER_FILE)["embedding_space"]
+    save(own / DECODER_FILE, wider, card=CARD, embedding_space=space)
+    message = rf"{DECODER_FILE} of 9 values"
+    with pytest.raises(CheckpointError, match=message):
+        load_model(choose(own))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check_space([verify(own / name) for name in (ENCODER_FILE, DECODER_FILE)])
+
+
+# Everywhere that a checkpoint can be given: its kind, and the command; {own} is a folder with it
+ENTRANCES = {
+    "verify": ("face_decoder", "verify {file}"),
+    "verify a folder": ("face_decoder", "verify {own}"),
+    "generate": ("face_decoder", "generate speech.wav -o new.png --face-decoder {file}"),
+    "its voice": ("voice_encoder", "generate speech.wav -o new.png --voice-encoder {file}"),
+    "a model": ("voice_encoder", "generate speech.wav -o new.png --model {own}"),
+    "reconstruct": ("face_encoder", "reconstruct photo.jpg --no-align --face-encoder {file}"),
+    "evaluate": ("face_encoder", "evaluate voices --model {own}"),
+    "its classifier": ("face_encoder", "evaluate voices --classifier {file} --split val"),
+    "app": ("face_decoder", "app --port 0 --no-align --face-decoder {file}"),
+    "prep": ("face_encoder", "prep embeddings faces new --face-encoder {file}"),
+    "start": (
+        "face_decoder", "train decoder faces --face-encoder demo/face_encoder.safetensors "
+        "--start {file} -o new --steps 2 --device cpu",
+    ),
+    "for a decoder": ("face_encoder", "train decoder faces --face-encoder {file} -o new"),
+    "for a voice": (
+        "face_decoder", "train voice voices --face-encoder demo/face_encoder.safetensors "
+        "--face-decoder {file} -o new",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def enter(
+    own: Path, tmp_path: Path, presets: None, speech: Path, photo: Path, faces: Path, voices: Path,
+    models: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str, Path], Done]:  # fmt: skip
+    """Give a file at an entrance; nothing may be made of it."""
+    shutil.copytree(models / "demo", tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+
+    def enter(entrance: str, file: Path) -> Done:
+        kind, command = ENTRANCES[entrance]
+        if "{own}" in command:
+            file = Path(shutil.copy(file, own / f"{kind}.safetensors"))
+        before = files(tmp_path)
+        done = Done(*command.format(file=file, own=own).split())
+        made = {path for path in files(tmp_path) - before if ".s2f" not in path.parts}
+        assert made <= {tmp_path / "new/config.json"}
+        return done
+
+    return enter
+
+
+@pytest.mark.parametrize(
+    "entrance",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "prep" else name  # it has workers
+        for name in ENTRANCES
+    ],
+)
+def test_values_that_are_no_numbers_are_refused_everywhere(own, tmp_path, enter, entrance):
+    kind, _ = ENTRANCES[entrance]
+    path = rewritten(
+        Path(shutil.copy(own / f"{kind}.safetensors", tmp_path / "nan.safetensors")),
+        lambda _, tensors: [t.fill_(math.nan) for t in tensors.values() if t.is_floating_point()],
+    )
+    done = enter(entrance, path)
+    if entrance == "verify a folder":
+        assert done.code == 6 and f"{own / kind}.safetensors: tensor" in done.err
+    else:
+        assert_refused(done, 4, "holds values that are no numbers (NaN or infinite)")
+    given = {"files": {kind: path}} if kind != "voice_encoder" else {"model": own}
+    if kind == "voice_encoder":
+        shutil.copy(path, own / VOICE_FILE)
+    with pytest.raises(CheckpointError, match="are no numbers"):
+        SpeechToFace.load(**given)
+
+
+def keras_weights(path: Path) -> None:
+    foreign_files.write_legacy(path, foreign_files.some_layers(2))
+
+
+FOREIGN = {
+    name: foreign_files.NOT_WEIGHTS[name]
+    for name in ("quota page", "LFS", "TorchScript", "MATLAB 7", "zip", "cut off", "empty")
+} | {
+    "Keras": (keras_weights, "holds weights of Keras (.h5)", "checkpoints by s2f convert"),
+    "torch": (
+        lambda path: torch.save({"a": torch.ones(2)}, path),
+        "holds weights of torch (.pt), and is no checkpoint", "checkpoints by s2f convert",
+    ),
+    "safetensors": (
+        lambda path: safetensors.torch.save_file({"a": torch.ones(2)}, path),
+        "but not one that s2f wrote", "checkpoints by s2f convert",
+    ),
+    "random bytes": (
+        lambda path: path.write_bytes(bytes(range(255, 0, -1)) * 9),
+        "it starts with", "wanted a .safetensors file that s2f train wrote",
+    ),
+    "a run": (
+        lambda path: safetensors.torch.save_file({"a": torch.ones(2)}, path, {"run": "{}"}),
+        "is the state of a run", "best.safetensors",
+    ),
+}  # fmt: skip
+EVERY = [(name, "generate") for name in FOREIGN] + [(name, entrance) for entrance in ENTRANCES
+    for name in ("Keras", "quota page")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "entrance"), dict.fromkeys(EVERY))
+def test_what_is_no_checkpoint_is_called_what_it_is(enter, tmp_path, name, entrance):
+    write, said, cure = FOREIGN[name]
+    path = tmp_path / "w"
+    write(path)
+    done = enter(entrance, path)
+    if entrance == "verify a folder":
+        assert done.code == 6 and said in done.err
+    else:
+        assert_refused(done, 4, said)
+    assert cure in done.err
+
+
+def test_a_file_given_as_a_model_is_called_what_it_is(own, tmp_path):
+    for name, (write, said, cure) in FOREIGN.items():
+        if name != "TorchScript":  # takes long to make
+            path = tmp_path / f"{name}.pt"
+            write(path)
+            with pytest.raises(CheckpointError) as caught:
+                SpeechToFace.load(path)
+            assert said in caught.value.message and cure in str(caught.value.hint)
+    with pytest.raises(CheckpointError, match="is one checkpoint, a face_decoder") as caught:
+        SpeechToFace.load(own / DECODER_FILE)
+    assert "--face-decoder" in str(caught.value.hint)
+    (tmp_path / "theirs").mkdir()
+    keras_weights(tmp_path / "theirs/vgg_face_weights.h5")
+    with pytest.raises(CheckpointError, match=r"vgg_face_weights\.h5: holds weights of Keras"):
+        SpeechToFace.load(tmp_path / "theirs")
+
+
 NOT_OURS = "e: is not a checkpoint of s2f"
 
 
@@ -220,7 +496,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.unlink()
     for content, message in [
         (None, "no such checkpoint"),
-        (b"", NOT_OURS),
+        (b"", "e: is empty"),
         (half, NOT_OURS),
         ({}, "not one that s2f wrote"),
         ({"s2f": "[]"}, "has format version"),
@@ -235,6 +511,16 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         for read in (read_header, load):
             with pytest.raises(CheckpointError, match=message):
                 read(path, "face_encoder")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_other_file(tmp_path, monkeypatch):
+    save(tmp_path / "e", encoder(), card=CARD)
+    # Of the system's own; whoever tests may be root, whom nothing is denied.
+    denied = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(CheckpointError, match="e: cannot be read: Permission denied") as caught:
+        read_header(tmp_path / "e")
+    assert caught.value.hint == "check its permissions"
 
 
 def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path, monkeypatch):
@@ -315,12 +601,14 @@ def test_single_files_take_the_place_of_the_models_own(cached, bundled):
     kinds, files = ("voice_encoder", "face_decoder"), {"voice_encoder": voice}
     choice = choose("demo", kinds, files=files)
     assert choice.paths == {**files, "face_decoder": decoder}
-    assert choice.name == f"demo, but voice_encoder of other/{VOICE_FILE}"
+    sha256 = {kind: read_header(path)["sha256"] for kind, path in choice.paths.items()}
+    assert choice.sha256 == sha256
+    assert choice.name == f"demo, but voice_encoder {sha256['voice_encoder'][:12]}"  # no path
     with pytest.raises(CheckpointError, match="different embedding spaces"):
         load_model(choice)
     files = {"voice_encoder": voice, "face_decoder": decoder}
     choice = choose("no such model", kinds, files=files)  # which is not looked at
-    name = f"voice_encoder of other/{VOICE_FILE} + face_decoder of demo/{DECODER_FILE}"
+    name = " + ".join(f"{kind} {sha256[kind][:12]}" for kind in kinds)
     assert (choice.paths, choice.name) == (files, name)
     with pytest.raises(UsageError, match="is given as face_encoder; only voice_encoder and face"):
         choose("demo", kinds, files={"face_encoder": decoder})

@@ -1,11 +1,14 @@
 """The commands at the root as users call them: what they print, their JSON, and exit codes."""
 
+import errno
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,8 +16,9 @@ from unittest.mock import Mock
 import conftest
 import pytest
 from command_line import Done, assert_refused, assert_wrong_usage, commands, files
-from evaluation_cases import write_people
+from evaluation_cases import write_hq_voxceleb, write_people
 from PIL import Image
+from trees import interruptible
 
 import s2f
 from s2f import checkpoint, cli, face_detection, generate
@@ -36,9 +40,22 @@ def test_the_program_has_a_help_and_a_version(monkeypatch: Patch, capsys: Any) -
     assert done.code == 2
     assert all(word in done.out + done.err for word in ("Prepare data", "Train", "Use", "generate"))
     monkeypatch.setattr(sys, "argv", ["anything", "--version"])
+    monkeypatch.setattr(cli, "end_by_signals", Mock())  # of this process they are the tests'
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert (ended.value.code, capsys.readouterr().out) == (0, f"s2f {s2f.__version__}\n")
+
+
+@pytest.mark.parametrize(("name", "handled"), [("RANK", True), ("TORCHELASTIC_RUN_ID", False)])
+def test_signals_are_left_to_torchrun_alone(monkeypatch, name: str, handled: bool) -> None:
+    ended = Mock()
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(cli, "end_by_signals", ended)
+    monkeypatch.setattr(sys, "argv", ["s2f", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert ended.called == handled
 
 
 @pytest.mark.parametrize(("path", "command"), commands())
@@ -62,7 +79,7 @@ def test_wrong_usage_exits_2() -> None:
 
 def test_only_a_bug_keeps_its_traceback(speech: Path, monkeypatch: Patch) -> None:
     for error, code in ((ZeroDivisionError, 1), (KeyboardInterrupt, 130)):
-        monkeypatch.setattr(generate, "plan_outputs", Mock(side_effect=error))
+        monkeypatch.setattr(generate, "run", Mock(side_effect=error))
         done = Done("generate", speech)
         assert done.code == code
         assert isinstance(done.exception, ZeroDivisionError) == (code == 1)
@@ -73,6 +90,34 @@ def test_a_path_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / ("x" * 300), tmp_path / ("y/" * 2500)):
         for arguments in ((path, tmp_path / "out"), (tmp_path, path)):
             assert_refused(Done("prep", "resize", *arguments), 3, path)
+
+
+TROUBLE = [
+    (errno.EMFILE, None, 1),  # nobody's fault that gave a path
+    (errno.EMFILE, "speech.wav", 1),
+    (errno.ENOENT, "/nowhere/of/a/package.so", 1),
+    (errno.EACCES, "/dev/shm/sem.x", 1),
+    (errno.EACCES, "speech.wav", 3),
+    (errno.ENOSPC, None, 2),
+    (errno.EDQUOT, "/var/cache/x", 2),
+]
+
+
+@pytest.mark.parametrize(("number", "path", "code"), TROUBLE)
+def test_an_error_of_the_system_is_only_a_users_where_it_is_of_what_was_given(
+    number: int, path: str | None, code: int, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    speech = tmp_path / "speech.wav"
+    where = path and str(tmp_path / path)  # one that begins with / stays
+    error = OSError(number, os.strerror(number), where)
+    monkeypatch.setattr(generate, "run", Mock(side_effect=error))
+    done = Done("generate", speech)
+    if code == 1:
+        assert done.exception is error
+    else:
+        assert_refused(done, code, where or "a file")
+        assert os.strerror(number) in done.err
+        assert code == 3 or "free some space" in done.err
 
 
 @pytest.mark.parametrize("command", ["audio", "faces --detector dlib", "pack --verify"])
@@ -92,7 +137,7 @@ def test_the_examples_of_use_run_as_printed(tmp_path: Path, monkeypatch: Patch) 
         conftest.write_photo(Path(name))
     for path, command in commands():
         for line in lines_of_epilog(command) if path[0] in ("generate", "reconstruct") else ():
-            done = Done(*shlex.split(line)[1:], "--overwrite")
+            done = Done(*shlex.split(line)[1:], "--overwrite", "--quiet")
             assert (done.code, done.err) == (0, "")
             assert all(Path(made).is_file() for made in done.out.splitlines())
 
@@ -105,11 +150,13 @@ def test_json_is_one_object_and_the_program_makes_the_same_bytes(
     assert (done.code, done.err, done.json["s2f"]) == (0, "", s2f.__version__)
     model, (result,) = done.json["model"], done.json["results"]
     assert (model["name"], model["precision"], done.json["sheet"]) == ("demo", "fp32", None)
+    assert (result.pop("remarks"), done.json["remarks"], done.json["passed_over"]) == ([], [], {})
     assert set(model["cards"]) == {"voice_encoder", "face_decoder"}
     assert model["cards"]["face_decoder"]["licence"] == "none"
     assert done.json["seconds"] > 0 and result.pop("seconds") > 0
     wanted = {"source": str(speech), "face": str(face), "landmarks": str(landmarks), "clips": 1}
-    assert result == wanted | {"embedding": None, "compare": None, "status": "made", "error": None}
+    wanted |= {"embedding": None, "compare": None, "status": "made", "error": None, "voice": {}}
+    assert result == wanted
     command = [*PROGRAM, "generate", speech, "-o", again, "--model", models / "demo"]
     program = subprocess.run(command, **TEXT)
     assert (program.returncode, program.stdout, program.stderr) == (0, f"{again}\n", "")
@@ -124,21 +171,33 @@ def test_a_batch_names_what_it_made_skipped_and_could_not_use(tmp_path: Path) ->
     command = ("generate", source, "-o", tmp_path / "out")
     done = Done(*command)
     assert (done.code, done.out) == (6, f"{a}\n{c}\n")
-    first, second, *_ = done.err.splitlines()
+    counts, first, second, *_ = done.err.splitlines()
+    assert counts.startswith("made 2, kept 0, failed 1 in ") and "passed" not in counts
     assert first == "error: 1 of 3 failed" and str(source / "b.wav") in second
+    for name in ("photo.heic", "x/a.heic", "notes.txt"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).touch()
     c.unlink()
     done = Done(*command, "--sheet", tmp_path / "sheet.png")
     assert done.out == f"{c}\n{tmp_path / 'sheet.png'}\n"
-    assert f"skipped {source / 'a.wav'}: {a} is there" in done.err
+    assert f"skipped {source / 'a.wav'}: {a} is there, the same" in done.err
+    assert "made 1, kept 1, failed 1 in " in done.err
+    assert "; passed over: 3 (.heic 2, .txt 1)\n" in done.err
+    done = Done(*command, "--size", 64)
+    assert (done.code, done.out) == (6, f"{a}\n{c}\n")
+    assert f"{source / 'a.wav'}: {a} is made anew: it was made with size 224" in done.err
+    assert Done(*command).out == f"{a}\n{c}\n"  # back again
     done = Done(*command, "--quiet")
     assert done.out == "" and "skipped" not in done.err and "b.wav" in done.err
     done = Done(*command, "--json")
     assert (done.code, done.err, done.json["model"]["name"]) == (6, "", "demo")
     assert [result["status"] for result in done.json["results"]] == ["skipped", "failed", "skipped"]
     assert done.json["results"][1]["error"]["error"] == "AudioError"
+    assert done.json["passed_over"] == {".heic": 2, ".txt": 1}
     (source / "b.wav").unlink()
-    done = Done(*command, "--model", tmp_path / "none", "--json")
+    done = Done(*command, "--json")
     assert (done.code, done.json["model"]) == (0, None)
+    assert Done(*command, "--model", tmp_path / "none").code == 4  # of which nothing is there
 
 
 def test_a_morph_is_told_of(tmp_path: Path) -> None:
@@ -239,14 +298,44 @@ def test_sigterm_ends_a_batch_with_nothing_half_written(tmp_path: Path) -> None:
     assert len(files(tmp_path / "out")) == 80
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["generate in -o out", "prep audio in out"])
+def test_two_signals_end_a_command_at_once_with_nothing_half_written(
+    command: str, tmp_path: Path
+) -> None:
+    for k in range(40):
+        conftest.write_speech(tmp_path / f"in/{k:02}.wav", 20, seed=k)
+    process = subprocess.Popen(
+        [*PROGRAM, *command.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=interruptible,
+    )
+    while not list((tmp_path / "out").glob("*.*")):
+        time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the same so soon would be one
+        process.send_signal(number)
+        time.sleep(0.05)
+    started = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - started < 5
+    assert process.returncode in (130, 129, -signal.SIGHUP)  # the last of an ending Python
+    assert "Traceback" not in err
+    assert not [path for path in tmp_path.rglob(".s2f-*") if path.is_file()]
+
+
 def test_two_evaluations_stand_side_by_side(tmp_path: Path) -> None:
     tree = write_people(tmp_path / "tree")
     for name in ("demo", "other"):
         report = tmp_path / name
-        done = Done("evaluate", tree, "--model", name, "-o", report)
+        one = ("--protocol", "ours") if name == "other" else ()
+        done = Done("evaluate", tree, "--model", name, *one, "-o", report)
         made = [report / f"report.{suffix}" for suffix in ("html", "md", "json")]
         assert (done.code, done.out.splitlines()) == (0, [str(path) for path in made])
-        assert "Recall among all 8 people" in done.err
+        assert "Ours: recall among all 8 people" in done.err
+        assert ("Wen: one voice" in done.err) == (not one)
         assert "data:image/png;base64," in made[0].read_text(encoding="utf-8")
     assert_refused(Done("evaluate", tree, "-o", report), 2, made[0])
     assert_refused(Done("evaluate", tree, "--columns", "height", "-o", tmp_path / "r"), 2, "height")
@@ -256,6 +345,18 @@ def test_two_evaluations_stand_side_by_side(tmp_path: Path) -> None:
     tables = {part["title"]: part for s in done.json["sections"] for part in s["parts"]}
     metrics = {row[0]: row for row in tables["Metrics"]["rows"]}
     assert "R@1, %" in metrics and metrics["angle, degrees"][-2] == 8  # people
+
+
+def test_a_data_set_as_downloaded_takes_one_command(tmp_path: Path) -> None:
+    root, out = write_hq_voxceleb(tmp_path / "VoxCeleb"), tmp_path / "report"
+    line = ("evaluate", root, "--per-identity", 1, "-o", out, "--dataset")
+    assert_refused(Done(*line, "hq-voxceleb-cmu", "--split", "val"), 2, "did not say who")
+    done = Done(*line, "hq-voxceleb-cmu", "--protocol", "wen", "--json")
+    tables = {part["title"]: part for s in done.json["sections"] for part in s["parts"]}
+    rows = {row[0]: row for row in tables["Wen: closed-set identification"]["rows"]}
+    assert rows["published: Wen et al., people of training"][1] == 0.617
+    assert done.json["facts"]["recordings"] == "5"  # those of VoxCeleb1 named A to E
+    assert "189 test" in done.json["facts"]["published"]
 
 
 @pytest.fixture
@@ -310,7 +411,7 @@ def test_a_damaged_network_is_listed(mine: Path, tmp_path: Path, monkeypatch: Pa
     path.write_bytes(b"broken")
     done = Done("models")
     assert (done.code, done.out) == (0, "demo\nother\nmine\n")
-    assert "damaged" in done.err and f"{path}: is not a checkpoint" in done.err
+    assert f"{path}: is a text and neither HDF5 nor an archive of PyTorch" in done.err
     named = Done("models", "mine")
     assert named.code == 6
     assert "face_decoder: " in named.out and "error: 1 of 3 failed" in named.err

@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +23,7 @@ from command_line import files
 from conftest import noise, write_photo
 from visitors import Server, Visitor
 
+from s2f import SpeechToFace
 from s2f.audio import SAMPLE_RATE
 
 without_gradio = importlib.util.find_spec("gradio") is None
@@ -131,10 +134,10 @@ def test_visitors_at_once_each_get_their_own_face(server, temporary):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 def test_memory_stays_flat(server):
-    """An answer is about 0.7 MB: were each held, 60 of them would be 40 MB."""
-    ask_many(server, [speech(4)] * 20)
+    """An answer is about 0.7 MB: were each held, 40 of them would be 28 MB."""
+    ask_many(server, [speech(2)] * 20)
     early = server.memory()
-    assert all("The model heard" in answer for answer in ask_many(server, [speech(4)] * 60))
+    assert all("The model heard" in answer for answer in ask_many(server, [speech(2)] * 40))
     assert server.memory() - early < 20
 
 
@@ -172,9 +175,37 @@ def test_without_a_network_there_is_no_public_link_but_a_sentence(models, tmp_pa
     assert errors.startswith("error: no public link could be made") and "Traceback" not in errors
 
 
-def test_the_address_is_all_that_it_prints(models):
-    with Server("--host", "0.0.0.0", "--model", models / "demo") as server:
-        code, out, said = server.end(signal.SIGTERM)
-    assert code == 130 and re.fullmatch(r"http://\S+:\d+/\n", out)
-    assert "whoever reaches this machine reaches the page" in said
-    assert "nothing of its visitors is kept" in said
+@pytest.mark.parametrize(
+    ("host", "address", "number"),
+    [
+        ("0.0.0.0", "localhost", signal.SIGTERM),
+        pytest.param("::", "[::1]", signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param("[::1]", "[::1]", signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
+def test_the_address_is_all_that_it_prints(models, tmp_path, host, address, number):
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    options = ("--host", host, "--model", models / "demo")
+    with Server(*options, TMPDIR=str(tmp_path), **NOWHERE) as server:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(server.said) as page:
+            assert page.status == 200 and list(tmp_path.iterdir())
+        code, out, said = server.end(number)
+    assert code == 130 and re.fullmatch(rf"http://{re.escape(address)}:\d+/\n", out)
+    assert ("whoever reaches this machine reaches the page" in said) == (host != "[::1]")
+    assert "nothing of its visitors is kept" in said and "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_environment_is_given_back_when_the_page_has_gone(models, monkeypatch):
+    from s2f.app import serving
+    from s2f.app_server import Settings, check_settings
+
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    before = dict(os.environ)
+    model = SpeechToFace.load(models / "demo", device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what Gradio uses
+        with serving(model, check_settings(Settings(port=0))):
+            assert dict(os.environ) != before
+    assert dict(os.environ) == before

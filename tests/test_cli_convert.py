@@ -31,7 +31,8 @@ def test_inspect_lists_the_tensors_of_a_file(tmp_path: Path) -> None:
     ]
     shapes = {"fc6/kernel": [2, 3], "fc6/bias": [3]}
     tensors = [{"name": name, "dtype": "float32", "shape": shapes[name]} for name in shapes]
-    found = {"path": str(path), "kind": "keras", "values": {"backend": "tensorflow"}}
+    values = {"backend": "tensorflow"}
+    found = {"path": str(path), "kind": "keras", "values": values, "wrapper": ""}
     assert Done("convert", "inspect", path, "--json").json == found | {"tensors": tensors}
 
 
@@ -59,6 +60,7 @@ def test_the_examples_run_as_printed(published: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     copies = {"serengil.h5": "vgg_face_weights.h5", "rcmalli.h5": "rcmalli_vggface_tf_vgg16.h5"}
     copies |= {"decoder.pt": "face_decoder.pt", "ve.pt": "ve.pt", "serengil.pt": "vgg.pt"}
+    copies["pretrained.pt"] = "pretrained.pt"
     for source, name in copies.items():
         shutil.copy(published / source, name)
     shutil.copy("vgg_face_weights.h5", "weights.h5")
@@ -82,7 +84,7 @@ def test_a_conversion_prints_its_path_and_its_proof(published: Path, tmp_path: P
     (made,) = done.json["converted"]
     back = checkpoint.load(out, "face_encoder")
     expected = {"path": str(out), "source": str(source), "kind": "face_encoder"}
-    expected |= {"embedding_space": back.embedding_space, "verified": None}
+    expected |= {"embedding_space": back.embedding_space, "verified": None, "remarks": []}
     assert {name: value for name, value in made.items() if name != "proven"} == expected
     assert set(made["proven"]) == {"features", "embedding", "logits"}
     assert back.network.preprocessing.channels == "RGB"  # type: ignore[union-attr]

@@ -9,13 +9,14 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 from command_line import Done, assert_refused, assert_wrong_usage
 from conftest import write_photo, write_speech
 from face_trees import Found
 from PIL import Image
 from trees import contents, grow, interruptible
 
-from s2f import demo, prep_faces
+from s2f import demo, face_detection, prep_faces
 from s2f.images import open_photo
 
 
@@ -28,17 +29,34 @@ def recordings(tmp_path):
 
 def test_audio_stores_waveforms_and_a_bad_file_costs_itself(recordings, tmp_path):
     (recordings / "bad.wav").write_bytes(b"RIFF nonsense")
+    grow(recordings, ["id0/notes.TXT", "id0/.hidden.txt", "cover.heic", "id1/back.heic"])
     done = Done("prep", "audio", recordings, tmp_path / "out", "--workers", 1)
     assert (done.code, done.out) == (6, f"{tmp_path / 'out'}\n")
     assert "made 3, up to date 0, failed 1" in done.err and "error: 1 of 4 failed" in done.err
+    assert "; passed over: 3 (.heic 2, .txt 1)\n" in done.err
     assert str(recordings / "bad.wav") in done.err and "Traceback" not in done.err
     assert np.load(tmp_path / "out/id0/a.npy").dtype == np.int16
     again = Done("prep", "audio", recordings, tmp_path / "out", "--json")
     assert (again.json["made"], again.json["skipped"], again.err) == (0, 3, "")
+    assert again.json["passed_over"] == {".heic": 2, ".txt": 1}
     (failed,) = again.json["failed"]
     assert (failed["source"], failed["error"]) == (str(recordings / "bad.wav"), "AudioError")
     one = Done("prep", "audio", recordings / "bad.wav", tmp_path / "one")
     assert_refused(one, 3, "bad.wav")  # a single one exits with its own error
+
+
+def test_a_tree_with_each_recording_in_two_formats_takes_the_preferred(recordings, tmp_path):
+    """What public scripts for VoxCeleb2 leave, 00001.wav beside 00001.m4a, here as FLAC."""
+    for k in range(2):
+        soundfile.write(recordings / f"id{k}/a.flac", *soundfile.read(recordings / f"id{k}/a.wav"))
+    stats, out = tmp_path / "stats.json", tmp_path / "out"
+    for words in (("audio", recordings, out), ("stats", recordings, "-o", stats)):
+        refused = Done("prep", *words, "--workers", 1)
+        assert refused.code == 3 and "2 names have more than one file (.flac beside" in refused.err
+        assert "cure: give --prefer wav or --prefer flac\n" in refused.err
+        done = Done("prep", *words, "--workers", 1, "--prefer", "wav", "--json").json
+        assert (done["made"], done["failed"], done["passed_over"]) == (3, [], {".flac": 2})
+    assert json.loads(stats.read_text())["frames"] == 3 * 98
 
 
 def test_audio_stores_what_was_asked_for(recordings, tmp_path):
@@ -63,15 +81,39 @@ def test_stats_go_into_the_ast_front_end(recordings, tmp_path):
     assert stored.std() == pytest.approx(0.5, abs=0.05)  # AST's: (x - mean) / (2 std)
 
 
+def test_resized_photos_of_two_folders_are_kept_apart_and_old_ones_are_told(tmp_path):
+    for folder in "ab":
+        write_photo(tmp_path / folder / "1.jpg", seed=ord(folder))
+    write_photo(tmp_path / "a/2.jpg")
+    out = tmp_path / "out"
+    assert Done("prep", "resize", tmp_path / "a", out, "--workers", 1).code == 0
+    before = contents(out)
+    done = Done("prep", "resize", tmp_path / "b", out, "--workers", 1)
+    assert done.code == 6 and contents(out)["1.jpg"] == before["1.jpg"]
+    assert f"{out / '1.jpg'}: was made of {tmp_path / 'a/1.jpg'}, not of" in done.err
+    (tmp_path / "a/1.jpg").write_bytes(b"no photo any more")
+    (tmp_path / "a/2.jpg").unlink()
+    arguments = ("prep", "resize", tmp_path / "a", out, "--workers", 1)
+    told = "2 old outputs kept, whose sources went bad or away: 1.jpg, 2.jpg\n"
+    assert told in Done(*arguments).err
+    assert Done(*arguments, "--json").json["stale"] == ["1.jpg", "2.jpg"]
+    arguments = ("prep", "resize", tmp_path / "b", out, "--workers", 1, "--overwrite")
+    assert Done(*arguments).code == 0 and contents(out)["1.jpg"] != before["1.jpg"]
+
+
 def test_faces_and_landmarks_of_photos(tmp_path, monkeypatch):
     monkeypatch.setattr(prep_faces, "check_detector", lambda name, device: None)
     monkeypatch.setattr(prep_faces, "load_detector", lambda *name_and_device: Found())
+    # The first that is installed, as for `reconstruct`.
+    monkeypatch.setattr(face_detection, "choose_detector", lambda name: name or "face-alignment")
     photos = write_photo(tmp_path / "photos/id0/a.jpg").parents[1]
+    Image.open(photos / "id0/a.jpg").resize((320, 320)).save(photos / "id0/a.jpg")
     Image.new("RGB", (64, 64)).save(photos / "black.png")
     done = Done("prep", "faces", photos, tmp_path / "out", "--workers", 1)
     assert done.code == 6 and "black.png: no face was found" in done.err
     assert open_photo(tmp_path / "out/id0/a.jpg").size == (224, 224)
-    assert Done("prep", "landmarks", photos / "id0", photos / "id0", "--workers", 1).code == 0
+    done = Done("prep", "landmarks", photos / "id0", photos / "id0", "--workers", 1)
+    assert done.code == 0
     assert np.load(photos / "id0/a_landmarks.npy").shape == (68, 2)
 
 
@@ -79,13 +121,15 @@ def test_faces_and_landmarks_of_photos(tmp_path, monkeypatch):
     "words",
     [
         *("audio no/where out", "stats no/where", "resize no/where out", "names no/where"),
-        *("split no/where out", "demo no/where no/where out"),
+        *("split no/where out", "demo no/where no/where no/where out"),
         *("pair --faces no/where --voices no/where out", "pack a", "pack a b"),
         *("pack a --face-encoder c", "pack a b --verify"),
     ],
 )
 def test_what_is_not_there_exits_3_and_half_a_request_2(words):
     refusal = (2, "packing takes TREE") if words.startswith("pack") else (3, "no/where")
+    if words.startswith("demo"):
+        refusal = (4, "no/where")  # the speaker encoder is read first
     assert_refused(Done("prep", *words.split()), *refusal)
 
 
@@ -143,28 +187,42 @@ def test_split_takes_all_its_options(tmp_path):
     assert (done.code, done.json["unlabelled"]) == (0, ["p8", "p9"])
     assert [len(done.json["splits"][name]) for name in ("train", "val", "test")] == [8, 2, 0]
     assert all(path.is_symlink() for path in (tmp_path / "o").rglob("*.jpg"))
+    done = Done("prep", "split", tree, tmp_path / "o", *options, "--link", "symlink")
+    assert "\n2 people without labels: p8, p9\n" in done.err
+
+
+def test_a_folder_above_the_people_is_not_split(tmp_path):
+    """That of VoxCeleb's archives as they unpack."""
+    grow(tmp_path, ["vox1/wav/id10001/a/1.wav", "vox1/dev/1.txt"])
+    done = Done("prep", "split", tmp_path / "vox1", tmp_path / "out")
+    assert_refused(done, 3, "'dev', 'wav' are parts of a data set, and no people")
+    assert not (tmp_path / "out").exists()
 
 
 def test_pair_prints_where_the_tree_is(tmp_path):
-    grow(tmp_path, ["f/ann/1.jpg", "v/ann/1.wav", "v/bob/1.wav"])
-    arguments = ("prep", "pair", "--faces", tmp_path / "f", "--voices", tmp_path / "v")
+    grow(tmp_path, ["f/ann/1.jpg", "v/ann/1.wav", "v/ann/1.m4a", "v/bob/1.wav"])
+    grow(tmp_path, ["f/people.csv"])
+    trees = ("--faces", tmp_path / "f", "--voices", tmp_path / "v")
+    arguments = ("prep", "pair", *trees, "--prefer", "wav")
     planned = Done(*arguments, tmp_path / "out", "--dry-run")
     assert (planned.code, planned.out) == (0, "ann: 1 voices, 1 files of faces, by name\n")
     done = Done(*arguments, tmp_path / "out")
     assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
     assert "1 voice folders left out, no face: bob" in done.err
+    assert done.err.endswith("passed over: 2 (.csv 1, .m4a 1)\n")
     report = Done(*arguments, tmp_path / "out", "--json").json
     assert (report["pairs"][0]["identity"], report["unmatched"][0]["why"]) == ("ann", "no face")
 
 
 def test_prep_demo_prints_where_the_trees_are(tmp_path, monkeypatch):
-    def prepare(faces, voices, out, **options):
+    def prepare(faces, voices, speaker, out, **options):
         options.pop("progress")(1, 2, "a")
-        assert options == {"identities": 3, "seed": 1}
+        assert options == {"more": tmp_path / "m", "identities": 3, "seed": 1}
         return demo.DemoReport(out, {"train": 3}, {"train": 1})
 
     monkeypatch.setattr(demo, "prepare_demo", prepare)
-    done = Done("prep", "demo", "f", "v", tmp_path / "out", "--identities", 3, "--seed", 1)
+    sources, more = ("f", "v", "s.safetensors"), ("--more", tmp_path / "m")
+    done = Done("prep", "demo", *sources, tmp_path / "out", *more, "--identities", 3, "--seed", 1)
     assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
 
 
@@ -178,7 +236,8 @@ def test_embeddings_lie_beside_their_photos_and_are_packed_and_checked(voices, m
     arguments = ("prep", "pack", voices, pack, "--face-encoder", encoder, "--clip-seconds", 1)
     done = Done(*arguments, "--workers", 1, "--verify")
     assert (done.code, done.out) == (0, f"{pack}\n")
-    assert "6 identities, 6 clips, 6 embeddings" in done.err and "0 damaged" in done.err
+    assert "6 identities, 6 clips, 6 embeddings; passed over: 6 (.jpg 6)\n" in done.err
+    assert "0 damaged" in done.err
     again = Done(*arguments, "--json").json
     assert (again["made"], again["clips"], again["failed"]) == (0, 6, [])
     shard = sorted((pack / "train").glob("clips*.npy"))[0]

@@ -6,10 +6,13 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Done, assert_refused, assert_wrong_usage, files
+from conftest import noise
+from published_files import SPEAKER, Resemblyzers, randomise, write_pretrained
 
-from s2f import checkpoint, train
+from s2f import checkpoint, speaker_encoder, train
 
 pytestmark = pytest.mark.usefixtures("bundled")
 TRAINING = ["--steps", "2", "--batch-size", "2", "--every", "2", "--device", "cpu"]
@@ -72,6 +75,7 @@ def test_training_takes_the_model_it_made(networks, faces, voices, speech, tmp_p
     encoder = shutil.move(tmp_path / "e/best.safetensors", model / "face_encoder.safetensors")
     options = [*TRAINING, "--face-encoder", encoder]
     start = tmp_path / "e/decoder.safetensors"
+    options += ["--half"]
     Done("train", "decoder", faces, *options, "--start", start, "-o", tmp_path / "d")
     decoder = shutil.move(tmp_path / "d/best.safetensors", model / "face_decoder.safetensors")
     (voices / "card.json").write_text('{"licence": "CC BY 4.0"}')
@@ -80,6 +84,33 @@ def test_training_takes_the_model_it_made(networks, faces, voices, speech, tmp_p
     assert Done("generate", speech, "-o", tmp_path / "f.png", "--model", model).code == 0
     card = checkpoint.load(model / "voice_encoder.safetensors", "voice_encoder").card
     assert (card.name, card.licence) == ("v", "CC BY 4.0")
+    assert card.metrics and all(name.startswith("val/") for name in card.metrics)
+    for kind in checkpoint.KINDS:  # what is large; biases and statistics stay whole
+        assert checkpoint.verify(model / f"{kind}.safetensors").storage == "float16, float32"
+
+
+def test_a_published_speaker_encoder_becomes_ears(networks, speech, tmp_path, monkeypatch):
+    monkeypatch.setitem(speaker_encoder.CONFIGS, "resemblyzer", SPEAKER)
+    pretrained, start, run = (tmp_path / name for name in ("p.pt", "s.safetensors", "run"))
+    write_pretrained(pretrained, randomise(Resemblyzers()).state_dict())
+    assert Done("convert", "resemblyzer", pretrained, "-o", start, "-q").code == 0
+    command = [*networks["voice"], "--arch", "speaker", "--pretrained", start, "-o", run]
+    told = Done(*command, "--dry-run", "--json").json
+    (stage,) = told["stages"]
+    assert stage["trained"] == 8 * (12 + 1)  # a linear head
+    done = Done(*command)
+    assert (done.code, done.out) == (0, f"{run / 'best.safetensors'}\n")
+    ears = ("--voice-encoder", run / "best.safetensors")
+    assert Done("generate", speech, "-o", tmp_path / "f.png", *ears).code == 0
+    licence = checkpoint.load(run / "best.safetensors", "voice_encoder").card.licence
+    assert "Resemblyzer, copyright 2019 Resemble.AI, Apache-2.0" in licence
+    more = "--hidden 5 --unfreeze 2 --head-steps 3 --steps 5 --dry-run --json".split()
+    told = Done(*command[:-1], tmp_path / "b", *more).json
+    assert [stage["start"] for stage in told["stages"]] == [0, 3]
+    assert told["stages"][0]["trained"] == 12 * 5 + 5 + 5 * 8 + 8
+    assert told["stages"][1]["trained"] == told["parameters"]
+    assert_refused(Done(*command[:-1], tmp_path / "c", "--preset", "seed"), 2, "there is none of")
+    assert_refused(Done(*command[:-3], pretrained, "-o", tmp_path / "c"), 4, pretrained)
 
 
 def test_a_dry_run_names_what_is_broken(networks, faces, tmp_path):
@@ -123,7 +154,7 @@ def test_options_reach_the_training(networks, tmp_path):
 
 def test_epochs_and_losses_reach_it_too(networks, tmp_path):
     line = [word for word in networks["voice"] if word not in ("--steps", "2")]
-    line += ["--batch-size", 2, "--epochs", 1.5, "--loss-weights", "paper"]
+    line += ["--batch-size", 2, "--epochs", 1.5, "--loss-weights", "published"]
     done = Done(*line, "--loss-weight", "decoder/l1=4", "-o", tmp_path / "run", "--json")
     weights = {"decoder/l1": 4.0, "embedding/l2": 0.025}
     assert done.json["loss_weights"] == weights and set(done.json["losses"]) == set(weights)
@@ -142,9 +173,38 @@ def test_calibrated_weights_are_told_and_kept(networks, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "at"),
+    [
+        ("", 0),
+        ("--calibrate-at 1", 1),
+        ("--loss-weights published", None),
+        ("--loss-weight embedding/l2=0.025", None),
+    ],
+)
+def test_the_papers_preset_weighs_as_the_paper_found_its_weights(networks, tmp_path, options, at):
+    command = [*networks["voice"], "--preset", "paper", *options.split(), "-o", tmp_path / "run"]
+    told = Done(*command)
+    seen = json.loads((tmp_path / "run/config.json").read_text())
+    assert (seen["calibrate_at"], seen["clip"], seen["eps"]) == (at, 0.0, 1e-4)
+    assert seen["loss_weights"] == {"decoder/l1": 1.0, "embedding/l2": 0.025}  # until then
+    assert (f"loss weights from step {at} on: decoder/l1=1,embedding/l2=" in told.err) == (
+        at is not None
+    )
+    state = Done(*command, "--json").json["loss_weights"]  # of what is stored
+    assert (state["embedding/l2"] == 0.025) == (at is None) and state["decoder/l1"] == 1.0
+
+
+def test_a_step_beyond_the_usual_number_is_no_mistake_where_epochs_make_more(networks, tmp_path):
+    line = [word for word in networks["voice"] if word not in ("--steps", "2")]
+    line += ["--batch-size", 2, "--epochs", 10_000, "--loss-weights", "auto", "--dry-run", "--json"]
+    assert Done(*line, "--calibrate-at", 14_999, "-o", tmp_path / "run").json["steps"] == 15_000
+
+
+@pytest.mark.parametrize(
     ("options", "why"),
     [
-        ("--loss-weights auto", "weights calibrated at step 1000 of 2 are never used"),
+        ("--loss-weights auto --calibrate-at 2", "weights calibrated at step 2 of 2 are never"),
+        ("--calibrate-at 1", "--calibrate-at 1: there is nothing to calibrate"),
         ("--loss-weight texture/mse=1", "wanted one of embedding/l2, embedding/mse"),
         ("--loss-weight texture/mae=nan", "is not NAME=VALUE with a value of 0 or more"),
         ("--epochs 1", "--epochs and --steps say the same"),
@@ -177,9 +237,42 @@ def test_interrupted_training_saves_says_so_and_goes_on(number, networks, tmp_pa
     assert Done(*command).code == 0
 
 
-USAGE = "--preset huge,--steps 0,--loss-weights paper,--clip 0,--betas 0.9,--patience 0,--epochs 0"
+def test_the_help_says_what_a_paper_does_not():
+    told = {task: " ".join(Done("train", task, "--help").out.split()) for task in TASKS}
+    for task, words in {
+        "decoder": "Cole et al. 2017 as far as it is published|Not published, as far as we know, "
+        "and ours: the weights of the losses, the share of morphs, optimizer, learning rate, batch",
+        "voice": "recipe of Oh et al. 2019|batches of 8, 3 epochs, no clipping|not published, "
+        "Adam's second beta",
+    }.items():
+        assert all(part in told[task] for part in words.split("|")), told[task]
+
+
+USAGE = (
+    "--preset huge,--steps 0,--loss-weights published,--clip -1,--betas 0.9,--patience 0,--epochs 0"
+)
 
 
 @pytest.mark.parametrize("options", USAGE.split(","))
 def test_wrong_usage_exits_2(options):
     assert_wrong_usage(Done("train", "encoder", "data", *options.split()))
+
+
+def test_all_waveforms_of_a_tree_are_looked_at_before_the_first_step(networks, voices, tmp_path):
+    """An int16 recording saved as float, one that is all zero, an .npz: in both splits."""
+    command = [*networks["voice"], "-o", tmp_path / "run"]
+    bad = [voices / f"{name}/audios/b.npy" for name in ("train/id0", "train/id2", "val/id1")]
+    np.save(bad[0], 20_000 * noise(1))
+    np.save(bad[1], np.zeros(16_000, np.int16))
+    with bad[2].open("wb") as file:
+        np.savez(file, noise(1))
+    for more in ((), ("--dry-run",), ("--max-bad", 2)):
+        done = Done(*command, *more, "-q")
+        first, *lines, cure = done.err.splitlines()
+        assert (done.code, done.out) == (3, "")
+        assert first == "error: of the waveforms to be trained on 3 cannot be used"
+        assert [line.partition(": ")[0] for line in lines] == [f"  {path}" for path in bad]
+        assert cure.startswith("cure: divide by 32768") and cure.endswith("--max-bad 3")
+        assert not (tmp_path / "run").exists()
+    assert len(Done(*command, "--json").json["details"]) == 3
+    assert Done(*command, "--max-bad", 3).code == 0

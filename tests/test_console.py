@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from s2f.console import Console, Mode, count, duration, size
-from s2f.errors import AudioError, InputError
+from s2f.errors import AudioError, InputError, together
 
 Captured = pytest.CaptureFixture[str]
 ERROR = AudioError("a.wav holds only silence", hint="Record again.")
 DESCRIBED = {"error": "AudioError", "message": "a.wav holds only silence", "hint": "Record again."}
+CURE = "cure: Record again."
 ROWS = [("run", "[red]a[/red]\n.png"), ("steps", "300")]
 
 
@@ -50,6 +52,17 @@ def test_json_is_one_object_alone(capsys: Captured) -> None:
     console.error(ERROR)
     out, err = capsys.readouterr()
     assert (json.loads(out), err) == (DESCRIBED, "")
+    both = together("of 9 files", [ERROR, ERROR])
+    console.error(both)
+    out, _ = capsys.readouterr()
+    assert json.loads(out)["details"] == [ERROR.message] * 2
+    Console().error(both)
+    told = [
+        "error: of 9 files 2 cannot be used",
+        *[f"  {ERROR.message}"] * 2,
+        "cure: Record again.",
+    ]
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def test_odd_names_do_no_harm(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +143,17 @@ def test_progress_is_for_people_at_a_terminal_which_may_be_small(
     assert seen[-1].endswith("…") and len(seen[-1]) <= 80
     assert [line for line in seen if line.startswith("training")] == seen[-2:-1]  # no leftovers
     assert sum("a long path" in line for line in seen) == 2
+
+
+def test_libraries_write_nothing_and_are_heard_only_when_asked_for() -> None:
+    code = "import logging, warnings; from s2f.console import hush_libraries; hush_libraries()\n"
+    code += "warnings.warn('old'); logging.getLogger('library').error('odd')\n"
+    code += "logging.getLogger('s2f.app').error('ours')"
+    for options, wanted in (((), "ours\n"), (("-W", "default"), "UserWarning: old")):
+        command = [sys.executable, *options, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert wanted in done.stderr and "odd" not in done.stderr
+        assert options or done.stderr == wanted
 
 
 def test_quantities_have_two_or_three_digits() -> None:

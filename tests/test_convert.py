@@ -5,6 +5,7 @@ Oracles: torch's layers put together as the seed does, transformers; Keras in `t
 
 import functools
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,21 @@ import numpy as np
 import published_files as files
 import pytest
 import torch
+from foreign_files import write_legacy
 from published_files import narrow, needs_transformers, published
 from torch import Tensor
 
 from s2f import checkpoint, convert
 from s2f.audio import clips, read_speech
 from s2f.checkpoint import KINDS, choose
-from s2f.convert import PUBLISHED_SPACE, VGG16_NAMES, convert_pietkun, convert_vgg_face, prove
+from s2f.convert import (
+    PUBLISHED_SPACE,
+    VGG16_NAMES,
+    convert_pietkun,
+    convert_resemblyzer,
+    convert_vgg_face,
+    prove,
+)
 from s2f.errors import CheckpointError, OutputError, S2FError, UsageError
 from s2f.images import PREPROCESSING
 from s2f.pipeline import SpeechToFace
@@ -101,6 +110,74 @@ def test_wrong_layouts_are_caught(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "a.strange.one."]
+)
+def test_what_all_names_begin_with_is_taken_off_and_said(
+    published: Path, tmp_path: Path, prefix: str
+) -> None:
+    """Wrapped and prefixed, the same decoder comes of it, to the bit."""
+    state = files.randomise(files.SeedDecoder()).state_dict()
+    torch.save({"model": {f"{prefix}{k}": v for k, v in state.items()}}, tmp_path / "w.pt")
+    (made,) = convert_pietkun(tmp_path / "model", face_decoder=tmp_path / "w.pt")
+    said = f"all names begin with {prefix!r}, which was taken off"
+    assert made.remarks == ("the weights lie under 'model'", said)
+    (plain,) = convert_pietkun(tmp_path / "plain", face_decoder=published / "decoder.pt")
+    assert plain.remarks == ("the weights lie under 'model_state_dict'",)
+    sha256 = {checkpoint.verify(converted.path).sha256 for converted in (made, plain)}
+    assert len(sha256) == 1
+
+
+def test_a_model_within_a_model_is_read(published: Path, tmp_path: Path) -> None:
+    """Of Keras: all layers are one layer's."""
+    layers: dict[str, Any] = {}
+    for name, (kernel, bias) in zip(VGG16_NAMES, files.keras_arrays("rcmalli"), strict=True):
+        layers |= {f"{name}/kernel:0": kernel, f"{name}/bias:0": bias}
+    write_legacy(tmp_path / "w.h5", {"vgg": layers}, backend=b"tensorflow")
+    made = convert_vgg_face(tmp_path / "w.h5", tmp_path / "out", origin="rcmalli")
+    assert made.remarks == ("all names begin with 'vgg/', which was taken off",)
+
+
+def test_channels_first_are_named(tmp_path: Path) -> None:
+    """Kernels out in h w, of a file that does not say so."""
+    layers: dict[str, Any] = {}
+    for name, (kernel, bias) in zip(VGG16_NAMES, files.keras_arrays("rcmalli"), strict=True):
+        first = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel
+        layers[name] = {f"{name}_W": first, f"{name}_b": bias}
+    path = write_legacy(tmp_path / "rcmalli_vggface_th_vgg16.h5", layers)
+    with pytest.raises(CheckpointError, match=r"conv1_1/kernel has its channels first") as caught:
+        convert_vgg_face(path, tmp_path / "out", origin="rcmalli")
+    assert "tf in its name" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("how", ["itself", "other spelling", "symlink", "hard link"])
+def test_the_source_is_never_the_output(
+    published: Path, tmp_path: Path, monkeypatch: Any, how: str
+) -> None:
+    """Not even if it may be replaced."""
+    monkeypatch.chdir(tmp_path)
+    source = Path(shutil.copy(published / "rcmalli.h5", tmp_path / "face_encoder.safetensors"))
+    before, out = source.read_bytes(), tmp_path / "out"
+    if how == "symlink":
+        out.symlink_to(source)
+    elif how == "hard link":
+        out.hardlink_to(source)
+    else:
+        out = source if how == "itself" else Path("../") / tmp_path.name / source.name
+    with pytest.raises(OutputError, match="is the source"):
+        convert_vgg_face(source, out, origin="rcmalli", overwrite=True)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    inside = folder / "face_decoder.safetensors"
+    source.replace(inside)
+    given = Path("linked") if how == "symlink" else inside
+    if how == "symlink":
+        given.symlink_to(inside)
+    with pytest.raises(OutputError, match="is the source"):
+        convert_pietkun(folder, face_decoder=given, overwrite=True)
+    assert inside.read_bytes() == before
+
+
 @pytest.mark.parametrize(("origin", "prepared"), [("serengil", "seed"), ("rcmalli", None)])
 def test_a_keras_file_is_converted(
     published: Path, tmp_path: Path, origin: Any, prepared: str | None
@@ -115,7 +192,7 @@ def test_a_keras_file_is_converted(
     assert f"github.com/{origin}/" in back.card.description
     assert "academic origin" in back.card.licence
     assert f"{origin}.h5, SHA-256 " in back.card.data
-    faces = torch.rand(2, 3, 64, 64)
+    faces = torch.rand(2, 3, 32, 32)
     expected = files.seed_vgg()[:15](back.network.preprocess(faces)).flatten(1)
     assert_close(back.network(faces), expected, atol=1e-4 * expected.max().item())
 
@@ -199,7 +276,7 @@ def test_only_serengils_encoder_has_the_others_space(
 ) -> None:
     """rcmalli's was scrambled: it gives what its weights gave in Keras, and not what the seed's."""
     folder = convert_all(published, tmp_path / "model", origin)
-    encoder, faces = load(folder, "face_encoder").network, torch.rand(2, 3, 64, 64)
+    encoder, faces = load(folder, "face_encoder").network, torch.rand(2, 3, 32, 32)
     assert encoder.preprocessing == PREPROCESSING["seed"]
     assert_close(encoder(faces), files.seed_vgg()[:15](faces).flatten(1))
     spaces = {load(folder, kind).embedding_space for kind in KINDS}
@@ -246,3 +323,71 @@ def test_a_model_folder_gives_way_only_if_asked_and_whole(published: Path, tmp_p
     (out / "thesis.txt").write_text("mine")  # such a folder never does
     with pytest.raises(OutputError, match="is there and is no model folder"):
         convert_pietkun(out, face_decoder=decoder, overwrite=True)
+
+
+# Resemblyzer's speaker encoder
+
+
+def test_a_speaker_encoder_gives_the_d_vectors_of_what_was_published(
+    published: Path, tmp_path: Path
+) -> None:
+    """Of torch's layers put together as theirs: the mean of the windows', of length 1."""
+    out = tmp_path / "speaker.safetensors"
+    made = convert_resemblyzer(published / "pretrained.pt", out)
+    assert (made.path, made.kind) == (out, "voice_encoder")
+    assert set(made.proven) == {"windows", "embedding"}
+    assert made.remarks == (
+        "the weights lie under 'model_state'",
+        "similarity_weight and similarity_bias were of its training, and are left out",
+    )
+    network = files.randomise(files.Resemblyzers())
+    heard = spectrogram(torch.rand(2, 60_000) - 0.5, FRONT_ENDS["speaker"])  # 391 frames: 4 windows
+    starts = (0, 77, 154, 231)
+    each = [network(heard[:, 0, :, start : start + 160].transpose(1, 2)) for start in starts]
+    mean = torch.stack(each).mean(0)
+    back = checkpoint.load(out, "voice_encoder")
+    assert_close(back.network(heard), mean / mean.norm(dim=1, keepdim=True))
+    assert back.front_end == FRONT_ENDS["speaker"]
+    assert "Apache-2.0" in back.card.licence and "pretrained.pt, SHA-256" in back.card.data
+    assert all(name in back.card.data for name in ("LibriSpeech-other", "VoxCeleb1", "VoxCeleb2"))
+    assert checkpoint.verify(out).embedding == 12
+    decoder = tmp_path / "model"
+    convert_pietkun(decoder, face_decoder=published / "decoder.pt")
+    spaces = [checkpoint.verify(out), checkpoint.verify(decoder / "face_decoder.safetensors")]
+    with pytest.raises(CheckpointError, match="of different embedding spaces"):
+        checkpoint.check_space(spaces)
+
+
+SPEAKER_CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "missing": (lambda t: t.pop("lstm.bias_hh_l1"), "it lacks lstm.bias_hh_l1"),
+    "more layers": (
+        lambda t: t.update({"lstm.bias_hh_l2": torch.ones(48)}),
+        "holds lstm.bias_hh_l2 beside them",
+    ),
+    "narrower": (lambda t: t.update({"linear.bias": torch.ones(8)}), r"linear.bias is .*\(8,\)"),
+    "dead": (lambda t: t["linear.bias"].fill_(-100), "does not give what NumPy makes of the file"),
+}
+
+
+@pytest.mark.parametrize("change", SPEAKER_CHANGES)
+def test_what_is_no_speaker_encoder_is_refused_by_name(tmp_path: Path, change: str) -> None:
+    """Among them one whose d-vectors are all 0 before they get a length."""
+    state = files.randomise(files.Resemblyzers()).state_dict()
+    SPEAKER_CHANGES[change][0](state)
+    files.write_pretrained(tmp_path / "p.pt", state)
+    with pytest.raises(CheckpointError, match=f"p.pt: .*{SPEAKER_CHANGES[change][1]}"):
+        convert_resemblyzer(tmp_path / "p.pt", tmp_path / "out")
+    assert [*tmp_path.iterdir()] == [tmp_path / "p.pt"]
+
+
+def test_the_output_of_a_speaker_encoder_is_a_new_file(published: Path, tmp_path: Path) -> None:
+    source = tmp_path / "pretrained.pt"
+    shutil.copy(published / "pretrained.pt", source)
+    for out, why in ((tmp_path, "is a folder"), (source, "is the source")):
+        with pytest.raises(OutputError, match=why):
+            convert_resemblyzer(source, out, overwrite=True)
+    (tmp_path / "there").touch()
+    with pytest.raises(OutputError, match="is there already"):
+        convert_resemblyzer(source, tmp_path / "there")
+    with pytest.raises(CheckpointError, match="of Keras"):
+        convert_resemblyzer(published / "serengil.h5", tmp_path / "out")

@@ -1,9 +1,12 @@
 """The order of the samples, and what becomes of bad ones; the loop's side is in test_train."""
 
+from unittest import mock
+
+import pytest
 import torch
 
-from s2f.dataloader import Item, Key, load_batches, plan_steps
-from s2f.errors import DatasetError
+from s2f.dataloader import Item, Key, load_batches, naming_dead_workers, plan_steps
+from s2f.errors import DatasetError, DeviceError
 
 
 def test_every_epoch_is_a_permutation():
@@ -35,3 +38,20 @@ def test_an_item_in_the_place_of_a_bad_one_goes_by_its_own_key():
     assert loaded.items["seed"].tolist() == [7, 8]
     (none,) = load_batches(Third(), keys, cpu, workers=0, max_bad=3)
     assert none.items is None and len(none.bad) == 4
+
+
+def test_a_worker_that_cannot_send_is_an_error_and_no_wait(monkeypatch):
+    """As torch 2 says it where /dev/shm is full; workers are forked, and inherit it."""
+    full = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device"
+    monkeypatch.setattr(torch.Tensor, "share_memory_", mock.Mock(side_effect=RuntimeError(full)))
+    keys, cpu = [[Key(3, k)] for k in range(6)], torch.device("cpu")
+    loaded = list(load_batches(Third(), keys, cpu, workers=1, max_bad=0))
+    assert len(loaded) == 6
+    for batch in loaded:
+        (error,) = batch.bad
+        assert batch.items is None and isinstance(error, DeviceError) and full in error.message
+        assert "--shm-size" in error.hint and "--workers 0" in error.hint
+    killed = "DataLoader worker (pid 7) is killed by signal: Bus error."
+    with pytest.raises(DeviceError) as raised, naming_dead_workers():
+        raise RuntimeError(killed)
+    assert "--shm-size" in raised.value.hint and "--workers 0" in raised.value.hint

@@ -1,5 +1,6 @@
 """The recipe of the bundled model, on made people and voices whose properties are known."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from conftest import write_photo
 from PIL import Image
 from trees import contents
 
-from s2f import audio, demo, layout
+from s2f import Waveform, audio, checkpoint, demo, layout
+from s2f.checkpoint import Card
 from s2f.demo import FaceSpace, PhotographedPeople, mirror_order, train_demo
 from s2f.errors import DatasetError, UsageError
 from s2f.face_data import FaceDataset
 from s2f.pipeline import SpeechToFace
+from s2f.speaker_encoder import ATTRIBUTES, SpeakerEncoder, SpeakerEncoderConfig
+from s2f.spectrogram import FRONT_ENDS
 from s2f.train import TrainConfig
 
 RNG = np.random.default_rng(0)
@@ -33,6 +37,7 @@ def folk(n: int = 40) -> PhotographedPeople:
     shapes[..., 0] = (shapes[..., 0] - 111.5) * width[:, None] + 111.5
     photos = RNG.integers(0, 40, (n, 2, 3, 224, 224))
     photos += np.where(sexes == "M", 60, 160)[:, None, None, None, None]
+    photos[..., :20] = photos[..., 204:] = 215  # the wall
     tensors = torch.from_numpy(photos.astype(np.uint8)), torch.from_numpy(shapes).float()
     return PhotographedPeople([str(k) for k in range(n)], sexes, *tensors)
 
@@ -53,6 +58,29 @@ def test_a_mirror_twice_is_no_mirror(folk):
     lopsided = MEAN + np.array([[0, y] for y in RNG.normal(0, 60, 189)], np.float32)
     with pytest.raises(DatasetError, match="not symmetric"):
         mirror_order(lopsided)
+
+
+def test_a_person_is_cut_out_of_a_photo_and_their_colours_go_on_beyond_the_outline():
+    """A brown disc with a neck and a soft edge, before a wall that gets darker downwards."""
+    points = np.full((189, 2), 110.0)
+    turn = np.radians(np.linspace(-150, 150, len(demo._OUTLINE)))
+    points[list(demo._OUTLINE)] += 58 * np.stack([np.sin(turn), -np.cos(turn)], 1)
+    shape = torch.from_numpy(points).float()
+    y, x = np.mgrid[:224, :224]
+    depth = np.maximum(60 - np.hypot(x - 110, y - 110), np.minimum(30 - abs(x - 110), y - 110))
+    alpha = np.clip(depth / 3 + 0.5, 0, 1)
+    wall = (0.9 - 0.1 * y / 224) * np.ones((3, 1, 1))
+    brown = np.array([0.45, 0.3, 0.2])[:, None, None]
+    photo = torch.from_numpy(alpha * brown + (1 - alpha) * wall).float()
+    cut = demo.cut_out(photo, shape)
+    assert np.abs(cut[3].numpy() - alpha).max() < 0.3
+    assert np.abs(cut[3].numpy() - alpha).mean() < 0.005
+    assert np.abs(cut[:3].numpy() - brown).max() < 0.05
+    distance = demo.outline_distance(cut[3].numpy())
+    near = (np.abs(depth) < 12) & (y < 110)
+    np.testing.assert_allclose(distance[near], depth[near], atol=1)
+    with pytest.raises(DatasetError, match="no plain and pale wall"):
+        demo.cut_out(torch.zeros(3, 224, 224), shape)
 
 
 @pytest.mark.parametrize("sex", ["F", "M"])
@@ -76,32 +104,30 @@ def tone(pitch: float, harmonics: int = 8) -> np.ndarray:
     return (sum(parts) * 0.1).astype(np.float32)
 
 
-def test_pitch_is_the_frequency_and_timbre_the_spectrum_without_silence():
+def test_pitch_is_the_frequency():
     assert demo.median_pitch(tone(150)) == pytest.approx(150, rel=0.01)
-    dull, bright = (demo.timbre_of(tone(150, harmonics)) for harmonics in (2, 20))
-    assert dull.shape == bright.shape == (128,)
-    assert bright[64:].mean() > dull[64:].mean()
-    paused = np.concatenate([tone(150), np.zeros(16_000, np.float32)])
-    a, b = demo.timbre_of(tone(150)), demo.timbre_of(paused)
-    assert np.abs(a - b).mean() < 0.1 * a.std()
 
 
-def test_scores_of_timbre_are_normal_free_of_pitch_and_of_who_was_not_fitted():
+def test_timbre_is_even_free_of_sex_and_pitch_and_of_who_was_not_fitted():
     rng = np.random.default_rng(0)
-    pitch = rng.uniform(80, 250, 200)  # Hz, that timbres follow in part
-    timbres = rng.standard_normal((200, 128)) + 10 * np.log(pitch)[:, None]
-    scores = demo.normal_scores(timbres, pitch, np.arange(200))
+    sexes = np.array(["F", "M"] * 100)
+    pitch = np.where(sexes == "F", 2, 1) * rng.uniform(80, 125, 200)  # Hz, that timbres follow
+    heard = rng.standard_normal((200, 40)) * np.linspace(3, 1, 40) + 10 * np.log(pitch)[:, None]
+    heard[sexes == "M"] += 20
+    scores = demo.timbre_scores(heard, sexes, pitch, np.arange(200))
     assert scores.shape == (200, demo.TIMBRE_AXES)
-    np.testing.assert_allclose(scores.mean(0), 0, atol=0.02)
-    np.testing.assert_allclose(scores.std(0), 1, atol=0.05)
-    for axis in scores.T:
-        assert abs(np.corrcoef(axis, np.log(pitch))[0, 1]) < 0.1
-    of_60, of_50 = (demo.normal_scores(timbres[:n], pitch[:n], np.arange(40)) for n in (60, 50))
-    np.testing.assert_allclose(of_60[:50], of_50)
+    for sex in "FM":
+        of = sexes == sex
+        np.testing.assert_allclose(scores[of].mean(0), 0, atol=0.05)
+        np.testing.assert_allclose(scores[of].std(0), 1, atol=0.05)
+        for axis in scores[of].T:
+            assert abs(np.corrcoef(axis, np.log(pitch[of]))[0, 1]) < 0.1
+    some = [demo.timbre_scores(heard[:n], sexes[:n], pitch[:n], np.arange(40)) for n in (60, 50)]
+    np.testing.assert_allclose(some[0][:50], some[1])
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Seven women and men, smooth pictures with templates, and as many voices, which are tones."""
     folder, rng = tmp_path_factory.mktemp("sources"), np.random.default_rng(1)
     people, speakers = ["person,sex"], ["speaker,sex"]
@@ -112,6 +138,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         for view in ("neutral", "smiling"):
             shades = rng.integers(60 * (k % 2), 190 + 60 * (k % 2), (4, 4, 3), dtype=np.uint8)
             face = Image.fromarray(shades).resize((256, 256), Image.Resampling.BICUBIC)
+            face.paste((215, 215, 215), (0, 0, 20, 256))  # the wall
+            face.paste((215, 215, 215), (236, 0, 256, 256))
             face.save(person / f"{view}.jpg", quality=95)
         template = (MEAN + rng.normal(0, 1, MEAN.shape)) * 256 / 224
         np.save(person / "neutral_template.npy", template.astype(np.float32))
@@ -121,19 +149,26 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         speakers.append(f"{voice.name},{sex}")
     (folder / "faces/people.csv").write_text("\n".join(people))
     (folder / "voices/speakers.csv").write_text("\n".join(speakers))
-    return folder / "faces", folder / "voices"
+    torch.manual_seed(0)
+    network = SpeakerEncoder(SpeakerEncoderConfig(layers=1, width=16))
+    ears = {"embedding_space": "of no face", "front_end": FRONT_ENDS["speaker"]}
+    checkpoint.save(folder / "speaker.safetensors", network, card=Card("ears"), **ears)
+    return folder / "faces", folder / "voices", folder / "speaker.safetensors"
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few() -> Iterator[None]:
-    """Fewer synthetic people for validation than the recipe makes."""
+    """Fewer synthetic people, and clips that are heard, than the recipe has."""
+    numbers = {"VAL_IDENTITIES": 12, "IMAGINED": 10, "ROUNDS": 2, "FACE_STEPS": 20}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "VAL_IDENTITIES", 12)
+        for name, n in numbers.items():
+            patch.setattr(demo, name, n)
+        patch.setattr(demo, "CLIP_SECONDS", (1.0, 1.2))
         yield
 
 
 @pytest.fixture(scope="module")
-def tree(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(sources: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "tree"
     report = demo.prepare_demo(*sources, out, identities=4)
     assert report.out == out
@@ -144,7 +179,7 @@ def tree(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def test_the_trees_can_be_trained_on_and_nobody_is_in_two_splits(tree, sources):
     faces = FaceDataset(layout.split(tree / "faces", "train"), landmarks=189)
-    assert faces.registered
+    assert faces.registered and faces.cut_out
     assert len(faces) == 4 + 2 * 12 * 2  # mixes, and two photos of people and their mirrors
     for split, n in (("train", 10), ("val", 2), ("test", 2)):
         speakers, left_out = layout.speakers(layout.split(tree / "voices", split))
@@ -196,7 +231,7 @@ def test_a_table_that_the_recipe_cannot_use_is_named(tmp_path, table, said):
     if table is not None:
         (tmp_path / "people.csv").write_text(table)
     with pytest.raises(DatasetError, match=said):
-        demo.prepare_demo(tmp_path, tmp_path, tmp_path / "out")
+        demo.read_photographed(tmp_path)
 
 
 def test_a_person_without_the_whole_template_is_named(tmp_path):
@@ -210,21 +245,105 @@ def test_a_person_without_the_whole_template_is_named(tmp_path):
         demo.read_photographed(tmp_path)
 
 
-def test_two_trees_become_a_model_that_is_made_once(presets, faces, voices, tmp_path, monkeypatch):
+def test_the_trees_become_a_model_that_is_made_once(presets, faces, tree, tmp_path, monkeypatch):
     data, out, cpu = tmp_path / "data", tmp_path / "out", torch.device("cpu")
     data.mkdir()
     with pytest.raises(DatasetError, match="has no folder faces"):
         train_demo(data, out, device=cpu)
     assert not out.exists()
-    for name in ("FACES", "VOICES"):
-        monkeypatch.setattr(demo, name, TrainConfig(steps=2, batch_size=2, every=1))
-    (data / "faces").symlink_to(faces)
-    (data / "voices").symlink_to(voices)
+    monkeypatch.setattr(demo, "FACES", TrainConfig(steps=2, batch_size=2, every=1))
+    (data / "faces").symlink_to(faces)  # those of the tree have no face's landmarks
+    for name in ("voices", "imagined", "speaker.safetensors"):
+        (data / name).symlink_to(tree / name)
     made = train_demo(data, out, device=cpu)
+    model = SpeechToFace.load(made.model, device="cpu")
     photo = next((faces / "val").rglob("*.jpg"))
-    face = SpeechToFace.load(made.model, device="cpu").reconstruct(photo, align=False)
-    assert face.landmarks.shape == (68, 2)
+    assert model.reconstruct(photo, align=False).landmarks.shape == (68, 2)
+    face = model.generate(Waveform(tone(150), audio.SAMPLE_RATE))
+    assert list(face.voice) == list(ATTRIBUTES) and 0 <= face.voice["male"] <= 1
     files = contents(made.model)
+    heard = {path: path.stat().st_mtime_ns for path in (out / "voice/heard").iterdir()}
     again = train_demo(data, out, device=cpu)
-    assert again.encoder.samples_per_second == again.voice.samples_per_second == 0
+    assert len(heard) == demo.ROUNDS
+    assert all(path.stat().st_mtime_ns == time for path, time in heard.items())
+    assert again.encoder.samples_per_second == 0
     assert contents(again.model) == files
+
+
+def more(folder: Path, n: int = 10) -> Path:
+    """Write a table of n women, men and children each of two sources, a recording each."""
+    rows = ["file,speaker,sex,age,seconds,source"]
+    for source in ("phones", "rooms"):
+        for k in range(3 * n):
+            age = 9 if k % 3 == 2 else ""
+            name = f"{source}{k:02d}"
+            rows.append(f"{source}/{name}.flac,{name},{'FMF'[k % 3]},{age},5,x/{source}")
+    rows.append("rooms/short.flac,short,F,,1.0,x/rooms")
+    folder.mkdir()
+    (folder / "speakers.csv").write_text("\n".join(rows))
+    return folder
+
+
+def test_of_each_source_women_men_and_children_are_kept_out(tmp_path):
+    people = demo.read_speakers(more(tmp_path / "more"))
+    assert len(people) == 60  # without the one whose only recording is too short
+    for source in ("phones", "rooms"):
+        for kind in "FMC":
+            splits = [w.split for w in people if (w.source, w.kind) == (source, kind)]
+            assert Counter(splits) == {"train": 5, "val": 2, "test": 3}
+    kept = demo.kept_out(tmp_path / "more/speakers.csv")
+    assert set(kept) == {who.name for who in people if who.split == "test"}
+
+
+def clips_of(rng: np.random.Generator, n: int = 600, ambiguous: float = 0.0) -> demo.HeardClips:
+    """Clips whose features 0, 1, 2 and 3 are sex, voice, pitch and timbre, with noise."""
+    kind = rng.choice(list("FMC0"), n, p=[0.35, 0.35, 0.1, 0.2])
+    male = np.where(kind == "M", 1.0, np.where(kind == "F", -1.0, 0.0))
+    pitch = rng.normal(5, 0.15, n)
+    move, timbre = rng.choice([0, 0.2], n), rng.normal(0, 1, (n, demo.TIMBRE_AXES))
+    features = rng.normal(0, 0.02, (n, 32))
+    sexed = male + ambiguous * rng.standard_normal(n)
+    features[:, 0] += sexed
+    features[:, 1] += kind == "0"
+    features[:, 2] += pitch + move
+    features[:, 3 : 3 + demo.TIMBRE_AXES] += timbre
+    features[:, 20] += kind == "C"
+    features[:, 21:] += sexed[:, None]
+    split, source = np.where(np.arange(n) % 2, "train", "val"), np.full(n, "made")
+    return demo.HeardClips(features, kind, split, source, pitch, move, timbre)
+
+
+def test_what_is_said_of_a_voice_is_what_it_is():
+    network = demo.AttributeEncoder(demo.AttributeEncoderConfig(width=16)).requires_grad_(False)
+    clips = clips_of(np.random.default_rng(0))
+    figures = demo.fit_attributes(network, clips)
+    for sex in ("women", "men"):
+        assert figures[f"validation: sex of {sex}"] == 1
+        assert figures[f"validation: pitch of {sex} (rank correlation)"] > 0.9
+    assert figures["validation: voice told from noise and music"] > 0.98
+    assert figures["validation: timbre explained"] > 0.5  # held back by the ridge
+    said = network.attributes(torch.from_numpy(clips.features).float()).numpy()
+    voice = clips.kind != "0"
+    error = np.log(said[voice, 2]) - (clips.log_pitch + clips.move)[voice]
+    assert np.abs(error).mean() < 0.06
+    assert ((said[:, 1] > 0.5) == voice).mean() > 0.98
+    women, children, men = (said[clips.kind == kind, 0] for kind in "FCM")
+    assert women.max() < 0.2 and men.min() > 0.8
+    assert women.mean() + 0.1 < children.mean() < men.mean() - 0.1
+
+
+def test_it_is_as_sure_as_it_is_right():
+    network = demo.AttributeEncoder(demo.AttributeEncoderConfig(width=16)).requires_grad_(False)
+    figures = demo.fit_attributes(network, clips_of(np.random.default_rng(1), 4000, ambiguous=1.0))
+    right = np.mean([figures[f"validation: sex of {sex}"] for sex in ("women", "men")])
+    assert 0.75 < right < 0.92  # normal distributions, two deviations apart: 0.84
+    assert figures["validation: error of confidence"] < 0.05
+
+
+def test_a_source_without_children_has_none():
+    network = demo.AttributeEncoder(demo.AttributeEncoderConfig(width=16)).requires_grad_(False)
+    clips = clips_of(np.random.default_rng(2))
+    rows = clips.kind != "C"
+    clips = demo.HeardClips(*(part[rows] for part in clips))
+    figures = demo.fit_attributes(network, clips)
+    assert figures["validation: sex of women"] == figures["validation: sex of men"] == 1

@@ -1,5 +1,8 @@
 """Embeddings beside photos, alone, or still to be made; with a face encoder that is one sum."""
 
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from s2f.distributed import Ranks
 from s2f.embeddings import BATCH, Gallery, Maker, read_embedding
 from s2f.errors import CheckpointError, DatasetError, ImageError
 from s2f.layout import FaceFiles
@@ -102,3 +106,42 @@ def test_an_embedding_is_a_row_of_any_precision_and_what_is_none_is_named(tmp_pa
         np.save(tmp_path / "e.npy", values)
         with pytest.raises(DatasetError, match=rf"e\.npy: {message}"):
             read_embedding(tmp_path / "e.npy", 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Threads(Ranks):
+    """Processes as threads of this one."""
+
+    told: dict[int, object] = dataclasses.field(default_factory=dict)
+    barrier: threading.Barrier = dataclasses.field(default_factory=lambda: threading.Barrier(2))
+
+    def gather(self, value):
+        self.told[self.rank] = value
+        self.barrier.wait(60)
+        values = [self.told[rank] for rank in range(self.size)]
+        self.barrier.wait(60)
+        return values
+
+
+def test_each_process_embeds_its_share_of_the_photos_and_has_all(tmp_path, maker):
+    n = 2 * BATCH + 3
+    faces = [make_face(tmp_path, k) for k in range(n)]
+    for k in (1, BATCH + 1):
+        (tmp_path / f"{k}.png").write_bytes(b"no picture")
+    alone = Gallery(tmp_path, maker)
+    failed = alone.add(faces)
+    maker.embed.batches.clear()
+    ranks = Threads(0, 2)
+    galleries = [
+        Gallery(tmp_path, dataclasses.replace(maker, ranks=dataclasses.replace(ranks, rank=rank)))
+        for rank in (0, 1)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda gallery: gallery.add(faces), galleries))
+    assert sorted(maker.embed.batches) == [3, BATCH - 1, BATCH - 1]  # each photo once
+    for gallery, broken in zip(galleries, found, strict=True):
+        assert set(broken) == set(failed) == {faces[1], faces[BATCH + 1]}
+        assert all(broken[face].message == failed[face].message for face in broken)
+        (mine, rows), (theirs, same) = gallery.table(faces), alone.table(faces)
+        np.testing.assert_array_equal(rows, same)
+        np.testing.assert_array_equal(mine[rows[rows >= 0]], theirs[rows[rows >= 0]])

@@ -12,6 +12,7 @@ from PIL import Image
 from task_checks import CPU, batch_of
 from torch.nn import functional
 
+from s2f.appearance_model import GROUND_COLOUR
 from s2f.dataloader import Key
 from s2f.embeddings import Maker
 from s2f.errors import DatasetError, ImageError
@@ -47,11 +48,32 @@ def test_a_face_comes_with_landmarks_and_drawing(tmp_path):
     assert item["drawing"][0].min() > 190
 
 
+def test_a_texture_comes_with_its_opacity_or_before_the_ground(tmp_path):
+    write_face(tmp_path / "a/0", seed=0)
+    Image.new("RGB", (224, 224), (200, 100, 50)).save(tmp_path / "a/0_texture.jpg")
+    channel = Image.new("L", (224, 224), 255)
+    channel.paste(0, (112, 0, 224, 224))
+    channel.save(tmp_path / "a/0_opacity.jpg")
+    with_it, without = (one(tmp_path, opacity=wanted)["drawing"] for wanted in (True, False))
+    assert with_it.shape == (4, 224, 224) and with_it[3, 100, 50] > 250 > 5 > with_it[3, 100, 200]
+    assert with_it[0, 100, 200] == pytest.approx(200, abs=3)
+    assert without.shape == (3, 224, 224)
+    assert without[:, 100, 50].tolist() == pytest.approx([200, 100, 50], abs=3)
+    ground = [255 * value for value in GROUND_COLOUR]
+    assert without[:, 100, 200].tolist() == pytest.approx(ground, abs=1)
+    write_face(tmp_path / "b/0", seed=0, texture=True)
+    with pytest.raises(DatasetError, match=r"0 has no NAME_opacity\.jpg and 0 has one"):
+        FaceDataset(tmp_path, landmarks=68)
+
+
 def test_other_numbers_of_landmarks_are_read_where_they_are_wanted(tmp_path):
     write_face(tmp_path / "a/0", seed=3)
-    np.save(tmp_path / "a/0_template.npy", np.full((189, 2), 7, np.float32))
+    template = np.tile(np.float32([[100], [150]]), (1, 2)).repeat([94, 95], axis=0)
+    template[18:34, 1], template[71:83, 1] = 60, 40  # eyes and brows
+    template[[18, 19, 21, 22, 28, 30], 0] = 50
+    np.save(tmp_path / "a/0_template.npy", template)
     mean = FaceDataset(tmp_path, landmarks=189).mean_landmarks()
-    torch.testing.assert_close(mean, torch.full((189, 2), 7.0))
+    torch.testing.assert_close(mean, torch.from_numpy(template))
     points = one(tmp_path, 72)["landmarks"]  # the seed's, which follow from the 68
     decoder = FaceDecoder(dataclasses.replace(DECODER, landmarks=72, landmarks_68=MAP_72))
     assert points.shape == (72, 2)
@@ -235,3 +257,32 @@ def test_data_that_teach_nothing_are_refused(tmp_path):
     shutil.rmtree(tree / "train/id1")
     with pytest.raises(DatasetError, match="train: has one identity: there is nothing to tell"):
         FaceData(tree, 68, "squash")
+
+
+def test_landmarks_of_no_face_are_all_named_before_training(tmp_path):
+    tree = write_tree(tmp_path, people=3)
+    wrong = {"train/id0": 1024 / 224, "train/id2": 1 / 224, "val/id1": np.nan}
+    for folder, factor in wrong.items():
+        path = tree / folder / "0_landmarks.npy"
+        np.save(path, np.load(path) * np.float32(factor))
+    with pytest.raises(DatasetError, match="of 6 files of landmarks 3 cannot be used") as raised:
+        FaceData(tree, 68, "squash")
+    named = [detail.partition(": ")[0] for detail in raised.value.details]
+    assert named == [str(tree / folder / "0_landmarks.npy") for folder in wrong]
+    assert "outside the frame of 224 x 224" in raised.value.details[0]
+    assert "squashed to 224 x 224" in raised.value.hint
+
+
+def test_landmarks_of_a_frame_of_256_pixels_are_told_by_all_of_them_together(tmp_path):
+    """As the London set has its own: no file alone shows it."""
+    tree = write_tree(tmp_path, people=3)
+    face = some_landmarks()
+    face = face + np.float32((112 - face[:, 0].mean(), 216 - face[:, 1].max()))  # its chin at 216
+    for path in tree.rglob("*_landmarks.npy"):
+        np.save(path, face)
+    FaceData(tree, 68, "squash")
+    for path in tree.rglob("*_landmarks.npy"):
+        np.save(path, np.load(path) * np.float32(256 / 224))
+    with pytest.raises(DatasetError) as raised:
+        FaceData(tree, 68, "squash")
+    assert "are of a larger frame" in raised.value.details[0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import DECODER, EMBEDDING, some_faces, some_landmarks
 
+from s2f.appearance_model import GROUND_COLOUR
 from s2f.face_decoder import CONFIGS, FaceDecoder, FaceDecoderConfig, draw_faces, sheet
 from s2f.warp import warp
 
@@ -24,7 +25,7 @@ def test_every_preset_draws_224_pixels(preset):
     with torch.device("cpu" if config.detail else "meta"), torch.no_grad():
         landmarks, texture = FaceDecoder(config).eval()(torch.empty(2, config.embedding))
     assert landmarks.shape == (2, config.landmarks, 2)
-    assert texture.shape == (2, 3, 224, 224)
+    assert texture.shape == (2, 4 if config.opacity else 3, 224, 224)
 
 
 def test_the_seeds_decoder_has_as_many_parameters_as_its_published_layers():
@@ -48,6 +49,24 @@ def test_the_68_points_are_mixed_from_the_predicted_ones():
     mixed = FaceDecoder(config).landmarks_68(points)
     np.testing.assert_allclose(mixed[0].numpy(), [[0.5, 1.5], [8.0, 9.0]])
     assert FaceDecoder(STAGED).landmarks_68(points) is points  # that are the 68
+
+
+def test_the_distance_of_an_embedding_is_in_deviations_of_the_faces_of_training():
+    textures, landmarks = some_faces(20, size=64)
+    config = dataclasses.replace(LINEAR, embedding=51, seed_size=8, windows=4)
+    decoder = FaceDecoder(config)
+    code = decoder.start_linear(textures, landmarks)(textures, landmarks)
+    shapes = code.clone()
+    shapes[:, :48] = 0
+    # By definition: of all values of all shapes of training the root mean square is 1.
+    torch.testing.assert_close(decoder.distance(shapes).square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(decoder.distance(3 * code), 3 * decoder.distance(code))
+    assert decoder.distance(torch.zeros(2, 51)).tolist() == [0, 0]
+    for window, heeded in ((5, True), (0, False)):  # of 4 x 4: one of the middle, and a corner
+        odd = torch.zeros(1, 51)
+        odd[:, 3 * window : 3 * window + 3] = 100
+        assert (float(decoder.distance(odd)) > 10) == heeded
+    assert FaceDecoder(STAGED).distance(torch.zeros(1, 6)) is None
 
 
 def test_a_linear_start_draws_the_faces_that_it_was_fitted_to():
@@ -78,7 +97,7 @@ def test_values_of_a_window_change_nothing_beyond_it():
 
 
 def test_a_config_that_cannot_be_linear_is_refused():
-    with pytest.raises(ValueError, match="the last stage gives 4 channels"):
+    with pytest.raises(ValueError, match="the last stage gives no RGB"):
         FaceDecoderConfig(stages=((4, 5, 2),))
     with pytest.raises(ValueError, match="no linear form"):
         FaceDecoder(STAGED).start_linear(torch.zeros(4, 3, 16, 16), torch.zeros(4, 5, 2))
@@ -97,6 +116,26 @@ def test_a_texture_is_brought_from_the_mean_shape_to_the_landmarks(is_face):
     moved = warp(texture, network.mean_landmarks[None], points).clamp(0, 1)
     torch.testing.assert_close(faces, texture if is_face else moved)
     assert torch.equal(faces, texture) == is_face
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_face", [False, True])
+def test_a_texture_with_an_opacity_is_drawn_before_the_ground(is_face):
+    config = dataclasses.replace(LINEAR, opacity=True, is_face=is_face)
+    textures, landmarks = some_faces(20, size=32)
+    channel = torch.full((20, 1, 32, 32), 0.1)
+    channel[..., :16] = 0.9
+    decoder = FaceDecoder(config)
+    code = decoder.start_linear(torch.cat([textures, channel], 1), landmarks)
+    embedding = code(torch.cat([textures, channel], 1), landmarks)[:1]
+    drawn = draw_faces(decoder, embedding)[1][0]
+    ground = torch.tensor(GROUND_COLOUR).view(3, 1, 1).expand(3, 32, 8)
+    torch.testing.assert_close(drawn[..., 24:], ground)
+    if is_face:
+        torch.testing.assert_close(drawn[..., :8], textures[0, ..., :8], atol=1e-4, rtol=0)
+    assert decoder(embedding)[1].shape == (1, 4, 32, 32)
+    with pytest.raises(ValueError, match="only textures that are drawn in windows"):
+        FaceDecoderConfig(opacity=True)
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FACES, real_faces
+from conftest import FACES, real_faces, write_turned
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -169,6 +169,28 @@ class TestFaceAlignment:
             width, height = face.box[2:] - face.box[:2]
             assert (width, height) == pytest.approx((80 * scale, 100 * scale), abs=2 * scale)
 
+    def test_small_faces_of_a_large_picture_are_found_in_parts_of_bounded_size(self):
+        """24 megapixels; the network's stand-in sees nothing in copies that hide 60 pixels."""
+        picture = np.zeros((4000, 6000, 3), np.uint8)
+        wanted = [(40, 30), (1990, 1000), (5900, 3900)]
+        for x, y in wanted:
+            picture[y : y + 60, x : x + 60, 0] = 255
+            picture[y + 28 : y + 32, x + 28 : x + 32, 1] = 255
+        detector = object.__new__(_FaceAlignment)
+        detector.network = dots = Dots()
+        sizes = []
+
+        def find(batch: torch.Tensor) -> list[list[np.ndarray]]:
+            sizes.append(batch.shape[-2] * batch.shape[-1])
+            found = Dots.detect_from_batch(dots, batch)
+            return [[e for e in edges if e[2] - e[0] >= 16] for edges in found]
+
+        dots.detect_from_batch = find  # type: ignore[method-assign]
+        faces = detector([picture])[0]
+        places = {tuple(np.rint(face.points.mean(0) - 29.5).astype(int).tolist()) for face in faces}
+        near = [min(np.hypot(x - a, y - b) for a, b in places) for x, y in wanted]
+        assert max(near) < 3 and max(sizes) <= 2**20
+
     @pytest.mark.slow
     @needs("landmarks", "face_alignment")
     def test_the_package_runs_with_preplaced_weights_and_no_network(self, tmp_path, monkeypatch):
@@ -295,6 +317,32 @@ def test_a_given_picture_stays_as_it_is(devices):
 
 
 @pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("align", [False, True])
+def test_a_phone_photo_is_turned_once_whatever_holds_it(tmp_path, monkeypatch, align):
+    """EXIF's eight orientations, as a path, a stream, a picture and what was made of each."""
+    monkeypatch.setattr(face_detection, "choose_detector", lambda name: "dlib")
+    upright = Image.fromarray(np.rint(waves(grid(120, 100), 90)).astype(np.uint8))
+    wanted = face_detection.open_face(np.asarray(upright), align=align)
+    for path in write_turned(tmp_path, upright).values():
+        with Image.open(path) as picture, path.open("rb") as stream:
+            for photo in (path, str(path), stream, picture):
+                seen = face_detection.open_face(photo, align=align)
+                assert seen.tobytes() == wanted.tobytes()
+                again = face_detection.open_face(seen, align=False)
+                assert again.tobytes() == wanted.tobytes() and not seen.info
+
+
+@pytest.mark.usefixtures("devices")
+def test_too_little_memory_costs_this_photo(monkeypatch):
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(face_detection, "load_detector", lambda name, device: fail)
+    with pytest.raises(ImageError, match=r"^a photo: takes more memory to search"):
+        cut_face(Image.new("RGB", (99, 99)), detector="dlib", name="a photo")
+
+
+@pytest.mark.usefixtures("devices")
 def test_a_photo_without_a_face_that_can_be_framed_is_refused_by_name():
     with pytest.raises(ImageError, match=r"^standard input: no face was found"):
         cut_face(Image.new("RGB", (99, 99)), detector="dlib", name="standard input")
@@ -335,3 +383,34 @@ def test_the_detector_is_one_that_is_installed(monkeypatch, there, chosen):
     face_detection.check_detector("dlib", "auto")
     with pytest.raises(DeviceError, match="not on 'cuda'"):
         face_detection.check_detector("dlib", "cuda")
+
+
+def crowd(width: int, height: int, places: list[tuple[int, int, int]]) -> Image.Image:
+    """A large grey picture with real faces in it: left, top and side of each, in pixels."""
+    canvas = Image.new("RGB", (width, height), (190, 195, 200))
+    for person, (x, y, side) in zip(people(9), places, strict=False):
+        canvas.paste(Image.fromarray(load(person)[0]).resize((side, side)), (x, y))
+    return canvas
+
+
+@needs_dlib
+@real_faces
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("size", "places", "largest"),
+    [
+        ((1080, 9000), [(300, 4000, 320)], (460, 4160)),  # a screenshot that was scrolled
+        # Of a group, in 24 megapixels, where parts meet, the largest.
+        pytest.param(
+            *((6000, 4000), [(1980, 1950, 130), (3700, 1700, 160)], (3780, 1780)),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_small_faces_of_a_large_photo_are_found(size, places, largest):
+    photo = crowd(*size, places)
+    found = load_detector("dlib")([np.asarray(photo)])[0]
+    off = (found[0].points.mean(0) - largest) / places[-1][2]
+    assert len(found) >= len(places) and (np.abs(off) < 0.25).all()
+    cut = cut_face(photo, detector="dlib")
+    assert cut.size == (224, 224) and np.asarray(cut).std() > 20

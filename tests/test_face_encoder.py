@@ -38,6 +38,10 @@ def test_the_network_is_written_out_vgg():
     torch.testing.assert_close(network(faces), x)
     logits = functional.linear(x, network.fc8.weight.flatten(1), network.fc8.bias)
     torch.testing.assert_close(network.logits(x), logits)
+    before = network(faces).detach()
+    network.to(memory_format=torch.channels_last)  # in which the weights lie in another order
+    assert not network.fc6.weight.is_contiguous()
+    torch.testing.assert_close(network(faces), before)
 
 
 def test_rcmalli_weights_get_bgr_of_0_to_255_less_the_mean():

@@ -3,6 +3,8 @@
 import errno
 import multiprocessing
 import os
+import resource
+import threading
 import time
 from pathlib import Path
 from unittest import mock
@@ -42,11 +44,27 @@ def test_a_file_appears_whole_and_a_failure_leaves_the_old_one(tmp_path):
         assert (tmp_path / name).read_bytes() == b"1"
 
 
+def test_threads_that_write_at_once_leave_the_umask_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", None)  # who sets it for a moment, sets it for all threads
+    files.write_bytes(tmp_path / "file", b"1")
+    assert contents(tmp_path) == {"file": b"1"}
+
+
+def test_what_is_half_written_goes_when_the_process_ends_at_once(tmp_path):
+    with pytest.raises(OutputError), files.atomic_write(tmp_path / "file") as file:
+        file.write(b"half")
+        with atomic_folder(tmp_path / "folder") as folder:
+            (folder / "half").touch()
+            assert len(contents(tmp_path)) == 2
+            files.put_away()
+            assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_gives_way_whole_and_only_if_asked(tmp_path, monkeypatch):
     old, move = grow(tmp_path / "model", ["old"], b"mine"), Path.replace
 
     def fail_to_arrive(path: Path, target: Path) -> Path:
-        if target == old and path.name != "old":
+        if target == old and not path.name.endswith("-old"):
             raise OSError("full")
         return move(path, target)
 
@@ -66,6 +84,25 @@ def test_a_folder_gives_way_whole_and_only_if_asked(tmp_path, monkeypatch):
             (folder / "new").touch()
             assert not (path / "new").exists()
     assert contents(tmp_path) == {"model/new": b"", "fresh/new": b""}
+
+
+def test_a_folder_that_gives_way_is_not_put_away_with_the_new_one(tmp_path, monkeypatch):
+    path, move = grow(tmp_path / "model", ["old"], b"mine"), Path.replace
+    ended = []
+
+    def end_then(source: Path, target: Path) -> Path:
+        moved = move(source, target)
+        if source == path:  # between the two: as by a second signal
+            ended.append(threading.Thread(target=files.put_away))
+            ended[0].start()
+            ended[0].join(0.2)
+        return moved
+
+    with monkeypatch.context() as patch, atomic_folder(path, replace=True) as folder:
+        (folder / "new").touch()
+        patch.setattr(Path, "replace", end_then)
+    ended[0].join()
+    assert contents(tmp_path) == {"model/new": b""}
 
 
 def test_a_folder_is_held_but_where_a_network_has_no_locks(tmp_path, monkeypatch):
@@ -130,6 +167,27 @@ def test_hidden_files_are_passed_over_links_followed_and_loops_end(tmp_path):
     assert (sizes["gone.a"], sizes["pipe.a"], sizes["1.a"]) == (-1, -1, 5)
     with pytest.raises(DatasetError, match=r"gone\.a: cannot be listed"):
         list_files(tmp_path / "x/gone.a", wants)
+
+
+def test_every_file_that_is_not_hidden_is_listed_or_counted_by_its_suffix(tmp_path):
+    seen = ["1.a", "2.HEIC", "x/3.heic", "x/4.b.txt", "x/5", "y/6.heic"]
+    grow(tmp_path, [*seen, ".7.txt", ".z/8.txt", "__MACOSX/9.txt"])
+    for find in (
+        lambda counts: list_files(tmp_path, wants, passed_over=counts),
+        lambda counts: list(files.names(tmp_path, wants, passed_over=counts)),
+        lambda counts: files.find_files([tmp_path], wants, "a", AudioError, passed_over=counts),
+    ):
+        counts = files.PassedOver()
+        assert len(find(counts)) + counts.total() == len(seen)
+        assert counts == {".heic": 3, ".txt": 1, "": 1}
+        assert files.by_suffix(counts) == "5 (.heic 3, no suffix 1, .txt 1)"
+    counts.clear()
+    list_files(tmp_path, wants, without=tmp_path / "x", passed_over=counts)
+    assert files.by_suffix(counts) == "2 (.heic 2)"
+    kinds = {f".{k}": 9 - k for k in range(9)}
+    assert files.by_suffix(kinds, shown=3) == "45 (.0 9, .1 8, .2 7, others 21)"
+    with pytest.raises(AudioError, match=r"y: holds no recordings; passed over: 1 \(\.heic 1\)"):
+        files.find_files([tmp_path / "y"], wants, "recordings", AudioError)
 
 
 def test_finding_keeps_files_as_given_and_searches_folders(tmp_path):
@@ -218,23 +276,60 @@ def test_an_output_inside_its_source_is_refused(tmp_path):
 # Arrays
 
 
-@pytest.mark.parametrize("content", [None, b"", b"nothing of the kind", b"\x93NUMPY", "pickle"])
-def test_what_is_no_array_is_named(tmp_path, content):
-    if content == "pickle":
-        np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
-    elif content is not None:
-        (tmp_path / "a.npy").write_bytes(content)
+NO_ARRAYS = {
+    "missing": "No such file",
+    "empty": "is empty",
+    "text": "no .npy file of numbers",
+    "cut": "magic string",
+    "pickle": "pickled objects",
+    "npz": "an archive of arrays",
+    "broken zip": "an archive of arrays",
+    "huge": "claims more values than its 158 bytes can hold",
+    "long header": "longer than that of any array",
+    "pipe": "no regular file",
+    "folder": "no regular file",
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_what_is_no_array_is_named_for_what_it_is(tmp_path, kind):
+    path = tmp_path / "a.npy"
+    plain = {"empty": b"", "text": b"nothing", "cut": b"\x93NUMPY", "broken zip": b"PK\3\4"}
+    if kind in plain:
+        path.write_bytes(plain[kind])
+    elif kind == "pickle":
+        np.save(path, np.array([{}]), allow_pickle=True)
+    elif kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, np.zeros(9))
+    elif kind == "huge":  # 4 TB, which would be asked for before a sample is read
+        with path.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (10**12,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(bytes(30))
+    elif kind == "long header":  # NumPy would advise to allow pickles
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}".ljust(20_000) + b"\n"
+        head = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little")
+        path.write_bytes(head + header + bytes(4))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
     for mmap in (False, True):
-        with pytest.raises(DatasetError, match=r"a\.npy: cannot be read as an array"):
-            files.read_array(tmp_path / "a.npy", mmap=mmap)
+        with pytest.raises(DatasetError, match=r"a\.npy: cannot be read as an array") as raised:
+            files.read_array(path, mmap=mmap)
+        assert NO_ARRAYS[kind] in raised.value.message
 
 
-def test_a_waveform_is_mapped_as_it_is_stored_and_what_is_none_is_named(tmp_path):
-    for dtype in (np.int16, np.float16, np.float32, np.float64):
-        np.save(tmp_path / "a.npy", np.arange(9).astype(dtype))
-        waveform = files.map_waveform(tmp_path / "a.npy")
-        assert waveform.dtype == dtype and isinstance(waveform, np.memmap)
-    for values in (np.zeros(0), np.zeros((2, 5)), np.zeros(3, np.int32)):
-        np.save(tmp_path / "a.npy", values)
-        with pytest.raises(DatasetError, match=r"a\.npy: (holds|cannot)"):
-            files.map_waveform(tmp_path / "a.npy")
+def test_an_array_that_finds_no_room_says_why(tmp_path):
+    """No file may grow larger, as if the disk were full: EFBIG stands for ENOSPC here."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            files.save_array(np.zeros(9000), tmp_path / "a.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG  # NumPy's own: "9000 requested and 1008 written"
+    files.save_array(np.arange(3), tmp_path / "a.npy")
+    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]

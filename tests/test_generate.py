@@ -4,19 +4,25 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_photo, write_speech
+import soundfile
+from conftest import noise, write_photo, write_speech, write_turned
 from PIL import Image
 
 import s2f
 from s2f import generate
+from s2f.audio import SAMPLE_RATE
+from s2f.checkpoint import read_header
 from s2f.errors import ImageError, OutputError, UsageError
+from s2f.files import PassedOver
 from s2f.generate import FACE, STDIN, Ending, GenerateOptions, Outcome, plan_outputs, run
+from s2f.images import read_text
 
 pytestmark = pytest.mark.usefixtures("bundled")
 Patch = pytest.MonkeyPatch
@@ -162,30 +168,196 @@ def half_done(tmp_path: Path) -> GenerateOptions:
     options = of_photos(tmp_path / "in", output=tmp_path / "out")
     assert statuses(options) == ["made", "made"]
     (tmp_path / "out/b.png").unlink()
-    (tmp_path / "out/a.png").write_bytes(b"mine")
     return options
 
 
 def test_a_batch_makes_what_is_missing_and_loads_no_model_if_nothing_is(
     half_done: GenerateOptions, tmp_path: Path, monkeypatch: Patch
 ) -> None:
+    first = (tmp_path / "out/a.png").stat()
     assert statuses(half_done) == ["skipped", "made"]
+    marked = dataclasses.replace(half_done, landmarks=True)
+    assert statuses(marked) == ["made", "made"]
+    assert os.path.samestat((tmp_path / "out/a.png").stat(), first)  # it is the same
     beside = dataclasses.replace(half_done, **MARKED)
     assert statuses(beside) == ["made", "made"]
-    assert (tmp_path / "out/a.png").read_bytes() == b"mine"  # it is up to date
     assert np.load(tmp_path / "out/a_embedding.npy").shape == (8,)
     monkeypatch.delattr(generate, "_load")
+    os.utime(tmp_path / "in/a.jpg")  # what is in it is what counts, not its time
     outcomes, ending = ran(beside)
     assert [item.status for item in outcomes] == ["skipped", "skipped"]
     assert ending.model is None
 
 
-def test_what_is_older_than_its_source_stays(half_done: GenerateOptions, tmp_path: Path) -> None:
-    os.utime(tmp_path / "out/a.png", (0, 0))
-    assert statuses(half_done) == ["failed", "made"]
+def test_what_s2f_did_not_make_or_of_another_source_stays(
+    half_done: GenerateOptions, tmp_path: Path
+) -> None:
+    write_photo(tmp_path / "other/a.jpg", 3)
+    other = dataclasses.replace(half_done, sources=[tmp_path / "other", tmp_path / "none"])
+    before = (tmp_path / "out/a.png").read_bytes()
+    (refused, _), _ = ran(other)
+    assert "a.png: exists already, made of another source" in str(refused.error)
+    assert statuses(half_done) == ["skipped", "made"]
+    write_photo(tmp_path / "in/a.jpg", 2)  # made again
+    assert statuses(half_done) == ["failed", "skipped"]
+    assert (tmp_path / "out/a.png").read_bytes() == before
+    face = s2f.SpeechToFace.load(device="cpu").reconstruct(tmp_path / "in/a.jpg", align=False)
+    face.save(tmp_path / "out/a.png")
+    refused, _ = ran(half_done)[0]
+    assert "exists already, and does not say of which source" in str(refused.error)
+    np.save(tmp_path / "out/b_embedding.npy", face.embedding)
+    _, refused = ran(dataclasses.replace(half_done, embedding=True))[0]
+    assert "npy: exists already, and is not of the face beside it" in str(refused.error)
+    (tmp_path / "out/a.png").write_bytes(b"mine")
+    (tmp_path / "out/b_landmarks.png").symlink_to("nowhere")
+    marked = dataclasses.replace(half_done, landmarks=True)
+    for item in ran(marked)[0]:
+        assert "exists already, and is no whole picture that s2f made" in str(item.error)
     assert (tmp_path / "out/a.png").read_bytes() == b"mine"
     assert statuses(dataclasses.replace(half_done, overwrite=True)) == ["made", "made"]
     assert image(tmp_path / "out/a.png").shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("format", "changed", "old"),
+    [
+        ("png", {"size": 64}, "was made with size 224"),
+        ("jpg", {"size": 64}, "size 224"),
+        ("webp", {"start": 0.5}, "was made without start 0.5"),
+        ("png", {"duration": 0.6}, "without duration 0.6"),
+        ("png", {"trim_silence": 30.0}, "without trim_silence 30"),
+        ("jpg", {"model": "other"}, "voice_encoder"),
+        ("png", {"precision": "fp32"}, "without precision fp32"),
+    ],
+)
+def test_other_options_make_anew_what_they_change(
+    format: str, changed: Any, old: str, tmp_path: Path
+) -> None:
+    write_speech(tmp_path / "in/a.wav", seconds=2)
+    options = asked(tmp_path / "in", output=tmp_path / "out", format=format, **MARKED)
+    assert statuses(options) == ["made"]
+    face, marked, embedding = (
+        tmp_path / f"out/a{end}" for end in (f".{format}", f"_landmarks.{format}", "_embedding.npy")
+    )
+    assert statuses(options) == ["skipped"]
+    # Nobody asks for what lies beside the face now, and still it is kept in step.
+    (made,), _ = ran(dataclasses.replace(options, landmarks=False, embedding=False, **changed))
+    assert made.status == "made"
+    assert any(f"{face} is made anew" in said and old in said for said in made.remarks)
+    fresh = asked(tmp_path / "in", output=tmp_path / "new", format=format, **MARKED, **changed)
+    assert statuses(fresh) == ["made"]
+    for path in (face, marked, embedding):
+        assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
+    assert statuses(dataclasses.replace(options, **changed)) == ["skipped"]
+
+
+def test_pictures_say_which_networks_made_them_and_no_path(
+    speech: Path, photo: Path, tmp_path: Path, models: Path
+) -> None:
+    model = tmp_path / "private/name"
+    shutil.copytree(models / "demo", model)
+    shutil.move(model / "voice_encoder.safetensors", tmp_path / "private/own.safetensors")
+    options = asked(
+        speech,
+        tmp_path / "none.wav",
+        output=tmp_path / "out",
+        model=str(model),
+        voice_encoder=tmp_path / "private/own.safetensors",
+        compare=photo,
+        align=False,
+        landmarks=True,
+        sheet=tmp_path / "sheet.png",
+    )
+    assert statuses(options) == ["made", "failed"]
+    kinds = ("voice_encoder", "face_encoder", "face_decoder")
+    hashes = {k: read_header(models / f"demo/{k}.safetensors")["sha256"][:12] for k in kinds}
+    ran(
+        GenerateOptions(
+            morph=(speech, speech),
+            frames=2,
+            output=tmp_path / "m.webp",
+            model=str(model),
+            voice_encoder=tmp_path / "private/own.safetensors",
+            device="cpu",
+        )
+    )
+    for path in (*(tmp_path / "out").iterdir(), tmp_path / "sheet.png", tmp_path / "m.webp"):
+        said = read_text(path)
+        assert said["Model"] == f"name, but voice_encoder {hashes['voice_encoder']}"
+        used = [k for k in kinds if k != "face_encoder" or "compare" in path.name]
+        assert set(said["Networks"].split(", ")) == {f"{k} {hashes[k]}" for k in used}
+        assert b"private" not in path.read_bytes() and b"speech.wav" not in path.read_bytes()
+
+
+def test_a_folder_of_photos_is_read_without_what_s2f_drew(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a", "x/b")):
+        write_photo(tmp_path / f"{name}.jpg", seed)
+    options = of_photos(Path(), landmarks=True, embedding=True, sheet=Path("sheet.webp"))
+    assert statuses(options) == ["made", "made"]
+    shutil.copytree("x", "copies")
+    Path("copies/b.jpg").unlink()
+    Path("notes.txt").touch()
+    outcomes, ending = ran(options)
+    assert [item.status for item in outcomes] == ["skipped", "skipped"]
+    assert ending.kept == Path("sheet.webp") and ending.written is None
+    n_files = sum(path.is_file() for path in tmp_path.rglob("*"))
+    assert len(outcomes) + sum(ending.passed_over.values()) == n_files
+    assert ending.passed_over == {".png of s2f": 6, ".npy": 3, ".webp of s2f": 1, ".txt": 1}
+    plan = of_photos(Path(), Path("x"), tmp_path / "x", landmarks=True)
+    passed_over = PassedOver()
+    assert len(plan_outputs(plan, passed_over=passed_over)) == 2
+    assert passed_over == ending.passed_over  # each counts once, however it is reached
+    (drawn,), _ = ran(of_photos(Path("a.png"), output=Path("again.png")))
+    assert drawn.status == "made" and "is no photo: s2f drew it" in drawn.remarks
+    (none,), _ = ran(of_photos(Path("copies")))
+    assert "holds no photos; passed over: 3 (.png of s2f 2, .npy 1)" in str(none.error)
+
+
+@pytest.mark.parametrize("format", ["png", "jpg"])
+def test_what_is_to_be_said_of_a_source_is_said_of_a_kept_face_too(
+    format: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    sound = np.concatenate([noise(2), np.zeros(5 * SAMPLE_RATE, np.float32)])
+    soundfile.write(tmp_path / "in/a.wav", sound, SAMPLE_RATE)
+    options = asked(tmp_path / "in", output=tmp_path / "out", format=format)
+    (made,), _ = ran(options)
+    (kept,), _ = ran(options)
+    assert (made.status, kept.status) == ("made", "skipped")
+    assert kept.remarks == made.remarks and "of silence are left out" in " ".join(kept.remarks)
+
+
+def test_a_source_that_went_bad_or_away_is_told_with_its_old_face(
+    half_done: GenerateOptions, tmp_path: Path
+) -> None:
+    _, ending = ran(half_done)
+    assert ending.remarks == []
+    (tmp_path / "in/a.jpg").unlink()
+    (tmp_path / "in/b.jpg").write_text("broken")
+    (tmp_path / "out/x").mkdir()  # where this run writes nothing, and so does not look
+    shutil.copy(tmp_path / "out/a.png", tmp_path / "out/x/a.png")
+    (item,), ending = ran(dataclasses.replace(half_done, overwrite=True))
+    assert item.status == "failed" and item.remarks == (f"{tmp_path / 'out/b.png'} is of before",)
+    assert ending.remarks == [f"of none of these sources: 1 ({tmp_path / 'out/a.png'})"]
+
+
+def test_a_photo_that_breaks_costs_itself_only(tmp_path: Path, monkeypatch: Patch) -> None:
+    for name in ("a", "b"):
+        write_photo(tmp_path / f"in/{name}.jpg")
+
+    def reconstruct(self: object, photo: Path, **framing: object) -> s2f.Face:
+        if photo.stem == "a":
+            raise MemoryError
+        return real(self, photo, **framing)
+
+    real = s2f.SpeechToFace.reconstruct
+    monkeypatch.setattr(s2f.SpeechToFace, "reconstruct", reconstruct)
+    outcomes, _ = ran(of_photos(tmp_path / "in", output=tmp_path / "out"))
+    assert [item.status for item in outcomes] == ["failed", "made"]
+    assert "a.jpg: takes more memory than there is" in str(outcomes[0].error)
 
 
 def test_progress_counts_sources_or_the_clips_of_the_only_one(tmp_path: Path) -> None:
@@ -210,11 +382,25 @@ def test_standard_input_is_a_recording_or_a_photo(
         assert statuses(make(path, output=Path("file.png"), overwrite=True)) == ["made"]
         (made,), _ = ran(make(STDIN, overwrite=True))
         assert made.files == {FACE: Path("stdin.png")}
-        assert Path("stdin.png").read_bytes() == Path("file.png").read_bytes()
+        assert (image(Path("stdin.png")) == image(Path("file.png"))).all()
     assert statuses(asked(STDIN)) == ["failed"]  # it is there
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match="standard input is closed"):
         ran(asked(STDIN, output=tmp_path / "b.png"))
+
+
+def test_compare_turns_a_phone_photo_once(speech: Path, tmp_path: Path) -> None:
+    x, y = np.meshgrid(np.arange(224), np.arange(224))
+    upright = Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+    sheets = []
+    for orientation, path in write_turned(tmp_path, upright).items():
+        target = tmp_path / f"{orientation}.png"
+        assert statuses(asked(speech, output=target, compare=path, align=False)) == ["made"]
+        sheets.append(image(tmp_path / f"{orientation}_compare.png"))
+        gap = (sheets[0].shape[1] - 3 * 224) // 4
+        np.testing.assert_array_equal(sheets[0][gap : gap + 224, gap : gap + 224], upright)
+    for sheet in sheets:
+        np.testing.assert_array_equal(sheet, sheets[0])
 
 
 def test_compare_shows_photo_and_both_faces(speech: Path, photo: Path, tmp_path: Path) -> None:
@@ -224,6 +410,17 @@ def test_compare_shows_photo_and_both_faces(speech: Path, photo: Path, tmp_path:
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         ran(options)
     assert not (tmp_path / "face.png").exists()
+    assert statuses(dataclasses.replace(options, compare=photo)) == ["made"]
+    assert statuses(dataclasses.replace(options, compare=photo)) == ["skipped"]
+    later = dataclasses.replace(options, compare=None, align=True)
+    assert ran(later)[0][0].remarks == ()
+    (made,), _ = ran(dataclasses.replace(later, overwrite=True))
+    assert made.remarks == (
+        f"{tmp_path / 'face_compare.png'} is of before: give --compare to make it anew",
+    )
+    other = write_photo(tmp_path / "other.jpg", 3)
+    (made,), _ = ran(dataclasses.replace(options, compare=other))
+    assert made.due == ("compare",) and "made with photo " in made.remarks[0]
     assert statuses(dataclasses.replace(options, compare=photo)) == ["made"]
     sheet = image(tmp_path / "face_compare.png")
     gap = (sheet.shape[1] - 3 * 224) // 4
@@ -247,11 +444,26 @@ def test_the_sheet_shows_the_faces_of_a_batch(half_done: GenerateOptions, tmp_pa
         face = image(tmp_path / f"out/{name}.png")
         corners = np.argwhere((shown[:-223, :-223] == face[0, 0]).all(-1))
         assert sum((shown[y : y + 224, x : x + 224] == face).all() for y, x in corners) == 1
-    with pytest.raises(UsageError, match="exists already"):
-        ran(options)
-    (tmp_path / "out/b.png").write_text("text")  # a face that is there, and is none
-    _, ending = ran(dataclasses.replace(half_done, sheet=tmp_path / "2.png"))
+    (tmp_path / "in/broken.jpg").unlink()
+    _, ending = ran(options)  # of one source less
+    assert ending.written == options.sheet
+    anew = "is made anew: it was made of other sources, or of these before they changed"
+    assert ending.remarks == [f"{options.sheet} {anew}"]
+    assert ran(options)[1].kept == options.sheet
+    shutil.copy(tmp_path / "out/a.png", tmp_path / "4.png")  # a face, which is no sheet
+    with pytest.raises(UsageError, match="exists already, made of another source"):
+        ran(dataclasses.replace(options, sheet=tmp_path / "4.png"))
+    _, ending = ran(dataclasses.replace(options, size=64))
+    assert ending.written == options.sheet
+    assert ending.remarks == [f"{options.sheet} is made anew: it was made with size 224"]
+    broken = bytearray((tmp_path / "out/b.png").read_bytes())  # a face that is there
+    broken[1000] ^= 1
+    (tmp_path / "out/b.png").write_bytes(broken)
+    _, ending = ran(dataclasses.replace(half_done, size=64, sheet=tmp_path / "2.png"))
     assert ending.written and len(ending.errors) == 1
+    (tmp_path / "3.png").touch()
+    with pytest.raises(UsageError, match="exists already, and is no whole picture that s2f made"):
+        ran(dataclasses.replace(half_done, sheet=tmp_path / "3.png"))
     (tmp_path / "file").touch()
     _, ending = ran(dataclasses.replace(half_done, sheet=tmp_path / "file/sheet.png"))
     assert ending.written is None and isinstance(ending.errors[-1], OutputError)
@@ -267,6 +479,8 @@ def test_a_morph_goes_from_one_face_to_another(tmp_path: Path) -> None:
     (ending,) = run(options, progress=lambda *what: told.append(what))
     assert ending.written == target
     assert told == [(0, 1, str(path)) for path in ends] + [(k, 7, "m.webp") for k in range(7)]
+    (ending,) = run(options)
+    assert (ending.written, ending.kept, ending.model) == (None, target, None)
     with Image.open(target) as movie:
         assert movie.size == (112, 112)  # of its frames, those that look the same are one
         for frame, path in ((0, ends[0]), (movie.n_frames - 1, ends[1])):
@@ -274,6 +488,18 @@ def test_a_morph_goes_from_one_face_to_another(tmp_path: Path) -> None:
             shown = np.asarray(movie.convert("RGB"), np.int16)
             ran(asked(path, output=tmp_path / "f.png", size=112, overwrite=True))
             assert np.abs(image(tmp_path / "f.png") - shown).mean() < 6  # of lossy noise
+
+
+def test_a_morph_is_made_anew_if_it_would_be_another(tmp_path: Path) -> None:
+    ends = [write_speech(tmp_path / f"{k}.wav", seed=k) for k in (0, 1)]
+    options = GenerateOptions(morph=(ends[0], ends[1]), frames=3, output=tmp_path / "m.webp")
+    ran(options)
+    (ending,) = run(dataclasses.replace(options, frames=2))
+    assert ending.written and ending.remarks == [
+        f"{options.output} is made anew: it was made with frames 3"
+    ]
+    with pytest.raises(UsageError, match="exists already, made of another source"):
+        ran(dataclasses.replace(options, morph=(ends[1], ends[0])))
 
 
 def test_a_morph_costs_no_file(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +51,26 @@ def test_a_picture_carries_its_facts_and_has_the_same_bytes_again(suffix, form):
         assert not bare.getexif() and not getattr(bare, "text", {})
 
 
-@pytest.mark.parametrize("suffix", [".gif", "", ".bmp", ".pdf"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_file_is_asked_what_made_it(suffix, tmp_path, monkeypatch):
+    networks = {"voice_encoder": "a" * 64, "face_decoder": "b" * 64}
+    made = images.provenance("me\udcff", "speech", networks)  # of a folder whose name is no text
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(images.encode(GRADIENT, suffix, made | {"Options": "size 224, start 2"}))
+    monkeypatch.setattr(Image.Image, "load", None)  # it is not decoded
+    said = images.read_text(path)
+    assert said == made | {"Options": "size 224, start 2"} and images.is_ours(said)
+    assert said["Model"] == "me\\udcff"
+    assert said["Networks"] == f"voice_encoder {'a' * 12}, face_decoder {'b' * 12}"
+    cut, pipe, text = path.read_bytes()[:-9], tmp_path / "pipe", tmp_path / "text.png"
+    os.mkfifo(pipe)
+    text.write_text("s2f 1.0")
+    path.write_bytes(cut)
+    for other in (path, pipe, text, tmp_path, tmp_path / "none"):
+        assert not images.is_ours(images.read_text(other))
+
+
+@pytest.mark.parametrize("suffix", [".gif", "", ".bmp", ".pdf", ".jfif"])
 def test_a_picture_that_cannot_carry_text_is_refused(suffix):
     with pytest.raises(UsageError, match="cannot be written as") as raised:
         images.encode(GRADIENT, suffix, {})
@@ -154,7 +175,7 @@ def test_a_photo_is_written_as_its_suffix_says(tmp_path, suffix, format):
     with Image.open(path) as seen:
         assert format == "WEBP" or difference(seen, Image.fromarray(stripes)) < 10
     assert MARKED.info["comment"] == b"secret"
-    assert set(images.ENCODING) == layout.PHOTO_SUFFIXES
+    assert set(images.ENCODING) < layout.PHOTO_SUFFIXES
 
 
 @pytest.mark.parametrize("module", ["s2f.images", "s2f.face_detection"])
@@ -191,8 +212,10 @@ def saved(photo: Photo, format: str, **options: object) -> bytes:
 
 def turned(format: str, orientation: int, **options: object) -> Make:
     exif = Image.Exif()
-    exif[0x0112], exif[0x010F], exif[0x011A] = orientation, "maker", 72.0
-    exif[0x8769], exif[0x8825] = {0x829A: 0.01, 0x8827: 100}, {2: (1.0, 2.0, 3.0)}
+    exif[0x0112] = orientation
+    if format != "TIFF":  # whose writer takes no others
+        exif[0x010F], exif[0x011A] = "maker", 72.0
+        exif[0x8769], exif[0x8825] = {0x829A: 0.01, 0x8827: 100}, {2: (1.0, 2.0, 3.0)}
 
     def make(photo: Photo) -> bytes:
         stored = photo.transpose(STORED[orientation]) if orientation in STORED else photo
@@ -237,6 +260,39 @@ def sixteen_bits(photo: Photo) -> bytes:
     return saved(Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257), "PNG")
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def header(width: int, height: int, bits: int = 8, colour: int = 0) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+
+
+def png(*chunks: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def low_bits(mode: str, colour: int, times: int = 1) -> Make:
+    """A PNG of 16 bits that holds 8, or a few more: what comes of `astype(uint16)`."""
+
+    def make(photo: Photo) -> bytes:
+        rows = np.asarray(photo.convert(mode)).reshape(photo.height, -1).astype(">u2") * times
+        data = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
+        return png(header(*photo.size, 16, colour), chunk(b"IDAT", zlib.compress(data)))
+
+    return make
+
+
+def with_chunk(*parts: bytes) -> Make:
+    """A PNG that has something before its pixels."""
+
+    def make(photo: Photo) -> bytes:
+        whole = saved(photo, "PNG")
+        return whole[:33] + b"".join(parts) + whole[33:]
+
+    return make
+
+
 same = Photo.copy
 
 
@@ -246,11 +302,39 @@ def grey(photo: Photo) -> Photo:
 
 NAMES = {"wrong suffix": "a.png", "other letters": "фото 顔.jpg"}  # the others have their format's
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LONG = zlib.compress(b"x" * 80_000_000)
+SIDEWAYS = chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0")
 HOLED = {"lossless": True, "exact": True}
+GAMMA_1 = chunk(b"gAMA", (100_000).to_bytes(4))  # samples are as light, not as sRGB has it
+LINEAR = [round(255 * (n / 255) ** 2.2) for n in range(256)]
 SEEN: dict[str, tuple[Make, Callable[[Photo], Photo]]] = {
     **{f"jpg turned {k}": (turned("JPEG", k), same) for k in range(1, 10)},  # there is no 9
     "png turned": (turned("PNG", 6), same),
     "webp turned": (turned("WEBP", 6), same),
+    **{f"tif turned {k}": (turned("TIFF", k), same) for k in (3, 5, 8)},  # Pillow turns them
+    **{f"avif turned {k}": (turned("AVIF", k), same) for k in (1, 6)},
+    "tif cmyk": (as_mode("CMYK", "TIFF"), same),
+    "png 8 of 16 bits": (low_bits("L", 0), grey),
+    "png 12 of 16 bits": (low_bits("L", 0, 16), grey),
+    "png rgb 8 of 16 bits": (low_bits("RGB", 2), same),
+    "png rgba 8 of 16 bits": (low_bits("RGBA", 6), same),
+    "png broken exif": (with_chunk(chunk(b"eXIf", b"\0\x08\0\2\1\x12\0\3")), same),
+    "jpg broken exif": (as_mode("RGB", "JPEG", exif=b"Exif\0\0\0\x08\0\2\1\x12\0\3"), same),
+    "png long text": (with_chunk(chunk(b"zTXt", b"a\0\0" + LONG)), same),
+    "png broken text": (with_chunk(chunk(b"tEXt", b"a\0b")[:-1] + b"?"), same),
+    "png long text and exif": (
+        lambda p: with_chunk(chunk(b"zTXt", b"a\0\0" + LONG), SIDEWAYS)(p.transpose(STORED[6])),
+        same,
+    ),
+    "png long text and broken profile": (
+        with_chunk(chunk(b"zTXt", b"a\0\0" + LONG) + chunk(b"iCCP", b"a\0\0no profile")),
+        same,
+    ),
+    "png long profile": (with_chunk(chunk(b"iCCP", b"a\0\0" + LONG)), same),
+    "jpg broken profile": (as_mode("RGB", "JPEG", icc_profile=b"no profile"), same),
+    "jpg cmyk of rgb": (as_mode("CMYK", "JPEG", icc_profile=PROFILE), same),
+    "png linear": (lambda p: with_chunk(GAMMA_1)(p.point(LINEAR * 3)), same),
+    "png gamma of sRGB": (with_chunk(chunk(b"gAMA", (45_455).to_bytes(4))), same),
     "png grey": (as_mode("L", "PNG"), grey),
     "png grey and alpha": (as_mode("LA", "PNG"), grey),
     "png palette with a hole": (palette_with_hole, on_white),
@@ -284,6 +368,88 @@ def test_an_odd_photo_is_seen_as_it_is(tmp_path, case):
     assert load_face(path).shape == (3, 224, 224)
     with path.open("rb") as stream:
         assert open_photo(stream, enough=None).tobytes() == seen.tobytes()
+    assert not seen.info and not seen.getexif()  # so that nobody turns it once more
+    assert open_photo(seen, enough=None).tobytes() == seen.tobytes()
+
+
+def matrix_profile(columns: list[tuple[float, float, float]], gamma: float) -> bytes:
+    """An ICC profile of a display: X, Y, Z of its three colours, seen at D50, and its gamma.
+
+    ICC.1:2001-04: a header of 128 bytes, a table of tags, s15Fixed16 numbers, u8Fixed8 gamma.
+    """
+
+    def xyz(values: tuple[float, ...]) -> bytes:
+        return b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(v * 65536)) for v in values)
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    named = b"desc" + bytes(4) + struct.pack(">I", 2) + b"a\0" + bytes(78) + bytes(3)
+    tags = [(b"desc", named), (b"cprt", b"text" + bytes(8)), (b"wtpt", xyz((0.9642, 1, 0.8249)))]
+    tags += [(k + b"XYZ", xyz(v)) for k, v in zip((b"r", b"g", b"b"), columns, strict=True)]
+    tags += [(k + b"TRC", curve) for k in (b"r", b"g", b"b")]
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, data in tags:
+        data += bytes(-len(data) % 4)
+        table += struct.pack(">4sII", name, 132 + 12 * len(tags) + len(body), len(data))
+        body += data
+    head = struct.pack(">I4s4s4s4s4s", 0, bytes(4), b"\2\x20\0\0", b"mntr", b"RGB ", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + xyz((0.9642, 1, 0.8249))[8:]
+    whole = head.ljust(128, b"\0") + table + body
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+# X, Y, Z at D50 of the red, green and blue of each space, and the gamma: Lindbloom, "RGB/XYZ
+# Matrices" (brucelindbloom.com), Bradford-adapted; of Display P3 those that its profiles hold.
+SRGB = [(0.43607, 0.22250, 0.01393), (0.38506, 0.71688, 0.09710), (0.14308, 0.06062, 0.71417)]
+ADOBE = [(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)]
+PROPHOTO = [(0.79767, 0.28804, 0.0), (0.13519, 0.71187, 0.0), (0.03135, 0.00009, 0.82491)]
+P3 = [(0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)]
+SPACES = {
+    "Display P3": (P3, 2.2),
+    "Adobe RGB": (ADOBE, 2.2),
+    "ProPhoto": (PROPHOTO, 1.8),
+    "red is blue": (SRGB[::-1], 2.2),
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "picture"])
+def test_a_photo_of_another_colour_space_is_seen_in_its_colours(space, form):
+    """Skin and other colours that sRGB has, stored as numbers of the other space by formula."""
+    columns, gamma = SPACES[space]
+    y, x = np.mgrid[0:240, 0:256]
+    wanted = np.stack([140 + x / 4, 100 + y / 5, 90 + (255 - x) / 8], axis=-1)
+    linear = ((wanted / 255 + 0.055) / 1.055) ** 2.4  # IEC 61966-2-1, above 0.04
+    stored = linear @ np.array(SRGB) @ np.linalg.inv(np.array(columns))
+    assert stored.min() > 0 and stored.max() < 1
+    pixels = np.rint(255 * stored ** (1 / gamma)).astype(np.uint8)
+    photo = Image.fromarray(pixels)
+    profile = matrix_profile(columns, gamma)
+    if form == "picture":
+        photo.info["icc_profile"] = profile
+        seen = open_photo(photo)
+    else:
+        how = {"quality": 98} if form not in ("PNG", "TIFF") else {}
+        seen = open_photo(io.BytesIO(saved(photo, form, icc_profile=profile, **how)))
+    assert np.abs(pixels - wanted).mean() > 4  # as it would be without the profile
+    assert np.abs(np.asarray(seen) - wanted).mean() < 2.5
+    assert "icc_profile" not in seen.info and not seen.getexif()
+
+
+def test_the_profile_of_srgb_changes_no_bit():
+    plain = open_photo(io.BytesIO(saved(original(), "PNG")))
+    tagged = open_photo(io.BytesIO(saved(original(), "PNG", icc_profile=PROFILE)))
+    assert plain.tobytes() == tagged.tobytes() == original().tobytes()
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("Failed"), TypeError("of a bug")])
+def test_a_decoder_that_breaks_costs_this_photo(tmp_path, monkeypatch, failure):
+    def break_down(*_: object) -> None:
+        raise failure
+
+    original().save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Image.Image, "load", break_down)
+    with pytest.raises(ImageError, match=r"a\.jpg: (takes more memory|cannot be read: )"):
+        open_photo(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (6000, 4000)])
@@ -295,13 +461,21 @@ def test_a_photo_of_an_odd_size_fits_the_frame(tmp_path, size):
         assert abs(int(face[1, 112, 112]) - 200) < 4
 
 
+def heic(brand: bytes) -> bytes:
+    """The first box of a HEIC file: ISO/IEC 23008-12, 10.2."""
+    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(99)
+
+
 REFUSED: dict[str, tuple[Make, str]] = {
     "half a.jpg": (lambda p: saved(p, "JPEG")[:900], "cannot be read"),
     "half a.webp": (lambda p: saved(p, "WEBP")[:400], "a.webp"),
     "empty.jpg": (lambda p: b"", "is not a picture"),
     "page.jpg": (lambda p: b"<!doctype html><p>Not found", "is not a picture"),
-    "a.gif": (as_mode("RGB", "GIF"), "is not a picture"),
-    "a.tiff": (as_mode("RGB", "TIFF"), "is not a picture"),
+    "a.gif": (as_mode("RGB", "GIF"), "is GIF, which is not read"),
+    "a.heic": (lambda p: heic(b"heic"), "is HEIC, which is not read"),
+    "renamed.jpg": (lambda p: heic(b"mif1"), "is HEIC, which is not read"),
+    "a.jxl": (lambda p: b"\xff\x0a" + bytes(99), "is JPEG XL, which is not read"),
+    "long.png": (lambda p: png(header(100_000_000, 1)), "is 100000000 x 1 pixels; at most"),
     "bomb.png": (lambda p: saved(Image.new("1", 2 * (20_000,)), "PNG"), "at most 100 megapixels"),
     "less.png": (lambda p: saved(Image.new("1", 2 * (10_500,)), "PNG"), "at most 100 megapixels"),
 }

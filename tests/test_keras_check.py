@@ -38,7 +38,7 @@ for origin in ("serengil", "rcmalli"):
         save_weights_to_hdf5_group(file, model)
     model.save(folder / "model.h5")
     model.save_weights(folder / "new.weights.h5")
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     features, embedding, logits = keras.Model(model.inputs[0], taps)(images, training=False)
     np.savez(folder / "taps.npz", images, features, embedding, logits)
 """
@@ -100,7 +100,7 @@ def test_keras_finds_what_numpy_does_not(
 
 @needs_tensorflow
 def test_keras_refuses_a_file_of_another_net(by_keras: Path) -> None:
-    images, source = np.zeros((1, 64, 64, 3), np.float32), by_keras / "rcmalli/new.weights.h5"
+    images, source = np.zeros((1, 32, 32, 3), np.float32), by_keras / "rcmalli/new.weights.h5"
     with pytest.raises(CheckpointError, match="does not load it into the network of") as caught:
         keras_check.keras_taps(source, "serengil", SIZES, images)
     assert str(source) in caught.value.message
@@ -113,4 +113,4 @@ def die(*_: object) -> None:
 def test_the_death_of_kerass_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras_check, "_run", die)
     with pytest.raises(CheckpointError, match="w: the process in which Keras reads it died"):
-        keras_check.keras_taps(Path("w"), "serengil", SIZES, np.zeros((1, 64, 64, 3), np.float32))
+        keras_check.keras_taps(Path("w"), "serengil", SIZES, np.zeros((1, 32, 32, 3), np.float32))

@@ -23,9 +23,9 @@ def test_photos_come_sorted_and_share_the_landmarks_of_their_identity(tmp_path):
 def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path):
     """What macOS and `s2f prep` leave, and what lies beside photos, must not be trained on."""
     audios = ("v/1.npy", "0.npy", "._0.npy", ".s2f/audio/0.npy", "f_embedding.npy")
-    images = ("f.jpg", "f_texture.jpg", "f_landmarks.npy", "f_template.npy", "__MACOSX/f.jpg")
+    images = ("f.jpg", "f_texture.jpg", "f_opacity.jpg", "f_landmarks.npy", "f_template.npy")
     grow(tmp_path / "s/audios", audios)
-    grow(tmp_path / "s/images", [*images, "._f.jpg"])
+    grow(tmp_path / "s/images", [*images, "__MACOSX/f.jpg", "._f.jpg"])
     (speaker,), left_out = layout.speakers(tmp_path)
     assert speaker.identity == "s" and not any(left_out.values())
     assert speaker.audios == ("s/audios/0.npy", "s/audios/v/1.npy")
@@ -81,3 +81,17 @@ def test_identities_without_a_voice_or_a_face_are_named(tmp_path):
     speakers, left_out = layout.speakers(tmp_path)
     assert [speaker.identity for speaker in speakers] == ["ann"]
     assert left_out == {"without a voice": ["eve", "joe"], "without a face": ["bob"]}
+
+
+def test_folders_of_data_sets_are_not_taken_for_people(tmp_path):
+    """As VoxCeleb, VGGFace2, HQ-VoxCeleb and this program name them; and how people are called."""
+    levels = "wav dev test aac faces mp4 train val vox1_test_wav Vox2 HQ-VoxCeleb masked_faces"
+    assert all(map(layout.is_level, [*levels.split(), "raw_wav", "unzippedIntervalFaces"]))
+    people = ("id10001", "n000012", "A.J._Buckley", "Dev_Patel", "Val_Kilmer", "wave", "faces 2")
+    assert not any(map(layout.is_level, people))
+    grow(tmp_path, ["wav/audios/0.npy", "wav/images/0.jpg", "ann/audios/0.npy", "ann/images/0.jpg"])
+    grow(tmp_path, ["wav/0.jpg", "wav/0_landmarks.npy"])
+    for read in (layout.speakers, layout.photos, layout.identities):
+        with pytest.raises(DatasetError, match="'wav' are parts of a data set") as caught:
+            read(tmp_path)
+        assert str(tmp_path / "wav") in caught.value.hint

@@ -10,11 +10,18 @@ from s2f import losses
 from s2f.distributed import ALONE
 from s2f.errors import UsageError
 
-VECTORS = "decoder_l1", "embedding_l2", "embedding_mse", "encoder_distill", "identity_cosine"
+VECTORS = (
+    "decoder_l1",
+    "decoder_mae",
+    "embedding_l2",
+    "embedding_mse",
+    "encoder_distill",
+    "identity_cosine",
+)
 SHAPES = {"landmarks_mse": (4, 2), "landmarks_huber": (4, 2), "texture_mae": (3, 5, 5)}
 
 
-@pytest.mark.parametrize("name", [*VECTORS, *SHAPES])
+@pytest.mark.parametrize("name", [*VECTORS, "identity_cosine", *SHAPES])
 def test_a_loss_is_one_value_a_sample_that_teaches_the_prediction(name):
     loss, shape = getattr(losses, name), SHAPES.get(name, (6,))
     a, b = torch.rand(3, *shape, requires_grad=True), torch.rand(3, *shape)
@@ -30,6 +37,7 @@ def test_a_loss_is_one_value_a_sample_that_teaches_the_prediction(name):
 
 def test_hand_numbers():
     assert float(losses.decoder_l1(torch.tensor([[1.0, -2.0, 3.0]]), torch.zeros(1, 3))) == 6.0
+    assert float(losses.decoder_mae(torch.tensor([[1.0, -2.0, 3.0]]), torch.zeros(1, 3))) == 2.0
     a = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     b = torch.tensor([[7.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
     torch.testing.assert_close(losses.embedding_l2(a, b), torch.tensor([0.0, 2.0, 4.0]))  # 2-2 cos
@@ -93,34 +101,57 @@ def test_duplicating_the_batch_changes_no_infonce_nor_its_gradient():
     torch.testing.assert_close(twice.grad[:5] + twice.grad[5:], once.grad)
 
 
+def test_infonce_in_parts_is_that_of_the_whole_batch_and_so_is_its_gradient():
+    torch.manual_seed(0)
+    weight, x, target = torch.randn(4, 6), torch.randn(7, 4), torch.randn(7, 6)
+    identity = torch.tensor([0, 1, 2, 2, 3, 0, 4])
+    whole, cut = (weight.clone().requires_grad_() for _ in range(2))
+    value = losses.infonce(x @ whole, target, identity)
+    value.sum().backward()
+    parts = [part.tensor_split([2, 5]) for part in (x, target, identity)]
+    contrast = losses.Contrast()
+
+    def found():
+        with contrast.over_parts():
+            return [losses.infonce(x @ cut, *others) for x, *others in zip(*parts, strict=True)]
+
+    assert all((part == 0).all() for part in found())
+    contrast.join()
+    in_parts = torch.cat(found())
+    torch.testing.assert_close(in_parts, value)
+    in_parts.sum().backward()
+    torch.testing.assert_close(cut.grad, whole.grad)
+    torch.testing.assert_close(losses.infonce(x @ cut, target, identity), value)  # no more parts
+
+
 DEFAULT = {"decoder/l1": 0.01, "embedding/l2": 1.0, "encoder/distill": 1.0}
+PUBLISHED = {"published": dict(zip(DEFAULT, (1.0, 0.025, 200.0), strict=True))}
 
 
 def choose(choice, *without):
     known = [name for name in ("embedding/mse", *DEFAULT) if name not in without]
-    return losses.choose_weights(choice, DEFAULT, known, 1000)
+    return losses.choose_weights(choice, DEFAULT, known, PUBLISHED)
 
 
 @pytest.mark.parametrize(
-    ("choice", "weights"),  # FACTS: Oh et al. 2019; the seed's L1 is a mean, ours a sum of 1000
+    ("choice", "weights"),
     [
         (None, (0.01, 1.0, 1.0)),
-        ("paper", (1.0, 0.025, 200.0)),
-        ("seed", (0.001, 0.025, 200.0)),
-        ("seed-ast", (0.05, 30.0, 2.0)),
+        ("published", (1.0, 0.025, 200.0)),
         ("auto", (1.0, 100.0, 100.0)),  # the default's proportions
         (losses.weights_text(DEFAULT), (0.01, 1.0, 1.0)),
     ],
 )
-def test_a_set_has_its_published_numbers(choice, weights):
+def test_a_choice_has_its_weights(choice, weights):
     assert choose(choice) == pytest.approx(dict(zip(DEFAULT, weights, strict=True)))
-    assert set(choose("paper", "encoder/distill")) == {"decoder/l1", "embedding/l2"}
+    assert set(choose("published", "encoder/distill")) == {"decoder/l1", "embedding/l2"}
+    assert set(choose(None, "encoder/distill")) == {"decoder/l1", "embedding/l2"}
     assert choose("embedding/l2=0.5,decoder/l1=2") == {"embedding/l2": 0.5, "decoder/l1": 2.0}
 
 
 def test_weights_that_cannot_be_are_refused():
     for choice, why in (
-        ("papers", "is none of auto, paper, seed, seed-ast"),
+        ("paper", "is none of auto, published"),
         ("texture/mae=1", "wanted some of decoder/l1, embedding/l2, embedding/mse"),
         ("contrastive/infonce=1", "is no loss of this task"),
         *((f"decoder/l1={value}", "value above 0") for value in ("0", "inf", "much")),
@@ -130,15 +161,20 @@ def test_weights_that_cannot_be_are_refused():
             choose(choice)
 
 
-def test_auto_calibrates_at_the_papers_step_unless_told_another():
-    assert losses.calibration_step("auto", None, ()) == 1000
-    assert losses.calibration_step("auto", 0, ()) == 0
-    assert losses.calibration_step("paper", None, ["decoder/l1=1"]) is None
-    for choice in ("paper", None):
+def test_what_is_calibrated_is_what_nobody_gave():
+    def said(choice, step=None, single=(), usual=False):
+        return losses.calibration(choice, step, single, usual=usual)
+
+    never = {"calibrate_at": None}
+    assert said("auto") == said(None, usual=True) == said("auto", usual=True) == {}  # at the usual
+    assert said("auto", 0) == said(None, 0, usual=True) == {"calibrate_at": 0}
+    assert said(None) == said("published", usual=True) == never
+    assert said(None, None, ["decoder/l1=1"], usual=True) == never
+    for choice, single, usual in (("published", (), True), (None, ("a=1",), True), (None, (), 0)):
         with pytest.raises(UsageError, match="there is nothing to calibrate"):
-            losses.calibration_step(choice, 5, ())
+            said(choice, 5, single, usual=usual)
     with pytest.raises(UsageError, match="finds the weights itself"):
-        losses.calibration_step("auto", 5, ["a=1"])
+        said("auto", 5, ["a=1"])
     # and losses must have what they need
     task, weights = SimpleNamespace(predicted=torch.ones(1)), {"a": 1.0, losses.CONTRASTIVE: 1.0}
     losses.check_weights(task, weights, batch_size=2, calibrated=True)
@@ -156,7 +192,22 @@ def test_calibrated_weights_are_relative_to_the_first_and_leave_infonce_alone(ti
     task = SimpleNamespace(predicted=x)
     # Gradients of means over 2 samples: "a" is 1/2 four times, of length 1, "b" 4/2 twice.
     values = {"a": x.sum(1), "b": 4 * x[:, 0], losses.CONTRASTIVE: 9 * x[:, 1]}
-    assert losses.calibrate(task, values, ALONE) == pytest.approx({"a": 1.0, "b": 8**-0.5})
+    assert losses.calibrate(task, [values], ALONE) == pytest.approx({"a": 1.0, "b": 8**-0.5})
     for value in (0.0, math.nan):  # no weight can lengthen such a gradient
         with pytest.raises(UsageError, match="the gradient of b is"):
-            losses.calibrate(task, {"a": x.sum(1), "b": value * x.sum(1)}, ALONE)
+            losses.calibrate(task, [{"a": x.sum(1), "b": value * x.sum(1)}], ALONE)
+
+
+def test_weights_are_calibrated_by_all_parts_of_a_batch():
+    x = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.5, 9.0], [7.0, 1.0]], requires_grad=True)
+    task = SimpleNamespace(predicted=x)
+
+    def values(x):
+        return {"a": x.square().sum(1), "b": x[:, 0] ** 3}
+
+    def parts():
+        for task.predicted in x.split(2):
+            yield values(task.predicted)
+
+    whole = losses.calibrate(task, [values(x)], ALONE)
+    assert losses.calibrate(task, parts(), ALONE) == pytest.approx(whole)

@@ -126,6 +126,13 @@ def test_what_cannot_get_its_name_stays_and_is_named(paths, why, tmp_path):
     assert str(tmp_path) in error.message and why in error.message
 
 
+def test_folders_that_are_no_people_are_not_counted_as_plain(tmp_path):
+    grow(tmp_path, ["wav/é/1", "ann/1"])
+    with pytest.raises(DatasetError, match="'wav' are parts of a data set"):
+        rename_identities(tmp_path)
+    assert set(contents(tmp_path)) == {"wav/é/1", "ann/1"}
+
+
 def test_links_are_not_merged_and_splits_are_renamed_below(tmp_path):
     grow(tmp_path, ["tree/e/1", "else/2", "split/train/é/1", "split/val/é/1"])
     (tmp_path / "tree/é").symlink_to(tmp_path / "else")

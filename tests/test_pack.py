@@ -24,8 +24,8 @@ from s2f.files import File
 from s2f.pack import INDEX, Pack, ShardPlan, pack_tree, read_index, verify_pack, write_shard
 from s2f.prep_faces import embeddings_step
 
-CLIP = 1600  # samples: 0.1 s
-SECONDS = {"id0": (0.05, 0.1, 0.34), "id1": (0.16,), "id2": (0.2, 0.14)}
+CLIP = 16_000  # samples: 1 s
+SECONDS = {"id0": (0.5, 1.0, 3.4), "id1": (1.6,), "id2": (2.0, 1.4)}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def made_tree(tmp_path_factory, encoder):
 
 
 def make(tree, out, encoder, **options):
-    options = {"clip_seconds": 0.1, "shard_bytes": 10_000, "workers": 1, **options}
+    options = {"clip_seconds": 1.0, "shard_bytes": 100_000, "workers": 1, **options}
     return pack_tree(tree, out, face_encoder=encoder, **options)
 
 
@@ -91,13 +91,18 @@ def test_a_pack_holds_every_clip_and_embedding_of_the_tree(made_tree, made_pack)
     for split in ("train", "val"):
         read = Pack(made_pack / split)
         expected = []
+        recordings = {person: [] for person in SECONDS}
         for person in SECONDS:  # oracle: audio.clips on each file, in sorted order
             for path in sorted((made_tree / split / person / "audios").rglob("[0-9].npy")):
                 waveform = np.load(path)
                 if waveform.dtype != np.int16:
                     waveform = np.rint(waveform * 32768).clip(-32768, 32767)
-                expected += [(person, clip) for clip in clips(waveform, CLIP)]
+                cut = clips(waveform, CLIP)
+                expected += [(person, clip) for clip in cut]
+                recordings[person].append(len(cut))
         assert len(read) == len(expected)
+        assert {p.name: [*p.recordings] for p in read.index.identities} == recordings
+        assert max(map(max, recordings.values())) > 1
         for i, (person, wanted) in enumerate(expected):
             clip, embeddings = read[i]
             assert read.index.identities[read.identity(i)].name == person
@@ -108,13 +113,16 @@ def test_a_pack_holds_every_clip_and_embedding_of_the_tree(made_tree, made_pack)
 
 
 def test_the_files_are_what_they_are_said_to_be(made_pack):
-    """Version 1, by its definition: JSON whose hash is that of all else in it, in this order."""
+    """Version 2, by its definition: JSON whose hash is that of all else in it, in this order."""
     for split in ("train", "val"):
         fields = json.loads((made_pack / split / INDEX).read_text())
         assert list(fields) == [
             *("version", "clip_samples", "embedding", "embedding_space", "shard_bytes"),
             *("identities", "clips", "embeddings", "sha256"),
         ]
+        assert fields["version"] == 2
+        for _, n_clips, _, recordings in fields["identities"]:
+            assert sum(recordings) == n_clips
         sha256 = fields.pop("sha256")
         assert sha256 == hashlib.sha256(json.dumps(fields).encode()).hexdigest()
         for table, kind, width in (("clips", np.int16, CLIP), ("embeddings", np.float16, 8)):
@@ -125,16 +133,16 @@ def test_the_files_are_what_they_are_said_to_be(made_pack):
                 assert shard["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
                 array, size = np.load(path, mmap_mode="r"), path.stat().st_size
                 assert array.dtype == kind and array.shape == (shard["rows"], width)
-                assert size - array.nbytes == 128 and size < 11_000  # row i: 128 + i x 2 x width
+                assert size - array.nbytes == 128 and size < 110_000  # row i: 128 + i x 2 x width
 
 
 def test_a_shard_holds_what_can_be_used_and_names_the_rest(tmp_path):
     """Floats become the nearest integers and are clipped: 2^15 times them, by hand."""
-    store(tmp_path / "a.npy", np.array([0, 1 / 32768, -2, 2, 0.4 / 32768]))
-    store(tmp_path / "b.npy", np.arange(10, dtype=np.int16))
+    store(tmp_path / "a.npy", np.tile([0, 1 / 32768, -2, 2, 0.4 / 32768], 1800))
+    store(tmp_path / "b.npy", np.tile(np.arange(10, dtype=np.int16), 900))
     for name, value in (("nan", np.nan), ("good", 0.1), ("huge", 1e6)):
         store(tmp_path / f"{name}.npy", np.full(5, value, np.float32))
-    rows = [[0, 1, -32768, 32767, 0], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    rows = 1800 * [[0, 1, -32768, 32767, 0]] + 900 * [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     for table, names, wanted in (
         ("clips", ("a.npy", "b.npy", "nan.npy", "gone.npy"), rows),
         ("embeddings", ("good.npy", "huge.npy", "gone.npy"), [[float(np.float16(0.1))] * 5]),
@@ -160,11 +168,11 @@ def test_a_second_run_has_nothing_to_do_and_one_split_is_packed_alike(
 
 def test_only_what_changed_is_made_again_and_what_is_gone_leaves(tree, out, tmp_path, encoder):
     path = tree / "train/id2/audios/v0/1.npy"
-    np.save(path, noise(0.1, seed=7))
+    np.save(path, noise(1.0, seed=7))
     os.utime(path, ns=(1, 1))
     (tree / "card.json").write_text(json.dumps({"licence": "CC BY"}))
     n_files = len(list(out.glob("*/*.npy")))
-    report = make(tree, out, encoder)
+    report = make(tree, out, encoder, overwrite=True)  # of a copy of its tree, and so from now on
     assert 0 < report.made <= 2 and report.made + report.skipped == n_files
     make(tree, tmp_path / "new", encoder)
     assert contents(out) == contents(tmp_path / "new")
@@ -178,10 +186,34 @@ def test_only_what_changed_is_made_again_and_what_is_gone_leaves(tree, out, tmp_
     assert left == {shard.name for shard in (*index.clips, *index.embeddings)}
 
 
+def test_of_a_pack_of_version_1_the_files_of_embeddings_are_kept(made_tree, out, encoder):
+    """Its journal noted sums of rows, and a hash of the sources alone, as is written here."""
+    path, before = out / ".s2f/pack.journal", [contents(out / name) for name in ("train", "val")]
+    header, *lines = path.read_text().splitlines()
+    for k, line in enumerate(lines):
+        entry = json.loads(line)
+        (note,) = (part for part in entry if isinstance(part, dict))
+        table = "embeddings" if "/embeddings-" in entry[1] else "clips"
+        note["rows"] = {name: sum(each) for name, each in note["rows"].items()}
+        split = made_tree / entry[1].partition("/")[0]
+        digest = hashlib.sha256()
+        for name in note["rows"] if table == "embeddings" else ():
+            for source in sorted((split / name).rglob("*" + layout.EMBEDDING)):
+                at = source.relative_to(split), source.stat().st_size, source.stat().st_mtime_ns
+                digest.update("{}\0{}\0{}\0{}\n".format(name, *at).encode())
+        note["sources"] = digest.hexdigest()
+        lines[k] = json.dumps(entry)
+    path.write_text("\n".join([header, *lines, ""]))
+    n_clips = len(list(out.glob("*/clips-*.npy")))
+    report = make(made_tree, out, encoder)
+    assert (report.made, report.skipped) == (n_clips, len(list(out.glob("*/embeddings-*.npy"))))
+    assert [contents(out / name) for name in ("train", "val")] == before
+
+
 def test_what_cannot_be_used_is_named_and_costs_itself_only(tree, tmp_path, encoder, monkeypatch):
     bad = {
         "train/id0/audios/v0/0.npy": "cannot be read as an array",
-        "train/id2/audios/v0/1.npy": "holds NaN",
+        "train/id2/audios/v0/1.npy": "holds samples that are NaN",
         "train/id2/images/1_embedding.npy": r"\[3\]; wanted an embedding \[8\]",
         "val/id0/images/0_embedding.npy": "not finite in half precision",
         "val/id1": "has 1 files in audios and 0 embeddings",
@@ -189,7 +221,7 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(tree, tmp_path, enco
         "val/id2/audios/pipe.npy": "no regular file",
     }
     (tree / "train/id0/audios/v0/0.npy").write_bytes(b"nothing")
-    np.save(tree / "train/id2/audios/v0/1.npy", np.full(2000, np.nan, np.float32))
+    np.save(tree / "train/id2/audios/v0/1.npy", np.full(20_000, np.nan, np.float32))
     np.save(tree / "train/id2/images/1_embedding.npy", np.zeros(3, np.float32))
     np.save(tree / "val/id0/images/0_embedding.npy", np.full(8, 1e6, np.float32))
     for path in (tree / "val/id1").rglob("*" + layout.EMBEDDING):
@@ -212,10 +244,16 @@ def test_what_cannot_be_used_is_named_and_costs_itself_only(tree, tmp_path, enco
 
 
 def test_what_is_there_is_refused_and_replaced_on_demand(made_tree, out, tmp_path, encoder):
-    with pytest.raises(UsageError, match="is a pack with clip_samples 1600; this one has 800"):
-        make(made_tree, out, encoder, clip_seconds=0.05)
-    make(made_tree, out, encoder, clip_seconds=0.05, overwrite=True)
-    assert Pack(out / "val")[0][0].shape == (800,)
+    with pytest.raises(UsageError, match="is a pack with clip_samples 16000; this one has 8000"):
+        make(made_tree, out, encoder, clip_seconds=0.5)
+    make(made_tree, out, encoder, clip_seconds=0.5, overwrite=True)
+    assert Pack(out / "val")[0][0].shape == (8000,)
+    copy = shutil.copytree(made_tree, tmp_path / "copy")
+    with pytest.raises(UsageError, match=f"is a pack of {made_tree}, not of {copy}"):
+        make(copy, out, encoder, clip_seconds=0.5)
+    make(copy, out, encoder, clip_seconds=0.5, overwrite=True)
+    moved = copy.rename(tmp_path / "moved")
+    assert make(moved, out, encoder, clip_seconds=0.5).made == 0
     other = grow(tmp_path / "other", ["val/clips-00000.npy"], b"mine")
     with pytest.raises(UsageError, match="exists already, and was not made by this command"):
         make(made_tree, other, encoder)
@@ -242,14 +280,14 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from s2f.pack import pack_tree
-pack_tree(Path(sys.argv[1]), Path(sys.argv[2]), face_encoder=Path(sys.argv[3]), clip_seconds=0.1,
-     shard_bytes=4_000, workers=2, progress=lambda *_: (print(flush=True), time.sleep(0.02)))
+pack_tree(Path(sys.argv[1]), Path(sys.argv[2]), face_encoder=Path(sys.argv[3]), clip_seconds=1.0,
+     shard_bytes=40_000, workers=2, progress=lambda *_: (print(flush=True), time.sleep(0.02)))
 """
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made_tree, tmp_path, encoder):
-    make(made_tree, tmp_path / "whole", encoder, shard_bytes=4_000)
+    make(made_tree, tmp_path / "whole", encoder, shard_bytes=40_000)
     for lines in (1, 3, 6, 10):
         out = tmp_path / f"out{lines}"
         command = [sys.executable, "-c", KILLED, made_tree, out, encoder]
@@ -258,7 +296,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made_tree, tmp_path, 
             process.stdout.readline()
         process.kill()
         process.communicate()
-        report = make(made_tree, out, encoder, shard_bytes=4_000)
+        report = make(made_tree, out, encoder, shard_bytes=40_000)
         assert report.skipped > 0 or lines < 10
         assert contents(out) == contents(tmp_path / "whole")
 
@@ -295,7 +333,7 @@ def test_a_file_that_is_missing_or_short_is_found_at_once(out):
 def test_an_index_that_is_not_ours_is_refused(made_pack, tmp_path):
     fields = json.loads((made_pack / "val" / INDEX).read_text())
     for change, why in (
-        ({"version": 9}, "has format version 9; this program reads 1"),
+        ({"version": 9}, "has format version 9; this program reads 1 and 2"),
         ({"clip_samples": 5}, "its SHA-256 is another"),
         ({"identities": 5}, "is damaged"),
     ):
@@ -313,6 +351,29 @@ def test_an_index_that_is_not_ours_is_refused(made_pack, tmp_path):
     assert "it was not finished" in verify_pack(tmp_path).damaged[0].message
 
 
+def test_a_pack_of_version_1_is_read_and_packed_again_knows_its_recordings(
+    made_tree, made_pack, out, encoder
+):
+    """Made by what s2f of before wrote: three values a person, and counts alone in the journal."""
+    for split in ("train", "val"):
+        fields = json.loads((out / split / INDEX).read_text())
+        fields |= {"version": 1, "identities": [person[:3] for person in fields["identities"]]}
+        del fields["sha256"]
+        sha256 = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+        (out / split / INDEX).write_text(json.dumps({**fields, "sha256": sha256}) + "\n")
+        index, now = read_index(out / split), read_index(made_pack / split)
+        assert {person.recordings for person in index.identities} == {None}
+        assert (index.clips, index.embeddings) == (now.clips, now.embeddings)
+    assert not verify_pack(out).damaged
+    (journal,) = out.glob(".s2f/*.journal")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines[1:]:
+        line[4] |= {"sources": "of before", "rows": {k: sum(n) for k, n in line[4]["rows"].items()}}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert make(made_tree, out, encoder).skipped == 0
+    assert contents(out) == contents(made_pack)
+
+
 def test_an_open_pack_is_pickled_without_its_data_and_people_may_lack_clips(made_pack, tmp_path):
     read = Pack(made_pack / "train")
     before = [read[i][0].tolist() for i in range(len(read))]
@@ -326,3 +387,16 @@ def test_an_open_pack_is_pickled_without_its_data_and_people_may_lack_clips(made
     write_pack(tmp_path / "p", [arrays[0]], [arrays[1]], people)
     read = Pack(tmp_path / "p")
     assert [read[i][1] for i in range(3)] == [range(1, 2), range(1, 2), range(3, 4)]
+
+
+def test_silent_clips_are_left_out(tmp_path):
+    """Of 6 s of pause, speech from 6 to 10.1 s, 8 s of pause: the clips of 1 s that hold speech."""
+    speech = noise(4.1, seed=1)
+    store(tmp_path / "a.npy", np.concatenate([np.zeros(96_000), speech, 1e-4 * noise(8)]))
+    plan = ShardPlan("name", "clips", CLIP, tmp_path, (File("a/a.npy", 1, 0),))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.npy").rename(tmp_path / "a/a.npy")
+    note = write_shard(plan, tmp_path / "part")
+    assert (note["rows"], note["failed"]) == ({"a": [4]}, [])
+    wanted = np.rint(speech[: 4 * CLIP] * 32768).reshape(4, CLIP)
+    np.testing.assert_array_equal(np.load(tmp_path / "part"), wanted)

@@ -2,23 +2,30 @@
 
 import base64
 import contextlib
+import http.client
+import http.server
 import importlib.util
 import io
 import json
 import re
 import shutil
 import signal
+import threading
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from command_line import files
-from conftest import write_speech
+from conftest import noise, write_speech
+from recordings import write_av
 from visitors import Server, pixels
 
 from s2f import SpeechToFace
+from s2f.audio import SAMPLE_RATE
 
 CHROMIUM = shutil.which("chromium")
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
@@ -91,6 +98,17 @@ def picture(locator: Any) -> bytes:
     return base64.b64decode(locator.get_attribute("src").partition("base64,")[2])
 
 
+# Drop a file on the field of the tab that is open.
+DROP = """([name, type, content]) => {
+  const carrier = new DataTransfer();
+  const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+  carrier.items.add(new File([bytes], name, {type}));
+  const field = [...document.querySelectorAll('.upload-container')].find(e => e.checkVisibility());
+  for (const event of ['dragenter', 'dragover', 'drop'])
+    field.dispatchEvent(new DragEvent(event, {dataTransfer: carrier, bubbles: true}));
+}"""
+
+
 def press_to(page: Any, wanted: str, most: int = 40) -> None:
     """Go to a button by the tab key alone; whatever has the focus is seen to have it."""
     for _ in range(most):
@@ -132,6 +150,98 @@ def test_a_recording_by_the_keys_alone_gives_the_face_of_its_sound(browser, url,
         assert all(one.get_attribute("alt") for one in page.locator("img:visible").all())
         page.get_by_role("button", name="Record", exact=True).wait_for()  # the field is empty again
         assert not [path for path in temporary.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "way", "press"),
+    [
+        ("r.webm", "video/webm", "drop", "double click"),  # of a browser's recorder: sound alone
+        ("r.mp4", "video/mp4", "choose", "Enter"),
+        ("r.caf", "", "choose", "held"),  # a browser knows no type of it
+    ],
+)
+def test_what_browsers_call_video_is_taken_and_two_presses_are_one_question(
+    browser, url, tmp_path, name, kind, way, press
+):
+    path, samples = tmp_path / name, noise(2)[:, np.newaxis]
+    if path.suffix == ".caf":
+        soundfile.write(path, samples, SAMPLE_RATE)
+    else:
+        sound = {"codec": "libopus", "rate": 48_000} if kind == "video/webm" else {"video": True}
+        write_av(path, np.repeat(samples, 3, axis=0), **sound)
+    asked: list[str] = []
+    with visit(browser, url) as page:
+        page.on("request", lambda request: "/queue/join" in request.url and asked.append("once"))
+        button = page.get_by_role("button", name="Show the face")
+        if way == "choose":
+            upload(page, path)
+        else:
+            page.get_by_role("button", name="Upload file").locator("visible=true").click()
+            page.locator(".upload-container:visible").wait_for()
+            content = base64.b64encode(path.read_bytes()).decode()
+            with page.expect_response(SENT):
+                page.evaluate(DROP, [name, kind, content])
+            page.locator("[role=tabpanel]:visible input[type=file]").wait_for(state="detached")
+        if press == "double click":
+            button.dblclick()
+        elif press == "Enter":
+            button.press("Enter")
+            button.press("Enter")
+        else:  # as a key that repeats
+            button.evaluate("button => {for (let k = 0; k < 5; k++) button.click()}")
+        assert shown(page)
+        page.wait_for_timeout(500)
+        assert asked == ["once"] and page.locator(".s2f-error").count() == 0
+
+
+class Proxy(http.server.ThreadingHTTPServer):
+    """A reverse proxy that has a page under /s2f; it leaves that out of what it asks, or not."""
+
+    def __init__(self, url: str, strips: bool) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                inside = self.path.removeprefix("/s2f")
+                if inside == self.path:
+                    self.send_error(404)
+                    return
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                asking = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc)
+                kept = {n: v for n, v in self.headers.items() if n not in ("Host", "Connection")}
+                asking.request(self.command, inside if strips else self.path, body or None, kept)
+                answer = asking.getresponse()
+                self.send_response_only(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in ("transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.end_headers()
+                while block := answer.read1():
+                    self.wfile.write(block)
+                asking.close()
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_: object) -> None:
+        """A page that was closed hears no more."""
+
+
+def test_behind_a_proxy_all_is_asked_through_it(browser, models):
+    with Server("--json", "--root-path", "/s2f", "--model", models / "demo") as server:
+        own = json.loads(server.said)["url"]
+        for strips in (True, False):
+            with Proxy(own, strips) as proxy:
+                there = f"http://127.0.0.1:{proxy.server_port}/s2f/"
+                with visit(browser, there) as page:  # which fails where another host is asked
+                    upload(page, SPEECH)
+                    page.get_by_role("button", name="Show the face").click()
+                    assert shown(page)
+                proxy.shutdown()
+        server.end(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

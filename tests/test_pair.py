@@ -253,6 +253,21 @@ def test_several_trees_of_a_kind_keep_their_files_apart_and_one_may_hold_both(tm
     assert (left.name, left.why) == ("4.wav", "not in an identity's folder")
 
 
+def test_of_a_recording_in_two_formats_the_preferred_is_linked(tmp_path):
+    """Public scripts for VoxCeleb2 leave 00001.wav beside 00001.m4a."""
+    clips = [f"v/id00012/aaa/{k}.{suffix}" for k in (1, 2) for suffix in ("m4a", "wav")]
+    grow(tmp_path, [*clips, "v/id00012/aaa/3.m4a", "v/list.txt", "f/id00012/1.jpg", "f/id00012/x"])
+    arguments = [tmp_path / "f"], [tmp_path / "v"], tmp_path / "out"
+    with pytest.raises(DatasetError, match=r"v: 2 names have .* \(\.m4a beside \.wav 2\)"):
+        pair_identities(*arguments)
+    with pytest.raises(UsageError, match="'foo' is no suffix of voices"):
+        pair_identities(*arguments, prefer="foo")
+    report = pair_identities(*arguments, prefer=".WAV")
+    assert report.passed_over == {".m4a": 2, ".txt": 1, "": 1}
+    audios = tmp_path / "out/id00012/audios/aaa"
+    assert sorted(path.name for path in audios.iterdir()) == ["1.wav", "2.wav", "3.m4a"]
+
+
 def test_what_cannot_be_paired_is_an_error_but_not_in_a_dry_run(tmp_path):
     grow(tmp_path, ["a/v/ann/1.wav", "b/v/ann/1.wav", "faces/ann/1.jpg", "voices/bob/1.wav"])
     faces, voices, out = [tmp_path / "faces"], [tmp_path / "voices"], tmp_path / "out"

@@ -4,22 +4,27 @@ import dataclasses
 import doctest
 import functools
 import io
+import math
 import operator
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import noise, some_landmarks, write_speech
+from conftest import noise, some_landmarks, write_speech, write_turned
 from PIL import ExifTags, Image
 
 import s2f.pipeline
-from s2f import Face, SpeechToFace, Waveform
+from s2f import Face, SpeechToFace, Waveform, checkpoint
 from s2f.audio import SAMPLE_RATE, clips, read_speech
-from s2f.checkpoint import choose, load_model
+from s2f.checkpoint import Card, choose, load_model
 from s2f.errors import AudioError, CheckpointError, InputError, OutputError, UsageError
-from s2f.spectrogram import spectrogram
+from s2f.face_detection import open_face
+from s2f.images import read_text
+from s2f.speaker_encoder import AttributeEncoder, AttributeEncoderConfig
+from s2f.spectrogram import FRONT_ENDS, spectrogram
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE = REPOSITORY / "examples/speech.wav"
@@ -72,6 +77,17 @@ def test_a_face_is_a_picture_that_says_what_it_is(suffix: str, form: str, tmp_pa
         assert overlay.getpixel((int(x), int(y))) == (255, 80, 60)
 
 
+def test_a_face_names_the_networks_it_was_made_with(model: SpeechToFace, tmp_path: Path) -> None:
+    face = model.decode(np.zeros(8, np.float32))
+    made = {"face_decoder": face, "face_encoder": model.reconstruct(FACE.image, align=False)}
+    made["voice_encoder"] = model.generate(EXAMPLE)
+    for kind, drawn in made.items():
+        drawn.save(tmp_path / "a.png")
+        used = dict.fromkeys((kind, "face_decoder"))
+        said = [f"{k} {model.model.checkpoints[k].sha256[:12]}" for k in used]
+        assert read_text(tmp_path / "a.png")["Networks"] == ", ".join(said)
+
+
 def test_what_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
@@ -109,6 +125,31 @@ def test_a_photo_is_a_file_a_stream_an_image_or_an_array(model: SpeechToFace, ph
             embedding = model.embed_face(given, align=False)
             np.testing.assert_array_equal(embedding, face.embedding)
     assert pixels(model.decode(embedding.tolist())) == pixels(face)
+
+
+def test_a_phone_photo_that_is_framed_already_is_turned_once(
+    model: SpeechToFace, tmp_path: Path
+) -> None:
+    x, y = np.meshgrid(np.arange(224), np.arange(224))
+    upright = Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+    wanted = model.embed_face(upright, align=False)
+    for path in write_turned(tmp_path, upright).values():
+        with Image.open(path) as image, path.open("rb") as stream:
+            for given in (path, stream, image, open_face(path, align=False)):
+                seen = model.embed_face(given, align=False)
+                np.testing.assert_array_equal(seen, wanted)
+
+
+def test_a_photo_in_black_and_white_is_said_to_be(model: SpeechToFace) -> None:
+    x, y = np.meshgrid(np.arange(224), np.arange(224))
+    colours = np.stack([120 + x / 4, 90 + y / 4, 80 + x / 8], axis=-1).astype(np.uint8)
+    grey = Image.fromarray(colours).convert("L")
+    jpeg = io.BytesIO()
+    grey.convert("RGB").save(jpeg, "JPEG", quality=80)
+    for photo in (grey, jpeg, np.asarray(grey)):
+        said = model.reconstruct(photo, align=False).remarks
+        assert sum(text.startswith("is black and white: ") for text in said) == 1
+    assert "black and white" not in " ".join(model.reconstruct(colours, align=False).remarks)
 
 
 def test_only_a_part_is_heard_or_all_but_silence(model: SpeechToFace) -> None:
@@ -176,16 +217,27 @@ def test_embeddings_come_as_soon_as_they_may(model: SpeechToFace, tmp_path: Path
         assert len(list(done)) == 4
 
 
-def test_threads_change_no_bit(demo: SpeechToFace, request: pytest.FixtureRequest) -> None:
+def test_of_a_photo_threads_change_no_bit(
+    demo: SpeechToFace, request: pytest.FixtureRequest
+) -> None:
     # The bundled networks, as tiny ones are computed on one thread anyway.
     request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
-    wanted = demo.generate(EXAMPLE)
+    spoken = demo.generate(EXAMPLE)
+    wanted = demo.reconstruct(spoken.image, align=False)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        face = demo.generate(EXAMPLE)
+        face = demo.reconstruct(spoken.image, align=False)
         assert torch.get_num_threads() == threads
         np.testing.assert_array_equal(face.embedding, wanted.embedding)
         assert pixels(face) == pixels(wanted)
+        assert pixels(demo.decode(spoken.embedding)) == pixels(spoken)
+        # Speech on as many threads: the same. On others the convolutions may round otherwise, which
+        # moves an embedding by some 1e-6 of its norm and few values of a face by a level.
+        face, again = demo.generate(EXAMPLE), demo.generate(EXAMPLE)
+        np.testing.assert_array_equal(face.embedding, again.embedding)
+        assert pixels(face) == pixels(again)
+        np.testing.assert_allclose(face.embedding, spoken.embedding, atol=1e-3)
+        assert np.abs(values(face) - values(spoken)).max() <= 2
 
 
 def test_a_morph_goes_from_one_face_to_another(model: SpeechToFace) -> None:
@@ -200,6 +252,24 @@ def test_a_morph_goes_from_one_face_to_another(model: SpeechToFace) -> None:
     for bad in (np.zeros(7), np.zeros((1, 8)), np.full(8, np.nan), []):
         with pytest.raises(UsageError, match="cannot be drawn"):
             model.decode(bad)
+
+
+def test_what_is_hardly_a_face_is_remarked_on(demo: SpeechToFace) -> None:
+    face = demo.generate(EXAMPLE)
+    again = demo.reconstruct(face.image, align=False)
+    assert face.remarks == again.remarks == demo.decode(face.embedding).remarks == ()
+    squares = Image.fromarray(np.kron(SMOOTH, np.ones((32, 32, 1), np.uint8)))  # no face at all
+    upside_down = face.image.rotate(180)
+    for picture in (squares, upside_down):
+        (said,) = demo.reconstruct(picture, align=False).remarks
+        assert re.match(r"lies far from the faces that demo knows: [2-9]\.\d deviations", said)
+    far, outside = demo.decode(100 * face.embedding).remarks
+    assert far.startswith("lies far from") and "landmarks lie outside the frame" in outside
+    for bad in (1e300 * np.ones(1024), "face", [[1], [1, 2]]):
+        with pytest.raises(UsageError, match="cannot be drawn"):
+            demo.decode(bad)
+    with pytest.raises(UsageError, match="too far off to be drawn"):
+        demo.decode(1e4 * face.embedding)
 
 
 def test_one_file_may_take_another_place(model: SpeechToFace, bundled: Path, speech: Path) -> None:
@@ -228,6 +298,9 @@ def test_half_precision_draws_nearly_the_same_face(demo: SpeechToFace) -> None:
 
 
 def test_values_that_are_not_finite_are_no_face(model: SpeechToFace, speech: Path) -> None:
+    model.model.checkpoints["face_decoder"].network.mean_landmarks.fill_(float("inf"))
+    with pytest.raises(CheckpointError, match="draws a face that is not finite in fp32"):
+        model.generate(speech)
     model.model.checkpoints["voice_encoder"].network.embedding.weight.fill_(float("inf"))
     with pytest.raises(CheckpointError, match="not finite in fp32"):
         model.generate(speech)
@@ -243,3 +316,29 @@ def test_the_examples_of_the_interface_are_true(monkeypatch: pytest.MonkeyPatch)
 def test_cpu_and_gpu_draw_the_same_face(bundled: Path, speech: Path) -> None:
     cpu, cuda = (SpeechToFace.load(device=name).generate(speech) for name in ("cpu", "cuda"))
     assert np.abs(values(cpu) - values(cuda)).max() < 2
+
+
+@pytest.mark.parametrize(
+    ("male", "voice", "said"),
+    [
+        (4.0, 4.0, None),
+        (-4.0, 4.0, None),
+        (0.5, 4.0, "does not tell the sex (62% sure)"),  # the logistic function of 0.5
+        (4.0, -1.0, "sounds like no voice: one is 27% likely"),  # that of -1
+    ],
+)
+def test_what_is_said_of_a_voice_comes_with_the_face(bundled, tmp_path, male, voice, said):
+    config = AttributeEncoderConfig(layers=1, width=4, timbre=1, hidden=2, embedding=8)
+    encoder = AttributeEncoder(config)
+    encoder.said.weight.data.zero_()
+    encoder.said.bias.data = torch.tensor([0.0, male, -99.0, voice, math.log(180), 0.0])
+    path = tmp_path / "voice.safetensors"
+    space = checkpoint.load(bundled / "demo/face_encoder.safetensors", "face_encoder")
+    how = {"embedding_space": space.embedding_space, "front_end": FRONT_ENDS["speaker"]}
+    checkpoint.save(path, encoder, card=Card("says"), **how)
+    face = SpeechToFace.load(device="cpu", files={"voice_encoder": path}).generate(EXAMPLE)
+    likely = {"male": male, "voice": voice}
+    expected = {name: 1 / (1 + math.exp(-logit)) for name, logit in likely.items()}
+    assert face.voice == pytest.approx(expected | {"pitch_hz": 180}, rel=1e-4)
+    remarks = [text for text in face.remarks if "sex" in text or "no voice" in text]
+    assert bool(remarks) == bool(said) and all(text.startswith(said) for text in remarks)

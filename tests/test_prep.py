@@ -149,12 +149,34 @@ def test_outputs_in_one_place_are_refused_before_any_work(tree):
     for path, why in (
         ("y.out/deep/er/z.txt", r"y\.out: would be made of y\.txt, and be a folder"),
         ("y.out/z.txt", r"y\.out: would be made of y\.txt, and be a folder"),
-        ("a/1.text", r"a/1\.out: would be made of both a/1\.te?xt and"),
+        ("a/1.text", r"in: 1 name has more than one file \(\.text beside \.txt 1\), such as a/1\."),
     ):
         grow(tree / "in", ["y.txt", path])
         with pytest.raises(DatasetError, match=why):
             prepare(tree)
     assert (made(tree), contents(tree / "out")) == ([], {})
+
+
+def test_of_sources_of_one_name_all_are_counted_and_one_is_chosen(tree):
+    """Notes, too, are of one of them: a voice that counts twice is weighed twice."""
+    grow(tree / "in", ["a/1.text", "b/1.text", "b/2.text"])
+    for step in ({"has_twins": True}, {"has_twins": True, "rename": None}):
+        with pytest.raises(
+            DatasetError, match=r"2 names have .* \(\.text beside \.txt 2\)"
+        ) as caught:
+            prepare(tree, step=step)
+        assert caught.value.hint == "give --prefer txt or --prefer text"
+        report = prepare(tree, step=step, prefer=".TXT" if "rename" in step else "txt")
+        assert (report.made, report.passed_over) == (4, {".text": 2})
+    assert contents(tree / "out")["a/1.out"] == "TEXT A/1"
+    assert contents(tree / "out")["b/2.out"] == "B/2.TEXT"
+    with pytest.raises(UsageError, match="'wav' is no suffix of texts"):
+        prepare(tree, prefer="wav")
+    grow(tree / "in", ["a/1.TXT"])
+    step = {"has_twins": True, "wants": lambda name: name.lower().endswith(".txt")}
+    with pytest.raises(DatasetError, match="1 name has more than one file") as caught:
+        prepare(tree, step=step, prefer="txt")
+    assert caught.value.hint == "rename or remove all but one of each name"
 
 
 def test_one_file_may_be_the_source_and_only_if_told_replaces_anothers(tree):
@@ -170,6 +192,88 @@ def test_one_file_may_be_the_source_and_only_if_told_replaces_anothers(tree):
     for source, message in (("nothing", "does not exist"), ("empty", "holds no texts")):
         with pytest.raises(DatasetError, match=message):
             prepare(tree, source=source)
+
+
+def test_files_of_one_path_below_two_folders_never_replace_each_other_untold(tree):
+    grow(tree / "other", ["a/1.txt", "c/1.txt"])
+    prepare(tree)
+    (tree / "in/a/1.txt").write_text("one")
+    (tree / "other/a/1.txt").write_text("two")  # of equal size, and time
+    for path in ("in/a/1.txt", "other/a/1.txt"):
+        os.utime(tree / path, (1, 1))
+    outputs = {"a/1.out": "ONE", "a/2.out": "TEXT A/2", "b/1.out": "TEXT B/1"}
+    assert (prepare(tree).made, contents(tree / "out")) == (1, outputs)
+    for settings in ({"loud": True}, {"loud": False}):
+        report = prepare(tree, source="other", step={"settings": settings})
+        (failure,) = report.failed
+        assert isinstance(failure.error, UsageError) and report.made == 1
+        wanted = f"was made of {tree / 'in/a/1.txt'}, not of {tree / 'other/a/1.txt'}"
+        assert wanted in failure.error.message and "--overwrite" in failure.error.hint
+    assert contents(tree / "out")["a/1.out"] == "ONE"
+    assert prepare(tree, source="other", overwrite=True).failed == ()
+    assert contents(tree / "out")["a/1.out"] == "TWO"
+    assert len(prepare(tree).failed) == 1  # now it is of the other
+
+
+def test_two_files_of_one_folder_and_one_name_do_not_replace_each_other_either(tree):
+    grow(tree / "in", ["a/1.text"])
+    assert prepare(tree, source="in/a/1.txt").made == 1
+    (failure,) = prepare(tree, source="in/a/1.text").failed
+    assert "1.out: was made of" in failure.error.message
+    assert contents(tree / "out") == {"1.out": "TEXT A/1"}
+    assert prepare(tree, source="in/a", prefer="text").made == 2  # chosen by name
+    assert contents(tree / "out")["1.out"] == "A/1.TEXT"
+    (tree / "in/a/1.text").rename(tree / "in/a/1.x.txt")
+    assert prepare(tree, source="in/a/1.txt").made == 1  # the other is gone
+
+
+def test_a_tree_that_was_moved_or_copied_is_up_to_date(tree):
+    prepare(tree)
+    before = everything(tree / "out")
+    shutil.copytree(tree / "in", tree / "copy")
+    (tree / "link").symlink_to("in")
+    for source in ("copy", "link", "in"):
+        assert prepare(tree, source=source).skipped == 3
+    (tree / "in").rename(tree / "moved")
+    shutil.rmtree(tree / "copy")
+    assert prepare(tree, source="moved").skipped == 3
+    (tree / "new").mkdir()
+    for name in ("moved", "out"):  # both together
+        (tree / name).rename(tree / "new" / name)
+    report = prepare(tree, "new/out", source="new/moved")
+    assert (report.skipped, report.stale) == (3, ())
+    assert {path: before[path] for path in before if path.suffix == ".out"} == {
+        path: data for path, data in everything(tree / "new/out").items() if path.suffix == ".out"
+    }
+    journal = tree / "new/out/.s2f/shout.journal"  # of an earlier version, without folders
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert {line[5] for line in lines[1:]} == {"../moved/*.txt"}
+    journal.write_text("\n".join(map(json.dumps, [lines[0], *(x[:4] for x in lines[1:])])) + "\n")
+    assert prepare(tree, "new/out", source="new/moved").skipped == 3
+
+
+def test_a_source_that_went_bad_or_away_is_told_with_its_old_output(tree):
+    prepare(tree)
+    (tree / "in/a/1.txt").write_text("bad")
+    (tree / "in/a/2.txt").unlink()
+    (tree / "in/new.txt").write_text("bad")
+    for _ in range(2):
+        report = prepare(tree)
+        assert (len(report.failed), report.stale) == (2, ("a/1.out", "a/2.out"))
+    assert contents(tree / "out")["a/1.out"] == "TEXT A/1"  # kept
+    assert prepare(tree, source="in/b").stale == ()  # a part of it says nothing of the rest
+    assert prepare(tree, source="in/b/1.txt").stale == ()
+    (tree / "out/a/2.out").unlink()
+    (tree / "in/a/1.txt").write_text("good")
+    assert prepare(tree).stale == ()
+    notes = {"rename": None}
+    (tree / "in/a/1.txt").write_text("long text")
+    assert prepare(tree, "notes", step=notes).notes == {"a/1.txt": {"length": 9}}
+    (tree / "in/b/1.txt").unlink()
+    (tree / "in/a/1.txt").write_text("bad")
+    for gone in (("b/1.txt",), ()):  # told once: nothing stands there
+        report = prepare(tree, "notes", step=notes)
+        assert (report.notes, report.stale) == ({}, gone)
 
 
 def test_sources_are_replaced_only_if_told_and_only_once(tree):
@@ -206,6 +310,25 @@ def test_a_kill_before_or_after_a_source_is_replaced_makes_it_once(tree, monkeyp
     assert contents(tree / "in") == outputs
 
 
+def test_made_kept_failed_and_passed_over_are_all_files(tree):
+    grow(tree / "in", ["c/1.heic", "c/2.HEIC", "readme", ".hidden.heic"])
+    (tree / "in/a/1.txt").write_text("bad")
+    beside = {"rename": lambda path: f"{path.rpartition('.')[0]}.out"}
+    for out in ("out", "in/out", "in"):
+        for _ in range(2):  # what was made beside its sources is made, and not passed over
+            report = prepare(tree, out, step=beside)
+            assert (report.made + report.skipped, len(report.failed)) == (2, 1)
+            assert report.passed_over == {".heic": 2, "": 1}
+        shutil.rmtree(tree / "in/out", ignore_errors=True)
+    grow(tree / "in", ["by_hand.out"])
+    assert prepare(tree, "in", step=beside).passed_over == {".heic": 2, "": 1, ".out": 1}
+    assert prepare(tree, "in", source="in/b/1.txt", step=beside).passed_over == {}
+    shutil.rmtree(tree / "in/a")
+    shutil.rmtree(tree / "in/b")
+    with pytest.raises(DatasetError, match=r"in: holds no texts; passed over: \d \(.*\.heic 2"):
+        prepare(tree)
+
+
 def test_a_step_may_make_notes_only(tree):
     (tree / "in/a/2.txt").write_text("long text")
     for out in ("out", "in/a"):  # inside, too, they are of all the tree
@@ -215,6 +338,9 @@ def test_a_step_may_make_notes_only(tree):
     assert contents(tree / "out") == {}
     for _ in range(2):
         assert prepare(tree).notes == {"a/2.out": {"length": 9}}
+    (tree / "in/a/2.txt").unlink()
+    stale = [prepare(tree, step={"rename": None}).stale for _ in range(2)]
+    assert "a/2.txt" in stale[0] and stale[1] == ()  # told once
 
 
 def test_a_net_gets_batches_and_may_refuse_one_or_all_and_a_full_disk_ends_the_run(tree):
@@ -384,4 +510,4 @@ def test_a_line_that_cannot_be_written_is_named_once(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.entries.get("0.npy") == ("start", 10, 111, None)
+        assert journal.entries.get("0.npy") == ("start", 10, 111, None, "")

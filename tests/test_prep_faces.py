@@ -3,12 +3,13 @@
 import dataclasses
 import importlib.util
 import pickle
+from importlib.util import find_spec as find
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODER, write_photo
+from conftest import ENCODER, write_photo, write_turned
 from face_trees import Found
 from PIL import Image
 
@@ -75,6 +76,36 @@ def test_a_photo_of_the_size_is_a_copy_only_if_it_is_stored_as_it_would_be(tmp_p
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(errors.ImageError, match=r"a\.png: cannot be read"):
         make(resize_step(64), tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("how", ["exif", "comment", "profile", "behind", "webp xmp"])
+def test_a_photo_of_the_size_is_no_copy_if_something_is_stored_beside_its_pixels(tmp_path, how):
+    source = tmp_path / ("a.webp" if how.startswith("webp") else "a.jpg")
+    bare, exif = gradient(64, 64), Image.Exif()
+    exif[0x8825] = {2: (48.0, 51.0, 30.0)}  # where it was taken
+    beside = {
+        "exif": {"exif": exif},
+        "comment": {"comment": "secret"},
+        "profile": {"icc_profile": b"secret"},
+        "webp xmp": {"xmp": b"secret"},
+    }
+    bare.save(source, quality=95, **beside.get(how, {}))
+    if how == "behind":
+        source.write_bytes(source.read_bytes() + b"a film")
+    made = make(resize_step(64), source)
+    assert len(made.read_bytes()) != len(source.read_bytes())
+    assert not {"secret", "film"} & set(made.read_text("latin-1").split("\0"))
+    with Image.open(made) as seen:
+        assert not seen.getexif() and not {"comment", "icc_profile", "xmp"} & set(seen.info)
+
+
+def test_pictures_that_are_not_written_become_png_and_hide_none_of_the_same_name():
+    for step in (resize_step(), faces_step("dlib")) if all(map(find, DLIB)) else (resize_step(),):
+        names = ["a.jpg", "a.tif", "a.avif", "b/a.HEIC", "a.jfif"]
+        assert [step.rename(name) for name in names] == [
+            *("a.jpg", "a.tif.png", "a.avif.png", "b/a.HEIC.png", "a.jfif")
+        ]
+        assert all(map(step.wants, names)) and not step.wants("a.txt")
 
 
 def scene(photo, turn, zoom, x, y, size):
@@ -164,6 +195,59 @@ def test_each_photo_gets_its_own_result_or_error(tmp_path, build, suffix, detect
 
 
 @pytest.mark.usefixtures("net")
+def test_a_phone_photo_is_turned_once_by_every_step(encoder, tmp_path):
+    """EXIF's eight orientations: what is made is that of the upright photo, to the bit."""
+    upright, size = gradient(640, 500), 64
+    upright.save(tmp_path / "upright.png")
+    steps = [resize_step(size), faces_step("dlib"), landmarks_step("dlib")]
+    read = embeddings_step(encoder, "cpu").work
+    for path in write_turned(tmp_path, upright).values():
+        for step in steps:
+            made, wanted = (
+                make(step, one).read_bytes() for one in (path, tmp_path / "upright.png")
+            )
+            assert made == wanted
+        assert np.array_equal(read(path, path), read(tmp_path / "upright.png", path))
+        items = [faces_step("face-alignment").work(path, path)]
+        assert items[0][1].tobytes() == np.asarray(upright).tobytes()
+    small = gradient(size, size)
+    small.save(tmp_path / "upright.png")
+    for path in write_turned(tmp_path, small).values():  # of the size already
+        made, wanted = (
+            make(steps[0], one).read_bytes() for one in (path, tmp_path / "upright.png")
+        )
+        assert made == wanted
+
+
+@pytest.mark.usefixtures("net")
+def test_a_network_gets_all_of_a_large_photo_in_which_it_found_nothing(tmp_path, monkeypatch):
+    searched = []
+
+    class Small(Found):
+        """Sees a face only in a picture of more than 2048 pixels; 5000 are too many for it."""
+
+        def __call__(self, pictures):
+            searched.extend(picture.shape for picture in pictures)
+            if searched[-1][1] == 5000:
+                raise MemoryError
+            found = super().__call__(pictures)
+            return [f if p.shape[1] > 2048 else [] for f, p in zip(found, pictures, strict=True)]
+
+    monkeypatch.setattr(prep_faces, "load_detector", lambda *name_and_device: Small())
+    step = faces_step("face-alignment")
+    sizes = {"large": (4096, 1024), "whole": (2048, 512), "huge": (5000, 100), "gone": (4096, 512)}
+    for name, size in sizes.items():
+        Image.new("RGB", size, (10, 0, 0)).save(tmp_path / f"{name}.png")
+    read = [step.work(tmp_path / f"{name}.png", tmp_path) for name in sizes]
+    (tmp_path / "gone.png").unlink()
+    large, whole, huge, gone = step.net(read)
+    for error, why in ((whole, "no face"), (huge, "more memory"), (gone, "no such file")):
+        assert isinstance(error, errors.ImageError) and why in str(error)
+    assert large.size == (224, 224) and large.getpixel((100, 100)) == (10, 0, 0)
+    assert [shape[1] for shape in searched] == [2048, 2048, 2048, 2048, 4096, 5000]
+
+
+@pytest.mark.usefixtures("net")
 def test_steps_know_what_their_outputs_depend_on_and_a_net_gets_bounded_pictures(tmp_path):
     for detector in ("dlib", "face-alignment"):
         for step in (faces_step(detector), landmarks_step(detector)):
@@ -172,8 +256,8 @@ def test_steps_know_what_their_outputs_depend_on_and_a_net_gets_bounded_pictures
     assert landmarks_step("dlib").rename("id/a.b.jpg") == "id/a.b_landmarks.npy"
     assert faces_step("dlib").rename("id/a.b.JPG") == "id/a.b.JPG"
     gradient(5000, 200).save(tmp_path / "a.jpg")
-    source, picture = faces_step("face-alignment").work(tmp_path / "a.jpg", tmp_path)
-    assert source == str(tmp_path / "a.jpg") and picture.shape == (82, 2048, 3)
+    source, picture, is_copy = faces_step("face-alignment").work(tmp_path / "a.jpg", tmp_path)
+    assert source == str(tmp_path / "a.jpg") and picture.shape == (82, 2048, 3) and is_copy
 
 
 @pytest.fixture

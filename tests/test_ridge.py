@@ -41,6 +41,13 @@ def layers(hidden):
     return network.requires_grad_(False)
 
 
+def one_layer():
+    torch.manual_seed(0)
+    network = nn.Linear(6, 3)
+    solve_last_layers(summed(500), X[:500], Y[:500], None, network)
+    return network.requires_grad_(False)
+
+
 def best():
     """Predictions of the ridge that does best on the first 500."""
     solved = [summed(500).solve(ridge) for ridge in RIDGES]
@@ -60,6 +67,7 @@ def test_the_shift_keeps_all_that_is_seen_clear_of_the_relu_and_is_whole(hidden)
 @pytest.mark.parametrize("hidden", [1, 2])
 def test_few_values_between_are_the_ways_in_which_predictions_vary_most(hidden):
     torch.testing.assert_close(layers(3)(X), best(), atol=1e-3, rtol=1e-4)  # all of them
+    torch.testing.assert_close(one_layer()(X), best(), atol=1e-3, rtol=1e-4)
     predicted, found = best().double(), layers(hidden)(X).double()
     mean = predicted.mean(0)
     _, _, v = torch.linalg.svd(predicted - mean, full_matrices=False)

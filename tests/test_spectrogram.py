@@ -18,7 +18,7 @@ from s2f.audio import SAMPLE_RATE
 from s2f.errors import DatasetError, DependencyError
 from s2f.spectrogram import FRONT_ENDS, FrontEnd, RunningMoments, moments, spectrogram
 
-KINDS = ("paper", "seed", "log_mel", "ast")
+KINDS = ("paper", "seed", "log_mel", "ast", "speaker")
 
 
 def spectrogram_of(waveform: np.ndarray, front_end: FrontEnd) -> np.ndarray:
@@ -54,6 +54,7 @@ def test_a_tone_lies_in_the_row_that_is_foretold(kind, hertz):
 
 def test_presets_have_the_shapes_of_the_published_models_and_an_impossible_one_is_refused():
     shapes = {"paper": (2, 257, 598), "seed": (2, 257, 601), "ast": (1, 128, 1024)}
+    shapes["speaker"] = (1, 40, 622)
     for name, f in FRONT_ENDS.items():
         assert (f.n_channels, f.n_freqs, f.n_frames(f.clip_samples)) == shapes[name]
     for wrong in (("mfcc",), ("seed", 399), ("ast", 400, 0.0, 0.0)):
@@ -126,6 +127,31 @@ def test_ast_is_what_transformers_extracts(gain):
     np.testing.assert_allclose(ours.T, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("gain", [1e-3, 1.0, 5.0])
+def test_speaker_is_librosas_mel_spectrogram_at_one_loudness(gain):
+    """librosa in float64, of the waveform brought to -30 dBFS by hand, whatever loudness it has."""
+    waveform = gain * noise(99_360).astype(np.float64)
+    waveform[40_000:60_000] = 0
+    level = waveform * 10 ** (-30 / 20) / np.sqrt(np.mean(waveform**2))
+    sizes = {"n_fft": 400, "hop_length": 160, "n_mels": 40}
+    expected = librosa.feature.melspectrogram(y=level, sr=SAMPLE_RATE, **sizes)
+    ours = spectrogram_of(waveform, FRONT_ENDS["speaker"])[0]
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-12)
+    single = spectrogram_of(waveform.astype(np.float32), FRONT_ENDS["speaker"])[0]
+    np.testing.assert_allclose(single, expected, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize(
+    ("n", "frames"),  # by hand: 77 frames a step, 120 frames of speech make a window of 160
+    [(400, 160), (25_599, 160), (25_600, 161), (31_519, 197), (31_520, 237), (37_920, 238)],
+)
+def test_speaker_fills_a_last_window_that_is_three_quarters_full(n, frames):
+    ours = spectrogram_of(noise(n), FRONT_ENDS["speaker"])[0]
+    assert ours.shape == (40, frames)
+    reached = -(-(n + 200) // 160)  # frames that a sample lies in
+    assert ours[:, : min(frames, reached)].any(axis=0).all() and not ours[:, reached:].any()
+
+
 def test_a_negative_zero_from_an_fft_does_not_turn_the_phase(monkeypatch):
     spectrum = torch.complex(torch.tensor([[[-1.0, -0.0]]]), torch.tensor([[[-0.0, -0.0]]]))
     monkeypatch.setattr(torch.fft, "rfft", lambda *_, **__: spectrum)
@@ -143,7 +169,7 @@ def test_silence_stays_silent_gradients_finite_in_it_and_autocast_coarsens_nothi
     assert waveforms.grad.isfinite().all() and waveforms.grad.any()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(spectrogram(waveforms, FrontEnd(kind)), expected)
-    for zero in (0.0, -0.0) if kind in ("paper", "seed") else ():
+    for zero in (0.0, -0.0) if kind in ("paper", "seed", "speaker") else ():
         assert not spectrogram(torch.full((1, 4000), zero), FrontEnd(kind)).any()
 
 

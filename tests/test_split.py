@@ -100,6 +100,11 @@ def test_a_killed_run_is_finished_by_the_same_run(link, tree, tmp_path, monkeypa
     [
         (["loose.jpg"], DatasetError, "no identity"),
         (["train/a/1", "val/b/1"], UsageError, "split already"),
+        (
+            ["id1/1", "wav/id2/1", "dev/1"],
+            DatasetError,
+            "tree: 'dev', 'wav' are parts of a data set",
+        ),
         *((two, DatasetError, "two spellings") for two in (["é/1", "e\u0301/1"], ["Al/1", "al/1"])),
     ],
 )

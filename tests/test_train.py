@@ -55,9 +55,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, at):
         train(LineTask().in_stages(), tmp_path / name, plan, device=CPU, **how)
 
     run("whole")
+    before = {*multiprocessing.active_children()}  # of other tests
     with pytest.raises(Killed) as kept:  # the loop's frames, which must not keep its processes
         run("killed", 1, progress=killing(at))
-    assert not multiprocessing.active_children() and kept.tb
+    assert before.issuperset(multiprocessing.active_children()) and kept.tb
     run("killed")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
@@ -93,12 +94,13 @@ def test_a_reading_process_that_dies_is_told_with_a_cure(tmp_path):
 
 def test_an_interruption_ends_the_solving_too(tmp_path):
     class Solved(LineTask):
-        def finish(self, batches: Callable[[int], Iterator[Item]]) -> bool:
+        solves = True
+
+        def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:
             for number, _ in enumerate(batches(10)):
                 if number == 2 and asked:
                     asked.clear()
                     signal.raise_signal(signal.SIGTERM)
-            return True
 
     asked = [True]
     with pytest.raises(KeyboardInterrupt):
@@ -107,6 +109,56 @@ def test_an_interruption_ends_the_solving_too(tmp_path):
         train(Solved(), tmp_path / name, config(), device=CPU)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     assert history(tmp_path / "whole")[-1]["solved"] is True
+
+
+def values(path: Path) -> list[float]:
+    tensors = safetensors.torch.load_file(path)
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)]).tolist()
+
+
+@pytest.mark.parametrize(("moved", "kept"), [(0.0, True), (9.0, False)])
+def test_the_best_is_the_best_in_validation_whatever_is_solved_for(tmp_path, moved, kept):
+    """The rate is so large that the last step is not the best; what is solved moves the bias."""
+
+    class Solved(LineTask):
+        solves = True
+
+        def finish(self, batches: object) -> None:
+            found.extend(torch.cat([p.detach().flatten() for _, p in self.ordered()]).tolist())
+            self.network[2].bias.data += moved
+
+        def ordered(self) -> list[tuple[str, nn.Parameter]]:
+            return sorted(self.network.named_parameters())
+
+    found: list[float] = []
+    notes: list[str] = []
+    plan, parts = config(steps=40, every=2, lr=0.5), Solved(dropout=0.0)
+    result = train(parts, tmp_path, plan, device=CPU, note=notes.append)
+    *steps, solved = history(tmp_path)
+    best = min(steps, key=lambda record: record["val"]["mse"])
+    assert best["step"] < 40 and solved["solved"] and solved["kept"] is kept
+    # It is solved for in the network that was best, and this is in best.safetensors.
+    unsolved = tmp_path / "unsolved"
+    plain = train(LineTask(dropout=0.0), unsolved, plan, device=CPU)
+    assert plain.step == best["step"] and found == values(plain.best)
+    if kept:
+        assert solved["val"] == best["val"] == result.losses and not notes
+        assert not (tmp_path / "solved").exists()
+    else:
+        assert solved["val"]["mse"] > 2 * best["val"]["mse"] and result.losses == best["val"]
+        assert (
+            f"worse in validation ({solved['val']['mse']:.6g}) than step {best['step']}" in notes[0]
+        )
+        far = values(tmp_path / "solved/best.safetensors")
+        assert max(a - b for a, b in zip(far, found, strict=True)) == pytest.approx(9)
+    assert values(result.best) == found and (result.step == best["step"]) is not kept
+    assert train(Solved(), tmp_path, plan, device=CPU) == result  # nothing is left to do
+    # A run that was stopped knows the best as well.
+    with pytest.raises(Killed):
+        train(Solved(dropout=0.0), tmp_path / "killed", plan, device=CPU, progress=killing(35))
+    train(Solved(dropout=0.0), tmp_path / "killed", plan, device=CPU)
+    for file in ("best.safetensors", "last/state.safetensors", "history.jsonl"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
 
 
 def test_a_training_that_diverges_names_the_item_and_keeps_the_last_state(tmp_path):
@@ -161,6 +213,13 @@ def test_a_config_that_cannot_run_is_refused(name):
         config(**{name: (wrong | {"betas": (0.9, 1.0)})[name]})
 
 
+def test_what_is_clipped_where_nothing_is_said_follows_eps():
+    assert [config(eps=eps).clip for eps in (1e-8, 9e-5, 1e-4, 1e-3)] == [5.0, 5.0, 0.0, 0.0]
+    assert config(eps=1e-4, clip=3.0).clip == 3.0 and config(clip=0.0).clip == 0.0
+    with pytest.raises(UsageError, match=r"clip -1\.0: wanted a number above 0, or 0"):
+        config(clip=-1.0)
+
+
 def test_what_starts_later_is_frozen_until_then(tmp_path):
     class Late(LineTask):
         def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
@@ -185,21 +244,22 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     assert train(LineTask(), tmp_path, plan, device=CPU) == result  # nothing is left to do
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("adam", 1), ("adamw", 4)])
-def test_a_step_is_the_optimizers_of_the_whole_batch(tmp_path, kind, parts):
+@pytest.mark.parametrize(("kind", "parts", "clip"), [("adam", 1, 0.1), ("adamw", 4, 0.0)])
+def test_a_step_is_the_optimizers_of_the_whole_batch(tmp_path, kind, parts, clip):
     # The same step by hand, in plain torch; the second layer has a quarter of the learning rate.
     task, plain = LineTask(dropout=0.0), LineTask(dropout=0.0).network
     shares = {0: 1.0, 2: 0.25}
     task.groups = [Group(list(task.network[k].parameters()), lr=s) for k, s in shares.items()]
     rule = {"betas": (0.5, 0.999), "eps": 1e-4}
-    plan = config(steps=1, batch_size=16, accumulate=parts, optimizer=kind, clip=0.1, **rule)
+    plan = config(steps=1, batch_size=16, accumulate=parts, optimizer=kind, clip=clip, **rule)
     train(task, tmp_path, plan, device=CPU)
     make = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
     groups = [{"params": plain[k].parameters(), "lr": 0.02 * s} for k, s in shares.items()]
     optimizer = make(groups, weight_decay=1e-4, **rule)
     x = torch.arange(16)[:, None] / 16
     (plain(x) - (2 * x + 1)).square().mean().backward()
-    nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+    norm = nn.utils.clip_grad_norm_(plain.parameters(), clip or 1e9)
+    assert norm > 1  # or there was nothing to clip
     optimizer.step()
     for mine, theirs in zip(task.network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)

@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from conftest import noise
 from hypothesis import given
 from hypothesis import strategies as st
 from packs import write_pack
@@ -18,6 +19,8 @@ from PIL import Image
 from task_checks import batch_of
 from torch.utils.data import DataLoader
 
+from s2f import voice_data
+from s2f.audio import check_waveform
 from s2f.dataloader import Key, plan_steps
 from s2f.embeddings import Maker
 from s2f.errors import CheckpointError, DatasetError, UsageError
@@ -101,8 +104,8 @@ def opened(folder, sampling=HUNDRED, maker=COLOURS, space="space"):
 
 @pytest.fixture
 def packed(tmp_path):
-    """A pack of 3 clips of 100 samples, 0, 1, ..., of two people."""
-    clips = np.arange(300, dtype=np.int16).reshape(3, 100)
+    """A pack of 3 clips of 100 samples, 1000, 1001, ..., of two people."""
+    clips = np.arange(1000, 1300, dtype=np.int16).reshape(3, 100)
     faces = np.array([[1, 2], [3, 4], [5, 6]], np.float16)
     write_pack(tmp_path / "p", [clips], [faces], [("a", 2, 1), ("b", 1, 2)])
     return tmp_path / "p"
@@ -110,7 +113,7 @@ def packed(tmp_path):
 
 @pytest.mark.parametrize("kind", ["tree", "pack"])
 def test_share_and_seed_decide_what_is_heard(tmp_path, packed, kind):
-    tree = one_voice(tmp_path / "tree", np.arange(300, dtype=np.int16))
+    tree = one_voice(tmp_path / "tree", np.arange(9000, dtype=np.int16))
     folder = {"tree": tree, "pack": packed}[kind]
     voices = opened(folder, Sampling(100, 25), MAKER)
     for share, n in ((0.0, 25), (0.5, 50), (1.0, 100)):
@@ -122,9 +125,71 @@ def test_share_and_seed_decide_what_is_heard(tmp_path, packed, kind):
 
 
 def test_what_cannot_be_heard_is_named(tmp_path):
-    for samples, why in ((np.zeros((2, 5)), "holds float64 values"), (np.full(9, np.inf), "inf")):
-        with pytest.raises(DatasetError, match=rf"0\.npy: .*{why}"):
-            opened(one_voice(tmp_path / why, samples), maker=MAKER)[Key(0, 0)]
+    sound = noise(2)
+    pause = np.where(np.arange(32_000) < 31_000, np.float32(0), sound)  # all but 0.06 s
+    for k, (samples, why) in enumerate(
+        (
+            (np.zeros((2, 5)), "holds float64 values"),
+            (np.zeros(7999, np.int16), r"lasts 0\.50 s; wanted 0\.5 s or more"),
+            (np.full(9000, np.inf), "samples that are NaN or infinite"),
+            (np.append(sound, np.nan), "samples that are NaN or infinite"),
+            (np.append(sound, 1e30), r"up to 1e\+30; wanted -1 to 1"),
+            (20_000 * sound, r"up to [345]\d\d\d\.?\d*; wanted -1 to 1"),
+            (np.zeros(16_000, np.int16), "only silence"),
+            (np.ones(16_000, np.int16), "only silence"),  # rounded without a factor of 32768
+            (pause, r"hardly any sound: 0\.\d+ of 2\.0 s"),
+        )
+    ):
+        voices = opened(one_voice(tmp_path / str(k), samples), Sampling(40_000), MAKER)
+        (error,) = voices.broken  # before a step
+        with pytest.raises(DatasetError, match=rf"0\.npy: .*{why}") as raised:
+            voices[Key(0, 0)]
+        assert str(error) == str(raised.value)
+        assert ("divide by 32768" in error.hint) == ("wanted -1 to 1" in error.message)
+
+
+def test_of_a_large_tree_the_middles_are_looked_at_and_the_rest_when_it_is_read(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(voice_data, "CHECKED_SAMPLES", 4000)
+    late = np.append(noise(2), np.float32(np.nan))
+    assert opened(one_voice(tmp_path / "late", late), maker=MAKER).broken == []
+    quiet = noise(2)
+    quiet[10_000:22_000] = 0  # a pause in the middle: all is looked at, and it is fine
+    assert opened(one_voice(tmp_path / "quiet", quiet), maker=MAKER).broken == []
+    quiet[-1] = np.nan
+    (error,) = opened(one_voice(tmp_path / "both", quiet), maker=MAKER).broken
+    assert "NaN" in error.message
+
+
+@pytest.mark.parametrize("loudness", [1, 0.01])
+def test_a_silent_clip_is_drawn_again_and_others_are_as_before(tmp_path, loudness):
+    sound = noise(3)
+    long = np.concatenate([1e-4 * noise(30, seed=1), sound, np.zeros(16_000 * 20)])
+    voices = opened(one_voice(tmp_path / "long", loudness * long), Sampling(16_000), MAKER)
+    assert voices.broken == []
+    for seed in range(40):  # without a look, 15 of 16 of these are silent
+        clip = voices[Key(0, seed)]["waveform"].numpy() / loudness
+        assert np.count_nonzero(np.abs(clip) > 0.01) > 3000
+    plain = opened(one_voice(tmp_path / "plain", loudness * sound), Sampling(16_000), MAKER)
+    for seed in range(20):
+        start = torch.Generator().manual_seed(seed)
+        torch.randint(1, (), generator=start)  # of the face
+        first = int(torch.randint(32_001, (), generator=start))
+        wanted = (loudness * sound)[first : first + 16_000].astype(np.float32)
+        assert np.array_equal(plain[Key(0, seed)]["waveform"], wanted)
+
+
+def test_a_clip_that_packing_kept_is_judged_by_its_recording(tmp_path):
+    """Noise at -45 dBFS and a word of 0.31 s: alone, it would hold hardly any sound."""
+    clip = np.random.default_rng(0).normal(scale=10 ** (-45 / 20), size=96_000)
+    clip[48_000:52_960] += 0.3 * noise(0.31)
+    clips = np.rint(clip * 32768).clip(-32768, 32767).astype(np.int16)[None]
+    with pytest.raises(DatasetError, match="hardly any sound"):
+        check_waveform(clips[0], "alone")
+    write_pack(tmp_path / "p", [clips], [np.zeros((1, 2), np.float16)], [("a", 1, 1)])
+    voices = opened(tmp_path / "p", Sampling(96_000), MAKER)
+    assert np.array_equal(voices[Key(0, 0)]["waveform"] * 32768, clips[0])
 
 
 def paint(path, red):
@@ -138,7 +203,7 @@ def tree(tmp_path):
     folder = tmp_path / "train"
     for k, name in enumerate(("ann/audios/v/1", "ann/audios/v/2", "ann/audios/w", "bob/audios/v")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{name}.npy", np.full(100, k, np.int16))
+        np.save(folder / f"{name}.npy", np.full(8000, 100 * (k + 1), np.int16))
     for red, name in ((10, "ann/images/v_2"), (20, "ann/images/w"), (30, "bob/images/x")):
         paint(folder / f"{name}.png", red)
     return folder
@@ -163,7 +228,8 @@ def test_recordings_come_with_the_faces_of_their_pairing(tree, pairing, recordin
     embed = mock.Mock(side_effect=COLOURS.embed)
     voices = opened(tree, Sampling(100, pairing=pairing), Maker("it", 3, "squash", embed))
     assert [len(call.args[0]) for call in embed.mock_calls] == [len(set.union(*faces))]  # no others
-    heard = [round(32768 * float(voices[Key(i, 0)]["waveform"][0])) for i in range(len(voices))]
+    heard = [32768 * float(voices[Key(i, 0)]["waveform"][0]) for i in range(len(voices))]
+    heard = [round(value) // 100 - 1 for value in heard]
     assert heard == recordings and reds(voices) == faces and Path(voices.name(0)).exists()
     for i in range(len(voices)):
         with Image.open(voices.photo(i)) as photo:
@@ -190,7 +256,7 @@ def test_who_cannot_be_paired_is_told_and_who_has_two_faces_of_a_clip_has_the_fi
     shutil.rmtree(tree / "ann")
     with pytest.raises(DatasetError, match="train: no recording has a face to be paired with"):
         opened(tree, same_clip)
-    clips, faces = np.zeros((2, 100), np.int16), np.ones((2, 2), np.float16)
+    clips, faces = np.full((2, 100), 9, np.int16), np.ones((2, 2), np.float16)
     write_pack(tree.with_name("val"), [clips], [faces], [("a", 0, 1), ("b", 2, 1)])
     voices = opened(tree.with_name("val"))
     assert voices.n_identities == 1
@@ -220,13 +286,13 @@ def test_embeddings_alone_have_no_photo_and_nobody_to_vouch_for_them(tree):
 
 def test_a_tree_of_any_names_is_read_by_other_processes(tree):
     strange = os.fsdecode(b"ann/audios/\xff\xc5\xbd.npy")
-    np.save(tree / strange, np.full(100, 7, np.int16))
+    np.save(tree / strange, np.full(8000, 700, np.int16))
     voices = opened(tree)
     (index,) = [i for i in range(len(voices)) if voices.name(i).endswith(strange)]
     # What makes embeddings is not pickled with what was made.
     how = {"num_workers": 1, "multiprocessing_context": "spawn"}
     (batch,) = DataLoader(voices, batch_sampler=[[Key(index, 0)]], **how)
-    assert (batch["waveform"] * 32768 == 7).all()
+    assert (batch["waveform"] * 32768 == 700).all()
 
 
 def test_clips_of_a_pack_come_with_the_faces_of_their_people(tmp_path, packed):
@@ -234,17 +300,41 @@ def test_clips_of_a_pack_come_with_the_faces_of_their_people(tmp_path, packed):
     seen = [{float(voices[Key(i, k)]["embedding"][0]) for k in range(20)} for i in range(3)]
     assert seen == [{1}, {1}, {3, 5}]
     items = batch_of(voices)
-    assert (items["waveform"][:, 0] * 32768).tolist() == [0, 100, 200]
+    assert (items["waveform"][:, 0] * 32768).tolist() == [1000, 1100, 1200]
     assert items["identity"].tolist() == [0, 0, 1] and voices.n_identities == 2
     assert voices.name(2) == "b (clip 2)" and voices.photo(0) is None
     # and are otherwise as those of a tree
-    tree = one_voice(tmp_path / "tree", np.arange(50, dtype=np.int16), (1, 2))  # looped
-    theirs = opened(tree, maker=Maker("it", 2, "squash", MAKER.embed))[Key(0, 1)]
+    tree = one_voice(tmp_path / "tree", np.arange(8000, dtype=np.int16), (1, 2))  # looped
+    looped = Sampling(10_000)
+    theirs = opened(tree, looped, maker=Maker("it", 2, "squash", MAKER.embed))[Key(0, 1)]
     mine = voices[Key(0, 1)]
-    assert torch.equal(theirs["waveform"] * 32768, torch.arange(100) % 50)
-    mine["waveform"] = mine["waveform"] % (50 / 32768)
+    assert torch.equal(theirs["waveform"] * 32768, torch.arange(10_000) % 8000)
+    mine["waveform"] = theirs["waveform"]
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[k], v) and mine[k].dtype == v.dtype for k, v in theirs.items())
+
+
+def test_of_a_pack_the_beginnings_of_recordings_are_their_first_clips(tmp_path, packed):
+    """Ann has recordings of 2 and 1 clips, bob one of 3; clip k holds 1000 + k."""
+    clips = np.repeat(np.arange(1000, 1006, dtype=np.int16)[:, None], 100, 1)
+    faces = np.array([[1, 2], [3, 4], [5, 6]], np.float16)
+    people = [("ann", 3, 1, (2, 1)), ("bob", 3, 2, (3,))]
+    write_pack(tmp_path / "q", [clips], [faces], people)
+    for changes, heard in (
+        ({"anywhere": True}, [1000, 1001, 1002, 1003, 1004, 1005]),
+        ({}, [1000, 1002, 1003]),
+        ({"pairing": "one-to-one"}, [1000, 1003]),
+        ({"per_identity": 1}, [1000, 1003]),
+    ):
+        voices = opened(tmp_path / "q", Sampling(100, **({"anywhere": False} | changes)))
+        items = batch_of(voices)
+        assert (items["waveform"][:, 0] * 32768).tolist() == heard
+        assert items["identity"].tolist() == [int(value > 1002) for value in heard]
+    assert voices.name(1) == "bob (clip 3)"
+    with pytest.raises(DatasetError, match="p: does not say which clips begin a recording") as e:
+        opened(packed, Sampling(100, anywhere=False))
+    # Its index will have another hash, by which a run knows its pack.
+    assert "s2f prep pack" in e.value.hint and "begin anew, in another folder" in e.value.hint
 
 
 def test_a_pack_that_does_not_fit_is_refused(packed):
@@ -257,7 +347,8 @@ def test_a_pack_that_does_not_fit_is_refused(packed):
 
 
 def test_a_million_clips_are_open_in_a_moment(tmp_path):
-    # VoxCeleb2 has 1,128,246 utterances of 6,112 people. Of silence: files that are empty on disk.
+    # VoxCeleb2 has 1,128,246 utterances of 6,112 people. Files that are empty on disk, but for
+    # the clips that are heard.
     clips, people, rows, folder = 1_130_000, 5650, 5000, tmp_path / "pack"
     folder.mkdir()
     shards = [Shard(f"clips-{k:05}.npy", rows, "0" * 64) for k in range(clips // rows)]
@@ -270,7 +361,10 @@ def test_a_million_clips_are_open_in_a_moment(tmp_path):
     (folder / "index.json").write_bytes(index.encode())
     started = time.perf_counter()
     voices = opened(folder, Sampling(96_000, None, "all-to-one", 150))
-    order = plan_steps(len(voices), 32, seed=0, steps=range(1))
+    order = list(plan_steps(len(voices), 32, seed=0, steps=range(1)))
+    for key in order[0]:
+        shard, row = divmod(int(voices.pairs.recordings[key.item]), rows)
+        np.load(folder / shards[shard].name, mmap_mode="r+")[row] = 1000
     batch = next(iter(DataLoader(voices, batch_sampler=order)))
     assert time.perf_counter() - started < 4  # 0.6 s on a free core
     assert batch["waveform"].shape == (32, 96_000) and batch["embedding"].shape == (32, 4096)

@@ -38,6 +38,16 @@ def test_any_length_from_the_shortest_gives_one_embedding(final_relu):
         encoder(torch.randn(1, 2, 257, 258))
 
 
+def test_chances_decide_what_is_dropped_out():
+    torch.manual_seed(0)
+    encoder = VoiceEncoder(tiny(dropout=0.25))
+    features, chances = torch.randn(3, encoder.hidden.in_features), torch.rand(3, 32)
+    hidden = encoder.hidden(features).relu() * (chances >= 0.25) / 0.75
+    wanted = encoder.embedding(hidden)
+    torch.testing.assert_close(encoder.from_features(features, chances), wanted)
+    assert not torch.allclose(encoder.from_features(features), wanted)  # torch's own generator
+
+
 def test_presets_fit_their_front_ends_and_an_impossible_config_is_refused():
     for config, front_end in (("paper", "paper"), ("compact", "ast")):
         encoder, heard = CONFIGS[config], FRONT_ENDS[front_end]
