@@ -6,6 +6,7 @@ photo     -> face encoder                           -> embedding      -> face de
 Knows nothing of batches of files, of what they are called, or of the command line.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,9 +133,10 @@ class SpeechToFace:
     """The networks of one model, ready to generate and to reconstruct.
 
     The same speech or photo gives the same bits each time on one machine, in any company. A framed
-    photo and an embedding do so on any number of threads, as they are computed on one. Speech wants
-    the same number: the voice encoder's convolutions use all, and on some processors their library
-    adds in another order for another number (seen: 1,161 of a face's 150,528 values differed).
+    photo and an embedding do so on any number of threads, as they are computed on one; speech too,
+    where a recurrent encoder hears it, as in the bundled model. Convolutions and transformers want
+    the same number: they use all, and on some processors their library adds in another order for
+    another number (seen: 1,161 of a face's 150,528 values differed).
 
     Example:
         >>> from s2f import SpeechToFace, Waveform
@@ -269,8 +271,11 @@ class SpeechToFace:
         waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, self.batch_size - len(batch)))
         with one_thread(), computing(self.device):  # threads would share the transform's sums
             spectrograms = spectrogram(waveforms, front_end)
+        # So would those of an LSTM, which gains nothing by them.
+        threads = one_thread() if hasattr(encoder, "lstm") else contextlib.nullcontext()
         with computing(self.device, self.precision):
-            features = encoder.features(spectrograms)
+            with threads:
+                features = encoder.features(spectrograms)
             with one_thread():  # as above
                 rows = encoder.from_features(features)
                 says = getattr(encoder, "attributes", None)

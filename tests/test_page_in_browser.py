@@ -144,7 +144,7 @@ def test_a_recording_by_the_keys_alone_gives_the_face_of_its_sound(browser, url,
         page.get_by_role("button", name="Play", exact=True).locator("visible=true").wait_for()
         press_to(page, "Show the face")
         face = shown(page)
-        assert face == model.generate(io.BytesIO(sound)).encoded()
+        assert (face == model.generate(io.BytesIO(sound)).encoded()) is True  # no diff: it hangs
         difference = pixels(face) - pixels(model.generate(SPEECH).encoded())
         assert np.abs(difference).mean() < 6
         assert all(one.get_attribute("alt") for one in page.locator("img:visible").all())

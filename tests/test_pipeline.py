@@ -217,7 +217,7 @@ def test_embeddings_come_as_soon_as_they_may(model: SpeechToFace, tmp_path: Path
         assert len(list(done)) == 4
 
 
-def test_of_a_photo_threads_change_no_bit(
+def test_threads_change_no_bit_of_the_bundled_model(
     demo: SpeechToFace, request: pytest.FixtureRequest
 ) -> None:
     # The bundled networks, as tiny ones are computed on one thread anyway.
@@ -231,13 +231,9 @@ def test_of_a_photo_threads_change_no_bit(
         np.testing.assert_array_equal(face.embedding, wanted.embedding)
         assert pixels(face) == pixels(wanted)
         assert pixels(demo.decode(spoken.embedding)) == pixels(spoken)
-        # Speech on as many threads: the same. On others the convolutions may round otherwise, which
-        # moves an embedding by some 1e-6 of its norm and few values of a face by a level.
-        face, again = demo.generate(EXAMPLE), demo.generate(EXAMPLE)
-        np.testing.assert_array_equal(face.embedding, again.embedding)
-        assert pixels(face) == pixels(again)
-        np.testing.assert_allclose(face.embedding, spoken.embedding, atol=1e-3)
-        assert np.abs(values(face) - values(spoken)).max() <= 2
+        face = demo.generate(EXAMPLE)
+        np.testing.assert_array_equal(face.embedding, spoken.embedding)
+        assert pixels(face) == pixels(spoken)
 
 
 def test_a_morph_goes_from_one_face_to_another(model: SpeechToFace) -> None:
