@@ -438,6 +438,9 @@ def _pack(
         console.line(out)
         has = f"{report.identities} identities, {report.clips} clips"
         console.note(f"{has}, {report.embeddings} embeddings{_others(report.passed_over)}")
+        if report.unchecked:
+            what = "embeddings without a photo: nothing tells who made them"
+            console.note(f"{report.unchecked} {what}")
         result = {**dataclasses.asdict(report), "failed": _sources(report.failed)}
         errors, done = [one.error for one in report.failed], report.identities
     if verify:

@@ -10,7 +10,8 @@ Voice tree: `IDENTITY/audios/**.npy` (waveforms) and `IDENTITY/images/**`: photo
 their embeddings `NAME_embedding.npy` where those are made before training. Embeddings may stand
 alone there, and may be named `NAME.npy` then.
 
-Both stand under `train`, `val` and `test`.
+Both stand under `train`, `val` and `test`, and may be one tree: of a voice tree, too, the photos
+are those of a face tree, with what lies beside them.
 """
 
 import re
@@ -104,24 +105,28 @@ def refuse_levels(tree: Path, names: Iterable[str]) -> None:
 
 
 def photos(folder: Path) -> list[PhotoFiles]:
-    """List the photos of one split, sorted.
+    """List the photos of one split, those in an identity's folder and in its `images`, sorted.
 
     Raises a `DatasetError` if there is none, or an identity has photos and no landmarks.
     """
     found = []
     for identity in identities(folder):
-        names = sorted(path.name for path in identity.iterdir())
-        pictures = [identity / name for name in names if is_photo(name) and files.is_seen(name)]
-        stems = [path.with_suffix("") for path in pictures]
-        marked = [stem for stem in stems if beside(stem, LANDMARKS).is_file()]
+        names = [path.name for path in identity.iterdir() if files.is_seen(path.name)]
+        if "images" in names and (identity / "images").is_dir():
+            names += [f"images/{path}" for path in files.names(identity / "images")]
+        pictures, there = sorted(filter(is_photo, names)), set(names)
+        stems = [files.stem(name) for name in pictures]
+        marked = [stem for stem in stems if f"{stem}{LANDMARKS}" in there]
         if pictures and not marked:
             hint = f"put NAME{LANDMARKS}, 68 points [68 2], beside a photo"
             lack = f"{identity}: has {len(pictures)} photos and no *{LANDMARKS}"
             raise DatasetError(lack, hint=hint)
-        for path, stem in zip(pictures, stems, strict=True):
-            found.append(PhotoFiles(identity.name, path, stem if stem in marked else marked[0]))
+        own = set(marked)
+        for picture, stem in zip(pictures, stems, strict=True):
+            target = identity / (stem if stem in own else marked[0])
+            found.append(PhotoFiles(identity.name, identity / picture, target))
     if not found:
-        wanted = "wanted IDENTITY/NAME.jpg below this folder"
+        wanted = "wanted IDENTITY/NAME.jpg or IDENTITY/images/NAME.jpg below this folder"
         raise DatasetError(f"{folder}: holds no photo", hint=wanted)
     return found
 
@@ -138,9 +143,9 @@ def speakers(folder: Path) -> tuple[list[Speaker], dict[str, list[str]]]:
         for name, wants in (("audios", is_array), ("images", is_face)):
             paths = files.names(identity / name, wants) if (identity / name).is_dir() else ()
             inside[name] = [f"{identity.name}/{name}/{path}" for path in paths]
-        audios, faces = tuple(inside["audios"]), _faces(inside["images"])
-        if audios and faces:
-            found.append(Speaker(identity.name, audios, faces))
+        audios, own = tuple(inside["audios"]), faces_of(inside["images"])
+        if audios and own:
+            found.append(Speaker(identity.name, audios, own))
         else:
             left_out["without a face" if audios else "without a voice"].append(identity.name)
     if not found:
@@ -150,8 +155,8 @@ def speakers(folder: Path) -> tuple[list[Speaker], dict[str, list[str]]]:
     return found, left_out
 
 
-def _faces(paths: Sequence[str]) -> tuple[FaceFiles, ...]:
-    """Bring photos and embeddings of equal names together."""
+def faces_of(paths: Sequence[str]) -> tuple[FaceFiles, ...]:
+    """Bring photos and embeddings of equal names together; of two, `NAME_embedding.npy` counts."""
     embeddings = {_stem(path): path for path in paths if not is_photo(path)}
     photos = [(_stem(path), path) for path in paths if is_photo(path)]
     faces = [FaceFiles(name, photo, embeddings.get(name)) for name, photo in photos]

@@ -7,7 +7,7 @@ and how many clips are of which recording.
 
 From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack_tree`, which makes one
 by the engine of `prep`. An utterance becomes consecutive clips of one length, as `audio.clips` cuts
-them, but for silent ones. Photos become the embeddings that stand beside them. A file depends on
+them, but for silent ones. Of faces the embeddings that stand there are packed. A file depends on
 nothing but its sources, so that those that stand are kept. Knows no network.
 """
 
@@ -260,6 +260,7 @@ class PackReport:
     failed: tuple[Failure, ...]  # what could not be used: people, waveforms and embeddings
     seconds: float  # that it took
     passed_over: Mapping[str, int]  # other files in audios and images, by suffix
+    unchecked: int  # embeddings without a photo, which nothing tells who made
 
 
 def pack_tree(
@@ -275,16 +276,17 @@ def pack_tree(
 ) -> PackReport:
     """Bring a pack up to date with a voice tree, or with a folder of splits of one.
 
-    That is IDENTITY/audios/**.npy and IDENTITY/images/**_embedding.npy; `face_encoder` is the
-    checkpoint of the one that made the embeddings: a few are made again to make sure of it. Files
+    That is IDENTITY/audios/**.npy and the embeddings in IDENTITY/images, NAME_embedding.npy or
+    NAME.npy; `face_encoder` is the checkpoint of the one that made these: of those that have their
+    photo beside them a few are made again to make sure of it. Files
     (of about `shard_bytes`) whose sources have not changed are kept, so that a run that was killed
     goes on where it stopped, and ends with the same bytes as if it had not been. A pack with other
     settings or of another tree, or what else is in the way, is replaced only with `overwrite`.
 
-    Raises a `DatasetError` if there is nothing to pack, or no photo to check the face encoder with,
-    and an `ImageError` if such a photo cannot be read; a `CheckpointError` if that is no face
-    encoder, or did not make the embeddings; a `UsageError` if `out` and the tree overlap, `out`
-    holds something else, or another run is at work there; an `OutputError` if it cannot be written.
+    Raises a `DatasetError` if there is nothing to pack, and an `ImageError` if none of these photos
+    can be read; a `CheckpointError` if that is no face encoder, or did not make the embeddings; a
+    `UsageError` if `out` and the tree overlap, `out` holds something else, or another run is at
+    work there; an `OutputError` if it cannot be written.
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
@@ -309,7 +311,7 @@ def pack_tree(
         paths: list[Path] = []
         for split in splits:
             if any(map(run.is_due, run.plan(split, "embeddings", split.tables["embeddings"]))):
-                paths += [split.folder / source.path for source in split.tables["embeddings"]]
+                paths += [split.folder / path for path in split.with_photo]
         if paths:
             check_photo_embeddings(paths, face_encoder)
         indices = [run.make(split) for split in splits]
@@ -322,7 +324,8 @@ def pack_tree(
     )
     counts = (n_people, n_clips, n_embeddings, run.made, run.skipped)
     seconds = time.perf_counter() - started
-    return PackReport(out, *counts, tuple(failed), seconds, dict(passed_over))
+    unchecked = sum(len(s.tables["embeddings"]) - len(s.with_photo) for s in splits)
+    return PackReport(out, *counts, tuple(failed), seconds, dict(passed_over), unchecked)
 
 
 class _Split(NamedTuple):
@@ -331,6 +334,7 @@ class _Split(NamedTuple):
     name: str
     folder: Path
     tables: dict[str, list[File]]  # paths below the folder, which begin with whose they are
+    with_photo: list[str]  # paths of the embeddings that have their photo beside them
 
 
 def _list_splits(tree: Path, failed: list[Failure], passed_over: files.PassedOver) -> list[_Split]:
@@ -338,14 +342,17 @@ def _list_splits(tree: Path, failed: list[Failure], passed_over: files.PassedOve
     if not tree.is_dir():
         raise DatasetError(f"{tree}: is no folder", hint="name the folder of a voice tree")
     names = [name for name in SPLIT_FOLDERS if (tree / name).is_dir()] or [""]
-    splits = [_Split(name, tree / name, {table: [] for table in DTYPES}) for name in names]
+    splits = [_Split(name, tree / name, {table: [] for table in DTYPES}, []) for name in names]
     wanted = "audios/*.npy and images/*_embedding.npy, which s2f prep embeddings makes"
     for split in splits:
         for person in layout.identities(split.folder):
             audios = layout.files_of(person, "audios", layout.is_array, passed_over=passed_over)
-            embeddings = layout.files_of(
-                person, "images", layout.is_embedding, passed_over=passed_over
-            )
+            images = layout.files_of(person, "images", layout.is_face, passed_over=passed_over)
+            faces = layout.faces_of([file.path for file in images])
+            photos = {face.embedding: face.photo for face in faces if face.embedding}
+            embeddings = [file for file in images if file.path in photos]
+            others = (file.path for file in images if file.path not in photos)
+            passed_over.update(Path(path).suffix.lower() for path in others)
             if not (audios and embeddings):
                 has = f"{len(audios)} files in audios and {len(embeddings)} embeddings in images"
                 hint = f"wanted at least one of each: {wanted}"
@@ -353,6 +360,8 @@ def _list_splits(tree: Path, failed: list[Failure], passed_over: files.PassedOve
                 continue
             for table, found in (("clips", audios), ("embeddings", embeddings)):
                 split.tables[table] += [f._replace(path=f"{person.name}/{f.path}") for f in found]
+            with_photo = (file.path for file in embeddings if photos[file.path])
+            split.with_photo.extend(f"{person.name}/{path}" for path in with_photo)
         if not split.tables["clips"]:
             message = f"{split.folder}: holds nobody who has audios and embeddings"
             raise DatasetError(message, hint=f"wanted in IDENTITY: {wanted}")

@@ -235,7 +235,7 @@ def check_photo_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None
 
 
 def _photo(embedding: Path) -> Path:
-    stem = embedding.name.removesuffix(layout.EMBEDDING)
+    stem = embedding.name.removesuffix(layout.EMBEDDING).removesuffix(".npy")
     for path in sorted(embedding.parent.iterdir()):
         if path.stem == stem and is_photo(path.name):
             return path
