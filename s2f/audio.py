@@ -67,6 +67,9 @@ _AV_FORMATS = (
 # Those with timestamps, and those whose header tells their length: of others FFmpeg makes them up.
 _HAVE_CLOCK = frozenset("mov matroska mpegts mpeg asf avi flv ogg".split())
 _TELL_LENGTH = frozenset("mov matroska asf avi flac flv caf wav aiff w64 wv tta ape mp3".split())
+# Where a packet's header tells its size: of these, FFmpeg decodes half a packet, and says nothing.
+_TELL_SIZE = {"mp1": slice(3), "mp2": slice(3), "mp3": slice(3), "mp3float": slice(3)}
+_TELL_SIZE |= {"ac3": slice(4, 5), "eac3": slice(2, 4)}
 _BLOCK_VALUES = 1 << 16  # that are treated at once, all channels together
 # What follows an ID3 tag that is not the file's own.
 _AFTER_ID3 = frozenset(
@@ -125,6 +128,7 @@ class Heard:
     tracks: int = 1
     channel: int | None = None  # the one that is heard, from 1, as the mix cancels; None for all
     damaged: bool = False  # whether some of it could not be decoded
+    is_cut: bool = False  # whether FFmpeg found the end of its track to be half a packet
     wild: int = 0  # samples far beyond full scale, which are silenced
     events: float = 0.0  # seconds that are far louder than the speech beside them
     is_steady: bool = False  # whether its loudness hardly changes
@@ -738,7 +742,7 @@ def _decode_pieces(
     """
     import soundfile
 
-    heard.damaged, heard.wild, heard.channel = False, 0, None
+    heard.damaged, heard.is_cut, heard.wild, heard.channel = False, False, 0, None
     tally = _Tally()
     try:
         _fill(pieces, heard, tally, name, start, stop)
@@ -780,7 +784,7 @@ def _fill(
                     heard.damaged = True
             if not isinstance(piece, Waveform) and len(pieces) == 1:
                 longer.append(_declared_share(piece))
-                heard.damaged |= _is_cut_off(piece)
+                heard.damaged |= heard.is_cut or _is_cut_off(piece)
 
     longer: list[float] = []
     waveform, n_read = bytearray(), 0  # which grows in place: there is no second copy
@@ -958,7 +962,10 @@ _CHUNKS = {
 
 
 def _is_cut_off(data: BinaryIO) -> bool:
-    """Tell whether an Ogg, an AVI or a Matroska file ends before its last page or element does."""
+    """Tell whether a file ends within a page, a packet, a block or an element.
+
+    Of Ogg, MPEG-TS, VOC, AVI and Matroska; of others it is not known here.
+    """
     size = data.seek(0, io.SEEK_END)
     data.seek(0)
     head = data.read(64)
@@ -969,6 +976,16 @@ def _is_cut_off(data: BinaryIO) -> bool:
         if place > 4 and head[place : place + 1] == b"\1":  # its length takes 7 bytes, as usual
             length = int.from_bytes(head[place + 1 : place + 8])
             return size < place + 8 + length < 1 << 48  # all ones: not known
+    if head[:1] == b"G" and size > 188 and data.seek(188) and data.read(1) == b"G":
+        return size % 188 > 0  # packets of MPEG-TS, of which one begins in 188 begins by chance
+    if head[:19] == b"Creative Voice File":
+        place, kind = int.from_bytes(head[20:22], "little"), 1
+        while kind and place < size:
+            data.seek(place)
+            block = data.read(4)
+            kind = block[0] if block else 0
+            place += 4 + int.from_bytes(block[1:], "little") if kind else 1
+        return place > size
     if head[:4] == b"OggS":
         data.seek(-min(size, _OGG_PAGE), io.SEEK_END)
         end = data.read()
@@ -1063,10 +1080,16 @@ def _av_frames(data: BinaryIO, heard: Heard, name: str) -> Iterator[tuple[int, f
         heard.declared = _declared_seconds(container, track, data, began)
         packets, damage = container.demux(track), None
         segment, seconds, filled = 0, 0.0, 0.0
+        sizes: dict[bytes, int] = {}  # of packets, by what in their headers tells it
+        telling = _TELL_SIZE.get(track.codec_context.name)
         has_clock = not _HAVE_CLOCK.isdisjoint(container.format.name.split(","))
         while True:
             try:
-                frames: list[Any] = next(packets).decode()
+                packet = next(packets)
+                if telling and packet.size:
+                    header = bytes(packet)[telling]
+                    heard.is_cut = packet.size < sizes.setdefault(header, packet.size)
+                frames: list[Any] = packet.decode()
             except StopIteration:
                 break
             except av.FFmpegError as error:  # pass over this packet, as the ffmpeg command does

@@ -326,14 +326,18 @@ def test_a_recording_that_was_cut_off_is_used_as_far_as_it_goes(tmp_path: Path) 
 
 
 def test_a_container_that_was_cut_off_is_said_to_be_damaged(tmp_path: Path) -> None:
-    """Where no header tells how long the sound is, the last page or the whole is not all there."""
+    """Where no header tells how long the sound is, the last page or packet is not all there."""
     sources = [wav(tmp_path / "a.ogg", SPEECH), wav(tmp_path / "b.ogg", SPEECH, subtype="OPUS")]
     for name in ("a.mkv", "a.avi"):
         sources.append(write_av(tmp_path / name, SPEECH[:, None], "libmp3lame", RATE, video=True))
+    streams = {"a.ts": "aac", "a.mpg": "mp2", "a.mp2": "mp2", "a.ac3": "ac3", "a.eac3": "eac3"}
+    for name, codec in ({**streams, "a.voc": "pcm_s16le"}).items():
+        fast = np.repeat(SPEECH, 3)[:, None]  # not all have codecs for 16 kHz
+        sources.append(write_av(tmp_path / name, fast, codec, 48_000))
     for source in sources:
         assert hear(source).remarks == ()
         content = source.read_bytes()
-        source.write_bytes(content[: len(content) // 2])
+        source.write_bytes(content[: len(content) // 2 + 101])  # hardly between packets
         heard = hear(source)
         assert heard.seconds < 5 and heard.damaged
         said = f"is damaged: what can be decoded of its {heard.seconds:.1f} s is heard"
