@@ -269,10 +269,14 @@ class Card:
             raise CheckpointError(f"{path}: is not a card: {error}", hint=hint) from error
 
     def begun_from(self, start: Card) -> Card:
-        """Say also what a network is made of that started as another."""
-        data = f"{self.data} Its weights started as those of {start.name}. {start.data}".strip()
-        licence, limits = f"{self.licence} {start.licence}", f"{self.limits} {start.limits}"
-        return dataclasses.replace(self, data=data, licence=licence.strip(), limits=limits.strip())
+        """Say also what a network is made of that started as another; nothing is said twice."""
+        said = f"{self.data} Its weights started as those of {start.name}.".strip()
+        told: dict[str, Any] = {}
+        for name in ("data", "licence", "limits"):
+            mine, theirs = getattr(self, name), getattr(start, name)
+            begun = said if name == "data" else mine
+            told[name] = begun if theirs in mine else f"{begun} {theirs}".strip()
+        return dataclasses.replace(self, **told)
 
 
 @dataclass(frozen=True)

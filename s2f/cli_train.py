@@ -37,6 +37,7 @@ from s2f.options import (
 if TYPE_CHECKING:
     import torch
 
+    from s2f.checkpoint import Checkpoint
     from s2f.distributed import Ranks
     from s2f.train import Task, TrainResult
 
@@ -256,6 +257,17 @@ def _say_interrupted(console: Console, output: Path) -> None:
     console.interrupted(message, "give the same command to go on")
 
 
+def _initial(output: Path, init: Path | None, kind: str) -> "Checkpoint | None":
+    """Read what a network starts from; where that is gone, the copy that the run keeps of it."""
+    from s2f.checkpoint import load
+    from s2f.run_dir import INIT
+
+    kept = output / INIT
+    if (init is None or not init.is_file()) and kept.is_file():
+        init = kept
+    return None if init is None else load(init, kind)
+
+
 DataArg = Annotated[Path, typer.Argument(help="Folder that holds train and val.")]
 RunOpt = Annotated[Path, _out("Run folder; one begun there goes on.", "--output", "-o")]
 PRESET = _model("Shape of the network (default: compact).")
@@ -301,7 +313,9 @@ def _decoder(
     ctx: typer.Context,
     data: DataArg,
     face_encoder: FaceEncoderOpt,
-    start: Annotated[Path | None, _in("Face decoder to go on from, not a new one.")] = None,
+    init: Annotated[
+        Path | None, _in("Face decoder to start from, not a new one.", "--init", "--start")
+    ] = None,
     output: RunOpt = Path("runs/decoder"),
     preset: PresetOpt = "compact",
     no_warp: Annotated[bool, _model("Draw the face itself: no warp.", "--no-warp")] = False,
@@ -335,9 +349,9 @@ def _decoder(
 
         card = Card.of_data(data, output.resolve().name)
         encoder = load(face_encoder, "face_encoder")
-        decoder = None if start is None else load(start, "face_decoder")
+        start = _initial(output, init, "face_decoder")
         return FaceDecoderTask(
-            *(data, preset, encoder, decoder, card),
+            *(data, preset, encoder, start, card),
             morph=morph,
             no_warp=no_warp,
             identity_target=identity_target,
@@ -381,6 +395,9 @@ def _voice(
     random_init: Annotated[
         bool, _model("Start ast or speaker at random.", "--random-init")
     ] = False,
+    init: Annotated[
+        Path | None, _in("Voice encoder to start from; its head may be another.")
+    ] = None,
     hidden: Annotated[
         int | None, _model("Values of a hidden layer in speaker's head (linear).", min=1)
     ] = None,
@@ -435,7 +452,10 @@ def _voice(
         encoder, decoder = load(face_encoder, "face_encoder"), load(face_decoder, "face_decoder")
         chosen = gather(ctx, train_voice.VoiceOptions)
         return train_voice.VoiceEncoderTask(
-            data, preset, encoder, decoder, card, options=chosen, **where
+            *(data, preset, encoder, decoder, card),
+            init=_initial(output, init, "voice_encoder"),
+            options=chosen,
+            **where,
         )
 
     _learn(ctx, options, output, task, **calibration)

@@ -4,12 +4,14 @@ It holds
 
     config.json  history.jsonl  best.safetensors  last/state.safetensors  samples/*.png  loss.png
 
-and belongs to the config that was first written there. Every file is whole or absent, and what a
-killed run had logged after its last save is dropped, so that one that goes on ends the same.
+and `init.safetensors`, a copy of the checkpoint that it started from, if it did; and belongs to the
+config that was first written there. Every file is whole or absent, and what a killed run had logged
+after its last save is dropped, so that one that goes on ends the same.
 """
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +23,11 @@ from torch import Tensor, nn
 
 from s2f.checkpoint import is_finite
 from s2f.errors import CheckpointError, UsageError
-from s2f.files import atomic_write, write_bytes
+from s2f.files import atomic_path, atomic_write, write_bytes
 from s2f.images import encode, to_image
 
 DAMAGED = (SafetensorError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+INIT = "init.safetensors"
 LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
 # Settings that runs did not tell before there was a choice, and the option that gives what they had
 # then; none where the options that they were begun with have come to mean something else.
@@ -108,6 +111,13 @@ class Run:
             f"{self.folder} was begun before runs told how noise is drawn: its disturbances and "
             "dropout may go on as others, and it may not end as if it had not been stopped"
         ]
+
+    def keep(self, start: Path) -> None:
+        """Copy the checkpoint that the run starts from, once: it goes on without the original."""
+        kept = self.folder / INIT
+        if not kept.is_file():
+            with atomic_path(kept) as temporary:
+                shutil.copyfile(start, temporary)
 
     def log(self, rate: float, measured: Mapping[str, float], *, kept: bool | None = None) -> None:
         """Add this step's learning rate and losses to the history.

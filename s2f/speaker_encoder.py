@@ -233,7 +233,7 @@ class AttributeEncoder(nn.Module):
         return likely[:, 1] + likely[:, 2] / 2
 
 
-def body_of(encoder: SpeakerEncoder) -> dict[str, Tensor]:
+def body_of(encoder: SpeakerEncoder | AttributeEncoder) -> dict[str, Tensor]:
     """Weights of what comes before the head, by their names."""
     state: dict[str, Tensor] = encoder.state_dict()
     return {name: w for name, w in state.items() if name.split(".")[0] in ("lstm", "linear")}

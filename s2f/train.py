@@ -91,6 +91,8 @@ class Task(Protocol):
     train_data: Any
     val_data: Any
 
+    # It may have `init`, the path of the checkpoint that it starts from: a run keeps a copy of it.
+
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Turn a batch into losses, one value a sample; what is random by each one's `seed`."""
 
@@ -295,6 +297,8 @@ def train(
             told = {k: v for k, v in told.items() if k not in OF_THE_MACHINE} | {"noise": NOISE}
             for text in state.claim(told):
                 note(text)
+            if init := getattr(task, "init", None):
+                state.keep(init)
         ranks.gather("claimed")
         if config.accumulate > 1 and has_batch_norm(task.network):
             of = f"of {config.batch_size // config.accumulate} samples"

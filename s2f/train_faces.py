@@ -288,7 +288,8 @@ class FaceDecoderTask(_FaceTask):
             config = start.network.config
         config = dataclasses.replace(config, is_face=config.is_face or no_warp)
         faces = FaceData(data, config.landmarks, fit, whole=config.is_face, opacity=config.opacity)
-        super().__init__(faces, preset, card)
+        super().__init__(faces, preset, card if start is None else card.begun_from(start.card))
+        self.init = start and start.path
         if start is None:
             self.decoder = self.data.new_decoder(config)
             if config.windows:
@@ -296,7 +297,7 @@ class FaceDecoderTask(_FaceTask):
         else:
             if config.landmarks != self.data.landmarks:
                 message = f"{start.path}: draws {config.landmarks} landmarks; the photos in {data}"
-                hint = f"add NAME{layout.TEMPLATE}, or leave --start out"
+                hint = f"add NAME{layout.TEMPLATE}, or leave --init out"
                 raise CheckpointError(f"{message} have {self.data.landmarks}", hint=hint)
             assert isinstance(start.network, FaceDecoder)
             self.decoder = start.network.requires_grad_(True)

@@ -39,7 +39,7 @@ from s2f.images import load_face
 from s2f.pack import is_pack, read_index
 from s2f.ridge import RidgeSums, solve_last_layers
 from s2f.speaker_encoder import CONFIGS as SPEAKER_CONFIGS
-from s2f.speaker_encoder import SpeakerEncoder, SpeakerEncoderConfig, body_of
+from s2f.speaker_encoder import AttributeEncoder, SpeakerEncoder, SpeakerEncoderConfig, body_of
 from s2f.spectrogram import FRONT_ENDS, HOP_LENGTH, WIN_LENGTH, FrontEnd, read_stats, spectrogram
 from s2f.train import Group
 from s2f.voice_data import Pairing, Sampling, Voices
@@ -49,6 +49,7 @@ EXAMPLES = {  # of what a network starts from: an id of Hugging Face's hub, or a
     "ast": "MIT/ast-finetuned-audioset-10-10-0.4593 (or a folder)",
     "speaker": "speaker.safetensors, as s2f convert resemblyzer makes it",
 }
+SAME = "give the --arch and --preset that it was trained with, or leave --init out"
 HEAD_STEPS = 1000  # that train the head of a pretrained network alone; ours
 BODY_LR = 0.1  # of its body: its share of the learning rate, which is the head's
 HEAD_DROPOUT = 0.3  # of the hidden layer in the head of a speaker encoder; ours
@@ -213,19 +214,33 @@ class VoicePlan(NamedTuple):
 
 
 def plan_voice(
-    preset: str, options: VoiceOptions, *, embedding: int, longest: int | None = None
+    preset: str,
+    options: VoiceOptions,
+    *,
+    embedding: int,
+    longest: int | None = None,
+    init: Checkpoint | None = None,
+    space: str = "",
 ) -> VoicePlan:
     """Make the network of a preset for embeddings of so many values, and decide how it is trained.
 
     A pretrained network has its own shape; there the preset decides on the head and the recipe.
+    So has a transformer or speaker encoder that starts as `init`; of the convolutional one the
+    preset decides, and the body of `init` has to fit. Its head is taken as far as it has the same
+    shapes and, in the last layer, is for the same embedding `space`; a note names what is new.
     `longest` is how many samples the longest clips have that there are, if they are cut already: a
     speaker encoder learns from these where its own are longer, if they hold a window of it.
     Raises a UsageError if the options contradict each other, the preset or the network, a
     CheckpointError if a checkpoint to start from is none of a speaker encoder, or as `read_ast` and
-    `read_stats`.
+    `read_stats`; and one if `init` has another body or another front end.
     """
     recipe = choose_preset(options.arch, preset)
-    _check(preset, options)
+    _check(preset, options, init is not None)
+    if init is not None:
+        theirs = getattr(init.network.config, "architecture", "conv")
+        if theirs not in {options.arch, *(["attributes"] if options.arch == "speaker" else [])}:
+            message = f"{init.path}: its architecture is {theirs}; this one's is {options.arch}"
+            raise CheckpointError(message, hint=SAME)
     front_end, shortest = recipe.front_end, recipe.shortest
     network: AnyVoiceEncoder
     settings: dict[str, object] = {}
@@ -240,11 +255,15 @@ def plan_voice(
             embedding=embedding,
         )
         network = VoiceEncoder(config)
+        new = [] if init is None else _begin(network, init, space)
         groups = [Group(list(network.parameters()))]
     elif isinstance(recipe.network, SpeakerEncoderConfig):
         own, body = recipe.network, dict[str, Tensor]()
-        if options.pretrained is not None:
-            begun, front_end, own, body = _read_speaker(Path(options.pretrained))
+        if init is not None:
+            _, front_end, own, _ = _ears(init)
+        elif options.pretrained is not None:
+            path = Path(options.pretrained)
+            begun, front_end, own, body = _ears(load(path, "voice_encoder"))
             settings["pretrained"] = payload_sha256(body)
         if longest is not None and _fewest(own, front_end) <= longest < front_end.clip_samples:
             whole = f"{front_end.clip_samples / SAMPLE_RATE:g} s"
@@ -265,7 +284,8 @@ def plan_voice(
         )
         network = SpeakerEncoder(sizes)
         network.begin(body)
-        groups = _thawing(network, options, settings)
+        new = [] if init is None else _begin(network, init, space)
+        groups = _thawing(network, options, settings, init, new)
         settings["arch"] = "speaker"
     else:
         shape, start, features = recipe.network, None, None
@@ -274,10 +294,13 @@ def plan_voice(
             shape = dataclasses.replace(start.config, final_relu=shape.final_relu)
             features = start.features
             settings["pretrained"] = payload_sha256(start.body)
+        elif init is not None and isinstance(init.network, ASTEncoder):
+            shape = dataclasses.replace(init.network.config, final_relu=shape.final_relu)
         network = ASTEncoder(dataclasses.replace(shape, embedding=embedding))
-        groups = _thawing(network, options, settings)
         if start is not None:
             start.begin(network)
+        new = [] if init is None else _begin(network, init, space)
+        groups = _thawing(network, options, settings, init, new)
         settings["arch"] = "ast"
         # 10.26 s of 1024 frames, 6 s of 598
         clip_samples = HOP_LENGTH * (network.config.n_frames + 2)
@@ -291,6 +314,15 @@ def plan_voice(
                 f"{options.pretrained} has no preprocessor_config.json: its features are "
                 "taken to be normalised by the mean and std of AudioSet"
             )
+    if init is not None:
+        begun, heard = init.card, init.front_end
+        assert heard is not None
+        if heard.kind != front_end.kind:
+            message = f"{init.path}: hears by the front end {heard.kind}; this one by"
+            raise CheckpointError(f"{message} {front_end.kind}", hint=SAME)
+        front_end = dataclasses.replace(front_end, mean=heard.mean, std=heard.std)
+        settings["init"] = init.sha256
+        notes.append(f"the weights start as those of {init.path}; {_told(new, network)}")
     if options.min_seconds is not None:
         assert not isinstance(network, ASTEncoder)
         shortest = _shortest(options.min_seconds, network.config, front_end)
@@ -332,29 +364,79 @@ def choose_preset(arch: str, preset: str) -> VoicePreset:
     return PRESETS[arch, preset]
 
 
-def _read_speaker(
-    path: Path,
-) -> tuple[Card, FrontEnd, SpeakerEncoderConfig, dict[str, Tensor]]:
-    """Read what a speaker encoder starts from: its card, what it hears, its shape and body."""
-    start = load(path, "voice_encoder")
-    if not isinstance(start.network, SpeakerEncoder):
-        message = f"{path}: is a voice encoder, but none with the body of a speaker encoder"
+def _ears(start: Checkpoint) -> tuple[Card, FrontEnd, SpeakerEncoderConfig, dict[str, Tensor]]:
+    """Give what a speaker encoder starts from: its card, what it hears, its shape and body.
+
+    The body of an encoder by attributes is one, too.
+    """
+    network = start.network
+    if not isinstance(network, SpeakerEncoder | AttributeEncoder):
+        message = f"{start.path}: is a voice encoder, but none with the body of a speaker encoder"
         raise CheckpointError(message, hint=f"give {EXAMPLES['speaker']}")
     assert start.front_end
-    return start.card, start.front_end, start.network.config, body_of(start.network)
+    sizes = {name: getattr(network.config, name) for name in ("n_freqs", "layers", "width")}
+    return start.card, start.front_end, SpeakerEncoderConfig(**sizes), body_of(network)
+
+
+def _begin(
+    network: VoiceEncoder | ASTEncoder | SpeakerEncoder, init: Checkpoint, space: str
+) -> list[str]:
+    """Take the weights of a trained encoder, and name the tensors of the head that are new.
+
+    The body has to be the same; the head's tensors are taken where they have the same shapes, those
+    of the last layer where they are for the same embedding `space`.
+    """
+    other, names = init.network, {id(p): name for name, p in network.named_parameters()}
+    head = {names[id(p)] for p in network.head()}
+    mine, given = network.state_dict(), other.state_dict()
+    if isinstance(other, AttributeEncoder):
+        given = body_of(other)  # its head says something else
+    elif type(other) is type(network):
+        head |= {name for name in given if name.partition(".")[0] in ("hidden", "embedding")}
+    for name in sorted((mine.keys() | given.keys()) - head):
+        found, wanted = (
+            list(some[name].shape) if name in some else "missing" for some in (given, mine)
+        )
+        if found != wanted:
+            message = f"{init.path}: has another body: its {name} is {found}; this one's {wanted}"
+            raise CheckpointError(message, hint=SAME)
+    new = [
+        name
+        for name in sorted(head & mine.keys())
+        if name not in given
+        or given[name].shape != mine[name].shape
+        or (name.startswith("embedding.") and init.embedding_space != space)
+    ]
+    network.load_state_dict({k: mine[k] if k in new else given[k] for k in mine})
+    return new
+
+
+def _told(new: Sequence[str], network: AnyVoiceEncoder) -> str:
+    """Tell which tensors are new."""
+    state = network.state_dict()
+    told = ", ".join(f"{name} {list(state[name].shape)}" for name in new)
+    return f"new are {told}" if told else "none are new"
 
 
 def _thawing(
-    network: ASTEncoder | SpeakerEncoder, options: VoiceOptions, settings: dict[str, object]
+    network: ASTEncoder | SpeakerEncoder,
+    options: VoiceOptions,
+    settings: dict[str, object],
+    init: Checkpoint | None,
+    new: Sequence[str],
 ) -> list[Group]:
-    """Decide which layers of a network with a head are trained, and from which step on."""
+    """Decide which layers of a network with a head are trained, and from which step on.
+
+    Where it starts as `init`, the head goes first alone only if some of it is `new`.
+    """
     layers, head_steps, last = network.config.layers, 0, network.config.layers
-    if options.pretrained is not None:
+    source = options.pretrained if init is None else init.path
+    if source is not None:
         is_frozen = options.unfreeze is None and isinstance(network, SpeakerEncoder)
         last = 0 if is_frozen else layers if options.unfreeze is None else options.unfreeze
         if not 0 <= last <= layers:
             kind = "transformer" if isinstance(network, ASTEncoder) else "LSTM"
-            has = f"{options.pretrained} has {layers} {kind} layers"
+            has = f"{source} has {layers} {kind} layers"
             hint = f"give 0 to {layers}, or leave it out: all of AST, none of a speaker encoder"
             raise UsageError(f"--unfreeze {last}: {has}", hint=hint)
         if not last and options.head_steps is not None:
@@ -362,21 +444,23 @@ def _thawing(
             hint = f"leave it out, or give --unfreeze 1 to {layers} for what is trained after them"
             raise UsageError(message, hint=hint)
         if last:
-            head_steps = HEAD_STEPS if options.head_steps is None else options.head_steps
+            usual = HEAD_STEPS if init is None or new else 0
+            head_steps = usual if options.head_steps is None else options.head_steps
         settings |= {"head_steps": head_steps} if head_steps else {}
         settings["unfreeze"] = last
     groups = [Group(network.head())]
     return [*groups, Group(network.body(last), head_steps, BODY_LR)] if last else groups
 
 
-def _check(preset: str, options: VoiceOptions) -> None:
-    """See that the options fit together and to a preset."""
+def _check(preset: str, options: VoiceOptions, has_init: bool) -> None:
+    """See that the options fit together and to a preset, and to a start as another."""
     of_body = ("pretrained", "random_init", "head_steps", "unfreeze")
     given = [n for n in of_body if getattr(options, n) != getattr(NOTHING_ELSE, n)]
     if options.head_steps == 0 and options.pretrained is None:  # as it is anyway
         given.remove("head_steps")
     flags = [f"--{name.replace('_', '-')}" for name in given]
     starts = [name for name in given if name in ("pretrained", "random_init")]
+    both = " and ".join(("--init", *flags[: len(starts)]))
     message, hint = "", "leave it out"
     arch, log_mel = options.arch, PRESETS[options.arch, preset].front_end.is_log_mel
     begins, by_itself = arch != "conv", (arch, preset) == ("ast", "compact")
@@ -392,11 +476,13 @@ def _check(preset: str, options: VoiceOptions) -> None:
     elif options.hidden is not None and options.hidden < 1:
         message = f"--hidden {options.hidden}: is no hidden layer in the head of a speaker encoder"
         hint += " for a linear head, or give 1 or more"
-    elif begins and (len(starts) == 2 or not (starts or by_itself)):
+    elif has_init and starts:
+        message, hint = f"{both} were given: a network starts from one", "leave all but one out"
+    elif begins and (len(starts) == 2 or not (starts or by_itself or has_init)):
         said = "both --pretrained and --random-init were given" if starts else "nothing says so"
         message = f"--arch {arch} starts either from pretrained weights or at random, and {said}"
         hint = f"give --pretrained {EXAMPLES[arch]}, or --random-init"
-    elif begins and options.pretrained is None and (extra := flags[len(starts) :]):
+    elif begins and options.pretrained is None and not has_init and (extra := flags[len(starts) :]):
         message = f"{extra[0]}: weights that start at random are all trained from the first step"
         hint += f", or give --pretrained {EXAMPLES[arch]}"
     elif options.min_seconds is not None and arch == "ast":
@@ -443,14 +529,15 @@ class VoiceEncoderTask:
         *,
         device: torch.device,
         ranks: Ranks = ALONE,
+        init: Checkpoint | None = None,
         options: VoiceOptions = NOTHING_ELSE,
         progress: Progress = silent,
     ) -> None:
         """Make the network, and open the trees or packs of train and val in `data`.
 
-        The face encoder defines the embedding, the face decoder is one made for it; both compute
-        on `device`, and stay as they are. `progress` is told of faces that are embedded, of which
-        each of `ranks` does its share. Raises a
+        The network starts as `init`, if that is given. The face encoder defines the embedding, the
+        face decoder is one made for it; both compute on `device`, and stay as they are. `progress`
+        is told of faces that are embedded, of which each of `ranks` does its share. Raises a
         CheckpointError if they are of different spaces or sizes, a UsageError if the weights are no
         weights of this task's losses, a DatasetError if `train` has one identity, or as
         `plan_voice` and `Voices`.
@@ -469,7 +556,10 @@ class VoiceEncoderTask:
             raise CheckpointError(message, hint=hint)
         cut = [read_index(folder).clip_samples for folder in folders if is_pack(folder)]
         longest = min(cut, default=None)
-        plan = plan_voice(preset, options, embedding=embedding, longest=longest)
+        given = preset, options
+        space = self.space
+        plan = plan_voice(*given, embedding=embedding, longest=longest, init=init, space=space)
+        self.init = init and init.path
         self.network, self.groups, self.recipe = plan.network, plan.groups, plan.recipe
         self.card = card if plan.start is None else card.begun_from(plan.start)
         self.front_end, self.defaults = plan.recipe.front_end, plan.recipe.training

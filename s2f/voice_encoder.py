@@ -113,6 +113,10 @@ class VoiceEncoder(nn.Module):
         embedding: Tensor = self.embedding(x)
         return embedding.relu() if self.config.final_relu else embedding
 
+    def head(self) -> list[nn.Parameter]:
+        """Parameters of the head: what follows the features."""
+        return [*self.hidden.parameters(), *self.embedding.parameters()]
+
     def features(self, spectrogram: Tensor) -> Tensor:
         """The convolutions' features, pooled over time: [b c f t] to [b m]."""
         self.config.check_frames(spectrogram.shape[-1])

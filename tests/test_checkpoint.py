@@ -371,6 +371,10 @@ ENTRANCES = {
         "face_decoder", "train decoder faces --face-encoder demo/face_encoder.safetensors "
         "--start {file} -o new --steps 2 --device cpu",
     ),
+    "init": (
+        "voice_encoder", "train voice voices --face-encoder demo/face_encoder.safetensors "
+        "--face-decoder demo/face_decoder.safetensors --init {file} -o new",
+    ),
     "for a decoder": ("face_encoder", "train decoder faces --face-encoder {file} -o new"),
     "for a voice": (
         "face_decoder", "train voice voices --face-encoder demo/face_encoder.safetensors "

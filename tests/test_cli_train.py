@@ -113,6 +113,33 @@ def test_a_published_speaker_encoder_becomes_ears(networks, speech, tmp_path, mo
     assert_refused(Done(*command[:-3], pretrained, "-o", tmp_path / "c"), 4, pretrained)
 
 
+@pytest.mark.parametrize("task", ["voice", "decoder"])
+def test_a_run_that_starts_as_another_goes_on_without_its_file(task, networks, models, tmp_path):
+    name = {"voice": "voice_encoder", "decoder": "face_decoder"}[task]
+    file, run = tmp_path / "mine.safetensors", tmp_path / "run"
+    shutil.copy(models / f"demo/{name}.safetensors", file)
+    command = [*networks[task], "-o", run]
+    key = "init" if task == "voice" else "start"
+    done = Done(*command, "--init", file)
+    assert done.code == 0, done.err
+    assert (f"start as those of {file}; none are new" in done.err) == (task == "voice")
+    assert json.loads((run / "config.json").read_text())[key] == checkpoint.verify(file).sha256
+    card = checkpoint.load(run / "best.safetensors", name).card
+    assert card.data == "Its weights started as those of tiny." and card.licence == "none"
+    file.unlink()
+    (run / "last/state.safetensors").unlink()  # killed before it was saved
+    before = (run / "best.safetensors").read_bytes()
+    (run / "history.jsonl").unlink()
+    for words in ((), ("--init", file)):
+        again = Done(*command, *words)
+        assert (again.code, again.out) == (0, done.out)
+        assert (run / "best.safetensors").read_bytes() == before
+    other = shutil.copy(models / f"other/{name}.safetensors", file)
+    refused = Done(*command, "--init", other, "-q")
+    assert refused.code == (2 if task == "voice" else 4)
+    assert f"holds a run with {key} " in refused.err or "different embedding spaces" in refused.err
+
+
 def test_a_dry_run_names_what_is_broken(networks, faces, tmp_path):
     (tmp_path / "config.json").write_text('{"task": "encoder"}')
     command = [*networks["encoder"], "-o", tmp_path, "--no-resume", "--batch-size", 3, "--dry-run"]

@@ -31,7 +31,14 @@ from s2f.face_encoder import VGGFace
 from s2f.images import PREPROCESSING, Preprocessing, load_face
 from s2f.pack import pack_tree, read_index
 from s2f.ridge import RIDGES
-from s2f.speaker_encoder import CONFIGS, SpeakerEncoder, SpeakerEncoderConfig, body_of
+from s2f.speaker_encoder import (
+    CONFIGS,
+    AttributeEncoder,
+    AttributeEncoderConfig,
+    SpeakerEncoder,
+    SpeakerEncoderConfig,
+    body_of,
+)
 from s2f.spectrogram import FRONT_ENDS, RunningMoments, spectrogram, write_stats
 from s2f.train import TrainConfig, configure, train
 from s2f.train_voice import (
@@ -279,6 +286,85 @@ def test_the_last_layers_of_a_speaker_encoder_follow_the_head(speaker, last):
     assert known == wanted | ({"linear.weight", "linear.bias"} if last else set())
     with pytest.raises(UsageError, match=r"--unfreeze 3: .* has 2 LSTM layers"):
         plan_voice("compact", dataclasses.replace(options, unfreeze=3), embedding=8)
+
+
+def begun(init, preset="compact", options=NOTHING_ELSE, embedding=8, space=None):
+    space = init.embedding_space if space is None else space
+    return plan_voice(preset, options, embedding=embedding, init=init, space=space)
+
+
+def taken(found, init):
+    """Names of the tensors that are those of the start, and what the note says of the others."""
+    mine, theirs = found.network.state_dict(), init.network.state_dict()
+    same = {k for k in mine if k in theirs and torch.equal(mine[k], theirs[k])}
+    (note,) = (n for n in found.notes if n.startswith(f"the weights start as those of {init.path}"))
+    return same, set(mine) - same, note.partition("; ")[2]
+
+
+def test_a_voice_encoder_starts_as_a_trained_one(models, presets, monkeypatch):
+    init = checkpoint.load(models / "demo/voice_encoder.safetensors", KIND)
+    found = begun(init)
+    _, new, told = taken(found, init)
+    assert (new, told) == (set(), "none are new")
+    assert (found.settings, found.start) == ({"init": init.sha256}, init.card)
+    assert all(p.requires_grad for p in found.network.parameters())
+    # Another face encoder, of as many values or of more: what leads to its embedding is new.
+    _, new, told = taken(begun(init, space="other"), init)
+    assert new == {"embedding.weight", "embedding.bias"}
+    assert told == "new are embedding.bias [8], embedding.weight [8, 8]"
+    _, new, told = taken(begun(init, embedding=9), init)  # `compact` has as many hidden ones
+    assert new == {f"{a}.{b}" for a in ("hidden", "embedding") for b in ("weight", "bias")}
+    assert "hidden.weight [9, " in told
+    for changes, numbers in (
+        ({"channels": (4, 6)}, r"convs.1.0.bias is \[4\]; this one's \[6\]"),
+        ({"channels": (4, 4, 4), "strides": (2, 2, 1), "pools": 3 * ((1, 1),)}, "missing; this"),
+    ):
+        shape = dataclasses.replace(VOICE, **changes)
+        other = dataclasses.replace(PRESETS["conv", "compact"], network=shape)
+        monkeypatch.setitem(PRESETS, ("conv", "paper"), other)
+        with pytest.raises(CheckpointError, match=rf"another body: its .*{numbers}") as caught:
+            begun(init, "paper")
+        assert str(init.path) in caught.value.message and "--preset" in caught.value.hint
+    heard = dataclasses.replace(init, front_end=dataclasses.replace(FRONT_END, mean=-7.0, std=3.0))
+    assert begun(heard).settings["log_mel"] == [-7.0, 3.0]  # by which its weights were learned
+    heard = dataclasses.replace(init, front_end=FRONT_ENDS["speaker"])
+    with pytest.raises(CheckpointError, match="by the front end speaker; this one by log_mel"):
+        begun(heard)
+    with pytest.raises(CheckpointError, match="architecture is conv; this one's is speaker"):
+        begun(init, options=VoiceOptions("speaker"))
+    with pytest.raises(UsageError, match="--init and --random-init were given"):
+        begun(dataclasses.replace(init), options=VoiceOptions("ast", random_init=True))
+
+
+def test_a_speaker_encoder_starts_as_one_with_another_head(speaker):
+    init, options = checkpoint.load(Path(speaker), KIND), VoiceOptions("speaker")
+    whole = begun(init, options=options, embedding=12)
+    assert taken(whole, init)[1] == set() and whole.settings["unfreeze"] == 0
+    last = dataclasses.replace(options, unfreeze=1)
+    assert [g.start for g in begun(init, options=last, embedding=12).groups] == [0, 0]
+    hidden = begun(init, options=dataclasses.replace(last, hidden=5))
+    assert taken(hidden, init)[1] == set(hidden.network.state_dict()) - set(body_of(init.network))
+    assert [g.start for g in hidden.groups] == [0, 1000]  # first what is new
+    deep = AttributeEncoder(AttributeEncoderConfig(layers=2, width=12, embedding=8))
+    deep = begun(dataclasses.replace(init, network=deep), options=options, space="")
+    assert "new are embedding.bias [8], embedding.weight [8, 12]" in deep.notes[0]
+    mine, theirs = body_of(deep.network), body_of(begun(init, options=options).network)
+    assert deep.network.config.width == 12 and mine.keys() == theirs.keys()
+
+
+@needs_transformers
+@pytest.mark.parametrize(("last", "starts"), [(None, [0, 0]), (0, [0])])
+def test_a_transformer_starts_as_a_trained_one_and_may_stay_frozen(pretrained, last, starts):
+    """The shape is the start's, not the preset's; with --unfreeze 0 the head alone is trained."""
+    network = plan_voice("paper", VoiceOptions("ast", pretrained), embedding=8).network
+    front_end = dataclasses.replace(FRONT_ENDS["ast"], kind="log_mel", clip_samples=16_000)
+    init = checkpoint.Checkpoint(Path("a"), KIND, network, front_end, "s", Card("a"), "sha")
+    found = begun(init, "compact", VoiceOptions("ast", unfreeze=last))
+    assert taken(found, init)[1] == set() and found.network.config == network.config
+    assert [g.start for g in found.groups] == starts
+    assert found.recipe.front_end.clip_samples == 16_000
+    _, new, _ = taken(begun(init, "compact", VoiceOptions("ast"), space="t"), init)
+    assert new == {"embedding.weight", "embedding.bias"}
 
 
 def test_steps_of_the_head_alone_want_layers_that_follow(speaker):
