@@ -161,9 +161,10 @@ def _learn(
     with _joined(ctx, options) as (console, ranks, device):
         import torch
 
+        from s2f.run_dir import Run
         from s2f.train import TrainConfig, configure, rehearse, train
 
-        chosen, begun = own | options.config(), (output / "config.json").is_file()
+        chosen, begun = own | options.config(), Run(output).config()
         if begun and not options.resume and not options.dry_run:
             hint = "leave it out to go on with the run, or give another folder with -o"
             raise UsageError(f"{output}: holds a run, and --no-resume was given", hint=hint)
@@ -172,7 +173,7 @@ def _learn(
         torch.manual_seed(TrainConfig(**early).seed)  # of the new network's weights
         with console.progress("reading the data") as progress:
             task = make(device=device, ranks=ranks, progress=progress)
-        config = configure(task, chosen, epochs=options.epochs)
+        config = configure(task, chosen, epochs=options.epochs, begun=begun)
         if options.dry_run:
             rehearsal = rehearse(task, output, config, device=device, ranks=ranks)
             if ranks.first:

@@ -12,7 +12,7 @@ after its last save is dropped, so that one that goes on ends the same.
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
 UNTOLD = {"identity_target": "--identity-target drawn", "clips": "", "compared": ""}
 # Fields of `Run` in the saved state, in this order, before the calibrated weights.
 SAVED = "step best best_step best_losses best_running running logged bad ended".split()
+UNSOLVED = "best best_step best_losses best_running logged".split()
+LENGTHENED = "lengthened_from"  # key of a config: numbers of steps that its schedule had before
 DTYPES = {  # as safetensors names them
     "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
     "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32", "torch.uint8": "U8",
@@ -59,6 +61,12 @@ class Run:
     loss_weights: dict[str, float] = field(default_factory=dict)  # where they were calibrated
     # Of the best step, where the rest is to be solved for in the end.
     best_weights: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    # Where it was solved for: what the fields of `UNSOLVED` were before, and the weights of the
+    # last step, from which a run goes on that is lengthened.
+    unsolved: dict[str, Any] = field(default_factory=dict)
+    last_weights: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    # Of a config that was there, what has changed since, which may: by key, as it was.
+    changed: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def file(self) -> Path:
@@ -70,8 +78,32 @@ class Run:
         """The history, one JSON object a line."""
         return self.folder / "history.jsonl"
 
-    def claim(self, config: Mapping[str, object]) -> list[str]:
+    def config(self) -> dict[str, Any]:
+        """Read the config of a run that is there, {} if none is; raises as `claim`."""
+        path, cure = self.folder / "config.json", "give another folder with -o"
+        if not path.is_file():
+            return {}
+        try:
+            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            message = f"{path}: is not the config of a run: {error}"
+            raise CheckpointError(message, hint=cure) from error
+        if "task" not in theirs:
+            raise UsageError(f"{path}: is the config of something else than a run", hint=cure)
+        return theirs
+
+    def claim(
+        self,
+        config: Mapping[str, object],
+        may_change: Collection[str] = (),
+        *,
+        planned: bool = True,
+    ) -> list[str]:
         """Write the config of a new run, or make sure that an old one is the same.
+
+        What is in `may_change` need not be, and `steps` may be more than they were; the config then
+        is as it is now, `changed` has what was, and of a run whose learning rate was `planned` for
+        its number of steps the config also lists the numbers before.
 
         Returns what should be known of an old one: a run that does not tell how its `noise` is
         drawn may have been begun when that was another way. Raises a UsageError if the directory
@@ -80,31 +112,33 @@ class Run:
         """
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
         mine, path = json.loads(json.dumps(config)), self.folder / "config.json"
-        cure = "give another folder with -o"
-        if not path.is_file():
+        cure, theirs = "give another folder with -o", self.config()
+        if not theirs:
             strangers = [p.name for p in self.folder.glob("[!.]*") if p.suffix not in LOGS]
             if strangers:
                 holds = f"it holds {min(strangers)} and no config.json"
                 raise UsageError(f"{self.folder}: is no run: {holds}", hint=cure)
             write_bytes(path, json.dumps(mine, indent=1).encode())
             return []
-        try:
-            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
-            message = f"{path}: is not the config of a run: {error}"
-            raise CheckpointError(message, hint=cure) from error
-        if "task" not in theirs:
-            raise UsageError(f"{path}: is the config of something else than a run", hint=cure)
         for key in mine | theirs:
             there, here = theirs.get(key), mine.get(key)
-            is_old = key == "noise" and key not in theirs
-            if there != here and not is_old:
+            is_old = key == LENGTHENED or (key == "noise" and key not in theirs)
+            counts = key == "steps" and isinstance(there, int) and isinstance(here, int)
+            longer = counts and there < here
+            if there != here and (longer or key in may_change):
+                self.changed[key] = there
+            elif there != here and not is_old:
                 what = f"holds a run with {key} {there}; this one has {here}"
                 same = "the same options" if key in theirs else UNTOLD.get(key, "the same options")
                 hint = f"give {same} to go on with it, or another folder with -o"
                 if not same:
                     hint = f"{cure}: that run has other options, or is of an earlier s2f"
                 raise UsageError(f"{self.folder}: {what}", hint=hint)
+        if self.changed:
+            theirs |= {key: mine.get(key) for key in self.changed}
+            if planned and "steps" in self.changed:
+                theirs.setdefault(LENGTHENED, []).append(self.changed["steps"])
+            write_bytes(path, json.dumps(theirs, indent=1).encode())
         if "noise" in theirs or "noise" not in mine:
             return []
         return [
@@ -159,12 +193,14 @@ class Run:
         """
         if not self.writes:
             return
-        tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+        weights = self.last_weights or network.state_dict()
+        tensors = {f"network.{k}": v for k, v in weights.items()}
         tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
         numbers = {name: getattr(self, name) for name in SAVED}
-        numbers |= {"loss_weights": self.loss_weights} if self.loss_weights else {}
+        for name in ("loss_weights", "unsolved"):
+            numbers |= {name: getattr(self, name)} if getattr(self, name) else {}
         header: dict[str, object] = {"__metadata__": {"run": json.dumps(numbers)}}
         names, end = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)), 0
         for name in names:
@@ -216,5 +252,6 @@ class Run:
             for name in SAVED:
                 setattr(self, name, numbers[name])
             self.loss_weights, self.best_weights = numbers.get("loss_weights", {}), best_weights
+            self.unsolved = numbers.get("unsolved", {})
         except DAMAGED as error:
             raise self._damaged(f"{self.file}: is not a state of this run", error) from error

@@ -40,7 +40,7 @@ from s2f.errors import (
     together,
 )
 from s2f.files import alone_in
-from s2f.run_dir import Run
+from s2f.run_dir import UNSOLVED, Run
 
 Note = Callable[[str], None]  # what takes a sentence for people
 Batches = Generator[tuple[list[Key], Item], None, None]  # each with its keys
@@ -50,8 +50,10 @@ ROUNDING = 1e-6  # of a score: what is solved for and not measured must not make
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("cosine", "paper", "constant")
 TRAINED_IN = ("fp32", "tf32", "bf16")
-# Fields that a run may change when it goes on: when it stops, and not what is learned.
+# Fields that a run may change when it goes on: when it stops, and not what is learned. The first
+# are not told; the others are, as they are last. More `steps` it may have, too.
 OF_THE_MACHINE = ("workers", "max_bad")
+OF_THE_COURSE = ("every", "patience")
 CLIP, COARSE_EPS = 5.0, 1e-4  # the usual clip, and the eps from which on there is none
 NOISE = "by sample"  # how what is random about a sample is drawn; a run tells it
 SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
@@ -167,12 +169,19 @@ class TrainConfig:
             raise UsageError(f"weights calibrated {when} are never used", hint=hint)
 
 
-def configure(task: Task, chosen: Mapping[str, Any], *, epochs: float | None = None) -> TrainConfig:
+def configure(
+    task: Task,
+    chosen: Mapping[str, Any],
+    *,
+    epochs: float | None = None,
+    begun: Mapping[str, Any] | None = None,
+) -> TrainConfig:
     """Make the config of a task: what was `chosen`, before its defaults, before the general ones.
 
     `epochs` through its training data, or those that it would rather have where no steps are
     chosen, become steps. Where weights are to be calibrated and no step is chosen, a run of fewer
-    than ten times as many steps as usual has a tenth of them. Raises a UsageError as `TrainConfig`.
+    than ten times as many steps as usual has a tenth of them; one that was `begun` with a config
+    keeps its step, also when it is lengthened. Raises a UsageError as `TrainConfig`.
     """
     fields = {**task.defaults, **chosen}
     usual = fields.pop("epochs", None)
@@ -183,7 +192,8 @@ def configure(task: Task, chosen: Mapping[str, Any], *, epochs: float | None = N
         fields["steps"] = math.ceil(epochs * len(task.train_data) / batch_size)
     if "calibrate_at" not in chosen and "calibrate_at" in fields:
         tenth = fields.get("steps", TrainConfig.steps) // 10
-        fields["calibrate_at"] = min(fields["calibrate_at"], tenth)
+        own = (begun or {}).get("calibrate_at")
+        fields["calibrate_at"] = min(fields["calibrate_at"], tenth) if own is None else own
     return TrainConfig(**fields)
 
 
@@ -295,7 +305,10 @@ def train(
             stack.enter_context(alone_in(run))
             told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
             told = {k: v for k, v in told.items() if k not in OF_THE_MACHINE} | {"noise": NOISE}
-            for text in state.claim(told):
+            # Parts of a batch are the same for the result, but for BatchNorm.
+            parts = () if has_batch_norm(task.network) else ("accumulate",)
+            planned = config.schedule == "cosine"
+            for text in state.claim(told, (*OF_THE_COURSE, *parts), planned=planned):
                 note(text)
             if init := getattr(task, "init", None):
                 state.keep(init)
@@ -309,6 +322,10 @@ def train(
         stack.callback(training.close)
         if state.file.is_file():
             state.restore(training.network, training.optimizer, device)
+            if state.ended and state.step < config.steps:
+                training.reopen()
+        for text in _changes(state, config):
+            note(text)
         if tensorboard and ranks.first:
             log = training_log.open_board(run / "tensorboard", after=state.step)
             board = stack.enter_context(log)
@@ -339,8 +356,7 @@ def train(
 
             if due:
                 training.validate(board)
-                stale = (state.step - state.best_step) // config.every
-                if state.step == config.steps or (config.patience and stale >= config.patience):
+                if state.step == config.steps or _in_vain(state, config):
                     state.ended = True
                     if task.solves:
                         training.solve(interrupted, board)
@@ -365,6 +381,34 @@ def train(
             seconds=seconds,
             samples_per_second=(state.step - first) * config.batch_size / seconds,
         )
+
+
+def _in_vain(state: Run, config: TrainConfig) -> bool:
+    """Tell whether patience is at its end."""
+    stale = (state.step - state.best_step) // config.every
+    return config.patience is not None and stale >= config.patience
+
+
+def _changes(state: Run, config: TrainConfig) -> Iterator[str]:
+    """Tell of a run that goes on what is no longer as it was."""
+    for name, before in state.changed.items():
+        yield f"{name} {getattr(config, name)}, which was {before}"
+    if (steps := state.changed.get("steps")) is None:
+        return
+    if state.ended:
+        patience = f"--patience {config.patience} ended it at step {state.step}"
+        yield f"more steps change nothing: {patience}; give more, or leave it out, to go on"
+        return
+    if config.schedule == "cosine":
+        before = lr_at(state.step, dataclasses.replace(config, steps=steps, calibrate_at=None))
+        after = lr_at(state.step, config)
+        yield (
+            f"the learning rate is that of a cosine of {config.steps} steps from here on: at step "
+            f"{state.step} it goes from {before:.3g} to {after:.3g}, and the end is not that of a "
+            f"run of {config.steps} steps; of --schedule constant or paper it would be"
+        )
+    if state.step == steps and steps % config.every:
+        yield f"step {steps} was validated as the last, and counts"
 
 
 class _Losses(nn.Module):
@@ -622,23 +666,51 @@ class _Training:
                 f"what was solved for is worse in validation ({score:.6g}) than step "
                 f"{state.best_step} ({state.best:.6g}), which stays the best: it is in {path}"
             )
-        if (kept or solved) and ranks.first:
+        if kept or solved:
+            self._write_best(path, measured)
+        if solved and not kept:
+            self.network.load_state_dict(state.best_weights)
+        elif kept and not solved and self.task.solves:
+            state.best_weights = {k: v.clone() for k, v in self.network.state_dict().items()}
+
+    def _write_best(self, path: Path, measured: Mapping[str, float]) -> None:
+        """Write the network as a checkpoint, with what was measured of it."""
+        if self.ranks.first:
             storage = torch.float16 if self.config.half else torch.float32
             self.task.save(path, storage, {f"val/{name}": x for name, x in measured.items()})
-        if solved:
-            if not kept:
-                self.network.load_state_dict(state.best_weights)
-            state.best_weights = {}
-        elif kept and self.task.solves:
-            state.best_weights = {k: v.clone() for k, v in self.network.state_dict().items()}
+
+    def reopen(self) -> None:
+        """Go back to before the end of a run that is lengthened, and to what was not solved for."""
+        state = self.state
+        if self.task.solves:
+            if not state.unsolved:
+                message = f"{state.folder}: cannot be lengthened: an earlier s2f has finished it, "
+                message += "and did not keep what its last layers were before they were solved for"
+                hint = f"start another run from it: --init {state.folder / BEST}"
+                raise UsageError(message, hint=hint)
+            ended = dataclasses.replace(state, **state.unsolved)
+            if _in_vain(ended, self.config):
+                return
+            for name, value in state.unsolved.items():
+                setattr(state, name, value)
+            state.unsolved = {}
+            last = {k: v.clone() for k, v in self.network.state_dict().items()}
+            self.network.load_state_dict(state.best_weights)
+            self._write_best(state.folder / BEST, state.best_losses)
+            self.network.load_state_dict(last)
+            if self.ranks.first:
+                (state.folder / SOLVED / BEST).unlink(missing_ok=True)
+        state.ended = _in_vain(state, self.config)
 
     def solve(self, interrupted: Callable[[], bool], board: training_log.Board | None) -> None:
         """Solve for what the task can, of the network that was best in validation, and measure."""
-        if self.state.best_weights:  # a run that was begun before these were kept has none
-            self.network.load_state_dict(self.state.best_weights)
+        state = self.state
+        state.unsolved = {name: getattr(state, name) for name in UNSOLVED}
+        state.last_weights = {k: v.clone() for k, v in self.network.state_dict().items()}
+        if state.best_weights:  # a run that was begun before these were kept has none
+            self.network.load_state_dict(state.best_weights)
         else:
-            weights = self.network.state_dict()
-            self.state.best_weights = {k: v.clone() for k, v in weights.items()}
+            state.best_weights = state.last_weights
         self.task.finish(lambda passes: self.passes(passes, interrupted))
         self.validate(board, solved=True)
 

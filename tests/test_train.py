@@ -111,6 +111,126 @@ def test_an_interruption_ends_the_solving_too(tmp_path):
     assert history(tmp_path / "whole")[-1]["solved"] is True
 
 
+class Solved(LineTask):
+    """Solves for the bias in the end, by the mean of what is left: never worse."""
+
+    solves = True
+
+    @torch.no_grad()
+    def finish(self, batches: object) -> None:
+        x = torch.arange(16)[:, None] / 16
+        self.network.eval()
+        self.network[2].bias += (2 * x + 1 - self.network(x)).mean()
+        self.network.train()
+
+
+@pytest.mark.parametrize("kind", [LineTask, Solved])
+@pytest.mark.parametrize("schedule", ["constant", "paper"])
+def test_a_finished_run_is_lengthened_as_if_it_had_been_so_long(tmp_path, kind, schedule):
+    def run(name: str, steps: int, stop: int = -1, **changes: Any) -> int:
+        plan, how = config(steps=steps, schedule=schedule, **changes), {"progress": killing(stop)}
+        return train(kind(), tmp_path / name, plan, device=CPU, note=notes.append, **how).steps
+
+    notes: list[str] = []
+    assert run("whole", 80) == 80 and not notes
+    assert history(tmp_path / "whole")[-1].get("kept") is (True if kind is Solved else None)
+    run("short", 20)
+    with pytest.raises(Killed):
+        run("short", 60, 35)
+    assert run("short", 60) == 60 and run("short", 80) == 80
+    assert_same_run(tmp_path / "whole", tmp_path / "short")
+    assert notes == ["steps 60, which was 20", "steps 80, which was 60"]
+    with pytest.raises(UsageError, match="holds a run with steps 80; this one has 60"):
+        run("short", 60)
+    # Where the first end was no validation of the longer run, it counts as one all the same.
+    run("odd", 25)
+    run("odd", 80)
+    assert [record["step"] for record in history(tmp_path / "odd")][:4] == [10, 20, 25, 30]
+    assert notes[-1] == "step 25 was validated as the last, and counts"
+
+
+def test_what_was_solved_for_is_taken_back_where_a_run_is_lengthened(tmp_path):
+    """What is solved for is far worse, and lies in `solved`; a run that an earlier s2f ended."""
+
+    class Worse(Solved):
+        def finish(self, batches: object) -> None:
+            self.network[2].bias.data += 9.0
+
+    plan = config(steps=20, schedule="constant")
+    train(Worse(), tmp_path, plan, device=CPU)
+    assert (tmp_path / "solved/best.safetensors").is_file()
+    with pytest.raises(Killed):
+        train(
+            Solved(), tmp_path, config(steps=60, schedule="constant"), device=CPU,
+            progress=killing(25),
+        )  # fmt: skip
+    assert not (tmp_path / "solved/best.safetensors").exists()
+    state = tmp_path / "old/last/state.safetensors"
+    train(Solved(), tmp_path / "old", plan, device=CPU)
+    with safetensors.safe_open(state, "pt") as file:
+        numbers = json.loads(file.metadata()["run"])
+        tensors = {k: file.get_tensor(k) for k in file.keys() if not k.startswith("best.")}
+    del numbers["unsolved"]
+    safetensors.torch.save_file(tensors, state, {"run": json.dumps(numbers)})
+    with pytest.raises(UsageError, match="cannot be lengthened: an earlier s2f has") as caught:
+        train(Solved(), tmp_path / "old", config(steps=60, schedule="constant"), device=CPU)
+    assert "--init" in caught.value.hint
+
+
+def test_a_cosine_that_is_lengthened_is_that_of_the_new_steps_and_that_is_said(tmp_path):
+    notes: list[str] = []
+    for steps in (20, 80):
+        plan = config(steps=steps, every=5)
+        train(LineTask(), tmp_path, plan, device=CPU, note=notes.append)
+    rates = {record["step"]: record["lr"] for record in history(tmp_path)}
+    assert rates[20] == lr_at(19, config(steps=20)) < rates[25] == lr_at(24, config(steps=80))
+    seen, rate = json.loads((tmp_path / "config.json").read_text()), lr_at(20, config(steps=80))
+    assert (seen["steps"], seen["lengthened_from"]) == (80, [20])
+    assert f"from here on: at step 20 it goes from 0.0002 to {rate:.3g}, and the end" in notes[-1]
+    again = train(LineTask(), tmp_path, plan, device=CPU, note=notes.append)
+    assert again.steps == 80 and len(notes) == 2  # said once
+
+
+def test_patience_ends_a_longer_run_at_the_same_step_and_may_be_changed(tmp_path):
+    notes: list[str] = []
+
+    def run(steps: int, **changes: Any) -> int:
+        plan = config(steps=steps, lr=1e-12, schedule="constant", **changes)
+        return train(LineTask(), tmp_path, plan, device=CPU, note=notes.append).steps
+
+    ended = run(400, patience=3)
+    assert ended < 400 and run(500, patience=3) == ended
+    assert notes[-1].startswith(f"more steps change nothing: --patience 3 ended it at step {ended}")
+    assert run(500, patience=4) == ended + 10 and run(510) == 510
+
+
+def test_what_is_equal_for_the_result_may_be_changed_on_the_way(tmp_path):
+    def run(name: str, stop: int = -1, make: Any = LineTask, **changes: Any) -> Any:
+        task = make() if make is not LineTask else LineTask(dropout=0.0)
+        plan, how = config(batch_size=8, **changes), {"progress": killing(stop)}
+        return train(task, tmp_path / name, plan, device=CPU, note=notes.append, **how)
+
+    notes: list[str] = []
+    run("whole")
+    with pytest.raises(Killed):
+        run("changed", 15)
+    run("changed", accumulate=4, every=5)
+    assert notes == ["accumulate 4, which was 1", "every 5, which was 10"]
+    whole, changed = (
+        {r["step"]: r for r in history(tmp_path / name)} for name in ("whole", "changed")
+    )
+    assert sorted(changed) == [10, 15, 20, 25, 30, 35, 40]
+    for step, record in whole.items():
+        for part in ("train", "val"):
+            assert changed[step][part] == pytest.approx(record[part], rel=1e-4), step
+    assert json.loads((tmp_path / "changed/config.json").read_text())["accumulate"] == 4
+    # BatchNorm normalises over the parts: there it is another training, and refused as such.
+    with pytest.raises(Killed):
+        run("norm", 15, with_batch_norm)
+    with pytest.raises(UsageError, match="holds a run with accumulate 1; this one has 2"):
+        run("norm", make=with_batch_norm, accumulate=2)
+
+
 def values(path: Path) -> list[float]:
     tensors = safetensors.torch.load_file(path)
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)]).tolist()
