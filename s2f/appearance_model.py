@@ -423,6 +423,11 @@ class PartsEncoder(nn.Module):
         """Embed faces as `forward`, to the bit the same whatever shares their batch."""
         return torch.cat([self(face) for face in torch.split(faces.to(self.reading.device), 1)])
 
+    def reads(self, code: PartsCode) -> bool:
+        """Tell whether it was fitted to a code, and not to that of other faces."""
+        own, other = self.shape_code.cpu(), code.shape_code
+        return own.shape == other.shape and torch.allclose(own, other, rtol=1e-2, atol=1e-4)
+
     def read(self, faces: Tensor) -> Tensor:
         """Read the code of faces as they look: [b 3 h w] to [b d]."""
         faces = averaged_down(faces, self.config.image_size)

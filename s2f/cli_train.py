@@ -1,4 +1,4 @@
-"""The commands that train a network: `s2f train encoder`, `decoder`, `voice` and `demo`.
+"""The commands that train: `s2f train encoder`, `decoder`, `voice`, `model` and `demo`.
 
 Each says what its task is made of; devices, the run and what is told are the same for the first
 three. What is not given is for `TrainConfig`, or for the task's own defaults, to decide.
@@ -460,6 +460,76 @@ def _voice(
         )
 
     _learn(ctx, options, output, task, **calibration)
+
+
+@app.command(
+    "model",
+    epilog=examples(
+        "s2f train model data/split -o runs/mine",
+        "s2f train model data/split --arch speaker --pretrained speaker.safetensors -o runs/mine",
+        "s2f train model data/split --face-encoder vgg.safetensors --preset paper --devices 8",
+    ),
+)
+def _whole(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder that prep split or prep dataset made.")],
+    face_encoder: Annotated[
+        Path | None, _in("Checkpoint that defines the embedding (the bundled model's).")
+    ] = None,
+    output: Annotated[Path, _out("Folder of the model.", "--output", "-o")] = Path("runs/model"),
+    preset: PresetOpt = "compact",
+    arch: Annotated[
+        Literal["conv", "ast", "speaker"], _model("The voice encoder's, as train voice has it.")
+    ] = "conv",
+    pretrained: Annotated[
+        str | None, _model("Its start, as train voice --pretrained has it.")
+    ] = None,
+    decoder_steps: Annotated[
+        int | None, _how("Steps of the decoder (compact: 100; else the preset's).", min=1)
+    ] = None,
+    voice_steps: Annotated[
+        int | None, _how("Steps of the voice encoder (compact: 300; else the preset's).", min=1)
+    ] = None,
+    seed: Annotated[int, _how("Of everything random (0).", min=0)] = 0,
+    workers: Annotated[int | None, _run("Processes a device that read; 0: its own.", min=0)] = None,
+    device: DeviceOpt = "auto",
+    devices: Annotated[int | None, _run("Devices here to train on together.", min=1)] = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Train a whole model: decoder, then voice encoder, then its measures on validation.
+
+    OUTPUT becomes a model folder, which `s2f generate --model` takes, with the runs `decoder` and
+    `voice` and the `report` in it. The same command goes on with what was stopped. A face encoder
+    of your own has to be that of the data's embeddings. For other options train the parts alone.
+    """
+    options = TrainOptions(device=device, devices=devices, as_json=as_json, quiet=quiet)
+    with _joined(ctx, options) as (console, ranks, on):
+        from s2f.train_model import ModelOptions, train_model
+
+        try:
+            with console.progress("training a model") as progress:
+                chosen, note = gather(ctx, ModelOptions), console.note
+                made = train_model(
+                    *(data, output, chosen),
+                    device=on,
+                    ranks=ranks,
+                    progress=progress,
+                    note=note,
+                )
+        except KeyboardInterrupt:
+            if not (output / "config.json").is_file():
+                raise  # before there was anything to save
+            if ranks.first:
+                _say_interrupted(console, output)
+            raise typer.Exit(INTERRUPTED) from None
+        if made:
+            for name, result in (("decoder", made.decoder), ("voice", made.voice)):
+                console.note(f"{name}: {result.steps:,} steps, best at {result.step:,}")
+            rows = [(name, f"{value:.4g}") for name, value in made.figures.items()]
+            console.table(rows, (f"mean of {made.people} people of validation", ""))
+            console.line(made.model)
+            console.summary(dataclasses.asdict(made))
 
 
 @app.command("demo", epilog=examples("s2f train demo data/demo -o runs/demo"))

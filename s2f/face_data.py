@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from s2f import layout
-from s2f.appearance_model import PartsCode, before_ground
+from s2f.appearance_model import PartsCode, PartsEncoder, before_ground
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
 from s2f.embeddings import Gallery, Maker
@@ -306,13 +306,17 @@ class FaceData:
         decoder.mean_landmarks.copy_(mean)
         return decoder
 
-    def start_linear(self, decoder: FaceDecoder) -> tuple[PartsCode, Tensor]:
+    def start_linear(
+        self, decoder: FaceDecoder, encoder: PartsEncoder | None = None
+    ) -> tuple[PartsCode, Tensor]:
         """Make a new decoder the linear model of up to `START` photos.
 
-        Returns its code, and the textures [n c 224 224] that it is of. Raises an ImageError if none
-        of the photos can be read.
+        Where the embedding of the `encoder` is the code of other faces, what is drawn from it is
+        solved for. Returns the code of these, and the textures [n c 224 224] that it is of. Raises
+        an ImageError if none of the photos can be read.
         """
         n = len(self._start)
+        faces: list[Tensor] = []
         textures, landmarks, bad = [], [], []
         for i in range(0, n, -(-n // START)):
             try:
@@ -323,11 +327,17 @@ class FaceData:
             drawing, points = item["drawing"][None] / 255, item["landmarks"][None]
             textures.append(self._start.texture(drawing, points, decoder.mean_landmarks))
             landmarks.append(points)
+            faces.append(item["face"])
         if not textures:
             raise bad[0]
         self.note("the linear start leaves out", bad)
-        together = torch.cat(textures)
-        return decoder.start_linear(together, torch.cat(landmarks)), together
+        drawn, shapes = torch.cat(textures), torch.cat(landmarks)
+        code = decoder.start_linear(drawn, shapes)
+        if encoder is not None and not encoder.reads(code):
+            device = encoder.reading.device
+            embedded = [encoder.one_by_one(face[None].to(device) / 255).cpu() for face in faces]
+            decoder.draw_from(torch.cat(embedded), drawn, shapes)
+        return code, drawn
 
     def note(self, what: str, bad: Sequence[ImageError]) -> None:
         """Note photos that could not be read, if there are any."""

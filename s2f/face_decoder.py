@@ -20,6 +20,7 @@ from s2f.warp import warp
 # Deviations from the mean face beyond which `FaceDecoder.distance` is no usual photo's: the most of
 # 252 photos of 9 people whom the bundled model's training never saw (`benchmarks/RESULTS.md`).
 FAR = 2.0
+FOREIGN_RIDGE = 0.1  # of a start from the code of other faces; chosen on validation people
 INNER = (0.3, 0.7), (0.3, 0.8)  # of the frame, across and down: from brows to mouth, no hair
 
 STAGES = ((128, 5, 2), (64, 5, 2), (32, 5, 2), (32, 5, 2), (3, 1, 1))  # of the paper
@@ -248,6 +249,41 @@ class FaceDecoder(nn.Module):
         if config.detail:
             self.detail.fit(textures[:, :3])
         return code
+
+    @torch.no_grad()
+    def draw_from(self, embeddings: Tensor, textures: Tensor, landmarks: Tensor) -> None:
+        """Have a linear start draw faces from embeddings [n d] that are a code of other faces.
+
+        The same windows of both codes show the same of a face, but along other axes: those of the
+        textures [n c s s] and landmarks [n k 2] by them are found by ridge regression, with
+        `FOREIGN_RIDGE` for each value, in units of its variance.
+        """
+        config = self.config
+        windows = Windows(config.image_size, config.windows)
+        local = config.windows**2 * config.axes
+        mean = embeddings.mean(0)
+        x = embeddings - mean
+        away, fade = textures - self.mean_texture, windows.fade().repeat(1, textures.shape[1])
+        axes = []
+        for k, values in enumerate(torch.split(x[:, :local], config.axes, dim=1)):
+            axes.append(_regress(values, windows.one(away, k) * fade[k]) * fade[k])
+        self.local.fit(torch.stack(axes))
+        last = self.landmarks[-1]
+        assert isinstance(last, nn.Linear)
+        moved = (landmarks - self.mean_landmarks).flatten(1)
+        last.weight.copy_(_regress(x[:, local:], moved).T)
+        last.bias.copy_(-last.weight @ mean[local:])
+        usual: Tensor = self.local(mean[:local].view(1, -1, config.axes))
+        self.mean_texture.sub_(usual[0])
+
+
+def _regress(x: Tensor, y: Tensor) -> Tensor:
+    """Regress y [n v] on centred x [n a]: what a unit of each adds, [a v]."""
+    x, y = x.double(), y.double()
+    products, spread = x.T @ x, x.square().sum(0)
+    products.diagonal().add_(FOREIGN_RIDGE * spread + 1e-6 * spread.mean() + 1e-12)
+    solved: Tensor = torch.linalg.solve(products, x.T @ y)
+    return solved.float()
 
 
 def _standard(values: Tensor, lengths: Tensor) -> Tensor:

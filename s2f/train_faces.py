@@ -293,7 +293,8 @@ class FaceDecoderTask(_FaceTask):
         if start is None:
             self.decoder = self.data.new_decoder(config)
             if config.windows:
-                self.data.start_linear(self.decoder)
+                parts = self.encoder if isinstance(self.encoder, PartsEncoder) else None
+                self.data.start_linear(self.decoder, parts)
         else:
             if config.landmarks != self.data.landmarks:
                 message = f"{start.path}: draws {config.landmarks} landmarks; the photos in {data}"

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import DECODER, EMBEDDING, some_faces, some_landmarks
+from conftest import DECODER, EMBEDDING, normal, some_faces, some_landmarks
 
+from s2f import face_decoder
 from s2f.appearance_model import GROUND_COLOUR
 from s2f.face_decoder import CONFIGS, FaceDecoder, FaceDecoderConfig, draw_faces, sheet
 from s2f.warp import warp
@@ -82,6 +83,28 @@ def test_a_linear_start_draws_the_faces_that_it_was_fitted_to():
         faint = sharpened.start_linear(textures, landmarks)(0.5 * textures + 0.25, landmarks)
         contrasts = [network(faint)[1].diff(dim=3).abs().mean() for network in (decoder, sharpened)]
     assert contrasts[1] > 1.1 * contrasts[0]  # as strong again as in the photos
+
+
+@torch.no_grad()
+def test_a_linear_start_can_draw_from_the_code_of_other_faces(monkeypatch):
+    """That is any linear map of each part's values: the regression finds it again."""
+    textures, landmarks = some_faces(20, size=32)
+    decoder = FaceDecoder(LINEAR)
+    code = decoder.start_linear(textures, landmarks)(textures, landmarks)
+    parts = torch.split(code, [3] * 4 + [code.shape[1] - 12], dim=1)
+    foreign = [
+        part @ normal(part.shape[1], part.shape[1], seed=k) + 2 for k, part in enumerate(parts)
+    ]
+    embeddings = torch.cat(foreign, 1)
+    before = float((decoder(embeddings)[1] - textures).abs().mean())
+    decoder.draw_from(embeddings, textures, landmarks)
+    assert (decoder(embeddings)[1] - textures).abs().mean() < 0.2 * before  # held by its ridge
+    monkeypatch.setattr(face_decoder, "FOREIGN_RIDGE", 0.0)
+    decoder.start_linear(textures, landmarks)
+    decoder.draw_from(embeddings, textures, landmarks)
+    drawn_landmarks, drawn = decoder(embeddings)
+    torch.testing.assert_close(drawn, textures, atol=5e-3, rtol=0)
+    torch.testing.assert_close(drawn_landmarks, landmarks, atol=0.1, rtol=0)
 
 
 def test_values_of_a_window_change_nothing_beyond_it():
