@@ -216,7 +216,7 @@ def attributes_section(
     case: Case, examples: Examples, notes: Sequence[str] = ()
 ) -> tuple[Section, Samples]:
     """Judge labels of true faces, of those from photos and voices; notes are on missing labels."""
-    from s2f.labels import canonical
+    from s2f.files import canonical
 
     rows: list[Row] = []
     by_label: list[Row] = []

@@ -33,9 +33,8 @@ from s2f.checkpoint import KINDS, Card, Checkpoint, load, save
 from s2f.console import Progress, silent
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.face_encoder import FaceEncoder
-from s2f.files import atomic_folder, atomic_write, read_array
+from s2f.files import atomic_folder, atomic_write, read_array, read_table
 from s2f.images import FRAME, load_face, to_image
-from s2f.labels import read_table
 from s2f.speaker_encoder import AttributeEncoder, AttributeEncoderConfig, SpeakerEncoder, body_of
 from s2f.train import Note, TrainConfig, TrainResult, train
 from s2f.train_faces import PartsEncoderTask

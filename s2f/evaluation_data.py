@@ -375,7 +375,7 @@ def read_labels(
     """
     if not paths and not columns:
         return {}
-    from s2f.labels import canonical, read_table
+    from s2f.files import canonical, read_table
     from s2f.split import labels_of, matcher
 
     found: dict[str, dict[str, str]] = {name: {} for name in columns}
@@ -695,7 +695,7 @@ def hq_voxceleb(root: Path, *, by_initial: bool = False) -> tuple[list[Member], 
 
 def _listed(path: Path) -> Iterator[tuple[str, str, str]]:
     """Give name, voice id and sex of the people of a list, in order."""
-    from s2f.labels import canonical, read_table
+    from s2f.files import canonical, read_table
 
     table = read_table(path)
     columns = [canonical(column) for column in table.columns]

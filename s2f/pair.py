@@ -24,8 +24,7 @@ from s2f import files
 from s2f.audio import is_voice
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, UsageError
-from s2f.files import Folder, Link, PassedOver
-from s2f.labels import canonical, read_table
+from s2f.files import Folder, Link, PassedOver, canonical, read_table
 from s2f.layout import BESIDE_PHOTOS, PHOTO_SUFFIXES, is_level
 from s2f.names import bare, composed, key
 

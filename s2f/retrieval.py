@@ -699,7 +699,7 @@ def _percents(shares: Sequence[Cell]) -> Row:
 
 
 def _sexes(case: Case) -> Mapping[str, str]:
-    from s2f.labels import canonical
+    from s2f.files import canonical
 
     known = (v for label, v in case.labels.items() if canonical(label) in ("sex", "gender"))
     return next(known, {})

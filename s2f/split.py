@@ -19,8 +19,7 @@ from pathlib import Path
 from s2f import files
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, UsageError
-from s2f.files import Folder, Link
-from s2f.labels import read_table
+from s2f.files import Folder, Link, read_table
 from s2f.layout import SPLIT_FOLDERS, refuse_levels
 from s2f.names import composed, key
 

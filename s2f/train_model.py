@@ -78,8 +78,8 @@ def train_model(
 ) -> TrainedModel | None:
     """Train a decoder and a voice encoder on train of a folder of pairs, and measure them on val.
 
-    `data` holds `train` and `val` of people with `audios` and `images`, as `s2f prep split` and
-    `s2f prep dataset` make them. In `out` are then the three networks, the runs `decoder` and
+    `data` holds `train` and `val` of people with `audios` and `images`, as `s2f prep split` makes
+    it. In `out` are then the three networks, the runs `decoder` and
     `voice`, and the evaluation, also as the model's `evaluation.md`. Goes on where it was stopped,
     and ends with the same bytes. All `ranks` train; the first of them measures, and the others are
     given None. Raises a UsageError if `out` holds something else, a DatasetError if validation has

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s2f import labels
+from s2f import files
 from s2f.errors import DatasetError
 
 
@@ -16,9 +16,9 @@ from s2f.errors import DatasetError
 )
 def test_every_dialect_gives_the_same_cells(text, tmp_path):
     (tmp_path / "t.csv").write_bytes(text.encode())
-    table = labels.read_table(tmp_path / "t.csv")
+    table = files.read_table(tmp_path / "t.csv")
     assert (table.columns, table.rows) == (("a", "b"), (("1", "x y"), ("2", "")))
-    assert table.column(1) == ["x y", ""] and labels.canonical("VoxCeleb2_ID ") == "voxceleb2id"
+    assert table.column(1) == ["x y", ""] and files.canonical("VoxCeleb2_ID ") == "voxceleb2id"
 
 
 def test_a_broken_table_is_refused(tmp_path):
@@ -30,4 +30,4 @@ def test_a_broken_table_is_refused(tmp_path):
         if content is not None:
             (tmp_path / "t.csv").write_bytes(content)
         with pytest.raises(DatasetError, match=rf"t\.csv.*{why}"):
-            labels.read_table(tmp_path / "t.csv")
+            files.read_table(tmp_path / "t.csv")
