@@ -6,13 +6,14 @@ What the functions do not get has their own defaults.
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from s2f.console import Console, described
-from s2f.errors import S2FError, UsageError
+from s2f.errors import InputError, S2FError, UsageError
 from s2f.files import Link, by_suffix
 from s2f.options import (
     GROUP,
@@ -44,12 +45,120 @@ ReplaceOpt = Annotated[
     bool, option("Output", "Replace what it did not make, even SRC's own files.", "--overwrite")
 ]
 FaceEncoderOpt = Annotated[Path, option("Model", "Its checkpoint (.safetensors).")]
+EmbeddedOpt = Annotated[
+    Path | None, option("Model", "Checkpoint of what makes embeddings.", "--face-encoder")
+]
+DetectorOpt = Annotated[
+    Literal["dlib", "face-alignment"] | None,
+    option("Model", "dlib or face-alignment (default: the first one installed)."),
+]
+ByOpt = Annotated[
+    Path | None, option("Input", "csv of labels, and a column of identities. Ages become decades.")
+]
+ColumnsOpt = Annotated[str | None, option("Input", "Labels of --by, with commas between (all).")]
 DryRunOpt = Annotated[bool, option("Run", "Change nothing; show what would be done.", "--dry-run")]
 PreferOpt = Annotated[
     str | None,
     option("Input", "Of files that differ in their suffix only: wav, or m4a, for instance."),
 ]
 LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).")]
+
+
+@app.command(
+    "dataset",
+    no_args_is_help=True,
+    epilog=examples(
+        "s2f prep dataset my/faces my/voices data",
+        "s2f prep dataset HQ-VoxCeleb VoxCeleb data --meta vox1_meta.csv --meta full_vox2_meta.csv",
+        "s2f prep dataset faces voices data --face-encoder vgg.safetensors --pack --split 0.9,0.05",
+    ),
+)
+def _dataset(
+    ctx: typer.Context,
+    faces: Annotated[Path, typer.Argument(help="Photos, a folder a person.", metavar="FACES")],
+    voices: Annotated[Path, typer.Argument(help="Recordings, likewise.", metavar="VOICES")],
+    out: Annotated[Path, typer.Argument(help="New folder for the data set.", metavar="OUT")],
+    metas: Annotated[
+        list[Path] | None,
+        option("Input", "csv of VoxCeleb or VGGFace2 (those in or beside the folders).", "--meta"),
+    ] = None,
+    prefer: PreferOpt = None,
+    by: ByOpt = None,
+    columns: ColumnsOpt = None,
+    split: Annotated[
+        str | None, option("Run", "Shares of train and val (0.8,0.1); test gets the rest.")
+    ] = None,
+    seed: SeedOpt = None,
+    detector: DetectorOpt = None,
+    face_encoder: EmbeddedOpt = None,
+    pack: Annotated[bool, option("Output", "Pack it too, for quick training.", "--pack")] = False,
+    link: LinkOpt = None,
+    workers: WorkersOpt = None,
+    device: DeviceOpt = "auto",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Do all that follows in one run: from photos and recordings to trees for training."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.dataset import prepare_dataset
+
+    options = given(
+        metas=metas,
+        prefer=prefer,
+        by=by,
+        columns=_names_in(columns),
+        shares=None if split is None else _shares(split),
+        seed=seed,
+        detector=detector,
+        face_encoder=face_encoder,
+        link=link,
+        workers=workers,
+    )
+    with console.progress("preparing", "files") as progress:
+        report = prepare_dataset(
+            faces, voices, out, pack=pack, device=device, progress=progress, **options
+        )
+    console.line(out / "split")
+    if pack:
+        console.line(out / "pack")
+    for what, found in (("faces", report.faces), ("voices", report.voices)):
+        console.note(f"{what}: " + ", ".join(f"{name} ({n} people)" for name, n in found.items()))
+    amounts = [(name, of) for name, of in [*report.splits.items(), ("all", report.whole)]]
+    rows = [
+        [n, str(a.people), str(a.photos), str(a.recordings), f"{a.hours:.2f}"] for n, a in amounts
+    ]
+    console.table(rows, ["", "people", "photos", "recordings", "hours"])
+    for why, names in report.people_left_out.items():
+        _list(console, f"people left out, {why}", names)
+    for what, suffixes in report.passed_over.items():
+        if suffixes:
+            console.note(f"passed over among the {what}: {by_suffix(suffixes)}")
+    if report.remarks:
+        console.note(f"remarks on {len(report.remarks)} recordings")
+    _list(console, "files are made of what is gone: remove them, or begin anew", report.stale)
+    console.note(f"all of it is told in {out / 'report.md'}")
+    errors = [InputError(f"{one.file}: {one.why}", hint=one.hint) for one in report.files_left_out]
+    of = report.whole
+    total = of.photos + of.recordings + len(errors)
+    finish(console, {"out": out, **dataclasses.asdict(report)}, errors, total)
+
+
+def _names_in(columns: str | None) -> list[str] | None:
+    return None if columns is None else [name.strip() for name in columns.split(",")]
+
+
+def _shares(split: str) -> tuple[float, float | None]:
+    """Read `0.8` or `0.8,0.1`; a third share may say what is left."""
+    try:
+        train, *others = [float(Fraction(share)) for share in split.split(",")]
+        if len(others) == 2 and Fraction(str(train)) + sum(map(Fraction, map(str, others))) != 1:
+            raise ValueError
+        if len(others) > 2:
+            raise ValueError
+    except (ValueError, ZeroDivisionError) as error:
+        message = f"--split {split}: wanted shares of train and val, such as 0.8,0.1"
+        raise UsageError(message, hint="what is left is for test") from error
+    return train, others[0] if others else None
 
 
 @app.command(
@@ -136,10 +245,7 @@ def _detect(
     ctx: typer.Context,
     src: Photos,
     out: Folder,
-    detector: Annotated[
-        Literal["dlib", "face-alignment"] | None,
-        option("Model", "dlib or face-alignment (default: the first one installed)."),
-    ] = None,
+    detector: DetectorOpt = None,
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
     overwrite: ReplaceOpt = False,
@@ -302,13 +408,8 @@ def _split(
         float | None, option("Run", "Share of the identities (0.8).", min=0, max=1)
     ] = None,
     val: Annotated[float | None, option("Run", "Share (half of the rest).", min=0, max=1)] = None,
-    by: Annotated[
-        Path | None,
-        option("Input", "csv of labels, and a column of identities. Ages become decades."),
-    ] = None,
-    columns: Annotated[
-        str | None, option("Input", "Labels of --by, with commas between (all).")
-    ] = None,
+    by: ByOpt = None,
+    columns: ColumnsOpt = None,
     seed: SeedOpt = None,
     link: LinkOpt = None,
     as_json: JsonOpt = False,
@@ -318,8 +419,7 @@ def _split(
     console = choose_console(ctx, as_json, quiet)
     from s2f.split import split_tree
 
-    chosen = [name.strip() for name in columns.split(",")] if columns is not None else None
-    options = given(train=train, val=val, by=by, columns=chosen, seed=seed, link=link)
+    options = given(train=train, val=val, by=by, columns=_names_in(columns), seed=seed, link=link)
     with console.progress("splitting", "files") as progress:
         report = split_tree(tree, out, progress=progress, **options)
     for name, people in report.splits.items():
@@ -405,7 +505,7 @@ def _pack(
         Path, typer.Argument(help="A voice tree, or train, val and test of one.", metavar="TREE")
     ],
     out: Annotated[Path | None, typer.Argument(help="Folder for the pack.", metavar="OUT")] = None,
-    face_encoder: FaceEncoderOpt | None = None,
+    face_encoder: EmbeddedOpt = None,
     clip_seconds: Annotated[
         float | None, option("Output", "Of the clips (6).", min=0.5, max=600)
     ] = None,

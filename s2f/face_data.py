@@ -8,7 +8,6 @@ that the embedding of the face encoder is what the decoder draws.
 
 import dataclasses
 import random
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,18 @@ from s2f.dataloader import Item, Key
 from s2f.embeddings import Gallery, Maker
 from s2f.errors import DatasetError, ImageError, together
 from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
-from s2f.files import read_array
-from s2f.images import FRAME, Fit, load_face
-from s2f.landmarks import OF_72, TEMPLATE_POINTS, implausible, map_68
+from s2f.images import Fit, load_face
+from s2f.landmarks import (
+    OF_72,
+    TEMPLATE_POINTS,
+    map_68,
+    place,
+    read_landmarks,
+    refuse_larger_frame,
+)
 from s2f.layout import FaceFiles
 from s2f.warp import warp
 
-ASIDE = 10  # pixels right of the middle that the centres of faces do not lie on the whole
 NEIGHBOURS = 10  # that a face is mixed with one of
 CELLS = 2**24  # cosines held at a time
 START = 700  # photos that a linear start is fitted to
@@ -140,39 +144,23 @@ class FaceDataset(Dataset[Item]):
         Raises a DatasetError if they are no k points, or none of a face.
         """
         path = layout.beside(self.targets[row].target, self.suffix)
-        found = read_array(path)
-        k = 68 if self.landmarks == 72 else self.landmarks
-        if found.shape != (k, 2) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-            message = f"{path}: holds an array {list(found.shape)} of {found.dtype}"
-            hint = "make the landmarks again"
-            raise DatasetError(f"{message}; wanted {[k, 2]} finite values", hint=hint)
-        if why := implausible(found, FRAME):
-            hint = f"wanted xy pixels of the photo squashed to {FRAME} x {FRAME}, in iBUG order, "
-            hint += "as s2f prep landmarks makes them"
-            raise DatasetError(f"{path}: its points {why}", hint=hint)
-        points = torch.from_numpy(found.astype(np.float32))
+        found = read_landmarks(path, 68 if self.landmarks == 72 else self.landmarks)
+        points = torch.from_numpy(found)
         return points[list(OF_72)] if self.landmarks == 72 else points
 
     def broken_landmarks(self) -> list[DatasetError]:
-        """Look at the landmarks of all targets; give why some, or all together, cannot be used.
-
-        One face may lie anywhere. But those of a larger frame, as of 256 pixels, lie right of the
-        middle on the whole (hand-placed ones of 84 people: at 110 to 114 of 224), and beyond it.
-        """
-        found, centres, n_beyond = [], [], 0
+        """Look at the landmarks of all targets; give why some, or all together, cannot be used."""
+        found: list[DatasetError] = []
+        places = []
         for row in range(len(self.targets)):
             try:
-                points = self.points(row)
-                centres.append(float(points[:, 0].mean()))
-                n_beyond += bool(points.max() > FRAME)
+                places.append(place(self.points(row).numpy()))
             except DatasetError as error:
                 found.append(error)
-        middle = statistics.median(centres) if centres else 0.0
-        if 2 * n_beyond > len(centres) and middle > FRAME / 2 + ASIDE:
-            message = f"{self.folder}: its landmarks lie around x = {middle:.0f}, most of "
-            message += f"them beyond {FRAME} x {FRAME} pixels: they are of a larger frame"
-            hint = f"multiply them by {FRAME} and divide by the side of the pictures they are of"
-            found.append(DatasetError(message, hint=hint))
+        try:
+            refuse_larger_frame(self.folder, places)
+        except DatasetError as error:
+            found.append(error)
         return found
 
     def mean_landmarks(self) -> Tensor:

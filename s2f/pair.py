@@ -1,8 +1,8 @@
 """Faces and voices of the same people, found in trees and brought together in one.
 
-In order: `pair_identities`, which gives the files their places; `find_people`, which groups a
-tree's files by the part of their path that names somebody; `match_people`, which decides who that
-is, or why it cannot be told; and `read_meta`, which reads who is who. Only names are read.
+In order: `pair_identities`, which gives the files the places of `plan_pairs`; `find_people`, which
+groups a tree's files by the part of their path that names somebody; `match_people`, which decides
+who that is, or why it cannot be told; and `read_meta`, which reads who is who. Only names are read.
 
 Read are vox1_meta.csv (`VoxCeleb1 ID`, `VGGFace1 ID`, which is the person's name), both
 vox2_meta.csv (`VoxCeleb2 ID`, `VGGFace2 ID`, with `Name` or without), full_vox2_meta.csv and
@@ -178,8 +178,52 @@ def pair_identities(
         found += find_people(root, "voice", people, passed_over, prefer=prefer)
     for root in faces:
         found += find_people(root, "face", people, passed_over)
+    plan = plan_pairs(found, people, out)
+    pairs = plan.pairs
+    others = set(files.folders(out) if out.is_dir() else ()) - {pair.identity for pair in pairs}
+    if others:
+        hint = "choose another folder, or remove what other options made there"
+        raise UsageError(f"{out / min(others)}: is in no pair of this run", hint=hint)
+    placed = files.PlaceReport(0, 0, ())
+    if not dry_run:
+        if not pairs:
+            message = f"nobody of {plan.n_people} people has both faces and voices"
+            hint = "see why with --dry-run; ids and names are joined by --meta"
+            raise DatasetError(message, hint=hint)
+        with files.alone_in(out):
+            placed = files.place_all(plan.folders, link, progress=progress)
+    return PairReport(
+        out=out,
+        pairs=pairs,
+        unmatched=plan.unmatched,
+        datasets=plan.datasets,
+        shared=tuple(pair.identity for pair in pairs if len(pair.datasets) > 1),
+        collisions=people.collisions,
+        **vars(placed),
+        dry_run=dry_run,
+        passed_over=dict(passed_over),
+    )
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """Who has faces and voices, and where their files are to be."""
+
+    pairs: tuple[Pair, ...]  # sorted by identity
+    folders: tuple[Folder, ...]  # of their files
+    unmatched: tuple[Unmatched, ...]  # sorted by kind and folder
+    datasets: Mapping[str, Mapping[str, int]]  # as in `PairReport`
+    n_people: int  # who have either
+
+
+def plan_pairs(found: Sequence[Found], people: MetaPeople, out: Path) -> PairPlan:
+    """Decide who is paired, and give their files places in `OUT/IDENTITY/audios` and `images`.
+
+    Raises a `UsageError` if two folders would get one place.
+    """
     matches, unmatched = match_people(found, people)
     datasets = {person.identity: person.datasets for person in people.people}
+    roots = {kind: {one.root for one in found if one.kind == kind} for kind in ("voice", "face")}
     pairs: list[Pair] = []
     plan: list[Folder] = []
     for who, matched in sorted(matches.items()):
@@ -196,36 +240,20 @@ def pair_identities(
                 n_faces=sum(len(one.names) for one in seen),
             )
             pairs.append(pair)
-            plan += _places(out / who / "audios", heard, several_trees=len(voices) > 1)
-            plan += _places(out / who / "images", seen, several_trees=len(faces) > 1)
+            for name, mine, kind in (("audios", heard, "voice"), ("images", seen, "face")):
+                plan += _places(out / who / name, mine, several_trees=len(roots[kind]) > 1)
     sources: dict[str, str] = {}  # files of one folder have different names anyway
     for folder in plan:
         other = sources.setdefault(folder.target.casefold(), folder.source)
         if other != folder.source:
             message = f"{other} and {folder.source} would both be {folder.target}"
             raise UsageError(message, hint="rename one of the folders")
-    others = set(files.folders(out) if out.is_dir() else ()) - {pair.identity for pair in pairs}
-    if others:
-        hint = "choose another folder, or remove what other options made there"
-        raise UsageError(f"{out / min(others)}: is in no pair of this run", hint=hint)
-    placed = files.PlaceReport(0, 0, ())
-    if not dry_run:
-        if not pairs:
-            message = f"nobody of {len(matches)} people has both faces and voices"
-            hint = "see why with --dry-run; ids and names are joined by --meta"
-            raise DatasetError(message, hint=hint)
-        with files.alone_in(out):
-            placed = files.place_all(plan, link, progress=progress)
-    return PairReport(
-        out=out,
+    return PairPlan(
         pairs=tuple(pairs),
+        folders=tuple(plan),
         unmatched=tuple(sorted(unmatched, key=lambda one: (one.kind, one.folder, one.name))),
         datasets=_count(matches, people, datasets),
-        shared=tuple(pair.identity for pair in pairs if len(pair.datasets) > 1),
-        collisions=people.collisions,
-        **vars(placed),
-        dry_run=dry_run,
-        passed_over=dict(passed_over),
+        n_people=len(matches),
     )
 
 

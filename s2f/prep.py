@@ -113,6 +113,7 @@ def prepare(
     workers: int | None = None,
     overwrite: bool = False,
     prefer: str | None = None,
+    places: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> PrepReport:
     """Bring a tree of outputs up to date with a tree of sources, or with one file.
@@ -125,6 +126,8 @@ def prepare(
     or made of another file (one of the same path below another folder, which was not merely moved),
     are refused one by one, or replaced with `overwrite`, sources too where outputs have their
     names. Of sources that would become one output, as 1.m4a and 1.wav, `prefer` (`wav`) chooses.
+    With `places` only the sources that it has, by their paths below `source`, are prepared, and
+    each output is named as if its source lay at the path that it gives.
 
     Raises, before anything is made, a `DatasetError` if there is no source, a folder cannot be
     read, or two sources would become one output, and a `UsageError` if outputs would replace their
@@ -134,7 +137,7 @@ def prepare(
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
-    items, passed_over = _plan(step, source, out, prefer)
+    items, passed_over = _plan(step, source, out, prefer, places)
     beside = out.exists() and out.samefile(source if source.is_dir() else source.parent)
     if beside and step.rename and items[0].output == items[0].source.path and not overwrite:
         message = f"{out}: its {step.sources} would be replaced by what is made of them"
@@ -196,7 +199,9 @@ def prepare(
     return PrepReport(out, made, skipped, failures, seconds, notes, dict(passed_over), stale)
 
 
-def _plan(step: Step, source: Path, out: Path, prefer: str | None) -> tuple[list[Item], PassedOver]:
+def _plan(
+    step: Step, source: Path, out: Path, prefer: str | None, places: Mapping[str, str] | None
+) -> tuple[list[Item], PassedOver]:
     prefer = files.preferred(prefer, step.wants, step.sources)
     if not os.path.exists(source):
         raise DatasetError(f"{source}: does not exist", hint="check its path")
@@ -205,14 +210,18 @@ def _plan(step: Step, source: Path, out: Path, prefer: str | None) -> tuple[list
         inside = step.rename is not None and out.is_dir() and not source.samefile(out)
         without = out if inside else None
         sources = files.list_files(source, step.wants, without=without, passed_over=passed_over)
+        if places is not None:
+            sources = [file for file in sources if file.path in places]
         if not sources:
             raise files.holds_none(source, step.sources, passed_over, DatasetError)
     else:
         folder, status = source.parent, source.stat()
         size = status.st_size if source.is_file() else -1
         sources = [File(source.name, size, status.st_mtime_ns)]
-    rename = step.rename or str
-    items = [Item(rename(file.path), file, folder / file.path) for file in sources]
+    rename, places = step.rename or str, places or {}
+    items = [
+        Item(rename(places.get(file.path, file.path)), file, folder / file.path) for file in sources
+    ]
     name_of = str if step.rename else files.stem
     named = ((name_of(item.output), item.source.path) for item in items)
     dropped = files.drop_twins(named, source, passed_over, prefer=prefer, is_asked=step.has_twins)

@@ -1,11 +1,13 @@
 """Recordings -> arrays that training reads, and the statistics of their log-mel.
 
-`audio_step` is what `s2f prep audio` makes of each recording, and `log_mel_stats` measures a tree.
+`audio_step` is what `s2f prep audio` makes of each recording, `waveforms_step` takes what that has
+made already, and `log_mel_stats` measures a tree.
 Imports neither torch nor a decoder before a worker needs them.
 """
 
 import dataclasses
 import functools
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from s2f.audio import Waveform, hear
 from s2f.console import Progress, silent
 from s2f.errors import AudioError, DatasetError, OutputError, UsageError
 from s2f.files import save_array
-from s2f.layout import renamed
+from s2f.layout import is_array, renamed
 from s2f.prep import PrepReport, Step, prepare
 from s2f.spectrogram import (
     FRONT_ENDS,
@@ -105,6 +107,24 @@ def _save_spectrogram(
     clip = audio.clips(heard.waveform, front_end.clip_samples)[0]
     save_array(spectrogram(torch.from_numpy(clip[None]), front_end)[0].numpy(), part)
     return heard.remarks or None
+
+
+def waveforms_step() -> Step:
+    """Copy waveforms that are stored already, if training would take them."""
+    return Step(
+        name="waveforms",
+        wants=is_array,
+        sources="waveforms",
+        rename=str,
+        settings={"format": FORMAT},
+        work=_copy_waveform,
+        preload=("s2f.prep_audio",),
+    )
+
+
+def _copy_waveform(source: Path, part: Path) -> None:
+    audio.check_waveform(audio.map_waveform(source), str(source))
+    shutil.copyfile(source, part)
 
 
 def stats_step() -> Step:

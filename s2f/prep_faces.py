@@ -27,7 +27,7 @@ from s2f.face_detection import FoundFace, Pixels, check_detector, frame, load_de
 from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.files import save_array
 from s2f.images import ENCODING, FORMATS, FRAME, Fit, load_face, open_photo, save_photo
-from s2f.landmarks import implausible
+from s2f.landmarks import implausible, place, read_landmarks
 from s2f.layout import LANDMARKS, PHOTO_SUFFIXES, is_photo, is_picture, renamed
 from s2f.prep import Step, Worker
 
@@ -107,6 +107,30 @@ def _mark(name: str, photo: Image.Image, faces: list[FoundFace]) -> Any:
         hint = "cut the face out with s2f prep faces first, or place the points by hand"
         raise ImageError(f"{name}: the landmarks that were found {why}", hint=hint)
     return squashed
+
+
+def marked_step() -> Step:
+    """Copy photos that need no search, and the 68 landmarks that lie beside them.
+
+    Training has to take either. What is noted of landmarks is `landmarks.place` of them.
+    """
+    return _photos_step(
+        name="marked",
+        wants=lambda name: is_photo(name) or name.endswith(LANDMARKS),
+        rename=str,
+        settings={"size": FRAME},
+        work=_copy_marked,
+    )
+
+
+def _copy_marked(source: Path, part: Path) -> tuple[float, bool] | None:
+    note = None
+    if source.name.endswith(LANDMARKS):
+        note = place(read_landmarks(source))
+    else:
+        open_photo(source)
+    shutil.copyfile(source, part)
+    return note
 
 
 def _step(

@@ -64,16 +64,17 @@ def split_tree(
     columns: Sequence[str] | None = None,
     seed: int = 0,
     link: Link = Link.HARD,
+    wants: Callable[[str], bool] = lambda path: True,
     progress: Progress = silent,
 ) -> SplitReport:
     """Deal the identities of a tree, a folder each, out to `out/train`, `out/val` and `out/test`.
 
-    All files of an identity go along. Shares are of the identities, 0 to 1; without `val` it gets
-    half of what training leaves. The sizes are exact (largest remainder); labels (`columns`, or
-    all, of the csv file `by`) make strata, each within one of its share, and people without labels
-    are a stratum of their own. The same arguments give the same splits anywhere, and a second run
-    changes nothing; `out` of other arguments is refused, by the record `split.json` that is written
-    last, and by who is there.
+    All files of an identity go along, or those whose paths below the tree it `wants`. Shares are of
+    the identities, 0 to 1; without `val` it gets half of what training leaves. The sizes are exact
+    (largest remainder); labels (`columns`, or all, of the csv file `by`) make strata, each within
+    one of its share, and people without labels are a stratum of their own. The same arguments give
+    the same splits anywhere, and a second run changes nothing; `out` of other arguments is refused,
+    by the record `split.json` that is written last, and by who is there.
 
     Raises a `DatasetError` if the tree has no identity, one in two spellings, or folders that are
     no people (`wav`, `dev`), or the labels cannot be used; a `UsageError` if the shares cannot be,
@@ -82,7 +83,7 @@ def split_tree(
     """
     share = shares(train, val)
     files.refuse_overlap(tree, out)
-    identities, loose = _identities(tree)
+    identities, loose = _identities(tree, wants)
     found = labels_of(by, identities, columns) if by else LabelColumns()
     values = {identity: found.of(identity) for identity in identities}
     splits, counts = deal_out(values, share, seed)
@@ -139,11 +140,13 @@ def _refuse_another(
     return there is not None
 
 
-def _identities(tree: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """List the files of each identity, below its folder, and those of none."""
+def _identities(
+    tree: Path, wants: Callable[[str], bool]
+) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """List the wanted files of each identity, below its folder, and those of none."""
     identities: dict[str, list[str]] = defaultdict(list)
     loose = []
-    for path in files.names(tree):
+    for path in filter(wants, files.names(tree)):
         identity, slash, name = path.partition("/")
         if slash:
             identities[identity].append(name)
