@@ -305,7 +305,7 @@ def _recognised(found: Sequence[Found], people: MetaPeople) -> dict[str, int]:
     """Count the people of each data set."""
     whose: dict[str, set[str]] = defaultdict(set)
     for one in found:
-        whose[_dataset(one, people)].add(one.label or one.folder)
+        whose[_dataset(one, people)].add(composed(one.label or one.folder))
     return {name: len(labels) for name, labels in sorted(whose.items())}
 
 
