@@ -143,10 +143,6 @@ def _dataset(
     finish(console, {"out": out, **dataclasses.asdict(report)}, errors, total)
 
 
-def _names_in(columns: str | None) -> list[str] | None:
-    return None if columns is None else [name.strip() for name in columns.split(",")]
-
-
 def _shares(split: str) -> tuple[float, float | None]:
     """Read `0.8` or `0.8,0.1`; a third share may say what is left."""
     try:
@@ -201,34 +197,6 @@ def _audio(
     options = given(preset=preset, stats=stats, trim_silence=trim_silence, track=track)
     step = audio_step(store=store, **options)
     _run(console, step, src, out, workers, overwrite, prefer=prefer)
-
-
-@app.command("stats", epilog=examples("s2f prep stats data/voices/train -o stats.json"))
-def _stats(
-    ctx: typer.Context,
-    tree: Annotated[Path, typer.Argument(help="Prepared waveforms, or recordings.")],
-    output: Annotated[
-        Path, option("Output", "A .json file (default: stats.json).", "--output", "-o")
-    ] = Path("stats.json"),
-    prefer: PreferOpt = None,
-    workers: WorkersOpt = None,
-    overwrite: Annotated[
-        bool, option("Output", "Replace the file if it is something else.", "--overwrite")
-    ] = False,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Measure the mean and the standard deviation of the log-mel features of a training set."""
-    console = choose_console(ctx, as_json, quiet)
-    from s2f.prep_audio import log_mel_stats
-
-    with console.progress("measuring", "files") as progress:
-        options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
-        stats, report = log_mel_stats(tree, output, progress=progress, **options)
-    if stats:
-        console.line(output)
-    result = {"output": output, **dataclasses.asdict(stats)} if stats else {"output": None}
-    _report(console, report, tree, result, "files of an earlier run are gone")
 
 
 @app.command(
@@ -360,11 +328,6 @@ def _sources(failed: "Sequence[Failure]") -> list[dict[str, object]]:
     return [{"source": one.source, **described(one.error)} for one in failed]
 
 
-def _finish_tree(console: Console, report: Any, done: int) -> None:
-    result = {**dataclasses.asdict(report), "failed": [described(one) for one in report.failed]}
-    finish(console, result, report.failed, done + len(report.failed))
-
-
 @app.command("names", no_args_is_help=True, epilog=examples("s2f prep names data/faces --dry-run"))
 def _names(
     ctx: typer.Context,
@@ -392,45 +355,9 @@ def _names(
     _finish_tree(console, report, n_renamed + n_merged + n_plain)
 
 
-@app.command(
-    "split",
-    no_args_is_help=True,
-    epilog=examples(
-        "s2f prep split data/pairs data/split --train 0.8",
-        "s2f prep split faces data/split --by people.csv --columns sex,age --link symlink",
-    ),
-)
-def _split(
-    ctx: typer.Context,
-    tree: Annotated[Path, typer.Argument(help="A folder an identity.")],
-    out: Annotated[Path, typer.Argument(help="New folder, for train, val and test.")],
-    train: Annotated[
-        float | None, option("Run", "Share of the identities (0.8).", min=0, max=1)
-    ] = None,
-    val: Annotated[float | None, option("Run", "Share (half of the rest).", min=0, max=1)] = None,
-    by: ByOpt = None,
-    columns: ColumnsOpt = None,
-    seed: SeedOpt = None,
-    link: LinkOpt = None,
-    as_json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Split a tree into train, val and test by identity, stratified by labels."""
-    console = choose_console(ctx, as_json, quiet)
-    from s2f.split import split_tree
-
-    options = given(train=train, val=val, by=by, columns=_names_in(columns), seed=seed, link=link)
-    with console.progress("splitting", "files") as progress:
-        report = split_tree(tree, out, progress=progress, **options)
-    for name, people in report.splits.items():
-        console.line(f"{out / name} {len(people)}")
-    if by:
-        console.note(f"{len(report.strata)} strata")
-        _list(console, "people without labels", report.unlabelled)
-    _list(console, "rows without a folder", report.strangers)
-    _list(console, "identities without a file", report.empty)
-    _list(console, "files of no identity, left out", report.loose)
-    _finish_tree(console, report, report.made + report.kept)
+def _finish_tree(console: Console, report: Any, done: int) -> None:
+    result = {**dataclasses.asdict(report), "failed": [described(one) for one in report.failed]}
+    finish(console, result, report.failed, done + len(report.failed))
 
 
 @app.command(
@@ -485,11 +412,84 @@ def _pair(
     _finish_tree(console, report, report.made + report.kept)
 
 
+@app.command(
+    "split",
+    no_args_is_help=True,
+    epilog=examples(
+        "s2f prep split data/pairs data/split --train 0.8",
+        "s2f prep split faces data/split --by people.csv --columns sex,age --link symlink",
+    ),
+)
+def _split(
+    ctx: typer.Context,
+    tree: Annotated[Path, typer.Argument(help="A folder an identity.")],
+    out: Annotated[Path, typer.Argument(help="New folder, for train, val and test.")],
+    train: Annotated[
+        float | None, option("Run", "Share of the identities (0.8).", min=0, max=1)
+    ] = None,
+    val: Annotated[float | None, option("Run", "Share (half of the rest).", min=0, max=1)] = None,
+    by: ByOpt = None,
+    columns: ColumnsOpt = None,
+    seed: SeedOpt = None,
+    link: LinkOpt = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Split a tree into train, val and test by identity, stratified by labels."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.split import split_tree
+
+    options = given(train=train, val=val, by=by, columns=_names_in(columns), seed=seed, link=link)
+    with console.progress("splitting", "files") as progress:
+        report = split_tree(tree, out, progress=progress, **options)
+    for name, people in report.splits.items():
+        console.line(f"{out / name} {len(people)}")
+    if by:
+        console.note(f"{len(report.strata)} strata")
+        _list(console, "people without labels", report.unlabelled)
+    _list(console, "rows without a folder", report.strangers)
+    _list(console, "identities without a file", report.empty)
+    _list(console, "files of no identity, left out", report.loose)
+    _finish_tree(console, report, report.made + report.kept)
+
+
+def _names_in(columns: str | None) -> list[str] | None:
+    return None if columns is None else [name.strip() for name in columns.split(",")]
+
+
 def _list(console: Console, what: str, names: Sequence[str], shown: int = 5) -> None:
     """Tell of some names, if there are any; --json has them all."""
     if names:
         more = ", ..." if len(names) > shown else ""
         console.note(f"{len(names)} {what}: {', '.join(names[:shown])}{more}")
+
+
+@app.command("stats", epilog=examples("s2f prep stats data/voices/train -o stats.json"))
+def _stats(
+    ctx: typer.Context,
+    tree: Annotated[Path, typer.Argument(help="Prepared waveforms, or recordings.")],
+    output: Annotated[
+        Path, option("Output", "A .json file (default: stats.json).", "--output", "-o")
+    ] = Path("stats.json"),
+    prefer: PreferOpt = None,
+    workers: WorkersOpt = None,
+    overwrite: Annotated[
+        bool, option("Output", "Replace the file if it is something else.", "--overwrite")
+    ] = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Measure the mean and the standard deviation of the log-mel features of a training set."""
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.prep_audio import log_mel_stats
+
+    with console.progress("measuring", "files") as progress:
+        options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
+        stats, report = log_mel_stats(tree, output, progress=progress, **options)
+    if stats:
+        console.line(output)
+    result = {"output": output, **dataclasses.asdict(stats)} if stats else {"output": None}
+    _report(console, report, tree, result, "files of an earlier run are gone")
 
 
 @app.command(
