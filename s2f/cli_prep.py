@@ -86,7 +86,7 @@ def _dataset(
     by: ByOpt = None,
     columns: ColumnsOpt = None,
     split: Annotated[
-        str | None, option("Run", "Shares of train and val (0.8,0.1); test gets the rest.")
+        str | None, option("Run", "Shares of train and val (0.8,0.1), or SF2F's splits: sf2f.")
     ] = None,
     seed: SeedOpt = None,
     detector: DetectorOpt = None,
@@ -116,13 +116,16 @@ def _dataset(
     )
     with console.progress("preparing", "files") as progress:
         report = prepare_dataset(
-            faces, voices, out, pack=pack, device=device, progress=progress, **options
+            *(faces, voices, out),
+            pack=pack,
+            device=device,
+            progress=progress,
+            note=console.note,
+            **options,
         )
     console.line(out / "split")
     if pack:
         console.line(out / "pack")
-    for what, found in (("faces", report.faces), ("voices", report.voices)):
-        console.note(f"{what}: " + ", ".join(f"{name} ({n} people)" for name, n in found.items()))
     amounts = [(name, of) for name, of in [*report.splits.items(), ("all", report.whole)]]
     rows = [
         [n, str(a.people), str(a.photos), str(a.recordings), f"{a.hours:.2f}"] for n, a in amounts
@@ -143,8 +146,10 @@ def _dataset(
     finish(console, {"out": out, **dataclasses.asdict(report)}, errors, total)
 
 
-def _shares(split: str) -> tuple[float, float | None]:
-    """Read `0.8` or `0.8,0.1`; a third share may say what is left."""
+def _shares(split: str) -> tuple[float, float | None] | Literal["sf2f"]:
+    """Read `0.8` or `0.8,0.1`, where a third share may say what is left, or a rule's name."""
+    if split == "sf2f":
+        return "sf2f"
     try:
         train, *others = [float(Fraction(share)) for share in split.split(",")]
         if len(others) == 2 and Fraction(str(train)) + sum(map(Fraction, map(str, others))) != 1:
@@ -153,7 +158,7 @@ def _shares(split: str) -> tuple[float, float | None]:
             raise ValueError
     except (ValueError, ZeroDivisionError) as error:
         message = f"--split {split}: wanted shares of train and val, such as 0.8,0.1"
-        raise UsageError(message, hint="what is left is for test") from error
+        raise UsageError(message, hint="what is left is for test; or give sf2f") from error
     return train, others[0] if others else None
 
 

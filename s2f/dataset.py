@@ -5,7 +5,7 @@ In order: `prepare_dataset`, which does what `s2f prep audio`, `faces`, `landmar
 found before any file is read; what is made of the files; and the report. Below `out` stand
 
     pairs/IDENTITY/audios images    waveforms; framed photos with landmarks, embeddings
-    split/train val test            what is whole of these, by links
+    split/train val test            what is whole of these, by links; labels.csv, if there are any
     pack/train val test             the same in a few large files, if it is asked for
     stats.json  report.json  report.md  sheet.jpg
 
@@ -13,22 +13,27 @@ Only who has a face and a voice by name is read at all. All steps keep what is u
 a run that was killed goes on where it stopped.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from s2f import files, layout, pair, split
 from s2f.audio import SAMPLE_RATE, map_waveform
 from s2f.console import Progress, jsonable, silent
 from s2f.errors import DatasetError, UsageError
+from s2f.evaluation_data import LABELS, META, read_list, sf2f_split
 from s2f.face_detection import choose_detector
 from s2f.files import Link, PassedOver, by_suffix, write_bytes
 from s2f.images import FRAME, encode, open_photo
 from s2f.landmarks import draw_landmarks, read_landmarks, refuse_larger_frame
+from s2f.layout import SPLITS
 from s2f.names import composed
 from s2f.pack import pack_tree
 from s2f.pair import CLASS, VOICE, Found, MetaPeople, PairPlan
@@ -101,7 +106,7 @@ def prepare_dataset(
     detector: str | None = None,
     device: str = "auto",
     face_encoder: Path | None = None,
-    shares: tuple[float, float | None] = (0.8, None),
+    shares: tuple[float, float | None] | Literal["sf2f"] = (0.8, None),
     by: Path | None = None,
     columns: Sequence[str] | None = None,
     seed: int = 0,
@@ -110,6 +115,7 @@ def prepare_dataset(
     link: Link = Link.HARD,
     workers: int | None = None,
     progress: Progress = silent,
+    note: Callable[[str], None] = lambda text: None,
 ) -> DatasetReport:
     """Make trees for training, at `out`, of photos and recordings of people, by their names.
 
@@ -118,26 +124,33 @@ def prepare_dataset(
     `detector`, but for those with NAME_landmarks.npy beside them, and recordings become waveforms,
     but for .npy; these are taken as they are. Of recordings of one name that with the suffix
     `prefer` is taken, and of HQ-VoxCeleb's photos the masked ones. With a `face_encoder` photos are
-    embedded, and with `pack` all is packed. `shares` are those of training and validation;
-    these, `by`, `columns`, `seed` and `link` are as for `split.split_tree`. A file that cannot be
-    used costs itself only. Killed at any moment and run again, it leaves the same files.
+    embedded, and with `pack` all is packed. `shares` are those of training and validation, or
+    "sf2f": the splits of `evaluation_data.hq_voxceleb`; these, `by`, `columns`, `seed` and `link`
+    are as for `split.split_tree`. A file that cannot be used costs itself only. Killed at any
+    moment and run again, it leaves the same files. `note` is told what the folders are taken for.
 
     Raises a `DatasetError` if a folder holds no photos or recordings, a meta file is missing that
     would join them, nobody has both, or landmarks are of another frame; a `UsageError` if folders
-    overlap, `pack` is asked for without a `face_encoder`, or `out` holds another data set; and as
-    the steps do.
+    overlap, `pack` is asked for without a `face_encoder`, "sf2f" without the lists that it goes by,
+    or `out` holds another data set; and as the steps do.
     """
     if pack and face_encoder is None:
         hint = "give --face-encoder FILE, whose embeddings it is to hold"
         raise UsageError("a pack holds embeddings, and there is no face encoder", hint=hint)
-    split.shares(*shares)
+    train, val = (0.8, None) if shares == "sf2f" else shares
+    split.shares(train, val)
     space = read_space(face_encoder) if face_encoder else None
     for root in (faces, voices):
         files.refuse_overlap(root, out)
     progress(0, 0, "listing")
     who = find_who(faces, voices, out, metas=metas, prefer=prefer)
+    members = published_splits(who) if shares == "sf2f" else None
+    labels = split.LabelColumns()
     if by is not None:
-        split.labels_of(by, [one.identity for one in who.plan.pairs], columns)
+        labels = split.labels_of(by, [one.identity for one in who.plan.pairs], columns)
+    for what, found in (("faces", who.faces), ("voices", who.voices)):
+        note(f"{what}: {_counted(found)}")
+    note(f"{len(who.plan.pairs)} people have both")
     with files.alone_in(out):
         made = _Made(who, faces, voices, out / "pairs", workers, progress)
         made.make_photos(detector, device, face_encoder)
@@ -154,16 +167,23 @@ def prepare_dataset(
         tree = out / "split"
         dealt = split.split_tree(
             *(out / "pairs", tree),
-            train=shares[0],
-            val=shares[1],
+            train=train,
+            val=val,
             by=by,
             columns=columns,
             seed=seed,
             link=link,
             wants=wanted.__contains__,
+            members=members,
             progress=made.told("split"),
         )
         made.failed += [LeftOut(tree, error.message, error.hint) for error in dealt.failed]
+        if labels.columns:
+            rows = [("identity", *labels.columns)]
+            rows += [(name, *(value or "" for value in labels.of(name))) for name in people]
+            with io.StringIO(newline="") as table:
+                csv.writer(table).writerows(rows)
+                write_bytes(tree / LABELS[0], table.getvalue().encode())
         if dealt.splits["train"]:
             told = made.told("stats")
             log_mel_stats(tree / "train", out / "stats.json", workers=workers, progress=told)
@@ -273,6 +293,26 @@ def find_who(
         {why: tuple(sorted(names)) for why, names in left_out.items()},
         {kind: dict(sorted(counts.items())) for kind, counts in passed_over.items()},
     )
+
+
+def published_splits(who: Who) -> dict[str, str]:
+    """Put people of the VoxCelebs into SF2F's splits; of two the one farthest from training.
+
+    Raises a `UsageError` if the list is missing by whose rows that goes, or a `DatasetError` as
+    `evaluation_data.read_list`.
+    """
+    lists = {part: path for part, name in META.items() for path in who.metas if path.name == name}
+    for one in who.plan.pairs:
+        if missing := sorted((set(one.datasets) & set(META)) - set(lists)):
+            message = f"{one.identity}: SF2F's splits go by the rows of {META[missing[0]]}"
+            raise UsageError(message, hint=f"give --meta {META[missing[0]]}, or shares to --split")
+    members: dict[str, str] = {}
+    for path in lists.values():
+        for row, (_, voice, _) in enumerate(read_list(path)):
+            for person in who.people.find(voice)[0]:
+                before = members.get(person.identity, "train")
+                members[person.identity] = max(before, sf2f_split(row), key=[*SPLITS].index)
+    return members
 
 
 def find_metas(roots: Sequence[Path]) -> tuple[Path, ...]:
@@ -531,7 +571,7 @@ def _below(path: Path, root: Path) -> str:
 
 
 def _left_out(failure: Failure, source: Path | None = None) -> LeftOut:
-    why = failure.error.message.removeprefix(f"{failure.source}: ")
+    why = failure.error.message.removeprefix(str(failure.source)).removeprefix(":").lstrip()
     return LeftOut(source or failure.source, why, failure.error.hint)
 
 

@@ -674,12 +674,12 @@ def hq_voxceleb(root: Path, *, by_initial: bool = False) -> tuple[list[Member], 
         for name in files.folders(photos):
             exact[composed(name)] = name
             alike.setdefault(key(name), []).append(name)
-        for i, (name, voice, sex) in enumerate(_listed(lists[part])):
+        for i, (name, voice, sex) in enumerate(read_list(lists[part])):
             others = alike.get(key(name), ())
             found = exact.get(composed(name)) or (others[0] if len(others) == 1 else None)
             if found is None or voice not in voices:
                 continue
-            split = {8: "test", 9: "val"}.get(i % 10, "train")
+            split = sf2f_split(i)
             if by_initial:
                 split = "test" if name[:1].upper() in "ABCDE" else "train"
             who = f"{part}_{found}"
@@ -693,8 +693,19 @@ def hq_voxceleb(root: Path, *, by_initial: bool = False) -> tuple[list[Member], 
     return sorted(members, key=lambda member: member.identity), notes
 
 
-def _listed(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Give name, voice id and sex of the people of a list, in order."""
+def sf2f_split(row: int) -> str:
+    """Tell which split SF2F puts the person in whom a row of a list, from 0, names.
+
+    Source: Bai et al. 2022, `scripts/create_split_json.py`.
+    """
+    return {8: "test", 9: "val"}.get(row % 10, "train")
+
+
+def read_list(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Give name, voice id and sex of the people of a list of `META`, in order.
+
+    Raises a DatasetError if it has no such columns, or as `files.read_table`.
+    """
     from s2f.files import canonical, read_table
 
     table = read_table(path)

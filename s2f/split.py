@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +20,7 @@ from s2f import files
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, UsageError
 from s2f.files import Folder, Link, read_table
-from s2f.layout import SPLIT_FOLDERS, refuse_levels
+from s2f.layout import SPLIT_FOLDERS, SPLITS, refuse_levels
 from s2f.names import composed, key
 
 RECORD = "split.json"
@@ -65,6 +65,7 @@ def split_tree(
     seed: int = 0,
     link: Link = Link.HARD,
     wants: Callable[[str], bool] = lambda path: True,
+    members: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> SplitReport:
     """Deal the identities of a tree, a folder each, out to `out/train`, `out/val` and `out/test`.
@@ -74,7 +75,8 @@ def split_tree(
     (largest remainder); labels (`columns`, or all, of the csv file `by`) make strata, each within
     one of its share, and people without labels are a stratum of their own. The same arguments give
     the same splits anywhere, and a second run changes nothing; `out` of other arguments is refused,
-    by the record `split.json` that is written last, and by who is there.
+    by the record `split.json` that is written last, and by who is there. With `members`, the split
+    of each identity by its name, nothing is dealt: those it does not have are for training.
 
     Raises a `DatasetError` if the tree has no identity, one in two spellings, or folders that are
     no people (`wav`, `dev`), or the labels cannot be used; a `UsageError` if the shares cannot be,
@@ -86,10 +88,10 @@ def split_tree(
     identities, loose = _identities(tree, wants)
     found = labels_of(by, identities, columns) if by else LabelColumns()
     values = {identity: found.of(identity) for identity in identities}
-    splits, counts = deal_out(values, share, seed)
+    splits, counts = deal_out(values, share, seed) if members is None else sort_out(values, members)
     record = {
         "seed": seed,
-        "shares": {name: float(part) for name, part in share.items()},
+        "shares": {name: float(part) for name, part in share.items()} if members is None else None,
         "labels": list(found.columns),
         "link": str(link),
         "counts": {name: len(people) for name, people in splits.items()},
@@ -290,11 +292,30 @@ def deal_out(
         for name, count in table[stratum].items():
             splits[name] += people[:count]
             people = people[count:]
-    by_labels = sorted(table, key=lambda labels: [(one is None, one or "") for one in labels])
     return (
         {name: tuple(sorted(people)) for name, people in splits.items()},
-        {stratum: table[stratum] for stratum in by_labels},
+        {stratum: table[stratum] for stratum in _in_order(table)},
     )
+
+
+def sort_out(
+    values: Mapping[str, Values], members: Mapping[str, str]
+) -> tuple[dict[str, tuple[str, ...]], dict[Values, dict[str, int]]]:
+    """Put identities, each with its labels, into the splits that are said; as `deal_out` gives it.
+
+    Those of whom nothing is said are for training.
+    """
+    where = {who: members.get(who, "train") for who in values}
+    splits = {name: tuple(sorted(w for w in where if where[w] == name)) for name in SPLITS}
+    table = {labels: dict.fromkeys(SPLITS, 0) for labels in _in_order(values.values())}
+    for who, labels in values.items():
+        table[labels][where[who]] += 1
+    return splits, table
+
+
+def _in_order(labels: Iterable[Values]) -> list[Values]:
+    """Sort labels, each once, unknown ones last."""
+    return sorted(set(labels), key=lambda row: [(one is None, one or "") for one in row])
 
 
 def _chance(seed: int, *what: str | None) -> bytes:

@@ -21,10 +21,11 @@ from trees import contents, grow
 
 from s2f import checkpoint, layout
 from s2f.console import jsonable
-from s2f.dataset import find_who, prepare_dataset
+from s2f.dataset import find_who, prepare_dataset, published_splits
 from s2f.errors import DatasetError, UsageError
 from s2f.files import Link
 from s2f.pack import Pack
+from s2f.split import sort_out
 
 TRAINING = ["--steps", "1", "--batch-size", "2", "--every", "1", "--device", "cpu"]
 
@@ -248,6 +249,29 @@ def test_a_tree_of_voxceleb_becomes_what_was_reckoned_by_hand(voxceleb, tmp_path
     )
 
 
+def test_the_published_splits_are_those_of_the_rows_of_the_lists(voxceleb, tmp_path):
+    """SF2F: of each list row 8, 18, ... is test, row 9, 19, ... val; counted from 0."""
+    faces, voices, metas = voxceleb
+    found = find_who(faces, voices, tmp_path, metas=sorted(metas.iterdir()))
+    members = published_splits(found)
+    for k in range(79):
+        assert members[VOX1[k]] == {8: "test", 9: "val"}.get(k % 10, "train")
+    for k in range(80, 119):  # from row 0 of full_vox2_meta.csv
+        name = VOX2[k].replace("Žydrūnas", "Zydrunas").replace(",", "")
+        assert members[name] == {8: "test", 9: "val"}.get(k % 10, "train")
+    shared = VOX1[79].replace("Žydrūnas", "Zydrunas")
+    assert members[shared] == "val"  # row 79 of one list, row 39 of the other
+    lacking = find_who(
+        faces, voices, tmp_path, metas=[metas / "vox1_meta.csv", metas / "vox2_meta.csv"]
+    )
+    with pytest.raises(UsageError, match=r"go by the rows of full_vox2_meta\.csv"):
+        published_splits(lacking)
+    people = {f"p{k}": () for k in range(3)}
+    dealt, counts = sort_out(people, {"p0": "test", "p9": "val"})
+    assert dealt == {"train": ("p1", "p2"), "val": (), "test": ("p0",)}
+    assert counts == {(): {"train": 2, "val": 0, "test": 1}}
+
+
 @pytest.mark.parametrize(
     ("given", "missing"),
     [
@@ -315,6 +339,8 @@ def test_a_run_that_was_stopped_anywhere_ends_with_the_same_files(models, tmp_pa
     ]
     assert sum(of.people for of in report.splits.values()) == 6
     assert {one["labels"]["sex"] for one in report.strata} == {"m", "f"}
+    table = (whole / "split/labels.csv").read_text().splitlines()  # which evaluate looks for
+    assert table == ["identity,sex", *(f"p{k},{'mf'[k % 2]}" for k in range(2, 8))]
     chance, stopped = random.Random(0), 0
     for _ in range(8):
         left = iter(range(chance.randrange(len(calls) // 2)))
@@ -403,7 +429,7 @@ def test_real_photos_and_recordings_killed_at_any_moment(tmp_path):
         *(f"faces/{names[0]}/neutral.jpg", f"faces/{names[3]}/wall.png"),
         f"voices/{names[4]}/text.flac",
     ]
-    assert "no face" in left[1][1]
+    assert "no face" in left[1][1] and left[2][1].startswith("holds no sound")
     hours = report["whole"].pop("hours")
     assert report["whole"] == {"people": 18, "photos": 35, "recordings": 18}
     real = [readers[k] for k in range(24) if k % 8 not in (1, 2)]
