@@ -70,6 +70,9 @@ class TrainOptions:
     loss_weight: Annotated[list[str] | None, _how("Of one loss.", metavar="NAME=VALUE")] = None
     seed: SeedOpt = None
     every: Annotated[int | None, _run("Steps between validations and saves (500).", min=1)] = None
+    val_samples: Annotated[
+        int | None, _run("Validation samples measured (a tenth of those learned from).", min=1)
+    ] = None
     resume: Annotated[bool, _run("Go on with a run that is there (default).")] = True
     dry_run: Annotated[bool, _run("Try a batch, and tell what it would take.", "--dry-run")] = False
     max_bad: Annotated[int | None, _run("Unreadable items to go on without (0).", min=0)] = None
@@ -233,13 +236,20 @@ def _rehearsed(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _tell(console: Console, result: "TrainResult") -> None:
     """Tell how a training ended, and the losses of its best step."""
+    from s2f.train import RECALLS
+
+    share = result.validation_seconds / result.seconds
     speed = f"{duration(result.seconds)}, {result.samples_per_second:.1f} samples/s"
+    speed += f", {share:.0%} of it validation"
     written = [result.best, result.run / "loss.png", result.run / "samples"]
     rows = [
         ("steps", f"{result.steps:,}, best at {result.step:,}"),
         ("samples", f"{result.samples:,}"),
         ("time", speed if result.samples_per_second else "there was nothing left to do"),
     ]
+    if found := result.recall:
+        each = ", ".join(f"R@{name[1:]} {found[name]:.1%}" for name in RECALLS)
+        rows += [("recall", f"{each}, among {found['people']:,} people")]
     rows += [("bad items", f"{result.bad:,}")] if result.bad else []
     there = [str(path) for path in written if path.exists()]
     console.table([*rows, *zip(("written", "", ""), there, strict=False)])
@@ -419,6 +429,10 @@ def _voice(
         int | None, _how("Step of auto's weights (1000, or a tenth of a shorter run).", min=0)
     ] = None,
     contrastive: Annotated[float | None, _how("Add InfoNCE with this weight.", metavar="W")] = None,
+    best_by: Annotated[
+        Literal["loss", "r1", "r5", "r10"],
+        _how("What the best is best in, in validation: loss (default), or recall among people."),
+    ] = "loss",
     *,
     options: TrainOptions,
 ) -> None:
@@ -459,7 +473,8 @@ def _voice(
             **where,
         )
 
-    _learn(ctx, options, output, task, **calibration)
+    best = given(best_by=None if best_by == "loss" else best_by)
+    _learn(ctx, options, output, task, **calibration, **best)
 
 
 @app.command(

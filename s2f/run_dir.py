@@ -34,7 +34,9 @@ LOGS = (".log", ".txt", ".out", ".err")  # that may stand in a new run's folder
 UNTOLD = {"identity_target": "--identity-target drawn", "clips": "", "compared": ""}
 # Fields of `Run` in the saved state, in this order, before the calibrated weights.
 SAVED = "step best best_step best_losses best_running running logged bad ended".split()
-UNSOLVED = "best best_step best_losses best_running logged".split()
+UNSOLVED = "best best_step best_losses best_running best_recall logged".split()
+# Fields that are saved where they have something, after those of `SAVED`.
+SOMETIMES = ("loss_weights", "unsolved", "best_recall")
 LENGTHENED = "lengthened_from"  # key of a config: numbers of steps that its schedule had before
 DTYPES = {  # as safetensors names them
     "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
@@ -54,6 +56,7 @@ class Run:
     best_step: int = 0  # that it is of
     best_losses: dict[str, float] = field(default_factory=dict)  # its validation losses
     best_running: dict[str, float] = field(default_factory=dict)  # the running ones then
+    best_recall: dict[str, float] = field(default_factory=dict)  # its recall, where there is one
     running: dict[str, float] = field(default_factory=dict)  # mean losses, the older the fainter
     logged: int = 0  # lines of the history that the last save knows of
     bad: list[str] = field(default_factory=list)  # why items could not be read
@@ -153,12 +156,20 @@ class Run:
             with atomic_path(kept) as temporary:
                 shutil.copyfile(start, temporary)
 
-    def log(self, rate: float, measured: Mapping[str, float], *, kept: bool | None = None) -> None:
-        """Add this step's learning rate and losses to the history.
+    def log(
+        self,
+        rate: float,
+        measured: Mapping[str, float],
+        recall: Mapping[str, float] | None = None,
+        *,
+        kept: bool | None = None,
+    ) -> None:
+        """Add this step's learning rate, losses and recall, if there is one, to the history.
 
         Where they are of what was solved for, `kept` says whether that is the best.
         """
         record = {"step": self.step, "lr": rate, "train": self.running, "val": measured}
+        record |= {"recall": recall} if recall else {}
         record |= {"loss_weights": self.loss_weights} if self.loss_weights else {}
         record |= {} if kept is None else {"solved": True, "kept": kept}
         if self.writes:
@@ -199,7 +210,7 @@ class Run:
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
         numbers = {name: getattr(self, name) for name in SAVED}
-        for name in ("loss_weights", "unsolved"):
+        for name in SOMETIMES:
             numbers |= {name: getattr(self, name)} if getattr(self, name) else {}
         header: dict[str, object] = {"__metadata__": {"run": json.dumps(numbers)}}
         names, end = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)), 0
@@ -251,7 +262,8 @@ class Run:
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
             for name in SAVED:
                 setattr(self, name, numbers[name])
-            self.loss_weights, self.best_weights = numbers.get("loss_weights", {}), best_weights
-            self.unsolved = numbers.get("unsolved", {})
+            for name in SOMETIMES:
+                setattr(self, name, numbers.get(name, {}))
+            self.best_weights = best_weights
         except DAMAGED as error:
             raise self._damaged(f"{self.file}: is not a state of this run", error) from error

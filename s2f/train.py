@@ -57,6 +57,9 @@ OF_THE_COURSE = ("every", "patience")
 CLIP, COARSE_EPS = 5.0, 1e-4  # the usual clip, and the eps from which on there is none
 NOISE = "by sample"  # how what is random about a sample is drawn; a run tells it
 SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
+RECALLS = ("r1", "r5", "r10")  # that a task which judges gives
+SHARE = 10  # times as many samples are learned from as are measured, where nothing is said
+SAVED_AFTER = 600.0  # seconds after which the state is saved, between validations too
 MEASURED = 64  # samples of a batch in validation
 LOOK = 20  # steps between two looks at losses, at most: a look waits for a GPU
 PAUSE = 0.5  # seconds after which a CPU that is alone looks earlier
@@ -94,6 +97,9 @@ class Task(Protocol):
     val_data: Any
 
     # It may have `init`, the path of the checkpoint that it starts from: a run keeps a copy of it.
+    # And it may judge: `embedded(batch)` gives what of a batch whose losses were computed last is
+    # judged, tensors [b ...] by name; `judge(rows, batch_size=)` of all these, on the device, makes
+    # losses that are no sample's own, and `RECALLS` with the numbers of `people` and `samples`.
 
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Turn a batch into losses, one value a sample; what is random by each one's `seed`."""
@@ -137,6 +143,9 @@ class TrainConfig:
     deterministic: bool = False  # whether a GPU repeats itself exactly; slower
     seed: int = 0  # of everything random
     every: int = 500  # steps between validations, samples and saves
+    # Samples of the validation data that are measured, spread evenly; None: all.
+    val_samples: int | None = None
+    best_by: str | None = None  # the recall that the best has most of; None: least of the losses
     patience: int | None = None  # validations without a better score that end it; None: never
     max_bad: int = 0  # items that may be unreadable before training ends
     loss_weights: Mapping[str, float] = field(default_factory=dict)  # one for each loss of the task
@@ -150,7 +159,8 @@ class TrainConfig:
             object.__setattr__(self, "clip", 0.0 if self.eps >= COARSE_EPS else CLIP)
         for names, fits, wanted in (
             ("steps batch_size accumulate every", lambda n: n >= 1, "1 or more"),
-            ("patience", lambda n: n is None or n >= 1, "1 or more"),
+            ("patience val_samples", lambda n: n is None or n >= 1, "1 or more"),
+            ("best_by", lambda name: name in (None, *RECALLS), f"one of {', '.join(RECALLS)}"),
             ("max_bad", lambda n: n >= 0, "0 or more"),
             ("lr eps", lambda x: 0 < x < math.inf, "a number above 0"),
             ("clip", lambda x: 0 <= x < math.inf, "a number above 0, or 0 for no bound"),
@@ -181,7 +191,9 @@ def configure(
     `epochs` through its training data, or those that it would rather have where no steps are
     chosen, become steps. Where weights are to be calibrated and no step is chosen, a run of fewer
     than ten times as many steps as usual has a tenth of them; one that was `begun` with a config
-    keeps its step, also when it is lengthened. Raises a UsageError as `TrainConfig`.
+    keeps its step, also when it is lengthened. Of the validation data as many samples are measured
+    as are a tenth of those learned from in between, but 64 at least, or as were. Raises a
+    UsageError as `TrainConfig`.
     """
     fields = {**task.defaults, **chosen}
     usual = fields.pop("epochs", None)
@@ -194,7 +206,14 @@ def configure(
         tenth = fields.get("steps", TrainConfig.steps) // 10
         own = (begun or {}).get("calibrate_at")
         fields["calibrate_at"] = min(fields["calibrate_at"], tenth) if own is None else own
-    return TrainConfig(**fields)
+    if begun and "val_samples" not in chosen:
+        fields["val_samples"] = begun.get("val_samples")
+    config = TrainConfig(**fields)
+    usual = max(MEASURED, config.every * config.batch_size // SHARE)
+    most = usual if not begun and "val_samples" not in chosen else config.val_samples
+    if most is not None and most >= len(task.val_data):
+        most = None  # which is all of them
+    return dataclasses.replace(config, val_samples=most)
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
@@ -246,6 +265,9 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
     if part < 2 and has_batch_norm(task.network):
         hint = "give a --batch-size of 2 or more for each part that --accumulate asks for"
         raise UsageError(f"BatchNorm cannot normalise over a batch of {part}", hint=hint)
+    if config.best_by and not hasattr(task, "judge"):
+        message = f"--best-by {config.best_by}: there is no recall of what this task learns"
+        raise UsageError(message, hint="leave it out: the best is that of the least losses")
     check_precision(config.precision, device)
     if config.compile and device.type == "cpu" and not (shutil.which("g++") or "CXX" in os.environ):
         message = "compiling a network for the CPU needs g++, which is not installed"
@@ -271,6 +293,8 @@ class TrainResult:
     steps: int  # that were done in all
     samples: int  # that were learned from in these
     bad: int  # items that could not be read
+    recall: Mapping[str, float]  # of the best in validation, where the task judges; else {}
+    validation_seconds: float = field(compare=False)  # of this session's, with their pictures
     seconds: float = field(compare=False)  # that this session took; of one that went on, only its
     samples_per_second: float = field(compare=False)  # in this session, with all in between
 
@@ -335,6 +359,7 @@ def train(
         stages = {group.start: "more layers" for group in task.groups if group.start}
         stages |= {config.calibrate_at: "weights calibrated"} if config.calibrate_at else {}
         first, started, look_again, redraw = state.step, time.perf_counter(), 0.0, 0.0
+        saved = time.monotonic()
         training.network.train()
         while not state.ended:
             training.step(batches)
@@ -355,15 +380,18 @@ def train(
                 board(state.step, values | {"speed/samples_per_second": rate}, None)
 
             if due:
-                training.validate(board)
+                with training.timed():
+                    training.validate(board)
                 if state.step == config.steps or _in_vain(state, config):
                     state.ended = True
                     if task.solves:
                         training.solve(interrupted, board)
-                training.show(board)
+                with training.timed():
+                    training.show(board)
                 stop = training.look(interrupted() or ranks.orphaned)
-            if due or stop:
+            if due or stop or time.monotonic() >= saved + SAVED_AFTER:
                 state.save(training.network, training.optimizer)
+                saved = time.monotonic()
             if due and time.monotonic() >= redraw:
                 redraw = training_log.renew_loss_curves(state, stages)
             if stop:
@@ -378,6 +406,8 @@ def train(
             steps=state.step,
             samples=state.step * config.batch_size,
             bad=len(state.bad),
+            recall=state.best_recall,
+            validation_seconds=training.validating,
             seconds=seconds,
             samples_per_second=(state.step - first) * config.batch_size / seconds,
         )
@@ -461,6 +491,7 @@ class _Training:
         # Which of the parts that a step is split into are this process's. Those that all processes
         # compute at a time are neighbours: BatchNorm counts the same samples for any number.
         self.parts = range(ranks.rank, ranks.size * config.accumulate, ranks.size)
+        self.validating = 0.0  # seconds so far
         self.unseen: list[tuple[list[Key], dict[str, Tensor], Tensor]] = []
         self.bad: dict[str, S2FError] = {}
         self.rounding = contextlib.ExitStack()
@@ -548,7 +579,8 @@ class _Training:
         with contrast.over_parts() if contrast else contextlib.nullcontext():
             if state.step == self.config.calibrate_at:
                 state.loss_weights = losses.calibrate(self.task, found, self.ranks)
-                state.best, state.best_step = math.inf, state.step  # others do not compare
+                if self.config.best_by is None:  # others do not compare
+                    state.best, state.best_step = math.inf, state.step
                 text = losses.weights_text(self.weights)
                 self.note(f"loss weights from step {state.step} on: {text}")
             for _ in found:  # that nobody has asked for
@@ -633,45 +665,74 @@ class _Training:
         message = f"more than {limit} items cannot be read; the last: {error.message}"
         return DatasetError(message, hint="mend them, or raise --max-bad")
 
-    def measure(self, keys: list[list[Key]]) -> list[dict[str, Tensor]]:
-        """Compute the losses of batches of the validation data, undisturbed."""
+    def measure(self, keys: list[list[Key]]) -> list[tuple[Item, Item]]:
+        """Compute the losses of batches of the validation data, undisturbed, and what is judged."""
+        embedded: Callable[[Item], Item] = getattr(self.task, "embedded", lambda batch: {})
         self.network.eval()
+        found = []
         with torch.no_grad():
-            batches = self.read(self.task.val_data, keys)
-            found = [{k: v.cpu() for k, v in self.losses(batch).items()} for _, batch in batches]
+            for _, batch in self.read(self.task.val_data, keys):
+                both = self.losses(batch), embedded(batch)
+                values, rows = ({k: v.cpu() for k, v in some.items()} for some in both)
+                found.append((values, rows))
         self.network.train()
         return found
 
     def validate(self, board: training_log.Board | None, *, solved: bool = False) -> None:
         """Measure; keep what is better than all before, or solved for and no worse."""
-        state, ranks, keys = self.state, self.ranks, undisturbed(len(self.task.val_data))
+        state, ranks = self.state, self.ranks
+        keys = undisturbed(len(self.task.val_data), self.config.val_samples)
         told = ranks.gather(self.measure(keys[ranks.rank :: ranks.size]))
         found = [told[k % ranks.size][k // ranks.size] for k in range(len(keys))]
-        measured = {k: float(torch.cat([values[k] for values in found]).mean()) for k in found[0]}
+        joined, rows = (
+            {k: torch.cat([one[part][k] for one in found]) for k in found[0][part]}
+            for part in (0, 1)
+        )
+        measured = {k: float(values.mean()) for k, values in joined.items()}
+        recall: dict[str, float] = {}
+        if rows and all(map(math.isfinite, measured.values())):
+            on_device = {k: v.to(self.device) for k, v in rows.items()}
+            judge = getattr(self.task, "judge")  # noqa: B009 (which not all tasks have)
+            more, recall = judge(on_device, batch_size=self.config.batch_size)
+            measured |= more
         score = sum(self.weights[name] * value for name, value in measured.items())
         if not math.isfinite(score):
             raise self._diverged(f"step {state.step} the validation losses are {measured}")
-        kept = score <= state.best * (1 + ROUNDING) if solved else score < state.best
-        state.log(lr_at(state.step - 1, self.config), measured, kept=kept if solved else None)
+        if by := self.config.best_by:
+            score = -recall[by]
+        elif state.best_losses and state.best_losses.keys() != measured.keys():
+            state.best = math.inf  # of a run that an earlier s2f began, which measured less
+        slack = abs(state.best) * ROUNDING if solved else 0.0
+        kept = score <= state.best + slack if solved else score < state.best
+        rate = lr_at(state.step - 1, self.config)
+        state.log(rate, measured, recall, kept=kept if solved else None)
         if board:
             group = "solved" if solved else "val"
-            board(state.step, {f"{group}/{name}": value for name, value in measured.items()}, None)
+            values = {f"{group}/{name}": value for name, value in (measured | recall).items()}
+            board(state.step, values, None)
         path = state.folder / BEST
         if kept:
-            state.best, state.best_step = score, state.step
+            state.best, state.best_step, state.best_recall = score, state.step, recall
             state.best_losses, state.best_running = measured, dict(state.running)
         elif solved:
             path = state.folder / SOLVED / BEST
             self.note(
-                f"what was solved for is worse in validation ({score:.6g}) than step "
-                f"{state.best_step} ({state.best:.6g}), which stays the best: it is in {path}"
+                f"what was solved for is worse in validation ({abs(score):.6g}) than step "
+                f"{state.best_step} ({abs(state.best):.6g}), which stays the best: it is in {path}"
             )
         if kept or solved:
-            self._write_best(path, measured)
+            self._write_best(path, measured | recall)
         if solved and not kept:
             self.network.load_state_dict(state.best_weights)
         elif kept and not solved and self.task.solves:
             state.best_weights = {k: v.clone() for k, v in self.network.state_dict().items()}
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the seconds of what is validation."""
+        began = time.perf_counter()
+        yield
+        self.validating += time.perf_counter() - began
 
     def _write_best(self, path: Path, measured: Mapping[str, float]) -> None:
         """Write the network as a checkpoint, with what was measured of it."""
@@ -696,7 +757,7 @@ class _Training:
             state.unsolved = {}
             last = {k: v.clone() for k, v in self.network.state_dict().items()}
             self.network.load_state_dict(state.best_weights)
-            self._write_best(state.folder / BEST, state.best_losses)
+            self._write_best(state.folder / BEST, state.best_losses | state.best_recall)
             self.network.load_state_dict(last)
             if self.ranks.first:
                 (state.folder / SOLVED / BEST).unlink(missing_ok=True)
@@ -737,9 +798,14 @@ class _Training:
             board(self.state.step, {}, picture)
 
 
-def undisturbed(n: int) -> list[list[Key]]:
-    """Ask for n items as they are measured: in batches, nothing random that changes."""
-    return [[Key(i, i) for i in range(k, min(k + MEASURED, n))] for k in range(0, n, MEASURED)]
+def undisturbed(n: int, most: int | None = None) -> list[list[Key]]:
+    """Ask for n items as they are measured: in batches, nothing random that changes.
+
+    For `most` of them, where there are more: spread evenly, as people come one after the other.
+    """
+    m = n if most is None else min(n, most)
+    keys = [Key(i, i) for i in (k * n // m for k in range(m))]
+    return [keys[k : k + MEASURED] for k in range(0, m, MEASURED)]
 
 
 def rehearse(
@@ -782,7 +848,7 @@ def rehearse(
             stages.append(stage | {"trained": sum(p.numel() for p in trained)})
             gradients = max(gradients, _bytes(trained))
             activations = max(activations, _kept(training, parts[0][1]))
-        chunks = undisturbed(len(task.val_data))
+        chunks = undisturbed(len(task.val_data), config.val_samples)
         began = time.perf_counter()
         training.measure(chunks[:1])
         validation = (time.perf_counter() - began) * -(-len(chunks) // ranks.size)

@@ -615,6 +615,7 @@ class VoiceEncoderTask:
             lacks = f"{' and '.join(sorted(left_out))}: the face encoder knows no identities"
             self.notes.append(f"the {preset} preset's recipe lacks {lacks}")
         self.predicted = torch.empty(0)
+        self.gallery = self.val_data.people()
 
     def _hear(self, waveforms: Tensor, noise: augment.Noise | None = None) -> Tensor:
         """Turn waveforms [b n], disturbed by noise, into spectrograms; in single precision."""
@@ -643,8 +644,7 @@ class VoiceEncoderTask:
     def losses(self, batch: Item, *, augmented: bool) -> dict[str, Tensor]:
         """Losses of a batch, one value a sample; single precision, whatever the network's is.
 
-        In validation without InfoNCE: its value is one of the batch, and batches there are mostly
-        of one person, as recordings come in the order of the people.
+        In validation without InfoNCE, which `judge` has.
         """
         target = batch["embedding"]
         self.predicted = predicted = self._embed(batch, augmented=augmented)
@@ -662,6 +662,38 @@ class VoiceEncoderTask:
         # What is compared differs by less than bfloat16 tells apart.
         with torch.autocast(predicted.device.type, enabled=False):
             return {name: terms[name]() for name in self.loss_weights if name in terms}
+
+    def embedded(self, batch: Item) -> Item:
+        """Give what of a batch whose losses were computed last is judged."""
+        return {
+            "predicted": self.predicted,
+            "target": batch["embedding"],
+            "identity": batch["identity"],
+        }
+
+    def judge(self, rows: Item, *, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Judge embeddings [n d]: InfoNCE, where it is a loss, and recall among people.
+
+        InfoNCE is over batches of the size of training's, mixed always the same way: as recordings
+        come they are mostly one person's. Recall is the share of embeddings whose person's face is
+        among the nearest 1, 5 or 10 of all `people` by cosine, of each the first face that is
+        paired; as near as the own one counts against it.
+        """
+        from s2f.retrieval import place_queries, recall  # brings all of evaluation along
+
+        order = torch.randperm(
+            len(rows["predicted"]), generator=torch.Generator().manual_seed(0)
+        ).to(rows["predicted"].device)
+        measured = {}
+        if losses.CONTRASTIVE in self.loss_weights:
+            three = [rows[name][order] for name in ("predicted", "target", "identity")]
+            parts = zip(*(torch.split(part, batch_size) for part in three), strict=True)
+            values = torch.cat([losses.infonce(*part) for part in parts])
+            measured[losses.CONTRASTIVE] = float(values.mean())
+        queries, truth = (rows[name].cpu().numpy() for name in ("predicted", "identity"))
+        placed = place_queries(queries, truth, *self.gallery)
+        found = {f"r{k}": float(recall(placed, k).mean()) for k in (1, 5, 10)}
+        return measured, {"people": len(self.gallery[1]), "samples": len(queries), **found}
 
     def _decoded(self, *embeddings: Tensor) -> Iterator[Tensor]:
         layers = self.recipe.compared

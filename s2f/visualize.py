@@ -133,6 +133,7 @@ Record = Mapping[str, Any]
 POINTS = 1000  # of a curve; more would not be seen
 FEW = 40  # points that are marked each
 PARTS = {"train": ("training", "#8fb8de"), "val": ("validation", "#1f3f77")}
+RECALL = {1: "#1f3f77", 5: "#4a7fbf", 10: "#8fb8de"}
 BEST, STAGE = "#d9480f", "#868e96"
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -151,22 +152,28 @@ def draw_losses(
     """Draw the losses of a run, in training and in validation, as PNG: the same input, the same.
 
     The history has at least one record, in order of the steps: `step`, and the losses by name as
-    `train` and `val`; with `solved` if they are of what was solved for at the end, and `kept` if
-    that is the best. The step of the best score is marked, and by their steps the stages that began
-    there. A loss whose values span more than a power of ten has a logarithmic scale.
+    `train` and `val`; perhaps `recall`: shares by r1, r5, r10, and among how many `people`, drawn
+    beside what chance would give; with `solved` if they are of what was solved for at the end, and
+    `kept` if that is the best. The step of the best score is marked, and by their steps the stages
+    that began there. A loss whose values span more than a power of ten has a logarithmic scale.
     """
     from matplotlib import style
 
     names = list(dict.fromkeys(name for record in history for p in PARTS for name in record[p]))
-    columns = 2 if len(names) in (2, 4) else min(3, len(names))
-    rows = -(-len(names) // columns)
+    found = [r for r in history if r.get("recall")]
+    n = len(names) + bool(found)
+    columns = 2 if n in (2, 4) else min(3, n)
+    rows = -(-n // columns)
     with style.context(["default", STYLE]):
         width, height = max(5.0, 3.9 * columns), 0.4 + 2.8 * rows  # inches
         figure = _figure(width, height, 0.5, 0.2, 0.5, 0.6)
         figure.subplots_adjust(wspace=0.22, hspace=0.4)
         for k, name in enumerate(names, start=1):
-            ax = figure.add_subplot(rows, columns, k)
-            _draw_loss(ax, name, history, best)
+            _draw_loss(figure.add_subplot(rows, columns, k), name, history, best)
+        if found:
+            _draw_recall(figure.add_subplot(rows, columns, n), found, best)
+        for ax in figure.axes:
+            _number_steps(ax, history[-1]["step"])
             for step, what in (stages or {}).items():
                 if step <= history[-1]["step"]:
                     ax.axvline(step, color=STAGE, linewidth=0.8, linestyle=":")
@@ -201,8 +208,31 @@ def _draw_loss(ax: "Axes", name: str, history: Sequence[Record], best: int | Non
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
     ax.grid(True, which="both")
+
+
+def _draw_recall(ax: "Axes", found: Sequence[Record], best: int | None) -> None:
+    """Draw recall at 1, 5 and 10, with the chance of each as a dotted line."""
+    steps = [r for r in found if not r.get("solved")]
+    shown = [*steps[:: -(-len(steps) // POINTS) or 1], *steps[-1:]]
+    people = found[-1]["recall"]["people"]
+    for k, colour in RECALL.items():
+        name, chance = f"r{k}", min(1.0, k / people)
+        values = [r["recall"][name] for r in shown]
+        marker = "." if len(shown) <= FEW else ""
+        ax.plot([r["step"] for r in shown], values, color=colour, label=f"R@{k}", marker=marker)
+        ax.axhline(chance, color=colour, linewidth=0.8, linestyle=":")
+        for r in found:
+            if r["step"] == best and r.get("kept", True):
+                ax.plot([r["step"]], [r["recall"][name]], "o", color=BEST, zorder=3, clip_on=False)
+    ax.set_title(f"recall among {people:,} people", loc="left", fontweight="bold")
+    ax.set_ylim(0, 1.02)
+    ax.legend(loc="upper left", frameon=False, fontsize=7)
+    ax.grid(True)
+
+
+def _number_steps(ax: "Axes", last: int) -> None:
     ax.locator_params(axis="x", nbins=5, integer=True)
-    thousands = history[-1]["step"] >= 10_000
+    thousands = last >= 10_000
     ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if thousands and x else f"{x:g}")
     ax.set_xlabel("step")
 

@@ -339,6 +339,14 @@ class Voices(Dataset[Item]):
     def _path(self, recording: int) -> str:
         return str(self.folder / os.fsdecode(self.paths[recording]))
 
+    def people(self) -> tuple[NDArray[np.float32], _Numbers]:
+        """Give a face of each person who has items, the first that is paired [p d], and who [p]."""
+        who, items = np.unique(self.pairs.people, return_index=True)
+        faces = self.pairs.faces[items]
+        if self.pack is None:
+            return self.table[self.rows[faces]], who
+        return np.stack([self.pack.embedding(face) for face in faces.tolist()]), who
+
     def photo(self, index: int) -> Path | None:
         """Name the photo of the face that `Key(index, index)` comes with, where there is one."""
         photo = self.photos[self._draw_face(index, index)[0]] if self.photos else None

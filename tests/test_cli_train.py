@@ -165,7 +165,7 @@ def test_options_reach_the_training(networks, tmp_path):
     said = "--lr 0.01 --schedule paper --weight-decay 0.5 --seed 7 --half --augment none "
     said += "--loss-weight embedding/l2=4 --betas 0.5 0.99 --eps 1e-4 --clip 2 --accumulate 1 "
     said += "--optimizer adam --patience 3 --max-bad 1 --precision bf16 --pairing all-to-one "
-    said += "--per-identity 1 --deterministic"
+    said += "--per-identity 1 --deterministic --val-samples 2 --best-by r10"
     Done(*networks["voice"], *said.split(), "-o", tmp_path / "run")
     Done(*networks["voice"], "-o", tmp_path / "plain")
     seen, plain = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("run", "plain"))
@@ -173,8 +173,14 @@ def test_options_reach_the_training(networks, tmp_path):
     wanted |= {"schedule": "paper", "weight_decay": 0.5, "seed": 7, "augment": False, "clip": 2}
     wanted |= {"betas": [0.5, 0.99], "eps": 1e-4, "optimizer": "adam", "patience": 3}
     wanted |= {"precision": "bf16", "deterministic": True, "pairing": "all-to-one"}
+    wanted |= {"val_samples": 2, "best_by": "r10"}
     wanted |= {"per_identity": 1, "loss_weights": {"embedding/mse": 1.0, "embedding/l2": 4.0}}
     assert {key: seen[key] for key in wanted} == wanted
+    told = Done(*networks["voice"], "-o", tmp_path / "plain")
+    assert "recall   R@1 " in told.err and "R@10 100.0%, among 3 people" in told.err
+    assert set(Done(*networks["voice"], "-o", tmp_path / "plain", "--json").json["recall"]) == {
+        *("people", "samples"), *train.RECALLS
+    }  # fmt: skip
     for name in ("lr", "schedule", "weight_decay", "seed", "augment", "half", "clip"):
         assert plain[name] == getattr(train.TrainConfig(), name)
 

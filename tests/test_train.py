@@ -1,5 +1,6 @@
 """The loop and the dry run, on a task that is small enough to be checked by hand."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,10 +19,20 @@ from hypothesis import strategies as st
 from line_task import CPU, Killed, Line, LineTask, assert_same_run, config, killing, start
 from torch import Tensor, nn
 
+from s2f import train as train_module
 from s2f.dataloader import Item, Key, plan_steps
 from s2f.errors import DatasetError, DeviceError, S2FError, UsageError
 from s2f.files import alone_in
-from s2f.train import MEASURED, Group, lr_at, rehearse, train, undisturbed
+from s2f.train import (
+    MEASURED,
+    RECALLS,
+    Group,
+    configure,
+    lr_at,
+    rehearse,
+    train,
+    undisturbed,
+)
 
 RUN = Path("run")  # of a rehearsal, which does not touch it
 
@@ -420,6 +431,114 @@ def test_every_item_is_measured_once_in_full_length(n):
     batches = undisturbed(n)
     assert [key for batch in batches for key in batch] == [Key(i, i, 1.0) for i in range(n)]
     assert all(0 < len(batch) <= MEASURED for batch in batches)
+
+
+@given(n=st.integers(1, 300), most=st.integers(1, 300))
+def test_of_many_some_are_measured_spread_evenly(n, most):
+    items = [key.item for batch in undisturbed(n, most) for key in batch]
+    assert len(items) == len(set(items)) == min(n, most) and items[0] == 0
+    gaps = {b - a for a, b in itertools.pairwise([*items, n])}
+    assert items == sorted(items) and max(gaps) - min(gaps) <= 1
+
+
+class Many(Line):
+    """More points, each of which takes a while to read."""
+
+    n, seconds = 4000, 0.0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, key: Key) -> Item:
+        time.sleep(self.seconds)
+        return super().__getitem__(key._replace(item=key.item % 16))
+
+
+def test_a_tenth_of_what_is_learned_from_is_measured_unless_told_otherwise():
+    task = LineTask(val=Many())
+
+    def most(begun: dict[str, Any] | None = None, **chosen: Any) -> int | None:
+        return configure(task, chosen, begun=begun).val_samples
+
+    assert most() == 500 * 32 // 10 and most(every=100, batch_size=8) == 80
+    assert most(every=10, batch_size=8) == MEASURED  # at least
+    assert most(every=5000) is most(val_samples=4000) is most(val_samples=9999) is None  # all
+    assert most(val_samples=7) == most({"task": "line"}, val_samples=7) == 7
+    # A run goes on as it was begun, also by an earlier s2f, which measured all.
+    assert most({"task": "line", "val_samples": 80}, every=5) == 80
+    assert most({"task": "line"}, every=5) is None
+
+
+def test_validation_takes_at_most_a_tenth_of_the_time_unless_told_otherwise(tmp_path, monkeypatch):
+    """Of 1600 points and 4000 for validation, which take half a millisecond each to be read.
+
+    By samples it is 160 of 1760, and eight that are shown; some is left for a busy machine.
+    """
+    monkeypatch.setattr(Many, "seconds", 0.0005)
+
+    def share(**chosen: Any) -> float:
+        task = LineTask(Many(), val=Many())
+        plan = configure(task, {"steps": 50, "every": 50, **chosen})
+        result = train(task, tmp_path / str(plan.val_samples), plan, device=CPU)
+        return result.validation_seconds / result.seconds
+
+    assert 3 * (usual := share()) < share(val_samples=4000) and 0 < usual < 0.13
+
+
+def test_the_state_is_saved_between_validations_too(tmp_path, monkeypatch):
+    def run(name: str, stop: int = -1) -> None:
+        tell = killing(stop)
+        how = {"progress": lambda *told: (steps.append(told[0]), tell(*told))}
+        train(LineTask(), tmp_path / name, config(), device=CPU, **how)
+
+    steps: list[int] = []
+    run("whole")
+    monkeypatch.setattr(train_module, "SAVED_AFTER", 0.0)
+    with pytest.raises(Killed):
+        run("killed", 17)
+    del steps[:]
+    run("killed")
+    assert steps[0] == 17  # step 16 was saved; the last validation was of step 10
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+class Judged(LineTask):
+    """Has a recall, and in validation a loss that is no sample's own, as a table has them."""
+
+    table = (0.2, 0.9, 0.5, 0.9)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss_weights = {"mse": 1.0, "all": 2.0}
+
+    def embedded(self, batch: Item) -> Item:
+        return {"x": batch["x"]}
+
+    def judge(self, rows: Item, *, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
+        assert batch_size == 4 and rows["x"].flatten().tolist() == [k / 16 for k in range(16)]
+        seen.append(self.table[len(seen) % 4])
+        return {"all": 7.0}, {"people": 2, "samples": 16} | dict.fromkeys(RECALLS, seen[-1])
+
+
+seen: list[float] = []
+
+
+def test_the_best_is_that_of_the_highest_recall_where_this_is_asked_for(tmp_path):
+    del seen[:]
+    result = train(Judged(), tmp_path, config(best_by="r5"), device=CPU)
+    records = history(tmp_path)
+    assert [record["recall"]["r5"] for record in records] == [0.2, 0.9, 0.5, 0.9]
+    assert (result.step, result.recall) == (20, records[1]["recall"])  # the first of equals
+    assert [record["val"]["all"] for record in records] == 4 * [7.0]
+    again = train(Judged(), tmp_path, config(best_by="r5"), device=CPU)
+    assert again == result and len(seen) == 4  # nothing is left to do
+    usual = train(Judged(), tmp_path / "usual", config(), device=CPU)
+    score = [record["val"]["mse"] for record in history(tmp_path / "usual")]
+    assert usual.step == 10 * (1 + score.index(min(score))) and usual.recall
+    with pytest.raises(UsageError, match="--best-by r5: there is no recall"):
+        train(LineTask(), tmp_path / "other", config(best_by="r5"), device=CPU)
+    with pytest.raises(UsageError, match="best_by 'r2': wanted one of r1, r5, r10"):
+        config(best_by="r2")
 
 
 def wide() -> LineTask:

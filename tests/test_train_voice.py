@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import shutil
 from pathlib import Path
@@ -550,6 +551,50 @@ def test_the_contrastive_loss_and_masks_are_for_training_alone(make):
     for augmented in (True, False):
         a, b = (task.losses(x, augmented=augmented)["embedding/l2"] for x in (batch, other))
         assert torch.equal(a, b) != augmented
+
+
+def test_recall_and_infonce_are_as_by_hand(make, pack_of):
+    """By plain loops: 12 embeddings, near to the faces of three people or not; batches of 5."""
+    task, packed = make(contrastive=0.5), make(data=pack_of)
+    for a, b in zip(task.gallery, packed.gallery, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3)  # packs keep half precision
+    faces, who = (torch.from_numpy(part) for part in task.gallery)
+    assert who.tolist() == [0, 1, 2]
+    rng = torch.Generator().manual_seed(3)
+    identity = torch.arange(12) % 3
+    predicted = faces[identity] + 0.5 * torch.randn(12, 8, generator=rng)
+    rows = {"predicted": predicted, "target": faces[identity], "identity": identity}
+    measured, recall = task.judge(rows, batch_size=5)
+    places = []
+    for row, own in zip(predicted, identity.tolist(), strict=True):
+        cosines = [float(functional.cosine_similarity(row, face, dim=0)) for face in faces]
+        places.append(sum(c >= cosines[own] for k, c in enumerate(cosines) if k != own))
+    assert 0 < sum(place == 0 for place in places) < 12
+    assert recall == {"people": 3, "samples": 12, "r1": places.count(0) / 12, "r5": 1, "r10": 1}
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    expected = []
+    for part in (order[:5], order[5:10], order[10:]):
+        voice, face = (functional.normalize(rows[k][part], dim=1) for k in ("predicted", "target"))
+        logits = (voice @ face.T / 0.07).double().exp()
+        same = identity[part][:, None] == identity[part]
+        for way in (logits, logits.T):
+            expected += (-((way * same).sum(1) / way.sum(1)).log() / 2).tolist()
+    assert measured == {"contrastive/infonce": pytest.approx(sum(expected) / 12, rel=1e-5)}
+    assert task.judge(rows, batch_size=99)[1] == recall
+    assert make().judge(rows, batch_size=5)[0] == {}
+
+
+def test_a_run_logs_recall_and_infonce_and_its_card_has_them(make, tmp_path):
+    task = make(contrastive=0.5)
+    config = TrainConfig(steps=4, batch_size=3, every=2, best_by="r1")
+    result = train(task, run := tmp_path / "run", config, device=CPU)
+    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    for record in records:
+        assert set(record["val"]) == set(record["train"]) == set(task.loss_weights)
+        assert record["recall"]["people"] == record["recall"]["samples"] == 3
+    best = checkpoint.load(result.best, KIND).card.metrics
+    assert result.recall == {k: best[f"val/{k}"] for k in ("people", "samples", "r1", "r5", "r10")}
+    assert best["val/contrastive/infonce"] == result.losses["contrastive/infonce"]
 
 
 def test_masks_of_a_speaker_encoder_are_silent(make, speaker):

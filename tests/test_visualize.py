@@ -131,6 +131,13 @@ def test_losses_best_and_stages_are_in_a_small_png_and_no_setting_stays_changed(
     assert draw_losses(solved, best=7) == marked
     worse = [*HISTORY, record(30, scale=0.5, solved=True, kept=False)]
     assert draw_losses(worse, best=30) == draw_losses(HISTORY, best=30)
+    # Recall is one picture more, whose best is marked too.
+    shares = {"people": 20, "samples": 9, "r1": 0.2, "r5": 0.5, "r10": 0.7}
+    heard = [r | {"recall": shares} for r in HISTORY]
+    more = draw_losses(heard, best=7)
+    assert count(more, visualize.BEST) > count(marked, visualize.BEST) + 30
+    assert draw_losses(heard, best=7) == more
+    assert draw_losses([*heard[:-1], heard[-1] | {"recall": shares | {"r5": 0.6}}], best=7) != more
     before = dict(mpl.rcParams)
     for history in (HISTORY, [record(step) for step in range(1, 10_001)]):
         png = draw_losses(history, best=3)
