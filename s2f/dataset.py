@@ -94,7 +94,7 @@ class DatasetReport:
     detector: str | None  # None if no photo had to be searched
     embedding_space: str | None  # hash of the face encoder, if there was one
     pack: bool  # whether there is one
-    stale: tuple[str, ...]  # what stands below `pairs`, and whose sources are gone
+    stale: tuple[str, ...]  # what stands below `pairs`, and nowhere else: its sources went away
 
 
 def prepare_dataset(
@@ -143,6 +143,7 @@ def prepare_dataset(
     for root in (faces, voices):
         files.refuse_overlap(root, out)
     progress(0, 0, "listing")
+    prefer = prefer.lower().removeprefix(".")
     who = find_who(faces, voices, out, metas=metas, prefer=prefer)
     members = published_splits(who) if shares == "sf2f" else None
     labels = split.LabelColumns()
@@ -154,7 +155,7 @@ def prepare_dataset(
     with files.alone_in(out):
         made = _Made(who, faces, voices, out / "pairs", workers, progress)
         made.make_photos(detector, device, face_encoder)
-        made.make_waveforms()
+        made.make_waveforms(prefer)
         people = made.whole()
         endings = [layout.LANDMARKS, *([layout.EMBEDDING] if space else [])]
         wanted = {path for mine in people.values() for kind in mine for path in kind}
@@ -164,6 +165,7 @@ def prepare_dataset(
             for photo in photos
             for ending in endings
         }
+        made.stale -= wanted
         tree = out / "split"
         dealt = split.split_tree(
             *(out / "pairs", tree),
@@ -178,6 +180,9 @@ def prepare_dataset(
             progress=made.told("split"),
         )
         made.failed += [LeftOut(tree, error.message, error.hint) for error in dealt.failed]
+        for name in dealt.splits:  # of an earlier run, of sources that went bad or away
+            for path in made.stale:
+                (tree / name / path).unlink(missing_ok=True)
         if labels.columns:
             rows = [("identity", *labels.columns)]
             rows += [(name, *(value or "" for value in labels.of(name))) for name in people]
@@ -497,14 +502,14 @@ class _Made:
         if embed:
             self.photos = self._run_beside(embed, self.photos)
 
-    def make_waveforms(self) -> None:
+    def make_waveforms(self, prefer: str) -> None:
         """Make waveforms of recordings; good ones are in `audios`."""
         steps = (
             (audio_step(store="waveform"), self.recordings),
             (waveforms_step(), self.waveforms),
         )
         for step, places in steps:
-            done = self._run(step, self.voices, places)
+            done = self._run(step, self.voices, places, prefer=prefer)
             if done is None:
                 continue
             assert step.rename
@@ -515,7 +520,9 @@ class _Made:
                 outputs[target]: note for target, note in done.notes.items() if target in outputs
             }
 
-    def _run(self, step: Step, root: Path, places: Mapping[str, str]) -> PrepReport | None:
+    def _run(
+        self, step: Step, root: Path, places: Mapping[str, str], *, prefer: str | None = None
+    ) -> PrepReport | None:
         """Take a step with some files of a folder; those that fail are left out."""
         if not places:
             return None
@@ -523,6 +530,7 @@ class _Made:
             *(step, root, self.pairs),
             workers=self.workers,
             places=places,
+            prefer=prefer if prefer and step.wants(f"name.{prefer}") else None,
             progress=self.told(step.name),
         )
         self.failed += map(_left_out, done.failed)
@@ -540,6 +548,7 @@ class _Made:
             places=places,
             progress=self.told(step.name),
         )
+        self.stale.update(done.stale)
         failed = {_below(one.source, self.pairs): one for one in done.failed}
         for photo, one in failed.items():
             self.failed.append(_left_out(one, self.faces / photos[photo]))
@@ -572,7 +581,9 @@ def _below(path: Path, root: Path) -> str:
 
 def _left_out(failure: Failure, source: Path | None = None) -> LeftOut:
     why = failure.error.message.removeprefix(str(failure.source)).removeprefix(":").lstrip()
-    return LeftOut(source or failure.source, why, failure.error.hint)
+    is_taken = isinstance(failure.error, UsageError)  # its place, by what another step made
+    hint = "remove that, or give another OUT" if is_taken else failure.error.hint
+    return LeftOut(source or failure.source, why, hint)
 
 
 def _write(

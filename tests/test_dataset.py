@@ -313,7 +313,8 @@ def write_people(root, n=8):
             for name in ("1.jpg", "2.png"):
                 mark(write_photo(root / "faces" / f"p{k}" / name, seed=k))
         if k != 0:
-            write_speech(root / "voices" / f"p{k}" / "1.wav", seed=k)
+            ending = "flac" if k == 4 else "wav"
+            write_speech(root / "voices" / f"p{k}" / f"1.{ending}", seed=k)
             np.save(root / "voices" / f"p{k}" / "2.npy", noise(1, seed=k))
     grow(root, ["faces/p2/broken.jpg", "voices/p2/broken.wav", "faces/p3/notes.txt"])
     mark(root / "faces/p2/broken.jpg")
@@ -358,6 +359,22 @@ def test_a_run_that_was_stopped_anywhere_ends_with_the_same_files(models, tmp_pa
     assert jsonable(vars(again)) == jsonable(vars(report))
     assert seen(out) == seen(whole)
     assert (out / "pack/train/index.json").is_file() and (out / "sheet.jpg").stat().st_size
+    write_speech(voices / "p4/1.wav", seed=9)  # beside 1.flac, which it takes the place of
+    (faces / "p2/2.png").unlink()
+    (voices / "p3/1.wav").write_bytes(b"broken since")
+    fewer = prepare_dataset(faces, voices, out, **options)
+    assert (fewer.whole.photos, fewer.whole.recordings) == (11, 11)
+    assert fewer.passed_over["voices"] == {".flac": 1}
+    lost = {one.file.parent.name for one in fewer.files_left_out}
+    assert lost == {"p2", "p3"}
+    endings = (".png", layout.LANDMARKS, layout.EMBEDDING)
+    old = {f"p2/images/2{ending}" for ending in endings} | {"p3/audios/1.npy"}
+    assert set(fewer.stale) == old
+    for name, *is_there in [
+        ("pairs", True),
+        *((f"split/{split}", False) for split in fewer.splits),
+    ]:
+        assert [(out / name / path).exists() for path in old] == is_there * 4
 
 
 def seen(root):
