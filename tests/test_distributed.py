@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import FRONT_END, STAGED, VOICE, noise, write_photo
-from line_task import CPU, ENV, assert_same_run, config, start
+from line_task import CPU, ENV, Killed, assert_same_run, config, killing, start
 from torch import Tensor, nn
 
 from s2f import checkpoint, distributed, train, train_voice
@@ -56,8 +56,10 @@ class Everything(VoiceEncoderTask):
         return torch.zeros(3, 4, 8)  # or most of the time would go into pictures
 
 
-def learn(folder: Path, run: Path, ranks: Ranks = ALONE, *, norm: bool, turns: int) -> None:
-    """Train in a run of its own, and try a dry run before it."""
+def learn(
+    folder: Path, run: Path, ranks: Ranks = ALONE, *, norm: bool, turns: int, stop: int = -1
+) -> None:
+    """Train in a run of its own, perhaps up to a step, and try a dry run before it."""
     task = Everything(folder, norm=norm)
     plan = config(
         steps=STEPS,
@@ -71,7 +73,7 @@ def learn(folder: Path, run: Path, ranks: Ranks = ALONE, *, norm: bool, turns: i
         loss_weights=LOSSES,
     )
     told = train.rehearse(Everything(folder, norm=norm), run, plan, device=CPU, ranks=ranks)
-    train.train(task, run, plan, device=CPU, ranks=ranks)
+    train.train(task, run, plan, device=CPU, ranks=ranks, progress=killing(stop))
     if ranks.first:
         (run / "told.json").write_text(json.dumps(told))
 
@@ -85,6 +87,7 @@ TOGETHER = """
     with join_ranks(CPU) as (ranks, device):
         for norm in (True, False):
             learn(folder, folder / f"two{norm}", ranks, norm=norm, turns=2)
+        learn(folder, folder / "mixed", ranks, norm=False, turns=1)
 """
 
 
@@ -104,6 +107,8 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_photo(person / "images/a.jpg", seed=k)
         (person / "audios").mkdir()
         np.save(person / "audios/a.npy", noise(1.2, seed=k % 6))
+    with pytest.raises(Killed):
+        learn(folder, folder / "mixed", norm=False, turns=4, stop=16)
     finished(2, TOGETHER, folder)
     return folder
 
@@ -115,10 +120,18 @@ def test_two_processes_learn_what_one_does(runs, norm, turns):
     But with BatchNorm in as many turns: it normalises over what is computed in one.
     """
     learn(runs, one := runs / f"one{norm}{turns}", norm=norm, turns=turns)
-    folders = one, runs / f"two{norm}"
-    told = [json.loads((folder / "told.json").read_text()) for folder in folders]
+    told = [json.loads((f / "told.json").read_text()) for f in (one, runs / f"two{norm}")]
     assert [some["devices"] for some in told] == [1, 2]
     assert told[1]["losses"] == pytest.approx(told[0]["losses"], rel=1e-5)
+    assert_same_losses(one, runs / f"two{norm}")
+
+
+def test_a_run_changes_its_devices_and_parts_on_the_way(runs):
+    """Begun by one process in four parts, and ended by two in one."""
+    assert_same_losses(runs / "twoFalse", runs / "mixed")
+
+
+def assert_same_losses(*folders: Path) -> None:
     logs = [(folder / "history.jsonl").read_text().splitlines() for folder in folders]
     assert len(logs[0]) == STEPS // 4
     for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):

@@ -19,6 +19,7 @@ from PIL import Image
 from published_files import SHORT_AST, hugging_face_ast, needs_transformers
 from sklearn.linear_model import Ridge
 from task_checks import CPU, check_duplicates, check_gradients, check_learning, sample_batch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 
 from s2f import checkpoint, embeddings, layout, losses, voice_encoder
@@ -463,8 +464,10 @@ def networks(models, other="demo"):
 def make(voices, models, presets):
     def make(preset="compact", options=None, data=voices, pair=networks(models), **more):  # noqa: B008
         torch.manual_seed(0)
+        init = more.pop("init", None)
         options = options or VoiceOptions(**more)
-        return VoiceEncoderTask(data, preset, *pair, Card("tiny"), device=CPU, options=options)
+        where = {"device": CPU, "options": options, "init": init}
+        return VoiceEncoderTask(data, preset, *pair, Card("tiny"), **where)
 
     return make
 
@@ -595,6 +598,57 @@ def test_a_run_logs_recall_and_infonce_and_its_card_has_them(make, tmp_path):
     best = checkpoint.load(result.best, KIND).card.metrics
     assert result.recall == {k: best[f"val/{k}"] for k in ("people", "samples", "r1", "r5", "r10")}
     assert best["val/contrastive/infonce"] == result.losses["contrastive/infonce"]
+
+
+def write_people(folder, n, seed):
+    """Write made people: a pitch and two formants each, and a face that follows from them.
+
+    Two recordings of 1 s a person, harmonics in noise; the embedding [8] is a fixed smooth function
+    of the three, of spread 1.
+    """
+    rng, mix = np.random.default_rng(seed), np.random.default_rng(0).standard_normal((2, 3, 8))
+    times = np.arange(16_000) / 16_000
+    for k in range(n):
+        who = rng.uniform(-1, 1, 3)
+        hertz = 150 * 2 ** who[0]
+        peaks = (500 * 2 ** (0.6 * who[1]), 2000 * 2 ** (0.6 * who[2]))
+        person = folder / f"id{k:03}"
+        for name in ("audios", "images"):
+            (person / name).mkdir(parents=True)
+        face = np.tanh(who @ mix[0] + np.sin(2 * who) @ mix[1] / 2)
+        np.save(person / "images/a.npy", face.astype(np.float32))
+        for recording in "ab":
+            harmonics = hertz * np.arange(1, int(7000 / hertz)) * rng.uniform(0.98, 1.02)
+            loud = sum(np.exp(-((np.log2(harmonics / peak) / 0.4) ** 2)) for peak in peaks)
+            phases = rng.uniform(0, 2 * np.pi, len(harmonics))
+            tones = np.sin(2 * np.pi * harmonics[:, None] * times + phases[:, None])
+            sound = 0.05 * loud @ tones + 0.05 * rng.standard_normal(len(times))
+            np.save(person / f"audios/{recording}.npy", sound.astype(np.float32))
+
+
+@pytest.mark.slow
+def test_fifty_steps_from_a_trained_one_beat_five_hundred_from_none(make, tmp_path, monkeypatch):
+    """On made voices and faces (`write_people`): R@10 among 60 people that neither has learned.
+
+    The start has learned from 100 others, who are in none of the new data, which has 12.
+    """
+    shape = dataclasses.replace(VOICE, channels=(8, 16), hidden=32)
+    tiny = dataclasses.replace(PRESETS["conv", "paper"], network=shape)
+    monkeypatch.setitem(PRESETS, ("conv", "paper"), tiny)
+    for split, n, seed in (("old/train", 100, 1), ("old/val", 5, 2), ("new/train", 12, 3)):
+        write_people(tmp_path / split, n, seed)
+    write_people(tmp_path / "new/val", 60, 4)
+
+    def run(name, steps, init=None):
+        options = VoiceOptions(loss_weights="embedding/mse=1")
+        task = make("paper", options, data=tmp_path / name[:3], init=init)
+        config = TrainConfig(steps=steps, batch_size=16, every=steps, lr=2e-3)
+        return train(task, tmp_path / "runs" / name, config, device=CPU)
+
+    best = run("old", 1500).best
+    scratch = run("new of none", 500)
+    warm = run("new of old", 50, checkpoint.load(best, KIND))
+    assert warm.recall["people"] == 60 and warm.recall["r10"] > scratch.recall["r10"] > 10 / 60
 
 
 def test_masks_of_a_speaker_encoder_are_silent(make, speaker):
@@ -988,6 +1042,24 @@ def test_full_size_encoders_take_a_step(voices, make, tmp_path, options, monkeyp
     assert all(map(math.isfinite, result.losses.values()))
     size = sum(p.numel() for p in task.network.parameters())
     assert size > (100e6 if options.arch == "conv" else 85e6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_clips_of_random_lengths_are_compiled_a_few_times(make, tmp_path, monkeypatch):
+    """Not once a length: the graphs of eight lengths in training, and of whole clips in validation.
+
+    What makes code of the graphs is left out; it needs a compiler.
+    """
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda method: compile_(method, backend=counter))
+    monkeypatch.setenv("CXX", "none")
+    told = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        config = TrainConfig(steps=8, batch_size=3, every=4, compile=compiled)
+        told.append(train(make(), tmp_path / name, config, device=CPU).losses)
+    assert told[1] == pytest.approx(told[0], rel=1e-4)
+    assert 2 <= counter.frame_count <= 6
 
 
 def test_networks_that_stay_as_they_are_are_compiled_and_channels_last_too(
