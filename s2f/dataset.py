@@ -141,6 +141,8 @@ def prepare_dataset(
     split.shares(train, val)
     space = read_space(face_encoder) if face_encoder else None
     for root in (faces, voices):
+        if not root.is_dir():
+            raise DatasetError(f"{root}: is no folder", hint="check its path")
         files.refuse_overlap(root, out)
     progress(0, 0, "listing")
     prefer = prefer.lower().removeprefix(".")
@@ -239,6 +241,9 @@ def prepare_dataset(
             stale=tuple(sorted(made.stale)),
         )
         _write(report, out, people)
+    for name in ("train", "val"):
+        if not dealt.splits[name]:
+            note(f"nobody is in {name}, which training needs: add people, or choose other shares")
     return report
 
 
@@ -275,7 +280,10 @@ def find_who(
         message = f"nobody of {plan.n_people} people has both a face and a voice"
         such = [next((o.label or o.names[0] for o in kind), "") for kind in (heard, seen)]
         hint = f"name the folders of one person alike; voices are such as {such[0]!r}, faces such "
-        raise DatasetError(message, hint=f"{hint}as {such[1]!r}")
+        hint += f"as {such[1]!r}"
+        if not plan.n_people:
+            hint = f"put the files of each person, such as {such[0]!r}, into a folder of their name"
+        raise DatasetError(message, hint=hint)
     left_out: dict[str, set[str]] = defaultdict(set)
     for alone in plan.unmatched:
         left_out[f"{alone.kind}: {alone.why}"].add(alone.name)
@@ -649,7 +657,8 @@ def _page(report: DatasetReport) -> str:
         lines += [f"- {name}: {'; '.join(remarks)}" for name, remarks in some]
         more = len(report.remarks) - len(some)
         lines += [f"- and {more} more, in report.json"] if more else []
-    return "\n".join([*lines, "", "![Some of the people](sheet.jpg)", ""])
+    told = "Some of the people, with how many photos + recordings there are:"
+    return "\n".join([*lines, "", told, "", "![faces with their landmarks](sheet.jpg)", ""])
 
 
 def _counted(found: Mapping[str, int]) -> str:

@@ -304,6 +304,10 @@ def test_vggface2_with_voices_by_name_or_id_wants_the_list_that_joins_them(tmp_p
     with pytest.raises(DatasetError, match="nobody of 2 people") as caught:
         find_who(grow(tmp_path / "g", ["Bob/1.jpg"]), tmp_path / "w", tmp_path / "o", metas=None)
     assert "'Ann'" in caught.value.hint and "'Bob'" in caught.value.hint
+    flat = grow(tmp_path / "flat", ["Ann.jpg", "Ann.wav"])
+    with pytest.raises(DatasetError, match="nobody of 0 people") as caught:
+        find_who(flat, flat, tmp_path / "out", metas=[])
+    assert "'Ann.wav', into a folder of their name" in caught.value.hint
 
 
 def write_people(root, n=8):
@@ -388,6 +392,8 @@ def test_what_cannot_be_a_data_set_is_refused(models, tmp_path):
     faces, voices = write_people(tmp_path)
     with pytest.raises(UsageError, match="there is no face encoder"):
         prepare_dataset(faces, voices, tmp_path / "out", pack=True)
+    with pytest.raises(DatasetError, match="none: is no folder"):
+        prepare_dataset(faces, tmp_path / "none", tmp_path / "out")
     with pytest.raises(UsageError, match="overlaps"):
         prepare_dataset(faces, voices, faces / "out")
     for split in ("2", "0.5,0.6", "0.8,0.1,0.2", "most"):
