@@ -559,6 +559,52 @@ def _pack(
 
 
 @app.command(
+    "index",
+    epilog=examples(
+        "s2f prep index data/split", "s2f prep index data/split --face-encoder vgg.safetensors"
+    ),
+)
+def _index(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder of train, val and test.", metavar="DATA")],
+    face_encoder: Annotated[
+        Path | None, option("Input", "Also find who looks alike, by embeddings of this one.")
+    ] = None,
+    device: DeviceOpt = "auto",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Look at all landmarks once, so that training on faces starts without: for large trees.
+
+    What it finds is written to DATA/.s2f/index; training uses it while no folder has changed. With
+    a face encoder, whose embeddings are there, morphs' neighbours are found too.
+    """
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.checkpoint import load
+    from s2f.device import choose_device
+    from s2f.embeddings import BATCH, Maker
+    from s2f.face_data import index_faces
+    from s2f.face_encoder import FaceEncoder, batch_embedder
+
+    on, maker, space = choose_device(device), None, ""
+    if face_encoder is not None:
+        encoder = load(face_encoder, "face_encoder")
+        assert isinstance(encoder.network, FaceEncoder)
+        embed = batch_embedder(encoder.network.to(on), device=on, batch_size=BATCH)
+        fit, space = encoder.network.preprocessing.fit, encoder.embedding_space
+        maker = Maker(str(face_encoder), encoder.embedding, fit, embed)
+    with console.progress("indexing") as progress:
+        report = index_faces(data, maker, space, device=on, progress=progress)
+    for name, n in report.photos.items():
+        has = f"{n:,} photos, {report.landmarks[name]:,} with landmarks, of"
+        console.note(f"{name}: {has} {report.people[name]:,} people")
+    if maker is not None:
+        console.note(f"{report.alike:,} photos of train know whom they are like")
+    console.line(data / ".s2f" / "index")
+    console.summary(dataclasses.asdict(report))
+
+
+@app.command(
     "demo",
     epilog=examples(
         "s2f prep demo sources/faces sources/voices speaker.safetensors data/demo --more others"

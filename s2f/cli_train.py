@@ -307,7 +307,7 @@ def _encoder(
         from s2f.train_faces import FaceEncoderTask, PartsEncoderTask
 
         kind = PartsEncoderTask if preset == "compact" else FaceEncoderTask
-        return kind(data, preset, Card.of_data(data, output.resolve().name))
+        return kind(data, preset, Card.of_data(data, output.resolve().name), where["ranks"])
 
     _learn(ctx, options, output, task, **given(augment=augment))
 

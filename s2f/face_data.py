@@ -7,8 +7,11 @@ that the embedding of the face encoder is what the decoder draws.
 """
 
 import dataclasses
+import json
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from s2f import layout
+from s2f import files, layout
 from s2f.appearance_model import PartsCode, PartsEncoder, before_ground
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
-from s2f.embeddings import Gallery, Maker
+from s2f.distributed import ALONE, Ranks
+from s2f.embeddings import CHECKED, Gallery, Maker, check_embeddings, read_embedding
 from s2f.errors import DatasetError, ImageError, together
 from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
 from s2f.images import Fit, load_face
@@ -40,15 +44,252 @@ from s2f.warp import warp
 
 NEIGHBOURS = 10  # that a face is mixed with one of
 CELLS = 2**24  # cosines held at a time
+PEOPLE = 128  # others, nearest on the whole, whose faces are compared with a person's
+AT_ONCE = 1024  # people that are compared at a time
+COMPARED = 2**28  # values of embeddings that are compared as they are; of more, their
+AXES = 128  # values along the axes on which most lies,
+SAMPLED = 16384  # of so many embeddings
+INDEX_FILE, INDEX_VERSION = "index.json", 1
 START = 700  # photos that a linear start is fitted to
 NAMED = 5  # files that a note names
+
+
+@dataclass(frozen=True)
+class FaceIndex:
+    """What is to be known of a split's photos before any is read.
+
+    It is listed from the tree, or read where `s2f prep index` has written it. Then the landmarks
+    were looked at too, and who looks alike may be known.
+    """
+
+    folder: Path
+    people: tuple[str, ...]  # identities, sorted
+    paths: NDArray[np.bytes_]  # [n] photos below the folder, by person
+    who: NDArray[np.int32]  # [n] whose each is
+    rows: NDArray[np.int32]  # [n] which of the targets has its landmarks
+    targets: NDArray[np.int32]  # [m] the photos that have landmarks of their own
+    beside: Mapping[str, NDArray[np.bool_]]  # by ending, which of these targets have it, [m]
+    means: Mapping[str, Tensor]  # mean landmarks [k 2], by ending, where they were looked at
+    neighbours: NDArray[np.int32] | None = None  # [m q] targets that each is like
+    space: str = ""  # of the embeddings that these were found by
+    stale: str = ""  # which folder is newer than an index that is there, and was not used
+
+    @classmethod
+    def of(cls, folder: Path) -> "FaceIndex":
+        """Read the index of a split's folder if it is up to date, else list the tree.
+
+        It is, if no folder of the tree has changed since. Raises a DatasetError if an index cannot
+        be read, or as `layout.photos`.
+        """
+        place, stale = _index_of(folder), ""
+        if (place / INDEX_FILE).is_file():
+            try:
+                told = json.loads((place / INDEX_FILE).read_text(encoding="utf-8"))
+                changed = (name for name, time in told["folders"] if _changed(folder / name, time))
+                stale = next(changed, "") if told["version"] == INDEX_VERSION else INDEX_FILE
+                if not stale:
+                    return cls._read(folder, place, told)
+            except (LookupError, OSError, TypeError, ValueError) as error:
+                message = f"{place / INDEX_FILE}: is no index that can be read: {error}"
+                hint = f"give s2f prep index {folder.parent} again, or remove it"
+                raise DatasetError(message, hint=hint) from error
+        return dataclasses.replace(cls.listed(folder), stale=stale)
+
+    @classmethod
+    def _read(cls, folder: Path, place: Path, told: Mapping[str, Any]) -> "FaceIndex":
+        arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in told["arrays"]}
+        beside = {end: arrays.pop(end.split(".")[0]) for end in layout.BESIDE_TARGETS}
+        means = {end: torch.tensor(points) for end, points in told["means"].items()}
+        people, space = tuple(told["people"]), told["space"]
+        return cls(folder, people, **arrays, beside=beside, means=means, space=space)
+
+    @classmethod
+    def listed(cls, folder: Path) -> "FaceIndex":
+        """List the tree of a split; raises a DatasetError as `layout.photos`."""
+        people: list[str] = []
+        paths: list[bytes] = []
+        who: list[int] = []
+        rows: list[int] = []
+        targets: list[int] = []
+        have: list[frozenset[str]] = []
+        stems: dict[Path, int] = {}
+        for k, photo in enumerate(layout.photos(folder)):
+            if not people or people[-1] != photo.identity:
+                people.append(photo.identity)
+                stems = {}  # rows of this person's targets
+            row = stems.setdefault(photo.target, len(targets))
+            if row == len(targets):
+                targets.append(-1)
+                have.append(photo.beside)
+            if photo.path.with_suffix("") == photo.target:
+                targets[row], have[row] = k, photo.beside
+            paths.append(os.fsencode(photo.path.relative_to(folder).as_posix()))
+            who.append(len(people) - 1)
+            rows.append(row)
+        there = {e: np.array([e in some for some in have]) for e in layout.BESIDE_TARGETS}
+        return cls(
+            *(folder, tuple(people), np.array(paths)),
+            who=np.array(who, np.int32),
+            rows=np.array(rows, np.int32),
+            targets=np.array(targets, np.int32),
+            beside=there,
+            means={},
+        )
+
+    def path(self, photo: int) -> Path:
+        """Name a photo."""
+        return self.folder / os.fsdecode(self.paths[photo])
+
+    def target(self, row: int) -> Path:
+        """Name a photo that has landmarks of its own."""
+        return self.path(int(self.targets[row]))
+
+    def write(self, folders: Sequence[tuple[str, int]]) -> None:
+        """Write it where `of` finds it; `folders` are the tree's, and when each had changed last.
+
+        Raises an OutputError.
+        """
+        arrays = {n: getattr(self, n) for n in ("paths", "who", "rows", "targets", "neighbours")}
+        arrays |= {end.split(".")[0]: there for end, there in self.beside.items()}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
+        place = _index_of(self.folder)
+        told = {"version": INDEX_VERSION, "people": self.people, "arrays": list(arrays)}
+        told |= {"means": {end: mean.tolist() for end, mean in self.means.items()}}
+        told |= {"space": self.space, "folders": folders}
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.unwritable(place, error) from error
+        with files.atomic_folder(place, replace=True) as new:
+            for name, array in arrays.items():
+                files.save_array(array, new / f"{name}.npy")
+            files.write_bytes(new / INDEX_FILE, json.dumps(told).encode())
+
+
+def _index_of(folder: Path) -> Path:
+    return folder.parent / ".s2f" / "index" / folder.name
+
+
+def _changed(folder: Path, time: int) -> bool:
+    try:
+        return folder.stat().st_mtime_ns != time
+    except OSError:
+        return True
+
+
+def folders_of(folder: Path) -> list[tuple[str, int]]:
+    """List the folders that photos of a split may lie in, and when each has changed last."""
+    found, seen = [(".", folder.stat().st_mtime_ns)], set()
+    for identity in layout.identities(folder):
+        found.append((identity.name, identity.stat().st_mtime_ns))
+        for name, below, _ in os.walk(identity / "images", followlinks=True):
+            path = Path(name)
+            there = path.stat()
+            if (there.st_dev, there.st_ino) in seen:
+                below.clear()  # links may lead in a circle
+                continue
+            seen.add((there.st_dev, there.st_ino))
+            found.append((path.relative_to(folder).as_posix(), there.st_mtime_ns))
+    return found
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What was indexed."""
+
+    data: Path
+    photos: Mapping[str, int]  # of each split
+    landmarks: Mapping[str, int]  # files of these
+    people: Mapping[str, int]
+    alike: int  # photos of train whose neighbours are known
+
+
+def index_faces(
+    data: Path,
+    maker: Maker | None = None,
+    space: str = "",
+    *,
+    device: torch.device,
+    progress: Progress = silent,
+) -> IndexReport:
+    """Write down what training has to know of the photos of `data`, so that it need not look.
+
+    Of each split that is there: the photos, which landmarks they have, that all of these can be
+    used, and their mean. With a `maker`, whose embeddings of this `space` stand beside the photos
+    of train that have landmarks, also which of these look alike, for morphs. Training looks again
+    where a folder has changed since; files that are rewritten where they stand it does not notice
+    before it reads them. Raises a DatasetError if there is no split, landmarks cannot be used (it
+    names all), or an embedding is not there or cannot be read; a CheckpointError if another face
+    encoder made them; or an OutputError.
+    """
+    folders = [data / name for name in layout.SPLIT_FOLDERS if (data / name).is_dir()]
+    if not folders:
+        layout.split(data, "train")  # which says so
+    photos, landmarks, people, alike = {}, {}, {}, 0
+    for folder in folders:
+        progress(0, 0, f"listing {folder.name}")
+        seen = folders_of(folder)  # before it is listed: what changes meanwhile is newer
+        index = FaceIndex.listed(folder)
+        for end in (layout.LANDMARKS, layout.TEMPLATE):
+            if end == layout.TEMPLATE and not index.beside[end].all():
+                continue
+            k = TEMPLATE_POINTS if end == layout.TEMPLATE else 68
+            dataset = FaceDataset(folder, landmarks=k, whole=True, index=index)
+            if broken := dataset.look(progress=progress):
+                raise together(f"{folder}: of {len(index.targets)} files of landmarks", broken)
+            index = dataset.index
+        if maker is not None and folder.name in layout.SPLITS["train"]:
+            groups = torch.from_numpy(index.who[index.targets].astype(np.int64)).to(device)
+            if len(torch.unique(groups)) > 1:
+                directions = _directions(index, maker, progress).to(device)
+                progress(0, 0, "looking for who looks alike")
+                near = nearest(directions, groups, NEIGHBOURS).cpu().numpy().astype(np.int32)
+                index, alike = dataclasses.replace(index, neighbours=near, space=space), len(near)
+        index.write(seen)
+        name = folder.name
+        photos[name], landmarks[name] = len(index.paths), len(index.targets)
+        people[name] = len(index.people)
+    return IndexReport(data, photos, landmarks, people, alike)
+
+
+def _directions(index: FaceIndex, maker: Maker, progress: Progress) -> Tensor:
+    """Read the embeddings of all targets, each brought to length 1: [m d], or of many [m a].
+
+    These are along the axes on which most of the others lies, so that they fit into memory.
+    """
+    have, m = index.beside[layout.EMBEDDING], len(index.targets)
+    if not have.all():
+        lacks = index.target(int(have.argmin()))
+        message = f"{lacks}: has no NAME{layout.EMBEDDING}; {int((~have).sum())} photos have none"
+        raise DatasetError(message, hint="make them with s2f prep embeddings, or give no encoder")
+    chosen = [k * m // CHECKED for k in range(CHECKED)]
+    photos = {_embedding(index, row): index.target(row) for row in chosen}
+    check_embeddings(maker, list(photos), photos.__getitem__)
+
+    def read(rows: range, what: str) -> Tensor:
+        table = np.empty((len(rows), maker.width), np.float32)
+        for k, row in enumerate(rows):
+            table[k] = read_embedding(_embedding(index, row), maker.width)
+        progress(rows[-1], m, what)
+        return functional.normalize(torch.from_numpy(table), dim=1)
+
+    if m * maker.width <= COMPARED:
+        return read(range(m), "reading embeddings")
+    some = read(range(0, m, -(-m // SAMPLED)), "reading some embeddings")
+    axes = torch.linalg.eigh(some.T @ some)[1][:, -AXES:]
+    parts = [range(start, min(start + AT_ONCE, m)) for start in range(0, m, AT_ONCE)]
+    return torch.cat([read(rows, "reading embeddings") @ axes for rows in parts])
+
+
+def _embedding(index: FaceIndex, row: int) -> Path:
+    return Path(layout.renamed(str(index.target(row)), layout.EMBEDDING))
 
 
 class FaceDataset(Dataset[Item]):
     """Photos of a face tree, each with its landmarks and the picture that the decoder draws."""
 
     share = 0.0  # of items that are morphs
-    neighbours: NDArray[np.int64]  # [m q], targets that each target is mixed with
+    neighbours: NDArray[np.int64] | NDArray[np.int32]  # [m q], targets that each is mixed with
 
     def __init__(
         self,
@@ -58,42 +299,38 @@ class FaceDataset(Dataset[Item]):
         fit: Fit = "squash",
         whole: bool = False,
         opacity: bool = False,
+        index: FaceIndex | None = None,
     ) -> None:
-        """List the tree of one split.
+        """List the tree of one split, or take its index.
 
         A photo has 68 landmarks, the seed's 72, which follow from them, or those of the template.
         The face encoder wants photos that are no squares to `fit`; landmarks and drawings are of
         the squashed photo. Drawings are the textures that whoever made the tree has registered to
         the mean shape; where there are none, or with `whole`, the photos. A texture's opacity, if
         there is one, is its fourth channel with `opacity`, and else it stands before the ground.
-        Raises a DatasetError if only some photos have textures or opacities, or as `layout.photos`.
+        Raises a DatasetError if only some photos have textures or opacities, or as `FaceIndex.of`.
         """
-        self.folder, self.photos = folder, layout.photos(folder)
+        self.folder, self.index = folder, index or FaceIndex.of(folder)
         self.landmarks, self.fit = landmarks, fit
         self.suffix = layout.LANDMARKS if landmarks in (68, 72) else layout.TEMPLATE
-        stems = list(dict.fromkeys(photo.target for photo in self.photos))
-        self.registered = not whole and self._all_have(layout.TEXTURE, stems)
-        self.cut_out = self.registered and self._all_have(layout.OPACITY, stems)
+        self.registered = not whole and self._all_have(layout.TEXTURE)
+        self.cut_out = self.registered and self._all_have(layout.OPACITY)
         self.opacity = opacity and self.cut_out
-        own = {photo.path.with_suffix(""): photo for photo in self.photos}
-        self.targets = [own[stem] for stem in stems]  # the photos that have landmarks of their own
-        self._row = {stem: row for row, stem in enumerate(stems)}
-        names = sorted({photo.identity for photo in self.photos})
-        self.identities = {name: index for index, name in enumerate(names)}
-        self.counts = {"identities": len(names)}
+        self.identities = {name: number for number, name in enumerate(self.index.people)}
+        self.counts = {"identities": len(self.identities)}
 
-    def _all_have(self, suffix: str, stems: list[Path]) -> bool:
-        have = [layout.beside(stem, suffix).is_file() for stem in stems]
-        if any(have) and not all(have):
+    def _all_have(self, suffix: str) -> bool:
+        have = self.index.beside[suffix]
+        if have.any() and not have.all():
+            lacks, has = (Path(self._stem(int(k))).name for k in (have.argmin(), have.argmax()))
             raise DatasetError(
-                f"{self.folder}: {stems[have.index(False)].name} has no NAME{suffix} and "
-                f"{stems[have.index(True)].name} has one",
+                f"{self.folder}: {lacks} has no NAME{suffix} and {has} has one",
                 hint="remove them, or make all",
             )
-        return all(have)
+        return bool(have.all())
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.index.paths)
 
     def __getitem__(self, key: Key) -> Item:
         """Read a photo.
@@ -104,14 +341,13 @@ class FaceDataset(Dataset[Item]):
         shape and in the texture, 0 for an item that is no morph. Raises an ImageError if a picture
         cannot be read, or as `points`.
         """
-        photo = self.photos[key.item]
-        row = self._row[photo.target]
+        row, path = int(self.index.rows[key.item]), self.index.path(key.item)
         item = {
-            "face": load_face(photo.path, fit=self.fit),
+            "face": load_face(path, fit=self.fit),
             "drawing": self._drawing(row),
             "landmarks": self.points(row),
-            "identity": torch.tensor(self.identities[photo.identity]),
-            "own": torch.tensor(photo.path.with_suffix("") == photo.target),
+            "identity": torch.tensor(int(self.index.who[key.item])),
+            "own": torch.tensor(files.stem(str(path)) == self._stem(row)),
         }
         if not self.share:
             return item
@@ -126,15 +362,20 @@ class FaceDataset(Dataset[Item]):
 
     def name(self, index: int) -> str:
         """Name the photo of an item."""
-        return str(self.photos[index].path)
+        return str(self.index.path(index))
+
+    def _stem(self, row: int) -> str:
+        return files.stem(str(self.index.target(row)))
+
+    def _beside(self, row: int, suffix: str) -> Path:
+        return Path(f"{self._stem(row)}{suffix}")
 
     def _drawing(self, row: int) -> Tensor:
-        photo = self.targets[row]
-        texture = layout.beside(photo.target, layout.TEXTURE)
-        drawing = load_face(texture if self.registered else photo.path)
+        texture = self._beside(row, layout.TEXTURE)
+        drawing = load_face(texture if self.registered else self.index.target(row))
         if not self.cut_out:
             return drawing
-        channel = load_face(layout.beside(photo.target, layout.OPACITY))[:1]
+        channel = load_face(self._beside(row, layout.OPACITY))[:1]
         whole = torch.cat([drawing, channel])
         return whole if self.opacity else (before_ground(whole[None] / 255)[0] * 255).round().byte()
 
@@ -143,29 +384,54 @@ class FaceDataset(Dataset[Item]):
 
         Raises a DatasetError if they are no k points, or none of a face.
         """
-        path = layout.beside(self.targets[row].target, self.suffix)
+        path = self._beside(row, self.suffix)
         found = read_landmarks(path, 68 if self.landmarks == 72 else self.landmarks)
         points = torch.from_numpy(found)
         return points[list(OF_72)] if self.landmarks == 72 else points
 
-    def broken_landmarks(self) -> list[DatasetError]:
-        """Look at the landmarks of all targets; give why some, or all together, cannot be used."""
-        found: list[DatasetError] = []
-        places = []
-        for row in range(len(self.targets)):
+    def look(self, ranks: Ranks = ALONE, progress: Progress = silent) -> list[DatasetError]:
+        """Look at the landmarks of all targets, each of `ranks` at its share, for their mean.
+
+        Gives why some, or all together, cannot be used. Those of an index have been looked at.
+        """
+        if self.suffix in self.index.means:
+            return []
+        mine = range(ranks.rank, len(self.index.targets), ranks.size)
+        total = torch.zeros(()).double()
+        places: list[tuple[float, bool]] = []
+        errors: dict[int, DatasetError] = {}
+        for k, row in enumerate(mine):
+            progress(k, len(mine), "looking at landmarks")
             try:
-                places.append(place(self.points(row).numpy()))
+                points = self.points(row)
             except DatasetError as error:
-                found.append(error)
+                errors[row] = error
+            else:
+                total = total + points.double()
+                places.append(place(points.numpy()))
+        told = ranks.gather((total, places, errors))
+        places = [one for _, some, _ in told for one in some]
+        errors = {row: error for *_, some in told for row, error in some.items()}
+        found = [errors[row] for row in sorted(errors)]
         try:
             refuse_larger_frame(self.folder, places)
         except DatasetError as error:
             found.append(error)
+        if not found:
+            mean = torch.stack([one for one, *_ in told if one.ndim]).sum(0) / len(places)
+            means = {**self.index.means, self.suffix: mean.float()}
+            self.index = dataclasses.replace(self.index, means=means)
         return found
 
     def mean_landmarks(self) -> Tensor:
-        """Average the landmarks of all targets, [k 2]: the shape that textures are drawn in."""
-        return torch.stack([self.points(row) for row in range(len(self.targets))]).mean(0)
+        """Average the landmarks of all targets, [k 2]: the shape that textures are drawn in.
+
+        Raises a DatasetError as `look` gives it.
+        """
+        if errors := self.look():
+            raise errors[0]
+        mean = self.index.means[self.suffix]
+        return mean[list(OF_72)] if self.landmarks == 72 and len(mean) == 68 else mean
 
     def texture(self, drawings: Tensor, landmarks: Tensor, mean: Tensor) -> Tensor:
         """Register drawings [b c 224 224] to the mean shape [k 2], where they are not yet."""
@@ -174,24 +440,34 @@ class FaceDataset(Dataset[Item]):
         return warp(drawings, landmarks, mean[None]).clamp(0, 1)  # bicubic: it overshoots
 
     def mix(
-        self, share: float, maker: Maker, *, device: torch.device, progress: Progress = silent
+        self,
+        share: float,
+        maker: Maker,
+        space: str = "",
+        *,
+        device: torch.device,
+        progress: Progress = silent,
     ) -> list[ImageError]:
         """Make a share of the items morphs, each with a face of another person that looks alike.
 
-        Which look alike is found by the embeddings of a face encoder. Returns why photos that
-        cannot be read are nobody's neighbours; raises a DatasetError if the others are of one
-        person, or as `Gallery.add`.
+        Which look alike is found by the embeddings of a face encoder, or known from an index by one
+        of its `space`. Returns why photos that cannot be read are nobody's neighbours; raises a
+        DatasetError if the others are of one person, or as `Gallery.add`.
         """
-        gallery, files = Gallery(self.folder, maker, progress), []
-        for photo in self.targets:
-            path = photo.path.relative_to(self.folder).as_posix()
+        if self.index.neighbours is not None and self.index.space == space:
+            self.share, self.neighbours = share, self.index.neighbours
+            return []
+        gallery, faces = Gallery(self.folder, maker, progress), []
+        for photo, there in zip(
+            self.index.targets.tolist(), self.index.beside[layout.EMBEDDING], strict=True
+        ):
+            path = os.fsdecode(self.index.paths[photo])
             stored = layout.renamed(path, layout.EMBEDDING)
-            there = (self.folder / stored).is_file()
-            files.append(FaceFiles(path, path, stored if there else None))
-        failed = gallery.add(files)
-        table, rows = gallery.table(files)
+            faces.append(FaceFiles(path, path, stored if there else None))
+        failed = gallery.add(faces)
+        table, rows = gallery.table(faces)
         directions = functional.normalize(torch.from_numpy(table[rows]), dim=1)
-        groups = torch.tensor([self.identities[photo.identity] for photo in self.targets])
+        groups = torch.from_numpy(self.index.who[self.index.targets].astype(np.int64))
         unreadable = torch.from_numpy(rows < 0)
         directions[unreadable], groups[unreadable] = 0.0, -1
         if len(torch.unique(groups[~unreadable])) < 2:
@@ -203,52 +479,93 @@ class FaceDataset(Dataset[Item]):
         return list(failed.values())
 
 
-def nearest(directions: Tensor, groups: Tensor, k: int, *, cells: int = CELLS) -> Tensor:
+def nearest(
+    directions: Tensor, groups: Tensor, k: int, *, people: int = PEOPLE, cells: int = CELLS
+) -> Tensor:
     """Find for each row [n d] of length 1 the k rows of other groups with the largest cosines.
 
     The nearest come first; there are fewer where fewer rows lie outside the largest group. A row
-    whose group [n], int64, is negative is nobody's neighbour. Holds `cells` cosines at a time.
+    whose group [n], int64, is negative is nobody's neighbour. Holds `cells` cosines at a time. Of
+    more than `people` other groups only the rows of those whose mean directions are nearest to that
+    of the row's own are looked at: not all pairs, of which 3.3 million faces have 10 millions of
+    millions, but for each face some 46,000 of them.
     """
     sizes = torch.bincount(groups[groups >= 0])
     k = min(k, int(sizes.sum() - sizes.max()))
-    rows = max(1, cells // len(groups))
-    found = []
-    for part, own in zip(torch.split(directions, rows), torch.split(groups, rows), strict=True):
-        cosines = part @ directions.T
-        cosines.masked_fill_((own[:, None] == groups) | (groups < 0), -torch.inf)
-        found.append(cosines.topk(k, dim=1).indices)
-    return torch.cat(found)
+    there = torch.nonzero(sizes)[:, 0]
+    if len(there) <= people + 1:
+        rows = max(1, cells // len(groups))
+        found = []
+        for part, own in zip(torch.split(directions, rows), torch.split(groups, rows), strict=True):
+            cosines = part @ directions.T
+            cosines.masked_fill_((own[:, None] == groups) | (groups < 0), -torch.inf)
+            found.append(cosines.topk(k, dim=1).indices)
+        return torch.cat(found)
+    known = groups >= 0
+    centres = directions.new_zeros(len(sizes), directions.shape[1])
+    centres.index_add_(0, groups[known], directions[known])
+    centres = functional.normalize(centres[there], dim=1)
+    order = torch.argsort(groups, stable=True)[int((~known).sum()) :]
+    members = torch.split(order, sizes[there].tolist())
+    table = order[:k].repeat(len(groups), 1)  # of rows that are nobody's neighbours
+    for start in range(0, len(there), AT_ONCE):
+        likeness = centres[start : start + AT_ONCE] @ centres.T
+        own = torch.arange(start, start + len(likeness), device=likeness.device)
+        likeness[own - start, own] = -torch.inf
+        alike = likeness.topk(people, dim=1).indices.tolist()
+        for mine, near in zip(own.tolist(), alike, strict=True):
+            others = torch.cat([members[other] for other in near])
+            looked = directions[others]
+            for rows_ in torch.split(members[mine], max(1, cells // len(others))):
+                best = (directions[rows_] @ looked.T).topk(k, dim=1).indices
+                table[rows_] = others[best]
+    return table
 
 
 class FaceData:
     """The photos of both splits, and drawings registered to the mean shape."""
 
     def __init__(
-        self, data: Path, k: int, fit: Fit, *, whole: bool = False, opacity: bool = False
+        self,
+        data: Path,
+        k: int,
+        fit: Fit,
+        *,
+        whole: bool = False,
+        opacity: bool = False,
+        ranks: Ranks = ALONE,
+        progress: Progress = silent,
     ) -> None:
         """Open the trees of train and val for a decoder that predicts k landmarks.
 
         Of the dense template's the data may have none: then it is to predict 68. The rest is as for
-        `FaceDataset`. Raises a DatasetError as that, if there is one person only, or if landmarks
-        of either cannot be used: it names all of these.
+        `FaceDataset`; each of `ranks` looks at a share of the landmarks, unless an index tells that
+        they were looked at. Raises a DatasetError as that, if there is one person only, or if
+        landmarks of either cannot be used: it names all of these.
         """
         folders = [layout.split(data, split) for split in ("train", "val")]
-        first = layout.photos(folders[0])[0]
-        if k == TEMPLATE_POINTS and not layout.beside(first.target, layout.TEMPLATE).is_file():
+        train, val = map(FaceIndex.of, folders)
+        if k == TEMPLATE_POINTS and not train.beside[layout.TEMPLATE][0]:
             k = 68
         self.landmarks = k
         how: dict[str, Any] = {"landmarks": k, "fit": fit, "opacity": opacity}
-        self.train, self.val = (FaceDataset(f, whole=whole, **how) for f in folders)
+        self.train, self.val = (
+            FaceDataset(index.folder, whole=whole, index=index, **how) for index in (train, val)
+        )
         # The embedding is a code of registered faces even where the photos are to be drawn.
-        self._start = FaceDataset(folders[0], **how) if whole else self.train
+        self._start = FaceDataset(folders[0], index=train, **how) if whole else self.train
         self.notes: list[str] = []  # what people should know of them
+        for index in (train, val):
+            if index.stale:
+                message = f"the index of {index.folder.name} is older than {index.stale}, and was "
+                self.notes.append(f"{message}not used: s2f prep index {data} renews it")
         if len(self.train.identities) < 2:
             message = f"{folders[0]}: has one identity: there is nothing to tell apart"
             hint = "wanted photos of two people at least, IDENTITY/NAME.jpg"
             raise DatasetError(message, hint=hint)
-        broken = [error for split in (self.train, self.val) for error in split.broken_landmarks()]
+        broken = [e for split in (self.train, self.val) for e in split.look(ranks, progress)]
         if broken:
-            n = len(self.train.targets) + len(self.val.targets)
+            n = len(train.targets) + len(val.targets)
             raise together(f"{data}: of {n} files of landmarks", broken)
         if self.train.registered != self.val.registered:
             message = f"{data}: some photos have a {layout.TEXTURE} beside them and some have none"

@@ -15,7 +15,7 @@ are those of a face tree, with what lies beside them.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -43,6 +43,7 @@ LANDMARKS, TEMPLATE = "_landmarks.npy", "_template.npy"
 TEXTURE, OPACITY = "_texture.jpg", "_opacity.jpg"
 EMBEDDING = "_embedding.npy"
 BESIDE_PHOTOS = (LANDMARKS, TEMPLATE, EMBEDDING)
+BESIDE_TARGETS = (TEMPLATE, TEXTURE, OPACITY, EMBEDDING)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class PhotoFiles:
     identity: str
     path: Path
     target: Path
+    beside: frozenset[str]  # endings of what has the picture's own name, of `BESIDE_TARGETS`
 
 
 class FaceFiles(NamedTuple):
@@ -104,12 +106,12 @@ def refuse_levels(tree: Path, names: Iterable[str]) -> None:
         raise DatasetError(message, hint=hint)
 
 
-def photos(folder: Path) -> list[PhotoFiles]:
+def photos(folder: Path) -> Iterator[PhotoFiles]:
     """List the photos of one split, those in an identity's folder and in its `images`, sorted.
 
     Raises a `DatasetError` if there is none, or an identity has photos and no landmarks.
     """
-    found = []
+    n = 0
     for identity in identities(folder):
         names = [path.name for path in identity.iterdir() if files.is_seen(path.name)]
         if "images" in names and (identity / "images").is_dir():
@@ -124,11 +126,12 @@ def photos(folder: Path) -> list[PhotoFiles]:
         own = set(marked)
         for picture, stem in zip(pictures, stems, strict=True):
             target = identity / (stem if stem in own else marked[0])
-            found.append(PhotoFiles(identity.name, identity / picture, target))
-    if not found:
+            beside = frozenset(end for end in BESIDE_TARGETS if f"{stem}{end}" in there)
+            yield PhotoFiles(identity.name, identity / picture, target, beside)
+        n += len(pictures)
+    if not n:
         wanted = "wanted IDENTITY/NAME.jpg or IDENTITY/images/NAME.jpg below this folder"
         raise DatasetError(f"{folder}: holds no photo", hint=wanted)
-    return found
 
 
 def speakers(folder: Path) -> tuple[list[Speaker], dict[str, list[str]]]:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +82,11 @@ class FaceEncoderTask(_FaceTask):
     name = "encoder"
     encoder: face_encoder.VGGFace
 
-    def __init__(self, data: Path, preset: str, card: Card) -> None:
+    def __init__(self, data: Path, preset: str, card: Card, ranks: Ranks = ALONE) -> None:
         """Open the trees of train and val as `FaceData`, and make the networks of the preset."""
         drawn, preprocessing = face_decoder.CONFIGS[preset], PREPROCESSING[preset]
-        super().__init__(FaceData(data, drawn.landmarks, preprocessing.fit), preset, card)
+        faces = FaceData(data, drawn.landmarks, preprocessing.fit, ranks=ranks)
+        super().__init__(faces, preset, card)
         config = face_encoder.CONFIGS[preset]
         self.loss_weights = {"landmarks/mse": 0.02, "texture/mae": 10.0}
         if config.identities:
@@ -131,13 +132,14 @@ class PartsEncoderTask(_FaceTask):
     encoder: PartsEncoder
     solves = True
 
-    def __init__(self, data: Path, preset: str, card: Card) -> None:
+    def __init__(self, data: Path, preset: str, card: Card, ranks: Ranks = ALONE) -> None:
         """Open the trees of train and val as `FaceData`, and make the networks of the preset.
 
         Raises an ImageError if no photo can be read.
         """
         drawn, preprocessing = face_decoder.CONFIGS[preset], PREPROCESSING[preset]
-        faces = FaceData(data, drawn.landmarks, preprocessing.fit, opacity=drawn.opacity)
+        how: dict[str, Any] = {"opacity": drawn.opacity, "ranks": ranks}
+        faces = FaceData(data, drawn.landmarks, preprocessing.fit, **how)
         super().__init__(faces, preset, card)
         self.decoder = self.data.new_decoder(drawn)
         code, textures = self.data.start_linear(self.decoder)
@@ -287,7 +289,8 @@ class FaceDecoderTask(_FaceTask):
             assert isinstance(start.network, FaceDecoder)
             config = start.network.config
         config = dataclasses.replace(config, is_face=config.is_face or no_warp)
-        faces = FaceData(data, config.landmarks, fit, whole=config.is_face, opacity=config.opacity)
+        how: dict[str, Any] = {"whole": config.is_face, "opacity": config.opacity}
+        faces = FaceData(data, config.landmarks, fit, ranks=ranks, progress=progress, **how)
         super().__init__(faces, preset, card if start is None else card.begun_from(start.card))
         self.init = start and start.path
         if start is None:
@@ -314,7 +317,7 @@ class FaceDecoderTask(_FaceTask):
             self.settings["morph"] = morph
             embed = batch_embedder(self.encoder, device=device, batch_size=BATCH)
             maker = Maker("the face encoder", width, fit, embed, ranks)
-            bad = self.train_data.mix(morph, maker, device=device, progress=progress)
+            bad = self.train_data.mix(*(morph, maker, self.space), device=device, progress=progress)
             self.data.note("faces are not mixed with", bad)
         if no_warp:
             self.settings["no_warp"] = True

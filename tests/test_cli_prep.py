@@ -246,3 +246,16 @@ def test_embeddings_lie_beside_their_photos_and_are_packed_and_checked(voices, m
     done = Done("prep", "pack", pack, "--verify")
     assert done.code == 6 and str(shard) in done.err
     assert len(Done("prep", "pack", pack, "--verify", "--json").json["damaged"]) == 1
+
+
+def test_index_tells_what_it_has_looked_at(faces, models, tmp_path):
+    encoder = models / "demo/face_encoder.safetensors"
+    done = Done("prep", "index", faces)
+    assert (done.code, done.out) == (0, f"{faces / '.s2f/index'}\n"), done.err
+    assert "train: 3 photos, 3 with landmarks, of 3 people" in done.err
+    refused = Done("prep", "index", faces, "--face-encoder", encoder, "-q")
+    assert_refused(refused, 3, "a.jpg: has no NAME_embedding.npy; 3 photos have none")
+    Done("prep", "embeddings", faces, faces, "--face-encoder", encoder, "-q")
+    told = Done("prep", "index", faces, "--face-encoder", encoder, "--json").json
+    assert (told["alike"], told["photos"]) == (3, {"train": 3, "val": 3})
+    assert_refused(Done("prep", "index", tmp_path / "none", "-q"), 3, "has no folder train")

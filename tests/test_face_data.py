@@ -2,6 +2,9 @@
 
 import dataclasses
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ from PIL import Image
 from task_checks import CPU, batch_of
 from torch.nn import functional
 
+from s2f import face_data, layout
 from s2f.appearance_model import GROUND_COLOUR
 from s2f.dataloader import Key
+from s2f.distributed import Ranks
 from s2f.embeddings import Maker
-from s2f.errors import DatasetError, ImageError
-from s2f.face_data import FaceData, FaceDataset, nearest
+from s2f.errors import CheckpointError, DatasetError, ImageError
+from s2f.face_data import FaceData, FaceDataset, index_faces, nearest
 from s2f.face_decoder import FaceDecoder
 from s2f.images import load_face
 from s2f.landmarks import MAP_72
@@ -152,13 +157,155 @@ def test_the_nearest_are_those_of_a_plain_comparison(cells):
     assert found.shape == (6, 3) and not {2, 4} & set(found.flatten().tolist())
 
 
+def test_of_many_people_the_nearest_are_mostly_found():
+    """By all pairs, of 200 people as alike as chance has it: the hardest, for nobody is like all.
+
+    Photos of one person have cosines of 0.64. Who is found in the place of another is as alike.
+    """
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(200, 1, 64, generator=draw)
+    rows = centres + 0.75 * torch.randn(200, 6, 64, generator=draw)
+    rows = functional.normalize(rows.flatten(0, 1), dim=1)
+    groups = torch.arange(200).repeat_interleave(6)
+    groups[7] = -1
+    whole = nearest(rows, groups, 10, people=999)
+    found = nearest(rows, groups, 10, people=64, cells=2000)
+    alike = [float((rows[:, None] * rows[some]).sum(2).mean()) for some in (whole, found)]
+    shared = [len({*a} & {*b}) for a, b in zip(whole.tolist(), found.tolist(), strict=True)]
+    assert np.mean(shared) > 8.5 and alike[1] > 0.98 * alike[0]
+    assert not (groups[found] == groups[:, None])[groups >= 0].any() and 7 not in found
+
+
+def index(tree, **how):
+    return index_faces(tree, **how, device=CPU)
+
+
+def test_with_an_index_nothing_is_opened_at_the_start(tmp_path, monkeypatch):
+    tree = write_tree(tmp_path, 4, photos=3)
+    (tree / "train/id1/2_landmarks.npy").unlink()
+    plain = FaceData(tree, 68, "squash")
+    told = index(tree)
+    assert (told.photos["train"], told.landmarks["train"], told.people["train"]) == (12, 11, 4)
+    seen = set()
+
+    def opens(path, *_, **__):
+        seen.add(path)
+        raise DatasetError(f"{path}: was opened", hint="")
+
+    for name in ("read_landmarks", "load_face", "read_embedding"):
+        monkeypatch.setattr(face_data, name, opens)
+    monkeypatch.setattr(layout, "photos", opens)
+    data = FaceData(tree, 68, "squash")
+    assert torch.equal(data.new_decoder(DECODER).mean_landmarks, plain.train.mean_landmarks())
+    assert torch.equal(data.train.mean_landmarks(), plain.train.mean_landmarks())
+    assert not seen and not data.notes
+    monkeypatch.undo()
+    for key in (Key(k, k) for k in range(12)):
+        items = data.train[key], plain.train[key]
+        assert all(torch.equal(items[0][name], items[1][name]) for name in items[1])
+
+
+def test_an_index_that_is_older_than_its_tree_is_not_used(tmp_path):
+    tree = write_tree(tmp_path, 3)
+    index(tree)
+    write_face(tree / "train/id2/1", seed=8)
+    data = FaceData(tree, 68, "squash")
+    assert len(data.train) == 4
+    assert data.notes[0].startswith("the index of train is older than id2, and was not used")
+    index(tree)
+    data = FaceData(tree, 68, "squash")
+    assert (len(data.train), data.notes) == (4, [])
+    shutil.rmtree(tree / "train/id0")
+    assert len(FaceData(tree, 68, "squash").train) == 3
+    (tree / ".s2f/index/val/index.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"val/index\.json: is no index that can be read"):
+        FaceData(tree, 68, "squash")
+
+
+def test_an_index_knows_who_looks_alike(tmp_path, monkeypatch):
+    tree = write_tree(tmp_path, 6, photos=2)
+    with pytest.raises(DatasetError, match=r"0\.jpg: has no NAME_embedding\.npy; 12 photos"):
+        index(tree, maker=MAKER, space="s")
+    for path in tree.rglob("*.jpg"):
+        photo = load_face(path)[None] / 255
+        np.save(layout.beside(path.with_suffix(""), layout.EMBEDDING), MAKER.embed(photo)[0])
+    other = dataclasses.replace(MAKER, embed=lambda photos: -photos.mean((2, 3)))
+    with pytest.raises(CheckpointError, match="is not what the face encoder makes"):
+        index(tree, maker=other)
+    plain = FaceDataset(tree / "train", landmarks=68)
+    plain.mix(0.5, MAKER, device=CPU)
+    assert index(tree, maker=MAKER, space="s").alike == 12
+    faces = FaceDataset(tree / "train", landmarks=68)
+    assert not faces.mix(0.5, None, "s", device=CPU)  # nobody is asked
+    np.testing.assert_array_equal(faces.neighbours, plain.neighbours)
+    faces = FaceDataset(tree / "train", landmarks=68)
+    faces.mix(0.5, MAKER, "of another encoder", device=CPU)
+    np.testing.assert_array_equal(faces.neighbours, plain.neighbours)
+    # of more embeddings than fit into memory, some axes are compared: here all three that there are
+    monkeypatch.setattr(face_data, "COMPARED", 10)
+    index(tree, maker=MAKER, space="s")
+    found = FaceDataset(tree / "train", landmarks=68).index.neighbours
+    np.testing.assert_array_equal(found, plain.neighbours)
+
+
+class Two(Ranks):
+    """One of two processes, which are threads."""
+
+    room: ClassVar[list[object]] = [None, None]
+    meeting: ClassVar = threading.Barrier(2)
+
+    def gather(self, value):
+        self.room[self.rank] = value
+        self.meeting.wait(10)
+        told = list(self.room)
+        self.meeting.wait(10)
+        return told
+
+
+def test_each_process_looks_at_a_share_of_the_landmarks(tmp_path, monkeypatch):
+    tree = write_tree(tmp_path, 5)
+    alone = FaceDataset(tree / "train", landmarks=68)
+    mean, seen, read = alone.mean_landmarks(), [], face_data.read_landmarks
+    monkeypatch.setattr(face_data, "read_landmarks", lambda p, k: seen.append(p) or read(p, k))
+
+    def look(rank):
+        dataset = FaceDataset(tree / "train", landmarks=68)
+        return [error.message for error in dataset.look(Two(rank, 2))], dataset.index.means
+
+    with ThreadPoolExecutor(2) as both:
+        for errors, means in both.map(look, range(2)):
+            assert not errors
+            torch.testing.assert_close(means[layout.LANDMARKS], mean)
+    assert len(seen) == len({*seen}) == 5
+    for k in (1, 2):
+        np.save(tree / f"train/id{k}/0_landmarks.npy", np.zeros((68, 2)))
+    with ThreadPoolExecutor(2) as both:
+        (first, _), (second, _) = both.map(look, range(2))
+    assert first == second and [f"id{k}" in why for k, why in zip((1, 2), first, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_landmarks_that_cannot_be_used_are_in_no_index(tmp_path):
+    tree = write_tree(tmp_path, 3)
+    for k in (0, 2):
+        np.save(tree / f"train/id{k}/0_landmarks.npy", np.zeros((68, 2)))
+    with pytest.raises(DatasetError, match="of 3 files of landmarks") as raised:
+        index(tree)
+    assert [f"id{k}" in why for k, why in zip((0, 2), raised.value.details, strict=True)] == [1, 1]
+    assert not (tree / ".s2f").exists()
+
+
 def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path):
     faces = FaceDataset(write_tree(tmp_path, 40, photos=2) / "train", landmarks=68)
-    photos = torch.stack([load_face(photo.path) for photo in faces.targets]) / 255
-    groups = torch.tensor([faces.identities[photo.identity] for photo in faces.targets])
+    targets = [faces.index.target(row) for row in range(80)]
+    photos = torch.stack([load_face(path) for path in targets]) / 255
+    groups = torch.tensor([faces.identities[path.parent.name] for path in targets])
     expected = nearest(functional.normalize(MAKER.embed(photos)), groups, 10).numpy()
-    stored = [photo.path for photo in faces.targets].index(tmp_path / "train/id3/0.jpg")
+    stored = targets.index(tmp_path / "train/id3/0.jpg")
     np.save(tmp_path / "train/id3/0_embedding.npy", MAKER.embed(photos)[stored])
+    faces = FaceDataset(tmp_path / "train", landmarks=68)
     told = set()
     tell = lambda done, total, what: told.add((what, total))  # noqa: E731
     assert not faces.mix(0.5, MAKER, device=CPU, progress=tell)

@@ -14,10 +14,10 @@ def test_photos_come_sorted_and_share_the_landmarks_of_their_identity(tmp_path):
     assert found == [("a", "1.jpg", "1"), *(("b", n, "2") for n in ("1.jpg", "2.jpg", "3.png"))]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="holds no photo"):
-        layout.photos(tmp_path / "empty")
+        list(layout.photos(tmp_path / "empty"))
     grow(tmp_path, ["ann/0.jpg", "ann/0_texture.jpg"])
     with pytest.raises(DatasetError, match="ann: has 1 photos and no"):
-        layout.photos(tmp_path)
+        list(layout.photos(tmp_path))
 
 
 def test_neither_textures_nor_hidden_files_are_faces_or_speech(tmp_path):
@@ -93,5 +93,5 @@ def test_folders_of_data_sets_are_not_taken_for_people(tmp_path):
     grow(tmp_path, ["wav/0.jpg", "wav/0_landmarks.npy"])
     for read in (layout.speakers, layout.photos, layout.identities):
         with pytest.raises(DatasetError, match="'wav' are parts of a data set") as caught:
-            read(tmp_path)
+            list(read(tmp_path))
         assert str(tmp_path / "wav") in caught.value.hint
