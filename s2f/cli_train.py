@@ -480,14 +480,14 @@ def _voice(
 @app.command(
     "model",
     epilog=examples(
-        "s2f train model data/split -o runs/mine",
+        "s2f train model data -o runs/mine",
         "s2f train model data/split --arch speaker --pretrained speaker.safetensors -o runs/mine",
         "s2f train model data/split --face-encoder vgg.safetensors --preset paper --devices 8",
     ),
 )
 def _whole(
     ctx: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder that prep split or prep dataset made.")],
+    data: Annotated[Path, typer.Argument(help="Folder that prep dataset or prep split made.")],
     face_encoder: Annotated[
         Path | None, _in("Checkpoint that defines the embedding (the bundled model's).")
     ] = None,

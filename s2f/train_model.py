@@ -16,13 +16,16 @@ from typing import Any, Literal
 import torch
 
 from s2f import layout
-from s2f.checkpoint import EVALUATION, KINDS, Card, choose, load, read_header
+from s2f.checkpoint import EVALUATION, KINDS, Card, Checkpoint, choose, load, read_header
 from s2f.console import Progress, silent
 from s2f.distributed import ALONE, Ranks
-from s2f.errors import DatasetError
+from s2f.embeddings import BATCH, Maker, check_embeddings
+from s2f.errors import CheckpointError, DatasetError
 from s2f.evaluate import evaluate
 from s2f.face_detection import installed_detector, load_detector
+from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.files import alone_in, atomic_folder, atomic_path, write_bytes
+from s2f.pack import is_pack, read_index
 from s2f.pipeline import SpeechToFace
 from s2f.report import read_report, write_report
 from s2f.run_dir import Run
@@ -79,25 +82,32 @@ def train_model(
     """Train a decoder and a voice encoder on train of a folder of pairs, and measure them on val.
 
     `data` holds `train` and `val` of people with `audios` and `images`, as `s2f prep split` makes
-    it. In `out` are then the three networks, the runs `decoder` and
-    `voice`, and the evaluation, also as the model's `evaluation.md`. Goes on where it was stopped,
-    and ends with the same bytes. All `ranks` train; the first of them measures, and the others are
-    given None. Raises a UsageError if `out` holds something else, a DatasetError if validation has
-    not two people, and as `train`, the two tasks and `evaluate`.
+    it; or it is the folder of `s2f prep dataset`, whose `pack` is heard if there is one. In `out`
+    are then the three networks, the runs `decoder` and `voice`, and the evaluation, also as the
+    model's `evaluation.md`. Goes on where it was stopped, and ends with the same bytes. All `ranks`
+    train; the first of them measures, and the others are given None. Raises a UsageError if `out`
+    holds something else, a DatasetError if validation has not two people, a CheckpointError if
+    their embeddings are of another face encoder, and as `train`, the two tasks and `evaluate`.
     """
     files = None if options.face_encoder is None else {"face_encoder": options.face_encoder}
     source = choose(kinds=["face_encoder"], files=files).paths["face_encoder"]
+    name = data.resolve().name
+    packed = data / "pack"
+    if (data / "split").is_dir():
+        data = data / "split"
+    voices = packed if packed.is_dir() else data
     val = layout.split(data, "val")
     if (n := len(layout.identities(val))) < 2:
         hint = "wanted two people or more, who can be told apart; s2f prep split makes val"
         raise DatasetError(f"{val}: has {n} people to measure a model on", hint=hint)
     encoder = load(source, "face_encoder")
     voice_options = VoiceOptions(arch=options.arch, pretrained=options.pretrained)
-    # What is wrong with it is better known before a decoder is trained.
+    # What is wrong is better known before a decoder is trained.
     plan_voice(options.preset, voice_options, embedding=encoder.embedding)
+    _check_embeddings(voices, encoder, device)
     with ExitStack() as stack:
         if ranks.first:
-            stack.enter_context(_claimed(data, out, source, options))
+            stack.enter_context(_claimed(name, out, source, options))
         ranks.gather("claimed")
         run: dict[str, Any] = {"device": device, "ranks": ranks, "progress": progress, "note": note}
 
@@ -111,7 +121,7 @@ def train_model(
             drawing = load(decoder.best, "face_decoder")
             where: dict[str, Any] = {"device": device, "ranks": ranks, "progress": progress}
             return VoiceEncoderTask(
-                data, options.preset, encoder, drawing, card, options=voice_options, **where
+                voices, options.preset, encoder, drawing, card, options=voice_options, **where
             )
 
         decoder = _part("decoder", decoder_task, out, options.decoder_steps, options, run)
@@ -130,18 +140,40 @@ def train_model(
     return TrainedModel(out, out / REPORT, decoder, voice, people, figures)
 
 
+def _check_embeddings(voices: Path, encoder: Checkpoint, device: torch.device) -> None:
+    """Raise a CheckpointError if embeddings that stand there are of another face encoder."""
+    val = layout.split(voices, "val")
+    if is_pack(val):
+        if read_index(val).embedding_space != encoder.embedding_space:
+            message = f"{val}: its embeddings are not by the face encoder {encoder.path}"
+            hint = "give --face-encoder, the one that it was packed with, or pack the tree again"
+            raise CheckpointError(message, hint=hint)
+        return
+    photos = {
+        val / face.embedding: val / face.photo
+        for speaker in layout.speakers(val)[0]
+        for face in speaker.faces
+        if face.embedding and face.photo
+    }
+    assert isinstance(encoder.network, FaceEncoder)
+    embed = batch_embedder(encoder.network.to(device), device=device, batch_size=BATCH)
+    fit = encoder.network.preprocessing.fit
+    maker = Maker(f"the face encoder {encoder.path}", encoder.embedding, fit, embed)
+    check_embeddings(maker, list(photos), photos.__getitem__)
+
+
 def _name(out: Path) -> str:
     return out.resolve().name
 
 
 @contextmanager
-def _claimed(data: Path, out: Path, encoder: Path, options: ModelOptions) -> Iterator[None]:
+def _claimed(name: str, out: Path, encoder: Path, options: ModelOptions) -> Iterator[None]:
     """Hold the model's folder, which is new or of the same options, without a killed one's rests.
 
     How many steps are to be taken, and on what, each part's own run knows.
     """
     with alone_in(out):
-        told: dict[str, object] = {"task": "model", "data": data.resolve().name}
+        told: dict[str, object] = {"task": "model", "data": name}
         told |= {"face_encoder": read_header(encoder, "face_encoder")["sha256"]}
         told |= {"preset": options.preset, "arch": options.arch, "seed": options.seed}
         Run(out).claim(told)

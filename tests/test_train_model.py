@@ -128,8 +128,23 @@ def test_what_cannot_be_made_is_refused_before_anything_is_trained(pairs, models
     assert not out.exists()
     for name in ("id1", "id2"):
         (tmp_path / name).rename(val / name)
+    other = models / "other/face_encoder.safetensors"
+    assert Done("prep", "embeddings", pairs, pairs, "--face-encoder", other, "-q").code == 0
+    assert_refused(Done(*command), 4, "a_embedding.npy: is not what the face encoder")
+    data = tmp_path / "data"
+    data.mkdir()
+    pairs.rename(data / "split")
+    packed = ("prep", "pack", data / "split", data / "pack", "--clip-seconds", 1, "-q")
+    assert Done(*packed, "--face-encoder", other).code == 0
+    command[2] = data
+    assert_refused(Done(*command), 4, "its embeddings are not by the face encoder")
+    assert not out.exists()
+    # of prep dataset's folder the pack is heard, where there is one
+    steps = ["--decoder-steps", 1, "--voice-steps", 2, "--face-encoder", other, "--json"]
+    assert Done(*command[:-1], *steps).json["voice"]["steps"] == 2
+    assert "val_pack" in json.loads((out / "voice/config.json").read_text())
     theirs = contents(models / "demo")
-    refused = Done(*command[:4], models / "demo", *command[5:])
+    refused = Done(*command[:4], models / "demo", *command[5:], *steps[-3:-1])
     assert_refused(refused, 2, "demo: is no run")
     assert contents(models / "demo") == theirs
 
