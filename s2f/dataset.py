@@ -16,6 +16,7 @@ a run that was killed goes on where it stopped.
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -160,14 +161,14 @@ def prepare_dataset(
         made.make_waveforms(prefer)
         people = made.whole()
         endings = [layout.LANDMARKS, *([layout.EMBEDDING] if space else [])]
-        wanted = {path for mine in people.values() for kind in mine for path in kind}
-        wanted |= {
-            layout.renamed(photo, ending)
-            for _, photos in people.values()
-            for photo in photos
-            for ending in endings
-        }
-        made.stale -= wanted
+        good = {path for mine in people.values() for kind in mine for path in kind}
+        stems = {layout.renamed(photo, "") for _, photos in people.values() for photo in photos}
+
+        def wants(path: str) -> bool:
+            ending = next(filter(path.endswith, endings), None)
+            return path in good or bool(ending and path.removesuffix(ending) in stems)
+
+        made.stale = set(itertools.filterfalse(wants, made.stale))
         tree = out / "split"
         dealt = split.split_tree(
             *(out / "pairs", tree),
@@ -177,7 +178,7 @@ def prepare_dataset(
             columns=columns,
             seed=seed,
             link=link,
-            wants=wanted.__contains__,
+            wants=wants,
             members=members,
             progress=made.told("split"),
         )
