@@ -580,19 +580,13 @@ def _index(
     a face encoder, whose embeddings are there, morphs' neighbours are found too.
     """
     console = choose_console(ctx, as_json, quiet)
-    from s2f.checkpoint import load
     from s2f.device import choose_device
-    from s2f.embeddings import BATCH, Maker
     from s2f.face_data import index_faces
-    from s2f.face_encoder import FaceEncoder, batch_embedder
+    from s2f.prep_faces import maker_of, read_space
 
     on, maker, space = choose_device(device), None, ""
     if face_encoder is not None:
-        encoder = load(face_encoder, "face_encoder")
-        assert isinstance(encoder.network, FaceEncoder)
-        embed = batch_embedder(encoder.network.to(on), device=on, batch_size=BATCH)
-        fit, space = encoder.network.preprocessing.fit, encoder.embedding_space
-        maker = Maker(str(face_encoder), encoder.embedding, fit, embed)
+        maker, space = maker_of(face_encoder, on), read_space(face_encoder).sha256
     with console.progress("indexing") as progress:
         report = index_faces(data, maker, space, device=on, progress=progress)
     for name, n in report.photos.items():

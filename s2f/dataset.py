@@ -1,8 +1,8 @@
 """From photos and recordings, as people find them, to trees that training reads, in one run.
 
 In order: `prepare_dataset`, which does what `s2f prep audio`, `faces`, `landmarks`, `names`,
-`pair`, `embeddings`, `split`, `stats` and `pack` do, and tells of everything once; who is who,
-found before any file is read; what is made of the files; and the report. Below `out` stand
+`pair`, `embeddings`, `split`, `stats`, `pack` and `index` do, and tells of everything once; who is
+who, found before any file is read; what is made of the files; and the report. Below `out` stand
 
     pairs/IDENTITY/audios images    waveforms; framed photos with landmarks, embeddings
     split/train val test            what is whole of these, by links; labels.csv, if there are any
@@ -28,8 +28,10 @@ from typing import Literal
 from s2f import files, layout, pair, split
 from s2f.audio import SAMPLE_RATE, map_waveform
 from s2f.console import Progress, jsonable, silent
+from s2f.device import choose_device
 from s2f.errors import DatasetError, UsageError
 from s2f.evaluation_data import LABELS, META, read_list, sf2f_split
+from s2f.face_data import index_faces
 from s2f.face_detection import choose_detector
 from s2f.files import Link, PassedOver, by_suffix, write_bytes
 from s2f.images import FRAME, encode, open_photo
@@ -40,7 +42,14 @@ from s2f.pack import pack_tree
 from s2f.pair import CLASS, VOICE, Found, MetaPeople, PairPlan
 from s2f.prep import Failure, PrepReport, Step, prepare
 from s2f.prep_audio import audio_step, log_mel_stats, waveforms_step
-from s2f.prep_faces import embeddings_step, faces_step, landmarks_step, marked_step, read_space
+from s2f.prep_faces import (
+    embeddings_step,
+    faces_step,
+    landmarks_step,
+    maker_of,
+    marked_step,
+    read_space,
+)
 from s2f.visualize import ContactSheet
 
 META_FILES = {  # that say who is who, and where they are had
@@ -203,6 +212,10 @@ def prepare_dataset(
                 progress=made.told("pack"),
             )
             made.failed += map(_left_out, packed.failed)
+        on = choose_device(device)
+        maker = maker_of(face_encoder, on) if face_encoder else None
+        named = space.sha256 if space else ""
+        index_faces(tree, maker, named, device=on, progress=made.told("index"))
         hours = {
             path: len(map_waveform(out / "pairs" / path)) / SAMPLE_RATE / 3600
             for audios, _ in people.values()

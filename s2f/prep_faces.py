@@ -223,7 +223,7 @@ def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int
     """
     space = read_space(checkpoint_path)
     chosen = choose_device(device)
-    load = functools.cache(functools.partial(_maker, checkpoint_path, space, chosen, batch_size))
+    load = functools.cache(functools.partial(maker_of, checkpoint_path, chosen, batch_size))
     return _photos_step(
         name="embeddings",
         rename=functools.partial(_array_name, ending=layout.EMBEDDING),
@@ -235,11 +235,14 @@ def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int
     )
 
 
-def _maker(path: Path, space: Space, device: torch.device, batch_size: int) -> embeddings.Maker:
-    network = checkpoint.load(path, "face_encoder").network
-    assert isinstance(network, FaceEncoder)
-    embed = batch_embedder(network, device=device, batch_size=batch_size)
-    return embeddings.Maker(str(path), space.embedding, space.fit, embed)
+def maker_of(
+    checkpoint_path: Path, device: torch.device, batch_size: int = embeddings.BATCH
+) -> embeddings.Maker:
+    """Load a face encoder, as what makes embeddings on a device; raises as `read_space`."""
+    space, network = read_space(checkpoint_path), checkpoint.load(checkpoint_path, "face_encoder")
+    assert isinstance(network.network, FaceEncoder)
+    embed = batch_embedder(network.network, device=device, batch_size=batch_size)
+    return embeddings.Maker(str(checkpoint_path), space.embedding, space.fit, embed)
 
 
 def _read_photo(path: Path, part: Path, *, fit: Fit) -> NDArray[np.uint8]:
@@ -253,8 +256,7 @@ def check_photo_embeddings(paths: Sequence[Path], checkpoint_path: Path) -> None
     Raises a `DatasetError` if one has no photo beside it, or cannot be read, an `ImageError` if
     none of their photos can be read, a `CheckpointError` if another face encoder made one.
     """
-    space, cpu = read_space(checkpoint_path), torch.device("cpu")
-    maker = _maker(checkpoint_path, space, cpu, embeddings.BATCH)
+    maker = maker_of(checkpoint_path, torch.device("cpu"))
     embeddings.check_embeddings(maker, paths, _photo)
 
 

@@ -362,6 +362,7 @@ def test_a_run_that_was_stopped_anywhere_ends_with_the_same_files(models, tmp_pa
     again = prepare_dataset(faces, voices, out, **options)
     assert jsonable(vars(again)) == jsonable(vars(report))
     assert seen(out) == seen(whole)
+    assert list((out / "split/.s2f/index").iterdir())  # of landmarks, for training
     assert (out / "pack/train/index.json").is_file() and (out / "sheet.jpg").stat().st_size
     write_speech(voices / "p4/1.wav", seed=9)  # beside 1.flac, which it takes the place of
     (faces / "p2/2.png").unlink()
