@@ -7,7 +7,7 @@ clip, and who made an embedding, is not known here.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from s2f.audio import (
 )
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
+from s2f.distributed import Ranks
 from s2f.embeddings import Gallery, Maker
 from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
 from s2f.layout import FaceFiles, Speaker
@@ -196,7 +197,7 @@ class Voices(Dataset[Item]):
             notes.insert(0, f"identities left out, {many}: {', '.join(reasons)}")
         self.notes = [f"{folder.name}: {note}" for note in notes]
         if self.pack is None:
-            self.broken = list(self._check(progress))
+            self.broken = self._check(maker.ranks, progress)
         self.n_identities = len(there)
         self.counts = {"identities": len(there), "pairs": int(self.pairs.choices.sum())}
 
@@ -244,22 +245,27 @@ class Voices(Dataset[Item]):
             self.pairs = self.pairs._replace(recordings=firsts[self.pairs.recordings])
         return [person.name for person in people], {}
 
-    def _check(self, progress: Progress) -> Iterator[DatasetError]:
-        """Look at the waveforms that are paired, and give why some cannot be used."""
+    def _check(self, ranks: Ranks, progress: Progress) -> list[DatasetError]:
+        """Look at the waveforms that are paired, each of `ranks` at its share.
+
+        Gives why some cannot be used, in the order of the recordings.
+        """
         recordings = np.unique(self.pairs.recordings).tolist()
         most = max(FRAME_SAMPLES, CHECKED_SAMPLES // len(recordings))
+        mine, found = recordings[ranks.rank :: ranks.size], dict[int, DatasetError]()
 
-        def check(recording: int) -> DatasetError | None:
+        def check(recording: int) -> None:
             try:
                 check_waveform(self._samples(recording), self._path(recording), most=most)
             except DatasetError as error:
-                return error
-            return None
+                found[recording] = error
 
         with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
-            for k in range(0, len(recordings), 1024):
-                progress(k, len(recordings), "looking at waveforms")
-                yield from filter(None, pool.map(check, recordings[k : k + 1024]))
+            for k in range(0, len(mine), 1024):
+                progress(k, len(mine), "looking at waveforms")
+                list(pool.map(check, mine[k : k + 1024]))
+        everyones = {k: error for some in ranks.gather(found) for k, error in some.items()}
+        return [everyones[recording] for recording in sorted(everyones)]
 
     def _pair_tree(self, maker: Maker, progress: Progress) -> tuple[list[str], _Absent]:
         folder = self.folder

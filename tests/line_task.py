@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import safetensors.torch
 import torch
@@ -13,12 +15,27 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from s2f.dataloader import Item, Key
+from s2f.distributed import Ranks
 from s2f.errors import DatasetError
 from s2f.train import Group, TrainConfig
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parent
 ENV = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
+
+
+class Two(Ranks):
+    """One of two processes, which are threads here."""
+
+    room: ClassVar[list[object]] = [None, None]
+    meeting: ClassVar = threading.Barrier(2)
+
+    def gather(self, value):
+        self.room[self.rank] = value
+        self.meeting.wait(10)
+        told = list(self.room)
+        self.meeting.wait(10)
+        return told
 
 
 class Line(Dataset[Item]):

@@ -2,15 +2,14 @@
 
 import dataclasses
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import DECODER, STAGED, some_landmarks
 from face_trees import write_face, write_tree
+from line_task import Two
 from PIL import Image
 from task_checks import CPU, batch_of
 from torch.nn import functional
@@ -18,7 +17,6 @@ from torch.nn import functional
 from s2f import face_data, layout
 from s2f.appearance_model import GROUND_COLOUR
 from s2f.dataloader import Key
-from s2f.distributed import Ranks
 from s2f.embeddings import Maker
 from s2f.errors import CheckpointError, DatasetError, ImageError
 from s2f.face_data import FaceData, FaceDataset, index_faces, nearest
@@ -246,20 +244,6 @@ def test_an_index_knows_who_looks_alike(tmp_path, monkeypatch):
     index(tree, maker=MAKER, space="s")
     found = FaceDataset(tree / "train", landmarks=68).index.neighbours
     np.testing.assert_array_equal(found, plain.neighbours)
-
-
-class Two(Ranks):
-    """One of two processes, which are threads."""
-
-    room: ClassVar[list[object]] = [None, None]
-    meeting: ClassVar = threading.Barrier(2)
-
-    def gather(self, value):
-        self.room[self.rank] = value
-        self.meeting.wait(10)
-        told = list(self.room)
-        self.meeting.wait(10)
-        return told
 
 
 def test_each_process_looks_at_a_share_of_the_landmarks(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """Recordings and their faces: pairings against ones written out, items of small trees and packs."""
 
+import dataclasses
 import math
 import os
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +16,7 @@ import torch
 from conftest import noise
 from hypothesis import given
 from hypothesis import strategies as st
+from line_task import Two
 from packs import write_pack
 from PIL import Image
 from task_checks import batch_of
@@ -146,6 +149,28 @@ def test_what_cannot_be_heard_is_named(tmp_path):
             voices[Key(0, 0)]
         assert str(error) == str(raised.value)
         assert ("divide by 32768" in error.hint) == ("wanted -1 to 1" in error.message)
+
+
+def test_each_process_looks_at_a_share_of_the_waveforms(tree, monkeypatch):
+    for name in ("ann/audios/v/2", "bob/audios/v"):
+        np.save(tree / f"{name}.npy", np.zeros(9000, np.int16))
+    seen, check = [], voice_data.check_waveform
+
+    def checked(samples, name, **how):
+        seen.append(name)
+        check(samples, name, **how)
+
+    monkeypatch.setattr(voice_data, "check_waveform", checked)
+
+    def look(rank):
+        maker = dataclasses.replace(COLOURS, ranks=Two(rank, 2))
+        return [error.message for error in opened(tree, maker=maker).broken]
+
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(look, range(2))
+    assert first == second and len(seen) == len({*seen}) == 4
+    (early, late) = first
+    assert "ann/audios/v/2.npy" in early and "bob/audios/v.npy" in late
 
 
 def test_of_a_large_tree_the_middles_are_looked_at_and_the_rest_when_it_is_read(
