@@ -31,7 +31,7 @@ from s2f.device import computing
 from s2f.embeddings import BATCH, Gallery, Maker
 from s2f.errors import DatasetError, ImageError, InputError, OutputError, UsageError
 from s2f.images import FRAME, open_photo
-from s2f.layout import identities, is_photo, speakers
+from s2f.layout import identities, is_photo, speakers, tree_of
 from s2f.layout import split as split_folder
 from s2f.metrics import compare_embeddings
 from s2f.pipeline import Face, SpeechToFace
@@ -279,8 +279,9 @@ def find_sources(data: Path, labels: Sequence[Path] = ()) -> tuple[Path, Path, l
     there. Raises DatasetError if there is no such folder.
     """
     if not data.is_dir():
-        hint = "give a voice tree, or what prep demo made"
+        hint = "give a voice tree, or what prep demo or prep dataset made"
         raise DatasetError(f"{data}: is no folder", hint=hint)
+    data = tree_of(data)
     voices = data / "voices" if (data / "voices").is_dir() else data
     faces = data / "faces" if (data / "faces").is_dir() else voices
     places = dict.fromkeys([data, voices, faces])

@@ -73,8 +73,14 @@ class Speaker:
     faces: tuple[FaceFiles, ...]  # in the order that waveforms of these names have
 
 
+def tree_of(data: Path) -> Path:
+    """Find the tree of splits in a folder that `s2f prep dataset` made; any other is the tree."""
+    return data / "split" if (data / "split" / "split.json").is_file() else data
+
+
 def split(tree: Path, name: str) -> Path:
-    """Find the folder of a split under a tree, or raise a `DatasetError`."""
+    """Find the folder of a split under a tree, by `tree_of`, or raise a `DatasetError`."""
+    tree = tree_of(tree)
     for folder in SPLITS[name]:
         if (tree / folder).is_dir():
             return tree / folder

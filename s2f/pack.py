@@ -288,7 +288,7 @@ def pack_tree(
     `UsageError` if `out` and the tree overlap, `out` holds something else, or another run is at
     work there; an `OutputError` if it cannot be written.
     """
-    started = time.perf_counter()
+    started, tree = time.perf_counter(), layout.tree_of(tree)
     progress(0, 0, "listing")
     space = read_space(face_encoder)
     settings = {

@@ -23,8 +23,9 @@ from s2f import checkpoint, layout
 from s2f.console import jsonable
 from s2f.dataset import find_who, prepare_dataset, published_splits
 from s2f.errors import DatasetError, UsageError
+from s2f.evaluation_data import find_sources
 from s2f.files import Link
-from s2f.pack import Pack
+from s2f.pack import Pack, pack_tree
 from s2f.split import sort_out
 
 TRAINING = ["--steps", "1", "--batch-size", "2", "--every", "1", "--device", "cpu"]
@@ -367,6 +368,11 @@ def test_a_run_that_was_stopped_anywhere_ends_with_the_same_files(models, tmp_pa
     write_speech(voices / "p4/1.wav", seed=9)  # beside 1.flac, which it takes the place of
     (faces / "p2/2.png").unlink()
     (voices / "p3/1.wav").write_bytes(b"broken since")
+    # All commands take the folder for the tree in it.
+    assert layout.split(out, "val") == out / "split/val"
+    assert find_sources(out) == (out / "split", out / "split", [out / "split/labels.csv"])
+    packed = pack_tree(out, out / "pack", face_encoder=options["face_encoder"])
+    assert (packed.made, packed.identities) == (0, 6)
     fewer = prepare_dataset(faces, voices, out, **options)
     assert (fewer.whole.photos, fewer.whole.recordings) == (11, 11)
     assert fewer.passed_over["voices"] == {".flac": 1}
