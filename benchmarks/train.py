@@ -6,8 +6,9 @@
 On the CPU beside a plain eager loop: `nn` layers, NCHW, float32, Adam, spectrograms from disk, the
 same losses. Each has a process of its own; they take turns, a step each, and the best step of
 each counts, as noise only ever takes away. On a GPU (bf16, as many clips as fit) against the
-roofline of an H200, with the share of the time in which the GPU is busy. The data are made, the
-weights are random, and saving is left out. Fails where a bound is missed.
+roofline of an H200, with the share of the time in which the GPU is busy, eager and compiled; and
+whether two runs with `--deterministic` end with the same bytes. The data are made, the weights are
+random, and saving is left out of what is timed. Fails where a bound is missed.
 """
 
 import argparse
@@ -47,7 +48,9 @@ MEDIAN = "times the plain loop, median of the turns"
 PROCESSOR = "times the plain loop, by processor time"  # steadier where others compute, too
 MEMORY, PLAIN_MEMORY = "peak memory, GB", "peak memory of the plain loop, GB"
 BATCH, SHARE, BUSY = "batch size", "share of the roofline", "GPU busy"
-BOUNDS = {RATIO: 1.5, SHARE: 0.3, BUSY: 0.9}  # at least
+COMPILED = ", compiled"  # behind the names of what is measured of compiled networks
+SAME = "deterministic runs that are equal"
+BOUNDS = {RATIO: 1.5, SHARE: 0.45, BUSY: 0.9, SAME: 1.0}  # at least; of compiled ones none
 Turn = Callable[[], None]
 
 
@@ -121,17 +124,19 @@ def plain(folder: Path, settings: dict[str, Any], turn: Turn) -> None:
             turn()
 
 
-def ours(folder: Path, settings: dict[str, Any], turn: Turn) -> None:
+def ours(folder: Path, settings: dict[str, Any], turn: Turn, run: str = "run") -> None:
     """Train with `s2f.train`."""
-    device = torch.device(settings.pop("device"))
+    device = torch.device(settings["device"])
     encoder, decoder = (
         Checkpoint(folder, kind, network, None, "made", Card("made"), "made")
         for kind, network in zip(("face_encoder", "face_decoder"), frozen(), strict=True)
     )
     task = VoiceEncoderTask(folder, "paper", encoder, decoder, Card("made"), device=device)
     assert task.loss_weights == WEIGHTS
-    config = configure(task, {**settings, "steps": 10**6, "every": 10**6, "calibrate_at": None})
-    train(task, folder / "run", config, device=device, progress=lambda *_: turn())
+    chosen = {"steps": 10**6, "every": 10**6, "calibrate_at": None, **settings}
+    del chosen["device"]
+    config = configure(task, chosen)
+    train(task, folder / run, config, device=device, progress=lambda *_: turn())
 
 
 def serve(
@@ -204,13 +209,32 @@ class EndOfRunError(Exception):
 
 
 def on_gpu(folder: Path, batch_size: int | None, steps: int) -> dict[str, float]:
-    """Measure our loop against the roofline: `steps` to warm up, to time, and to profile.
-
-    It tells of every `LOOK`th step.
-    """
+    """Measure our loop against the roofline, eager and compiled, and that it repeats itself."""
     free, _ = torch.cuda.mem_get_info()
     batch_size = batch_size or int((free - 8e9) / GPU_MEMORY)  # 8e9: weights and their moments
     make_voices(folder, 4 * batch_size)
+    found = timed(folder, batch_size, steps, compile=False)
+    compiled = timed(folder, batch_size, steps, compile=True)
+    found |= {f"{name}{COMPILED}": value for name, value in compiled.items() if name != BATCH}
+    return found | {SAME: float(repeats(folder, "cuda", min(8, batch_size)))}
+
+
+def repeats(folder: Path, device: str, batch_size: int) -> bool:
+    """Tell whether two runs of four steps, as `--deterministic` has them, end alike."""
+    settings = {"batch_size": batch_size, "deterministic": True, "steps": 4, "every": 4}
+    made = []
+    for name in ("one", "two"):
+        torch.manual_seed(0)
+        ours(folder, settings | {"device": device}, lambda: None, run=name)
+        made.append((folder / name / "last/state.safetensors").read_bytes())
+    return made[0] == made[1]
+
+
+def timed(folder: Path, batch_size: int, steps: int, *, compile: bool) -> dict[str, float]:
+    """Measure our loop: `steps` to warm up, to time, and to profile.
+
+    It tells of every `LOOK`th step.
+    """
     activities = [torch.profiler.ProfilerActivity.CUDA]
     profiler = torch.profiler.profile(activities=activities)
     times: list[float] = []
@@ -226,8 +250,9 @@ def on_gpu(folder: Path, batch_size: int | None, steps: int) -> dict[str, float]
             raise EndOfRunError
 
     settings = {"batch_size": batch_size, "device": "cuda", "precision": "bf16"}
+    settings |= {"workers": min(8, os.cpu_count() or 1), "compile": compile}
     with contextlib.suppress(EndOfRunError):
-        ours(folder, settings | {"workers": min(8, os.cpu_count() or 1)}, turn)
+        ours(folder, settings, turn, run=f"compile{compile}")
     rate = batch_size * steps * LOOK / (times[2 * steps] - times[steps])
     busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
     return {

@@ -219,7 +219,9 @@ def _rehearsed(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     samples = f"{told['batch_size']} samples, {told['epochs']:.3g} epochs"
     yield "steps", f"{told['steps']:,} of {samples}"
     yield "reading", f"{duration(told['read_seconds'])} a batch, in one process"
-    yield "validation", f"{duration(told['validation_seconds'])} each"
+    each = told["validation_seconds"]
+    share = told["validations"] * each / told["seconds"]
+    yield "validation", f"{duration(each)} each, {share:.0%} of the time"
     yield "speed", f"about {told['samples_per_second']:.3g} samples/s"
     yield "in all", f"about {duration(told['seconds'])}"
     memory = {name: size(n) for name, n in told["memory"].items() if n}

@@ -880,6 +880,7 @@ def rehearse(
         "bad": state.bad,  # why items of the batches could not be read
         "read_seconds": reading,  # that it takes to read a batch, in one process
         "validation_seconds": validation,  # that one validation takes
+        "validations": -(-config.steps // config.every),
         # Estimates: of the whole, without what is solved for at the end; between validations.
         "seconds": spent + -(-config.steps // config.every) * validation,
         "samples_per_second": samples / spent,

@@ -226,7 +226,7 @@ def _draw_recall(ax: "Axes", found: Sequence[Record], best: int | None) -> None:
                 ax.plot([r["step"]], [r["recall"][name]], "o", color=BEST, zorder=3, clip_on=False)
     ax.set_title(f"recall among {people:,} people", loc="left", fontweight="bold")
     ax.set_ylim(0, 1.02)
-    ax.legend(loc="upper left", frameon=False, fontsize=7)
+    ax.legend(loc="best", frameon=False, fontsize=7)
     ax.grid(True)
 
 
