@@ -18,6 +18,7 @@ import argparse
 import csv
 import dataclasses
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage, signal
+from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
 from s2f import (
@@ -260,6 +262,11 @@ class Identity:
                 found[k] = self.network.compute_face_descriptor(picture, shape)
         return found
 
+    def distance(self, images: list[Image.Image]) -> float:
+        """Mean distance of two pictures, of those in which faces are found."""
+        found = self.describe(images)
+        return float(pdist(found[np.isfinite(found).all(1)]).mean())
+
     def ranks(self, images: list[Image.Image], names: list[str]) -> NDArray[np.int64]:
         """How many people are nearer than the right one, for each picture; all if none is found."""
         distances = np.linalg.norm(self.describe(images)[:, None] - self.gallery[None], axis=2)
@@ -272,6 +279,18 @@ def photo(path: Path) -> Image.Image:
     """A photo in the frame of the faces."""
     with Image.open(path) as opened:
         return opened.convert("RGB").resize((FRAME, FRAME), Image.Resampling.LANCZOS)
+
+
+def another_camera(picture: Image.Image, number: int) -> Image.Image:
+    """A photo as of another camera: gamma, exposure and white balance, smaller, and a JPEG."""
+    rng = np.random.default_rng([11, number])
+    gamma, gain = np.exp(rng.uniform((-0.2, -0.12), (0.2, 0.08)))
+    cast = np.exp(rng.uniform(-0.07, 0.07, 3))
+    light = np.clip((np.asarray(picture, np.float64) / 255) ** gamma * gain * cast, 0, 1)
+    small = Image.fromarray(np.rint(light * 255).astype(np.uint8)).resize((150, 150))
+    file = io.BytesIO()
+    small.save(file, format="JPEG", quality=75)
+    return Image.open(file).resize((FRAME, FRAME))
 
 
 def morphs(folder: Path) -> list[Image.Image]:
@@ -375,10 +394,13 @@ def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str,
         figures |= of_confidence(faces, everyone)
         figures["noise and music taken for no voice"] = of_no_voice(model)
     between, scale = distance(images), distance(morphs(data / "faces"))
+    identity = Identity(data / "faces")
     return figures | {
         "distance of faces of different voices (of 255)": between,
         "distance of morphs of training people (of 255)": scale,
         "distance of voices' faces / of morphs": between / scale,
+        "distance by dlib's descriptor, voices' faces / photos": identity.distance(images)
+        / identity.distance(real),
         "voices' faces with all 68 points": float(
             image_quality.all_points_inside(image_quality.find_points(images, detector)).mean()
         ),
@@ -418,10 +440,17 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, object]:
             image_quality.all_points_inside(image_quality.find_points(photos, detector)).mean()
         ),
     }
-    for view, faces in (("neutral", drawn), ("smiling", [b.image for _, _, b in folk])):
+    views = {"neutral": drawn, "smiling": [b.image for _, _, b in folk]}
+    for v, view in enumerate(("neutral", "smiling")):
+        others = [photo(path.with_name(f"{view}.jpg")) for path, _, _ in folk]
+        others = [another_camera(other, 2 * k + v) for k, other in enumerate(others)]
+        made = [model.reconstruct(other, align=False).image for other in others]
+        views[f"{view} photo of another camera"] = made
+    for view, faces in views.items():
         ranks = identity.ranks(faces, names)
         for k in (1, 5):
-            said = f"reconstruction of a {view} photo: right person of 84 in the first {k}"
+            whose = view if " " in view else f"{view} photo"
+            said = f"reconstruction of a {whose}: right person of 84 in the first {k}"
             figures[said] = float((ranks < k).mean())
     return figures
 

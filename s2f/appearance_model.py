@@ -181,9 +181,58 @@ def before_ground(textures: Tensor) -> Tensor:
     return torch.lerp(ground, textures[:, :3], opacity(textures[:, 3:]))
 
 
+ABOVE = 7  # the part of a frame, a seventh, that textures go on for above it
+JOINT = 4  # pixels of the cells in which it is told what is joined
+STEPS = 64  # cells that are gone from the middle of the face, at most
+FAINTEST = 0.35  # opacity of a cell that joins
+
+
+def placed(textures: Tensor, mean_landmarks: Tensor, landmarks: Tensor) -> Tensor:
+    """Bring textures [b c s s] to landmarks, both point sets [b k 2], before the ground: [b 3 s s].
+
+    Where there is an opacity, what is not joined to the face is not drawn: it is what reading took
+    for hair in a corner. And a head that is drawn smaller than it was registered shows what is
+    above the frame: hair goes on there as in a mirror, and ends in an arch.
+    """
+    if textures.shape[1] == 3:
+        return warp(textures, mean_landmarks, landmarks)
+    channel = torch.minimum(textures[:, 3:], _joined(textures[:, 3:]))[:, 0]
+    above = textures.shape[-1] // ABOVE
+    colours = functional.pad(textures[:, :3], (0, 0, above, 0), mode="reflect")
+    channel = torch.cat([arch(channel[:, 0], above), channel], 1)[:, None]
+    down = torch.tensor([0, above]).to(landmarks)
+    whole = torch.cat([colours, channel], 1)
+    return before_ground(warp(whole, mean_landmarks + down, landmarks + down)[..., above:, :])
+
+
+def arch(row: Tensor, height: int) -> Tensor:
+    """How the opacity of heads ends above that of a frame's first row [b w]: [b height w]."""
+    rows = [row]
+    for k in range(height):  # the higher, the more does each lose on either side
+        reach = 1 + k // 3
+        rows.append(-functional.max_pool1d(-rows[-1], 2 * reach + 1, 1, reach))
+    return torch.stack(rows[:0:-1], 1)
+
+
+@torch.no_grad()
+def _joined(channel: Tensor) -> Tensor:
+    """Where what an opacity [b 1 s s] shows is joined to the face, and near that: 0..1."""
+    there = (functional.avg_pool2d(opacity(channel), JOINT) > FAINTEST).to(channel)
+    reached = torch.zeros_like(there)
+    middle = slice(there.shape[-1] * 3 // 7, there.shape[-1] * 4 // 7)
+    reached[..., middle, middle] = 1
+    for _ in range(STEPS):
+        reached = functional.max_pool2d(reached, 3, 1, 1) * there
+    near = functional.max_pool2d(reached, 3, 1, 1)
+    return functional.interpolate(near, scale_factor=JOINT, mode="bilinear")
+
+
 DEVIATIONS = (0.7, 1.4, 2.8)  # of the blurs between the bands, pixels
 AROUND = 6.0  # of the blur that a band's strength in a place is measured by
-WARPED = 1.4  # times as strong as in photos: what the warp to the landmarks takes again
+# Times as strong as in photos, of each band: what the warp to the landmarks takes again.
+WARPED = 1.9, 1.4, 1.4
+FACE = (0.5, 0.62), (0.3, 0.36)  # an ellipse: its middle and half axes, in terms of the frame
+AROUND_FACE = 0.6  # of that strength: hair of many, amplified, is wool
 MOST = 4.0  # times that a band is amplified
 CELL = 8  # pixels; strengths change slowly, and are stored one a cell
 FAINT = 1e-4  # strength that counts as nothing
@@ -214,7 +263,8 @@ class Detail(nn.Module):
     def fit(self, textures: Tensor) -> None:
         """Learn how strong the bands of photos are, from registered ones [n 3 s s].
 
-        Nothing is amplified near a background that all share, where heads would get a rim.
+        Nothing is amplified near a background that all share, where heads would get a rim, and
+        hair less than the face.
         """
         mean = torch.zeros(len(DEVIATIONS), *textures.shape[-2:], device=textures.device)
         for some in torch.split(textures, AT_ONCE):
@@ -222,7 +272,12 @@ class Detail(nn.Module):
             mean += torch.cat([_strength(band, whole) for band in bands], 1).sum(0) / len(textures)
         plain = (textures.var(0, correction=0).mean(0) < PLAIN**2).to(mean)[None]
         near = functional.max_pool2d(plain, 2 * RIM + 1, stride=1, padding=RIM)
-        self.strengths.copy_(functional.avg_pool2d(WARPED * mean * (1 - near), CELL))
+        wanted = functional.avg_pool2d(mean * (1 - near), CELL)
+        across, down = ((torch.arange(n) + 0.5).to(wanted) / n for n in reversed(wanted.shape[1:]))
+        (x, y), (a, b) = FACE
+        away = (((across - x) / a).square() + ((down[:, None] - y) / b).square()).sqrt()
+        face = AROUND_FACE + (1 - AROUND_FACE) * ((1.15 - away) / 0.3).clamp(0, 1)
+        self.strengths.copy_(wanted * face * torch.tensor(WARPED).to(wanted)[:, None, None])
 
     def forward(self, textures: Tensor) -> Tensor:
         """Amplify what is fainter than in photos."""

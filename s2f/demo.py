@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2f import audio, channel, landmarks, layout, spectrogram
-from s2f.appearance_model import before_ground
+from s2f.appearance_model import ABOVE, arch, placed
 from s2f.audio import FloatArray
 from s2f.checkpoint import KINDS, Card, Checkpoint, load, save
 from s2f.console import Progress, silent
@@ -91,15 +91,15 @@ SHORTEST_SECONDS, ADULT_YEARS = 2.2, 18
 VAL_IDENTITIES = 100
 CERTAINLY = 0.15  # distance of a colour from the wall's, 0..1, of what certainly is no wall
 MIN_WALL = 1000  # pixels
-MIRRORED = 32  # pixels beyond a photo's border
 NEAR_OUTLINE = 8.0  # pixels within which the distance from the outline tells
 OPACITY_SPREAD = 0.3  # of the channel of opacity around 0.5: as much as colours vary
 # Of the faces given to voices, in deviations of the real people: along the axes that follow the
 # timbre, which a voice encoder can learn, and along all others, which it cannot.
 TIMBRE_SCALE, REST_SCALE = 1.0, 0.0
 TIMBRE_AXES, FAR_TIMBRE = 8, 2.5  # that timbres are compared on; deviations at most
-MASCULINITY_SPREAD = 2.0  # of those faces, in terms of the real people's
-SEX_MARGIN = 0.25  # of the way between the mean faces, by which they are further from the other sex
+SEEN_AXES = 10  # of textures and of shapes, by which faces are masculine
+MASCULINITY_SPREAD = 2.5  # of those faces, in terms of the real people's
+SEX_MARGIN = 0.6  # of the way between the mean faces, by which they are further from the other sex
 MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
 # Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
 _OUTLINE = (
@@ -107,7 +107,7 @@ _OUTLINE = (
     *(152, 153, 154, 120, 121, 122, 123, 124, 133, 132, 157),
 )
 FACES = TrainConfig(steps=1500, batch_size=32, lr=0.002, every=300, half=True)
-IMAGINED = 600  # faces of voices that nobody has, from which follows what faces voices get
+IMAGINED = 300  # faces of voices that nobody has, from which follows what faces voices get
 ROUNDS = 10  # in which each speaker of training and validation is heard, recorded anew
 TOGETHER = 16  # clips of one length that are heard at a time
 CLIP_SECONDS = 1.8, 9.0
@@ -118,7 +118,7 @@ SEX_C, SEX_SHARES = 0.003, {"F": 0.35, "M": 0.6, "C": 0.05}
 VOICE_C = 0.03  # of that which tells voices from other sounds
 NEVER = 30.0  # below the logits of what may be
 PITCH_RIDGE, TIMBRE_RIDGE = 30.0, 300.0
-SHOWN_TIMBRE = 0.7  # deviation of what is said of timbre: with more, faces are torn at their rims
+SHOWN_TIMBRE = 0.85  # deviation of what is said of timbre, of speakers of training
 FACE_STEPS, FACES_LR = 400, 0.01
 
 
@@ -294,11 +294,12 @@ class FaceSpace:
     def __init__(self, people: PhotographedPeople, mean_shape: Tensor) -> None:
         self.shapes, self.sexes, self.mean_shape = people.shapes, people.sexes, mean_shape
         self.textures = register(people, mean_shape)
-        # Appearance and shape on one scale: principal axes of both, whitened, the first 30 each.
+        # Appearance and shape on one scale: principal axes of both, whitened; the first of each,
+        # which are seen.
         axes = []
         for rows in (self.textures.flatten(1).double(), self.shapes.flatten(1).double()):
             left = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)[0]
-            axes.append(left[:, :30].numpy() * np.sqrt(len(rows)))
+            axes.append(left[:, :SEEN_AXES].numpy() * np.sqrt(len(rows)))
         coordinates = np.concatenate(axes, axis=1)
         male = self.sexes == "M"
         difference = coordinates[male].mean(0) - coordinates[~male].mean(0)
@@ -371,10 +372,11 @@ class FaceSpace:
         """Texture [4 224 224], shape [189 2] and photo [3 224 224] of weights [2 n]."""
         texture_of, shape_of = torch.from_numpy(weights).float()
         mix = "n,n...->..."
-        texture = torch.einsum(mix, texture_of, self.textures).clamp(0, 1)
+        some = texture_of != 0
+        texture = torch.einsum(mix, texture_of[some], self.textures[some]).clamp(0, 1)
         shape = torch.einsum(mix, shape_of, self.shapes)
-        drawn = warp(texture[None], self.mean_shape[None], shape[None]).clamp(0, 1)
-        return texture, shape, before_ground(drawn)[0]
+        drawn = placed(texture[None], self.mean_shape[None], shape[None])
+        return texture, shape, drawn[0].clamp(0, 1)
 
 
 def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
@@ -383,13 +385,14 @@ def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
     Red, green and blue go on beyond the person's outline; the fourth channel is as `opacity` wants
     it, by the distance from the outline.
     """
-    made = []
+    made, beyond = [], FRAME // ABOVE
     for photos, shape in zip(people.photos, people.shapes, strict=True):
         cut = cut_out(photos[0] / 255, shape)[None]
-        # hair that the photo's border cuts goes on as in a mirror
-        cut = functional.pad(cut, (MIRRORED,) * 4, mode="reflect")
-        cut = warp(cut, shape[None] + MIRRORED, mean_shape[None] + MIRRORED)
-        cut = functional.pad(cut, (-MIRRORED,) * 4)[0]
+        # hair that the photo's border cuts goes on as in a mirror, and ends in an arch
+        cut = functional.pad(cut, (beyond,) * 4, mode="reflect")
+        cut[:, 3, :beyond] = arch(cut[:, 3, beyond], beyond)
+        cut = warp(cut, shape[None] + beyond, mean_shape[None] + beyond)
+        cut = functional.pad(cut, (-beyond,) * 4)[0]
         depth = np.tanh(outline_distance(cut[3].numpy()) / NEAR_OUTLINE)
         channel = torch.from_numpy(0.5 + OPACITY_SPREAD * depth).to(cut)
         made.append(torch.cat([cut[:3].clamp(0, 1), channel[None]]))
@@ -981,7 +984,10 @@ def fit_attributes(network: AttributeEncoder, clips: HeardClips) -> dict[str, fl
     pitch = Ridge(alpha=PITCH_RIDGE).fit(x[train & voice], moved)
     timbre = Ridge(alpha=TIMBRE_RIDGE).fit(x[train & adult], clips.timbre[train & adult])
     # A ridge holds back what it is not sure of: by how much differs with the material.
-    held_back = timbre.predict(x[train & adult]).std(0) / SHOWN_TIMBRE
+    told = timbre.predict(x[train & adult]).std(0)
+    held_back = np.where(
+        told > 1e-6, told / SHOWN_TIMBRE, 1
+    )  # of few people some axes tell nothing
     weights += [pitch.coef_, *(timbre.coef_.T / held_back).T]
     biases += [pitch.intercept_, *(timbre.intercept_ / held_back)]
     weight = np.stack(weights) / deviation

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from s2f import files, layout
-from s2f.appearance_model import PartsCode, PartsEncoder, before_ground
+from s2f.appearance_model import PartsCode, PartsEncoder, before_ground, placed
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key
 from s2f.distributed import ALONE, Ranks
@@ -595,7 +595,7 @@ class FaceData:
         other = self.train.texture(other, other_landmarks, mean)
         texture = torch.lerp(texture, other, in_texture[..., None])
         landmarks = torch.lerp(landmarks, other_landmarks, in_shape)
-        morph = before_ground(warp(texture, mean[None], landmarks)).clamp(0, 1)
+        morph = placed(texture, mean[None], landmarks).clamp(0, 1)
         is_morph = batch["mix"].any(1)[:, None, None, None]
         drawing = torch.where(is_morph, morph, drawing) if is_face else texture
         return torch.where(is_morph, morph, face), drawing, landmarks

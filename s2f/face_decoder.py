@@ -13,9 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows, before_ground
+from s2f.appearance_model import Detail, LocalTexture, PartsCode, Windows, before_ground, placed
 from s2f.landmarks import MAP_72
-from s2f.warp import warp
 
 # Deviations from the mean face beyond which `FaceDecoder.distance` is no usual photo's: the most of
 # 252 photos of 9 people whom the bundled model's training never saw (`benchmarks/RESULTS.md`).
@@ -309,9 +308,9 @@ def draw_faces(decoder: FaceDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor
 
 def finished(decoder: FaceDecoder, texture: Tensor, points: Tensor) -> Tensor:
     """Bring a decoder's textures to landmarks [b k 2], where they are not faces yet: [b 3 s s]."""
-    if not decoder.config.is_face:
-        texture = warp(texture, decoder.mean_landmarks[None], points)
-    return before_ground(texture)
+    if decoder.config.is_face:
+        return before_ground(texture)
+    return placed(texture, decoder.mean_landmarks[None], points)
 
 
 def sheet(*rows: Tensor) -> Tensor:

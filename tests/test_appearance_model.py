@@ -12,7 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 from s2f import appearance_model, face_decoder
-from s2f.appearance_model import Detail, LandmarkFinder, PartsCode, PartsEncoder, Windows
+from s2f.appearance_model import (
+    GROUND_COLOUR,
+    Detail,
+    LandmarkFinder,
+    PartsCode,
+    PartsEncoder,
+    Windows,
+    placed,
+)
 from s2f.face_encoder import batch_embedder
 from s2f.images import PREPROCESSING
 from s2f.warp import warp
@@ -94,8 +102,9 @@ MIDDLE = (..., slice(24, 40), slice(24, 40))  # away from where the border is re
 
 @pytest.fixture(autouse=True)
 def unwarped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is drawn here, so nothing is made up for."""
-    monkeypatch.setattr(appearance_model, "WARPED", 1.0)
+    """Nothing is drawn here, so nothing is made up for, and there is no face."""
+    monkeypatch.setattr(appearance_model, "WARPED", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(appearance_model, "AROUND_FACE", 1.0)
 
 
 def board(contrast: float, grey: float = 0.5) -> torch.Tensor:
@@ -129,6 +138,40 @@ def test_nothing_is_amplified_near_a_background_that_all_share():
     found = sharpened(0.3, plain=48)(board(0.15))
     torch.testing.assert_close(found[..., 48:], board(0.15)[..., 48:], atol=1e-6, rtol=0)
     assert (found - board(0.15))[..., 24:40, 4:12].abs().min() > 0.1
+
+
+def test_hair_is_amplified_less_than_the_face(monkeypatch):
+    before = sharpened(0.3).strengths[0]
+    monkeypatch.setattr(appearance_model, "AROUND_FACE", 0.5)
+    share = sharpened(0.3).strengths[0] / before
+    assert share[4, 4] == 1  # of 8 rows and columns, the face's middle
+    torch.testing.assert_close(share[0], torch.full((8,), 0.5))
+    torch.testing.assert_close(share[:, 0], torch.full((8,), 0.5))
+
+
+def head(top: int, width: int) -> torch.Tensor:
+    """A brown head from a row down, and a spot in the lower corner, [1 4 224 224]."""
+    texture = torch.full((1, 4, 224, 224), 0.2)
+    texture[:, 0] = 0.4
+    texture[:, 3, top:, 112 - width // 2 : 112 + width // 2] = 0.8
+    texture[:, 3, 200:, 200:] = 0.8
+    return texture
+
+
+def test_what_is_not_joined_to_the_face_is_not_drawn():
+    still = torch.rand(1, 5, 2) * 100 + 60
+    drawn = placed(head(20, 100), still, still)[0]
+    ground = torch.tensor(GROUND_COLOUR).view(3, 1, 1)
+    torch.testing.assert_close(drawn[:, 190:, 190:], ground.expand(3, 34, 34), atol=1e-4, rtol=0)
+    brown = torch.tensor([0.4, 0.2, 0.2]).view(3, 1, 1)
+    torch.testing.assert_close(drawn[:, 30:, 70:150], brown.expand(3, 194, 80), atol=1e-4, rtol=0)
+
+
+def test_a_head_that_the_border_cut_ends_in_an_arch_where_it_is_drawn_lower():
+    points = torch.cartesian_prod(torch.linspace(0, 223, 5), torch.linspace(0, 223, 5))[None]
+    drawn = placed(head(0, 100), points, points + torch.tensor([0.0, 28.0]))[0]
+    widths = [(drawn[2, y] < 0.5).sum().item() for y in (2, 14, 22, 40)]
+    assert widths[0] == 0 < widths[1] < widths[2] < widths[3] == 100
 
 
 def test_gradients_are_exact_and_finite_where_all_is_plain():
