@@ -177,7 +177,11 @@ def prepare_dataset(
             ending = next(filter(path.endswith, endings), None)
             return path in good or bool(ending and path.removesuffix(ending) in stems)
 
-        made.stale = set(itertools.filterfalse(wants, made.stale))
+        # What an earlier run left: of other options, or of sources that went bad or away.
+        left = [*itertools.filterfalse(wants, files.names(out / "pairs"))]
+        planned = made.stems() if left else set()
+        made.stale &= {*left}
+        made.stale |= {path for path in left if _stem(path) not in planned}
         tree = out / "split"
         dealt = split.split_tree(
             *(out / "pairs", tree),
@@ -192,8 +196,8 @@ def prepare_dataset(
             progress=made.told("split"),
         )
         made.failed += [LeftOut(tree, error.message, error.hint) for error in dealt.failed]
-        for name in dealt.splits:  # of an earlier run, of sources that went bad or away
-            for path in made.stale:
+        for name in dealt.splits:
+            for path in left:
                 (tree / name / path).unlink(missing_ok=True)
         if labels.columns:
             rows = [("identity", *labels.columns)]
@@ -576,6 +580,11 @@ class _Made:
             self.failed.append(_left_out(one, self.faces / photos[photo]))
         return {photo: source for photo, source in photos.items() if photo not in failed}
 
+    def stems(self) -> set[str]:
+        """Name what is made, or was to be, of all sources, below `pairs`, without endings."""
+        sources = (self.recordings, self.waveforms, self.unframed, self.marked)
+        return {_stem(target) for places in sources for target in places.values()}
+
     def whole(self) -> dict[str, tuple[list[str], list[str]]]:
         """List the waveforms and photos, below `pairs`, of each person who has some of both.
 
@@ -595,6 +604,11 @@ class _Made:
             message = f"nobody of {len(inside)} people has a photo and a recording that can be used"
             raise DatasetError(f"{message}; {first.file}: {first.why}", hint=first.hint)
         return people
+
+
+def _stem(path: str) -> str:
+    ending = next((e for e in (layout.LANDMARKS, layout.EMBEDDING) if path.endswith(e)), None)
+    return path.removesuffix(ending) if ending else files.stem(path)
 
 
 def _below(path: Path, root: Path) -> str:

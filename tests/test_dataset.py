@@ -388,6 +388,28 @@ def test_a_run_that_was_stopped_anywhere_ends_with_the_same_files(models, tmp_pa
         assert [(out / name / path).exists() for path in old] == is_there * 4
 
 
+def test_the_splits_hold_what_the_report_says_whatever_was_made_before(models, tmp_path):
+    """Embeddings of a face encoder that is given no more, and of a kind of file all that went."""
+    faces, voices = write_people(tmp_path)
+    encoder, out = models / "demo/face_encoder.safetensors", tmp_path / "out"
+    options = {"workers": 1, "device": "cpu"}
+    prepare_dataset(faces, voices, out, face_encoder=encoder, **options)
+    assert len([*out.glob(f"split/*/*/images/*{layout.EMBEDDING}")]) == 12
+    for waveform in voices.rglob("2.npy"):
+        waveform.unlink()
+    report = prepare_dataset(faces, voices, out, **options)
+    assert (report.whole.photos, report.whole.recordings) == (12, 6)
+    assert report.stale == tuple(f"p{k}/audios/2.npy" for k in range(2, 8))
+    assert report.embedding_space is None
+    inside = [path.name for path in out.glob("split/*/*/*/*")]
+    assert inside.count("1.npy") == 6 and "2.npy" not in inside
+    assert sum(name.endswith((".jpg", ".png")) for name in inside) == 12
+    assert not [name for name in inside if name.endswith(layout.EMBEDDING)]
+    again = prepare_dataset(faces, voices, out, face_encoder=encoder, **options)
+    assert again.stale == report.stale
+    assert len([*out.glob(f"split/*/*/images/*{layout.EMBEDDING}")]) == 12
+
+
 def seen(root):
     """All files but journals, which know when their sources were made."""
     return {
