@@ -318,6 +318,7 @@ class FaceDataset(Dataset[Item]):
         self.opacity = opacity and self.cut_out
         self.identities = {name: number for number, name in enumerate(self.index.people)}
         self.counts = {"identities": len(self.identities)}
+        self.files = layout.digest(self.index.paths)
 
     def _all_have(self, suffix: str) -> bool:
         have = self.index.beside[suffix]

@@ -14,6 +14,7 @@ Both stand under `train`, `val` and `test`, and may be one tree: of a voice tree
 are those of a face tree, with what lies beside them.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,14 @@ def files_of(
     folder = identity / name
     found = files.list_files(folder, wants, passed_over=passed_over) if folder.is_dir() else []
     return [file._replace(path=f"{name}/{file.path}") for file in found]
+
+
+def digest(paths: Iterable[bytes]) -> str:
+    """Sum up which files there are, by their paths, in their order: 64 hex digits."""
+    summed = hashlib.sha256()
+    for path in paths:
+        summed.update(path + b"\0")
+    return summed.hexdigest()
 
 
 def beside(stem: Path, suffix: str) -> Path:

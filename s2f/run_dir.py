@@ -37,6 +37,10 @@ SAVED = "step best best_step best_losses best_running running logged bad ended".
 UNSOLVED = "best best_step best_losses best_running best_recall logged".split()
 # Fields that are saved where they have something, after those of `SAVED`.
 SOMETIMES = ("loss_weights", "unsolved", "best_recall")
+# What tells of the data: how much there is to learn from, and which files. Runs that were begun
+# before the last were told lack them.
+FILES = ("train_files", "val_files")
+OF_DATA = ("photos", "recordings", "train_pack", "val_pack", *FILES)
 LENGTHENED = "lengthened_from"  # key of a config: numbers of steps that its schedule had before
 DTYPES = {  # as safetensors names them
     "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
@@ -125,7 +129,7 @@ class Run:
             return []
         for key in mine | theirs:
             there, here = theirs.get(key), mine.get(key)
-            is_old = key == LENGTHENED or (key == "noise" and key not in theirs)
+            is_old = key == LENGTHENED or (key in ("noise", *FILES) and key not in theirs)
             counts = key == "steps" and isinstance(there, int) and isinstance(here, int)
             longer = counts and there < here
             if there != here and (longer or key in may_change):
@@ -136,6 +140,12 @@ class Run:
                 hint = f"give {same} to go on with it, or another folder with -o"
                 if not same:
                     hint = f"{cure}: that run has other options, or is of an earlier s2f"
+                if key in OF_DATA and key in mine and key in theirs:
+                    what = f"learned from {there} {key}; this one has {here}"
+                    if "_" in key:
+                        what = f"was begun with other files in {key.partition('_')[0]}"
+                    hint = "give the data and options that it was begun with, or another folder "
+                    hint += "with -o; --init starts that from what was learned here"
                 raise UsageError(f"{self.folder}: {what}", hint=hint)
         if self.changed:
             theirs |= {key: mine.get(key) for key in self.changed}

@@ -51,6 +51,7 @@ class _FaceTask:
         self.data, self.card = data, card
         self.train_data, self.val_data, self.notes = data.train, data.val, data.notes
         self.settings: dict[str, object] = {"preset": preset, "photos": len(data.train)}
+        self.settings |= {"train_files": data.train.files, "val_files": data.val.files}
         self.defaults: dict[str, object] = {}
 
     def finish(self, batches: Callable[[int], Iterator[Item]]) -> None:

@@ -607,8 +607,9 @@ class VoiceEncoderTask:
             if (value := getattr(options, name)) != getattr(NOTHING_ELSE, name):
                 self.settings[name] = value
         for split, voices in (("train", self.train_data), ("val", self.val_data)):
-            if voices.pack is not None:  # its index knows the hashes of all its files
-                self.settings[f"{split}_pack"] = voices.pack.index.sha256
+            # A pack's index knows the hashes of all its files; of a tree the names are told.
+            kind = "files" if voices.pack is None else "pack"
+            self.settings[f"{split}_{kind}"] = voices.files
         self.notes = [*plan.notes, *self.train_data.notes, *self.val_data.notes]
         left_out = self.recipe.losses.keys() - set(known)
         if left_out and said in (None, losses.AUTO, *WEIGHTS):

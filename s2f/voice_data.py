@@ -157,6 +157,7 @@ class Voices(Dataset[Item]):
     photos: Sequence[str | None] = ()  # of the faces
     paths: NDArray[np.bytes_]  # of the recordings
     broken: Sequence[DatasetError] = ()  # why recordings of a tree cannot be used
+    files: str  # digest of the recordings and faces of a tree, or of a pack's index
 
     def __init__(
         self,
@@ -184,6 +185,7 @@ class Voices(Dataset[Item]):
         self.notes: list[str] = []  # sentences on what was left out
         if is_pack(folder):
             self.pack = Pack(folder)
+            self.files = self.pack.index.sha256
             people, absent = self._pair_pack(self.pack.index, space)
         else:
             people, absent = self._pair_tree(maker, progress)
@@ -270,6 +272,8 @@ class Voices(Dataset[Item]):
     def _pair_tree(self, maker: Maker, progress: Progress) -> tuple[list[str], _Absent]:
         folder = self.folder
         speakers, absent = layout.speakers(folder)
+        named = (path for s in speakers for path in (*s.audios, *(face.name for face in s.faces)))
+        self.files = layout.digest(map(os.fsencode, named))
         gallery = Gallery(folder, maker, progress)
         broken: dict[FaceFiles, ImageError] = {}
         while True:  # a face that is broken gives way to the next one

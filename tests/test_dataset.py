@@ -401,7 +401,7 @@ def test_the_splits_hold_what_the_report_says_whatever_was_made_before(models, t
     assert (report.whole.photos, report.whole.recordings) == (12, 6)
     assert report.stale == tuple(f"p{k}/audios/2.npy" for k in range(2, 8))
     assert report.embedding_space is None
-    inside = [path.name for path in out.glob("split/*/*/*/*")]
+    inside = [path.name for path in out.glob("split/[tv]*/*/*/*")]
     assert inside.count("1.npy") == 6 and "2.npy" not in inside
     assert sum(name.endswith((".jpg", ".png")) for name in inside) == 12
     assert not [name for name in inside if name.endswith(layout.EMBEDDING)]

@@ -348,7 +348,8 @@ def test_morphs_are_of_near_people_in_training_only(tmp_path, models):
 
 def test_options_that_are_not_used_do_not_change_the_settings(faces, models):
     plain = decoder_task(faces, models).settings
-    assert set(plain) == {"preset", "photos", "face_encoder", "start", "identity_target"}
+    files = {"photos", "train_files", "val_files"}
+    assert set(plain) == {"preset", *files, "face_encoder", "start", "identity_target"}
     used = decoder_task(faces, models, "seed", morph=0.5, no_warp=True).settings
     assert used == {**plain, "preset": "seed", "morph": 0.5, "no_warp": True}
     # as of runs that were begun when there was no choice

@@ -83,6 +83,22 @@ def test_a_tree_becomes_a_model_with_its_measures(pairs, speech, tmp_path):
     (out / "report/networks.json").write_text("{}")  # of another model
     assert "measuring" in Done(*command).err
     assert whole(out) == files
+    for split, name in itertools.product(("train", "val"), ("images/a.jpg", "audios/a.npy")):
+        old, part = pairs / split / "id2" / name, "decoder" if "images" in name else "voice"
+        new = old.rename(old.with_stem("b"))  # as many files, of which one is another
+        landmarks = [old.with_name(f"{one}_landmarks.npy") for one in "ab"]
+        if part == "decoder":
+            landmarks[0].rename(landmarks[1])
+        refused = Done(*command, "-q", "--voice-steps", 5)
+        begun = f"{out / part}: was begun with other files in {split}"
+        assert_refused(refused, 2, begun)
+        new.rename(old)
+        if part == "decoder":
+            landmarks[1].rename(landmarks[0])
+    config = json.loads((out / "voice/config.json").read_text())
+    assert config.pop("train_files") and config.pop("val_files")  # an earlier s2f told neither
+    (out / "voice/config.json").write_text(json.dumps(config, indent=1))
+    assert Done(*command, "-q").code == 0
 
 
 @pytest.mark.usefixtures("bundled", "presets")

@@ -730,7 +730,8 @@ def test_faces_are_fitted_as_wanted(make, models, monkeypatch):
 
 def test_a_run_knows_the_options_that_are_used_and_its_packs(pack_of, make):
     plain, options = make().settings, {"pairing": "one-to-one", "per_identity": 2}
-    assert set(plain) == {"preset", "recordings", "face_encoder", "face_decoder"}
+    known = {"preset", "recordings", "train_files", "val_files", "face_encoder", "face_decoder"}
+    assert set(plain) == known
     assert make("paper").settings == {**plain, "preset": "paper", "clips": "first"}
     chosen = make(**options, min_seconds=0.5)
     assert (chosen.train_data.pairs.choices == 1).all()
