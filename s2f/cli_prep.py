@@ -594,7 +594,7 @@ def _index(
         console.note(f"{name}: {has} {report.people[name]:,} people")
     if maker is not None:
         console.note(f"{report.alike:,} photos of train know whom they are like")
-    console.line(data / ".s2f" / "index")
+    console.line(report.data / ".s2f" / "index")
     console.summary(dataclasses.asdict(report))
 
 

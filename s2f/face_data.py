@@ -222,6 +222,7 @@ def index_faces(
     names all), or an embedding is not there or cannot be read; a CheckpointError if another face
     encoder made them; or an OutputError.
     """
+    data = layout.tree_of(data)
     folders = [data / name for name in layout.SPLIT_FOLDERS if (data / name).is_dir()]
     if not folders:
         layout.split(data, "train")  # which says so

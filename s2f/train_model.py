@@ -19,14 +19,14 @@ from s2f import layout
 from s2f.checkpoint import EVALUATION, KINDS, Card, Checkpoint, choose, load, read_header
 from s2f.console import Progress, silent
 from s2f.distributed import ALONE, Ranks
-from s2f.embeddings import BATCH, Maker, check_embeddings
+from s2f.embeddings import check_embeddings
 from s2f.errors import CheckpointError, DatasetError
 from s2f.evaluate import evaluate
 from s2f.face_detection import installed_detector, load_detector
-from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.files import alone_in, atomic_folder, atomic_path, write_bytes
 from s2f.pack import is_pack, read_index
 from s2f.pipeline import SpeechToFace
+from s2f.prep_faces import maker_of
 from s2f.report import read_report, write_report
 from s2f.run_dir import Run
 from s2f.train import Note, TrainConfig, TrainResult, configure, train
@@ -91,11 +91,9 @@ def train_model(
     """
     files = None if options.face_encoder is None else {"face_encoder": options.face_encoder}
     source = choose(kinds=["face_encoder"], files=files).paths["face_encoder"]
-    name = data.resolve().name
-    packed = data / "pack"
-    if (data / "split").is_dir():
-        data = data / "split"
-    voices = packed if packed.is_dir() else data
+    name, packed, tree = data.resolve().name, data / "pack", layout.tree_of(data)
+    voices = packed if tree != data and packed.is_dir() else tree
+    data = tree
     val = layout.split(data, "val")
     if (n := len(layout.identities(val))) < 2:
         hint = "wanted two people or more, who can be told apart; s2f prep split makes val"
@@ -155,11 +153,7 @@ def _check_embeddings(voices: Path, encoder: Checkpoint, device: torch.device) -
         for face in speaker.faces
         if face.embedding and face.photo
     }
-    assert isinstance(encoder.network, FaceEncoder)
-    embed = batch_embedder(encoder.network.to(device), device=device, batch_size=BATCH)
-    fit = encoder.network.preprocessing.fit
-    maker = Maker(f"the face encoder {encoder.path}", encoder.embedding, fit, embed)
-    check_embeddings(maker, list(photos), photos.__getitem__)
+    check_embeddings(maker_of(encoder.path, device), list(photos), photos.__getitem__)
 
 
 def _name(out: Path) -> str:
