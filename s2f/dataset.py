@@ -158,9 +158,7 @@ def prepare_dataset(
     prefer = prefer.lower().removeprefix(".")
     who = find_who(faces, voices, out, metas=metas, prefer=prefer)
     members = published_splits(who) if shares == "sf2f" else None
-    labels = split.LabelColumns()
-    if by is not None:
-        labels = split.labels_of(by, [one.identity for one in who.plan.pairs], columns)
+    labels = split.labels_of(by, [one.identity for one in who.plan.pairs], columns)
     for what, found in (("faces", who.faces), ("voices", who.voices)):
         note(f"{what}: {_counted(found)}")
     note(f"{len(who.plan.pairs)} people have both")

@@ -86,7 +86,7 @@ def split_tree(
     share = shares(train, val)
     files.refuse_overlap(tree, out)
     identities, loose = _identities(tree, wants)
-    found = labels_of(by, identities, columns) if by else LabelColumns()
+    found = labels_of(by, identities, columns)
     values = {identity: found.of(identity) for identity in identities}
     splits, counts = deal_out(values, share, seed) if members is None else sort_out(values, members)
     record = {
@@ -183,7 +183,7 @@ def shares(train: float, val: float | None = None) -> dict[str, Fraction]:
         if 0 <= half <= rest:
             return {"train": first, "val": half, "test": rest - half}
     message = f"shares of {' and '.join(map(str, given))} cannot be"
-    hint = "give --train and --val from 0 to 1, together at most 1; what is left is for test"
+    hint = "give those of train and val from 0 to 1, together at most 1; what is left is for test"
     raise UsageError(message, hint=hint)
 
 
@@ -201,7 +201,7 @@ class LabelColumns:
 
 
 def labels_of(
-    path: Path, identities: Collection[str], columns: Sequence[str] | None = None
+    path: Path | None, identities: Collection[str], columns: Sequence[str] | None = None
 ) -> LabelColumns:
     """Read labels of identities, the chosen columns or all, from a csv file with a header.
 
@@ -210,8 +210,13 @@ def labels_of(
     becomes decades. Others must be groups already: more than 10 different values that are numbers,
     or that less than two people share on average, are refused. Raises a `DatasetError` if the file
     cannot be read, names no identity, gives one identity different labels, or a column is no label;
-    a `UsageError` if a column is not there.
+    a `UsageError` if a column is not there, or columns are chosen and there is no file.
     """
+    if path is None:
+        if columns is not None:
+            message = f"--columns {','.join(columns)}: there is no file of labels to choose from"
+            raise UsageError(message, hint="give it with --by, or leave --columns out")
+        return LabelColumns()
     table = read_table(path)
     match = matcher(identities)
     found = [[match(cell) for cell in table.column(k)] for k in range(len(table.columns))]

@@ -431,6 +431,10 @@ def test_what_cannot_be_a_data_set_is_refused(models, tmp_path):
     assert_refused(
         Done("prep", "dataset", faces, voices, tmp_path / "o", "--by", "x.csv"), 3, "x.csv"
     )
+    for command in (["dataset", faces, voices], ["split", faces]):
+        done = Done("prep", *command, tmp_path / "o", "--columns", "sex,age")
+        assert_refused(done, 2, "--columns sex,age: there is no file of labels")
+        assert not (tmp_path / "o/split.json").exists()
     for path in faces.rglob(f"*{layout.LANDMARKS}"):  # of pictures of 314 x 314
         np.save(path, np.load(path) * 1.4)
     with pytest.raises(DatasetError, match="of a larger frame"):
