@@ -20,7 +20,7 @@ from s2f.checkpoint import EVALUATION, KINDS, Card, Checkpoint, choose, load, re
 from s2f.console import Progress, silent
 from s2f.distributed import ALONE, Ranks
 from s2f.embeddings import check_embeddings
-from s2f.errors import CheckpointError, DatasetError
+from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.evaluate import evaluate
 from s2f.face_detection import installed_detector, load_detector
 from s2f.files import alone_in, atomic_folder, atomic_path, write_bytes
@@ -193,6 +193,12 @@ def _part(
     said = {"steps": steps, "workers": options.workers, "seed": options.seed}
     chosen = {**usual, **{key: value for key, value in said.items() if value is not None}}
     config: TrainConfig = configure(task, chosen)
+    before = Run(folder).config().get("steps", config.steps)
+    if name == "decoder" and before < config.steps and (out / "voice/config.json").is_file():
+        message = f"{out / 'voice'}: learned with the decoder of {before} steps, and cannot go on "
+        message += f"with one of {config.steps}"
+        hint = f"give --decoder-steps {before}, or remove {out / 'voice'} to train both on"
+        raise UsageError(message, hint=hint)
     result = train(task, folder, config, **run)
     run["ranks"].gather(name)
     return result

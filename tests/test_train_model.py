@@ -80,6 +80,10 @@ def test_a_tree_becomes_a_model_with_its_measures(pairs, speech, tmp_path):
     # The parts are runs like others, and can be gone on with alone.
     other = Done(*command, "--seed", 1, "-q")
     assert_refused(other, 2, f"{out}: holds a run with seed 0; this one has 1")
+    # The decoder would be another than the voice encoder learned with: it stays as it is.
+    longer = Done(*command, "--decoder-steps", 9, "-q")
+    assert_refused(longer, 2, f"{out / 'voice'}: learned with the decoder of 3 steps")
+    assert whole(out) == files
     (out / "report/networks.json").write_text("{}")  # of another model
     assert "measuring" in Done(*command).err
     assert whole(out) == files
