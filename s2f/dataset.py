@@ -257,6 +257,8 @@ def prepare_dataset(
             stale=tuple(sorted(made.stale)),
         )
         _write(report, out, people)
+    if not pack and (out / "pack").is_dir():
+        note(f"{out / 'pack'} is as an earlier run left it: give --pack again, or remove it")
     for name in ("train", "val"):
         if not dealt.splits[name]:
             note(f"nobody is in {name}, which training needs: add people, or choose other shares")

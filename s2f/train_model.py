@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from s2f import layout
+from s2f import files, layout
 from s2f.checkpoint import EVALUATION, KINDS, Card, Checkpoint, choose, load, read_header
 from s2f.console import Progress, silent
 from s2f.distributed import ALONE, Ranks
@@ -86,11 +86,12 @@ def train_model(
     are then the three networks, the runs `decoder` and `voice`, and the evaluation, also as the
     model's `evaluation.md`. Goes on where it was stopped, and ends with the same bytes. All `ranks`
     train; the first of them measures, and the others are given None. Raises a UsageError if `out`
-    holds something else, a DatasetError if validation has not two people, a CheckpointError if
+    holds something else, a DatasetError if validation has not two people or the pack is of another
+    split, a CheckpointError if
     their embeddings are of another face encoder, and as `train`, the two tasks and `evaluate`.
     """
-    files = None if options.face_encoder is None else {"face_encoder": options.face_encoder}
-    source = choose(kinds=["face_encoder"], files=files).paths["face_encoder"]
+    given = None if options.face_encoder is None else {"face_encoder": options.face_encoder}
+    source = choose(kinds=["face_encoder"], files=given).paths["face_encoder"]
     name, packed, tree = data.resolve().name, data / "pack", layout.tree_of(data)
     voices = packed if tree != data and packed.is_dir() else tree
     data = tree
@@ -103,6 +104,7 @@ def train_model(
     # What is wrong is better known before a decoder is trained.
     plan_voice(options.preset, voice_options, embedding=encoder.embedding)
     _check_embeddings(voices, encoder, device)
+    _check_people(voices, tree)
     with ExitStack() as stack:
         if ranks.first:
             stack.enter_context(_claimed(name, out, source, options))
@@ -154,6 +156,21 @@ def _check_embeddings(voices: Path, encoder: Checkpoint, device: torch.device) -
         if face.embedding and face.photo
     }
     check_embeddings(maker_of(encoder.path, device), list(photos), photos.__getitem__)
+
+
+def _check_people(voices: Path, tree: Path) -> None:
+    """Raise a DatasetError if a pack has others in a split than the tree: it is of another one.
+
+    Who is heard in training might be measured on.
+    """
+    for name in ("train", "val"):
+        heard, seen = layout.split(voices, name), layout.split(tree, name)
+        if is_pack(heard):
+            others = {one.name for one in read_index(heard).identities} - {*files.folders(seen)}
+            if others:
+                message = f"{heard}: holds {min(others)}, who is not in {seen}: they were not made "
+                hint = f"pack the tree again (s2f prep dataset --pack), or remove {voices}"
+                raise DatasetError(f"{message}of one split", hint=hint)
 
 
 def _name(out: Path) -> str:

@@ -397,7 +397,10 @@ def test_the_splits_hold_what_the_report_says_whatever_was_made_before(models, t
     assert len([*out.glob(f"split/*/*/images/*{layout.EMBEDDING}")]) == 12
     for waveform in voices.rglob("2.npy"):
         waveform.unlink()
-    report = prepare_dataset(faces, voices, out, **options)
+    (out / "pack").mkdir()
+    told: list[str] = []
+    report = prepare_dataset(faces, voices, out, note=told.append, **options)
+    assert told[-1].startswith(f"{out / 'pack'} is as an earlier run left it")
     assert (report.whole.photos, report.whole.recordings) == (12, 6)
     assert report.stale == tuple(f"p{k}/audios/2.npy" for k in range(2, 8))
     assert report.embedding_space is None

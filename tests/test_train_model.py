@@ -164,6 +164,10 @@ def test_what_cannot_be_made_is_refused_before_anything_is_trained(pairs, models
     steps = ["--decoder-steps", 1, "--voice-steps", 2, "--face-encoder", other, "--json"]
     assert Done(*command[:-1], *steps).json["voice"]["steps"] == 2
     assert "val_pack" in json.loads((out / "voice/config.json").read_text())
+    train = data / "split/train"
+    (train / "id2").rename(train / "id9")  # the tree was split anew, and the pack was not
+    assert_refused(Done(*command, *steps[:-1]), 3, f"{data / 'pack/train'}: holds id2, who is not")
+    (train / "id9").rename(train / "id2")
     theirs = contents(models / "demo")
     refused = Done(*command[:4], models / "demo", *command[5:], *steps[-3:-1])
     assert_refused(refused, 2, "demo: is no run")
