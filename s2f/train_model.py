@@ -24,6 +24,7 @@ from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.evaluate import evaluate
 from s2f.face_detection import installed_detector, load_detector
 from s2f.files import alone_in, atomic_folder, atomic_path, write_bytes
+from s2f.names import key
 from s2f.pack import is_pack, read_index
 from s2f.pipeline import SpeechToFace
 from s2f.prep_faces import maker_of
@@ -99,6 +100,11 @@ def train_model(
     if (n := len(layout.identities(val))) < 2:
         hint = "wanted two people or more, who can be told apart; s2f prep split makes val"
         raise DatasetError(f"{val}: has {n} people to measure a model on", hint=hint)
+    learned = {key(one.name) for one in layout.identities(layout.split(data, "train"))}
+    both = [one.name for one in layout.identities(val) if key(one.name) in learned]
+    if both and ranks.first:
+        some = f"{len(both)} of the people in {val}, such as {both[0]}, are in train too"
+        note(f"{some}: what is measured on them is no measure of others")
     encoder = load(source, "face_encoder")
     voice_options = VoiceOptions(arch=options.arch, pretrained=options.pretrained)
     # What is wrong is better known before a decoder is trained.

@@ -57,6 +57,7 @@ def test_a_tree_becomes_a_model_with_its_measures(pairs, speech, tmp_path):
     done = Done(*command)
     assert (done.code, done.out) == (0, f"{out}\n"), done.err
     assert "measuring" in done.err and "mean of 3 people of validation" in done.err
+    assert f"3 of the people in {pairs / 'val'}, such as id0, are in train too" in done.err
     assert Done("generate", speech, "-o", tmp_path / "f.png", "--model", out).code == 0
     files = whole(out)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
