@@ -184,7 +184,7 @@ def before_ground(textures: Tensor) -> Tensor:
 ABOVE = 7  # the part of a frame, a seventh, that textures go on for above it
 JOINT = 4  # pixels of the cells in which it is told what is joined
 STEPS = 64  # cells that are gone from the middle of the face, at most
-FAINTEST = 0.35  # opacity of a cell that joins
+FAINTEST = 0.6  # opacity of a cell that joins
 
 
 def placed(textures: Tensor, mean_landmarks: Tensor, landmarks: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2f import audio, channel, landmarks, layout, spectrogram
-from s2f.appearance_model import ABOVE, arch, placed
+from s2f.appearance_model import ABOVE, PartsEncoder, arch, placed
 from s2f.audio import FloatArray
 from s2f.checkpoint import KINDS, Card, Checkpoint, load, save
 from s2f.console import Progress, silent
@@ -99,6 +99,7 @@ TIMBRE_SCALE, REST_SCALE = 1.0, 0.0
 TIMBRE_AXES, FAR_TIMBRE = 8, 2.5  # that timbres are compared on; deviations at most
 SEEN_AXES = 10  # of textures and of shapes, by which faces are masculine
 MASCULINITY_SPREAD = 2.5  # of those faces, in terms of the real people's
+LOWEST = 217.0  # pixels, of chins: where dlib finds them is some pixels lower
 SEX_MARGIN = 0.6  # of the way between the mean faces, by which they are further from the other sex
 MAX_UNEVENNESS = 15  # pixels; the London set's mean has 4
 # Outline of neck, jaw, ears and hair, template points; what lies outside becomes background.
@@ -1020,6 +1021,19 @@ def fit_attributes(network: AttributeEncoder, clips: HeardClips) -> dict[str, fl
     return figures
 
 
+def within_frame(codes: Tensor, encoder: FaceEncoder) -> Tensor:
+    """Bring shapes of codes [n d] nearer to the mean, whose chins would lie below `LOWEST`."""
+    if not isinstance(encoder, PartsEncoder) or encoder.config.landmarks == 68:
+        return codes
+    mean, axes = encoder.mean_landmarks.cpu().float(), encoder.shape_axes.cpu().float()
+    shapes = (codes[:, -len(axes) :] @ axes).view(-1, *mean.shape)
+    chins = [float(landmarks.to_68((mean + x).numpy())[:, 1].max()) for x in (0 * mean, *shapes)]
+    usual, found = chins[0], torch.tensor(chins[1:])
+    share = ((LOWEST - usual) / (found - usual).clamp_min(1e-3)).clamp(0, 1)
+    share = torch.where(found > LOWEST, share, 1)
+    return torch.cat([codes[:, : -len(axes)], codes[:, -len(axes) :] * share[:, None]], 1)
+
+
 def _male(logits: Array) -> Array:
     """How likely voices are men's, of logits [n 3] of a woman, a man and a child."""
     from scipy.special import softmax
@@ -1059,7 +1073,7 @@ def fit_faces(
         photo = load_face(imagined / f"{name}.jpg", fit=encoder.preprocessing.fit)
         with torch.inference_mode():
             wanted.append(encoder(photo[None].to(device).float() / 255)[0].float().cpu())
-    target = torch.stack(wanted)
+    target = within_frame(torch.stack(wanted), encoder)
     male = torch.tensor([float(sex == "M") for sex in columns["sex"]])
     mean, deviation = network.pitch[male.long()].unbind(1)
     rank = torch.tensor([float(rank) for rank in columns["rank"]])

@@ -12,11 +12,13 @@ from conftest import write_photo
 from PIL import Image
 from trees import contents
 
-from s2f import Waveform, audio, checkpoint, demo, layout
+from s2f import Waveform, audio, checkpoint, demo, landmarks, layout
+from s2f.appearance_model import PartsEncoder, PartsEncoderConfig
 from s2f.checkpoint import Card
 from s2f.demo import FaceSpace, PhotographedPeople, mirror_order, train_demo
 from s2f.errors import DatasetError, UsageError
 from s2f.face_data import FaceDataset
+from s2f.images import PREPROCESSING
 from s2f.pipeline import SpeechToFace
 from s2f.speaker_encoder import ATTRIBUTES, SpeakerEncoder, SpeakerEncoderConfig
 from s2f.spectrogram import FRONT_ENDS
@@ -95,6 +97,19 @@ def test_the_higher_the_voice_the_less_masculine_its_face(space, sex):
     found = np.array(faces) @ space.masculinity - np.median(real)
     assert (np.diff(found) < 0).all()
     np.testing.assert_allclose(found, demo.MASCULINITY_SPREAD * expected + margin, rtol=1e-6)
+
+
+def test_shapes_whose_chins_lie_below_the_frame_come_nearer_to_the_mean():
+    encoder = PartsEncoder(PartsEncoderConfig(), PREPROCESSING["compact"])
+    encoder.mean_landmarks.copy_(torch.from_numpy(MEAN))
+    encoder.shape_axes[0] = 1.0  # a unit moves all points by a pixel, down and right
+    usual = float(landmarks.to_68(MEAN)[:, 1].max())
+    codes = torch.ones(3, 1024)
+    codes[:, -44:] = 0
+    codes[:, -44] = torch.tensor([-5.0, demo.LOWEST - usual - 1, demo.LOWEST - usual + 50])
+    within = demo.within_frame(codes, encoder)
+    assert torch.equal(within[:2], codes[:2]) and torch.equal(within[:, :-44], codes[:, :-44])
+    assert within[2, -44].item() == pytest.approx(demo.LOWEST - usual, abs=1e-3)
 
 
 def tone(pitch: float, harmonics: int = 8) -> np.ndarray:
