@@ -98,7 +98,8 @@ def train_model(
     data = tree
     val = layout.split(data, "val")
     if (n := len(layout.identities(val))) < 2:
-        hint = "wanted two people or more, who can be told apart; s2f prep split makes val"
+        hint = "wanted two people or more, who can be told apart: give prep dataset --split "
+        hint += "0.6,0.2, or prep split --train 0.6, and another OUT"
         raise DatasetError(f"{val}: has {n} people to measure a model on", hint=hint)
     learned = {key(one.name) for one in layout.identities(layout.split(data, "train"))}
     both = [one.name for one in layout.identities(val) if key(one.name) in learned]

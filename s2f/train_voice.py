@@ -240,7 +240,8 @@ def plan_voice(
         theirs = getattr(init.network.config, "architecture", "conv")
         if theirs not in {options.arch, *(["attributes"] if options.arch == "speaker" else [])}:
             message = f"{init.path}: its architecture is {theirs}; this one's is {options.arch}"
-            raise CheckpointError(message, hint=SAME)
+            hint = "give --arch speaker, or leave --init out" if theirs == "attributes" else SAME
+            raise CheckpointError(message, hint=hint)
     front_end, shortest = recipe.front_end, recipe.shortest
     network: AnyVoiceEncoder
     settings: dict[str, object] = {}
