@@ -18,7 +18,7 @@ from s2f.landmarks import MAP_72
 
 # Deviations from the mean face beyond which `FaceDecoder.distance` is no usual photo's: the most of
 # 252 photos of 9 people whom the bundled model's training never saw (`benchmarks/RESULTS.md`).
-FAR = 2.0
+FAR = 1.7
 FOREIGN_RIDGE = 0.1  # of a start from the code of other faces; chosen on validation people
 INNER = (0.3, 0.7), (0.3, 0.8)  # of the frame, across and down: from brows to mouth, no hair
 

@@ -391,7 +391,7 @@ class SpeechToFace:
             far = self._network("face_decoder").distance(torch.from_numpy(embedding)[None])
             if far is not None and far > FAR:
                 what = (
-                    f"{float(far):.1f} deviations from their mean, usual photos {FAR:.0f} at most"
+                    f"{float(far):.1f} deviations from their mean, usual photos {FAR:.1f} at most"
                 )
                 said.append(f"lies far from the faces that {self.model.name} knows: {what}")
         if why := implausible(marks, FRAME):
