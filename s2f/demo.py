@@ -11,6 +11,7 @@ hears, and what it says is solved for, on recordings as the world makes them (`c
 """
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from torch.nn import functional
 from s2f import audio, channel, landmarks, layout, spectrogram
 from s2f.appearance_model import ABOVE, PartsEncoder, arch, placed
 from s2f.audio import FloatArray
-from s2f.checkpoint import KINDS, Card, Checkpoint, load, save
+from s2f.checkpoint import KINDS, Card, Checkpoint, load, payload_sha256, save
 from s2f.console import Progress, silent
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.face_encoder import FaceEncoder
@@ -796,7 +797,8 @@ def train_voices(
     clips = hear_clips(data / "voices", out / "heard", network, progress)
     network = network.cpu()
     figures = fit_attributes(network, clips)
-    fit_faces(network, data / "imagined", faces, device, progress)
+    explained = fit_faces(network, data / "imagined", faces, device, progress)
+    figures["share of the variance of imagined faces"] = explained
     card = replace(Card.of_data(data / "voices", "demo voice"), metrics=figures)
     save(
         out / "best.safetensors",
@@ -826,9 +828,12 @@ def hear_clips(
 ) -> HeardClips:
     """Hear all speakers of train and val of a tree in `ROUNDS` rounds, each clip recorded anew.
 
-    A round's features are a file in `out`, and are not made again.
+    A round's features are a file in `out`, and are not made again by the same network of the same
+    speakers, whose table and weights it is named after.
     """
     table = read_table(voices / "speakers.csv")
+    of = hashlib.sha256((voices / "speakers.csv").read_bytes())
+    of.update(payload_sha256(body_of(network)).encode())
     columns = {name: table.column(k) for k, name in enumerate(table.columns)}
     rows = [k for k, split in enumerate(columns["split"]) if split != "test"]
     names, splits, kinds = (
@@ -841,7 +846,7 @@ def hear_clips(
     others = [some[0] for some, split in zip(files, splits, strict=True) if split == "train"]
     who, features, moves = [], [], []
     for r in range(ROUNDS):
-        path = out / f"{r:02d}.npz"
+        path = out / f"{of.hexdigest()[:16]}_{r:02d}.npz"
         if not path.is_file():
             heard = _hear_round(r, files, others, network, progress)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -854,9 +859,6 @@ def hear_clips(
     index, nobody = np.concatenate(who), np.concatenate(who) < 0
     pitch = np.log([float(columns["pitch_hz"][k]) for k in rows])
     source = np.array([columns["source"][k] for k in rows])
-    timbre = np.array(
-        [[float(columns[f"timbre_{a}"][k]) for a in range(TIMBRE_AXES)] for k in rows]
-    )
     # Of recordings in which nobody speaks, the last rounds' are for validation.
     first = ROUNDS - max(1, ROUNDS // 5)
     late = np.concatenate([np.full(len(some), r >= first) for r, some in enumerate(who)])
@@ -867,7 +869,7 @@ def hear_clips(
         source[index],
         pitch[index],
         np.concatenate(moves),
-        timbre[index],
+        _timbre(columns)[rows][index],
     )
 
 

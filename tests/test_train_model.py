@@ -219,6 +219,17 @@ def test_real_people_become_a_model_though_it_is_killed_five_times(tmp_path):
     model = SpeechToFace.load(tmp_path / "b/m", device="cpu")
     face = model.generate(speech)
     assert face.image.size == (224, 224) and face.landmarks.shape == (68, 2)
-    # Linear models of the training people draw others too: nearer than the mean face is.
+    # Linear models of the training people draw others too. (Textures were 0.16 off before the start
+    # was solved for the bundled encoder's code.)
     measured = json.loads((tmp_path / "b/m/decoder/history.jsonl").read_text().splitlines()[-1])
-    assert measured["val"]["identity/cosine"] < 0.4
+    assert measured["val"]["texture/mae"] < 0.1
+    photos = sorted((pairs / "val").rglob("*.jpg"))
+    people = [path.parts[-3] for path in photos]
+    seen = [model.embed_face(path, align=False) for path in photos]
+    drawn = [model.reconstruct(path, align=False).image for path in photos]
+    for who, picture in zip(people, drawn, strict=True):
+        face = model.embed_face(picture, align=False)
+        likeness = [face @ one / np.linalg.norm(one) for one in seen]
+        own = [like for like, name in zip(likeness, people, strict=True) if name == who]
+        others = [like for like, name in zip(likeness, people, strict=True) if name != who]
+        assert min(own) > max(others)
