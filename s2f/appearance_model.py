@@ -160,6 +160,8 @@ class LocalTexture(nn.Module):
         self.axes.copy_((cut @ patterns).permute(0, 1, 4, 2, 3).flatten(2))
 
 
+NEAR_OUTLINE = 8.0  # pixels within which the distance from the outline tells
+OPACITY_SPREAD = 0.3  # of the channel of opacity around 0.5: as much as colours vary
 SHARP = 9.0  # rise of the opacity, a value of its channel
 GROUND_COLOUR = (0.845, 0.858, 0.855)  # what faces are drawn before: a studio's grey
 
@@ -173,6 +175,11 @@ def opacity(channel: Tensor) -> Tensor:
     return (0.5 + SHARP * (channel - 0.5)).clamp(0, 1)
 
 
+def depth(distance: Tensor) -> Tensor:
+    """The fourth channel of a texture, by the distance within the outline, pixels."""
+    return 0.5 + OPACITY_SPREAD * (distance / NEAR_OUTLINE).tanh()
+
+
 def before_ground(textures: Tensor) -> Tensor:
     """Put textures that have an opacity, [b 4 h w], before the ground: [b 3 h w]; others are so."""
     if textures.shape[1] == 3:
@@ -182,6 +189,7 @@ def before_ground(textures: Tensor) -> Tensor:
 
 
 ABOVE = 7  # the part of a frame, a seventh, that textures go on for above it
+SLOPE = 8  # rows below a frame's upper border by which a head goes on above it
 JOINT = 4  # pixels of the cells in which it is told what is joined
 STEPS = 64  # cells that are gone from the middle of the face, at most
 FAINTEST = 0.6  # opacity of a cell that joins
@@ -191,27 +199,47 @@ def placed(textures: Tensor, mean_landmarks: Tensor, landmarks: Tensor) -> Tenso
     """Bring textures [b c s s] to landmarks, both point sets [b k 2], before the ground: [b 3 s s].
 
     Where there is an opacity, what is not joined to the face is not drawn: it is what reading took
-    for hair in a corner. And a head that is drawn smaller than it was registered shows what is
-    above the frame: hair goes on there as in a mirror, and ends in an arch.
+    for hair in a corner.
     """
     if textures.shape[1] == 3:
         return warp(textures, mean_landmarks, landmarks)
-    channel = torch.minimum(textures[:, 3:], _joined(textures[:, 3:]))[:, 0]
+    channel = torch.minimum(textures[:, 3:], _joined(textures[:, 3:]))
+    whole = torch.cat([textures[:, :3], channel], 1)
+    return before_ground(warp_head(whole, mean_landmarks, landmarks))
+
+
+def warp_head(textures: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Warp textures with an opacity, [b 4 h w], as `warp` does, and show what is above the frame.
+
+    Hair that the border cuts goes on there as in a mirror, and ends in an arch. At the other
+    borders a mirror would show ears and chins again: they are repeated.
+    """
     above = textures.shape[-1] // ABOVE
-    colours = functional.pad(textures[:, :3], (0, 0, above, 0), mode="reflect")
-    channel = torch.cat([arch(channel[:, 0], above), channel], 1)[:, None]
-    down = torch.tensor([0, above]).to(landmarks)
-    whole = torch.cat([colours, channel], 1)
-    return before_ground(warp(whole, mean_landmarks + down, landmarks + down)[..., above:, :])
+    whole = functional.pad(textures, (0, 0, above, 0), mode="reflect")
+    row, channel = textures[:, 3, :1], textures[:, 3]
+    whole[:, 3, :above] = torch.minimum(row, depth(arch(opacity(channel), above)))
+    down = torch.tensor([0, above]).to(target)
+    return warp(whole, source + down, target + down)[..., above:, :]
 
 
-def arch(row: Tensor, height: int) -> Tensor:
-    """How the opacity of heads ends above that of a frame's first row [b w]: [b height w]."""
-    rows = [row]
-    for k in range(height):  # the higher, the more does each lose on either side
-        reach = 1 + k // 3
-        rows.append(-functional.max_pool1d(-rows[-1], 2 * reach + 1, 1, reach))
-    return torch.stack(rows[:0:-1], 1)
+def arch(opaque: Tensor, height: int) -> Tensor:
+    """How far within its outline a head goes on above a frame: pixels [b height w].
+
+    Of how opaque the frame is, [b h w], 0..1. The top is that of the circle through where its first
+    row and the `SLOPE`th below end, or flatter, so that it ends well within `height`.
+    """
+    x = torch.arange(opaque.shape[-1]).to(opaque)
+    ends = opaque[:, [0, SLOPE]]  # [b 2 w]
+    half, lower = (ends.sum(2)[:, :, None, None] / 2).unbind(1)  # [b 1 1]
+    first = ends[:, :1]
+    middle = (first * x).sum(2, keepdim=True) / first.sum(2, keepdim=True).clamp_min(1e-3)
+    fall = (lower.square() - half.square()) / SLOPE + SLOPE
+    highest = 0.6 * height
+    fall = torch.maximum(fall, half.square() / highest - highest).clamp_min(1)
+    up = torch.arange(height, 0, -1).to(opaque)[:, None]
+    away = x - middle
+    level = half.square() - fall * up - up.square() - away.square()
+    return level / (4 * away.square() + (fall + 2 * up).square()).sqrt()  # by its gradient
 
 
 @torch.no_grad()

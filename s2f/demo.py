@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2f import audio, channel, landmarks, layout, spectrogram
-from s2f.appearance_model import ABOVE, PartsEncoder, arch, placed
+from s2f.appearance_model import SHARP, PartsEncoder, depth, opacity, placed, warp_head
 from s2f.audio import FloatArray
 from s2f.checkpoint import KINDS, Card, Checkpoint, load, payload_sha256, save
 from s2f.console import Progress, silent
@@ -39,7 +39,6 @@ from s2f.images import FRAME, load_face, to_image
 from s2f.speaker_encoder import AttributeEncoder, AttributeEncoderConfig, SpeakerEncoder, body_of
 from s2f.train import Note, TrainConfig, TrainResult, train
 from s2f.train_faces import PartsEncoderTask
-from s2f.warp import warp
 
 Array = NDArray[np.float64]
 _LICENCE = (
@@ -92,8 +91,6 @@ SHORTEST_SECONDS, ADULT_YEARS = 2.2, 18
 VAL_IDENTITIES = 100
 CERTAINLY = 0.15  # distance of a colour from the wall's, 0..1, of what certainly is no wall
 MIN_WALL = 1000  # pixels
-NEAR_OUTLINE = 8.0  # pixels within which the distance from the outline tells
-OPACITY_SPREAD = 0.3  # of the channel of opacity around 0.5: as much as colours vary
 # Of the faces given to voices, in deviations of the real people: along the axes that follow the
 # timbre, which a voice encoder can learn, and along all others, which it cannot.
 TIMBRE_SCALE, REST_SCALE = 1.0, 0.0
@@ -387,16 +384,13 @@ def register(people: PhotographedPeople, mean_shape: Tensor) -> Tensor:
     Red, green and blue go on beyond the person's outline; the fourth channel is as `opacity` wants
     it, by the distance from the outline.
     """
-    made, beyond = [], FRAME // ABOVE
+    made = []
     for photos, shape in zip(people.photos, people.shapes, strict=True):
-        cut = cut_out(photos[0] / 255, shape)[None]
-        # hair that the photo's border cuts goes on as in a mirror, and ends in an arch
-        cut = functional.pad(cut, (beyond,) * 4, mode="reflect")
-        cut[:, 3, :beyond] = arch(cut[:, 3, beyond], beyond)
-        cut = warp(cut, shape[None] + beyond, mean_shape[None] + beyond)
-        cut = functional.pad(cut, (-beyond,) * 4)[0]
-        depth = np.tanh(outline_distance(cut[3].numpy()) / NEAR_OUTLINE)
-        channel = torch.from_numpy(0.5 + OPACITY_SPREAD * depth).to(cut)
+        cut = cut_out(photos[0] / 255, shape)
+        cut[3] = 0.5 + (cut[3] - 0.5) / SHARP  # as `opacity` wants it
+        cut = warp_head(cut[None], shape[None], mean_shape[None])[0]
+        distance = outline_distance(opacity(cut[3]).numpy())
+        channel = depth(torch.from_numpy(distance)).to(cut)
         made.append(torch.cat([cut[:3].clamp(0, 1), channel[None]]))
     return torch.stack(made)
 

@@ -19,7 +19,9 @@ from s2f.appearance_model import (
     PartsCode,
     PartsEncoder,
     Windows,
+    arch,
     placed,
+    warp_head,
 )
 from s2f.face_encoder import batch_embedder
 from s2f.images import PREPROCESSING
@@ -172,6 +174,26 @@ def test_a_head_that_the_border_cut_ends_in_an_arch_where_it_is_drawn_lower():
     drawn = placed(head(0, 100), points, points + torch.tensor([0.0, 28.0]))[0]
     widths = [(drawn[2, y] < 0.5).sum().item() for y in (2, 14, 22, 40)]
     assert widths[0] == 0 < widths[1] < widths[2] < widths[3] == 100
+
+
+def test_a_round_head_goes_on_round_above_the_frame():
+    y, x = torch.meshgrid(torch.arange(-32, 224), torch.arange(224), indexing="ij")
+    within = 60.0 - ((x - 100).square() + (y - 45).square()).sqrt()  # pixels, of a disc
+    found = arch((0.5 + within[32:]).clamp(0, 1)[None], 32)[0]
+    near = within[:32].abs() < 3
+    torch.testing.assert_close(found[near], within[:32][near], atol=0.5, rtol=0)
+    assert (arch(torch.zeros(1, 224, 224), 32) < 0).all()
+
+
+def test_what_the_side_borders_and_the_lower_one_hide_is_not_made_of_what_they_show():
+    points = torch.cartesian_prod(torch.linspace(0, 223, 5), torch.linspace(0, 223, 5))[None]
+    shown = head(20, 100)
+    shown[:, 0, :, :16], shown[:, 0, 208:] = 0.8, 0.8  # no brown
+    shown[:, 0, 100:140, 4:8], shown[:, 0, 214:218, 80:140] = 0.4, 0.4  # an ear and a chin
+    moved = warp_head(shown, points, points + torch.tensor([16.0, -16.0]))[0, 0]
+    brown = (moved < 0.6).float()
+    assert brown[84:124, 16:32].sum() > 100 < brown[190:208, 96:156].sum()
+    assert brown[84:124, :16].sum() == 0 == brown[208:, 96:156].sum()
 
 
 def test_gradients_are_exact_and_finite_where_all_is_plain():
