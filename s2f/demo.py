@@ -372,7 +372,12 @@ class FaceSpace:
         texture_of, shape_of = torch.from_numpy(weights).float()
         mix = "n,n...->..."
         some = texture_of != 0
-        texture = torch.einsum(mix, texture_of[some], self.textures[some]).clamp(0, 1)
+        texture = torch.einsum(mix, texture_of[some], self.textures[some])
+        # no outline is further from all than people's are: heads would get points, and necks wisps
+        outline_of = texture_of[some].clamp_min(0)
+        outline_of = outline_of / outline_of.sum()
+        texture[3] = torch.einsum(mix, outline_of, self.textures[some, 3])
+        texture = texture.clamp(0, 1)
         shape = torch.einsum(mix, shape_of, self.shapes)
         drawn = placed(texture[None], self.mean_shape[None], shape[None])
         return texture, shape, drawn[0].clamp(0, 1)

@@ -99,6 +99,17 @@ def test_the_higher_the_voice_the_less_masculine_its_face(space, sex):
     np.testing.assert_allclose(found, demo.MASCULINITY_SPREAD * expected + margin, rtol=1e-6)
 
 
+def test_the_outline_of_a_face_that_exaggerates_lies_between_those_of_people(space):
+    weights = space.voiced("M", 0.0, np.full(4, 2.0), RNG)
+    assert weights[0].min() < 0
+    texture = space.render(weights)[0]
+    every = space.textures[:, 3]
+    assert (texture[3] >= every.amin(0) - 1e-5).all() and (texture[3] <= every.amax(0) + 1e-5).all()
+    # the colours are exaggerated
+    exact = torch.einsum("n,nchw->chw", torch.from_numpy(weights[0]).float(), space.textures[:, :3])
+    torch.testing.assert_close(texture[:3], exact.clamp(0, 1))
+
+
 def test_shapes_whose_chins_lie_below_the_frame_come_nearer_to_the_mean():
     encoder = PartsEncoder(PartsEncoderConfig(), PREPROCESSING["compact"])
     encoder.mean_landmarks.copy_(torch.from_numpy(MEAN))
