@@ -144,7 +144,9 @@ class LocalTexture(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Draw pictures."""
         blocks = self.blocks.join(torch.einsum("bna,nav->bnv", values, self.axes))
-        return functional.conv_transpose2d(blocks, self.patterns, stride=self.BLOCK)
+        drawn = self.patterns.flatten(1).T @ blocks.flatten(2)  # [b c·8·8 blocks]
+        drawn = drawn.view(*drawn.shape[:2], *blocks.shape[2:])
+        return functional.pixel_shuffle(drawn, self.BLOCK)
 
     @torch.no_grad()
     def fit(self, axes: Tensor) -> None:
@@ -249,8 +251,10 @@ def _joined(channel: Tensor) -> Tensor:
     reached = torch.zeros_like(there)
     middle = slice(there.shape[-1] * 3 // 7, there.shape[-1] * 4 // 7)
     reached[..., middle, middle] = 1
+    # A cell and its neighbours on a side; products with it are quicker than pooling.
+    beside = torch.ones(there.shape[-2:]).tril(1).triu(-1).to(there)
     for _ in range(STEPS):
-        reached = functional.max_pool2d(reached, 3, 1, 1) * there
+        reached = (beside @ reached @ beside).clamp(max=1) * there
     near = functional.max_pool2d(reached, 3, 1, 1)
     return functional.interpolate(near, scale_factor=JOINT, mode="bilinear")
 
@@ -297,7 +301,7 @@ class Detail(nn.Module):
         mean = torch.zeros(len(DEVIATIONS), *textures.shape[-2:], device=textures.device)
         for some in torch.split(textures, AT_ONCE):
             bands, whole = _bands(some)
-            mean += torch.cat([_strength(band, whole) for band in bands], 1).sum(0) / len(textures)
+            mean += _strengths(bands, whole).sum(0) / len(textures)
         plain = (textures.var(0, correction=0).mean(0) < PLAIN**2).to(mean)[None]
         near = functional.max_pool2d(plain, 2 * RIM + 1, stride=1, padding=RIM)
         wanted = functional.avg_pool2d(mean * (1 - near), CELL)
@@ -312,10 +316,10 @@ class Detail(nn.Module):
         size = textures.shape[-2:]
         usual = functional.interpolate(self.strengths[:, None], size, mode="bilinear")
         bands, whole = _bands(textures)
+        gains = ((usual[:, 0] + FAINT) / (_strengths(bands, whole) + FAINT)).clamp(1, MOST)
         drawn = whole
-        for band, wanted in zip(bands, usual, strict=True):
-            gain = ((wanted + FAINT) / (_strength(band, whole) + FAINT)).clamp(1, MOST)
-            drawn = drawn + band * gain
+        for band, gain in zip(bands, gains.unbind(1), strict=True):
+            drawn = drawn + band * gain[:, None]
         return drawn
 
 
@@ -329,20 +333,25 @@ def _bands(textures: Tensor) -> tuple[list[Tensor], Tensor]:
     return bands, textures
 
 
-def _strength(band: Tensor, whole: Tensor) -> Tensor:
-    """Root of the mean square around each pixel, as a share of the brightness: [b 1 h w]."""
-    root = _blur(band.square().mean(1, keepdim=True), AROUND).clamp_min(0).add(1e-12).sqrt()
-    return root / (whole.mean(1, keepdim=True).clamp_min(0) + DARK)
+def _strengths(bands: list[Tensor], whole: Tensor) -> Tensor:
+    """Roots of the mean squares around each pixel, as shares of the brightness: [b bands h w]."""
+    squares = torch.stack([band.square().mean(1) for band in bands], 1)
+    roots = _blur(squares, AROUND).clamp_min(0).add(1e-12).sqrt()
+    return roots / (whole.mean(1, keepdim=True).clamp_min(0) + DARK)
 
 
 def _blur(x: Tensor, deviation: float) -> Tensor:
     reach = round(3 * deviation)
-    steps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    steps = torch.arange(-reach, reach + 1, dtype=x.dtype)
     kernel = torch.exp(-steps.square() / (2 * deviation**2))
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
-    x = functional.pad(x, (reach,) * 4, mode="replicate")
-    x = functional.conv2d(x, kernel, groups=x.shape[1])
-    return functional.conv2d(x, kernel.mT.contiguous(), groups=x.shape[1])
+    first, *rest = (kernel / kernel.sum()).tolist()
+    # Shifted copies are summed: a convolution of so few channels takes twice as long.
+    for dim, margins in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
+        n, wide = x.shape[dim], functional.pad(x, margins, mode="replicate")
+        x = first * wide.narrow(dim, 0, n)
+        for k, share in enumerate(rest, 1):
+            x.add_(wide.narrow(dim, k, n), alpha=share)
+    return x
 
 
 REACH = 1.2  # of the frame's side that places span: some points lie outside the frame

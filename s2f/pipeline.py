@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from s2f.face_detection import PhotoSource
 
 UNSURE = 0.8  # how likely the likelier sex of a voice is, below which that is remarked on
-BATCH = 16  # clips that a GPU embeds together; a CPU is quickest with one
+BATCH = 16  # clips that a GPU embeds together, and an LSTM; other networks are best with 1 on a CPU
 Embedding = NDArray[np.float32]
 Recording = str | Path | BinaryIO | Waveform | tuple[NDArray[Any], int]
 SpeechSource = Recording | Heard
@@ -156,14 +156,19 @@ class SpeechToFace:
     model: Model  # its checkpoints, by kind
     device: torch.device
     precision: str  # `fp32`, `bf16` or `fp16`, that its networks compute in where that is safe
-    batch_size: int  # clips that are embedded together, whosever they are
+    batch_size: int  # clips that are embedded together
+    shares_batches: bool  # whether they may be of several recordings
 
     def __init__(self, model: Model, device: torch.device, precision: str | None = None) -> None:
         self.model, self.device = model, device
         networks = [checkpoint.network.to(device) for checkpoint in model.checkpoints.values()]
         half = any(p.dtype == torch.float16 for network in networks for p in network.parameters())
         self.precision = precision or ("fp16" if half else "fp32")
-        self.batch_size = BATCH if device.type == "cuda" else 1
+        voice = model.checkpoints.get("voice_encoder")
+        recurs = voice is not None and hasattr(voice.network, "lstm")
+        self.batch_size = BATCH if device.type == "cuda" or recurs else 1
+        # A batch that is shared is filled, for the same bits in any company: a GPU does not mind.
+        self.shares_batches = device.type == "cuda" or not recurs
         if device.type == "cpu":
             for network in networks:  # the order of maps in memory that convolutions like
                 network.to(memory_format=torch.channels_last)
@@ -235,7 +240,7 @@ class SpeechToFace:
     ) -> Iterator[Embedded]:
         """Yield what became of each recording, in order, as soon as its clips are embedded.
 
-        Clips share batches, and no more recordings are read than fill one; as `generate`.
+        Where they share batches, no more recordings are read than fill one; as `generate`.
         """
         clip_samples = self.front_end.clip_samples
         unfinished: deque[Embedded] = deque()
@@ -257,6 +262,9 @@ class SpeechToFace:
                         batch.clear()
             except InputError as error:
                 item.error = error
+            if batch and not self.shares_batches:
+                self._embed(batch)
+                batch.clear()
             while unfinished and not (batch and unfinished[0] is batch[0][0]):
                 yield unfinished.popleft()
         if batch:
@@ -267,8 +275,8 @@ class SpeechToFace:
         """Embed the clips of a batch, of which there may be fewer than fill it."""
         front_end, encoder = self.front_end, self._network("voice_encoder")
         waveforms = torch.from_numpy(np.stack([clip for _, clip in batch])).to(self.device)
-        # Batches of one size are computed in one way, whoever shares them.
-        waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, self.batch_size - len(batch)))
+        if self.shares_batches:  # those of one size are computed in one way, whoever shares them
+            waveforms = torch.nn.functional.pad(waveforms, (0, 0, 0, self.batch_size - len(batch)))
         with one_thread(), computing(self.device):  # threads would share the transform's sums
             spectrograms = spectrogram(waveforms, front_end)
         # So would those of an LSTM, which gains nothing by them.

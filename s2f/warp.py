@@ -69,14 +69,17 @@ def flow(source: Tensor, target: Tensor, height: int, width: int) -> Tensor:
     both = torch.cholesky_solve(torch.cat([affine, moves], dim=2), factor)
     inner = affine.mT @ both  # [b 3 5]
     plane = torch.cholesky_solve(inner[..., 3:], torch.linalg.cholesky_ex(inner[..., :3]).L)
-    weights = torch.cat([both[..., 3:] - both[..., :3] @ plane, plane], dim=1)  # [b m+3 2]
+    weights = both[..., 3:] - both[..., :3] @ plane  # [b m 2]
     down, across = (_bicubic(n).to(target) for n in (height, width))
-    x = torch.linspace(0, (width - 1) / side, across.shape[1])
-    y = torch.linspace(0, (height - 1) / side, down.shape[1])
-    nodes = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(target)
-    places = nodes.view(1, -1, 2).expand(b, -1, -1)
-    basis = torch.cat([_kernel(places, centres), functional.pad(places, (1, 0), value=1.0)], dim=2)
-    at_nodes = (side * (basis @ weights)).mT.reshape(b, 2, len(y), len(x))
+    x = torch.linspace(0, (width - 1) / side, across.shape[1]).to(target)
+    y = torch.linspace(0, (height - 1) / side, down.shape[1]).to(target)
+    # Nodes are a grid: squares of distances add up from those along x and along y.
+    along_x = (x - centres[..., :1]).square()  # [b m nx]
+    along_y = (y - centres[..., 1:]).square()
+    squares = (along_y + ROUNDING**2)[..., None] + along_x[:, :, None]  # [b m ny nx]
+    bent = (weights.mT @ squares.sqrt().flatten(2)).view(b, 2, len(y), len(x))
+    offset, by_x, by_y = plane[..., None, None].unbind(1)
+    at_nodes = side * (offset + by_x * x + by_y * y[:, None] - bent)
     return down @ at_nodes @ across.T
 
 
