@@ -217,6 +217,26 @@ def test_embeddings_come_as_soon_as_they_may(model: SpeechToFace, tmp_path: Path
         assert len(list(done)) == 4
 
 
+def test_an_lstm_hears_the_clips_of_a_recording_together_and_of_no_other(
+    demo: SpeechToFace, tmp_path: Path
+) -> None:
+    lengths = (1, 14, 110, 20)  # seconds: the third fills more than a batch
+    paths = [write_speech(tmp_path / f"{n}.wav", n, seed=n) for n in lengths]
+    left = iter(paths)
+    embedded = demo.embed_voices(left)
+    first = next(embedded)
+    assert operator.length_hint(left) == 3  # no other was waited for
+    encoder, front_end = demo.model.checkpoints["voice_encoder"].network, demo.front_end
+    for path, item in zip(paths, [first, *embedded], strict=True):
+        np.testing.assert_array_equal(item.embedding, demo.embed_voice(path))
+        cut = clips(read_speech(path), front_end.clip_samples)
+        assert item.clips == len(cut)
+        with torch.no_grad():  # oracle: one clip at a time
+            rows = [encoder(spectrogram(torch.from_numpy(clip)[None], front_end)) for clip in cut]
+        wanted = torch.cat(rows).double().mean(0).numpy()
+        np.testing.assert_allclose(item.embedding, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_threads_change_no_bit_of_the_bundled_model(
     demo: SpeechToFace, request: pytest.FixtureRequest
 ) -> None:
