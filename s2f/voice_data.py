@@ -43,6 +43,9 @@ from s2f.pack import Index, Pack, is_pack
 # `images/VIDEO/1.jpg`, and so does `images/VIDEO_1.jpg`.
 Pairing = Literal["all-to-all", "one-to-one", "all-to-one", "same-clip"]
 SHOWN = 5  # names in a note
+# How many of random clips. oneDNN keeps what it makes for each, and between these the C library
+# cannot give memory back: 17 MB a step of 32 clips.
+LENGTHS = 17
 CHECKED_SAMPLES = 2**31  # of a tree that are looked at before training, at most, of all its files
 CHECKED_AT_ONCE = 8  # files: where they lie on another machine, most of the time is waiting
 
@@ -66,10 +69,11 @@ class Sampling:
             raise UsageError(message, hint="give --per-identity 1 or more, or leave it out")
 
     def length(self, share: float) -> int:
-        """Choose the length of a step's clips: even in its logarithm, whole at a share of 1."""
+        """Choose one of `LENGTHS`, even in their logarithm; the whole at a share of 1."""
         if self.shortest is None:
             return self.clip_samples
-        return round(self.shortest * math.pow(self.clip_samples / self.shortest, share))
+        power = min(int(share * LENGTHS), LENGTHS - 1) / (LENGTHS - 1)
+        return round(self.shortest * math.pow(self.clip_samples / self.shortest, power))
 
 
 class Pairs(NamedTuple):
