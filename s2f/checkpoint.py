@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file a network, with everything needed to run it.
 
 The file's metadata holds one JSON: format version, kind, config, preprocessing, the embedding
-space, a card, and the SHA-256 of the tensors. The embedding space, a hash of the face encoder's
+space, a card, and the SHA-256 of the tensors; beside it stands the SHA-256 of this JSON, but in
+files of before it did. The embedding space, a hash of the face encoder's
 tensors and preprocessing, ties a voice encoder and a decoder to it. A model is a folder of
 checkpoints, KIND.safetensors each. Headers and models need no torch, which is slow to import.
 """
@@ -157,6 +158,11 @@ def _opened(path: Path, kind: str | None, framework: str) -> Iterator[tuple[Any,
             if "s2f" not in metadata:
                 message = f"{path}: is a safetensors file, but not one that s2f wrote"
                 raise CheckpointError(message, hint=f"wanted one of s2f train; {CONVERT}")
+            sha256 = _of_text(metadata["s2f"])
+            # Another name may be a damaged `sha256`: nothing else of ours stands there.
+            if metadata.keys() - {"s2f", "sha256"} or metadata.get("sha256", sha256) != sha256:
+                message = f"{path}: is damaged: its header does not have the SHA-256 beside it"
+                raise CheckpointError(message, hint="copy or download the file again")
             header = json.loads(metadata["s2f"])
             version = header.get("version") if isinstance(header, dict) else header
             if not isinstance(header, dict) or version != VERSION:
@@ -192,6 +198,10 @@ def _refuse_foreign(path: Path) -> None:
     if kind != "safetensors":
         message = f"{path}: holds weights of {FORMATS[kind]}, and is no checkpoint of s2f"
         raise CheckpointError(message, hint=CONVERT)
+
+
+def _of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -342,7 +352,8 @@ def save(
     }
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, {"s2f": json.dumps(header, sort_keys=True)})
+            text = json.dumps(header, sort_keys=True)
+            save_file(tensors, temporary, {"s2f": text, "sha256": _of_text(text)})
         except SafetensorError as error:  # how it says that the disk is full
             raise unwritable(path, OSError(str(error))) from error
     return space

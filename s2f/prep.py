@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
@@ -525,13 +526,13 @@ class JournalEntry(NamedTuple):
 class Journal:
     """What a step has made in a folder, locked against another run while it is open.
 
-    `OUT/.s2f/STEP.journal` has a line of JSON for each event: first the settings, then `start`
-    when an output is begun, `done` when it stands under its name, `due` when it has to be made
-    again, over what stands there. A run that ends leaves one line an output, sorted: the same
-    sources and settings give the same bytes, killed or not. `OUT/.s2f/STEP/` holds the temporary
-    files of a run, each run's in a folder of its own, `parts`, as a worker may outlive a run that
-    was killed. `entries` has the last that is known of each output, by its path below the folder.
-    What cannot be written is an `OutputError`.
+    `OUT/.s2f/STEP.journal` has a line of JSON for each event, and its CRC-32: first, without one,
+    the settings, then `start` when an output is begun, `done` when it stands under its name, `due`
+    when it has to be made again, over what stands there. A run that ends leaves one line an output,
+    sorted: the same sources and settings give the same bytes, killed or not. `OUT/.s2f/STEP/` holds
+    the temporary files of a run, each run's in a folder of its own, `parts`, as a worker may
+    outlive a run that was killed. `entries` has the last that is known of each output, by its path
+    below the folder. What cannot be written is an `OutputError`.
     """
 
     def __init__(
@@ -573,7 +574,7 @@ class Journal:
             if not line.endswith(b"\n"):  # likewise
                 break
             try:
-                event, output, *rest = json.loads(line)
+                event, output, *rest = _fields(line)
                 if not isinstance(output, str) or event not in ("start", "done", "due"):
                     raise ValueError(line)
                 self.entries[output] = _entry(event, *rest)
@@ -717,7 +718,22 @@ class Journal:
 def _line(output: str, entry: JournalEntry) -> str:
     event, size, mtime_ns, note, origin = entry
     more = [note, origin] if origin else [] if note is None else [note]
-    return json.dumps([event, output, size, mtime_ns, *more])
+    text = json.dumps([event, output, size, mtime_ns, *more])
+    return f"{text} {_check(text.encode())}"
+
+
+def _check(text: bytes) -> str:
+    return f"{zlib.crc32(text):08x}"
+
+
+def _fields(line: bytes) -> Any:
+    """Read what `_line` wrote, or s2f of before there were checksums; else a `ValueError`."""
+    if line.endswith(b"]\n"):
+        return json.loads(line)
+    text, _, check = line[:-1].rpartition(b" ")
+    if check != _check(text).encode():
+        raise ValueError(line)
+    return json.loads(text)
 
 
 def _entry(

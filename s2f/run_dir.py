@@ -9,6 +9,7 @@ config that was first written there. Every file is whole or absent, and what a k
 after its last save is dropped, so that one that goes on ends the same.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -41,6 +42,7 @@ SOMETIMES = ("loss_weights", "unsolved", "best_recall")
 # before the last were told lack them.
 FILES = ("train_files", "val_files")
 OF_DATA = ("photos", "recordings", "train_pack", "val_pack", *FILES)
+UNKNOWN = "0" * 64  # in the place of the SHA-256 of a state, as long as it is made
 LENGTHENED = "lengthened_from"  # key of a config: numbers of steps that its schedule had before
 DTYPES = {  # as safetensors names them
     "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
@@ -210,7 +212,8 @@ class Run:
         """Write everything that `restore` needs, tensor by tensor: there is no second copy of it.
 
         The format is that of safetensors: the length of a header, the header, and the tensors, the
-        widest types first, which aligns them.
+        widest types first, which aligns them. The header has the SHA-256 of the file, made with
+        zeros in its place.
         """
         if not self.writes:
             return
@@ -222,7 +225,8 @@ class Run:
         numbers = {name: getattr(self, name) for name in SAVED}
         for name in SOMETIMES:
             numbers |= {name: getattr(self, name)} if getattr(self, name) else {}
-        header: dict[str, object] = {"__metadata__": {"run": json.dumps(numbers)}}
+        metadata = {"sha256": UNKNOWN, "run": json.dumps(numbers)}
+        header: dict[str, object] = {"__metadata__": metadata}
         names, end = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)), 0
         for name in names:
             tensor, start = tensors[name], end
@@ -232,7 +236,9 @@ class Run:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with atomic_write(self.file) as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            head = len(text).to_bytes(8, "little") + text
+            file.write(head)
+            sha256 = hashlib.sha256(head)
             # One buffer for all: freed copies would leave holes that the next does not fit in.
             room = torch.empty(
                 max((t.nbytes for t in tensors.values()), default=0), dtype=torch.uint8
@@ -242,6 +248,9 @@ class Run:
                 values = room[: tensor.nbytes]
                 values.view(tensor.dtype).view(tensor.shape).copy_(tensor)
                 file.write(values.numpy().data)
+                sha256.update(values.numpy().data)
+            file.seek(head.index(UNKNOWN.encode()))
+            file.write(sha256.hexdigest().encode())
 
     def restore(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
@@ -249,8 +258,13 @@ class Run:
         """Go back to the last save; a `CheckpointError` if it is damaged or of another network."""
         try:
             with safe_open(self.file, framework="pt", device=str(device)) as file:
-                numbers = json.loads(file.metadata()["run"])
+                metadata = file.metadata()
+                numbers = json.loads(metadata["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # Another name may be a damaged `sha256`, which states of before there was one lack.
+            said = metadata.get("sha256")
+            if metadata.keys() - {"run", "sha256"} or said not in (None, _sha256(self.file, said)):
+                raise ValueError("its SHA-256 is another")
             if broken := next((k for k, v in tensors.items() if not is_finite(v)), None):
                 raise ValueError(f"{broken!r} holds values that are no numbers (NaN or infinite)")
             trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -277,3 +291,16 @@ class Run:
             self.best_weights = best_weights
         except DAMAGED as error:
             raise self._damaged(f"{self.file}: is not a state of this run", error) from error
+
+
+def _sha256(path: Path, said: str | None) -> str | None:
+    """Hash a state as it was when its SHA-256, which is `said` to be in it, was not yet."""
+    if said is None:
+        return None
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+        sha256 = hashlib.sha256(length + header.replace(said.encode(), UNKNOWN.encode(), 1))
+        while block := file.read(2**20):
+            sha256.update(block)
+    return sha256.hexdigest()

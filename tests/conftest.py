@@ -85,6 +85,14 @@ PARTS = appearance_model.PartsEncoderConfig(
 )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes hours, unless it is asked for by name; -m '' is of everything else."""
+    if "reliability" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("reliability")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 def some_landmarks(seed: int = 0) -> np.ndarray:
     """68 points that lie apart, somewhere in the middle of the frame."""
     rng = np.random.default_rng(seed)

@@ -246,7 +246,8 @@ def test_a_tree_that_was_moved_or_copied_is_up_to_date(tree):
         path: data for path, data in everything(tree / "new/out").items() if path.suffix == ".out"
     }
     journal = tree / "new/out/.s2f/shout.journal"  # of an earlier version, without folders
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    bare = re.sub(r"(?m) [0-9a-f]{8}$", "", journal.read_text())  # without checksums
+    lines = [json.loads(line) for line in bare.splitlines()]
     assert {line[5] for line in lines[1:]} == {"../moved/*.txt"}
     journal.write_text("\n".join(map(json.dumps, [lines[0], *(x[:4] for x in lines[1:])])) + "\n")
     assert prepare(tree, "new/out", source="new/moved").skipped == 3
