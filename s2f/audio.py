@@ -1029,7 +1029,12 @@ def _av_blocks(data: BinaryIO, heard: Heard, name: str) -> Iterator[_Block]:
             for second in np.arange(0, gap) if gap else ():
                 n = round(min(1.0, gap - second) * rate)
                 yield block._replace(samples=np.zeros((n, n_channels), np.float32))
-            for joined in resampler.resample(frame):
+            try:
+                resampled = resampler.resample(frame)
+            except av.FFmpegError as error:  # of more than 64
+                found = f"holds sound of {n_channels} channels that cannot be converted"
+                raise _unusable(name, found) from error
+            for joined in resampled:
                 packed: Any = joined.to_ndarray()  # [1 n*c]
                 yield block._replace(samples=packed.reshape(-1, n_channels))
 

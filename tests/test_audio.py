@@ -193,6 +193,10 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "playlist": (recording("a.m3u", "PCM_16", first="own.wav", edit=lambda _: PLAYLIST), NOT_SOUND),
     "concat": (recording("a.mp3", "PCM_16", first="own.wav", edit=lambda _: CONCAT), NOT_SOUND),
     "rate": (recording("a.wav", "PCM_16", edit=lambda c: c[:24] + b"\3\0" + c[26:]), "claims 3 "),
+    "channels": (
+        recording("a.wav", "PCM_16", edit=lambda c: c[:22] + b"\x81\0" + c[24:]),
+        "holds sound of 129 channels",
+    ),
     "folder": (lambda folder, _: folder, "is a folder"),
     "pipe": (lambda folder, _: os.mkfifo(folder / "a.wav") or folder / "a.wav", "is not a regular"),
 }

@@ -1,0 +1,253 @@
+"""Files made to do harm: pickles that call, media that name other places, names that confuse."""
+
+import gzip
+import importlib
+import operator
+import os
+import pickle
+import runpy
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import foreign_files
+import numpy as np
+import pytest
+import torch
+from command_line import Done, files
+from conftest import write_speech
+from damage import Count
+from foreign_files import Calls, pickled, write_archive
+from trees import contents
+
+from s2f import checkpoint, foreign_weights
+from s2f.audio import map_waveform, read_speech
+from s2f.errors import CheckpointError
+from s2f.files import read_array, read_table
+from s2f.images import open_photo
+
+CODE = "open('canary', 'w').close()"
+CALLS: dict[str, Any] = {
+    "system": Calls(os.system, "touch canary"),
+    "popen": Calls(os.popen, "touch canary"),
+    "Popen": Calls(subprocess.Popen, ["touch", "canary"]),
+    "eval": Calls(eval, CODE),
+    "exec": Calls(exec, CODE),
+    "open": Calls(open, "canary", "w"),
+    "mkdir": Calls(os.mkdir, "canary"),
+    "copy": Calls(shutil.copy, "w.py", "canary"),
+    "run a file": Calls(runpy.run_path, "w.py"),
+    "import": Calls(importlib.import_module, "w"),
+    "a chain": Calls(
+        operator.methodcaller("mkdir", "canary"), Calls(importlib.import_module, "os")
+    ),
+    "a loop": Calls(list, Calls(map, eval, [CODE])),
+    "torch": Calls(torch.save, 1, "canary"),
+    "a load": Calls(np.load, "w.pkl", None, True),
+}
+
+
+def bare(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def archive(path: Path, data: bytes) -> None:
+    write_archive(path, data)
+
+
+def old(path: Path, data: bytes) -> None:
+    """In the place of what `torch.save` of before 1.6 saved."""
+    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    parts = foreign_files.old_parts(path)
+    path.write_bytes(b"".join([*parts[:3], data, *parts[4:]]))
+
+
+def convert(path: Path) -> None:
+    foreign_weights.read_foreign(path, foreign_weights.recognise(path))
+
+
+ENTRANCES: dict[str, Callable[[Path], object]] = {
+    "w.pt": convert,
+    "w.safetensors": checkpoint.verify,
+    "w.h5": foreign_weights.inspect,
+    "w.npy": read_array,
+}
+
+
+def at_once(read: Any, path: Path, *given: Any, **limits: Any) -> Any:
+    """Read here, where nothing confines it, as hard as can be."""
+    try:
+        return read(path, *given)
+    except Exception as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def test_the_pickles_would_do_harm(tmp_path, monkeypatch):
+    """To whoever obeys: here, this test."""
+    Path(tmp_path / "w.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pkl").write_bytes(pickled(Calls(eval, CODE)))
+    for name in (
+        "eval",
+        "exec",
+        "mkdir",
+        "copy",
+        "run a file",
+        "a chain",
+        "a loop",
+        "torch",
+        "a load",
+    ):
+        pickle.loads(pickled(CALLS[name]))
+        canary = tmp_path / "canary"
+        assert canary.exists(), name
+        canary.rmdir() if canary.is_dir() else canary.unlink()
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_no_pickle_is_obeyed(tmp_path, monkeypatch, entrance):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(foreign_weights, "call_confined", at_once)
+    Path("w.py").write_text(CODE)
+    Path("w.pkl").write_bytes(pickled(Calls(eval, CODE)))
+    before, count, path = contents(tmp_path), Count(), tmp_path / entrance
+    for call in CALLS.values():
+        for write in (bare, archive, old):
+            write(path, pickled({"model": {"a": call}}))
+            count.read(path, ENTRANCES[entrance])
+            path.unlink()
+            assert contents(tmp_path) == before
+    print(f"hostile pickles as {entrance}: {count}")
+    assert count.refused == count.tried == 3 * len(CALLS)
+
+
+URL = "http://127.0.0.1:9/own.wav"
+PLACES = {
+    "playlist": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile '{}'\n",
+    "pls": "[playlist]\nFile1={}\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\na={}\n",
+    "dash": "<?xml version='1.0'?><MPD><Period><BaseURL>{}</BaseURL></Period></MPD>",
+    "smil": "<smil><body><audio src='{}'/></body></smil>",
+    "edl": "# mpv EDL v0\n{}\n",
+}
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Where a connection was asked for, or a name looked up; none is made."""
+    asked: list[Any] = []
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family == getattr(socket, "AF_UNIX", None):  # of worker processes
+            return connect(self, address)
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **_: refuse_name(asked, given))
+    return asked
+
+
+def refuse_name(asked: list[Any], given: Any) -> None:
+    asked.append(given)
+    raise OSError("no network")
+
+
+def test_media_that_name_other_places_are_refused(tmp_path, monkeypatch, connections):
+    """Within files, under every name; and as the name of a file."""
+    monkeypatch.chdir(tmp_path)
+    own, count = write_speech(tmp_path / "own.wav"), Count()
+    places = ["own.wav", str(own), own.as_uri(), f"concat:{own}|{own}", URL, f"subfile,,:{own}"]
+    for text in PLACES.values():
+        for place in places:
+            for name in ("a.m3u8", "a.wav", "a.mp4", "a.mp3"):
+                path = tmp_path / name
+                path.write_text(text.format(place))
+                count.read(path, read_speech)
+                path.unlink()
+    for place in places[2:]:
+        count.read(Path(place), read_speech)
+    print(f"media that name other places: {count}")
+    assert count.refused == count.tried and not connections
+
+
+GZIPPED: dict[str, Callable[[Path], object]] = {
+    "own.wav": read_speech,
+    "own.jpg": open_photo,
+    "own.npy": map_waveform,
+    "own.csv": read_table,
+    "own.safetensors": checkpoint.verify,
+    "own.h5": foreign_weights.inspect,
+}
+
+
+@pytest.mark.parametrize("name", GZIPPED)
+def test_what_is_packed_with_gzip_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(bytes(10**8)))
+    count = Count()
+    count.read(tmp_path / name, GZIPPED[name])
+    assert count.refused == 1 and count.slowest < 10
+
+
+ODD = [
+    "\u00e9", "e\u0301", "ﬁ", "😀", "👩‍👩‍👧", "شخص", "\u202egnp", "\u200b", "a\u0300\u0301", "ß",
+    "İ",
+    "a\nb", "a\tb", "a\rb", "\x1b[31mred", "\x1b]0;title\x07", "\x7f", "\x9b31m", "-", "--", "-rf",
+    "--help", "-o", "~", "~root", "$HOME", "$(touch canary)", "`touch canary`", ";", "|", "&", "*",
+    "?", "[a]", "{a}", "%s", "%n", "{0}", "\\", "a\\b", "..a", "a..", "...", " ", " a", "a ", "'",
+    '"', "<b>", "[bold]x[/bold]", "[link=http://a]", "CON", "nul", "aux.txt", "a:b", "a=b", "#",
+    "http:", "file:a", "concat:a|b", "pipe:0", "x" * 250, "😀" * 62, "\udcff", "a\udc80b", "0",
+    "-1", "None", "null", "true", "1e5",
+]  # fmt: skip
+
+
+def test_hostile_names_are_done_or_named_and_do_nothing_to_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good, count = write_speech(tmp_path / "good.wav"), Count()
+    names = [*ODD, *(f"{name}{k}" for k in range(2) for name in ODD)]
+    tree = tmp_path / "in"
+    for k, name in enumerate(dict.fromkeys(names)):
+        folder = tree / f"id{k % 7}"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copy(good, os.fsdecode(os.fsencode(folder / f"{name}.wav")))
+        except OSError:  # too long for this file system
+            continue
+        count.tried += 1
+    os.mkfifo(tree / "id0/pipe.wav")
+    (tree / "id0/loop.wav").symlink_to("loop.wav")
+    (tree / "id1/loop").symlink_to(tree)
+    before = files(tmp_path)
+    done = Done("prep", "audio", tree, tmp_path / "out", "--workers", 1)
+    made = [path for path in files(tmp_path) - before if ".s2f" not in path.parts]
+    assert all(path.is_relative_to(tmp_path / "out") for path in made)
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert done.code == 6 and done.err.count("pipe.wav") and done.err.count("loop.wav")
+    for text in (done.out, done.err):
+        assert not [c for c in text if c != "\n" and not c.isprintable()], text
+    count.done = len(made)
+    hidden = sum(name.startswith(".") for name in dict.fromkeys(names))
+    count.lost = count.tried - hidden - count.done - (done.err.count("\n  ") - 2)
+    print(f"hostile names: {count}, hidden {hidden}")
+    assert count.lost == 0 and not Path("canary").exists()
+
+
+def test_commands_make_no_connection(tmp_path, bundled, speech, photo, connections):
+    """None in this process; what their workers do is not seen."""
+    model = ("--model", bundled / "demo")
+    for command in (
+        ("models",),
+        ("verify", bundled / "demo"),
+        ("generate", speech, *model, "-o", tmp_path / "face.png"),
+        ("convert", "inspect", bundled / "demo/face_encoder.safetensors"),
+        ("prep", "audio", speech, tmp_path / "sound", "--workers", 1),
+        ("prep", "resize", photo, tmp_path / "small", "--workers", 1),
+    ):
+        done = Done(*command)
+        assert done.code == 0 and not connections, (command, done.code, done.err)
