@@ -192,5 +192,5 @@ def test_of_people_kept_out_it_tells_dark_glasses_and_burnt_out_photos(model: Sp
 def test_it_comes_with_what_its_evaluation_found() -> None:
     (entry,) = checkpoint.entries("demo")
     assert entry.evaluation is not None
-    for words in ("Recall among all 44 people", "chance", "Voices and faces belong", "CC BY 4.0"):
+    for words in ("Recall among all 68 people", "chance", "Voices and faces belong", "CC BY 4.0"):
         assert words.lower() in entry.evaluation.lower(), words
