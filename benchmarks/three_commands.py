@@ -104,7 +104,7 @@ def main() -> None:
     took = time.monotonic() - began
     chance, killed = random.Random(0), []
     # From short to long, so that the first command is killed too, and the others are come to.
-    shares = [chance.uniform(math.log(0.01), math.log(0.3)) for _ in range(given.kills)]
+    shares = [chance.uniform(math.log(0.003), math.log(0.3)) for _ in range(given.kills)]
     for share in sorted(map(math.exp, shares)):
         where = walk(disturbed, share * took, whole_group=len(killed) % 2 == 0)
         if where is None:

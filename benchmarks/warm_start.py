@@ -1,11 +1,12 @@
 """A voice encoder that starts as a trained one, and one that starts at random, on real voices.
 
-    python benchmarks/warm_start.py VOICES WORK [--steps 400] [--json]
+    python benchmarks/warm_start.py VOICES WORK [--steps 400] [--seed 0] [--json]
 
-VOICES is a folder of speakers, a recording or more each (`../shared/data/voices`). Each speaker's
-face is the one that the bundled model gives the whole recording, so that voice and face belong
-together. The speakers are split at random, always alike: a half learn the start (`--steps`), 30 are
-new to learn from, the rest are validation. Then `train voice` takes 500 steps from none, and 50
+VOICES is `voices` of what `s2f prep demo` made, with the faces that it gives them; or a folder of
+speakers, a recording or more each (`../shared/data/voices`), whose faces are those that the bundled
+model gives the whole recordings, so that voice and face belong together. The people of training, or
+all, are split at random (`--seed`): a half learn the start (`--steps`), 30 are new to learn from;
+validation is that of VOICES, or the rest. Then `train voice` takes 500 steps from none, and 50
 with --init. All in WORK; what is there is gone on with. Fails unless the 50 find more of the people
 in validation: R@10.
 """
@@ -13,6 +14,7 @@ in validation: R@10.
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,18 +32,26 @@ NEW = 30  # people to learn from in the end
 BATCH, RATE = 8, 1e-3
 
 
-def make_trees(voices: Path, out: Path) -> None:
-    """Write `old` and `new`, trees of train and val, of int16 waveforms and embeddings."""
+def make_trees(voices: Path, out: Path, seed: int) -> None:
+    """Write `old` and `new`, trees of train and val: copies, or waveforms and embeddings."""
     model = SpeechToFace.load(device="cpu")
-    speakers = sorted(path for path in voices.iterdir() if path.is_dir())
+    made = (voices / "train").is_dir()  # by prep demo
+    speakers = sorted(p for p in (voices / "train" if made else voices).iterdir() if p.is_dir())
     half = len(speakers) // 2
-    order = np.random.default_rng(0).permutation(len(speakers))
+    order = np.random.default_rng(seed).permutation(len(speakers))
     parts = {
         "old/train": order[:half],
         "old/val": order[half : half + 5],
         "new/train": order[half + 5 : half + 5 + NEW],
         "new/val": order[half + 5 + NEW :],
     }
+    if made:
+        with atomic_folder(out) as folder:
+            shutil.copytree(voices / "val", folder / "new/val")
+            for name in ("old/train", "old/val", "new/train"):
+                for k in parts[name].tolist():
+                    shutil.copytree(speakers[k], folder / name / speakers[k].name)
+        return
     with atomic_folder(out) as folder:
         for name, chosen in parts.items():
             for k in chosen.tolist():
@@ -80,11 +90,12 @@ def main() -> None:
     parser.add_argument("voices", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=400, help="that the start learns")
+    parser.add_argument("--seed", type=int, default=0, help="by which people are split")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     data = options.work / "data"
     if not data.is_dir():
-        make_trees(options.voices, data)
+        make_trees(options.voices, data, options.seed)
     old = learn(data / "old", options.work / "old", options.steps)
     none = learn(data / "new", options.work / "none", 500)
     warm = learn(data / "new", options.work / "warm", 50, old.best)
