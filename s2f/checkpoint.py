@@ -204,6 +204,19 @@ def _of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _order(path: Path, text: str) -> None:
+    """Put the header's JSON first in the metadata: safetensors writes its two in either order."""
+    start, json_of, sha256 = b'{"__metadata__":{', json.dumps(text), _of_text(text)
+    parts = f'"s2f":{json_of}'.encode(), f'"sha256":"{sha256}"'.encode()
+    first, other = (start + b",".join(some) + b"}" for some in (parts, parts[::-1]))
+    with path.open("r+b") as file:
+        file.seek(8)
+        found = file.read(len(first))
+        assert found in (first, other)
+        file.seek(8)
+        file.write(first)
+
+
 def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Hash names, types, shapes and values of tensors, in the order of their names."""
     return _hashed(tensors)[0]
@@ -354,6 +367,7 @@ def save(
         try:
             text = json.dumps(header, sort_keys=True)
             save_file(tensors, temporary, {"s2f": text, "sha256": _of_text(text)})
+            _order(temporary, text)
         except SafetensorError as error:  # how it says that the disk is full
             raise unwritable(path, OSError(str(error))) from error
     return space

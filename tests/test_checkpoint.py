@@ -106,6 +106,14 @@ def test_half_precision_is_kept_if_that_is_asked_for(tmp_path):
     assert back.mean.dtype == torch.float32  # not of the file
 
 
+def test_the_same_network_is_stored_in_the_same_bytes(tmp_path):
+    network = encoder()
+    paths = [tmp_path / str(k) for k in range(12)]  # safetensors alone orders metadata by chance
+    for path in paths:
+        save(path, network, card=CARD)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_what_half_precision_cannot_hold_is_stored_whole(tmp_path):
     """Beyond 65,504 it is infinite, and such a file would be refused; vectors are few and exact."""
     path, network = tmp_path / "e", encoder()
