@@ -34,7 +34,6 @@ BATCH, RATE = 8, 1e-3
 
 def make_trees(voices: Path, out: Path, seed: int) -> None:
     """Write `old` and `new`, trees of train and val: copies, or waveforms and embeddings."""
-    model = SpeechToFace.load(device="cpu")
     made = (voices / "train").is_dir()  # by prep demo
     speakers = sorted(p for p in (voices / "train" if made else voices).iterdir() if p.is_dir())
     half = len(speakers) // 2
@@ -52,6 +51,7 @@ def make_trees(voices: Path, out: Path, seed: int) -> None:
                 for k in parts[name].tolist():
                     shutil.copytree(speakers[k], folder / name / speakers[k].name)
         return
+    model = SpeechToFace.load(device="cpu")
     with atomic_folder(out) as folder:
         for name, chosen in parts.items():
             for k in chosen.tolist():

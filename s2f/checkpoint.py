@@ -1,10 +1,10 @@
 """Checkpoints: one safetensors file a network, with everything needed to run it.
 
 The file's metadata holds one JSON: format version, kind, config, preprocessing, the embedding
-space, a card, and the SHA-256 of the tensors; beside it stands the SHA-256 of this JSON, but in
-files of before it did. The embedding space, a hash of the face encoder's
-tensors and preprocessing, ties a voice encoder and a decoder to it. A model is a folder of
-checkpoints, KIND.safetensors each. Headers and models need no torch, which is slow to import.
+space, a card, and the SHA-256 of the tensors; beside it stands the SHA-256 of this JSON, which
+older files lack. The embedding space, a hash of the face encoder's tensors and preprocessing, ties
+a voice encoder and a decoder to it. A model is a folder of checkpoints, KIND.safetensors each.
+Headers and models need no torch, which is slow to import.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _opened(path: Path, kind: str | None, framework: str) -> Iterator[tuple[Any,
             if "s2f" not in metadata:
                 message = f"{path}: is a safetensors file, but not one that s2f wrote"
                 raise CheckpointError(message, hint=f"wanted one of s2f train; {CONVERT}")
-            sha256 = _of_text(metadata["s2f"])
+            sha256 = _text_sha256(metadata["s2f"])
             # Another name may be a damaged `sha256`: nothing else of ours stands there.
             if metadata.keys() - {"s2f", "sha256"} or metadata.get("sha256", sha256) != sha256:
                 message = f"{path}: is damaged: its header does not have the SHA-256 beside it"
@@ -200,21 +200,20 @@ def _refuse_foreign(path: Path) -> None:
         raise CheckpointError(message, hint=CONVERT)
 
 
-def _of_text(text: str) -> str:
+def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _order(path: Path, text: str) -> None:
     """Put the header's JSON first in the metadata: safetensors writes its two in either order."""
-    start, json_of, sha256 = b'{"__metadata__":{', json.dumps(text), _of_text(text)
+    start, json_of, sha256 = b'{"__metadata__":{', json.dumps(text), _text_sha256(text)
     parts = f'"s2f":{json_of}'.encode(), f'"sha256":"{sha256}"'.encode()
     first, other = (start + b",".join(some) + b"}" for some in (parts, parts[::-1]))
     with path.open("r+b") as file:
         file.seek(8)
-        found = file.read(len(first))
-        assert found in (first, other)
-        file.seek(8)
-        file.write(first)
+        if file.read(len(other)) == other:
+            file.seek(8)
+            file.write(first)
 
 
 def payload_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -366,7 +365,7 @@ def save(
     with atomic_path(path) as temporary:
         try:
             text = json.dumps(header, sort_keys=True)
-            save_file(tensors, temporary, {"s2f": text, "sha256": _of_text(text)})
+            save_file(tensors, temporary, {"s2f": text, "sha256": _text_sha256(text)})
             _order(temporary, text)
         except SafetensorError as error:  # how it says that the disk is full
             raise unwritable(path, OSError(str(error))) from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -194,3 +195,4 @@ def test_it_comes_with_what_its_evaluation_found() -> None:
     assert entry.evaluation is not None
     for words in ("Recall among all 68 people", "chance", "Voices and faces belong", "CC BY 4.0"):
         assert words.lower() in entry.evaluation.lower(), words
+    assert not re.search(r"(?<![\w.])/\w+/", entry.evaluation)  # no path of whoever measured it
