@@ -1,29 +1,48 @@
 """Serves a page of Gradio's: its address, what a visit may cost, and that nothing of it stays.
 
-What a visitor sends lies in a folder that is private, is the program's own and ends with it; a file
-leaves it as soon as it is read, at the latest after ten minutes. Knows nothing of what is on the
-page. Some of this reaches into parts of Gradio that it does not promise to keep: see `GRADIO`.
+What a visitor sends lies in a folder that is private, is the program's own and ends with it, or,
+if it is killed, when the next one starts; a file leaves it as soon as it is read, at the latest
+after ten minutes. Who sends slowly, or does not read, is broken off, and what waits for him is
+forgotten.
+
+Knows nothing of what is on the page. Some of this reaches into parts of Gradio that it does not
+promise to keep: see `GRADIO`.
 """
 
+import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import errno
 import functools
 import io
+import ipaddress
 import logging
 import os
 import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+import types
+import urllib.parse
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Hashable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from s2f.console import one_line
 from s2f.errors import DependencyError, DeviceError, InputError, OutputError, UsageError
 from s2f.files import put_away_at_the_end
 
@@ -34,6 +53,8 @@ GRADIO = "6.31"  # whose own parts `_patch` and `hand_over` change; pyproject as
 MAX_MB, MAX_SECONDS = 25.0, 60.0  # of a file; that are heard of a recording
 SESSIONS = 100  # whose layout Gradio remembers
 FORGOTTEN = 600.0  # seconds after which a file goes that nobody asked about
+PATIENCE = 60.0  # seconds that one may take to send a request's head, or to read on
+PREFIX = "s2f-visitors-"  # of the folder's name
 OVERHEAD = 65_536  # bytes of an upload beside the file: its headers
 TOGETHER = 20  # uploads of the largest size that may wait to be asked about
 POSTED = ("/upload", "/queue/join", "/call/", "/cancel", "/reset")  # what the page sends to
@@ -42,6 +63,15 @@ NOT_READ = ("file=http", "file/http", "proxy=", "deep_link", "/monitoring")
 POLICY = (  # whatever a page of ours or of Gradio's names: nothing outside is asked
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
+)
+TOO_LARGE = "What you sent is too large, or does not say how large it is."
+NOT_OURS = (
+    "This page is asked by the address that `s2f app` prints. If a proxy has it under another "
+    "name, start it with that, such as --root-path https://example.org/s2f."
+)
+ELSEWHERE = (
+    "Another site's page asked this. If a proxy has this page under a name of its own, start "
+    "`s2f app` with that, such as --root-path https://example.org/s2f."
 )
 Message = MutableMapping[str, Any]  # of ASGI, and its scope
 Send = Callable[[Message], Awaitable[None]]
@@ -138,8 +168,17 @@ def serve(
         off: dict[str, Any] = dict.fromkeys(OFF, False)
         max_bytes = round(settings.max_mb * 2**20)  # as Gradio counts
         room = functools.partial(has_room, folder, TOGETHER * max_bytes)
-        root = re.sub("^https?://[^/]+", "", settings.root_path)
-        guard = Middleware(Guard, max_bytes=2 * max_bytes, room=room, root=root)
+        root = urllib.parse.urlsplit(settings.root_path)
+        names = {"localhost", "127.0.0.1", "::1", settings.host.lower(), _host(root.netloc)} - {""}
+        guard: Any = functools.partial(
+            Guard,
+            max_bytes=2 * max_bytes,
+            room=room,
+            root=root.path,
+            own=root.netloc,
+            hosts=names if is_here_alone(settings.host) else None,
+            watch=lambda: watch(page),
+        )
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
@@ -153,13 +192,15 @@ def serve(
                     footer_links=[],
                     state_session_capacity=SESSIONS,
                     max_file_size=max_bytes,
-                    app_kwargs={"middleware": [guard]},
+                    app_kwargs={"middleware": [Middleware(guard)]},
                     **off,
                     **look,
                 )
             if settings.share and not page.share_url:
                 message = "no public link could be made: the servers of Gradio's cannot be reached"
                 raise DeviceError(message, hint="look at the network, or leave --share out")
+            if page.share_url:
+                names.add(urllib.parse.urlsplit(page.share_url).netloc)
             # That of all addresses is none to visit; of IPv4's, 0.0.0.0, Gradio knows it.
             yield str(page.local_url).replace("//[::]", "//[::1]"), page.share_url
         finally:
@@ -176,10 +217,11 @@ def serve(
 def private_folder() -> Iterator[Path]:
     """Make the folder that Gradio keeps files in, for nobody else to read; it goes at the end.
 
-    Raises OutputError if there is no place for it.
+    Those go too that servers have left which were killed. Raises OutputError if there is no place
+    for it.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="s2f-page-"))
+        folder, lock = _own_folder()
     except OSError as error:
         message = f"no folder can be made for what visitors send ({error.strerror or error})"
         hint = "free some space, or set TMPDIR to a folder that can be written"
@@ -199,6 +241,43 @@ def private_folder() -> Iterator[Path]:
             yield folder
     finally:
         done.set()
+        if lock is not None:
+            os.close(lock)
+
+
+def _own_folder() -> tuple[Path, int | None]:
+    """Make a folder, and lock it, where there are such locks; remove those that nobody holds."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        lock = _locked(folder)
+        if folder.exists():  # or another server took it for one that was left
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder for as long as its descriptor is open; None if it cannot be, or is already."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # another user's, or no folder
+        return None
+    try:
+        if os.fstat(descriptor).st_uid == os.getuid():  # root may open all
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 @contextlib.contextmanager
@@ -272,15 +351,22 @@ def hand_over(component: Any) -> None:
     component.preprocess = lambda sent: sent and sent.path
 
 
+def _tell(error: BaseException | None) -> None:
+    """Say in one line what a request came to that is none of the page's."""
+    said = f"a request could not be understood: {error!r}"
+    logging.getLogger(__name__).warning("%s", one_line(said)[:300])
+
+
 def _patch() -> None:
     """Have Gradio name each file that is sent apart, and forget what it answered.
 
     It names files by their content: two visitors who send the same recording would share one file,
     and the answer of the first would delete it from under the second. What a visitor's file was
     called is not kept either. And it would hold an answer for an hour after the visit, to show it
-    again by a link: another's faces, in the memory of the server.
+    again by a link: another's faces, in the memory of the server. It also prints a traceback for
+    every question that it cannot make out, which anyone may ask at will.
     """
-    from gradio import route_utils, state_holder
+    from gradio import queueing, route_utils, state_holder
 
     sent = route_utils.GradioUploadFile
 
@@ -288,13 +374,91 @@ def _patch() -> None:
         def __init__(self, file: BinaryIO, *, filename: str | None = None, **others: Any) -> None:
             suffix = Path(filename or "").suffix[:8]
             super().__init__(file, filename=f"{secrets.token_hex(16)}{suffix}", **others)
+            _sent.get().append(file.name)
 
     def forget(session: object, component: int, value: object) -> None:
         """Take the place of what keeps the value of a component."""
 
     route_utils.GradioUploadFile = Upload  # type: ignore[misc]
+    assert hasattr(vars(queueing)["traceback"], "print_exc")
+    vars(queueing)["traceback"] = types.SimpleNamespace(print_exc=lambda: _tell(sys.exception()))
     assert hasattr(state_holder.SessionState, "_update_value_in_config")
     state_holder.SessionState._update_value_in_config = forget  # type: ignore[method-assign, assignment]
+
+
+_sent: contextvars.ContextVar[list[str]] = contextvars.ContextVar("files of a request")
+
+
+class Patience:
+    """Tells what has been as it is for more than `PATIENCE` seconds; it looks now and then."""
+
+    def __init__(self) -> None:
+        self._since: dict[Hashable, tuple[Hashable, float]] = {}
+
+    def ends_for(self, states: Mapping[Any, Hashable]) -> list[Any]:
+        """Look again: of things and the states they are in, which have not moved for too long."""
+        now, before = time.monotonic(), self._since
+        self._since = {
+            key: before[key] if key in before and before[key][0] == state else (state, now)
+            for key, state in states.items()
+        }
+        return [key for key, (_, since) in self._since.items() if now - since > PATIENCE]
+
+
+async def watch(page: "gr.Blocks", pause: float = 5.0) -> None:
+    """Break off who is too slow, and forget what Gradio keeps for who does not come for it.
+
+    It is of the loop that serves the page, and ends with it.
+    """
+    connections, sessions, uploads = Patience(), Patience(), Patience()
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            for connection in connections.ends_for(stalled(page.server.server_state.connections)):
+                connection.transport.abort()
+            queue = page._queue
+            for session in sessions.ends_for(unread(queue)):
+                await queue.clean_events(session_hash=session)
+                queue.pending_messages_per_session.pop(session, None)
+                queue.pending_event_ids_session.pop(session, None)
+            _forget_uploads(page, uploads)
+        except Exception:  # the page is served all the same
+            logging.getLogger(__name__).exception("slow visitors could not be looked for")
+
+
+def stalled(connections: Collection[Any]) -> dict[Any, Hashable]:
+    """Find connections of uvicorn's that send no request, or do not read; each with its state."""
+    states: dict[Any, Hashable] = {}
+    for connection in connections:
+        cycle = getattr(connection, "cycle", None)  # of WebSockets there is none
+        unsent = connection.transport.get_write_buffer_size()
+        if cycle is None or cycle.response_complete or unsent:
+            states[connection] = id(cycle), unsent
+    return states
+
+
+def unread(queue: Any) -> dict[str, Hashable]:
+    """Find sessions of a queue of Gradio's whose messages nobody takes, or that ask nothing."""
+    asking = queue.pending_event_ids_session
+    waiting = {key: sent.qsize() for key, sent in queue.pending_messages_per_session.items()}
+    idle = (key for key in {*waiting, *asking} if waiting.get(key) or not asking.get(key))
+    return dict.fromkeys(idle, True)
+
+
+def _forget_uploads(page: "gr.Blocks", uploads: Patience) -> None:
+    """Forget how far uploads have come, and the paths of files that are gone."""
+    from gradio import routes
+
+    progress = routes.file_upload_statuses
+    lengths = {
+        key: sum(unit.chunk_size for unit in tracked.deque) if tracked else 0
+        for key, tracked in ((k, progress._statuses.get(k)) for k in list(progress._signals))
+    }
+    for key in uploads.ends_for(lengths):
+        progress._signals.pop(key, None)
+        progress._statuses.pop(key, None)
+    gone = {path for path in page.upload_file_set if not os.path.exists(path)}
+    page.upload_file_set.difference_update(gone)
 
 
 class Guard:
@@ -303,37 +467,101 @@ class Guard:
     Gradio has more routes than the page asks for: some write files elsewhere, or have the server
     fetch any address. An upload has at most `max_bytes`, and passes while there is `room`. Some
     proxies leave the path before a request's that they have the page under: `root`.
+
+    A page of another site may ask nothing, whether a browser knows it for one (Fetch Metadata;
+    else by its origin, which is ours, or `own` where a proxy has it), or takes its name for this
+    machine's (DNS rebinding): the page is asked by one of `hosts`, or if None by any name.
     """
 
     def __init__(
-        self, app: Any, max_bytes: int, room: Callable[[], bool] = lambda: True, root: str = ""
+        self,
+        app: Any,
+        max_bytes: int,
+        room: Callable[[], bool] = lambda: True,
+        root: str = "",
+        own: str = "",
+        hosts: Collection[str] | None = None,
+        watch: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """Stand before `app`; `watch` is run beside it."""
         self.app, self.max_bytes, self.room, self.root = app, max_bytes, room, root
+        self.own, self.hosts, self.watch = own, hosts, watch
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         """Pass a request on, unless there is something against it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            watching = self.watch and asyncio.ensure_future(self.watch())
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                if watching:
+                    watching.cancel()
+            return
+        if scope["type"] != "http":  # the page has no WebSockets
+            await send({"type": "websocket.close"})
             return
         if self.root and f"{scope['path']}/".startswith(f"{self.root}/"):
             scope = {**scope, "path": scope["path"].removeprefix(self.root) or "/"}
         if refused := self._refused(scope):
-            status, text = refused
-            headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": text.encode()})
+            await _refuse(send, *refused)
             return
+        is_answered, left = False, self._most(scope["path"])
+        late: tuple[int, str] | None = None  # what was wrong with the rest of the request
+        end = time.monotonic() + FORGOTTEN
+        is_whole = scope["method"] != "POST"
+
+        async def hear() -> Message:
+            """Receive; who is too slow, breaks off or sends more than he said has gone."""
+            nonlocal is_whole, left, late
+            message: Message
+            if is_whole:  # only that he goes may come
+                message = await receive()
+                return message
+            try:
+                patience = min(PATIENCE, end - time.monotonic())
+                message = await asyncio.wait_for(receive(), patience)
+            except TimeoutError:
+                message = {"type": "http.disconnect"}
+            left -= len(message.get("body", b""))
+            if left < 0:
+                late = 413, TOO_LARGE
+            elif message["type"] == "http.disconnect":
+                late = 408, "What you sent did not arrive in time."
+            is_whole = not message.get("more_body", False)
+            if late:
+                message = {"type": "http.disconnect"}
+            return message
 
         async def answer(message: Message) -> None:
+            nonlocal is_answered
             if message["type"] == "http.response.start":
+                is_answered = True
                 policy = (b"content-security-policy", POLICY.encode())
                 private = (b"referrer-policy", b"no-referrer")
                 message["headers"] = [*message.get("headers", []), policy, private]
             await send(message)
 
-        await self.app(scope, receive, answer)
+        sent = _sent.set([])
+        try:
+            await self.app(scope, hear, answer)
+        except Exception as error:
+            if not late:
+                _tell(error)
+                late = 400, "What you sent could not be understood."
+            if not is_answered:
+                await _refuse(send, *late)
+        finally:
+            for path in _sent.get():  # what Gradio took has another name by now
+                Path(path).unlink(missing_ok=True)
+            _sent.reset(sent)
 
     def _refused(self, scope: Message) -> tuple[int, str] | None:
+        """Say with which status and sentence a request is refused, for what its head says."""
+        headers: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name, []).append(value)
+        if refused := self._strange(scope["method"], headers):
+            return refused
         path = str(scope["path"]).lower()
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             known = not any(part in path for part in NOT_READ)
@@ -343,11 +571,53 @@ class Guard:
             return 404, "There is nothing here."
         if scope["method"] != "POST":
             return None
-        upload = path.endswith("/upload")
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        most = OVERHEAD + (self.max_bytes if upload else 0)
-        if not length.isdigit() or int(length) > most:
-            return 413, "What you sent is too large, or does not say how large it is."
-        if upload and not self.room():
+        (length, *more) = headers.get(b"content-length", [b""])
+        if b"transfer-encoding" in headers or more or not length.isdigit():
+            return 413, TOO_LARGE
+        if int(length) > self._most(path):
+            return 413, TOO_LARGE
+        if path.endswith("/upload") and not self.room():
             return 507, "Too much has been sent that was not asked about yet. Try again later."
         return None
+
+    def _most(self, path: str) -> int:
+        """Say how many bytes a request may have."""
+        return OVERHEAD + (self.max_bytes if path.lower().endswith("/upload") else 0)
+
+    def _strange(self, method: str, headers: Mapping[bytes, list[bytes]]) -> tuple[int, str] | None:
+        """Refuse what another site's page asks."""
+        asked = [value.decode("latin-1").lower() for value in headers.get(b"host", [])]
+        if self.hosts is not None and not (asked and all(_host(a) in self.hosts for a in asked)):
+            return 421, NOT_OURS
+        site = headers.get(b"sec-fetch-site", [b""])[-1]
+        if site not in (b"", b"none", b"same-origin"):
+            goes = headers.get(b"sec-fetch-mode") == [b"navigate"]  # from there to here
+            return None if goes and method in ("GET", "HEAD") else (403, ELSEWHERE)
+        origin = headers.get(b"origin", [b""])[-1].decode("latin-1").lower()
+        known = {*asked, self.own.lower()} - {""}
+        if method == "POST" and origin and not site:
+            return None if origin.partition("://")[2] in known else (403, ELSEWHERE)
+        return None
+
+
+async def _refuse(send: Send, status: int, text: str) -> None:
+    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+def _host(address: str) -> str:
+    """Give the name in `name:port`, as in a Host header; of IPv6, without brackets."""
+    return re.sub(r":\d*$", "", address.lower()).removeprefix("[").removesuffix("]")
+
+
+def is_here_alone(host: str) -> bool:
+    """Tell whether only this machine reaches what is served at an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which `check_settings` has looked up
+        kind = socket.SOCK_STREAM
+        return all(
+            ipaddress.ip_address(str(address[0])).is_loopback
+            for *_, address in socket.getaddrinfo(host, 0, type=kind)
+        )

@@ -679,6 +679,13 @@ def load_model(choice: Choice, *, keep_half: bool = False) -> Model:
     return Model(choice.name, networks)
 
 
+def place_of(url: str) -> Path:
+    """Say where `locate` looks for a published file."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
 def locate(url: str, sha256: str) -> Path:
     """Find a published file in `checkpoints` of the torch hub folder (under $TORCH_HOME).
 
@@ -687,7 +694,7 @@ def locate(url: str, sha256: str) -> Path:
     """
     import torch
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    path = place_of(url)
     hint = f"put {url} there, as {path}"
     if not path.exists():
         try:

@@ -349,7 +349,7 @@ def _app(
     """Serve a web page: record a voice or give a photo, and see the faces. Ctrl-C ends it."""
     console = choose_console(ctx, as_json, quiet)
     from s2f.app import serving, warm
-    from s2f.app_server import Settings, check_settings
+    from s2f.app_server import Settings, check_settings, is_here_alone
     from s2f.checkpoint import entries
     from s2f.face_detection import choose_detector
     from s2f.pipeline import SpeechToFace
@@ -368,7 +368,7 @@ def _app(
         with serving(networks, settings, evaluation) as (url, public):
             if public:
                 console.note(PUBLIC)
-            elif settings.host not in ("127.0.0.1", "localhost", "::1"):
+            elif not is_here_alone(settings.host):
                 console.note(OPEN)
             for address in filter(None, (url, public)):
                 console.line(address)

@@ -126,21 +126,39 @@ def frame(name: str, photo: Image.Image, faces: list[FoundFace]) -> Image.Image:
 
 
 def installed_detector() -> str | None:
-    """Name the detector that can be used without asking: the first one that is installed."""
-    for name, (packages, _) in DETECTORS.items():
-        if all(importlib.util.find_spec(package) for package in packages):
-            return name
-    return None
+    """Name the detector that can be used without asking: the first one that is installed.
+
+    One whose weights would first have to be fetched has to be asked for by its name.
+    """
+    return next((name for name in DETECTORS if _is_installed(name) and not _unfetched(name)), None)
+
+
+def _is_installed(name: str) -> bool:
+    packages, _ = DETECTORS[name]
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def _unfetched(name: str) -> list[str]:
+    """List the addresses of weights that a detector would fetch."""
+    if name == "dlib":
+        return []
+    from s2f.checkpoint import place_of
+
+    return [url for url, _ in (FAN, S3FD) if not place_of(url).exists()]
 
 
 def choose_detector(name: str | None) -> str:
     """Choose the detector that was asked for, or else the one that is installed, for any device.
 
     Raises UsageError if there is no such detector, DependencyError if its packages are not
-    installed, or those of none are.
+    installed, or those of none are, or if weights would have to be fetched that nobody asked for.
     """
     chosen = name or installed_detector()
     if chosen is None:
+        for other in filter(_is_installed, DETECTORS):
+            message = f"the weights of the detector {other} are not on this machine"
+            hint = f"give --detector {other}, which fetches {' and '.join(_unfetched(other))}"
+            raise DependencyError(message, hint=hint)
         extras = " or ".join(f"pip install 's2f[{extra}]'" for _, extra in DETECTORS.values())
         hint = f"{extras}; photos that are framed already need none (reconstruct --no-align)"
         raise DependencyError("no detector of faces is installed", hint=hint)

@@ -362,8 +362,19 @@ DLIB = {"dlib", "face_recognition_models"}
         ({"dlib"}, None),
     ],
 )
-def test_the_detector_is_one_that_is_installed(monkeypatch, there, chosen):
+def test_the_detector_is_one_that_is_installed(monkeypatch, tmp_path, there, chosen):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in there or None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    if chosen == "face-alignment":  # it is not fetched unless it is asked for
+        assert face_detection.installed_detector() is None
+        with pytest.raises(DependencyError, match="weights of the detector face-al") as raised:
+            face_detection.choose_detector(None)
+        assert raised.value.hint is not None and "--detector face-al" in raised.value.hint
+        assert face_detection.choose_detector(chosen) == chosen
+        for url in ("2DFAN4-11f355bf06.pth.tar", "s3fd-619a316812.pth"):
+            path = tmp_path / "hub/checkpoints" / url
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     assert face_detection.installed_detector() == chosen
     choose = face_detection.choose_detector
     if chosen:
