@@ -27,7 +27,7 @@ from s2f import cli_convert, cli_prep, cli_train
 from s2f import generate as jobs
 from s2f.app_server import MAX_MB, MAX_SECONDS
 from s2f.console import Console, count, described, duration, hush_libraries, one_line, size
-from s2f.device import end_by_signals, keep_memory
+from s2f.device import end_by_signals, keep_memory, shortage
 from s2f.errors import CheckpointError, DependencyError, InputError, S2FError, UsageError
 from s2f.files import FULL, by_suffix, put_away, unwritable
 from s2f.options import (
@@ -69,6 +69,19 @@ def _is_given(path: str, parameters: Mapping[str, object]) -> bool:
     return bool(path) and any(own in (one, *one.parents) or one in own.parents for one in given)
 
 
+def _caused(error: Exception, parameters: Mapping[str, object]) -> S2FError | None:
+    """Say what the machine, or a path that a command was given, has caused; None for a bug."""
+    if (short := shortage(error)) or not isinstance(error, OSError):
+        return short
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    if error.errno in FULL:
+        return unwritable(path or "a file", error)
+    if error.errno in UNREACHABLE and _is_given(path, parameters):
+        hint = "check its name, and the permissions of the folders above it"
+        return InputError(f"{path}: cannot be reached: {error.strerror}", hint=hint)
+    return None
+
+
 class _Group(TyperGroup):
     """Turns errors that a user, a file or a machine caused into a report and an exit code."""
 
@@ -78,16 +91,10 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except S2FError as error:
             failure = error
-        except OSError as error:
-            path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-            if error.errno in FULL:
-                failure = unwritable(path or "a file", error)
-            elif error.errno in UNREACHABLE and _is_given(path, ctx.meta.get(GIVEN, {})):
-                message = f"{path}: cannot be reached: {error.strerror}"
-                hint = "check its name, and the permissions of the folders above it"
-                failure = InputError(message, hint=hint)
-            else:
+        except Exception as error:
+            if (caused := _caused(error, ctx.meta.get(GIVEN, {}))) is None:
                 raise
+            failure = caused
         except KeyboardInterrupt:
             (ctx.obj or Console()).interrupted("interrupted; what was finished is kept")
             raise typer.Exit(INTERRUPTED) from None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from s2f.device import starting_processes
 from s2f.errors import DeviceError, InputError, S2FError
 
 Item = dict[str, Tensor]
@@ -107,7 +108,10 @@ def load_batches(
     Pictures travel as bytes and are 0..1 from there on.
     """
     how: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
-    for loaded in DataLoader(_Batches(data, max_bad), batch_size=None, sampler=keys, **how):
+    loader = DataLoader(_Batches(data, max_bad), batch_size=None, sampler=keys, **how)
+    with starting_processes():
+        batches = iter(loader)
+    for loaded in batches:
         if loaded.items is not None:
             moved = {k: v.to(device, non_blocking=True) for k, v in loaded.items.items()}
             items = {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}

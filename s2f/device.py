@@ -5,6 +5,7 @@ Importing this does not import torch, which is slow, and which most that write f
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -92,6 +93,44 @@ def computing(device: "torch.device", precision: str = "fp32") -> Iterator[None]
     except torch.OutOfMemoryError as error:
         message = f"{device}: has too little memory: {str(error).splitlines()[0]}"
         raise DeviceError(message, hint="end what else uses it, or use --device cpu") from error
+
+
+def shortage(error: BaseException) -> DeviceError | None:
+    """Tell what a machine has too little of where that ended something; None for other errors."""
+    told = (str(error) or type(error).__name__).splitlines()[0]
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
+        hint = "let it have more (ulimit -n 1024), or give fewer --workers"
+        return DeviceError(f"too few files may be open at once: {told}", hint=hint)
+    kinds = MemoryError | ImportError | RuntimeError
+    is_said = isinstance(error, kinds) and any(sign in told for sign in NO_MEMORY)
+    if isinstance(error, MemoryError) or is_said or number == errno.ENOMEM:
+        hint = "end what else uses it, raise the limit (ulimit -v), or give fewer --workers"
+        return DeviceError(f"there is too little memory: {told}", hint=hint)
+    return None
+
+
+NO_MEMORY = (  # as the loader of libraries, the C library and torch say it
+    "failed to map segment", "annot allocate memory", "can't allocate memory", "not enough memory",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def starting_processes() -> Iterator[None]:
+    """Raise a DeviceError where processes cannot be started, or what they share cannot be made."""
+    from concurrent.futures import BrokenExecutor
+
+    try:
+        yield
+    except (OSError, BrokenExecutor) as error:
+        cause = error.__cause__ if isinstance(error, BrokenExecutor) else error
+        if cause and (short := shortage(cause)):
+            raise short from error
+        message = f"no processes can be started: {cause or error}"
+        hint = "they need a /dev/shm that can be written (docker run --shm-size 1g)"
+        if isinstance(cause, BlockingIOError):  # as many as this user may have
+            hint = "let there be more (ulimit -u), or give fewer --workers"
+        raise DeviceError(message, hint=hint) from error
 
 
 @contextlib.contextmanager

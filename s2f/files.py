@@ -8,13 +8,16 @@ of, but for hidden ones. What is placed may be placed again, after a kill.
 import contextlib
 import csv
 import errno
+import functools
 import io
 import os
+import platform
 import re
 import secrets
 import shutil
 import stat
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,11 +37,10 @@ if TYPE_CHECKING:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Name a temporary file beside `path` that takes its name only when all went well.
 
-    Several processes may write `path` at once; a run that is killed leaves the temporary file.
-    Raises an `OutputError` if the folder or the file cannot be written.
+    Several processes may write `path` at once; what one leaves that is killed, the next that writes
+    in the folder deletes. Raises an `OutputError` if the folder or the file cannot be written.
     """
-    temporary = path.parent / f".s2f-{secrets.token_hex(8)}"
-    with _writing(path), put_away_at_the_end(temporary):
+    with _writing(path), put_away_at_the_end(_temporary(path)) as temporary:
         temporary.touch(exist_ok=False)  # mkstemp's would be private
         yield temporary
         with temporary.open("r+b") as file:
@@ -64,12 +66,13 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a temporary folder beside `path` that takes its name only when all went well.
 
     There may be an empty folder of that name; one that holds something gives way to `replace`.
-    Raises an `OutputError` if it cannot be made.
+    Killed while the two change places, the old one gets its name again by whatever writes beside it
+    next. Raises an `OutputError` if it cannot be made.
     """
-    new = path.parent / f".s2f-{secrets.token_hex(8)}"
-    old = new.with_name(f"{new.name}-old")
-    with _writing(path), put_away_at_the_end(new):
-        new.mkdir()
+    with _writing(path), put_away_at_the_end(_temporary(path)) as temporary:
+        new, old = temporary / "new" / path.name, temporary / OLD / path.name
+        new.mkdir(parents=True)
+        old.parent.mkdir()
         yield new
         with _TAKING_ITS_PLACE:
             try:
@@ -77,22 +80,77 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                     path.replace(old)
                 new.replace(path)
             finally:
-                if path.exists():
-                    _delete(old)
-                elif old.exists():
-                    old.replace(path)
+                _put_back(temporary)
 
 
 _TAKING_ITS_PLACE = threading.Lock()  # or the process might end between the two
 _TEMPORARY: set[Path] = set()  # files and folders
+_SWEPT: set[int] = set()  # hashes of folders without what others left
+OLD = "old"  # folder in a temporary one: what gives way
+_REST = re.compile(r"\.s2f-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}")
+
+
+def _temporary(path: Path) -> Path:
+    """Name something temporary beside `path`, without what processes left there that are gone."""
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if hash(folder) not in _SWEPT:
+        _SWEPT.add(hash(folder))
+        for name in os.listdir(folder):
+            rest = _REST.fullmatch(name)
+            if rest and rest[1] == _machine() and _is_gone(int(rest[2])):
+                _remove_rest(folder / name)
+    return folder / f".s2f-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove_rests(folder: Path) -> None:
+    """Delete what runs left at any depth, on whichever machine, of a folder that is held alone."""
+    for rest in sorted(folder.rglob(".s2f-*")):
+        _remove_rest(rest)
+
+
+def _remove_rest(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        _put_back(path)
+    _delete(path)
+
+
+def _put_back(temporary: Path) -> None:
+    """Give folders that were giving way their names again, where nothing took them."""
+    for old in (temporary / OLD).glob("*"):
+        place = temporary.parent / old.name
+        if not os.path.lexists(place):
+            os.replace(old, place)
+
+
+@functools.cache
+def _machine() -> str:
+    """Name where a process has one number: a container, or a machine since it was started."""
+    told = [platform.node()]
+    with contextlib.suppress(OSError):  # Linux
+        told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        told.append(os.readlink("/proc/self/ns/pid"))
+    return f"{zlib.crc32(repr(told).encode()):08x}"
+
+
+def _is_gone(process: int) -> bool:
+    if os.name != "posix":  # where `kill` knows no 0, and kills
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    return False
 
 
 @contextlib.contextmanager
-def put_away_at_the_end(path: Path) -> Iterator[None]:
+def put_away_at_the_end(path: Path) -> Iterator[Path]:
     """Delete a file or folder at the end, if it is there then; `put_away` does it before."""
     _TEMPORARY.add(path)
     try:
-        yield
+        yield path
     finally:
         _delete(path)
         _TEMPORARY.discard(path)
@@ -137,25 +195,49 @@ def unwritable(path: Path | str, error: OSError) -> OutputError:
 def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
     """Make a folder, and hold it against other runs that would; a run that is killed lets go.
 
-    What they hold is the file `lock`, by default `.lock` in the folder. Raises a `UsageError` if
-    another run holds it, and an `OutputError` if it cannot be made.
+    What they hold is the file `lock`, by default `.lock` in the folder; on a file system without
+    locks, a second file beside it that tells of the process. Raises a `UsageError` if another run
+    holds it, and an `OutputError` if it cannot be made.
     """
-    from filelock import FileLock, Timeout  # slow to import
+    from filelock import FileLock, SoftFileLock, Timeout  # slow to import
 
     path = lock or folder / ".lock"
+    told = path.with_name(f"{path.name}-held")
+    hint = "wait until it has ended, or choose another folder"
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Whoever may write in the folder may go on there.
-            stack.enter_context(FileLock(path, timeout=0, mode=0o666))
+            try:
+                # Whoever may write in the folder may go on there.
+                held = FileLock(path, timeout=0, mode=0o666, fallback_to_soft=False)
+                is_held = stack.enter_context(held).is_locked and _keeps_others_out(path)
+            except OSError as error:  # as some networks have it
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                is_held = False
+            if not is_held:
+                hint += f"; if it was killed on another machine, remove {told}"
+                # What a killed one told is taken over here, at a second look.
+                stack.enter_context(SoftFileLock(told, timeout=1, mode=0o644))
         except Timeout as error:
-            hint = "wait until it has ended, or choose another folder"
             raise UsageError(f"{folder}: another s2f is at work there", hint=hint) from error
         except OSError as error:
-            # Over a network there may be no locks. A journal, whose lock is given, needs one.
-            if lock or error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-                raise unwritable(folder, error) from error
+            raise unwritable(folder, error) from error
         yield
+
+
+def _keeps_others_out(path: Path) -> bool:
+    """Tell whether the lock of this process on a file is one: some networks only say so."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    with path.open("r+b") as again:
+        try:
+            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 Wants = Callable[[str], bool]

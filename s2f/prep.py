@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from s2f import files
 from s2f.console import Progress, hush_libraries, silent
-from s2f.device import keep_memory
+from s2f.device import keep_memory, shortage, starting_processes
 from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageError, WorkerError
 from s2f.files import File, PassedOver, unwritable
 
@@ -122,7 +122,7 @@ def prepare(
     An output is made if it is not there, if its source changed since, or if it was made with
     other settings. A source that cannot be used costs itself only. Killed at any moment and run
     again, it leaves the same bytes as if it had never been killed, and makes at most one output
-    a worker (by default, one a core) and one more (or one batch of a network) twice. `out` may be
+    a worker (by default, one a core), and one batch of a network, twice. `out` may be
     the source folder: the outputs lie beside the sources. Files there that the step did not make,
     or made of another file (one of the same path below another folder, which was not merely moved),
     are refused one by one, or replaced with `overwrite`, sources too where outputs have their
@@ -392,8 +392,8 @@ def run_in_workers(
                     idle.append(pool)
                 else:
                     _end_pools([pool])
-                hand_out()  # before the result is dealt with, so that no worker waits for that
                 yield place, _death(name, error, seconds) if error else future.result()
+                hand_out()  # when the result was dealt with: a kill costs a worker one item
     finally:
         _end_pools([*idle, *(pool for _, _, pool in running.values())])
 
@@ -446,8 +446,9 @@ def _new_pool(preload: Sequence[str]) -> "ProcessPool":
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload([*preload])
-    pool = ProcessPool(max_workers=1, initializer=_begin, initargs=(preload,), context=context)
-    with _sigint_blocked():
+    with starting_processes():
+        pool = ProcessPool(max_workers=1, initializer=_begin, initargs=(preload,), context=context)
+    with _sigint_blocked(), starting_processes():
         assert pool.active  # starts it
     return pool
 
@@ -484,6 +485,8 @@ def _attempt(function: Callable[..., Any], item: tuple[Any, ...]) -> Any:
     except MemoryError:
         return WorkerError(f"{item[0]}: needs more memory than there is", hint="check the file")
     except Exception as error:  # a bug on one file must not cost the other million
+        if isinstance(error, ImportError) and (short := shortage(error)):
+            return short  # of every file
         last = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{item[0]}: {type(error).__name__} in {last.name}:{last.lineno}: {error}"
         hint = "this is a bug of s2f: report it, with the file if you can"

@@ -39,7 +39,7 @@ from s2f.errors import (
     UsageError,
     together,
 )
-from s2f.files import alone_in
+from s2f.files import alone_in, remove_rests
 from s2f.run_dir import UNSOLVED, Run
 
 Note = Callable[[str], None]  # what takes a sentence for people
@@ -327,6 +327,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if ranks.first:
             stack.enter_context(alone_in(run))
+            remove_rests(run)
             told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
             told = {k: v for k, v in told.items() if k not in OF_THE_MACHINE} | {"noise": NOISE}
             # Parts of a batch are the same for the result, but for BatchNorm.

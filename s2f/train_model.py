@@ -195,11 +195,7 @@ def _claimed(name: str, out: Path, encoder: Path, options: ModelOptions) -> Iter
         told |= {"face_encoder": read_header(encoder, "face_encoder")["sha256"]}
         told |= {"preset": options.preset, "arch": options.arch, "seed": options.seed}
         Run(out).claim(told)
-        for path in sorted(out.rglob(".s2f-*")):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        files.remove_rests(out)
         yield
 
 

@@ -170,6 +170,11 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def presets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `compact` and `paper` tiny networks with the 68 landmarks."""
+    shrink(monkeypatch)
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what `presets` does, also where there are no fixtures."""
     monkeypatch.setitem(face_encoder.CONFIGS, "paper", ENCODER)
     monkeypatch.setitem(appearance_model.CONFIGS, "compact", PARTS)
     monkeypatch.setitem(face_decoder.CONFIGS, "compact", DECODER)

@@ -1,0 +1,344 @@
+"""`kill -9` of commands that make trees and runs, at any touch of a file and at random moments.
+
+After another run the bytes are those of an undisturbed one, nothing temporary is left, and of what
+was begun at most one item a worker (and the batch of a network) is begun twice. The long part does
+so at 100 moments of each, or as many as `S2F_KILLS` says. And two runs at once in one folder.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import noise, save_model, some_landmarks, write_photo, write_speech
+from PIL import Image
+from runs import Ended, Run, Runs
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills groups")
+MOMENTS = int(os.environ.get("S2F_KILLS", "100"))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What commands read: recordings, photos, a tree of people, and its splits."""
+    folder = tmp_path_factory.mktemp("sources")
+    save_model(folder / "models/demo", seed=0)
+    for k in range(7):
+        write_speech(folder / f"sound/{k % 2}/{k}.wav", 0.6, seed=k)
+        enlarge(write_photo(folder / f"photos/{k % 2}/{k}.jpg", seed=k))
+    (folder / "photos/1/bad.jpg").write_text("no photo")
+    for split, k in itertools.product(("train", "val"), range(3)):
+        for tree in (folder / "people" / f"{split}{k}", folder / "split" / split / f"id{k}"):
+            write_photo(tree / "images/a.jpg", seed=k)
+            np.save(tree / "images/a_landmarks.npy", some_landmarks(k))
+            np.save(tree / "images/a_embedding.npy", np.ones(8, np.float32))
+            (tree / "audios").mkdir()
+            np.save(tree / "audios/a.npy", noise(1, seed=k))
+        write_photo(folder / f"faces/p{k}{split}/1.jpg", seed=k)
+        np.save(folder / f"faces/p{k}{split}/1_landmarks.npy", some_landmarks(k))
+        enlarge(write_photo(folder / f"faces/p{k}{split}/2.jpg", seed=k + 1))
+        write_speech(folder / f"voices/p{k}{split}/1.wav", 1, seed=k)
+    for k, name in enumerate(("Žoë", "Zoe", "Ann", "Ärne")):
+        write_photo(folder / f"names/{name}/{k}.jpg", seed=k)
+        write_photo(folder / f"names/{name}/below/same.jpg")
+    return folder
+
+
+def enlarge(path: Path) -> None:
+    """Make room for the landmarks that `Found` finds: the farther right, the brighter it is."""
+    Image.open(path).resize((320, 320)).point(lambda value: value // 4).save(path)
+
+
+@pytest.fixture(scope="module")
+def runs(sources: Path) -> Iterator[Runs]:
+    with Runs(sources / "models") as runs:
+        yield runs
+
+
+@dataclasses.dataclass
+class Case:
+    """A command; `{s}` are the sources, `{o}` what it makes, `{w}` how many processes it has."""
+
+    words: str
+    workers: tuple[int, ...] = ()
+    ranks: int = 1
+    copied: str = ""  # source that is changed where it lies
+    batch: int = 0  # items of a network that are at work beside those of the workers
+    code: int = 0
+    other: str = ".s2f/"  # part of the names of files of which only the names are compared
+
+    def args(self, sources: Path, out: Path, workers: int) -> list[str]:
+        return self.words.format(s=sources, o=out, w=workers).split()
+
+
+ENCODER = "--face-encoder {s}/models/demo/face_encoder.safetensors"
+DECODER = "--face-decoder {s}/models/demo/face_decoder.safetensors"
+TRAINED = "--steps 6 --every 2 --batch-size 2 --device cpu -q -o {o}"
+CASES = {
+    "audio": Case("prep audio {s}/sound {o} --workers {w} -q", (1, 4), other="-"),
+    "stats": Case("prep stats {s}/sound -o {o}/stats.json --workers {w} -q", (1, 4), other="-"),
+    "resize": Case("prep resize {s}/photos {o} --workers {w} -q", (1, 4), code=6, other="-"),
+    "faces": Case("prep faces {s}/photos {o} --workers {w} -q", (1, 4), batch=8, code=6),
+    "landmarks": Case("prep landmarks {s}/photos {o} --workers {w} -q", (1, 4), batch=8, code=6),
+    "embeddings": Case(
+        f"prep embeddings {{s}}/split {{o}} {ENCODER} --workers {{w}} --batch-size 2 -q",
+        (1, 4),
+        batch=2,
+        other="-",
+    ),
+    "pack": Case(
+        f"prep pack {{s}}/packed {{o}} {ENCODER} --clip-seconds 0.5 --workers {{w}} -q",
+        (1, 4),
+        other="-",
+    ),
+    "pair": Case("prep pair --faces {s}/faces --voices {s}/voices {o} -q"),
+    "pair, copies": Case("prep pair --faces {s}/faces --voices {s}/voices {o} --link copy -q"),
+    "split": Case("prep split {s}/people {o} -q"),
+    "split, copies": Case("prep split {s}/people {o} --link copy -q"),
+    "split, links": Case("prep split {s}/people {o} --link symlink -q"),
+    "names": Case("prep names {o} --merge -q", copied="names"),
+    "index": Case("prep index {o} -q", copied="split", other="-"),
+    "dataset": Case(
+        f"prep dataset {{s}}/faces {{s}}/voices {{o}} {ENCODER} --pack --split 0.5 --link copy "
+        "--workers {w} -q",
+        (1, 4),
+        batch=16,
+    ),
+    "train decoder": Case(f"train decoder {{s}}/split {ENCODER} {TRAINED}"),
+    "train decoder, 2 ranks": Case(f"train decoder {{s}}/split {ENCODER} {TRAINED}", ranks=2),
+    "train voice": Case(f"train voice {{s}}/packed {ENCODER} {DECODER} {TRAINED}"),
+    "train voice, 2 ranks": Case(
+        f"train voice {{s}}/packed {ENCODER} {DECODER} {TRAINED}", ranks=2
+    ),
+    "train encoder": Case(f"train encoder {{s}}/split {TRAINED}"),
+    "train model": Case(
+        "train model {s}/plain --decoder-steps 4 --voice-steps 6 --device cpu -q -o {o}"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def made(sources: Path, runs: Runs) -> Path:
+    """The sources, with embeddings of the tests' face encoder where that is wanted."""
+    for name in ("packed", "plain"):
+        shutil.copytree(sources / "split", sources / name)
+        for path in (sources / name).rglob("*_embedding.npy"):
+            path.unlink()
+    words = f"prep embeddings {{s}}/packed {{s}}/packed {ENCODER} --workers 1 -q"
+    ended = runs(Run(words.format(s=sources).split()))
+    assert ended.code == 0, ended.err
+    shutil.rmtree(sources / "packed/.s2f")
+    return sources
+
+
+def seen(out: Path, other: str) -> dict[str, object]:
+    """Everything below a folder but locks: bytes, or where links lead; of `other` names only."""
+    found: dict[str, object] = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if name.endswith(".lock"):
+            continue
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        elif path.is_file():
+            found[name] = len(found) if other in name else path.read_bytes()
+        else:
+            found[name] = "folder"
+    return found
+
+
+def begun(out: Path) -> int:
+    """Count the items that were begun and are not done, as journals tell."""
+    n = 0
+    for journal in out.rglob("*.journal"):
+        last = {}
+        for line in journal.read_bytes().splitlines()[1:]:
+            if line.rpartition(b" ")[0].endswith(b"]"):
+                event, output, *_ = json.loads(line.rpartition(b" ")[0])
+                last[output] = event
+        n += list(last.values()).count("start")
+    return n
+
+
+@dataclasses.dataclass
+class Tally:
+    """What kills came to, to be printed."""
+
+    killed: int = 0
+    compared: int = 0  # runs that ended, after some kills
+    begun: int = 0  # most items that were begun and not done at a kill
+    lost: int = 0  # files that differ
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        told = dataclasses.asdict(self)
+        return ", ".join(f"{name} {round(value, 2):g}" for name, value in told.items())
+
+
+class Place:
+    """A case, what it makes undisturbed, and folders to make it in again."""
+
+    def __init__(self, name: str, workers: int, sources: Path, runs: Runs, folder: Path) -> None:
+        self.case, self.workers, self.sources, self.runs = CASES[name], workers, sources, runs
+        self.folder, self.n, self.tally = folder, 0, Tally()
+        out = self.new()
+        ended = self.run(out)
+        assert ended.code == self.case.code, ended.err
+        self.whole = seen(out, self.case.other)
+        self.touches, self.seconds = ended.touches, ended.seconds
+        assert not [name for name in self.whole if ".s2f-" in name]
+        assert begun(out) == 0
+
+    def new(self) -> Path:
+        """Name a folder, with the sources in it that are changed where they lie."""
+        self.n += 1
+        out = self.folder / f"{self.n:04}" / "out"
+        out.parent.mkdir(parents=True)
+        if self.case.copied:
+            shutil.copytree(self.sources / self.case.copied, out)
+        return out
+
+    def run(self, out: Path, **how: object) -> Ended:
+        return self.runs(self.of(out, **how))
+
+    def of(self, out: Path, **how: object) -> Run:
+        args = self.case.args(self.sources, out, self.workers)
+        return Run(args, out, ranks=self.case.ranks, **how)
+
+    def kill(self, out: Path, **how: object) -> bool:
+        """Kill a run; tell whether it had not ended before."""
+        ended = self.run(out, **how)
+        assert ended.code in (-9, self.case.code), (how, ended)
+        at_work = begun(out)
+        self.tally.begun = max(self.tally.begun, at_work)
+        assert at_work <= self.workers + self.case.batch, how
+        self.tally.killed += ended.code == -9
+        return ended.code == -9
+
+    def compare(self, out: Path, *told: object, **how: object) -> None:
+        """Run to the end, and find what an undisturbed run made."""
+        ended = self.run(out, **how)
+        assert ended.code == self.case.code, (told, ended.err)
+        self.check(out, *told)
+
+    def check(self, out: Path, *told: object) -> None:
+        there = seen(out, self.case.other)
+        wrong = {n for n in there.keys() | self.whole.keys() if there.get(n) != self.whole.get(n)}
+        self.tally.lost += len(wrong)
+        self.tally.compared += 1
+        assert not wrong, (told, sorted(wrong))
+        shutil.rmtree(out.parent)
+
+
+@pytest.mark.parametrize("name", ["audio", "pair, copies", "train decoder"])
+def test_what_is_killed_at_some_touches_ends_as_if_it_had_not_been(name, made, runs, tmp_path):
+    place = Place(name, 2, made, runs, tmp_path)
+    for k in np.linspace(2, place.touches, 3).astype(int).tolist():
+        out = place.new()
+        assert place.kill(out, kill_at=k)
+        place.compare(out, k)
+
+
+# Long: 100 kills of each, of which up to five hit one tree, one after the other.
+
+LONG = [(name, n) for name, case in CASES.items() for n in case.workers or (1,)]
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("name", "workers"), LONG)
+def test_what_is_killed_at_any_moment_ends_as_if_it_had_not_been(
+    name, workers, made, runs, tmp_path
+):
+    """Half of the moments are touches of files, each a time; half are of the clock."""
+    place, rng = Place(name, workers, made, runs, tmp_path), random.Random(0)
+    began, out, moments = time.monotonic(), place.new(), []
+    while place.tally.killed < MOMENTS:
+        moment: dict[str, object] = {"kill_after": rng.uniform(0, place.seconds)}
+        if len(moments) % 2:
+            moment = {"kill_at": rng.randint(1, place.touches)}
+        moments.append(moment)
+        if not place.kill(out, **moment) or len(moments) == 5:
+            place.compare(out, moments)
+            out, moments = place.new(), []
+    place.tally.seconds = time.monotonic() - began
+    print(f"{name}, {workers} workers: {place.tally}")
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["audio", "resize"])
+def test_workers_may_outlive_the_run_that_is_killed(name, made, runs, tmp_path):
+    place, rng, out = Place(name, 4, made, runs, tmp_path), random.Random(0), None
+    seconds = place.run(place.new(), forks=False).seconds
+    for kill in range(MOMENTS // 5):
+        out = out or place.new()
+        after = rng.uniform(0.3, 1) * seconds
+        killed = place.kill(out, kill_after=after, alone=bool(kill % 2), forks=False)
+        if not killed or kill % 4 == 3:
+            place.compare(out, after, forks=False)
+            out = None
+    print(f"{name}, 4 workers that are not killed every other time: {place.tally}")
+
+
+# Two at once
+
+REFUSED = "another s2f is at work there"
+
+
+def two_at_once(place: Place, locks: str) -> None:
+    """Hold a run in the midst of its work, and start another; then let it end."""
+    out = place.new()
+    held = place.of(out, locks=locks, hold_at=place.touches // 2)
+    first, second = place.runs(held, place.of(out, locks=locks))
+    assert (second.code, REFUSED in second.err) == (2, True), second
+    assert "Traceback" not in second.err
+    assert first.code == place.case.code, first.err
+    place.check(out)
+
+
+def killed_and_gone_on(place: Place, locks: str) -> None:
+    """What told of a killed run keeps no other out, and is gone in the end."""
+    out = place.new()
+    assert place.kill(out, locks=locks, kill_at=place.touches // 2)
+    place.compare(out, locks=locks)
+
+
+@pytest.mark.parametrize("locks", ["none", "false"])
+def test_of_two_runs_one_is_refused_where_there_are_no_locks(locks, made, runs, tmp_path):
+    place = Place("audio", 2, made, runs, tmp_path)
+    two_at_once(place, locks)
+    killed_and_gone_on(place, locks)
+
+
+HELD = [name for name, case in CASES.items() if not case.copied]
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("locks", ["true", "none", "false"])
+@pytest.mark.parametrize("name", HELD)
+def test_of_two_runs_one_is_refused(name, locks, made, runs, tmp_path):
+    place = Place(name, 2, made, runs, tmp_path)
+    two_at_once(place, locks)
+    killed_and_gone_on(place, locks)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", ["names", "index"])
+def test_two_runs_that_change_one_tree_lose_nothing(name, made, runs, tmp_path):
+    """These hold nothing: what the one leaves undone, a third does."""
+    place = Place(name, 1, made, runs, tmp_path)
+    for k in range(1, place.touches + 1):
+        out = place.new()
+        first, second = runs(place.of(out, hold_at=k), place.of(out))
+        assert "Traceback" not in first.err + second.err, (k, first, second)
+        place.compare(out, k)
