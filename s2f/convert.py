@@ -45,7 +45,7 @@ from s2f.console import Progress, silent
 from s2f.errors import CheckpointError, OutputError, UsageError
 from s2f.face_decoder import FaceDecoder
 from s2f.face_encoder import VGGFace
-from s2f.files import atomic_folder
+from s2f.files import atomic_folder, check_writable
 from s2f.foreign_weights import OTHER
 from s2f.images import PREPROCESSING, Preprocessing
 from s2f.keras_check import Origin, keras_taps, require_tensorflow
@@ -271,6 +271,7 @@ def _require_free(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         hint = "give --overwrite to replace it, or another name"
         raise OutputError(f"{out}: is there already", hint=hint)
+    check_writable(out)
 
 
 def _card(name: str, source: Path) -> Card:

@@ -96,15 +96,12 @@ def computing(device: "torch.device", precision: str = "fp32") -> Iterator[None]
 
 
 def shortage(error: BaseException) -> DeviceError | None:
-    """Tell what a machine has too little of where that ended something; None for other errors."""
+    """Tell where too little memory ended something; None for other errors."""
     told = (str(error) or type(error).__name__).splitlines()[0]
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.EMFILE, errno.ENFILE):
-        hint = "let it have more (ulimit -n 1024), or give fewer --workers"
-        return DeviceError(f"too few files may be open at once: {told}", hint=hint)
-    kinds = MemoryError | ImportError | RuntimeError
+    kinds = ImportError | RuntimeError
     is_said = isinstance(error, kinds) and any(sign in told for sign in NO_MEMORY)
-    if isinstance(error, MemoryError) or is_said or number == errno.ENOMEM:
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or is_said or is_full:
         hint = "end what else uses it, raise the limit (ulimit -v), or give fewer --workers"
         return DeviceError(f"there is too little memory: {told}", hint=hint)
     return None
@@ -128,8 +125,11 @@ def starting_processes() -> Iterator[None]:
             raise short from error
         message = f"no processes can be started: {cause or error}"
         hint = "they need a /dev/shm that can be written (docker run --shm-size 1g)"
-        if isinstance(cause, BlockingIOError):  # as many as this user may have
+        number = getattr(cause, "errno", None)
+        if number == errno.EAGAIN:  # as many as this user may have
             hint = "let there be more (ulimit -u), or give fewer --workers"
+        elif number in (errno.EMFILE, errno.ENFILE):
+            hint = "let more files be open (ulimit -n 1024), or give fewer --workers"
         raise DeviceError(message, hint=hint) from error
 
 

@@ -226,6 +226,7 @@ def index_faces(
     folders = [data / name for name in layout.SPLIT_FOLDERS if (data / name).is_dir()]
     if not folders:
         layout.split(data, "train")  # which says so
+    files.check_writable(data)
     photos, landmarks, people, alike = {}, {}, {}, 0
     for folder in folders:
         progress(0, 0, f"listing {folder.name}")

@@ -178,6 +178,22 @@ def _writing(path: Path) -> Iterator[None]:
         raise unwritable(path, error) from error
 
 
+def check_writable(path: Path) -> None:
+    """Raise an `OutputError` if nothing can be made at `path`: before hours of work for it.
+
+    What is tried is a file in that folder or, where there is none yet, in the one that it would be
+    made in.
+    """
+    folder = path if path.is_dir() else path.absolute().parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with put_away_at_the_end(_temporary(folder / "file")) as tried:
+            tried.touch(exist_ok=False)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk, or of what one user may have of it
 
 
@@ -218,7 +234,7 @@ def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
             if not is_held:
                 hint += f"; if it was killed on another machine, remove {told}"
                 # What a killed one told is taken over here, at a second look.
-                stack.enter_context(SoftFileLock(told, timeout=1, mode=0o644))
+                stack.enter_context(SoftFileLock(told, timeout=0.5, mode=0o644))
         except Timeout as error:
             raise UsageError(f"{folder}: another s2f is at work there", hint=hint) from error
         except OSError as error:

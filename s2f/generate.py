@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from s2f.console import Progress, one_line, silent
 from s2f.errors import AudioError, ImageError, InputError, OutputError, S2FError, UsageError
-from s2f.files import PassedOver, holds_none, read_array, unwritable, write_bytes
+from s2f.files import (
+    PassedOver,
+    check_writable,
+    holds_none,
+    read_array,
+    unwritable,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -196,6 +203,7 @@ def run(
     columns: Columns = []
     faces: Faces = iter(())
     if wanted:
+        check_writable(options.output or Path())
         model = _load(history)
         columns = _columns(model, options)
         faces = _draw(model, wanted, history, progress if is_single else silent, note)
@@ -753,6 +761,7 @@ def _animate(history: _History, voices: tuple[Path, Path], progress: Progress) -
             return Ending(0.0, None, kept=target)
         remarks = [f"{target} is made anew: it was made {other}"]
     _refuse_loss([("the recordings", target)], voices)
+    check_writable(target)
     model = _load(history)
     from s2f.visualize import animate
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from s2f.console import jsonable, one_line
 from s2f.errors import DatasetError, UsageError
-from s2f.files import write_bytes
+from s2f.files import check_writable, write_bytes
 from s2f.metrics import Difference, holm, paired_difference
 
 Cell = str | float | int | None
@@ -175,7 +175,7 @@ def glance(sections: Sequence[Section], sheet: Picture) -> tuple[Section, ...]:
 def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Write `report.html`, `report.md` and `report.json` into a folder, and give their paths.
 
-    Raises UsageError as `check_new`, and OutputError if one cannot be written.
+    Raises as `check_new`, and OutputError if one cannot be written.
     """
     check_new(folder, overwrite=overwrite)
     for name, page in PAGES.items():
@@ -184,13 +184,17 @@ def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> li
 
 
 def check_new(folder: Path, *, overwrite: bool) -> None:
-    """Refuse, with a UsageError, a folder that a report may not be written into."""
+    """Refuse a folder that a report may not be written into.
+
+    With a UsageError, or an OutputError if it cannot be.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file", hint="give the name of a folder with -o")
     there = [folder / name for name in PAGES if os.path.lexists(folder / name)]
     if there and not overwrite:
         hint = "give --overwrite to replace it, or another place with -o"
         raise UsageError(f"{there[0]}: exists already", hint=hint)
+    check_writable(folder)
 
 
 def read_report(path: Path) -> Report:

@@ -1,9 +1,11 @@
 """Files and folders: whole or absent, held, listed, linked, and arrays in them."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import resource
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -112,12 +114,41 @@ def test_a_folder_is_held_but_where_a_network_has_no_locks(tmp_path, monkeypatch
             with pytest.raises(UsageError, match="folder: another s2f is at work there"):
                 with alone_in(tmp_path / "new/folder"):
                     pass
-    monkeypatch.setattr(filelock.FileLock, "acquire", refusing(errno.ENOLCK))
-    with alone_in(tmp_path / "a"):
-        assert (tmp_path / "a").is_dir()
+    for no_locks in (refusing(errno.ENOLCK), lambda file, how: None):
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+        for lock in (None, tmp_path / "a/.s2f/step.lock"):
+            for _ in range(2):
+                with alone_in(tmp_path / "a", lock):
+                    with pytest.raises(UsageError, match="at work there") as caught:
+                        with alone_in(tmp_path / "a", lock):
+                            pass
+                    marker = str(caught.value.hint).partition("remove ")[2]
+                    assert str(os.getpid()) in Path(marker).read_text().split()
+                assert not list(tmp_path.rglob("*-held"))
     monkeypatch.setattr(filelock.FileLock, "acquire", refusing(errno.EIO))
     with pytest.raises(OutputError, match="a: cannot be written"), alone_in(tmp_path / "a"):
         pass
+
+
+def test_what_a_killed_process_left_goes_when_the_next_writes_there(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    there = files._machine()
+
+    def left(machine: str, process: int) -> Path:
+        return tmp_path / f".s2f-{machine}-{process}-00000000"
+
+    ours, theirs = [left(there, gone.pid)], [left(there, os.getppid()), left("0" * 8, gone.pid)]
+    (tmp_path / "model").mkdir()
+    grow(ours[0], ["new/model/half", "old/model/mine", "new/kept/half"])
+    (tmp_path / "model").rmdir()  # it was killed when it had moved the old one away
+    for path in (*theirs, tmp_path / ".s2f-mine"):
+        path.write_text("half")
+    files.write_bytes(tmp_path / "file", b"1")
+    assert (tmp_path / "model/mine").read_bytes() == b"old/model/mine"
+    assert {path.name for path in tmp_path.glob(".*")} == {p.name for p in theirs} | {".s2f-mine"}
+    files.remove_rests(tmp_path)
+    assert contents(tmp_path) == {"file": b"1", "model/mine": b"old/model/mine"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")

@@ -15,6 +15,7 @@ import mmap
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -48,14 +49,14 @@ class Run:
     locks: str = "true"  # or "none": flock says that there are none; "false": it does nothing
     forks: bool = True  # whether its workers are forked from it, which takes no time
     limits: dict[str, int] = dataclasses.field(default_factory=dict)  # of resources
-    full: list[Any] | None = None  # a folder that is a disk of so many bytes, while it runs
+    full: list[Any] | None = None  # a folder that is a disk of so many bytes, with these files
     hidden: list[str] = dataclasses.field(default_factory=list)  # folders that are read-only
     gone: list[str] = dataclasses.field(default_factory=list)  # folders that are not there
     again: bool = False  # on the disk, with room, it is run a second time
     kept: str = ""  # where that disk's files are copied to, before and after the second run
-    cwd: str = ""
+    cwd: str = ""  # "gone": one that was deleted
     env: dict[str, str] = dataclasses.field(default_factory=dict)
-    user: int | None = None
+    powerless: bool = False  # root, if it is, has no more rights than permissions give
     seconds: float = 120.0  # that it may take
 
 
@@ -214,15 +215,19 @@ def _become(run: Run, count: mmap.mmap, out: int, err: int) -> None:
         if run.full or run.hidden or run.gone:
             _unshare()
         if run.full:
-            folder, size = run.full
+            folder, size, files = run.full
             Path(folder).mkdir(parents=True, exist_ok=True)
             _mount("tmpfs", folder, 0, f"size={size}")
+            shutil.copytree(files, folder, dirs_exist_ok=True)
         for folder in run.hidden:
             _mount(folder, folder, MS_BIND | MS_REC)
             _mount("", folder, MS_BIND | MS_REMOUNT | MS_RDONLY)
         for folder in run.gone:
             _mount("/proc/self/ns", folder, MS_BIND)  # where nothing can be made
-        if run.cwd:
+        if run.cwd == "gone":
+            os.chdir(tempfile.mkdtemp())
+            Path.cwd().rmdir()
+        elif run.cwd:
             os.chdir(run.cwd)
         if run.full:
             code = _twice(run, count)
@@ -238,8 +243,6 @@ def _become(run: Run, count: mmap.mmap, out: int, err: int) -> None:
 
 def _twice(run: Run, count: mmap.mmap) -> int:
     """Run on a full disk, and again with room; both in processes of their own."""
-    import shutil
-
     folder = run.full[0]
     codes = []
     for turn in range(1 + run.again):
@@ -291,10 +294,10 @@ def _command(run: Run, count: mmap.mmap) -> int:
         fcntl.flock = _no_lock
     elif run.locks == "false":
         fcntl.flock = lambda file, how: None
-    if run.user is not None:
-        os.setgroups([])
-        os.setresgid(run.user, run.user, run.user)
-        os.setresuid(run.user, run.user, run.user)
+    if run.powerless:
+        # Version 3 of the call, this process; and no capability of 64.
+        head, none = struct.pack("Ii", 0x20080522, 0), bytes(24)
+        _libc("capset", head, none)
     for name, limit in run.limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         resource.setrlimit(kind, (limit, limit))
