@@ -8,6 +8,7 @@ always hold the share. Columns "low" and "high" (or "low %" and "high %") right 
 """
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -26,7 +27,7 @@ import numpy as np
 
 from s2f.console import jsonable, one_line
 from s2f.errors import DatasetError, UsageError
-from s2f.files import check_writable, write_bytes
+from s2f.files import atomic_path, check_writable
 from s2f.metrics import Difference, holm, paired_difference
 
 Cell = str | float | int | None
@@ -175,11 +176,13 @@ def glance(sections: Sequence[Section], sheet: Picture) -> tuple[Section, ...]:
 def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Write `report.html`, `report.md` and `report.json` into a folder, and give their paths.
 
-    Raises as `check_new`, and OutputError if one cannot be written.
+    Raises as `check_new`, and OutputError if one cannot be written; then there is none.
     """
     check_new(folder, overwrite=overwrite)
-    for name, page in PAGES.items():
-        write_bytes(folder / name, page(report).encode())
+    with contextlib.ExitStack() as pages:
+        for name, page in PAGES.items():
+            path = pages.enter_context(atomic_path(folder / name))
+            path.write_bytes(page(report).encode())
     return [folder / name for name in PAGES]
 
 

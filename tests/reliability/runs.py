@@ -86,7 +86,11 @@ class Runs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        self._process.communicate()  # closes what it reads: it ends
+
+    def warm(self) -> None:
+        """Import what takes long, before many runs."""
+        assert self() == []
 
     def __call__(self, *runs: Run) -> Any:
         """Run one, or several of which each is held while the next runs."""
@@ -105,7 +109,9 @@ def serve(models: Path) -> None:
     prepare(models)
     for line in sys.stdin:
         runs = [Run(**one) for one in json.loads(line)]
-        told = json.dumps([dataclasses.asdict(one) for one in _nested(runs)])
+        if not runs:
+            warm()
+        told = json.dumps([dataclasses.asdict(one) for one in _nested(runs)] if runs else [])
         os.write(answers, told.encode() + b"\n")
 
 
@@ -117,10 +123,8 @@ def prepare(models: Path) -> None:
     import conftest
     import filelock  # noqa: F401
     import pebble  # noqa: F401
-    import pydantic  # noqa: F401
-    import sklearn.linear_model  # noqa: F401
-    import torch._dynamo  # noqa: F401
     from face_trees import Found
+    from published_files import SPEAKER
     from typer.testing import CliRunner
 
     from s2f import (
@@ -130,21 +134,17 @@ def prepare(models: Path) -> None:
         face_detection,
         files,
         generate,  # noqa: F401
-        pack,  # noqa: F401
-        pair,  # noqa: F401
         prep_audio,  # noqa: F401
         prep_faces,
-        report,  # noqa: F401
+        speaker_encoder,
         train,
         train_model,
-        visualize,
     )
 
-    record = {"step": 1, "lr": 1.0, "train": {"a": 1.0}, "val": {"a": 1.0}}
-    visualize.draw_losses([record], best=1, stages={})  # finds fonts
     with tempfile.TemporaryDirectory() as folder, files.alone_in(Path(folder)):
         CliRunner().invoke(cli.app, ["prep", "pair", "--faces", folder, "--voices", folder, "-q"])
     conftest.shrink(patch)
+    patch.setitem(speaker_encoder.CONFIGS, "resemblyzer", SPEAKER)
     patch.setattr(train_model, "installed_detector", lambda: None)
     patch.setattr(checkpoint, "MODELS", models)
     patch.setenv("S2F_MODELS", str(models / "none"))
@@ -154,6 +154,18 @@ def prepare(models: Path) -> None:
         patch.setattr(module, "check_detector", lambda name, device: None, raising=False)
     patch.setattr(face_detection, "choose_detector", lambda name: name or "face-alignment")
     patch.setattr(dataset, "choose_detector", lambda name: name or "face-alignment")
+
+
+def warm() -> None:
+    """Import what some commands need, and draw curves, which finds fonts."""
+    import pydantic  # noqa: F401
+    import sklearn.linear_model  # noqa: F401
+    import torch._dynamo  # noqa: F401
+
+    from s2f import report, visualize  # noqa: F401
+
+    record = {"step": 1, "lr": 1.0, "train": {"a": 1.0}, "val": {"a": 1.0}}
+    visualize.draw_losses([record], best=1, stages={})
 
 
 def _nested(runs: Sequence[Run]) -> list[Ended]:
@@ -280,7 +292,7 @@ def _ranks(run: Run, count: mmap.mmap) -> int:
                 os._exit(code)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return max(codes, key=abs)
+    return codes[0] or max(codes, key=abs)  # the first speaks for all
 
 
 def _command(run: Run, count: mmap.mmap) -> int:

