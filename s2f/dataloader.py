@@ -121,10 +121,17 @@ def load_batches(
 
 @contextlib.contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Raise a `DeviceError` where a process that reads has died: the loop hears of it anywhere."""
+    """Raise a `DeviceError` where a process that reads has died: the loop hears of it anywhere.
+
+    And where what such processes send would be one open file too many.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
+        if any(sign in str(error) for sign in ("Too many open files", "items of ancdata")):
+            message = "what processes read are more files than may be open at once"
+            hint = "let more be open (ulimit -n 4096), or lower --workers; the same command goes on"
+            raise DeviceError(message, hint=hint) from error
         if not str(error).startswith("DataLoader worker"):
             raise
         message = f"a process that read the data has died: {error.__cause__ or error}"

@@ -55,3 +55,12 @@ def test_a_worker_that_cannot_send_is_an_error_and_no_wait(monkeypatch):
     with pytest.raises(DeviceError) as raised, naming_dead_workers():
         raise RuntimeError(killed)
     assert "--shm-size" in raised.value.hint and "--workers 0" in raised.value.hint
+
+
+def test_too_few_open_files_are_told_with_a_cure() -> None:
+    said = "Too many open files. Communication with the workers is no longer possible."
+    for error in (RuntimeError(said), OSError(24, "Too many open files"), RuntimeError("other")):
+        wanted = RuntimeError if "other" in str(error) else DeviceError
+        with pytest.raises(wanted) as caught, naming_dead_workers():
+            raise error
+        assert wanted is RuntimeError or "ulimit -n" in str(caught.value.hint)

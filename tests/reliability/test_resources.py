@@ -283,7 +283,13 @@ def few_files(name: str, sources: Path, runs: Runs, tmp_path: Path) -> str:
             assert_told(ended, 5, "no processes can be started", "oo many open files", "ulimit -n")
     ended = runs(Run(args, limits={"NOFILE": 64}))
     assert ended.code == 0, ended
-    return "done with 64"
+    if args[0] != "train":
+        return "done"
+    ended = runs(Run([*args, "--workers", "4"], limits={"NOFILE": 64}))
+    if ended.code:
+        assert_told(ended, 5, "open", "ulimit -n")
+    assert runs(Run(args)).code == 0
+    return "refused with 4 workers" if ended.code else "done"
 
 
 @pytest.mark.reliability
