@@ -54,6 +54,7 @@ MAX_MB, MAX_SECONDS = 25.0, 60.0  # of a file; that are heard of a recording
 SESSIONS = 100  # whose layout Gradio remembers
 FORGOTTEN = 600.0  # seconds after which a file goes that nobody asked about
 PATIENCE = 60.0  # seconds that one may take to send a request's head, or to read on
+CROWD = 32  # connections that send nothing, or are not read: then a few seconds have to do
 PREFIX = "s2f-visitors-"  # of the folder's name
 OVERHEAD = 65_536  # bytes of an upload beside the file: its headers
 TOGETHER = 20  # uploads of the largest size that may wait to be asked about
@@ -390,19 +391,19 @@ _sent: contextvars.ContextVar[list[str]] = contextvars.ContextVar("files of a re
 
 
 class Patience:
-    """Tells what has been as it is for more than `PATIENCE` seconds; it looks now and then."""
+    """Tells what has been as it is for more than some seconds; it looks now and then."""
 
     def __init__(self) -> None:
         self._since: dict[Hashable, tuple[Hashable, float]] = {}
 
-    def ends_for(self, states: Mapping[Any, Hashable]) -> list[Any]:
+    def ends_for(self, states: Mapping[Any, Hashable], seconds: float = PATIENCE) -> list[Any]:
         """Look again: of things and the states they are in, which have not moved for too long."""
         now, before = time.monotonic(), self._since
         self._since = {
             key: before[key] if key in before and before[key][0] == state else (state, now)
             for key, state in states.items()
         }
-        return [key for key, (_, since) in self._since.items() if now - since > PATIENCE]
+        return [key for key, (_, since) in self._since.items() if now - since > seconds]
 
 
 async def watch(page: "gr.Blocks", pause: float = 5.0) -> None:
@@ -414,7 +415,8 @@ async def watch(page: "gr.Blocks", pause: float = 5.0) -> None:
     while True:
         await asyncio.sleep(pause)
         try:
-            for connection in connections.ends_for(stalled(page.server.server_state.connections)):
+            slow = stalled(page.server.server_state.connections)
+            for connection in connections.ends_for(slow, PATIENCE if len(slow) < CROWD else 0):
                 connection.transport.abort()
             queue = page._queue
             for session in sessions.ends_for(unread(queue)):

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import uuid
@@ -57,6 +58,9 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
     os.environ[LAUNCHED] = str(os.getpid())
     config = LaunchConfig(1, 1, size, run_id=uuid.uuid4().hex, max_restarts=0)
     config.rdzv_backend, config.rdzv_endpoint = "c10d", "localhost:0"
+    # They meet here: what this machine is called elsewhere torch would ask a name server.
+    look_up = socket.getfqdn
+    socket.getfqdn = lambda name="": "localhost"
     try:
         elastic_launch(config, sys.executable)("-m", "s2f", *arguments)
     except ChildFailedError as error:
@@ -72,6 +76,8 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
         return int(told[0])
     except SignalException:
         return 130
+    finally:
+        socket.getfqdn = look_up
     return 0
 
 

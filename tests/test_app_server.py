@@ -203,3 +203,67 @@ def test_a_component_hands_over_the_path_alone():
     assert asyncio.run(move("http://example.org/a.wav")) == "http://example.org/a.wav"
     assert asyncio.run(move(None)) is None
     assert component.preprocess(None) is None
+
+
+def status(method: str, *headers: tuple[str, str], hosts: Any = None, own: str = "") -> int:
+    """With which status a guard lets out what was asked with some headers."""
+    sent: list[dict[str, Any]] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    encoded = [(name.encode(), value.encode()) for name, value in headers]
+    encoded += [(b"content-length", b"1")] if method == "POST" else []
+    scope = {"type": "http", "method": method, "headers": encoded, "path": "/gradio_api/upload"}
+    guard = app_server.Guard(application, 1000, hosts=hosts, own=own)
+    asyncio.run(guard(scope, None, send))
+    return int(sent[0]["status"])
+
+
+def test_a_proxy_may_have_the_page_under_a_name_of_its_own():
+    """It passes its name on as the host, or not; a browser, where it asks safely, says more."""
+    origin = ("origin", "https://Example.org")
+    for host in ("example.org", "127.0.0.1:7860"):
+        named = ("host", host)
+        assert status("POST", named, origin, own="example.org") == 200
+        assert status("POST", named, ("sec-fetch-site", "same-origin"), origin) == 200
+        assert status("POST", named, ("sec-fetch-site", "cross-site"), own="example.org") == 403
+        assert status("POST", named, ("origin", "https://evil.example"), own="example.org") == 403
+    assert status("POST", ("host", "example.org"), origin) == 200
+    assert status("POST", ("host", "127.0.0.1:7860"), origin) == 403
+    for host, expected in (("Example.org:80", 200), ("example.com", 421), ("[::1]", 421)):
+        assert status("GET", ("host", host), hosts={"example.org"}) == expected
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_what_only_this_machine_reaches_is_known(host):
+    assert app_server.is_here_alone(host)
+    assert not any(map(app_server.is_here_alone, ("0.0.0.0", "::", "192.0.2.1")))
+
+
+def test_what_is_run_beside_the_server_ends_with_it_and_sockets_are_closed():
+    told: list[Any] = []
+
+    async def watch() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            told.append("ended")
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0)  # the server is served
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    async def serve() -> None:
+        guard = app_server.Guard(application, 1000, watch=watch)
+        await guard({"type": "lifespan"}, None, send)
+        await asyncio.sleep(0)
+        await guard({"type": "websocket"}, None, send)
+
+    asyncio.run(serve())
+    assert told == ["ended", "websocket.close"]
