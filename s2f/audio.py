@@ -2,7 +2,7 @@
 
 libsndfile decodes what it knows, FFmpeg the rest. `hear` listens before anything is embedded: what
 it finds wrong with a recording that can be used all the same is in its remarks. Sound is held in
-memory whole, 230 MB an hour.
+memory whole, 230 MB an hour; more than `MAX_HOURS` are refused.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import re
 import struct
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from s2f import files
 from s2f.console import Progress, silent
+from s2f.device import give_memory_back
 from s2f.errors import (
     AudioError,
     DatasetError,
@@ -40,6 +42,7 @@ SILENCE_DBFS = -90.0  # RMS: below the quantisation noise of 16-bit audio
 PEAK = 2.0  # of a stored waveform of -1..1: what resampling may add, and more
 PLAIN_POWER = 1e-4  # mean square, -40 dBFS: speech is louder, pauses hardly are
 MIN_SECONDS, MAX_RECORDED_SECONDS = 0.5, 600.0
+MAX_HOURS = 4.0  # of a recording, or of the part of it that is wanted
 
 PAUSE_SECONDS, MARGIN_SECONDS = 2.0, 0.25  # a silence so long is no speech, but for its ends
 PAUSE_DB = 30.0  # below the loudest second: silence
@@ -82,6 +85,14 @@ _SPEAKERS = {6: "FL FR FC LFE BL BR".split(), 8: "FL FR FC LFE BL BR SL SR".spli
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes, at most
 _CHANNELS = 64  # of an array; more is one whose channels come first
 _16_BIT = frozenset({"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"})  # what FFmpeg decodes to that
+_HOUR = 3600 * SAMPLE_RATE
+_MOST_PACKETS = 1 << 23  # of MP4: FFmpeg holds 35 bytes of each in memory; 12 h of film have 5e6
+# In the header of an MP4, how many packets a track has, or a fragment, how many parts of them are
+# played, and how many packets last how long: one entry, and one sample of PCM.
+_PACKETS = re.compile(rb"st(?:sz|z2).{8}(.{4})|trun.{4}(.{4})", re.DOTALL)
+_EDITS = re.compile(rb"elst.{4}(.{4})", re.DOTALL)
+_LASTS = re.compile(rb"stts.{4}(.{4}).{4}(.{4})", re.DOTALL)
+_ONE_SAMPLE = (b"\0\0\0\1", b"\0\0\0\1")
 _RATES = range(4_000, 768_001)  # Hz; a false 1 Hz would resample to 16,000 times the file's size
 _RECORDING = "a recording such as WAV, FLAC, OGG, MP3 or M4A, or a video with sound"
 _SAVE_AGAIN = "Play it to check it, then save it again as WAV."
@@ -199,9 +210,9 @@ def hear(
 
     Raises a `UsageError` if the part makes no sense; an `AudioError` if it is missing, no regular
     file, empty, no sound or NaN, if there is no such track, if more than one sample in a hundred is
-    beyond 32 times full scale, if it ends before `start`, or if what sounds lasts less than 0.5 s
-    or is silence to 16 bits, below -90 dBFS; and an `OutputError` if there is no room for the copy
-    of a stream.
+    beyond 32 times full scale, if it ends before `start`, if it lasts longer than `MAX_HOURS` or
+    says so, and no `duration` is given, or if what sounds lasts less than 0.5 s or is silence to 16
+    bits, below -90 dBFS; and an `OutputError` if there is no room for the copy of a stream.
 
     Source: `ffmpeg-normalize -nt rms -t -23`, which the seed applies: FFmpeg's filter astats over
         all samples in double precision, to 6 decimals of a dB and with 16-bit samples divided by
@@ -296,6 +307,9 @@ def check_part(
     if duration is not None and not MIN_SECONDS <= duration < math.inf:
         message = f"speech is to last {duration:g} s; wanted {MIN_SECONDS:g} s or more"
         raise UsageError(message, hint="leave it out to use all of a recording")
+    if duration is not None and duration > MAX_HOURS * 3600:
+        message = f"speech is to last {duration:g} s; wanted {MAX_HOURS * 3600:g} s or less"
+        raise UsageError(message, hint=f"at most {MAX_HOURS:g} h are heard at once")
     if trim_silence is not None and not 0 < trim_silence < math.inf:
         message = f"silence is to be trimmed {trim_silence:g} dB below the loudest frame"
         raise UsageError(f"{message}; wanted more than 0 dB", hint="60 is usual")
@@ -406,7 +420,7 @@ def stored_powers(samples: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 def sounding(powers: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Tell which frames of 10 ms sound, by the sums of their squares: what `hear` calls silent."""
     levels = _levels(powers, 10)
-    speech, quiet = _speech_level(powers)[0], _quiet(levels)
+    speech, quiet = _speech_level(powers, levels)[0], _quiet(levels)
     limit = speech - PAUSE_DB
     if quiet <= speech - CLEAR_DB:
         limit = max(limit, quiet + NOISE_DB)
@@ -415,18 +429,21 @@ def sounding(powers: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return sounds
 
 
-def _speech_level(powers: npt.NDArray[np.float64]) -> tuple[float, float]:
+def _speech_level(
+    powers: npt.NDArray[np.float64], levels: npt.NDArray[np.float64]
+) -> tuple[float, float]:
     """Return the level of the loudest second, dBFS, or of the loudest beside mere events.
 
     And how many seconds these last. Beeps, slams and laughter are events: what is 20 dB louder than
     any second without them, and lasts no longer than what sounds beside them. That lies 20 to 50 dB
-    below the loudest second, and 10 dB above the quietest tenth, so that it is no pause.
+    below the loudest second, and 10 dB above the quietest tenth, so that it is no pause. `levels`
+    are those of 10 frames around each.
     """
-    seconds, levels = _levels(powers, 100), _levels(powers, 10)
-    loudest = float(seconds.max())
+    loudest = float(_levels(powers, 100).max())
     loud = levels > loudest - EVENT_DB
     beside = _average(loud, 100) == 0  # the middles of seconds without
-    speech = float(seconds[beside].max(initial=-math.inf))
+    # Anew: of hours they take 3 MB each, of which there are few at a time.
+    speech = float(_levels(powers, 100).max(where=beside, initial=-math.inf))
     if not EVENT_DB < loudest - speech < FAINT_DB or speech - _quiet(levels) <= CLEAR_DB:
         return loudest, 0.0
     lasts = np.count_nonzero(levels[~loud] > speech - CLEAR_DB)
@@ -442,16 +459,28 @@ def _quiet(levels: npt.NDArray[np.float64]) -> float:
 
 def _levels(powers: npt.NDArray[np.float64], frames: int) -> npt.NDArray[np.float64]:
     """Average over so many frames around each, dBFS."""
-    levels: npt.NDArray[np.float64] = _average(powers, frames) / FRAME_SAMPLES + 1e-20
-    return 10 * np.log10(levels)
+    levels = _average(powers, frames)
+    levels /= FRAME_SAMPLES
+    levels += 1e-20
+    np.log10(levels, out=levels)
+    levels *= 10
+    return levels
 
 
 def _average(values: npt.NDArray[Any], frames: int) -> npt.NDArray[np.float64]:
-    n = len(values)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(n)
-    first, last = np.maximum(at - frames // 2, 0), np.minimum(at + -(-frames // 2), n)
-    means: npt.NDArray[np.float64] = (sums[last] - sums[first]).clip(0.0) / (last - first)
+    n, before, after = len(values), frames // 2, -(-frames // 2)
+    means = np.empty(n)
+    sums, known = np.zeros(1), 0  # of all values before each of those from `known` - its length on
+    for start in range(0, n, _BLOCK_VALUES):  # sums of all of them would be as large as the means
+        stop = min(n, start + _BLOCK_VALUES)
+        more = values[known : stop + after]
+        sums = np.concatenate([sums[:-1], np.cumsum(np.concatenate([sums[-1:], more]))])
+        known += len(more)
+        sums = sums[max(0, len(sums) - 1 - known + start - before) :]
+        offset = known + 1 - len(sums)
+        at = np.arange(start, stop)
+        first, last = np.maximum(at - before, 0), np.minimum(at + after, n)
+        means[at] = (sums[last - offset] - sums[first - offset]).clip(0.0) / (last - first)
     return means
 
 
@@ -490,7 +519,7 @@ def _powers(heard: Heard, name: str) -> npt.NDArray[np.float64]:
     samples that are not finite.
     """
     waveform, n = heard.waveform, len(heard.waveform)
-    powers, sums = np.empty((2, -(-n // FRAME_SAMPLES)))
+    powers, sums = (np.empty(-(-n // FRAME_SAMPLES)) for _ in range(2))
     frames = 400
 
     def measure() -> None:
@@ -527,7 +556,7 @@ def _without_pauses(
 ) -> tuple[FloatArray, npt.NDArray[np.float64]]:
     """Leave out of a waveform, in its place, and of its powers what `hear` calls pauses."""
     n = len(powers)
-    levels, sounds = _levels(powers, 10), sounding(powers)
+    sounds, levels = sounding(powers), _levels(powers, 10)
     edges = np.flatnonzero(np.diff(sounds, prepend=False, append=False))
     margin = round(MARGIN_SECONDS * SAMPLE_RATE / FRAME_SAMPLES)
     pause = round(PAUSE_SECONDS * SAMPLE_RATE / FRAME_SAMPLES)
@@ -561,7 +590,7 @@ def _power(heard: Heard, powers: npt.NDArray[np.float64], n: int) -> float:
     """Return the mean square of n samples, of which no frame counts for a pop or another event."""
     most = FRAME_SAMPLES * 10 ** (POP_DB / 10)
     power = plain = float(powers.sum()) / n
-    speech, heard.events = _speech_level(powers)
+    speech, heard.events = _speech_level(powers, _levels(powers, 10))
     if heard.events:
         powers = np.minimum(powers, most * 10 ** (speech / 10))
         power = float(powers.sum()) / n
@@ -789,8 +818,18 @@ def _fill(
     longer: list[float] = []
     waveform, n_read = bytearray(), 0  # which grows in place: there is no second copy
     for mono in _resampled(blocks(), heard, tally, name):
+        declared, read = heard.declared * SAMPLE_RATE, n_read + len(mono)
+        if stop == sys.maxsize and max(declared, read) - start > MAX_HOURS * _HOUR:
+            found = f"lasts longer than {MAX_HOURS:g} h"
+            if declared > read:
+                found = f"says that it lasts {declared / _HOUR:.5g} h"
+            wanted = f"{MAX_HOURS:g} h at most, as sound is held in memory"
+            cure = "Cut it into parts, or give --duration, where that is an option."
+            raise _unusable(name, found, wanted, cure)
         waveform += mono[max(0, start - n_read) : max(0, stop - n_read)].tobytes()
         n_read += len(mono)
+        if n_read % _HOUR < len(mono):  # what it grew out of is free
+            give_memory_back()
         if n_read >= stop:
             break
     if not n_read:
@@ -904,7 +943,8 @@ def _soundfile_blocks(data: BinaryIO, heard: Heard, name: str) -> Iterator[_Bloc
             raise soundfile.LibsndfileError(1)
         if heard.track > 1:
             raise _no_track(name, heard)
-        heard.declared = file.frames / file.samplerate
+        # Of a FLAC from a pipe, which does not say, it is the largest number that there is.
+        heard.declared = file.frames / file.samplerate if file.frames < 1 << 48 else 0.0
         n, is_16_bit = max(1, _BLOCK_VALUES // file.channels), file.subtype in _16_BIT
         while len(block := file.read(n, dtype="float32", always_2d=True)):
             yield _Block(file.samplerate, is_16_bit, block)
@@ -1053,6 +1093,37 @@ class _Stream:
         return self._data.seek(min(max(offset, 0), self._size))
 
 
+def _check_index(data: BinaryIO, name: str) -> None:
+    """Raise an `AudioError` if an MP4 or MOV declares more packets than FFmpeg should list.
+
+    It would list them all before it reads one: 9 kB can declare 1e8, which take gigabytes. Not
+    those of PCM, of which it lists none.
+    """
+    place, packets, edits = 0, 0, 1
+    size = data.seek(0, io.SEEK_END)
+    while place < size:
+        data.seek(place)
+        length, kind, long = struct.unpack(">I4sQ", data.read(16).ljust(16, b"\0"))
+        length = long if length == 1 else length or size
+        if length < 8:
+            break
+        if kind in (b"moov", b"moof"):
+            data.seek(place)
+            box = data.read(min(length, size))
+            if (packed := box.find(b"cmvd")) >= 0:  # packed with zlib, as QuickTime once did
+                with contextlib.suppress(zlib.error):
+                    box = zlib.decompressobj().decompress(box[packed + 8 :], 1 << 26)
+            for track in box.split(b"trak"):
+                edits = max([edits, *(int.from_bytes(n) for n in _EDITS.findall(track))])
+                is_sound = b"soun" in track and b"vide" not in track
+                if not (is_sound and set(_LASTS.findall(track)) == {_ONE_SAMPLE}):
+                    packets += sum(int.from_bytes(n or m) for n, m in _PACKETS.findall(track))
+        place += length
+    if packets * edits > _MOST_PACKETS:
+        found = f"declares {packets} packets" + (f" in {edits} parts" if edits > 1 else "")
+        raise _unusable(name, found, f"{_MOST_PACKETS} at most")
+
+
 def _av_frames(data: BinaryIO, heard: Heard, name: str) -> Iterator[tuple[int, float, Any]]:
     """Yield the frames of a track; broken packets are passed over.
 
@@ -1061,6 +1132,7 @@ def _av_frames(data: BinaryIO, heard: Heard, name: str) -> Iterator[tuple[int, f
     """
     import av
 
+    _check_index(data, name)
     options = {"format_whitelist": _AV_FORMATS, "protocol_whitelist": "none"}
     try:  # with a tag that is not UTF-8, strict (the default) fails
         stream: Any = _Stream(data)

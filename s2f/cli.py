@@ -181,7 +181,9 @@ def generate(
     speech: Annotated[list[Path] | None, _sources("Recordings, videos", "SPEECH")] = None,
     record: Annotated[float | None, option("Input", "Record so many seconds.")] = None,
     start: Annotated[float, option("Input", "Where speech starts in a recording, seconds.")] = 0.0,
-    duration: Annotated[float | None, option("Input", "Of the speech, seconds (all).")] = None,
+    duration: Annotated[
+        float | None, option("Input", "Of the speech, seconds (all, 4 h at most).")
+    ] = None,
     trim_silence: Annotated[
         float | None, option("Input", "Cut ends this many dB below the loudest.")
     ] = None,

@@ -194,7 +194,7 @@ def _audio(
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Turn recordings into waveforms at 16 kHz and -23 dBFS, or into spectrograms."""
+    """Turn recordings (4 h at most) into waveforms at 16 kHz and -23 dBFS, or into spectrograms."""
     console = choose_console(ctx, as_json, quiet)
     from s2f.prep_audio import audio_step
 

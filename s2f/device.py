@@ -161,6 +161,12 @@ def keep_memory(*, largest: int | None = 2**25, spare: int = 2**28) -> None:
         mallopt(-1, spare)
 
 
+def give_memory_back() -> None:
+    """Have glibc give the system what it keeps of what was freed; source: malloc_trim(3)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def end_by_signals(put_away: Callable[[], object]) -> None:
     """Have SIGTERM, and a terminal that closes, end this process as Ctrl-C does; a second at once.
 

@@ -325,6 +325,31 @@ def test_a_recording_that_was_cut_off_is_used_as_far_as_it_goes(tmp_path: Path) 
             assert hear(source, duration=2).remarks == ()  # of which all is there
 
 
+def test_a_flac_that_does_not_say_how_long_it_is_lacks_nothing(tmp_path: Path) -> None:
+    """As FFmpeg writes it to a pipe: the number of samples and their hash are zeros."""
+    path = wav(tmp_path / "a.flac", SPEECH)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:42] = bytes(20)
+    path.write_bytes(content)
+    heard = hear(path)
+    assert heard.seconds == 6 and heard.remarks == ()
+
+
+def test_more_sound_than_can_be_held_is_refused_but_for_a_part(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.flac"
+    with soundfile.SoundFile(path, "w", 4_000, 1) as file:
+        for seconds in (10, *[600] * 25):
+            file.write(noise(seconds)[::4] if seconds == 10 else np.zeros(seconds * 4_000))
+    with pytest.raises(AudioError, match=r"says that it lasts 4\.1\d+ h; wanted 4 h at most"):
+        hear(path)
+    assert len(hear(path, duration=10).waveform) == 10 * RATE
+    with pytest.raises(UsageError, match="14401 s; wanted 14400 s or less"):
+        hear(path, duration=14_401)
+
+
 def test_a_container_that_was_cut_off_is_said_to_be_damaged(tmp_path: Path) -> None:
     """Where no header tells how long the sound is, the last page or packet is not all there."""
     sources = [wav(tmp_path / "a.ogg", SPEECH), wav(tmp_path / "b.ogg", SPEECH, subtype="OPUS")]

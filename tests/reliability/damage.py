@@ -1,5 +1,6 @@
 """Damage of many kinds to bytes, and the count of what became of damaged files."""
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -44,6 +45,30 @@ def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
     else:
         new += data[at:] if rng.random() < 0.5 else rng.bytes(n)
     return bytes(new)
+
+
+class Took:
+    """What something takes, while it is entered: seconds of this process, megabytes over before.
+
+    Not `ru_maxrss`: that begins with what the process that started this one ever took.
+    """
+
+    def __enter__(self) -> "Took":
+        with contextlib.suppress(OSError):  # only Linux has it
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+        self._base, self._start = self._peak(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.process_time() - self._start
+        self.megabytes = self._peak() - self._base
+
+    @staticmethod
+    def _peak() -> float:
+        with contextlib.suppress(OSError):
+            status = Path("/proc/self/status").read_text()
+            return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+        return 0.0
 
 
 @dataclasses.dataclass
