@@ -7,7 +7,7 @@ that the embedding of the face encoder is what the decoder draws.
 """
 
 import dataclasses
-import json
+import hashlib
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ AT_ONCE = 1024  # people that are compared at a time
 COMPARED = 2**28  # values of embeddings that are compared as they are; of more, their
 AXES = 128  # values along the axes on which most lies,
 SAMPLED = 16384  # of so many embeddings
-INDEX_FILE, INDEX_VERSION = "index.json", 1
+INDEX_FILE, INDEX_VERSION = "index.json", 2
 START = 700  # photos that a linear start is fitted to
 NAMED = 5  # files that a note names
 
@@ -84,7 +84,7 @@ class FaceIndex:
         place, stale = _index_of(folder), ""
         if (place / INDEX_FILE).is_file():
             try:
-                told = json.loads((place / INDEX_FILE).read_text(encoding="utf-8"))
+                told = files.unsealed((place / INDEX_FILE).read_bytes())
                 changed = (name for name, time in told["folders"] if _changed(folder / name, time))
                 stale = next(changed, "") if told["version"] == INDEX_VERSION else INDEX_FILE
                 if not stale:
@@ -97,7 +97,12 @@ class FaceIndex:
 
     @classmethod
     def _read(cls, folder: Path, place: Path, told: Mapping[str, Any]) -> "FaceIndex":
-        arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in told["arrays"]}
+        arrays: dict[str, Any] = {}
+        for name, sha256 in told["arrays"].items():
+            path = place / f"{name}.npy"
+            if _sha256(path) != sha256:
+                raise ValueError(f"the SHA-256 of {path.name} is another")
+            arrays[name] = np.load(path, mmap_mode="r")
         beside = {end: arrays.pop(end.split(".")[0]) for end in layout.BESIDE_TARGETS}
         means = {end: torch.tensor(points) for end, points in told["means"].items()}
         people, space = tuple(told["people"]), told["space"]
@@ -153,7 +158,7 @@ class FaceIndex:
         arrays |= {end.split(".")[0]: there for end, there in self.beside.items()}
         arrays = {name: array for name, array in arrays.items() if array is not None}
         place = _index_of(self.folder)
-        told = {"version": INDEX_VERSION, "people": self.people, "arrays": list(arrays)}
+        told: dict[str, Any] = {"version": INDEX_VERSION, "people": self.people}
         told |= {"means": {end: mean.tolist() for end, mean in self.means.items()}}
         told |= {"space": self.space, "folders": folders}
         try:
@@ -163,11 +168,17 @@ class FaceIndex:
         with files.atomic_folder(place, replace=True) as new:
             for name, array in arrays.items():
                 files.save_array(array, new / f"{name}.npy")
-            files.write_bytes(new / INDEX_FILE, json.dumps(told).encode())
+            told["arrays"] = {name: _sha256(new / f"{name}.npy") for name in arrays}
+            files.write_bytes(new / INDEX_FILE, files.sealed(told))
 
 
 def _index_of(folder: Path) -> Path:
     return folder.parent / ".s2f" / "index" / folder.name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _changed(folder: Path, time: int) -> bool:

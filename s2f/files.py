@@ -9,7 +9,9 @@ import contextlib
 import csv
 import errno
 import functools
+import hashlib
 import io
+import json
 import os
 import platform
 import re
@@ -602,6 +604,22 @@ def way(start: str | Path, folder: str | Path) -> str:
         return os.path.relpath(folder, os.path.realpath(start))
     except ValueError:  # on Windows, of another drive
         return folder
+
+
+def sealed(fields: Mapping[str, Any]) -> bytes:
+    """Write plain JSON so that `unsealed` knows whether it is whole: with a SHA-256."""
+    sha256 = hashlib.sha256(json.dumps({**fields}).encode()).hexdigest()
+    return json.dumps({**fields, "sha256": sha256}, indent=1).encode() + b"\n"
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """Read what `sealed` wrote, or JSON without a SHA-256; a `ValueError` if it is damaged."""
+    fields = json.loads(content)
+    if not isinstance(fields, dict):
+        raise ValueError(f"it holds a {type(fields).__name__}, and no object")
+    if fields.pop("sha256", None) is not None and sealed(fields) != content:
+        raise ValueError("its SHA-256 is another")
+    return fields
 
 
 def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":

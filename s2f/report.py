@@ -27,7 +27,7 @@ import numpy as np
 
 from s2f.console import jsonable, one_line
 from s2f.errors import DatasetError, UsageError
-from s2f.files import atomic_path, check_writable
+from s2f.files import atomic_path, check_writable, sealed, unsealed
 from s2f.metrics import Difference, holm, paired_difference
 
 Cell = str | float | int | None
@@ -182,7 +182,8 @@ def write_report(report: Report, folder: Path, *, overwrite: bool = False) -> li
     with contextlib.ExitStack() as pages:
         for name, page in PAGES.items():
             path = pages.enter_context(atomic_path(folder / name))
-            path.write_bytes(page(report).encode())
+            text = page(report).encode()
+            path.write_bytes(sealed(json.loads(text)) if page is to_json else text)
     return [folder / name for name in PAGES]
 
 
@@ -422,9 +423,12 @@ def to_json(report: Report) -> str:
 
 
 def from_json(text: str, name: str) -> Report:
-    """Read what `to_json` wrote into a file of a name; anything else raises DatasetError."""
+    """Read what `to_json` wrote into a file of a name; anything else raises DatasetError.
+
+    What `write_report` wrote has a SHA-256, which is compared.
+    """
     try:
-        data = json.loads(text)
+        data = unsealed(text.encode())
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r:.40}, and {FORMAT} was wanted")
         report: Report = _made(Report, data)

@@ -6,7 +6,8 @@ It holds
 
 and `init.safetensors`, a copy of the checkpoint that it started from, if it did; and belongs to the
 config that was first written there. Every file is whole or absent, and what a killed run had logged
-after its last save is dropped, so that one that goes on ends the same.
+after its last save is dropped, so that one that goes on ends the same. Damage of any bit is found
+where it is read, but for the history's, which is for people: nothing but a picture is made of it.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from s2f.checkpoint import is_finite
 from s2f.errors import CheckpointError, UsageError
-from s2f.files import atomic_path, atomic_write, write_bytes
+from s2f.files import atomic_path, atomic_write, sealed, unsealed, write_bytes
 from s2f.images import encode, to_image
 
 DAMAGED = (SafetensorError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -93,7 +94,7 @@ class Run:
         if not path.is_file():
             return {}
         try:
-            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+            theirs = unsealed(path.read_bytes())
         except (OSError, TypeError, ValueError) as error:
             message = f"{path}: is not the config of a run: {error}"
             raise CheckpointError(message, hint=cure) from error
@@ -127,7 +128,7 @@ class Run:
             if strangers:
                 holds = f"it holds {min(strangers)} and no config.json"
                 raise UsageError(f"{self.folder}: is no run: {holds}", hint=cure)
-            write_bytes(path, json.dumps(mine, indent=1).encode())
+            write_bytes(path, sealed(mine))
             return []
         for key in mine | theirs:
             there, here = theirs.get(key), mine.get(key)
@@ -153,7 +154,7 @@ class Run:
             theirs |= {key: mine.get(key) for key in self.changed}
             if planned and "steps" in self.changed:
                 theirs.setdefault(LENGTHENED, []).append(self.changed["steps"])
-            write_bytes(path, json.dumps(theirs, indent=1).encode())
+            write_bytes(path, sealed(theirs))
         if "noise" in theirs or "noise" not in mine:
             return []
         return [

@@ -7,7 +7,6 @@ only to transform, so that a command may plan by `FRONT_ENDS` without it.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from s2f.audio import LOUDNESS_DBFS, SAMPLE_RATE, SILENCE_DBFS, FloatArray
 from s2f.errors import DatasetError, DependencyError
-from s2f.files import write_bytes
+from s2f.files import sealed, unsealed, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -301,7 +300,7 @@ def write_stats(path: Path, total: RunningMoments, *, files: int) -> LogMelStats
     """Write the statistics of a training set as JSON, or raise an `OutputError`."""
     std = math.sqrt(total.m2 / total.count)
     stats = LogMelStats(total.mean, std, total.count // N_MELS, files)
-    write_bytes(path, (json.dumps({**STATS_KIND, **asdict(stats)}, indent=1) + "\n").encode())
+    write_bytes(path, sealed({**STATS_KIND, **asdict(stats)}))
     return stats
 
 
@@ -309,7 +308,7 @@ def read_stats(path: Path) -> LogMelStats:
     """Read what `write_stats` wrote, or raise a `DatasetError`."""
     hint = "make one with s2f prep stats"
     try:
-        content = json.loads(path.read_bytes())
+        content = unsealed(path.read_bytes())
         if {name: content.pop(name, None) for name in STATS_KIND} != STATS_KIND:
             raise DatasetError(f"{path}: is no statistics of a log-mel of this version", hint=hint)
         stats = LogMelStats(**content)

@@ -237,12 +237,13 @@ def _measure(
     """Evaluate the model on validation, unless its report is of these very networks."""
     told = {kind: read_header(out / f"{kind}.safetensors", kind)["sha256"] for kind in KINDS}
     file = out / REPORT / NETWORKS
-    if not (file.is_file() and json.loads(file.read_text(encoding="utf-8")) == told):
+    known = json.dumps(told, indent=1).encode()
+    if not (file.is_file() and file.read_bytes() == known):
         note(f"measuring {out} on val of {data}")
         model = SpeechToFace.load(out, device=str(device))
         finder = load_detector("dlib", "cpu") if installed_detector() == "dlib" else None
         report = evaluate(model, data, split="val", detector=finder, progress=progress)
         with atomic_folder(out / REPORT, replace=True) as folder:
             write_report(report, folder)
-            write_bytes(folder / NETWORKS, json.dumps(told, indent=1).encode())
+            write_bytes(folder / NETWORKS, known)
     _place(out / REPORT / "report.md", out / EVALUATION)

@@ -216,7 +216,9 @@ def test_statistics_survive_their_file_and_something_else_is_refused_with_a_cure
         ({"median": -6.0}, "is no statistics"),
     ]:
         statistics.write_stats(path, RunningMoments(128, -6.0, 512.0), files=1)
-        path.write_text(json.dumps(json.loads(path.read_text()) | change) if change else "")
+        told = json.loads(path.read_text())
+        assert len(told.pop("sha256")) == 64  # or all of these would only be damaged
+        path.write_text(json.dumps(told | change) if change else "")
         with pytest.raises(DatasetError, match=rf"stats\.json: .*{part}") as caught:
             statistics.read_stats(path)
         assert "s2f prep stats" in caught.value.hint
