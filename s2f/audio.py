@@ -832,6 +832,8 @@ def _fill(
             give_memory_back()
         if n_read >= stop:
             break
+    if n_read > _HOUR:  # so is FFmpeg's list of packets
+        give_memory_back()
     if not n_read:
         raise _unusable(name, "holds no samples")
     if not waveform:

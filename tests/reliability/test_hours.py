@@ -39,7 +39,7 @@ def write_wav(path: Path, minutes: int) -> Path:
 
 
 def write_m4a(path: Path, minutes: int) -> Path:
-    """Encode a minute, and repeat its packets."""
+    """Encode a minute, and repeat its packets, which last a little longer."""
     rate = 44_100
     times = np.arange(60 * rate) / rate
     minute = np.interp(times, np.arange(60 * SAMPLE_RATE) / SAMPLE_RATE, noise(60))
@@ -82,4 +82,4 @@ def test_three_hours_take_no_more_memory_than_their_samples(tmp_path, write):
         print(f"{' '.join(map(str, command[:2]))}, {suffix}: {peaks[0]:.0f} and {peaks[1]:.0f} MB")
         assert peaks[1] - peaks[0] < MEGABYTES
     (made,) = (tmp_path / f"{long.name}-out").glob("*.npy")
-    assert abs(len(np.load(made, mmap_mode="r")) / SAMPLE_RATE - 3600 * HOURS) < 1
+    assert 0 <= len(np.load(made, mmap_mode="r")) / SAMPLE_RATE - 3600 * HOURS < 10
