@@ -44,9 +44,13 @@ class Console:
     mode: Mode = "human"
 
     def line(self, text: object) -> None:
-        """Print a result as soon as it is there, as it is; under json it waits for `summary`."""
+        """Print a result as soon as it is there; under json it waits for `summary`.
+
+        It is as it is, but on a terminal, which a file's name could tell what to do.
+        """
         if self.mode != "json":
-            _write(sys.stdout, str(text))
+            is_seen = sys.stdout is not None and sys.stdout.isatty()
+            _write(sys.stdout, one_line(str(text)) if is_seen else str(text))
 
     def summary(self, value: Mapping[str, object]) -> None:
         """Print all that the command made as JSON, if that was asked for.

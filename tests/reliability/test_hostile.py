@@ -1,5 +1,6 @@
 """Files made to do harm: pickles that call, media that name other places, names that confuse."""
 
+import contextlib
 import gzip
 import importlib
 import operator
@@ -9,6 +10,7 @@ import runpy
 import shutil
 import socket
 import subprocess
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import foreign_files
 import numpy as np
 import pytest
 import torch
+import typer.testing
 from command_line import Done, files
 from conftest import write_speech
 from damage import Count
@@ -236,6 +239,94 @@ def test_hostile_names_are_done_or_named_and_do_nothing_to_a_terminal(tmp_path, 
     count.lost = count.tried - hidden - count.done - (done.err.count("\n  ") - 2)
     print(f"hostile names: {count}, hidden {hidden}")
     assert count.lost == 0 and not Path("canary").exists()
+
+
+NAMES = list(dict.fromkeys([*ODD, *(f"{name}{k}" for k in range(2) for name in ODD)]))
+
+
+def grow_hostile(tree: Path, source: Path, folder: str = "", most: int = 999) -> list[Path]:
+    """Copy a file under all hostile names that this file system takes; gives those."""
+    made = []
+    for k, name in enumerate(NAMES[:most]):
+        path = tree / f"id{k % 7}" / folder / f"{name}{source.suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # too long, or no bytes that it takes
+            shutil.copy(source, path)
+            made.append(path)
+    return made
+
+
+def grow_strange(folder: Path, suffix: str) -> list[str]:
+    """Make a pipe, a socket, links in a circle and to nowhere; gives the names of all these."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(folder / f"pipe{suffix}")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / f"socket{suffix}"))
+    (folder / f"loop{suffix}").symlink_to(f"loop{suffix}")
+    (folder / f"nowhere{suffix}").symlink_to("/nowhere/at/all")
+    (folder / "round").symlink_to(folder.parent)
+    return [f"{name}{suffix}" for name in ("pipe", "socket", "loop", "nowhere")]
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what a command prints go to a terminal, as it must take it for."""
+    stream = typer.testing._NamedTextIOWrapper  # type: ignore[attr-defined]
+    monkeypatch.setattr(stream, "isatty", lambda self: self.name == "<stdout>", raising=False)
+
+
+def test_there_are_200_hostile_names():
+    assert len(set(NAMES)) >= 200
+    forms = {unicodedata.normalize("NFC", name) for name in NAMES}
+    assert len(forms) < len(NAMES)  # pairs that only normalisation tells apart
+
+
+COMMANDS: dict[str, tuple[str, tuple[object, ...], str]] = {
+    "generate": (".wav", ("generate", "IN", "-o", "OUT", "--model", "MODEL"), ".png"),
+    "reconstruct": (
+        ".jpg",
+        ("reconstruct", "IN", "-o", "OUT", "--no-align", "--model", "MODEL"),
+        ".png",
+    ),
+    "resize": (".jpg", ("prep", "resize", "IN", "OUT", "--workers", 1), ".jpg"),
+    "embeddings": (
+        ".jpg",
+        ("prep", "embeddings", "IN", "OUT", "--workers", 1, "--face-encoder", "MODEL"),
+        ".npy",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_every_file_of_a_hostile_name_is_done_or_named(
+    tmp_path, monkeypatch, bundled, speech, photo, what
+):
+    """By each command that takes a folder; nothing is written beside its output."""
+    monkeypatch.chdir(tmp_path)
+    suffix, command, ending = COMMANDS[what]
+    tree, out = tmp_path / "in", tmp_path / "out"
+    made = grow_hostile(tree, speech if suffix == ".wav" else photo)
+    strange = grow_strange(tree / "id0", suffix)
+    before = {path: os.lstat(path) for path in tmp_path.rglob("*")}
+    model = bundled / "demo"
+    if what == "embeddings":
+        model /= "face_encoder.safetensors"
+    words = [{"IN": tree, "OUT": out, "MODEL": model}.get(str(word), word) for word in command]
+    on_terminal(monkeypatch)
+    done = Done(*words)
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert done.code == 6, (done.code, done.err[-2000:])
+    for text in (done.out, done.err):
+        assert not [c for c in text if c != "\n" and not c.isprintable()], text
+    new = [path for path in tmp_path.rglob("*") if path not in before and ".s2f" not in path.parts]
+    assert all(path.is_relative_to(out) for path in new)
+    assert all(os.lstat(path).st_mtime_ns == was.st_mtime_ns for path, was in before.items())
+    count = Count(len(made) + len(strange), sum(path.suffix == ending for path in new))
+    count.refused = sum(name in done.err for name in strange)
+    hidden = sum(path.name.startswith(".") for path in made)
+    named = sum(line.startswith("  ") for line in done.err.splitlines()) - count.refused
+    count.lost = count.tried - count.done - count.refused - hidden - max(0, named)
+    print(f"{what}: {count}, hidden {hidden}, {named} more named")
+    assert count.refused == len(strange) and count.lost == 0
 
 
 def test_commands_make_no_connection(tmp_path, bundled, speech, photo, connections):
