@@ -252,8 +252,9 @@ def _named(name: str, start: bytes) -> tuple[str, str]:
         return "is a tar archive", f"unpack it, and give the weights in it; or else {RESAVE}"
     if not re.search(rb"[\x00-\x08\x0e-\x1f]", start[:1024]):
         return _named_text(start.decode(errors="replace"))
-    text = start[2:3] == b"\x12" and re.match(rb"[ -~]+", start[4 : 4 + start[3]])
-    if start[:1] == b"\x08" and text and len(text[0]) == start[3]:  # who made it, in words
+    length = int.from_bytes(start[3:4])
+    text = start[2:3] == b"\x12" and re.match(rb"[ -~]+", start[4 : 4 + length])
+    if start[:1] == b"\x08" and text and len(text[0]) == length:  # who made it, in words
         return "is an ONNX model", f"take the weights that it was made of: {WANTED}"
     if start[:3] == b"\x08\x01\x12":
         return "is a SavedModel of TensorFlow (.pb)", FROM_KERAS

@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 import traceback
+import unicodedata
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
@@ -251,10 +252,20 @@ def _stale(
 
 
 def _refuse_collisions(items: list[Item], folder: Path) -> None:
-    """Refuse outputs that would be folders of others, or, where the file system folds, A and a."""
-    with _writing(folder / "case") as probe:
-        probe.touch()
-    fold = str.casefold if os.path.exists(folder / "CASE") else str
+    """Refuse outputs that would be folders of others, or, where the file system folds, A and a.
+
+    It may also take an accent with its letter for one with it.
+    """
+    for name in ("case", "e\N{COMBINING ACUTE ACCENT}"):
+        with _writing(folder / name) as probe:
+            probe.touch()
+    folds_case = os.path.exists(folder / "CASE")
+    composes = os.path.exists(folder / "\N{LATIN SMALL LETTER E WITH ACUTE}")
+
+    def fold(name: str) -> str:
+        name = unicodedata.normalize("NFC", name) if composes else name
+        return name.casefold() if folds_case else name
+
     makers: dict[str, str] = {}
     clashes = [
         f"{output}: would be made of both {other} and {source.path}"

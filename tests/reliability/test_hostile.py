@@ -10,6 +10,7 @@ import runpy
 import shutil
 import socket
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +27,12 @@ from damage import Count
 from foreign_files import Calls, pickled, write_archive
 from trees import contents
 
-from s2f import checkpoint, foreign_weights
+from s2f import checkpoint, foreign_weights, prep
 from s2f.audio import map_waveform, read_speech
-from s2f.errors import CheckpointError
+from s2f.errors import CheckpointError, DatasetError
 from s2f.files import read_array, read_table
 from s2f.images import open_photo
+from s2f.prep_audio import audio_step
 
 CODE = "open('canary', 'w').close()"
 CALLS: dict[str, Any] = {
@@ -327,6 +329,69 @@ def test_every_file_of_a_hostile_name_is_done_or_named(
     count.lost = count.tried - count.done - count.refused - hidden - max(0, named)
     print(f"{what}: {count}, hidden {hidden}, {named} more named")
     assert count.refused == len(strange) and count.lost == 0
+
+
+OPENED: list[str] | None = None  # by this process, while it is a list
+
+
+def note_opened(event: str, given: tuple[Any, ...]) -> None:
+    if event == "open" and OPENED is not None and isinstance(given[0], str | bytes | os.PathLike):
+        OPENED.append(os.path.realpath(os.fsdecode(given[0])))
+
+
+sys.addaudithook(note_opened)
+
+
+def test_files_that_change_during_a_run_cost_themselves_and_nothing_else_is_read(
+    tmp_path, monkeypatch
+):
+    """One vanishes, one is another as soon as it was listed, one is a link to elsewhere."""
+    tree, out, kept = tmp_path / "in", tmp_path / "out", tmp_path / "kept"
+    for k, name in enumerate(("gone", "grown", "same")):
+        write_speech(tree / f"{name}.wav", seed=k)
+    (tree / "link.wav").symlink_to(write_speech(kept / "a.wav", seed=3))
+    write_speech(kept / "b.wav", seed=4)
+
+    def inline(function: Any, items: Any, **_: Any) -> Any:
+        for place, item in enumerate(items):
+            if (tree / "gone.wav").exists():
+                (tree / "gone.wav").unlink()
+                write_speech(tree / "grown.wav", seconds=2, seed=1)
+            yield place, prep._attempt(function, item)
+
+    monkeypatch.setattr(prep, "run_in_workers", inline)
+    monkeypatch.setitem(globals(), "OPENED", [])
+    report = prep.prepare(audio_step(store="waveform"), tree, out)
+    opened, globals()["OPENED"] = {Path(path) for path in OPENED or ()}, None
+    ours = {path for path in opened if path.is_relative_to(tmp_path)}
+    assert {path.name for path in ours if path.is_relative_to(kept)} == {"a.wav"}
+    assert all(p.is_relative_to(tree) or p.is_relative_to(out) for p in ours - {kept / "a.wav"})
+    (failure,) = report.failed
+    assert failure.source == tree / "gone.wav" and "gone.wav" in failure.error.message
+    assert report.made == 3
+    again = prep.prepare(audio_step(store="waveform"), tree, out)
+    assert again.made == 1 and not again.failed  # that which had grown, which was due
+    alone = prep.prepare(audio_step(store="waveform"), tree, tmp_path / "alone").out
+    made = {name: data for name, data in contents(out).items() if name.endswith(".npy")}
+    assert made == {n: data for n, data in contents(alone).items() if n.endswith(".npy")}
+
+
+def test_names_that_are_one_where_outputs_go_are_refused(tmp_path, monkeypatch):
+    """As on some of a Mac, here pretended: a letter with its accent, in one character or two."""
+    for name in ("\u00e9", "e\u0301"):
+        write_speech(tmp_path / "in" / f"{name}.wav")
+    exists = os.path.exists
+
+    def folding(path: Any) -> bool:
+        folder, name = os.path.split(path)
+        there = Path(folder).iterdir() if os.path.isdir(folder) else ()
+        forms = {unicodedata.normalize("NFC", one.name) for one in there}
+        return exists(path) or unicodedata.normalize("NFC", name) in forms
+
+    monkeypatch.setattr(prep.os.path, "exists", folding)
+    with pytest.raises(DatasetError, match="would be made of both"):
+        prep.prepare(audio_step(store="waveform"), tmp_path / "in", tmp_path / "out", workers=1)
+    assert not list((tmp_path / "out").glob("*.npy"))
 
 
 def test_commands_make_no_connection(tmp_path, bundled, speech, photo, connections):
