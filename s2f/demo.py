@@ -34,7 +34,7 @@ from s2f.checkpoint import KINDS, Card, Checkpoint, load, payload_sha256, save
 from s2f.console import Progress, silent
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.face_encoder import FaceEncoder
-from s2f.files import atomic_folder, atomic_write, read_array, read_table
+from s2f.files import atomic_folder, atomic_write, inside, read_array, read_table
 from s2f.images import FRAME, load_face, to_image
 from s2f.speaker_encoder import AttributeEncoder, AttributeEncoderConfig, SpeakerEncoder, body_of
 from s2f.train import Note, TrainConfig, TrainResult, train
@@ -136,8 +136,10 @@ def _read_table(table: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _read_people(table: Path, column: str) -> tuple[list[str], NDArray[np.str_]]:
-    """Read who is in a source, and their sexes, F or M."""
+    """Read who is in a source, each of whom has a folder there, and their sexes, F or M."""
     read = _read_table(table, (column, "sex"))
+    for name in read[column]:
+        inside(table.parent, name, table, is_one=True)
     return read[column], np.array(read["sex"])
 
 
@@ -207,7 +209,8 @@ def read_speakers(folder: Path, seed: int = 0) -> list[RecordedSpeaker]:
         if float(seconds) >= SHORTEST_SECONDS:
             is_child = bool(age) and float(age) < ADULT_YEARS
             new = RecordedSpeaker(name, sex, is_child, file.split("/")[0], "train", [])
-            people.setdefault(name, new).files.append(folder / file)
+            inside(folder, name, table, is_one=True)  # which becomes a folder's
+            people.setdefault(name, new).files.append(inside(folder, file, table))
     rng = np.random.default_rng([seed, 5])
     for group in sorted({(who.source, who.kind) for who in people.values()}):
         of = sorted(n for n, who in people.items() if (who.source, who.kind) == group)
@@ -763,6 +766,7 @@ def train_demo(
         if not (data / name).is_dir():
             cure = "make it with s2f prep demo FACES VOICES SPEAKER OUT"
             raise DatasetError(f"{data}: has no folder {name}", hint=cure)
+    _speakers(data / "voices"), _imagined(data / "imagined")  # better refused before it is trained
     note(f"training encoder in {out / 'encoder'} on {device}")
     torch.manual_seed(FACES.seed)
     task = PartsEncoderTask(data / "faces", "compact", Card.of_data(data / "faces", "demo encoder"))
@@ -781,6 +785,27 @@ def train_demo(
         for kind in KINDS:
             shutil.copyfile(files[kind], folder / f"{kind}.safetensors")
     return DemoModel(out / "model", encoder, voice)
+
+
+def _speakers(voices: Path) -> tuple[dict[str, list[str]], list[Path]]:
+    """Read the columns of the speakers of a tree of `prepare_demo`, and name their folders."""
+    table = voices / "speakers.csv"
+    columns = _columns(table)
+    folders = [inside(voices, split, table, is_one=True) for split in columns["split"]]
+    named = zip(folders, columns["speaker"], strict=True)
+    return columns, [inside(folder, name, table, is_one=True) for folder, name in named]
+
+
+def _imagined(folder: Path) -> tuple[dict[str, list[str]], list[Path]]:
+    """Read the columns of the voices that nobody has, and name their photos."""
+    table = folder / "faces.csv"
+    columns = _columns(table)
+    return columns, [inside(folder, f"{name}.jpg", table) for name in columns["face"]]
+
+
+def _columns(table: Path) -> dict[str, list[str]]:
+    read = read_table(table)
+    return {name: read.column(k) for k, name in enumerate(read.columns)}
 
 
 def train_voices(
@@ -830,18 +855,12 @@ def hear_clips(
     A round's features are a file in `out`, and are not made again by the same network of the same
     speakers, whose table and weights it is named after.
     """
-    table = read_table(voices / "speakers.csv")
     of = hashlib.sha256((voices / "speakers.csv").read_bytes())
     of.update(payload_sha256(body_of(network)).encode())
-    columns = {name: table.column(k) for k, name in enumerate(table.columns)}
+    columns, folders = _speakers(voices)
     rows = [k for k, split in enumerate(columns["split"]) if split != "test"]
-    names, splits, kinds = (
-        np.array([columns[name][k] for k in rows]) for name in ("speaker", "split", "kind")
-    )
-    files = [
-        sorted((voices / split / name / "audios").glob("*.npy"))
-        for name, split in zip(names, splits, strict=True)
-    ]
+    splits, kinds = (np.array([columns[name][k] for k in rows]) for name in ("split", "kind"))
+    files = [sorted((folders[k] / "audios").glob("*.npy")) for k in rows]
     others = [some[0] for some, split in zip(files, splits, strict=True) if split == "train"]
     who, features, moves = [], [], []
     for r in range(ROUNDS):
@@ -1064,14 +1083,13 @@ def fit_faces(
     """
     from scipy.stats import norm
 
-    table = read_table(imagined / "faces.csv")
-    columns = {name: table.column(k) for k, name in enumerate(table.columns)}
+    columns, photos = _imagined(imagined)
     encoder = faces.network.to(device)
     assert isinstance(encoder, FaceEncoder)
     wanted = []
-    for k, name in enumerate(columns["face"]):
-        progress(k, len(columns["face"]), "faces of voices")
-        photo = load_face(imagined / f"{name}.jpg", fit=encoder.preprocessing.fit)
+    for k, path in enumerate(photos):
+        progress(k, len(photos), "faces of voices")
+        photo = load_face(path, fit=encoder.preprocessing.fit)
         with torch.inference_mode():
             wanted.append(encoder(photo[None].to(device).float() / 255)[0].float().cpu())
     target = within_frame(torch.stack(wanted), encoder)

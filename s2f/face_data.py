@@ -85,7 +85,12 @@ class FaceIndex:
         if (place / INDEX_FILE).is_file():
             try:
                 told = files.unsealed((place / INDEX_FILE).read_bytes())
-                changed = (name for name, time in told["folders"] if _changed(folder / name, time))
+                index = place / INDEX_FILE
+                changed = (
+                    name
+                    for name, time in told["folders"]
+                    if _changed(files.inside(folder, name, index), time)
+                )
                 stale = next(changed, "") if told["version"] == INDEX_VERSION else INDEX_FILE
                 if not stale:
                     return cls._read(folder, place, told)
@@ -99,7 +104,7 @@ class FaceIndex:
     def _read(cls, folder: Path, place: Path, told: Mapping[str, Any]) -> "FaceIndex":
         arrays: dict[str, Any] = {}
         for name, sha256 in told["arrays"].items():
-            path = place / f"{name}.npy"
+            path = files.inside(place, f"{name}.npy", place / INDEX_FILE)
             if _sha256(path) != sha256:
                 raise ValueError(f"the SHA-256 of {path.name} is another")
             arrays[name] = np.load(path, mmap_mode="r")
@@ -142,8 +147,9 @@ class FaceIndex:
         )
 
     def path(self, photo: int) -> Path:
-        """Name a photo."""
-        return self.folder / os.fsdecode(self.paths[photo])
+        """Name a photo; raises a DatasetError if an index that was read leads out of the folder."""
+        name, paths = os.fsdecode(self.paths[photo]), _index_of(self.folder) / "paths.npy"
+        return files.inside(self.folder, name, paths)
 
     def target(self, row: int) -> Path:
         """Name a photo that has landmarks of its own."""
@@ -475,7 +481,7 @@ class FaceDataset(Dataset[Item]):
         for photo, there in zip(
             self.index.targets.tolist(), self.index.beside[layout.EMBEDDING], strict=True
         ):
-            path = os.fsdecode(self.index.paths[photo])
+            path = self.index.path(photo).relative_to(self.folder).as_posix()
             stored = layout.renamed(path, layout.EMBEDDING)
             faces.append(FaceFiles(path, path, stored if there else None))
         failed = gallery.add(faces)

@@ -606,6 +606,21 @@ def way(start: str | Path, folder: str | Path) -> str:
         return folder
 
 
+def inside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> Path:
+    """Name what a file, the `teller`, calls so: a path below a folder, or with `is_one` just there.
+
+    Raises a `DatasetError` if it leads out (`../a`, `/a`): who hands a file on may not choose what
+    is read or written elsewhere. Links below the folder are who made them's to answer for.
+    """
+    parts = name.replace(os.sep, "/").split("/")
+    leads_out = ".." in parts or "\0" in name or os.path.isabs(name) or os.path.splitdrive(name)[0]
+    if leads_out or (is_one and (len(parts) > 1 or name in ("", "."))):
+        what = "no name of its own" if is_one and not leads_out else f"not below {folder}"
+        message = f"{teller}: names {name!r}, which is {what}"
+        raise DatasetError(message, hint="correct it by hand, if you trust who made this file")
+    return folder / name
+
+
 def sealed(fields: Mapping[str, Any]) -> bytes:
     """Write plain JSON so that `unsealed` knows whether it is whole: with a SHA-256."""
     sha256 = hashlib.sha256(json.dumps({**fields}).encode()).hexdigest()

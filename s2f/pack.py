@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -116,6 +117,9 @@ def read_index(folder: Path) -> Index:
         fields["identities"] = tuple(Identity(*p[:3], *map(tuple, p[3:])) for p in people)
         for table in DTYPES:
             fields[table] = tuple(Shard(**shard) for shard in fields[table])
+            for shard in fields[table]:  # else it might be a file anywhere
+                if not re.fullmatch(rf"{table}-[0-9]{{5,}}\.npy", shard.name):
+                    raise ValueError(f"{shard.name!r} is no name of its {table}")
         index = Index(**fields)
         if index.encode() != content:
             raise ValueError("its SHA-256 is another")

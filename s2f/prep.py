@@ -591,6 +591,7 @@ class Journal:
                 event, output, *rest = _fields(line)
                 if not isinstance(output, str) or event not in ("start", "done", "due"):
                     raise ValueError(line)
+                files.inside(self.folder, output, self.path)
                 self.entries[output] = _entry(event, *rest)
             except (ValueError, TypeError) as error:
                 hint = "remove it, and run the command again with --overwrite"
