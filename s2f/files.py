@@ -98,22 +98,27 @@ def _temporary(path: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if hash(folder) not in _SWEPT:
         _SWEPT.add(hash(folder))
-        for name in os.listdir(folder):
-            rest = _REST.fullmatch(name)
-            if rest and rest[1] == _machine() and _is_gone(int(rest[2])):
-                _remove_rest(folder / name)
+        with contextlib.suppress(PermissionError):  # who may write there need not see what there is
+            for name in os.listdir(folder):
+                rest = _REST.fullmatch(name)
+                if rest and rest[1] == _machine() and _is_gone(int(rest[2]), name):
+                    _remove_rest(folder / name)
     return folder / f".s2f-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def remove_rests(folder: Path) -> None:
     """Delete what runs left at any depth, on whichever machine, of a folder that is held alone."""
-    for rest in sorted(folder.rglob(".s2f-*")):
-        _remove_rest(rest)
+    for path in sorted(folder.rglob(".s2f-*")):
+        if _REST.fullmatch(path.name):  # the others are the user's
+            _remove_rest(path)
 
 
 def _remove_rest(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        _put_back(path)
+    if not (path.is_symlink() or (path / OLD).is_symlink()):  # what those lead to is not ours
+        try:
+            _put_back(path)
+        except OSError:  # what gave way is still in it
+            return
     _delete(path)
 
 
@@ -135,7 +140,9 @@ def _machine() -> str:
     return f"{zlib.crc32(repr(told).encode()):08x}"
 
 
-def _is_gone(process: int) -> bool:
+def _is_gone(process: int, temporary: str) -> bool:
+    if process == os.getpid():  # or another's: in a container that is started again, they recur
+        return temporary not in {path.name for path in list(_TEMPORARY)}
     if os.name != "posix":  # where `kill` knows no 0, and kills
         return False
     try:

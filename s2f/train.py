@@ -327,7 +327,6 @@ def train(
     with contextlib.ExitStack() as stack:
         if ranks.first:
             stack.enter_context(alone_in(run))
-            remove_rests(run)
             told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
             told = {k: v for k, v in told.items() if k not in OF_THE_MACHINE} | {"noise": NOISE}
             # Parts of a batch are the same for the result, but for BatchNorm.
@@ -335,6 +334,7 @@ def train(
             planned = config.schedule == "cosine"
             for text in state.claim(told, (*OF_THE_COURSE, *parts), planned=planned):
                 note(text)
+            remove_rests(run)  # now that it is known to be a run
             if init := getattr(task, "init", None):
                 state.keep(init)
         ranks.gather("claimed")

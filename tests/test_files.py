@@ -148,7 +148,44 @@ def test_what_a_killed_process_left_goes_when_the_next_writes_there(tmp_path):
     assert (tmp_path / "model/mine").read_bytes() == b"old/model/mine"
     assert {path.name for path in tmp_path.glob(".*")} == {p.name for p in theirs} | {".s2f-mine"}
     files.remove_rests(tmp_path)
-    assert contents(tmp_path) == {"file": b"1", "model/mine": b"old/model/mine"}
+    kept = {"file": b"1", "model/mine": b"old/model/mine", ".s2f-mine": b"half"}
+    assert contents(tmp_path) == kept
+
+
+def test_in_a_container_that_is_started_again_processes_have_the_same_numbers(tmp_path):
+    (tmp_path / f".s2f-{files._machine()}-{os.getpid()}-00000000").write_text("half")
+    with files.atomic_write(tmp_path / "whole") as file:
+        file.write(b"1")
+        with mock.patch.object(files, "_SWEPT", set()):
+            files.write_bytes(tmp_path / "other", b"2")
+    assert contents(tmp_path) == {"whole": b"1", "other": b"2"}
+
+
+def test_what_a_rest_leads_to_or_cannot_be_put_back_stays(tmp_path, monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    grow(tmp_path / "theirs/old", ["file"], b"theirs")
+    out = tmp_path / "out"
+    rest = f".s2f-{files._machine()}-{gone.pid}-0000000"
+    (out / f"{rest}0").mkdir(parents=True)
+    (out / f"{rest}0/old").symlink_to(tmp_path / "theirs/old")
+    (out / f"{rest}1").symlink_to(tmp_path / "theirs")
+    grow(out / f"{rest}2", ["old/model/mine"], b"mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refusing(errno.EACCES))
+        files.remove_rests(out)
+    assert contents(tmp_path) == {
+        "theirs/old/file": b"theirs",
+        f"out/{rest}2/old/model/mine": b"mine",
+    }
+    files.remove_rests(out)
+    assert contents(out) == {"model/mine": b"mine"}
+
+
+def test_who_may_not_list_a_folder_may_write_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "listdir", refusing(errno.EACCES))
+    files.write_bytes(tmp_path / "file", b"1")
+    assert (tmp_path / "file").read_bytes() == b"1"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")

@@ -74,6 +74,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, at):
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_what_a_killed_run_left_goes_but_nothing_of_the_users(tmp_path):
+    left, own = tmp_path / "last/.s2f-00000000-1-00000000", tmp_path / "notes/.s2f-mine"
+    for path in (left, own):
+        path.parent.mkdir()
+        path.touch()
+    with pytest.raises(UsageError, match="is no run"):
+        train(LineTask(), tmp_path, config(steps=1), device=CPU)
+    assert left.exists() and own.exists()
+    (tmp_path / "notes").rename(tmp_path / ".notes"), left.parent.rename(tmp_path / ".last")
+    train(LineTask(), tmp_path, config(steps=1), device=CPU)
+    assert [path.name for path in tmp_path.rglob(".s2f-*")] == [own.name]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_item_is_named_or_the_next_takes_its_place(tmp_path, workers):
     def run(task: LineTask, max_bad: int, name: str = "run") -> int:

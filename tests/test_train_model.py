@@ -131,8 +131,8 @@ def test_a_model_whose_making_was_killed_five_times_becomes_the_same(pairs, tmp_
     for at in random.Random(0).sample(range(1, n // 4), 5):
         with pytest.raises(Killed):
             make(killed, dies_at=at)
-        (killed / f".s2f-left{at}").mkdir()  # as kill -9 leaves what is half written
-        (killed / "decoder/.s2f-left").touch()
+        (killed / f".s2f-00000000-1-{at:08x}").mkdir()  # as kill -9 leaves what is half written
+        (killed / "decoder/.s2f-00000000-1-00000000").touch()
     make(killed)
     assert whole(killed) == whole(tmp_path / "a/m")
 
