@@ -122,7 +122,10 @@ def check_settings(settings: Settings) -> Settings:
             if settings.port:
                 raise
             port = _free_port(host, 0)
-    return dataclasses.replace(settings, host=host, port=port, root_path=root.rstrip("/"))
+    # As browsers say where a page is from: without the port that goes without saying.
+    plain = "^(http://[^/]+):80(?=/|$)|^(https://[^/]+):443(?=/|$)"
+    root = re.sub(plain, r"\1\2", root.rstrip("/"))
+    return dataclasses.replace(settings, host=host, port=port, root_path=root)
 
 
 def _free_port(host: str, port: int) -> int:

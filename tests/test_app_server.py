@@ -43,6 +43,10 @@ def test_a_port_or_a_host_that_cannot_be_had_is_refused_with_the_cure(monkeypatc
             check_settings(Settings(port=0, root_path=root))
     for root in ("", "/s2f", "/a/b", "https://example.org/s2f"):
         assert check_settings(Settings(port=0, root_path=root and f"{root}/")).root_path == root
+    for root, plain in (("http://a:80", "http://a"), ("https://a:443/s2f", "https://a/s2f")):
+        assert check_settings(Settings(port=0, root_path=root)).root_path == plain
+    for root in ("https://a:80/s2f", "http://a:8080", "http://a/b:80"):
+        assert check_settings(Settings(port=0, root_path=root)).root_path == root
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
