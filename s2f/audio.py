@@ -43,6 +43,7 @@ PEAK = 2.0  # of a stored waveform of -1..1: what resampling may add, and more
 PLAIN_POWER = 1e-4  # mean square, -40 dBFS: speech is louder, pauses hardly are
 MIN_SECONDS, MAX_RECORDED_SECONDS = 0.5, 600.0
 MAX_HOURS = 4.0  # of a recording, or of the part of it that is wanted
+UNTOLD_HOURS = 2.0  # that are held, 460 MB, of what does not say that it has more
 
 PAUSE_SECONDS, MARGIN_SECONDS = 2.0, 0.25  # a silence so long is no speech, but for its ends
 PAUSE_DB = 30.0  # below the loudest second: silence
@@ -795,8 +796,14 @@ def _fill(
     name: str,
     start: int,
     stop: int,
+    *,
+    is_counted: bool = False,
 ) -> None:
-    """Fill in the mono waveform from `start` to `stop`, and read no further."""
+    """Fill in the mono waveform from `start` to `stop`, and read no further.
+
+    What goes on after its declared length, if it has one, and after `UNTOLD_HOURS`, is counted
+    before more of it is held, unless it `is_counted`: what lasts too long takes no more memory.
+    """
 
     def blocks() -> Iterator[_Block]:
         for piece in pieces:
@@ -817,6 +824,8 @@ def _fill(
 
     longer: list[float] = []
     waveform, n_read = bytearray(), 0  # which grows in place: there is no second copy
+    n_wild, counts = heard.wild, False
+    most = (MAX_HOURS if is_counted else UNTOLD_HOURS) * _HOUR
     for mono in _resampled(blocks(), heard, tally, name):
         declared, read = heard.declared * SAMPLE_RATE, n_read + len(mono)
         if stop == sys.maxsize and max(declared, read) - start > MAX_HOURS * _HOUR:
@@ -826,7 +835,10 @@ def _fill(
             wanted = f"{MAX_HOURS:g} h at most, as sound is held in memory"
             cure = "Cut it into parts, or give --duration, where that is an option."
             raise _unusable(name, found, wanted, cure)
-        waveform += mono[max(0, start - n_read) : max(0, stop - n_read)].tobytes()
+        if not counts:
+            waveform += mono[max(0, start - n_read) : max(0, stop - n_read)].tobytes()
+            if stop == sys.maxsize and declared < read - start > most:
+                waveform, counts = bytearray(), True
         n_read += len(mono)
         if n_read % _HOUR < len(mono):  # what it grew out of is free
             give_memory_back()
@@ -834,6 +846,10 @@ def _fill(
             break
     if n_read > _HOUR:  # so is FFmpeg's list of packets
         give_memory_back()
+    if counts:  # it is no bomb, and is decoded anew
+        heard.wild = n_wild
+        vars(tally).update(vars(_Tally(by_ffmpeg=tally.by_ffmpeg)))
+        return _fill(pieces, heard, tally, name, start, stop, is_counted=True)
     if not n_read:
         raise _unusable(name, "holds no samples")
     if not waveform:

@@ -661,3 +661,27 @@ def test_what_sounds_of_a_stored_waveform_is_what_is_not_30_db_below_its_loudest
     parts = audio.clips_that_sound(stored, 16_000)
     assert [len(part) for part in parts] == [16_000] * 4  # the last holds 0.5 s that sound
     np.testing.assert_array_equal(np.concatenate(parts[:2]), stored[:32_000])
+
+
+@pytest.mark.parametrize("suffix", ["flac", "aac"])
+def test_what_does_not_say_how_long_it_is_is_counted_and_then_held(tmp_path, monkeypatch, suffix):
+    """The same is heard as where all of it is held at once."""
+    path, left = tmp_path / f"a.{suffix}", noise(3 * 44_100)
+    both = np.stack([left, -left], axis=1)
+    if suffix == "flac":
+        soundfile.write(path, both, 44_100)
+        data = bytearray(path.read_bytes())
+        data[21:26] = bytes([data[21] & 0xF0, 0, 0, 0, 0])  # its length
+        path.write_bytes(data)
+    else:
+        write_av(path, both)
+    wanted, cut = audio.hear(path), audio.hear(path, start=0.5, duration=4)
+    assert wanted.channel == {"flac": 1}.get(suffix)  # AAC does not cancel so well
+    assert wanted.seconds == pytest.approx(3, abs=0.1)
+    monkeypatch.setattr(audio, "UNTOLD_HOURS", 1 / 3600)
+    heard = audio.hear(path)
+    assert np.array_equal(heard.waveform, wanted.waveform) and heard.remarks == wanted.remarks
+    assert np.array_equal(audio.hear(path, start=0.5).waveform, cut.waveform)
+    monkeypatch.setattr(audio, "MAX_HOURS", 2 / 3600)
+    with pytest.raises(AudioError, match="lasts longer than"):
+        audio.hear(path)
