@@ -203,7 +203,8 @@ def run(
     columns: Columns = []
     faces: Faces = iter(())
     if wanted:
-        check_writable(options.output or Path())
+        for place in filter(None, (options.output or Path(), options.sheet)):
+            check_writable(place)
         model = _load(history)
         columns = _columns(model, options)
         faces = _draw(model, wanted, history, progress if is_single else silent, note)

@@ -297,8 +297,13 @@ def _ranks(run: Run, count: mmap.mmap) -> int:
 
 def _command(run: Run, count: mmap.mmap) -> int:
     """Do what typing the command does; gives its exit code."""
+    import torch
+
     from s2f import cli
 
+    # Renews torch's pool of threads, which is broken by a fork: where two threads do so at once,
+    # as the first that they do, one finds none ("Invalid thread pool!").
+    torch.set_num_threads(1)
     if run.forks:
         context = multiprocessing.get_context
         multiprocessing.get_context = lambda method=None: context("fork")
