@@ -206,6 +206,20 @@ def check_writable(path: Path) -> None:
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk, or of what one user may have of it
 
 
+def composes(folder: Path) -> bool:
+    """Tell whether a letter and its accent are one name with the letter that has it, as on a Mac.
+
+    Asked is the folder, or the next above that is there; one that cannot be written says no.
+    """
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    with contextlib.suppress(OSError), put_away_at_the_end(_temporary(folder / "probe")) as place:
+        place.mkdir()
+        (place / "e\N{COMBINING ACUTE ACCENT}").touch()
+        return os.path.exists(place / "\N{LATIN SMALL LETTER E WITH ACUTE}")
+    return False
+
+
 def unwritable(path: Path | str, error: OSError) -> OutputError:
     """Return the error of a file or folder that cannot be written, with the cure."""
     hint = "choose another place"

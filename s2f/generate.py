@@ -18,6 +18,7 @@ import os
 import stat
 import sys
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from s2f.errors import AudioError, ImageError, InputError, OutputError, S2FError
 from s2f.files import (
     PassedOver,
     check_writable,
+    composes,
     holds_none,
     read_array,
     unwritable,
@@ -292,13 +294,14 @@ def _plan(history: "_History", passed_over: PassedOver) -> list[Outcome]:
         if top not in tops and not any(other in top.parents for other in every):
             passed_over += others  # those of a folder in another count there
         tops.add(top)
-    crowd = Counter(str(target).casefold() for _, target in found)  # some file systems fold case
+    fold = _folding([target for _, target in found if isinstance(target, Path)])
+    crowd = Counter(fold(target) for _, target in found if isinstance(target, Path))
     planned = []
     for path, target in found:
         if isinstance(target, InputError):
             planned.append(Outcome(path, status="failed", error=target))
             continue
-        if crowd[str(target).casefold()] > 1:
+        if crowd[fold(target)] > 1:
             target = target.with_name(f"{path.name}{suffix}")
         beside = {what: _beside(target, what) for what in ENDINGS if getattr(options, what)}
         files = {FACE: target, **beside}
@@ -306,7 +309,7 @@ def _plan(history: "_History", passed_over: PassedOver) -> list[Outcome]:
     written: list[tuple[object, Path]] = [("all of them", options.sheet)] if options.sheet else []
     written += [(item.source, path) for item in planned for path in item.files.values()]
     read = (*dict(found), options.compare)
-    _refuse_loss(written, [path for path in read if path and path not in LIVE])
+    _refuse_loss(written, [path for path in read if path and path not in LIVE], fold)
     history.taken.update(str(path).casefold() for _, path in written)
     return [_look(item, history) if item.files else item for item in planned]
 
@@ -336,12 +339,27 @@ def _suffix(options: GenerateOptions) -> tuple[str, Path | None]:
     return seen, output
 
 
-def _refuse_loss(written: Sequence[tuple[object, Path]], read: Iterable[Path]) -> None:
+def _folding(targets: Sequence[Path]) -> Callable[[Path], str]:
+    """Give what paths are compared by: some file systems fold case, and some compose accents."""
+
+    def composed(path: Path) -> str:
+        return unicodedata.normalize("NFC", str(path)).casefold()
+
+    def folded(path: Path) -> str:
+        return str(path).casefold()
+
+    has_pairs = len(set(map(composed, targets))) < len(set(map(folded, targets)))
+    return composed if has_pairs and composes(targets[0].parent) else folded
+
+
+def _refuse_loss(
+    written: Sequence[tuple[object, Path]], read: Iterable[Path], fold: Callable[[Path], str]
+) -> None:
     """Refuse two files of one name, each behind its maker, and to write what is read."""
     known = set(map(_identity, read)) - {None}
     makers: dict[str, object] = {}
     for maker, path in written:
-        other = makers.setdefault(str(path).casefold(), maker)
+        other = makers.setdefault(fold(path), maker)
         if other != maker:
             hint = "give the folder above both, so that the tree is mirrored, or rename one"
             raise UsageError(f"{path}: would be made of both {other} and {maker}", hint=hint)
@@ -761,7 +779,7 @@ def _animate(history: _History, voices: tuple[Path, Path], progress: Progress) -
         if not other:
             return Ending(0.0, None, kept=target)
         remarks = [f"{target} is made anew: it was made {other}"]
-    _refuse_loss([("the recordings", target)], voices)
+    _refuse_loss([("the recordings", target)], voices, _folding([target]))
     check_writable(target)
     model = _load(history)
     from s2f.visualize import animate

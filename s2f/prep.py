@@ -256,11 +256,9 @@ def _refuse_collisions(items: list[Item], folder: Path) -> None:
 
     It may also take an accent with its letter for one with it.
     """
-    for name in ("case", "e\N{COMBINING ACUTE ACCENT}"):
-        with _writing(folder / name) as probe:
-            probe.touch()
-    folds_case = os.path.exists(folder / "CASE")
-    composes = os.path.exists(folder / "\N{LATIN SMALL LETTER E WITH ACUTE}")
+    with _writing(folder / "case") as probe:
+        probe.touch()
+    folds_case, composes = os.path.exists(folder / "CASE"), files.composes(folder)
 
     def fold(name: str) -> str:
         name = unicodedata.normalize("NFC", name) if composes else name

@@ -22,12 +22,14 @@ import pytest
 import torch
 import typer.testing
 from command_line import Done, files
-from conftest import write_speech
+from conftest import noise, write_photo, write_speech
 from damage import Count
+from face_trees import Found
 from foreign_files import Calls, pickled, write_archive
+from sources import enlarge
 from trees import contents
 
-from s2f import checkpoint, foreign_weights, prep
+from s2f import checkpoint, face_detection, foreign_weights, pack, prep, prep_faces
 from s2f.audio import map_waveform, read_speech
 from s2f.errors import CheckpointError, DatasetError
 from s2f.files import read_array, read_table
@@ -283,6 +285,9 @@ def test_there_are_200_hostile_names():
 
 
 COMMANDS: dict[str, tuple[str, tuple[object, ...], str]] = {
+    "faces": (".jpg", ("prep", "faces", "IN", "OUT", "--workers", 1), ".jpg"),
+    "landmarks": (".jpg", ("prep", "landmarks", "IN", "OUT", "--workers", 1), ".npy"),
+    "split": (".jpg", ("prep", "split", "IN", "OUT"), ".jpg"),
     "generate": (".wav", ("generate", "IN", "-o", "OUT", "--model", "MODEL"), ".png"),
     "reconstruct": (
         ".jpg",
@@ -298,10 +303,17 @@ COMMANDS: dict[str, tuple[str, tuple[object, ...], str]] = {
 }
 
 
+def find_by_brightness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put `Found` in the place of who finds faces."""
+    monkeypatch.setattr(prep_faces, "check_detector", lambda name, device: None)
+    monkeypatch.setattr(prep_faces, "load_detector", lambda *name_and_device: Found())
+    monkeypatch.setattr(face_detection, "choose_detector", lambda name: name or "face-alignment")
+
+
 @pytest.mark.parametrize(
     ("what", "step"),
     [
-        *(("generate", 12), ("resize", 12)),
+        *(("generate", 24), ("faces", 24), ("split", 24)),
         *(pytest.param(what, 1, marks=pytest.mark.reliability) for what in COMMANDS),
     ],
 )
@@ -310,6 +322,9 @@ def test_every_file_of_a_hostile_name_is_done_or_named(
 ):
     """By each command that takes a folder; nothing is written beside its output."""
     monkeypatch.chdir(tmp_path)
+    find_by_brightness(monkeypatch)
+    if what in ("faces", "landmarks"):  # whose photos are larger than a face
+        enlarge(photo)
     suffix, command, ending = COMMANDS[what]
     tree, out = tmp_path / "in", tmp_path / "out"
     made = grow_hostile(tree, speech if suffix == ".wav" else photo, step)
@@ -335,6 +350,91 @@ def test_every_file_of_a_hostile_name_is_done_or_named(
     count.lost = count.tried - count.done - count.refused - hidden - max(0, named)
     print(f"{what}: {count}, hidden {hidden}, {named} more named")
     assert count.refused == len(strange) and count.lost == 0
+
+
+def people_of_hostile_names(tree: Path, step: int) -> list[str]:
+    """Grow a voice tree of people of these names, one spelling of each; gives who is seen."""
+    made: dict[str, str] = {}
+    for k, name in enumerate(NAMES[::step]):
+        folder, one = tree / name, unicodedata.normalize("NFC", name).casefold()
+        with contextlib.suppress(OSError):  # too long, or no bytes that it takes
+            if "/" in name or one in made or len(os.fsencode(name)) > 200:
+                continue
+            for kind in ("images", "audios"):
+                (folder / kind).mkdir(parents=True)
+            write_photo(tree.with_name("photo.jpg"), seed=k).rename(folder / f"images/{name}.jpg")
+            np.save(folder / f"audios/{name}.npy", noise(0.6, seed=k))
+            made[one] = name
+    return [name for name in made.values() if not name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "step", [24, pytest.param(1, marks=[pytest.mark.reliability, pytest.mark.timeout(1800)])]
+)
+def test_people_of_hostile_names_are_split_packed_and_measured(
+    tmp_path, monkeypatch, bundled, step
+):
+    """By each command after the other: all of them, and nothing beside what it is to write."""
+    monkeypatch.chdir(tmp_path)
+    on_terminal(monkeypatch)
+    tree, split, count = tmp_path / "tree", tmp_path / "split", Count()
+    people = people_of_hostile_names(tree, step)
+    encoder = bundled / "demo/face_encoder.safetensors"
+    by = ("--face-encoder", encoder)
+    commands: list[tuple[tuple[object, ...], Path | None]] = [
+        (("prep", "split", tree, split, "--train", "0.5", "--val", "0.5"), split),
+        (("prep", "embeddings", split, split, "--workers", 1, *by), split),
+        (("prep", "pack", split, tmp_path / "pack", "--workers", 1, *by), tmp_path / "pack"),
+        (("prep", "pack", tmp_path / "pack", "--verify"), None),
+    ]
+    if step == 1:  # it takes 4 s
+        report = tmp_path / "report"
+        model = ("--model", bundled / "demo")
+        commands.append((("evaluate", split, "--split", "val", *model, "-o", report), report))
+    for words, place in commands:
+        before = files(tmp_path)
+        done = Done(*words)
+        assert done.code == 0, (words, done.err[-2000:])
+        for text in (done.out, done.err):
+            assert not [c for c in text if c != "\n" and not c.isprintable()], text
+        new = files(tmp_path) - before
+        assert all(place and path.is_relative_to(place) for path in new), new
+        count.tried += 1
+        count.done += 1
+    placed = {path.name for name in ("train", "val") for path in (split / name).iterdir()}
+    packed = {
+        person.name
+        for name in ("train", "val")
+        for person in pack.read_index(tmp_path / "pack" / name).identities
+    }
+    assert placed == packed == set(people)
+    if step == 1:
+        page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+        assert "<b>" not in page and "\x1b" not in page
+    count.lost = len(people) - len(packed)
+    print(f"commands on {len(people)} people of hostile names: {count}")
+    assert not Path("canary").exists()
+
+
+def test_pictures_whose_names_are_one_where_they_go_are_refused(
+    tmp_path, monkeypatch, bundled, speech, photo
+):
+    """As `test_names_that_are_one_where_outputs_go_are_refused`, of generate and reconstruct."""
+    for name in ("\u00e9", "e\u0301"):
+        for source in (speech, photo):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            shutil.copy(source, tmp_path / "in" / f"{name}{source.suffix}")
+    model, out = ("--model", bundled / "demo"), tmp_path / "out"
+    commands = ("generate", tmp_path / "in"), ("reconstruct", tmp_path / "in", "--no-align")
+    for words in commands:
+        done = Done(*words, *model, "-o", out)
+        assert done.code == 0 and len(list(out.glob("*.png"))) == 2, done.err
+        shutil.rmtree(out)
+    fold_accents(monkeypatch)
+    for words in commands:
+        done = Done(*words, *model, "-o", out)
+        assert done.code == 2 and "would be made of both" in done.err
+        assert not out.exists() and not list(tmp_path.glob(".s2f*"))
 
 
 OPENED: list[str] | None = None  # by this process, while it is a list
@@ -382,10 +482,8 @@ def test_files_that_change_during_a_run_cost_themselves_and_nothing_else_is_read
     assert made == {n: data for n, data in contents(alone).items() if n.endswith(".npy")}
 
 
-def test_names_that_are_one_where_outputs_go_are_refused(tmp_path, monkeypatch):
-    """As on some of a Mac, here pretended: a letter with its accent, in one character or two."""
-    for name in ("\u00e9", "e\u0301"):
-        write_speech(tmp_path / "in" / f"{name}.wav")
+def fold_accents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that a letter with its accent is one name in one character and in two."""
     exists = os.path.exists
 
     def folding(path: Any) -> bool:
@@ -394,7 +492,14 @@ def test_names_that_are_one_where_outputs_go_are_refused(tmp_path, monkeypatch):
         forms = {unicodedata.normalize("NFC", one.name) for one in there}
         return exists(path) or unicodedata.normalize("NFC", name) in forms
 
-    monkeypatch.setattr(prep.os.path, "exists", folding)
+    monkeypatch.setattr(os.path, "exists", folding)
+
+
+def test_names_that_are_one_where_outputs_go_are_refused(tmp_path, monkeypatch):
+    """As on some of a Mac, here pretended: a letter with its accent, in one character or two."""
+    for name in ("\u00e9", "e\u0301"):
+        write_speech(tmp_path / "in" / f"{name}.wav")
+    fold_accents(monkeypatch)
     with pytest.raises(DatasetError, match="would be made of both"):
         prep.prepare(audio_step(store="waveform"), tmp_path / "in", tmp_path / "out", workers=1)
     assert not list((tmp_path / "out").glob("*.npy"))
