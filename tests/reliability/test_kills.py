@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -43,7 +44,7 @@ class Case:
     copied: str = ""  # source that is changed where it lies
     batch: int = 0  # items of a network that are at work beside those of the workers
     code: int = 0
-    other: str = ".s2f/"  # part of the names of files of which only the names are compared
+    other: str = r"\.s2f/"  # pattern in names of files of which only the names are compared
 
     def args(self, sources: Path, out: Path, workers: int) -> list[str]:
         return self.words.format(s=sources, o=out, w=workers).split()
@@ -56,8 +57,10 @@ CASES = {
     "audio": Case("prep audio {s}/sound {o} --workers {w} -q", (1, 4), other="-"),
     "stats": Case("prep stats {s}/sound -o {o}/stats.json --workers {w} -q", (1, 4), other="-"),
     "resize": Case("prep resize {s}/photos {o} --workers {w} -q", (1, 4), other="-"),
-    "faces": Case("prep faces {s}/photos {o} --workers {w} -q", (1, 4), batch=16),
-    "landmarks": Case("prep landmarks {s}/photos {o} --workers {w} -q", (1, 4), batch=16),
+    "faces": Case("prep faces {s}/photos {o} --workers {w} -q", (1, 4), batch=16, other="-"),
+    "landmarks": Case(
+        "prep landmarks {s}/photos {o} --workers {w} -q", (1, 4), batch=16, other="-"
+    ),
     "embeddings": Case(
         f"prep embeddings {{s}}/plain {{o}} {ENCODER} --workers {{w}} --batch-size 2 -q",
         (1, 4),
@@ -81,6 +84,7 @@ CASES = {
         "--workers {w} -q",
         (1, 4),
         batch=16,
+        other=r"\.journal$|\.s2f/index/.*/index\.json$",  # times of files that were made
     ),
     "train decoder": Case(f"train decoder {{s}}/packed {ENCODER} {TRAINED}"),
     "train decoder, 2 ranks": Case(f"train decoder {{s}}/packed {ENCODER} {TRAINED}", ranks=2),
@@ -105,7 +109,7 @@ def seen(out: Path, other: str) -> dict[str, object]:
         if path.is_symlink():
             found[name] = str(path.readlink())
         elif path.is_file():
-            found[name] = len(found) if other in name else path.read_bytes()
+            found[name] = len(found) if re.search(other, name) else path.read_bytes()
         else:
             found[name] = "folder"
     return found
