@@ -129,7 +129,7 @@ def test_in_what_is_stored(tmp_path, what, n):
     assert count.refused > count.tried * 0.9
 
 
-@pytest.mark.parametrize("n", [150, ALL])
+@pytest.mark.parametrize("n", [60, ALL])
 def test_in_the_state_of_a_run(tmp_path, n):
     network = nn.Linear(2, 3)
     optimizer = torch.optim.AdamW(network.parameters())

@@ -23,7 +23,7 @@ import torch
 import typer.testing
 from command_line import Done, files
 from conftest import noise, write_photo, write_speech
-from damage import Count
+from damage import Count, in_this_process
 from face_trees import Found
 from foreign_files import Calls, pickled, write_archive
 from sources import enlarge
@@ -323,6 +323,8 @@ def test_every_file_of_a_hostile_name_is_done_or_named(
     """By each command that takes a folder; nothing is written beside its output."""
     monkeypatch.chdir(tmp_path)
     find_by_brightness(monkeypatch)
+    if step > 1:
+        monkeypatch.setattr(prep, "run_in_workers", in_this_process)
     if what in ("faces", "landmarks"):  # whose photos are larger than a face
         enlarge(photo)
     suffix, command, ending = COMMANDS[what]
@@ -352,10 +354,10 @@ def test_every_file_of_a_hostile_name_is_done_or_named(
     assert count.refused == len(strange) and count.lost == 0
 
 
-def people_of_hostile_names(tree: Path, step: int) -> list[str]:
+def people_of_hostile_names(tree: Path) -> list[str]:
     """Grow a voice tree of people of these names, one spelling of each; gives who is seen."""
     made: dict[str, str] = {}
-    for k, name in enumerate(NAMES[::step]):
+    for k, name in enumerate(NAMES):
         folder, one = tree / name, unicodedata.normalize("NFC", name).casefold()
         with contextlib.suppress(OSError):  # too long, or no bytes that it takes
             if "/" in name or one in made or len(os.fsencode(name)) > 200:
@@ -368,17 +370,14 @@ def people_of_hostile_names(tree: Path, step: int) -> list[str]:
     return [name for name in made.values() if not name.startswith(".")]
 
 
-@pytest.mark.parametrize(
-    "step", [24, pytest.param(1, marks=[pytest.mark.reliability, pytest.mark.timeout(1800)])]
-)
-def test_people_of_hostile_names_are_split_packed_and_measured(
-    tmp_path, monkeypatch, bundled, step
-):
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+def test_people_of_hostile_names_are_split_packed_and_measured(tmp_path, monkeypatch, bundled):
     """By each command after the other: all of them, and nothing beside what it is to write."""
     monkeypatch.chdir(tmp_path)
     on_terminal(monkeypatch)
     tree, split, count = tmp_path / "tree", tmp_path / "split", Count()
-    people = people_of_hostile_names(tree, step)
+    people = people_of_hostile_names(tree)
     encoder = bundled / "demo/face_encoder.safetensors"
     by = ("--face-encoder", encoder)
     commands: list[tuple[tuple[object, ...], Path | None]] = [
@@ -387,10 +386,8 @@ def test_people_of_hostile_names_are_split_packed_and_measured(
         (("prep", "pack", split, tmp_path / "pack", "--workers", 1, *by), tmp_path / "pack"),
         (("prep", "pack", tmp_path / "pack", "--verify"), None),
     ]
-    if step == 1:  # it takes 4 s
-        report = tmp_path / "report"
-        model = ("--model", bundled / "demo")
-        commands.append((("evaluate", split, "--split", "val", *model, "-o", report), report))
+    report, model = tmp_path / "report", ("--model", bundled / "demo")
+    commands.append((("evaluate", split, "--split", "val", *model, "-o", report), report))
     for words, place in commands:
         before = files(tmp_path)
         done = Done(*words)
@@ -408,9 +405,8 @@ def test_people_of_hostile_names_are_split_packed_and_measured(
         for person in pack.read_index(tmp_path / "pack" / name).identities
     }
     assert placed == packed == set(people)
-    if step == 1:
-        page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
-        assert "<b>" not in page and "\x1b" not in page
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert "<b>" not in page and "\x1b" not in page
     count.lost = len(people) - len(packed)
     print(f"commands on {len(people)} people of hostile names: {count}")
     assert not Path("canary").exists()
@@ -505,8 +501,9 @@ def test_names_that_are_one_where_outputs_go_are_refused(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("*.npy"))
 
 
-def test_commands_make_no_connection(tmp_path, bundled, speech, photo, connections):
-    """None in this process; what their workers do is not seen."""
+def test_commands_make_no_connection(tmp_path, monkeypatch, bundled, speech, photo, connections):
+    """Nor does what their workers do, here done in this process."""
+    monkeypatch.setattr(prep, "run_in_workers", in_this_process)
     model = ("--model", bundled / "demo")
     for command in (
         ("models",),

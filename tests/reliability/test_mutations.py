@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import torch
 from conftest import save_model, write_photo
-from damage import Count, Took, mutate
+from damage import Count, Took, in_this_process, mutate
 from packs import write_pack
 from PIL import Image
 from recordings import noise, write_av
@@ -211,7 +211,7 @@ def read_damaged(copy, folder, inside, read, seeds):
 
 
 @pytest.mark.parametrize(
-    "n", [25, pytest.param(LONG, marks=[pytest.mark.reliability, pytest.mark.timeout(360_000)])]
+    "n", [8, pytest.param(LONG, marks=[pytest.mark.reliability, pytest.mark.timeout(360_000)])]
 )
 def test_a_damaged_file_is_read_or_refused_by_name(tmp_path, n):
     """Many a call: where the process dies, or one takes too long, each once more by itself."""
@@ -249,21 +249,22 @@ def test_a_damaged_file_is_read_or_refused_by_name(tmp_path, n):
 
 
 @pytest.mark.parametrize(
-    "n", [8, pytest.param(LONG // 10, marks=[pytest.mark.reliability, pytest.mark.timeout(36_000)])]
+    "n", [6, pytest.param(LONG // 10, marks=[pytest.mark.reliability, pytest.mark.timeout(36_000)])]
 )
 @pytest.mark.parametrize(
     ("step", "suffixes"),
     [(audio_step(store="waveform"), SOUND), (resize_step(64), PICTURES)],
     ids=["sound", "faces"],
 )
-def test_a_batch_makes_of_damaged_files_all_or_nothing(tmp_path, step, suffixes, n):
+def test_a_batch_makes_of_damaged_files_all_or_nothing(tmp_path, monkeypatch, step, suffixes, n):
     """Of good ones beside them the same as alone, and no file but the outputs is left."""
     good, out, count = tmp_path / "good", tmp_path / "out", Count()
     good.mkdir()
     for suffix in suffixes:
         write_media(good, suffix).rename(good / f"{suffix}.{suffix}")
-    wanted = prep.prepare(step, good, tmp_path / "alone", workers=1)
-    assert not wanted.failed
+    with monkeypatch.context() as patch:
+        patch.setattr(prep, "run_in_workers", in_this_process)
+        assert not prep.prepare(step, good, tmp_path / "alone").failed
     both = Path(shutil.copytree(good, tmp_path / "both"))
     for k in range(n):
         for suffix in suffixes:
