@@ -262,17 +262,17 @@ class Identity:
                 found[k] = self.network.compute_face_descriptor(picture, shape)
         return found
 
-    def distance(self, images: list[Image.Image]) -> float:
-        """Mean distance of two pictures, of those in which faces are found."""
-        found = self.describe(images)
-        return float(pdist(found[np.isfinite(found).all(1)]).mean())
-
     def ranks(self, images: list[Image.Image], names: list[str]) -> NDArray[np.int64]:
         """How many people are nearer than the right one, for each picture; all if none is found."""
         distances = np.linalg.norm(self.describe(images)[:, None] - self.gallery[None], axis=2)
         right = distances[np.arange(len(names)), [self.names.index(name) for name in names]]
         nearer = (distances < right[:, None]).sum(1)
         return np.where(np.isnan(right), len(self.names), nearer)
+
+
+def spread(descriptors: Vector) -> float:
+    """Mean distance of two descriptors, of [n 128], of pictures in which faces are found."""
+    return float(pdist(descriptors[np.isfinite(descriptors).all(1)]).mean())
 
 
 def photo(path: Path) -> Image.Image:
@@ -359,7 +359,9 @@ def of_no_voice(model: SpeechToFace) -> float:
     return float(np.mean([face.voice["voice"] < 0.5 for face in faces]))
 
 
-def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str, object]:
+def of_voices(
+    model: SpeechToFace, data: Path, identity: Identity, split: str = "test"
+) -> dict[str, object]:
     """Figures of the faces from voices."""
     judge = fit_judge(data / "faces")
     everyone = voices(data, split)
@@ -394,13 +396,12 @@ def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str,
         figures |= of_confidence(faces, everyone)
         figures["noise and music taken for no voice"] = of_no_voice(model)
     between, scale = distance(images), distance(morphs(data / "faces"))
-    identity = Identity(data / "faces")
     return figures | {
         "distance of faces of different voices (of 255)": between,
         "distance of morphs of training people (of 255)": scale,
         "distance of voices' faces / of morphs": between / scale,
-        "distance by dlib's descriptor, voices' faces / photos": identity.distance(images)
-        / identity.distance(real),
+        "distance by dlib's descriptor, voices' faces / photos": spread(identity.describe(images))
+        / spread(identity.gallery),
         "voices' faces with all 68 points": float(
             image_quality.all_points_inside(image_quality.find_points(images, detector)).mean()
         ),
@@ -410,7 +411,7 @@ def of_voices(model: SpeechToFace, data: Path, split: str = "test") -> dict[str,
     }
 
 
-def of_people(model: SpeechToFace, data: Path) -> dict[str, object]:
+def of_people(model: SpeechToFace, data: Path, identity: Identity) -> dict[str, object]:
     """Figures of the faces from photos."""
     folk = people(model, data / "faces")
     names = [path.parent.name for path, _, _ in folk]
@@ -419,7 +420,7 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, object]:
     cosine = _unit(neutral) @ _unit(smiling).T
     drawn = [a.image for _, a, _ in folk]
     photos = [photo(path) for path, _, _ in folk]
-    identity, detector = Identity(data / "faces"), face_detection.load_detector("dlib", "cpu")
+    detector = face_detection.load_detector("dlib", "cpu")
     figures: dict[str, object] = {
         "kept-out people": float(len(folk)),
         "distance of reconstructions (of 255)": distance(drawn),
@@ -457,7 +458,8 @@ def of_people(model: SpeechToFace, data: Path) -> dict[str, object]:
 
 def measure(model: SpeechToFace, data: Path, split: str = "test") -> dict[str, object]:
     """All figures of a model."""
-    return of_voices(model, data, split) | of_people(model, data)
+    identity = Identity(data / "faces")
+    return of_voices(model, data, identity, split) | of_people(model, data, identity)
 
 
 def _unit(rows: Vector) -> Vector:

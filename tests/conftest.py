@@ -1,6 +1,8 @@
 """A tiny model, tiny data trees and small recordings, so that every test takes milliseconds."""
 
 import dataclasses
+import importlib.util
+import multiprocessing.context
 import signal
 from pathlib import Path
 
@@ -33,6 +35,14 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 # As a terminal has it, whoever started pytest: nohup has it ignored, and processes inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Workers of all tests are forked from one process, which has what any of them imports: the first to
+# be started decides, and others would import theirs anew each time.
+PRELOAD = ["s2f.prep_audio", "s2f.prep_faces", "s2f.pack", "torch", "av", "soxr", "h5py"]
+PRELOAD += ["dlib"] if importlib.util.find_spec("dlib") else []
+set_preload = multiprocessing.context.BaseContext.set_forkserver_preload
+multiprocessing.context.BaseContext.set_forkserver_preload = lambda self, _: set_preload(
+    self, PRELOAD
+)
 # Threads that wait for each other cost tiny networks more than they gain.
 torch.set_num_threads(1)
 

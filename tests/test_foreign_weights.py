@@ -5,7 +5,6 @@ Files are written as Keras lays them out, and by `torch.save`; Keras' own are in
 
 import dataclasses
 import functools
-import multiprocessing
 import os
 import pickle
 import select
@@ -32,7 +31,6 @@ from s2f.errors import CheckpointError, OutputError, S2FError, WorkerError
 from s2f.foreign_weights import MAX_BYTES, RATIO, SPARE, TensorInfo, inspect, read_foreign
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory")
-multiprocessing.set_forkserver_preload(["torch", "h5py"])  # once, not for each file
 
 
 def at_once(function: Callable[..., Any], *given: Any, **limits: Any) -> Any:
