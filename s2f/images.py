@@ -103,7 +103,8 @@ def open_photo(
             if isinstance(source, Image.Image):
                 _check_size(source, name, most)
                 source.load()
-                return _normalised(source, name)
+                made = _normalised(source, name)
+                return _bare(source.copy() if made is source else made)
             if not isinstance(source, Path):
                 file = source if source.seekable() else _read(source, name)
                 return _opened(file, name, enough, most)
@@ -193,10 +194,22 @@ def _decoded(file: BinaryIO, name: str, enough: int | None, most: int) -> Image.
         raw = picture.tile[0].args if picture.tile else ""
         picture.load()  # first: it turns a TIFF, and takes its orientation away
         if raw not in ("RGB;16B", "RGBA;16B") or picture.convert("RGB").getbbox():
-            return _normalised(picture, name)
+            return _bare(_normalised(picture, name))
     with Image.open(file, formats=FORMATS) as picture:  # a PNG of 16 bits that holds 8
         picture.tile = [picture.tile[0]._replace(args=raw.replace("16B", "16L"))]
-        return _normalised(picture, name)
+        picture.load()
+        return _bare(_normalised(picture, name))
+
+
+def _bare(picture: Image.Image) -> Image.Image:
+    """Give a picture without what its file says of it: a copy of 100 megapixels takes 400 MB."""
+    bare = Image.Image()._new(picture.im)
+    bare.info = {}
+    return bare
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _bare_png(file: BinaryIO) -> BinaryIO:
@@ -233,7 +246,7 @@ def _is_whole(kind: bytes, body: bytes) -> bool:
 
 
 def _normalised(picture: Image.Image, name: str) -> Image.Image:
-    """Make a new picture of one in any mode: upright, sRGB, on white, with nothing beside it."""
+    """Make a picture in any mode upright, sRGB and on white; itself if it is so, else a new one."""
     turn = _turn(picture)
     upright = picture if turn is None else picture.transpose(turn)
     profile = picture.info.get("icc_profile")
@@ -244,18 +257,17 @@ def _normalised(picture: Image.Image, name: str) -> Image.Image:
     is_grey = upright.mode in ("1", "L", "LA", "La")
     alpha = None
     if upright.has_transparency_data:  # whose hidden colours `convert` would show
-        upright = upright.convert("RGBA")
+        upright = _in_mode(upright, "RGBA")
         alpha = upright.getchannel("A")
     if upright.mode != "CMYK":
-        upright = upright.convert("L" if is_grey else "RGB")
-    bare = _to_srgb(upright, profile) if profile else upright.convert("RGB")
+        upright = _in_mode(upright, "L" if is_grey else "RGB")
+    bare = _to_srgb(upright, profile) if profile else _in_mode(upright, "RGB")
     power = 1 / (_SRGB_GAMMA * picture.info.get("gamma", 1 / _SRGB_GAMMA) or 1)  # of a PNG
     if not profile and 0.1 < power < 10 and abs(power - 1) > 0.05:
         bare = bare.point([round(255 * (level / 255) ** power) for level in range(256)] * 3)
     if alpha is not None:
         bare, opaque = Image.new("RGB", bare.size, "white"), bare
         bare.paste(opaque, mask=alpha)
-    bare.info = {}
     return bare
 
 
@@ -283,7 +295,7 @@ def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
 
     What shows the same colours with the profile as without stays the same to the bit.
     """
-    bare = picture.convert("RGB")
+    bare = _in_mode(picture, "RGB")
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES[own.profile.xcolor_space]

@@ -534,3 +534,17 @@ def test_a_damaged_photo_is_read_or_refused(tmp_path, case):
             assert str(path) in str(error)
             outcomes.add("refused")
     assert "refused" in outcomes <= {"RGB", "refused"}
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "jpg"])
+def test_what_is_given_back_is_nothing_but_pixels_and_the_callers_own(tmp_path, suffix):
+    """Without a copy of what was decoded; but of a picture that was given, one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    given = Image.fromarray(pixels)
+    given.save(tmp_path / f"a.{suffix}", comment=b"a")
+    for source in (tmp_path / f"a.{suffix}", given, pixels):
+        opened = open_photo(source)
+        assert type(opened) is Image.Image and not opened.info
+        assert suffix == "jpg" or np.array_equal(np.asarray(opened), pixels)
+        opened.paste((0, 0, 0), (0, 0, 30, 40))
+    assert np.asarray(given).any() and pixels.any()

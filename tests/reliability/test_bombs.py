@@ -143,6 +143,8 @@ BOMBS: Bombs = {
 LARGE: Bombs = {
     "24 h": ("sound", lambda p: flac(p, 24), "says that it lasts 24 h; wanted 4 h at most"),
     "a colour picture": ("picture", lambda p: png(p, 20_000, 20_000, 8, 2), "100 megapixels"),
+    "100 megapixels": ("picture", lambda p: png(p, 10_000, 10_000, 8, 2), None),
+    "100 grey ones": ("picture", lambda p: png(p, 10_000, 10_000, 8, 0), None),
 }
 
 
