@@ -645,7 +645,7 @@ def test_fifty_steps_from_a_trained_one_beat_five_hundred_from_none(make, tmp_pa
         config = TrainConfig(steps=steps, batch_size=16, every=steps, lr=2e-3)
         return train(task, tmp_path / "runs" / name, config, device=CPU)
 
-    best = run("old", 1500).best
+    best = run("old", 700).best
     scratch = run("new of none", 500)
     warm = run("new of old", 50, checkpoint.load(best, KIND))
     assert warm.recall["people"] == 60 and warm.recall["r10"] > scratch.recall["r10"] > 10 / 60
