@@ -253,7 +253,10 @@ def _own_folder() -> tuple[Path, int | None]:
     """Make a folder, and lock it, where there are such locks; remove those that nobody holds."""
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         if (lock := _locked(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
+            if (again := _locked(left)) is None:  # or locks keep nobody out here
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                os.close(again)
             os.close(lock)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))

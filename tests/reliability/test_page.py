@@ -356,6 +356,14 @@ def test_what_a_killed_server_left_goes_when_the_next_one_starts(tmp_path, monke
     assert (tmp_path / "own/file").read_text() == CANARY
 
 
+def test_where_locks_keep_nobody_out_no_server_takes_anothers_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(app_server.tempfile, "tempdir", str(tmp_path))
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # as some networks have it
+    with app_server.private_folder() as living, app_server.private_folder() as other:
+        assert living.is_dir() and other.is_dir()
+
+
 def test_patience_ends_for_what_has_not_moved(monkeypatch):
     now = 0.0
     monkeypatch.setattr(app_server.time, "monotonic", lambda: now)
