@@ -252,7 +252,8 @@ def test_what_cannot_be_is_refused_and_costs_nothing(
     args: str, code: int, name: str, tmp_path: Path, models: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(face_detection, "installed_detector", lambda: None)
+    nothing = dict.fromkeys(face_detection.DETECTORS, (("no_such_package",), "none"))
+    monkeypatch.setattr(face_detection, "DETECTORS", nothing)
     conftest.write_speech(Path("speech.wav"))
     conftest.write_photo(Path("photo.jpg"))
     shutil.copy(models / "other/voice_encoder.safetensors", "other.safetensors")

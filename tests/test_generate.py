@@ -432,7 +432,9 @@ def test_compare_shows_photo_and_both_faces(speech: Path, photo: Path, tmp_path:
         np.testing.assert_array_equal(column, expected)
 
 
-def test_the_sheet_shows_the_faces_of_a_batch(half_done: GenerateOptions, tmp_path: Path) -> None:
+def test_the_sheet_shows_the_faces_of_a_batch(
+    half_done: GenerateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in/broken.jpg").write_text("text")
     (tmp_path / "out/a.png").unlink()
     assert statuses(half_done) == ["made", "made", "failed"]  # and are skipped below
@@ -465,7 +467,11 @@ def test_the_sheet_shows_the_faces_of_a_batch(half_done: GenerateOptions, tmp_pa
     with pytest.raises(UsageError, match="exists already, and is no whole picture that s2f made"):
         ran(dataclasses.replace(half_done, sheet=tmp_path / "3.png"))
     (tmp_path / "file").touch()
-    _, ending = ran(dataclasses.replace(half_done, sheet=tmp_path / "file/sheet.png"))
+    nowhere = dataclasses.replace(half_done, sheet=tmp_path / "file/sheet.png")
+    with pytest.raises(OutputError, match="cannot be written"):
+        ran(nowhere)
+    monkeypatch.setattr("s2f.generate.check_writable", lambda _: None)  # until the end it can be
+    _, ending = ran(nowhere)
     assert ending.written is None and isinstance(ending.errors[-1], OutputError)
     for place, why in (("sheet.txt", "does not end in"), ("out", "is a folder")):
         with pytest.raises(UsageError, match=why):
