@@ -154,6 +154,8 @@ def hush_libraries() -> None:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # Torch, when it is imported, and so in the processes that are started.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger().addHandler(logging.NullHandler())
     logging.getLogger("s2f").addHandler(logging.StreamHandler())
 

@@ -21,7 +21,7 @@ from foreign_files import write_legacy
 from published_files import narrow, published
 from visitors import Server, Visitor
 
-from s2f import face_detection, layout
+from s2f import checkpoint, face_detection, layout
 from s2f.distributed import launch
 
 __all__ = ["narrow", "published"]
@@ -189,6 +189,24 @@ def every_other_command(bundled, presets, faces, voices, speech, photo, tmp_path
 def every_launch_of_ranks():
     """What torch does to start some; they meet in C++, which the hook does not see."""
     assert launch(2, "cpu", ["models", "--json"]) == 0
+
+
+CUT_OFF = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+
+
+@pytest.mark.slow
+def test_where_there_is_no_network_two_ranks_say_nothing_of_it(voices, tmp_path):
+    try:
+        subprocess.run([*CUT_OFF, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be cut off from the network here")
+    (voices / "train/id1/audios/a.npy").write_bytes(b"no waveform")
+    line = ["train", "voice", voices, "-o", tmp_path / "run", *TRAINING, "--devices", 2, "--json"]
+    for kind in ("face_encoder", "face_decoder"):
+        line += [f"--{kind.replace('_', '-')}", checkpoint.MODELS / f"demo/{kind}.safetensors"]
+    command = [*CUT_OFF, sys.executable, "-m", "s2f", *map(str, line)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "") and "a.npy" in done.stdout
 
 
 @pytest.mark.slow
