@@ -1,22 +1,30 @@
-"""The web page: its words, its layout, and what its buttons answer.
+"""The page: what it looks like (`page.html`, `.css`, `.js`), and what it is answered.
 
-What a visitor sends, a stream, becomes an answer in HTML (`answers.html.j2`; its looks are in
-`app.css`), whose pictures lie in it: no file is written for one, and nothing is kept between two
-answers. What may be sent, when it is deleted and where the page lives is for `app_server`.
+What a visitor sends becomes an answer in JSON whose pictures lie in it: no file is written, and
+nothing is kept between two answers, but for a voice that is being spoken (`live`): what was
+embedded of it is kept until it has been silent for two seconds. A face's embedding is with the
+visitor, who moves it by sliders and asks to have it drawn.
+
+Answers that take a while come line by line: how many are before, what happens now, then the answer
+or the sentence that refuses. Where the page lives and what may be sent is for `app_server`.
 """
 
+import asyncio
 import base64
 import contextlib
-import contextvars
 import functools
 import gc
 import io
+import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 import numpy as np
@@ -27,24 +35,34 @@ from PIL import Image
 
 from s2f import app_server
 from s2f.app_server import Settings
-from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, Heard, hear_beginnings
-from s2f.checkpoint import Checkpoint
+from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, FloatArray, Heard, hear_beginnings
+from s2f.channel import moved
+from s2f.checkpoint import Checkpoint, Choice, choose, entries, models_in
 from s2f.console import Progress, silent
-from s2f.errors import AudioError, ImageError, InputError, S2FError, WorkerError
+from s2f.errors import AudioError, CheckpointError, ImageError, S2FError, UsageError, WorkerError
 from s2f.face_detection import cut_face, installed_detector
-from s2f.images import FRAME, encode, open_photo
-from s2f.pipeline import SpeechToFace
+from s2f.images import FRAME, encode, open_photo, provenance
+from s2f.live import Listener
+from s2f.pipeline import Face, SpeechToFace
 from s2f.prep import Worker
 from s2f.spectrogram import HOP_LENGTH, spectrogram
-from s2f.visualize import draw_spectrogram
+from s2f.visualize import ContactSheet, animate, draw_spectrogram
 
 if TYPE_CHECKING:
-    import gradio as gr
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 MOMENTS = (1.0, 3.0, 6.0)  # seconds from the beginning, whose faces stand beside that of all
 MOST_PIXELS = 50_000_000  # of a photo: a small file may unfold to very many
-STEPS = 21  # faces from one voice to the other, both among them
 WAITING = 32  # visitors in the queue, beside the one who is answered
+SPEAKERS = 32  # whose faces form at a time
+GONE = 2.0  # seconds of silence, after which a speaker is forgotten
+SEMITONES = 6  # by which a slider makes a voice higher or lower
+SHAPE_AXES = 3  # along which sliders change the shape of a face
+SHAPE_PIXELS = 3.0  # root mean square that landmarks move by, at the end of such a slider
+FRAMES, FRAME_SECONDS = 48, 0.06  # of an animation
+MOST_SAVED = 300  # faces that are saved together
 NETWORKS = {
     "voice_encoder": "the network that listens",
     "face_encoder": "the network that looks at photos",
@@ -56,139 +74,371 @@ FIELDS = {
     "limits": "What it knows, and what it does not",
     "licence": "Licence",
 }
+KINDS = {".css": "text/css", ".js": "text/javascript", ".wav": "audio/wav", ".png": "image/png"}
+Loaders = Mapping[str, Callable[[], tuple[SpeechToFace, str | None]]]
+"""Of each model that is offered, by its name, what loads it and its evaluation; the first first."""
 
-TITLE = "The face behind a voice"
-INTRODUCTION = """# The face behind a voice
-
-Say a few sentences, or give a recording, and see the face that such a voice suggests to a
-computer model. It is an **average impression**: it is never a likeness of the speaker, and it must
-not be used to identify, profile or judge anyone.
-
-"""
-LIMITS = """A recording may have up to {max_mb:g} MB, and its first {max_seconds:g} seconds are
-heard; a photo may have up to {max_mb:g} MB. **Nothing that you send is kept**: it is deleted before
-the answer is drawn, or after ten minutes if you never ask for one. The pictures are in this page
-alone.
-"""
-VOICE = """Record at least a second, better six or more; or switch to the upload below the field,
-and drop a sound file or a video. Then press the button.
-"""
-PHOTO = """A photo of one face that looks at the camera. The model turns it into a row of numbers,
-and draws a face from these numbers alone: the best that it can draw of anyone. {detector}
-"""
-FINDS = "The largest face is found and framed."
-FINDS_NOT = "It has to be framed already: a square, with the face in its middle."
-VOICES = "Two voices, two faces, and the faces on the way from the one to the other."
-CARD = """## What this is, and what it does not know
-
-A voice carries something of age, sex and build, and nothing of most of what makes a face. The model
-has learned which faces go with which voices *on average*, from the recordings and photos that are
-named below, and it repeats that average, with all that is one-sided in it. Two people with similar
-voices get similar faces, whoever they are. What it was never shown it does not know, and it does
-not say so: any sound gives a face.
-
-What the networks of the model `{name}` say of themselves:
-"""
-HEAD = """<script>
-// What browsers do to speech so that people understand it better, the model was not trained with.
-const devices = navigator.mediaDevices;
-if (devices) {  // which is there on this machine itself, and over https
-  const ask = devices.getUserMedia.bind(devices);
-  const plain = {echoCancellation: false, noiseSuppression: false, autoGainControl: false};
-  devices.getUserMedia = wanted => ask(wanted && wanted.audio
-    ? {...wanted, audio: {...(wanted.audio === true ? {} : wanted.audio), ...plain}} : wanted);
-}
-// A double click is one question, and so is a key that is held.
-const first = (name, handle) => document.addEventListener(name, handle, true);
-first('click', press => {
-  const button = press.target.closest('button.s2f-ask');
-  if (!button) return;
-  if (press.timeStamp - button.dataset.asked < 1000) press.stopImmediatePropagation();
-  button.dataset.asked = press.timeStamp;
-});
-// What a browser calls video, or does not know, the fields would refuse by its name: the server
-// listens to it.
-const kind = field => field.accept.includes('audio/') ? 'audio' : 'image';
-const known = (file, field) => file.type.startsWith(kind(field) + '/');
-const renamed = (files, field) => {
-  const carrier = new DataTransfer();
-  for (const file of files) carrier.items.add(known(file, field) ? file
-    : new File([file], file.name, {type: kind(field) + '/any'}));
-  return carrier;
-};
-first('click', press => {
-  if (press.target.matches('input[type=file]') && kind(press.target) == 'audio')
-    press.target.accept = 'audio/*,video/*,SUFFIXES';
-});
-first('change', chosen => {
-  const field = chosen.target;
-  if (field.matches('input[type=file]')) field.files = renamed(field.files, field).files;
-});
-first('drop', dropped => {
-  const field = dropped.target.closest('.upload-container')?.querySelector('input[type=file]');
-  if (!field || [...dropped.dataTransfer.files].every(file => known(file, field))) return;
-  dropped.preventDefault();
-  dropped.stopImmediatePropagation();
-  const dataTransfer = renamed(dropped.dataTransfer.files, field);
-  dropped.target.dispatchEvent(new DragEvent('drop', {dataTransfer, bubbles: true}));
-});
-</script>""".replace("SUFFIXES", ",".join(sorted(RECORDING_SUFFIXES)))
-FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # on every machine
-THEME = {  # of the base theme what is not dark enough on light, or light enough on dark
-    "button_primary_background_fill": "*primary_700",
-    "button_primary_background_fill_hover": "*primary_800",
-    "button_primary_background_fill_dark": "*primary_700",
-    "button_primary_background_fill_hover_dark": "*primary_800",
-    "color_accent": "*primary_700",
-    "body_text_color_subdued": "*neutral_600",
-    "body_text_color_subdued_dark": "*neutral_300",
-    "block_label_text_color": "*neutral_700",
-    "block_label_text_color_dark": "*neutral_200",
-}
-
-# Torch and the C library keep memory for every thread that has ever computed something.
-_ONE_THREAD = ThreadPoolExecutor(1)
 # Decoders may crash or hang in what strangers send: of one process, which is not that of the page.
 DECODING_SECONDS = 60.0
 _decode = Worker(["s2f.audio", "s2f.images", "av", "soundfile", "soxr"], DECODING_SECONDS)
-Answer = Callable[..., str]  # to what was sent, streams; it tells its progress
+T = TypeVar("T")
+Answer = dict[str, Any]  # of what JSON can say
 
 
 @contextlib.contextmanager
-def serving(
-    model: SpeechToFace, settings: Settings, evaluation: str | None = None
-) -> Iterator[tuple[str, str | None]]:
-    """Serve the page of a model with all networks, and Markdown on it, as `app_server.serve`."""
-
-    def lay_out() -> "tuple[gr.Blocks, Mapping[str, Any]]":
-        import gradio as gr
-
-        page = _build_page(model, settings, evaluation)
+def serving(models: Loaders, settings: Settings, listening: socket.socket) -> Iterator[str]:
+    """Serve the page, as `app_server.serve`; the first model is loaded and warmed up before."""
+    with contextlib.closing(_decode):
+        page = Page(models, settings)
+        page.model("")
+        gc.collect()
         gc.freeze()  # what is there now stays: only what answers leave is looked through
-        theme = gr.themes.Base(primary_hue="blue", font=FONTS, font_mono=MONO).set(**THEME)
-        style = Path(__file__).with_name("app.css").read_text(encoding="utf-8")
-        return page, {"css": style, "head": HEAD, "theme": theme}
+        with app_server.serve(page.app(), settings, listening) as address:
+            yield address
 
-    # Before the page, so that no answer is waited for; at the latest where there is none.
-    decoding = contextlib.closing(_decode)
-    with decoding, app_server.serve(lay_out, settings) as addresses, decoding:
-        yield addresses
+
+def offered(
+    model: str,
+    folder: Path | None = None,
+    *,
+    files: Mapping[str, Path] | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    note: Callable[[str], object] = lambda text: None,
+) -> Loaders:
+    """Find the models that the page offers: one, first, and all in a folder of models.
+
+    Of the folder, `note` is told of models that lack a network. Raises CheckpointError as `choose`,
+    and if the folder holds no model that is whole.
+    """
+
+    def load(choice: Choice, evaluation: str | None) -> tuple[SpeechToFace, str | None]:
+        return SpeechToFace.load(choice, device=device, precision=precision), evaluation
+
+    chosen = choose(model, files=files)
+    # What was measured is of the model as it is, and not of another with files of its own.
+    evaluation = None if files else entries(model)[0].evaluation
+    found = {chosen.name: functools.partial(load, chosen, evaluation)}
+    others = models_in(folder) if folder else {}
+    for name, path in others.items():
+        try:
+            choice = choose(path)
+        except CheckpointError as error:
+            note(f"not offered: {error.message}")
+            continue
+        (entry,) = entries(path)
+        unique = name if name not in found else str(path)
+        found[unique] = functools.partial(load, choice, entry.evaluation)
+    if folder and len(found) == 1:
+        message = f"{folder}: holds no model with all three networks"
+        raise CheckpointError(message, hint="give a folder of folders such as train model makes")
+    return found
+
+
+@dataclass
+class Visit:
+    """Somebody who is speaking."""
+
+    listener: Listener
+    model: str
+    seen: float  # when something came last, by `time.monotonic`
+    received: float = 0.0  # seconds of sound
+    is_busy: bool = False
+
+
+class Page:
+    """What the page asks for, and the answers."""
+
+    def __init__(self, models: Loaders, settings: Settings) -> None:
+        self.settings, self._loaders = settings, models
+        self._models: dict[str, tuple[SpeechToFace, str | None]] = {}
+        self.visits: dict[str, Visit] = {}
+        self._waiting: dict[object, None] = {}  # in order
+        # Torch and the C library keep memory for every thread that has ever computed something.
+        self._computing, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+    def model(self, name: str) -> SpeechToFace:
+        """Give a model, which is loaded when it is first asked for; by default the first."""
+        return self._model(name)[0]
+
+    def _model(self, name: str) -> tuple[SpeechToFace, str | None]:
+        name = name or next(iter(self._loaders))
+        if name not in self._models:
+            if name not in self._loaders:
+                raise UsageError(
+                    f"there is no model {name} here", hint="choose one that is offered"
+                )
+            model, evaluation = self._loaders[name]()
+            warm(model, self.settings)
+            self._models[name] = model, evaluation
+        return self._models[name]
+
+    def app(self) -> "Starlette":
+        """The page as an ASGI app."""
+        from starlette.applications import Starlette
+        from starlette.responses import Response
+        from starlette.routing import Route
+
+        async def forget(_: object) -> AsyncIterator[None]:
+            async def now_and_then() -> None:
+                while True:
+                    await asyncio.sleep(GONE / 4)
+                    self.forget()
+
+            task = asyncio.ensure_future(now_and_then())
+            yield
+            task.cancel()
+            for executor in (self._computing, self._decoding):
+                executor.shutdown(wait=False, cancel_futures=True)
+
+        async def file(request: "Request") -> "Response":
+            return _file(request.url.path.rpartition("/")[2])
+
+        async def home(request: "Request") -> "Response":
+            html = self.home(request.query_params.get("model", ""))
+            return Response(html, media_type="text/html")
+
+        routes = [Route("/", home)]
+        routes += [Route(f"/{name}", file) for name in FILES]
+        routes.append(Route("/about", self._about))
+        for name in ("voice", "photo", "live", "draw", "save"):
+            routes.append(Route(f"/{name}", getattr(self, f"_{name}"), methods=["POST"]))
+        return Starlette(routes=routes, lifespan=contextlib.asynccontextmanager(forget))
+
+    def home(self, chosen: str = "") -> str:
+        """Lay out the page, with a model chosen if there are several."""
+        facts = {"models": list(self._loaders), "chosen": chosen, "settings": self.settings}
+        facts |= {"suffixes": ",".join(sorted(RECORDING_SUFFIXES))}
+        facts |= {"finds": bool(finder(self.settings))}
+        return str(_templates().get_template("page.html").render(facts))
+
+    def forget(self) -> None:
+        """Forget speakers of whom nothing came for a while."""
+        now = time.monotonic()
+        for name, visit in list(self.visits.items()):
+            if not visit.is_busy and now - visit.seen > GONE:
+                del self.visits[name]
+
+    async def _compute(self, function: Callable[..., T], *values: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._computing, function, *values)
+
+    async def _about(self, request: "Request") -> "Response":
+        """What a model says of itself, and how it was measured: HTML."""
+        from starlette.responses import HTMLResponse
+
+        name = request.query_params.get("model", "")
+        try:
+            model, evaluation = await self._compute(self._model, name)
+        except S2FError as error:
+            return _plain(404, sentence(error))
+        return HTMLResponse(about(model, evaluation))
+
+    async def _voice(self, request: "Request") -> "Response":
+        """The face of a recording."""
+        content, name = await request.body(), request.query_params.get("model", "")
+        longest = self.settings.max_seconds
+
+        def answer(heard: list[Heard], progress: Progress) -> Answer:
+            return answer_voice(self.model(name), heard, longest, progress)
+
+        return self._in_turn(functools.partial(listen, content, longest), answer)
+
+    async def _photo(self, request: "Request") -> "Response":
+        """The face of a photo."""
+        content, name = await request.body(), request.query_params.get("model", "")
+        detector = finder(self.settings)
+
+        def answer(photo: Image.Image, progress: Progress) -> Answer:
+            progress(0, 1, "drawing")
+            return answer_photo(self.model(name), photo, detector)
+
+        return self._in_turn(functools.partial(look, content, detector), answer)
+
+    def _in_turn(
+        self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer]
+    ) -> "Response":
+        """Answer line by line, when all who came before are answered."""
+        from starlette.responses import StreamingResponse
+
+        if len(self._waiting) > WAITING:
+            return _plain(503, "Too many are waiting. Try again in a minute.")
+        place = object()
+        self._waiting[place] = None
+        lines = self._lines(decode, answer, place)
+        return StreamingResponse(lines, media_type="application/x-ndjson")
+
+    async def _lines(
+        self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer], place: object
+    ) -> AsyncIterator[str]:
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Answer] = asyncio.Queue()
+
+        def tell(done: int, total: int, what: str) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, {"done": done, "of": total, "now": what})
+
+        async def work() -> Answer:
+            # A decoder may hang for a while: those who are speaking do not wait for it.
+            decoded = await loop.run_in_executor(self._decoding, decode)
+            return await self._compute(finished, decoded)
+
+        def finished(decoded: T) -> Answer:
+            try:
+                return answer(decoded, tell)
+            finally:
+                gc.collect()  # a drawing of matplotlib's holds itself, and would wait for many more
+
+        task = asyncio.ensure_future(work())
+        before = -1
+        try:
+            while not task.done():
+                ahead = list(self._waiting).index(place)
+                if ahead != before:
+                    before = ahead
+                    yield _line({"before": before})
+                news = asyncio.ensure_future(told.get())
+                how: Any = {"timeout": 0.5, "return_when": asyncio.FIRST_COMPLETED}
+                await asyncio.wait([task, news], **how)
+                if news.done():
+                    yield _line(news.result())
+                else:
+                    news.cancel()
+            try:
+                yield _line({"answer": task.result()})
+            except Exception as error:
+                yield _line({"refused": refusal(error)})
+        finally:
+            task.cancel()  # of one who has gone; what is being computed already is finished
+            del self._waiting[place]
+
+    async def _live(self, request: "Request") -> "Response":
+        """The newest face of somebody who is speaking: samples of 16 bits come, as they are spoken.
+
+        Nothing comes back where there is nothing new to be seen.
+        """
+        from starlette.responses import JSONResponse
+
+        asked = request.query_params
+        content, name = await request.body(), asked.get("visit", "")
+        if not re.fullmatch("[0-9a-f]{32}", name) or len(content) % 2:
+            return _plain(400, "This is no sound of a visitor's.")
+        visit = self.visits.get(name)
+        try:
+            if visit is None:
+                if len(self.visits) >= SPEAKERS:
+                    return _plain(503, "Too many are speaking. Try again in a minute.")
+                rate = asked.get("rate", "")
+                if not rate.isdecimal():
+                    return _plain(400, "This is no sound of a visitor's.")
+                chosen = asked.get("model", "")
+                model = await self._compute(self.model, chosen)
+                visit = Visit(Listener(model, int(rate)), chosen, time.monotonic())
+                self.visits[name] = visit
+            if visit.is_busy:
+                return _plain(409, "One piece of sound comes after the other.")
+            samples = np.frombuffer(content, "<i2").astype(np.int16)
+            visit.received += len(samples) / visit.listener.rate
+            if visit.received > self.settings.max_seconds + 1:
+                return _plain(413, f"Only {self.settings.max_seconds:g} seconds are heard.")
+            visit.is_busy = True
+            try:
+                face = await self._compute(_hear_on, visit.listener, samples)
+            finally:
+                visit.is_busy, visit.seen = False, time.monotonic()
+        except S2FError as error:
+            return _plain(400, sentence(error))
+        return JSONResponse({"seconds": visit.listener.seconds, **(drawn(face) if face else {})})
+
+    async def _draw(self, request: "Request") -> "Response":
+        """The face of an embedding."""
+        from starlette.responses import JSONResponse
+
+        content, name = await request.body(), request.query_params.get("model", "")
+        try:
+            return JSONResponse(await self._compute(self._drawn, content, name))
+        except S2FError as error:
+            return _plain(400, sentence(error))
+
+    def _drawn(self, content: bytes, name: str) -> Answer:
+        model = self.model(name)
+        (embedding,) = vectors(model, content, 1)
+        return drawn(model.decode(embedding))
+
+    async def _save(self, request: "Request") -> "Response":
+        """Embeddings as a file: the face of one, an animation of several, or a sheet of them."""
+        from starlette.responses import Response
+
+        asked, content = request.query_params, await request.body()
+        form = asked.get("as", "")
+        if form not in SAVED:
+            return _plain(404, "There is nothing here.")
+        try:
+            save = functools.partial(self._saved, content, asked.get("model", ""), form)
+            made = await self._compute(save, asked.getlist("name"))
+        except S2FError as error:
+            return _plain(400, sentence(error))
+        return Response(made, media_type=SAVED[form])
+
+    def _saved(self, content: bytes, name: str, form: str, names: Sequence[str]) -> bytes:
+        model = self.model(name)
+        embeddings = vectors(model, content, MOST_SAVED)
+        if form == "face":
+            return model.decode(embeddings[0]).encoded()
+        if form == "sheet" and len(names) != len(embeddings):
+            raise UsageError(f"{len(embeddings)} faces have {len(names)} names")
+        if form == "sheet":
+            sheet = ContactSheet(len(embeddings))
+            for caption, embedding in zip(names, embeddings, strict=True):
+                sheet.add(caption[:100], model.decode(embedding).image)
+            return encode(sheet.image(), ".png", _made(model))
+        frames = (model.decode(embedding).image for embedding in evenly(embeddings, FRAMES))
+        return animate(frames, seconds=FRAMES * FRAME_SECONDS, text=_made(model))
+
+
+SAVED = {"face": "image/png", "animation": "image/webp", "sheet": "image/png"}
+FILES = ("page.css", "page.js", "capture.js", "example.wav", "example.png")
+
+
+def _made(model: SpeechToFace) -> Mapping[str, str]:
+    networks = {"face_decoder": model.model.checkpoints["face_decoder"].sha256}
+    return provenance(model.model.name, "an embedding", networks)
+
+
+def _file(name: str) -> "Response":
+    from starlette.responses import Response
+
+    path = example(name) if name.startswith("example") else Path(__file__).with_name(name)
+    return Response(path.read_bytes(), media_type=KINDS[path.suffix])
+
+
+def example(name: str) -> Path:
+    """Find one of the examples: beside the package in a checkout, in it where it is installed."""
+    known = {"example.wav": "speech.wav", "example.png": "face.png"}[name]
+    folders = (Path(__file__).parent / "examples", Path(__file__).parents[1] / "examples")
+    return next(folder / known for folder in folders if (folder / known).is_file())
+
+
+def _plain(status: int, text: str) -> "Response":
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(text, status)
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(answer) + "\n"
 
 
 def warm(model: SpeechToFace, settings: Settings) -> None:
     """Answer once to nobody, so that the first visitor does not wait for what is made only once."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(_decode.close)  # which the first answer starts
-        sound = io.BytesIO()
-        noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
-        soundfile.write(sound, noise, SAMPLE_RATE, format="WAV")
-        answer_voice(model, sound, max_seconds=settings.max_seconds)
-        blank = Image.new("RGB", (FRAME, FRAME), "grey")
-        model.reconstruct(blank, align=False)
-        if finder(settings) == "dlib":  # the other one may want a network
-            with contextlib.suppress(ImageError):  # there is no face
-                model.reconstruct(blank, detector="dlib")
-        stack.pop_all()
+    sound = io.BytesIO()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+    soundfile.write(sound, noise, SAMPLE_RATE, format="WAV")
+    heard = listen(sound.getvalue(), settings.max_seconds)
+    answer_voice(model, heard, settings.max_seconds)
+    blank = Image.new("RGB", (FRAME, FRAME), "grey")
+    model.reconstruct(blank, align=False)
+    if finder(settings) == "dlib":  # the other one may want a network
+        with contextlib.suppress(ImageError):  # there is no face
+            model.reconstruct(blank, detector="dlib")
 
 
 def finder(settings: Settings) -> str | None:
@@ -196,190 +446,202 @@ def finder(settings: Settings) -> str | None:
     return (settings.detector or installed_detector()) if settings.align else None
 
 
-def _build_page(model: SpeechToFace, settings: Settings, evaluation: str | None) -> "gr.Blocks":
-    import gradio as gr
-
-    detector, longest = finder(settings), settings.max_seconds
-    voice = functools.partial(answer_voice, model, max_seconds=longest)
-    voices = functools.partial(answer_voices, model, max_seconds=longest)
-    photo = functools.partial(answer_photo, model, detector=detector)
-
-    def sound(label: str) -> Any:
-        sources: Any = ["microphone", "upload"]
-        return gr.Audio(label=label, type="filepath", sources=sources, editable=False, buttons=[])
-
-    page: gr.Blocks
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown(INTRODUCTION + LIMITS.format(max_mb=settings.max_mb, max_seconds=longest))
-        with gr.Tab("A voice"):
-            gr.Markdown(VOICE)
-            _add("Show the face", [sound("A voice")], "voice", voice)
-        with gr.Tab("Two voices"):
-            gr.Markdown(VOICES)
-            with gr.Row():
-                both = [sound(f"The {name} voice") for name in ("first", "second")]
-            _add("Show both faces", both, "voices", voices)
-        with gr.Tab("A photo"):
-            gr.Markdown(PHOTO.format(detector=FINDS if detector else FINDS_NOT))
-            picture = gr.Image(label="A photo", type="filepath", sources=["upload", "webcam"])
-            _add("Draw the face again", [picture], "photo", photo)
-        gr.Markdown(CARD.format(name=model.model.name))
-        gr.HTML(show_cards(model.model.checkpoints))
-        if evaluation:
-            with gr.Accordion("How it was measured, and how well it does", open=False):
-                gr.Markdown(evaluation, elem_classes="s2f-tables")
-    page.queue(max_size=WAITING, api_open=False)  # by the queue, or not at all
-    return page
-
-
-def _add(label: str, inputs: list[Any], name: str, answer: Answer) -> None:
-    """Add a button, and below it what it answers to what is in components, which are emptied."""
-    import gradio as gr
-
-    def answered(*paths: str | None, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        if None in paths:
-            hint = "record it, or choose a file, above"
-            nothing = InputError("there is nothing to look at or to listen to yet", hint=hint)
-            return refusal(nothing), *(gr.skip() for _ in paths)
-        context = contextvars.copy_context()  # by which Gradio knows whose progress it is
-        html = _ONE_THREAD.submit(context.run, reply, paths, answer, progress).result()
-        return html, *(None for _ in paths)
-
-    for component in inputs:
-        app_server.hand_over(component)
-    button, shown = gr.Button(label, variant="primary", elem_classes="s2f-ask"), gr.HTML()
-    how: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_name": name}
-    how |= {"scroll_to_output": True, "show_progress_on": shown}
-    button.click(answered, inputs, [shown, *inputs], **how)
-
-
-def reply(paths: Iterable[Any], answer: Answer, progress: Callable[..., object]) -> str:
-    """Answer to what a visitor sent, whatever it is: with sentences, if it cannot be used.
-
-    The files are deleted. Gradio's `progress` is told what is done of what, and what happens now.
-    """
-
-    def tell(done: int, total: int, what: str) -> None:
-        progress((done, total), desc=what)
-
-    try:
-        return answer(*app_server.take(*paths), progress=tell)
-    except WorkerError as error:  # its cure is for who prepares many files
-        cure = "try again, or another recording or photo"
-        return refusal(WorkerError(error.message, hint=cure))
-    except S2FError as error:
-        return refusal(error)
-    except Exception:
-        logging.getLogger(__name__).exception("an answer failed")
+def refusal(error: Exception) -> str:
+    """Say why there is no answer, whatever it was that went wrong."""
+    if isinstance(error, WorkerError):  # its cure is for who prepares many files
+        error = WorkerError(error.message, hint="try again, or another recording or photo")
+    if not isinstance(error, S2FError):
+        logging.getLogger(__name__).error("an answer failed", exc_info=error)
         sorry = "something went wrong here, and it is not your fault"
-        return refusal(S2FError(sorry, hint="try another recording or photo"))
-    finally:
-        gc.collect()  # a drawing of matplotlib's holds itself, and would wait for many more
+        error = S2FError(sorry, hint="try another recording or photo")
+    return sentence(error)
 
 
-def refusal(error: S2FError) -> str:
+def sentence(error: S2FError) -> str:
     """Say what went wrong, and the cure: each a sentence, with a capital and a full stop."""
     said = [text for text in (error.message, error.hint) if text]
-    return _html("refusal", text=" ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in said))
+    return " ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in said)
+
+
+def listen(content: bytes, max_seconds: float) -> list[Heard]:
+    """Hear a recording: all of it, and its first `MOMENTS`, of which those without speech are left.
+
+    What comes after `max_seconds` is not even decoded, and the rest once. Raises AudioError as
+    `hear`, and WorkerError if a decoder crashes or hangs.
+    """
+    moments = [moment for moment in MOMENTS if moment < max_seconds]
+    # A frame of 10 ms more tells whether it goes on.
+    found: list[Heard | AudioError] = _decode(
+        _hear, "the recording", content, (max_seconds + 0.01, max_seconds, *moments)
+    )
+    longer, heard, *firsts = found
+    for one in (longer, heard):
+        if isinstance(one, AudioError):
+            raise one
+    assert isinstance(longer, Heard) and isinstance(heard, Heard)
+    heard.declared = heard.declared if longer.seconds <= max_seconds else 0.0
+    heard.seconds = longer.seconds
+    return [
+        heard,
+        *(one for one in firsts if isinstance(one, Heard) and one.seconds < heard.seconds),
+    ]
 
 
 def answer_voice(
-    model: SpeechToFace, speech: BinaryIO, *, max_seconds: float, progress: Progress = silent
-) -> str:
-    """Show the face that a recording suggests, what was heard of it, and faces of its beginning.
-
-    Of the seekable stream, what comes after `max_seconds` is not even decoded, and the rest once.
-    Raises AudioError as `SpeechToFace.generate`, and WorkerError if a decoder crashes or hangs.
-    """
-    steps = len(MOMENTS) + 2
-    progress(0, steps, "listening")
-    # A frame of 10 ms more tells whether it goes on.
-    longer, heard, *firsts = _listen(speech, max_seconds + 0.01, max_seconds, *MOMENTS)
-    for found in (longer, heard):
-        if isinstance(found, AudioError):
-            raise found
-    assert isinstance(longer, Heard) and isinstance(heard, Heard)
-    waveform, front_end = heard.waveform, model.front_end
+    model: SpeechToFace, heard: Sequence[Heard], max_seconds: float, progress: Progress = silent
+) -> Answer:
+    """Show the face of what `listen` heard, what it is like, and faces of its beginnings."""
+    whole, *firsts = heard
+    waveform, front_end = whole.waveform, model.front_end
+    steps = len(firsts) + 3
+    progress(0, steps, "drawing the face")
+    face = model.generate(whole)
+    beginnings = []
+    for k, first in enumerate(firsts):
+        progress(k + 1, steps, f"drawing the face of the first {first.seconds:g} s")
+        beginnings.append({"seconds": first.seconds, **drawn(model.generate(first))})
+    progress(steps - 2, steps, "listening to it higher and lower")
+    axes = voice_axes(model, whole, face.embedding) + shape_axes(model, face.embedding)
+    progress(steps - 1, steps, "drawing what was heard")
     shown = np.resize(waveform, max(len(waveform), front_end.clip_samples))  # repeats
     columns = spectrogram(torch.from_numpy(shown)[None], front_end)[0].numpy()
     last = min(front_end.n_frames(len(waveform)), 1 + len(waveform) // HOP_LENGTH)  # of the sound
-    sound = draw_spectrogram(columns[:, :, :last], front_end)
-    progress(1, steps, "drawing the face")
-    face = model.generate(heard)
-    pictures = {"face": _url(face.encoded()), "overlay": _url(face.encoded(overlay=True))}
-    pictures["sound"] = _url(encode(sound, ".png", {}))
-    beginnings = []
-    for k, (moment, first) in enumerate(zip(MOMENTS, firsts, strict=True)):
-        progress(k + 2, steps, f"drawing the face of the first {moment:g} s")
-        if moment < min(longer.seconds, max_seconds):
-            name = f"beginning{k}"
-            if not isinstance(first, AudioError):  # it is silent: the whole is not
-                pictures[name] = _url(model.generate(first).encoded())
-            beginnings.append((moment, name if name in pictures else None))
-    return _html(
-        "voice",
-        pictures,
-        heard=len(waveform) / SAMPLE_RATE,
-        clip=front_end.clip_samples / SAMPLE_RATE,
-        cut_at=max_seconds if longer.seconds > max_seconds else None,
-        beginnings=beginnings,
-        remarks=face.remarks,
-    )
+    sound = encode(draw_spectrogram(columns[:, :, :last], front_end), ".png", {})
+    remarks = list(face.remarks)
+    if whole.seconds > max_seconds:
+        remarks.append(f"only its first {max_seconds:g} s were heard")
+    return {
+        **drawn(face, ".png"),
+        "heard": len(waveform) / SAMPLE_RATE,
+        "clip": front_end.clip_samples / SAMPLE_RATE,
+        "sound": _url(sound),
+        "beginnings": beginnings,
+        "axes": axes,
+        "remarks": remarks,
+        "voice": dict(face.voice),
+    }
 
 
-def answer_voices(
-    model: SpeechToFace, *voices: BinaryIO, max_seconds: float, progress: Progress = silent
-) -> str:
-    """Show the faces from that of one voice to that of another, in `STEPS` even steps.
+def look(content: bytes, detector: str | None) -> Image.Image:
+    """Open a photo; without a detector in the size of a frame.
 
-    Of each seekable stream `max_seconds` are heard. Raises as `answer_voice`, an AudioError with
-    `The first voice:` or `second` before it.
+    Those of more than 50 million pixels are refused: a visitor's photo must not keep all others
+    waiting. Raises ImageError for these and as `open_photo`, and WorkerError as `listen`.
     """
-    embeddings: list[NDArray[np.float32]] = []
-    remarks: list[str] = []
-    for k, (name, speech) in enumerate(zip(("first", "second"), voices, strict=True)):
-        progress(k, STEPS + 2, f"listening to the {name} voice")
-        (heard,) = _listen(speech, max_seconds)
-        if isinstance(heard, AudioError):
-            raise AudioError(f"The {name} voice: {heard.message}", hint=heard.hint)
-        embeddings.append(model.embed_voice(heard))
-        remarks += (f"{name} voice: {remark}" for remark in heard.remarks)
-    places, pictures = [], {}
-    for k, face in enumerate(model.morph(embeddings[0], embeddings[1], STEPS)):
-        progress(k + 2, STEPS + 2, "drawing the faces between them")
-        place = f"{100 * k / (STEPS - 1):.0f} % of the way to the second voice"
-        if k in (0, STEPS - 1):
-            place = "the second voice" if k else "the first voice"
-            pictures["last" if k else "first"] = _url(face.encoded())
-        places.append(place)
-        pictures[str(k)] = _url(face.encoded(".webp"), "webp")
-    return _html("voices", pictures, places=places, remarks=remarks)
+    photo: Image.Image = _decode(_look, "the photo", content, None if detector else FRAME)
+    return photo
 
 
-def answer_photo(
-    model: SpeechToFace, photo: BinaryIO, *, detector: str | None, progress: Progress = silent
-) -> str:
-    """Show a photo, a seekable stream, and the face that is drawn from its embedding.
+def answer_photo(model: SpeechToFace, photo: Image.Image, detector: str | None) -> Answer:
+    """Show a photo, and the face that is drawn from its embedding.
 
-    Without a detector the photo is framed already. Those of more than 50 million pixels are
-    refused: a visitor's photo must not keep all others waiting. Raises ImageError for these, what
-    `cut_face` does, and WorkerError as `answer_voice`.
+    Without a detector the photo is framed already. Raises as `cut_face`.
     """
-    progress(0, 1, "drawing")
-    photo.seek(0)
-    framed = _decode(_look, "the photo", photo.read(), None if detector else FRAME)
+    framed = photo
     if detector:
-        framed = cut_face(framed, detector=detector, device=str(model.device), name="the photo")
+        framed = cut_face(photo, detector=detector, device=str(model.device), name="the photo")
     face = model.reconstruct(framed, align=False)
     framed.thumbnail((2 * FRAME, 2 * FRAME))
-    pictures = {"photo": _url(encode(framed, ".webp", {}), "webp"), "face": _url(face.encoded())}
-    return _html("photo", pictures, remarks=face.remarks)
+    return {
+        **drawn(face, ".png"),
+        "photo": _url(encode(framed, ".webp", {}), "webp"),
+        "axes": shape_axes(model, face.embedding),
+        "remarks": list(face.remarks),
+    }
 
 
-def _listen(speech: BinaryIO, *moments: float) -> list[Heard | AudioError]:
-    speech.seek(0)
-    found: list[Heard | AudioError] = _decode(_hear, "the recording", speech.read(), moments)
+def drawn(face: Face, suffix: str = ".webp") -> Answer:
+    """Show a face: its picture, its landmarks and its embedding, float32 in base64."""
+    return {
+        "face": _url(face.encoded(suffix), suffix[1:]),
+        "landmarks": np.round(face.landmarks, 1).tolist(),
+        "embedding": _base64(face.embedding),
+    }
+
+
+def voice_axes(model: SpeechToFace, heard: Heard, embedding: NDArray[np.float32]) -> list[Answer]:
+    """Axis from a voice lower to the voice higher: how its embedding moves where its pitch does.
+
+    It is what the model hears in the recording itself when its pitch is moved without its formants
+    by `SEMITONES` down, and up.
+    """
+    ends = []
+    for factor in (2 ** (-SEMITONES / 12), 2 ** (SEMITONES / 12)):
+        other = replace(heard, waveform=moved(heard.waveform, factor))
+        ends.append(model.embed_voice(other) - embedding)
+    names = (f"{SEMITONES} semitones lower", f"{SEMITONES} semitones higher")
+    return [_axis("The voice", names, ends)]
+
+
+def shape_axes(model: SpeechToFace, embedding: NDArray[np.float32]) -> list[Answer]:
+    """Axes along which the shape of a face changes most, at an embedding.
+
+    They are the first right singular vectors of the derivative of the decoder's landmarks; their
+    ends move those by `SHAPE_PIXELS`. Of a linear decoder they are the shape's axes of its code.
+    """
+    decoder: Any = model.model.checkpoints["face_decoder"].network
+    point = torch.from_numpy(embedding).to(model.device)
+
+    def landmarks(x: torch.Tensor) -> torch.Tensor:
+        points: torch.Tensor = decoder.points(x[None])
+        return points[0].flatten()
+
+    slopes = torch.func.jacrev(landmarks)(point)  # [2k d]
+    _, lengths, axes = torch.linalg.svd(slopes, full_matrices=False)
+    pixels = SHAPE_PIXELS * (len(slopes) / 2) ** 0.5
+    found = []
+    for k in range(SHAPE_AXES):
+        step = (axes[k] * pixels / lengths[k].clamp_min(1e-6)).cpu().numpy()
+        found.append(_axis(f"Shape, axis {k + 1}", ("one way", "the other way"), [-step, step]))
     return found
+
+
+def _axis(name: str, ends: Sequence[str], steps: Sequence[NDArray[np.float32]]) -> Answer:
+    return {"name": name, "ends": list(ends), "steps": [_base64(step) for step in steps]}
+
+
+def vectors(model: SpeechToFace, content: bytes, most: int) -> NDArray[np.float32]:
+    """Read embeddings [n d], 1 to `most`, that a visitor sent back; raises UsageError."""
+    d = model.model.checkpoints["face_decoder"].network.config.embedding
+    n, rest = divmod(len(content), 4 * d)
+    if rest or not 1 <= n <= most:
+        message = f"{len(content)} bytes are no embeddings of {d} values"
+        raise UsageError(message, hint=f"1 to {most} can be drawn")
+    return np.frombuffer(content, "<f4").astype(np.float32).reshape(n, d)
+
+
+def evenly(embeddings: NDArray[np.float32], frames: int) -> FloatArray:
+    """Interpolate embeddings [n d] to so many frames [f d], in even steps from first to last."""
+    places = np.linspace(0, len(embeddings) - 1, frames)
+    low = np.minimum(places.astype(int), max(len(embeddings) - 2, 0))
+    high = np.minimum(low + 1, len(embeddings) - 1)
+    share = (places - low).astype(np.float32)[:, None]
+    between: FloatArray = (1 - share) * embeddings[low] + share * embeddings[high]
+    return between
+
+
+def about(model: SpeechToFace, evaluation: str | None) -> str:
+    """What the networks of a model say of themselves, and its evaluation: HTML.
+
+    Those networks that say the same, together.
+    """
+    from markdown_it import MarkdownIt
+
+    said: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for kind, title in NETWORKS.items():
+        checkpoint: Checkpoint | None = model.model.checkpoints.get(kind)
+        if checkpoint:
+            rows = ((name, getattr(checkpoint.card, field)) for field, name in FIELDS.items())
+            said.setdefault(tuple(row for row in rows if row[1]), []).append(title)
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    measured = markdown.render(evaluation) if evaluation else ""
+    template = _templates().get_template("about.html")
+    return str(template.render(name=model.model.name, said=said.items(), measured=measured))
+
+
+def _hear_on(listener: Listener, samples: NDArray[np.int16]) -> Face | None:
+    listener.feed(samples)
+    return listener.draw()
 
 
 def _hear(name: str, content: bytes, moments: Sequence[float]) -> list[Heard | AudioError]:
@@ -390,34 +652,15 @@ def _look(name: str, content: bytes, enough: int | None) -> Image.Image:
     return open_photo(io.BytesIO(content), enough=enough, most=MOST_PIXELS, name=name)
 
 
-def show_cards(checkpoints: Mapping[str, Checkpoint]) -> str:
-    """Show what the networks of a model say of themselves; those that say the same, together."""
-    said: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for kind, title in NETWORKS.items():
-        if kind in checkpoints:
-            own = checkpoints[kind].card
-            rows = ((name, getattr(own, field)) for field, name in FIELDS.items())
-            said.setdefault(tuple(row for row in rows if row[1]), []).append(title)
-    return _html("cards", said=said.items())
+def _base64(vector: NDArray[np.float32]) -> str:
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
 
 
 def _url(content: bytes, form: str = "png") -> str:
     return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
-def _html(macro: str, pictures: Mapping[str, str] | None = None, **facts: object) -> str:
-    """Fill in one of the macros of `answers.html.j2`, and then the pictures: it would copy them."""
-    html = str(getattr(_answers(), macro)(**facts))
-    return re.sub(r'"@(\w+)"', lambda found: f'"{(pictures or {})[found[1]]}"', html)
-
-
 @functools.cache
-def _answers() -> Any:
-    def seconds(n: float) -> str:
-        number = f"{n:.1f}".removesuffix(".0")
-        return "1 second" if number == "1" else f"{number} seconds"
-
+def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters["seconds"] = seconds
-    return environment.get_template("answers.html.j2").module
+    return jinja2.Environment(loader=loader, autoescape=True)

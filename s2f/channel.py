@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
@@ -37,15 +38,15 @@ def moved(waveform: FloatArray, pitch: float = 1.0, formants: float = 1.0) -> Fl
     It is played at `pitch` times its speed, which moves both and changes its length; then the
     envelope of its spectrum is stretched. Source: Noll 1967, the cepstrum, for the envelope.
     """
-    import librosa
-
     n = len(waveform)
     played: FloatArray = np.asarray(
         np.interp(np.arange(0, n - 1, pitch), np.arange(n), waveform), np.float32
     )
     if formants == pitch:
         return played
-    spectrum = librosa.stft(played, n_fft=1024, hop_length=256)
+    how: dict[str, Any] = {"n_fft": 1024, "hop_length": 256, "window": torch.hann_window(1024)}
+    sound = torch.from_numpy(played)
+    spectrum = torch.stft(sound, pad_mode="constant", return_complex=True, **how).numpy()
     cepstrum = np.fft.irfft(np.log(np.abs(spectrum) + 1e-5), axis=0)
     cepstrum[ENVELOPE : 1 - ENVELOPE] = 0
     envelope = np.fft.rfft(cepstrum, axis=0).real  # [f t], logarithmic
@@ -55,8 +56,9 @@ def moved(waveform: FloatArray, pitch: float = 1.0, formants: float = 1.0) -> Fl
     share = (place - low)[:, None]
     wanted = (1 - share) * envelope[low] + share * envelope[np.minimum(low + 1, last)]
     stretched = spectrum * np.exp(np.clip(wanted - envelope, -4, 4))
-    made = librosa.istft(stretched, hop_length=256, length=len(played))
-    return np.asarray(made, np.float32)
+    moved_back = torch.from_numpy(stretched.astype(np.complex64))
+    made: FloatArray = torch.istft(moved_back, length=len(played), **how).numpy()
+    return made
 
 
 def in_room(waveform: FloatArray, rng: Generator) -> FloatArray:

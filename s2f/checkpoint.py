@@ -611,11 +611,11 @@ def entries(*models: str | Path) -> list[Entry]:
 
     Raises a `CheckpointError` if there is no such model; a damaged file is listed instead.
     """
-    bundled = _models(MODELS)
+    bundled = models_in(MODELS)
     found = [_find(model) for model in models]
     if not models:
         found = [(name, folder, "bundled") for name, folder in bundled.items()]
-        for name, folder in _models(cache()).items():  # behind a bundled name, by its path alone
+        for name, folder in models_in(cache()).items():  # behind a bundled name, by its path alone
             found.append((str(folder) if name in bundled else name, folder, "cache"))
     return [_entry(*place) for place in found]
 
@@ -635,7 +635,7 @@ def _entry(name: str, folder: Path, where: str) -> Entry:
 
 
 def _find(model: str | Path) -> tuple[str, Path, str]:
-    bundled, cached, name = _models(MODELS), _models(cache()), str(model)
+    bundled, cached, name = models_in(MODELS), models_in(cache()), str(model)
     for where, known in (("bundled", bundled), ("cache", cached)):
         if model in known:
             return name, known[name], where
@@ -657,7 +657,7 @@ def _find(model: str | Path) -> tuple[str, Path, str]:
     )
 
 
-def _models(folder: Path) -> dict[str, Path]:
+def models_in(folder: Path) -> dict[str, Path]:
     """List the models in a folder of models by name; one is a folder with a checkpoint."""
     if not os.path.isdir(folder):
         return {}

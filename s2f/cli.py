@@ -49,8 +49,6 @@ from s2f.options import (
 if TYPE_CHECKING:
     from s2f.checkpoint import Entry, Facts
 
-PUBLIC = """the public link works for anyone who has it, for up to a week; what visitors send \
-passes through servers of Gradio's"""
 WHERE = "A picture for one file, or a folder"
 OPEN = """whoever reaches this machine reaches the page; browsers record only on this machine \
 itself or over https, and take files everywhere"""
@@ -331,14 +329,15 @@ def _result(outcome: jobs.Outcome) -> dict[str, object]:
 @app.command(
     "app",
     rich_help_panel="Use",
-    epilog=examples("s2f app", "s2f app --open --max-seconds 9", "s2f app --host 0.0.0.0 --port 0"),
+    epilog=examples(
+        "s2f app", "s2f app --open --model runs/m", "s2f app --host 0.0.0.0 --port 0 --models runs"
+    ),
 )
 def _app(
     ctx: typer.Context,
     host: Annotated[str, option("Run", "Address (127.0.0.1: this machine alone).")] = "127.0.0.1",
     port: Annotated[int, option("Run", "Port (7860); 0: any free.", min=0, max=65535)] = 7860,
     root_path: Annotated[str, option("Run", "Where a proxy has the page, such as /s2f.")] = "",
-    share: Annotated[bool, option("Run", "Also a public link, by Gradio.", "--share")] = False,
     browser: Annotated[bool, option("Run", "Open the page in the browser.", "--open")] = False,
     max_mb: Annotated[float, option("Input", "Of a file, MB (25).", min=0.1, max=1000)] = MAX_MB,
     max_seconds: Annotated[
@@ -347,6 +346,9 @@ def _app(
     align: AlignOpt = True,
     detector: DetectorOpt = None,
     model: ModelOpt = None,
+    models: Annotated[
+        Path | None, option("Model", "Offer every model in this folder, too.", metavar="DIR")
+    ] = None,
     voice_encoder: OwnOpt = None,
     face_encoder: OwnOpt = None,
     face_decoder: OwnOpt = None,
@@ -355,39 +357,33 @@ def _app(
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Serve a web page: record a voice or give a photo, and see the faces. Ctrl-C ends it."""
+    """Serve a web page that shows the face while you speak. Ctrl-C ends it."""
     console = choose_console(ctx, as_json, quiet)
-    from s2f.app import serving, warm
-    from s2f.app_server import Settings, check_settings, is_here_alone
-    from s2f.checkpoint import entries
+    from s2f.app import offered, serving
+    from s2f.app_server import Settings, check_settings, is_here_alone, listen
     from s2f.face_detection import choose_detector
-    from s2f.pipeline import SpeechToFace
 
     settings = check_settings(gather(ctx, Settings))
     if align and detector:
         choose_detector(detector)
     files = given(voice_encoder=voice_encoder, face_encoder=face_encoder, face_decoder=face_decoder)
-    networks = SpeechToFace.load(model or "demo", device=device, precision=precision, files=files)
-    # What was measured is of the model as it is, and not of another with files of its own.
-    evaluation = None if files else entries(model or "demo")[0].evaluation
+    how: dict[str, Any] = {"device": device, "precision": precision, "note": console.note}
+    offer = offered(model or "demo", models, files=files, **how)
     keep_memory(largest=2**22, spare=2**25)  # a server lives long, and has many threads
-    console.note("warming up")
-    warm(networks, settings)
     try:
-        with serving(networks, settings, evaluation) as (url, public):
-            if public:
-                console.note(PUBLIC)
-            elif not is_here_alone(settings.host):
-                console.note(OPEN)
-            for address in filter(None, (url, public)):
-                console.line(address)
-            console.note("Ctrl-C ends it")
-            told: dict[str, object] = {"s2f": s2f.__version__, "url": url, "public_url": public}
-            told |= {"model": networks.model.name, "device": str(networks.device)}
-            console.summary({**told, "max_mb": max_mb, "max_seconds": max_seconds})
-            if browser:
-                webbrowser.open(url)
-            threading.Event().wait()
+        with listen(settings) as listening:
+            console.note("loading, and warming up")
+            with serving(offer, settings, listening) as url:
+                if not is_here_alone(settings.host):
+                    console.note(OPEN)
+                console.line(url)
+                console.note("Ctrl-C ends it")
+                told: dict[str, object] = {"s2f": s2f.__version__, "url": url}
+                told |= {"models": list(offer), "max_mb": max_mb, "max_seconds": max_seconds}
+                console.summary(told)
+                if browser:
+                    webbrowser.open(url)
+                threading.Event().wait()
     except KeyboardInterrupt:
         console.note("closed; nothing of its visitors is kept")
         raise typer.Exit(INTERRUPTED) from None

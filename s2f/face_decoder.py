@@ -175,7 +175,7 @@ class FaceDecoder(nn.Module):
         """Decode embeddings as `forward` does, without amplified detail: what is trained."""
         x = self.trunk(embedding)
         local = self.config.windows**2 * self.config.axes
-        offsets: Tensor = self.landmarks(x[:, local:]).unflatten(1, (-1, 2))
+        landmarks = self._points(x)
         if local:  # of the difference from the mean texture
             texture = self.local(x[:, :local].unflatten(1, (-1, self.config.axes)))
         else:
@@ -185,11 +185,18 @@ class FaceDecoder(nn.Module):
             for stage in self.stages[:-1]:
                 texture = stage(texture).relu()
             texture = self.stages[-1](texture)
-        dtype = self.mean_landmarks.dtype
-        offsets, texture = offsets.to(dtype), texture.to(dtype)
+        texture = texture.to(self.mean_landmarks.dtype)
         linear = self.config.output == "linear"
-        texture = texture + self.mean_texture if linear else texture.sigmoid()
-        return self.mean_landmarks + offsets, texture
+        return landmarks, texture + self.mean_texture if linear else texture.sigmoid()
+
+    def points(self, embedding: Tensor) -> Tensor:
+        """Decode embeddings [b d] to landmarks [b k 2] alone."""
+        return self._points(self.trunk(embedding))
+
+    def _points(self, features: Tensor) -> Tensor:
+        local = self.config.windows**2 * self.config.axes
+        offsets: Tensor = self.landmarks(features[:, local:]).unflatten(1, (-1, 2))
+        return self.mean_landmarks + offsets.to(self.mean_landmarks.dtype)
 
     def landmarks_68(self, landmarks: Tensor) -> Tensor:
         """The 68 points of iBUG order from the predicted ones, [b k 2] to [b 68 2]."""

@@ -4,6 +4,8 @@ Sound comes in pieces and is not kept: what is embedded stays as a sum, and of t
 the last clip. Each new face costs one clip and one drawing, however long it has been going on.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,18 +60,22 @@ class Listener:
         self._loudest = 0.0  # power of a second
         self._held = 0
         self._sound: FloatArray = np.empty(0, np.float32)  # the last clip's length
-        self._new, self._undrawn = 0, 0  # samples since the last whole clip, and since the last face
-        self._total: NDArray[np.float64] | float = 0.0
+        self._new, self._undrawn = (
+            0,
+            0,
+        )  # samples since the last whole clip, and since the last face
+        self._total: Any = 0.0  # [d]: the sum of the clips' embeddings
         self._clips = 0
 
     def feed(self, samples: NDArray[np.int16] | FloatArray) -> None:
         """Take the next samples [n], integers of 16 bits or float32 of -1..1."""
-        if samples.dtype == np.int16:
-            samples = samples.astype(np.float32) / 32768
-        waiting = np.concatenate([self._rest, samples])
+        scale = np.float32(32768 if samples.dtype == np.int16 else 1)
+        waiting: FloatArray = np.concatenate([self._rest, samples.astype(np.float32) / scale])
         whole = len(waiting) // self._frame * self._frame
         self._rest = waiting[whole:]
-        sounding = [frame for frame in waiting[:whole].reshape(-1, self._frame) if self._sounds(frame)]
+        sounding = [
+            frame for frame in waiting[:whole].reshape(-1, self._frame) if self._sounds(frame)
+        ]
         if sounding:
             self._hear(np.concatenate(sounding))
 
