@@ -326,7 +326,7 @@ class Explore {
       };
       input.oninput = () => (told(), this.draw());
       told();
-      return {label: made('label', {}, name, input, output), input, told, ends};
+      return {label: made('label', {}, name, output, input), input, told, ends};
     });
     const landmarks = made('input', {type: 'checkbox', checked: !this.face.svg.hasAttribute('hidden')});
     landmarks.onchange = () => this.face.svg.toggleAttribute('hidden', !landmarks.checked);
@@ -410,7 +410,7 @@ const asAxes = axes => axes.map(({name, ends, steps}) => [name, percent(ends.map
 function begin() {
   const face = new Face(one('#voice-face')), explore = new Explore(one('#voice-explore'), face);
   new Voice(one('#voice'), face, (answer, formed) => {
-    const firsts = answer.beginnings.map(first => [`The first ${seconds(first.seconds)}`, first]);
+    const firsts = answer.beginnings.map(first => [first.seconds === 1 ? 'The first second' : `The first ${seconds(first.seconds)}`, first]);
     const every = [...firsts, [`All ${seconds(answer.heard)}`, answer]];
     explore.open({
       base: vector(answer.embedding),
