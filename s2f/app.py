@@ -12,6 +12,7 @@ or the sentence that refuses. Where the page lives and what may be sent is for `
 import asyncio
 import base64
 import contextlib
+import copy
 import functools
 import gc
 import io
@@ -35,11 +36,19 @@ from PIL import Image
 
 from s2f import app_server
 from s2f.app_server import Settings
-from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, FloatArray, Heard, hear_beginnings
+from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, FloatArray, Heard, hear, hear_beginnings
 from s2f.channel import moved
 from s2f.checkpoint import Checkpoint, Choice, choose, entries, models_in
 from s2f.console import Progress, silent
-from s2f.errors import AudioError, CheckpointError, ImageError, S2FError, UsageError, WorkerError
+from s2f.errors import (
+    AudioError,
+    CheckpointError,
+    ImageError,
+    InputError,
+    S2FError,
+    UsageError,
+    WorkerError,
+)
 from s2f.face_detection import cut_face, installed_detector
 from s2f.images import FRAME, encode, open_photo, provenance
 from s2f.live import Listener
@@ -91,6 +100,7 @@ def serving(models: Loaders, settings: Settings, listening: socket.socket) -> It
     with contextlib.closing(_decode):
         page = Page(models, settings)
         page.model("")
+        _decode(_hear, "the recording", _second(), (1.0,))  # which starts its process
         gc.collect()
         gc.freeze()  # what is there now stays: only what answers leave is looked through
         with app_server.serve(page.app(), settings, listening) as address:
@@ -119,17 +129,21 @@ def offered(
     # What was measured is of the model as it is, and not of another with files of its own.
     evaluation = None if files else entries(model)[0].evaluation
     found = {chosen.name: functools.partial(load, chosen, evaluation)}
-    others = models_in(folder) if folder else {}
-    for name, path in others.items():
+    if not folder:
+        return found
+    whole = 0
+    for name, path in models_in(folder).items():
         try:
             choice = choose(path)
         except CheckpointError as error:
             note(f"not offered: {error.message}")
             continue
-        (entry,) = entries(path)
-        unique = name if name not in found else str(path)
-        found[unique] = functools.partial(load, choice, entry.evaluation)
-    if folder and len(found) == 1:
+        whole += 1
+        if choice.sha256 != chosen.sha256:  # else it is the first one
+            (entry,) = entries(path)
+            unique = f"{name} (2)" if name == chosen.name else name  # no path, which is private
+            found[unique] = functools.partial(load, choice, entry.evaluation)
+    if not whole:
         message = f"{folder}: holds no model with all three networks"
         raise CheckpointError(message, hint="give a folder of folders such as train model makes")
     return found
@@ -165,9 +179,7 @@ class Page:
         name = name or next(iter(self._loaders))
         if name not in self._models:
             if name not in self._loaders:
-                raise UsageError(
-                    f"there is no model {name} here", hint="choose one that is offered"
-                )
+                raise _unknown(name)
             model, evaluation = self._loaders[name]()
             warm(model, self.settings)
             self._models[name] = model, evaluation
@@ -195,8 +207,10 @@ class Page:
             return _file(request.url.path.rpartition("/")[2])
 
         async def home(request: "Request") -> "Response":
-            html = self.home(request.query_params.get("model", ""))
-            return Response(html, media_type="text/html")
+            chosen = request.query_params.get("model", "")
+            if chosen and chosen not in self._loaders:
+                return _plain(404, sentence(_unknown(chosen)))
+            return Response(self.home(chosen), media_type="text/html")
 
         routes = [Route("/", home)]
         routes += [Route(f"/{name}", file) for name in FILES]
@@ -230,7 +244,7 @@ class Page:
         try:
             model, evaluation = await self._compute(self._model, name)
         except S2FError as error:
-            return _plain(404, sentence(error))
+            return _plain(404, refusal(error))
         return HTMLResponse(about(model, evaluation))
 
     async def _voice(self, request: "Request") -> "Response":
@@ -241,7 +255,7 @@ class Page:
         def answer(heard: list[Heard], progress: Progress) -> Answer:
             return answer_voice(self.model(name), heard, longest, progress)
 
-        return self._in_turn(functools.partial(listen, content, longest), answer)
+        return self._in_turn(functools.partial(decode_recording, content, longest), answer)
 
     async def _photo(self, request: "Request") -> "Response":
         """The face of a photo."""
@@ -252,7 +266,7 @@ class Page:
             progress(0, 1, "drawing")
             return answer_photo(self.model(name), photo, detector)
 
-        return self._in_turn(functools.partial(look, content, detector), answer)
+        return self._in_turn(functools.partial(decode_photo, content, detector), answer)
 
     def _in_turn(
         self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer]
@@ -345,7 +359,7 @@ class Page:
             finally:
                 visit.is_busy, visit.seen = False, time.monotonic()
         except S2FError as error:
-            return _plain(400, sentence(error))
+            return _plain(400, refusal(error))
         return JSONResponse({"seconds": visit.listener.seconds, **(drawn(face) if face else {})})
 
     async def _draw(self, request: "Request") -> "Response":
@@ -417,6 +431,10 @@ def example(name: str) -> Path:
     return next(folder / known for folder in folders if (folder / known).is_file())
 
 
+def _unknown(name: str) -> UsageError:
+    return UsageError(f"there is no model {name} here", hint="choose one that is offered")
+
+
 def _plain(status: int, text: str) -> "Response":
     from starlette.responses import PlainTextResponse
 
@@ -429,16 +447,21 @@ def _line(answer: Answer) -> str:
 
 def warm(model: SpeechToFace, settings: Settings) -> None:
     """Answer once to nobody, so that the first visitor does not wait for what is made only once."""
-    sound = io.BytesIO()
-    noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
-    soundfile.write(sound, noise, SAMPLE_RATE, format="WAV")
-    heard = listen(sound.getvalue(), settings.max_seconds)
-    answer_voice(model, heard, settings.max_seconds)
+    heard = hear(io.BytesIO(_second()))  # in no other process, which may be at work for a visitor
+    answer_voice(model, [heard], settings.max_seconds)
     blank = Image.new("RGB", (FRAME, FRAME), "grey")
     model.reconstruct(blank, align=False)
     if finder(settings) == "dlib":  # the other one may want a network
         with contextlib.suppress(ImageError):  # there is no face
             model.reconstruct(blank, detector="dlib")
+
+
+def _second() -> bytes:
+    """A recording of a second of noise."""
+    sound = io.BytesIO()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+    soundfile.write(sound, noise, SAMPLE_RATE, format="WAV")
+    return sound.getvalue()
 
 
 def finder(settings: Settings) -> str | None:
@@ -447,10 +470,13 @@ def finder(settings: Settings) -> str | None:
 
 
 def refusal(error: Exception) -> str:
-    """Say why there is no answer, whatever it was that went wrong."""
+    """Say why there is no answer, whatever it was that went wrong.
+
+    What is no fault of a visitor's is told to who serves the page alone: it names files of his.
+    """
     if isinstance(error, WorkerError):  # its cure is for who prepares many files
         error = WorkerError(error.message, hint="try again, or another recording or photo")
-    if not isinstance(error, S2FError):
+    if not isinstance(error, InputError | UsageError | WorkerError):
         logging.getLogger(__name__).error("an answer failed", exc_info=error)
         sorry = "something went wrong here, and it is not your fault"
         error = S2FError(sorry, hint="try another recording or photo")
@@ -463,7 +489,7 @@ def sentence(error: S2FError) -> str:
     return " ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in said)
 
 
-def listen(content: bytes, max_seconds: float) -> list[Heard]:
+def decode_recording(content: bytes, max_seconds: float) -> list[Heard]:
     """Hear a recording: all of it, and its first `MOMENTS`, of which those without speech are left.
 
     What comes after `max_seconds` is not even decoded, and the rest once. Raises AudioError as
@@ -490,7 +516,7 @@ def listen(content: bytes, max_seconds: float) -> list[Heard]:
 def answer_voice(
     model: SpeechToFace, heard: Sequence[Heard], max_seconds: float, progress: Progress = silent
 ) -> Answer:
-    """Show the face of what `listen` heard, what it is like, and faces of its beginnings."""
+    """Show the face of what was heard, what it is like, and faces of its beginnings."""
     whole, *firsts = heard
     waveform, front_end = whole.waveform, model.front_end
     steps = len(firsts) + 3
@@ -522,11 +548,11 @@ def answer_voice(
     }
 
 
-def look(content: bytes, detector: str | None) -> Image.Image:
+def decode_photo(content: bytes, detector: str | None) -> Image.Image:
     """Open a photo; without a detector in the size of a frame.
 
     Those of more than 50 million pixels are refused: a visitor's photo must not keep all others
-    waiting. Raises ImageError for these and as `open_photo`, and WorkerError as `listen`.
+    waiting. Raises ImageError for these and as `open_photo`, and WorkerError as `decode_recording`.
     """
     photo: Image.Image = _decode(_look, "the photo", content, None if detector else FRAME)
     return photo
@@ -554,7 +580,7 @@ def drawn(face: Face, suffix: str = ".webp") -> Answer:
     """Show a face: its picture, its landmarks and its embedding, float32 in base64."""
     return {
         "face": _url(face.encoded(suffix), suffix[1:]),
-        "landmarks": np.round(face.landmarks, 1).tolist(),
+        "landmarks": np.round(face.landmarks.astype(float), 1).tolist(),
         "embedding": _base64(face.embedding),
     }
 
@@ -578,20 +604,21 @@ def shape_axes(model: SpeechToFace, embedding: NDArray[np.float32]) -> list[Answ
 
     They are the first right singular vectors of the derivative of the decoder's landmarks; their
     ends move those by `SHAPE_PIXELS`. Of a linear decoder they are the shape's axes of its code.
+    There are fewer where the shape changes in fewer ways.
     """
-    decoder: Any = model.model.checkpoints["face_decoder"].network
-    point = torch.from_numpy(embedding).to(model.device)
+    # In full precision, whatever the model computes in.
+    decoder: Any = copy.deepcopy(model.model.checkpoints["face_decoder"].network).float()
 
     def landmarks(x: torch.Tensor) -> torch.Tensor:
         points: torch.Tensor = decoder.points(x[None])
         return points[0].flatten()
 
-    slopes = torch.func.jacrev(landmarks)(point)  # [2k d]
-    _, lengths, axes = torch.linalg.svd(slopes, full_matrices=False)
+    slopes = torch.func.jacrev(landmarks)(torch.from_numpy(embedding).to(model.device))  # [2k d]
+    _, lengths, axes = torch.linalg.svd(slopes.cpu(), full_matrices=False)
     pixels = SHAPE_PIXELS * (len(slopes) / 2) ** 0.5
     found = []
-    for k in range(SHAPE_AXES):
-        step = (axes[k] * pixels / lengths[k].clamp_min(1e-6)).cpu().numpy()
+    for k in range(min(SHAPE_AXES, int((lengths > 1e-4 * lengths[0]).sum()))):
+        step = (axes[k] * pixels / lengths[k]).numpy()
         found.append(_axis(f"Shape, axis {k + 1}", ("one way", "the other way"), [-step, step]))
     return found
 
