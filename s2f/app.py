@@ -2,7 +2,7 @@
 
 What a visitor sends becomes an answer in JSON whose pictures lie in it: no file is written, and
 nothing is kept between two answers, but for a voice that is being spoken (`live`): what was
-embedded of it is kept until it has been silent for two seconds. A face's embedding is with the
+embedded of it is kept until nothing has come for two seconds. A face's embedding is with the
 visitor, who moves it by sliders and asks to have it drawn.
 
 Answers that take a while come line by line: how many are before, what happens now, then the answer
@@ -66,7 +66,7 @@ MOMENTS = (1.0, 3.0, 6.0)  # seconds from the beginning, whose faces stand besid
 MOST_PIXELS = 50_000_000  # of a photo: a small file may unfold to very many
 WAITING = 32  # visitors in the queue, beside the one who is answered
 SPEAKERS = 32  # whose faces form at a time
-GONE = 2.0  # seconds of silence, after which a speaker is forgotten
+GONE = 1.5  # seconds without sound, after which a speaker is forgotten: before two are over
 SEMITONES = 6  # by which a slider makes a voice higher or lower
 SHAPE_AXES = 3  # along which sliders change the shape of a face
 SHAPE_PIXELS = 3.0  # root mean square that landmarks move by, at the end of such a slider
@@ -194,7 +194,7 @@ class Page:
         async def forget(_: object) -> AsyncIterator[None]:
             async def now_and_then() -> None:
                 while True:
-                    await asyncio.sleep(GONE / 4)
+                    await asyncio.sleep(GONE / 6)
                     self.forget()
 
             task = asyncio.ensure_future(now_and_then())
@@ -634,7 +634,10 @@ def vectors(model: SpeechToFace, content: bytes, most: int) -> NDArray[np.float3
     if rest or not 1 <= n <= most:
         message = f"{len(content)} bytes are no embeddings of {d} values"
         raise UsageError(message, hint=f"1 to {most} can be drawn")
-    return np.frombuffer(content, "<f4").astype(np.float32).reshape(n, d)
+    found = np.frombuffer(content, "<f4").astype(np.float32).reshape(n, d)
+    if not np.isfinite(found).all():
+        raise UsageError("an embedding that is not finite cannot be drawn")
+    return found
 
 
 def evenly(embeddings: NDArray[np.float32], frames: int) -> FloatArray:
