@@ -609,11 +609,11 @@ def shape_axes(model: SpeechToFace, embedding: NDArray[np.float32]) -> list[Answ
     # In full precision, whatever the model computes in.
     decoder: Any = copy.deepcopy(model.model.checkpoints["face_decoder"].network).float()
 
-    def landmarks(x: torch.Tensor) -> torch.Tensor:
-        points: torch.Tensor = decoder.points(x[None])
-        return points[0].flatten()
-
-    slopes = torch.func.jacrev(landmarks)(torch.from_numpy(embedding).to(model.device))  # [2k d]
+    # A row for each coordinate of a landmark. torch.func would make a folder on the disk.
+    rows = torch.from_numpy(embedding).to(model.device).repeat(decoder.mean_landmarks.numel(), 1)
+    with torch.enable_grad():
+        points = decoder.points(rows.requires_grad_()).flatten(1)
+        (slopes,) = torch.autograd.grad(points.diagonal().sum(), rows)  # [2k d]
     _, lengths, axes = torch.linalg.svd(slopes.cpu(), full_matrices=False)
     pixels = SHAPE_PIXELS * (len(slopes) / 2) ** 0.5
     found = []
