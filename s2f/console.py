@@ -143,7 +143,15 @@ class Console:
             now.plain = one_line(what)
 
         terminal = Terminal(stderr=True)
-        with Live(Group(bar, now), console=terminal, transient=True, refresh_per_second=4):
+        shown = Live(
+            Group(bar, now),
+            console=terminal,
+            transient=True,
+            refresh_per_second=4,
+            # By this a result goes above the bar: to stderr, which is right on a terminal alone.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        )
+        with shown:
             yield report
 
 
