@@ -1322,12 +1322,18 @@ def _unusable(
     return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)
 
 
-def record(seconds: float, *, progress: Progress = silent) -> Waveform:
+def record(
+    seconds: float,
+    *,
+    progress: Progress = silent,
+    heard: Callable[[Waveform], object] = lambda sound: None,
+) -> Waveform:
     """Record mono float32, -1..1, from the default input device at that device's own rate.
 
     It lasts `seconds`, 0.5 to 600, else a `UsageError`; what the device dropped meanwhile is not in
-    it. Progress is told in seconds. Raises a `DependencyError` without sounddevice or PortAudio,
-    and a `DeviceError` if there is no input device or it refuses to record.
+    it. Progress is told in seconds; `heard` is given each tenth of a second as it comes, and has to
+    return at once, or the device drops what follows. Raises a `DependencyError` without sounddevice
+    or PortAudio, and a `DeviceError` if there is no input device or it refuses to record.
     """
     check_seconds(seconds)
     sounddevice = _sounddevice()
@@ -1344,6 +1350,7 @@ def record(seconds: float, *, progress: Progress = silent) -> Waveform:
                 progress(start // rate, total, what)
                 piece, _ = stream.read(min(block, n - start))  # the other: whether some are lost
                 samples[start : start + block] = piece[:, 0]
+                heard(Waveform(samples[start : start + block], rate))
     # ValueError is what sounddevice says of a default device that has no input.
     except (sounddevice.PortAudioError, ValueError) as error:
         hint = "connect a microphone, and choose it in the system's sound settings"
