@@ -42,6 +42,7 @@ from s2f import (
     face_detection,
     image_quality,
 )
+from s2f.app import SEMITONES
 from s2f.attributes import PixelProbe
 from s2f.images import FRAME, to_image
 from s2f.pipeline import Face
@@ -392,6 +393,14 @@ def of_voices(
             figures[f"pitch and femininity, {name} (rank correlation)"] = float(
                 spearmanr(heard.pitch[of], -score[of]).statistic
             )
+    lower, higher = (
+        judge.score(hear(model, [channel.moved(x, 2 ** (t / 12)) for x in heard.waveforms]))
+        for t in (-SEMITONES, SEMITONES)
+    )
+    for name, of in (("", readers == readers), *_by_sex("", readers == readers, heard)):
+        figures[f"more womanly where the page's slider makes the voice higher{name}"] = float(
+            (higher < lower)[of].mean()
+        )
     if faces[0].voice:
         figures |= of_confidence(faces, everyone)
         figures["noise and music taken for no voice"] = of_no_voice(model)

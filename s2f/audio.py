@@ -87,6 +87,14 @@ _OGG_PAGE = 27 + 255 + 255 * 255  # bytes, at most
 _CHANNELS = 64  # of an array; more is one whose channels come first
 _16_BIT = frozenset({"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"})  # what FFmpeg decodes to that
 _HOUR = 3600 * SAMPLE_RATE
+# Of Matroska: IDs of what holds all, of what holds sound, and of what FFmpeg reads as a whole.
+_EBML, _SEGMENT, _CLUSTER = (bytes.fromhex(x) for x in ("1a45dfa3", "18538067", "1f43b675"))
+_HEADERS = frozenset(
+    bytes.fromhex(x)
+    for x in ("1254c367", "1c53bb6b", "1654ae6b", "1043a770", "114d9b74", "1549a966", "1941a469")
+)
+_ELEMENTS = re.compile(b"|".join(map(re.escape, [_SEGMENT, _CLUSTER, *sorted(_HEADERS)])))
+_MOST_HEADERS, _MOST_ELEMENTS = 8 * 2**20, 2**21
 _MOST_PACKETS = 1 << 23  # of MP4: FFmpeg holds 35 bytes of each in memory; 12 h of film have 5e6
 # In the header of an MP4, how many packets a track has, or a fragment, how many parts of them are
 # played, and how many packets last how long: one entry, and one sample of PCM.
@@ -710,10 +718,12 @@ def _joints(data: BinaryIO, first: int) -> list[int]:
     return sorted(at for at in starts if at >= first)
 
 
-def _found(data: BinaryIO, pattern: re.Pattern[bytes], size: int) -> Iterator[tuple[int, bytes]]:
-    """Find a pattern of `size` bytes in a file."""
-    data.seek(0)
-    place, text = 0, b""
+def _found(
+    data: BinaryIO, pattern: re.Pattern[bytes], size: int, place: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    """Find a pattern of `size` bytes in a file, from a place on."""
+    data.seek(place)
+    text = b""
     while chunk := data.read(1 << 20):
         text += chunk
         for match in pattern.finditer(text):
@@ -1111,6 +1121,52 @@ class _Stream:
         return self._data.seek(min(max(offset, 0), self._size))
 
 
+def _check_headers(data: BinaryIO, name: str) -> None:
+    """Raise an `AudioError` if a Matroska file or WebM has more headers than FFmpeg should hold.
+
+    It holds all that they say, in about 30 times their size. Those of a film of hours take 1 MB.
+    Source: RFC 8794 (EBML) and RFC 9559 (Matroska), for the IDs and the lengths of elements.
+    """
+    size = data.seek(0, io.SEEK_END)
+    data.seek(0)
+    if data.read(4) != _EBML:
+        return
+    place, headers = 0, 0
+    for _ in range(_MOST_ELEMENTS):
+        data.seek(place)
+        element, begins, lasts = _element(data.read(12))
+        if element in (_SEGMENT, _CLUSTER) or lasts is None:  # what is in it comes next
+            lasts = 0
+        if not begins:  # nothing that is known: FFmpeg goes on at the next that is
+            later = (at for at, _ in _found(data, _ELEMENTS, 4, place + 1))
+            place = next(later, size)
+        elif element in _HEADERS:
+            headers += min(lasts or size, size - place)
+        place += begins + lasts
+        if headers > _MOST_HEADERS:
+            found = f"declares {headers / 2**20:.0f} MB of headers"
+            raise _unusable(name, found, f"{_MOST_HEADERS // 2**20} MB at most")
+        if place >= size:
+            return
+    raise _unusable(name, f"has more than {_MOST_ELEMENTS} elements", "fewer")
+
+
+def _element(head: bytes) -> tuple[bytes, int, int | None]:
+    """Read an element's beginning: its ID, bytes before its content, and of that if it is known.
+
+    No bytes stand before it where there is no element.
+    """
+    n = 9 - head[0].bit_length() if head else 9
+    if n > 4 or len(head) <= n:
+        return b"", 0, 0
+    m = 9 - head[n].bit_length()
+    if m > 8 or len(head) < n + m:
+        return b"", 0, 0
+    most = (1 << 7 * m) - 1
+    lasts = int.from_bytes(head[n : n + m]) & most
+    return head[:n], n + m, None if lasts == most else lasts
+
+
 def _check_index(data: BinaryIO, name: str) -> None:
     """Raise an `AudioError` if an MP4 or MOV declares more packets than FFmpeg should list.
 
@@ -1151,6 +1207,7 @@ def _av_frames(data: BinaryIO, heard: Heard, name: str) -> Iterator[tuple[int, f
     import av
 
     _check_index(data, name)
+    _check_headers(data, name)
     options = {"format_whitelist": _AV_FORMATS, "protocol_whitelist": "none"}
     try:  # with a tag that is not UTF-8, strict (the default) fails
         stream: Any = _Stream(data)
@@ -1265,12 +1322,18 @@ def _unusable(
     return AudioError(f"{name} {found}; wanted {wanted}", hint=hint)
 
 
-def record(seconds: float, *, progress: Progress = silent) -> Waveform:
+def record(
+    seconds: float,
+    *,
+    progress: Progress = silent,
+    heard: Callable[[Waveform], object] = lambda sound: None,
+) -> Waveform:
     """Record mono float32, -1..1, from the default input device at that device's own rate.
 
     It lasts `seconds`, 0.5 to 600, else a `UsageError`; what the device dropped meanwhile is not in
-    it. Progress is told in seconds. Raises a `DependencyError` without sounddevice or PortAudio,
-    and a `DeviceError` if there is no input device or it refuses to record.
+    it. Progress is told in seconds; `heard` is given each tenth of a second as it comes, and has to
+    return at once, or the device drops what follows. Raises a `DependencyError` without sounddevice
+    or PortAudio, and a `DeviceError` if there is no input device or it refuses to record.
     """
     check_seconds(seconds)
     sounddevice = _sounddevice()
@@ -1287,6 +1350,7 @@ def record(seconds: float, *, progress: Progress = silent) -> Waveform:
                 progress(start // rate, total, what)
                 piece, _ = stream.read(min(block, n - start))  # the other: whether some are lost
                 samples[start : start + block] = piece[:, 0]
+                heard(Waveform(samples[start : start + block], rate))
     # ValueError is what sounddevice says of a default device that has no input.
     except (sounddevice.PortAudioError, ValueError) as error:
         hint = "connect a microphone, and choose it in the system's sound settings"

@@ -170,6 +170,7 @@ SheetOpt = Annotated[Path | None, option("Output", "Also all faces on one sheet.
         "s2f generate examples/speech.wav -o face.png",
         "s2f generate recordings -o faces --landmarks --sheet sheet.png",
         "s2f generate examples/speech.wav --start 2 --duration 6 -o part.webp --size 448",
+        "s2f generate --record 6 --live -o me.png",
         "s2f generate --morph examples/speech.wav recordings/ann/hello.wav -o morph.webp",
     ),
 )
@@ -178,6 +179,10 @@ def generate(
     *,
     speech: Annotated[list[Path] | None, _sources("Recordings, videos", "SPEECH")] = None,
     record: Annotated[float | None, option("Input", "Record so many seconds.")] = None,
+    live: Annotated[
+        bool,
+        option("Output", "With --record: the face as it forms, here or in NAME_frames.", "--live"),
+    ] = False,
     start: Annotated[float, option("Input", "Where speech starts in a recording, seconds.")] = 0.0,
     duration: Annotated[
         float | None, option("Input", "Of the speech, seconds (all, 4 h at most).")
@@ -260,9 +265,10 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     outcomes: list[jobs.Outcome] = []
     errors: list[S2FError] = []
     ending = None
+    show = console.show if options.live and console.can_show() else None
     unit = "files" if options.is_batch else "frames" if options.morph else "clips"
     with console.progress("drawing", unit) as progress:
-        for item in jobs.run(options, progress=progress, note=console.note):
+        for item in jobs.run(options, progress=progress, note=console.note, show=show):
             if isinstance(item, jobs.Ending):
                 ending = item
                 continue
@@ -317,6 +323,7 @@ def _result(outcome: jobs.Outcome) -> dict[str, object]:
     return {
         "source": outcome.source,
         **{name: outcome.files.get(name) for name in (jobs.FACE, *jobs.ENDINGS)},
+        "frames": outcome.frames,
         "status": outcome.status,
         "clips": outcome.clips,
         "voice": {name: round(value, 3) for name, value in outcome.voice.items()},

@@ -12,17 +12,22 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from s2f.errors import OutputError, S2FError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rich.segment import Segment
 
 Progress = Callable[[int, int, str], None]
 """What a job reports to: (done, total, what happens now)."""
 
 Mode = Literal["human", "json", "quiet"]
+PICTURE_LINES = 16  # of a terminal, or as many as it has beside the bar
 _UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
@@ -42,6 +47,9 @@ class Console:
     """
 
     mode: Mode = "human"
+    _live: Any = field(default=None, init=False, repr=False)  # the bar, while there is one
+    _picture: Any = field(default=None, init=False, repr=False)  # that `show` was given last
+    _shown: Any = field(default=None, init=False, repr=False)  # what the terminal was sent for it
 
     def line(self, text: object) -> None:
         """Print a result as soon as it is there; under json it waits for `summary`.
@@ -111,7 +119,8 @@ class Console:
         """Show a bar while a job runs: done of total, rate, time left, and what happens now.
 
         Only for people at a terminal; otherwise the callable that is yielded does nothing. `unit`
-        is of what is counted, for the rate; None if the job tells its rate itself.
+        is of what is counted, for the rate; None if the job tells its rate itself. In the end the
+        bar is gone, and the last picture of `show` stays.
         """
         if self.mode != "human" or not sys.stderr.isatty():
             yield silent
@@ -143,8 +152,93 @@ class Console:
             now.plain = one_line(what)
 
         terminal = Terminal(stderr=True)
-        with Live(Group(bar, now), console=terminal, transient=True, refresh_per_second=4):
+        self._live = Live(
+            get_renderable=lambda: Group(*filter(None, [self._shown]), bar, now),
+            console=terminal,
+            transient=True,
+            refresh_per_second=4,
+            # By this a result goes above the bar: to stderr, which is right on a terminal alone.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        )
+        with self._live:
             yield report
+        if self._shown:
+            terminal.print(self._shown)
+        self._live = self._picture = self._shown = None
+
+    def can_show(self) -> bool:
+        """Tell whether `show` can show pictures; not while there is a bar.
+
+        The terminal is asked, which takes up to 0.3 s. If a package is missing for it, people are
+        told so.
+        """
+        ends = (sys.stdin, sys.stderr)  # by which it answers, and is asked
+        if self.mode != "human" or not all(end is not None and end.isatty() for end in ends):
+            return False
+        if 0 in os.get_terminal_size(sys.stderr.fileno()):  # a serial line's
+            return False
+        from PIL.Image import new
+        from rich.console import Console as Terminal
+
+        try:
+            with _as_stdout():  # it asks as it is imported
+                from textual_image import renderable
+
+                if renderable.Image not in (renderable.SixelImage, renderable.TGPImage):
+                    return False
+                Terminal(stderr=True).measure(renderable.Image(new("RGB", (1, 1))))  # and here
+                return True
+        except ImportError:
+            self.note("to see pictures in a terminal that can show them: pip install 's2f[live]'")
+            return False
+        except UnicodeDecodeError:  # somebody typed meanwhile
+            pass
+        return False
+
+    def show(self, picture: "Image") -> None:
+        """Show a square picture above the bar of `progress`, in the place of the one before.
+
+        Only if it `can_show` them.
+        """
+        # rich is slow to import and only needed here.
+        from rich.segment import Segments
+        from textual_image.renderable import Image
+
+        terminal, before = self._live.console, self._picture
+        lines = max(1, min(PICTURE_LINES, terminal.height - 4))
+        self._picture = Image(picture, "auto", lines)
+        with _as_stdout():
+            # Only now: the bar moves, and a picture need not be encoded each time.
+            self._shown = Segments(_in_full_colour(terminal.render(self._picture)))
+            self._live.refresh()
+            if before:
+                before.cleanup()
+
+
+def _in_full_colour(segments: "Iterable[Segment]") -> "Iterator[Segment]":
+    """Keep colours from what TERM and NO_COLOR make of them: kitty finds a picture by one."""
+    from rich.segment import ControlType, Segment
+
+    as_it_is = [(ControlType.CURSOR_FORWARD, 0)]  # what is a control is
+    for text, style, control in segments:
+        if style is None or style.color is None:
+            yield Segment(text, style, control)
+            continue
+        begin, end = (f"\x1b[{code}m" for code in (";".join(style.color.get_ansi_codes()), "39"))
+        yield Segment(begin, None, as_it_is)
+        yield Segment(text)
+        yield Segment(end, None, as_it_is)
+
+
+@contextlib.contextmanager
+def _as_stdout() -> Iterator[None]:
+    """Have a library that takes `sys.__stdout__` for the terminal find stderr there."""
+    before = sys.__stdout__
+    sys.__stdout__ = sys.__stderr__  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        sys.__stdout__ = before  # type: ignore[misc]
 
 
 def hush_libraries() -> None:

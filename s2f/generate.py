@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from s2f.checkpoint import Choice
+    from s2f.live import Forming
     from s2f.pipeline import Face, Framing, Part, SpeechToFace
     from s2f.visualize import ContactSheet
 
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".webp")
 FACE = "face"  # what a source is first of all made into
 ENDINGS = {"landmarks": "_landmarks", "embedding": "_embedding.npy", "compare": "_compare"}
+LIVE_FRAME = "frame"  # of a face as it forms: a picture in a folder beside the face's
+FRAMES_ENDING = "_frames"  # of that folder
 STDIN, RECORDED = Path("-"), Path("<microphone>")
 LIVE = {STDIN: "stdin", RECORDED: "recording"}  # sources that are no files, and what they become
 FRAMES, FRAME_SECONDS = 24, 0.06  # of a morph
@@ -60,6 +63,7 @@ MAKERS, SOURCE, EMBEDDING = ("Software", "Networks", "Options"), "Source-SHA256"
 REMARKS, BETWEEN = "Remarks", " | "  # on the source, which a run says again of a face that it keeps
 REPLACE = "give --overwrite to replace it, or another place with -o"
 Note = Callable[[str], object]
+Show = Callable[["Image"], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class GenerateOptions:
     sources: Sequence[Path] = ()  # recordings, or photos, folders of them, or `STDIN`
     photos: bool = False
     record: float | None = None  # seconds from the microphone, in the place of sources
+    live: bool = False  # whether the face is drawn while it forms, too
     morph: tuple[Path, Path] | None = None  # recordings, in the place of sources
     start: float = 0.0  # of the part of a recording that is heard, seconds
     duration: float | None = None
@@ -97,6 +102,9 @@ class GenerateOptions:
     is_batch: bool = field(init=False)  # whether there may be more than one source
 
     def __post_init__(self) -> None:
+        if self.live and self.record is None:
+            message = "--live draws the face while it is recorded, and nothing is"
+            raise UsageError(message, hint="give --record SECONDS too, or leave --live out")
         given = {"speech": self.sources, "record": self.record is not None, "morph": self.morph}
         ways = [way for way, is_given in given.items() if is_given]
         if len(ways) != 1:
@@ -138,6 +146,7 @@ class Outcome:
     source: Path
     files: Mapping[str, Path] = field(default_factory=dict)  # by what they hold, `FACE` first
     due: tuple[str, ...] = ()  # of the files: not there, or not the same
+    frames: tuple[Path, ...] = ()  # of the face as it formed
     status: str = "planned"  # then `made`, `skipped` (all there, and the same) or `failed`
     error: S2FError | None = None
     clips: int = 0  # of speech, that were averaged
@@ -160,14 +169,20 @@ class Ending:
 
 
 def run(
-    options: GenerateOptions, *, progress: Progress = silent, note: Note = lambda text: None
+    options: GenerateOptions,
+    *,
+    progress: Progress = silent,
+    note: Note = lambda text: None,
+    show: Show | None = None,
 ) -> Iterator[Outcome | Ending]:
     """Draw the face of each source and write its files, then the sheet of all; or animate a morph.
 
     Yields what became of each source, in order, as soon as it is known; last how it ended.
     `progress` is told of each source, or of what happens within the only one, and `note` when the
-    microphone listens. Raises a UsageError as `plan_outputs`, or for a part, sheet or morph that
-    cannot be, and first of all what is wrong with model, device, detector, photo or morphed voices.
+    microphone listens, and of frames. What is drawn live goes to `show`, the face itself at last;
+    without one, each but that becomes a picture NAME_frames/0001.png, ... Raises a UsageError as
+    `plan_outputs`, or for a part, sheet or morph that cannot be, and first of all what is wrong
+    with model, device, detector, photo or morphed voices.
     """
     started = time.perf_counter()
     part = (options.start, options.duration, options.trim_silence, options.track)
@@ -190,6 +205,10 @@ def run(
         return
     passed_over = PassedOver()
     planned = _plan(history, passed_over)
+    formed = None
+    if options.record is not None and planned[0].status == "planned":
+        formed = _Formed(history, planned[0].files[FACE], note, show)
+        planned = [formed.checked(planned[0])]
     model, sheet = None, None
     if options.sheet:
         from s2f.images import read_text
@@ -209,13 +228,14 @@ def run(
             check_writable(place)
         model = _load(history)
         columns = _columns(model, options)
-        faces = _draw(model, wanted, history, progress if is_single else silent, note)
+        faces = _draw(model, wanted, history, progress if is_single else silent, note, formed)
     done: list[Outcome] = []
     for item in planned:
         if not is_single:
             progress(len(done), len(planned), item.source.name)
         if item.status == "planned":
             item = _make(item, faces, history, columns)
+            item = formed.told(item) if formed else item
         done.append(item)
         yield item
     ending = _write_sheet(sheet, done, history) if sheet else Ending(0.0, None)
@@ -398,7 +418,7 @@ class _History:
         return choose(options.model or "demo", kinds, files=files)
 
     def facts(self, what: str, source: str | None, n: int = 0) -> dict[str, str]:
-        """Say what makes a file: `FACE`, one of `ENDINGS`, `SHEET` of n faces, or `MORPH`."""
+        """Say what makes a `FACE`, one of `ENDINGS`, `LIVE_FRAME`, `SHEET` of n, or `MORPH`."""
         if (what, n) not in self.known:
             self.known[what, n] = self._facts(what, n)
         return self.known[what, n] | ({SOURCE: source} if source else {})
@@ -418,7 +438,7 @@ class _History:
             said["photo"] = (self.hash_source(options.compare) or "")[:12]
         if options.photos or what == "compare":
             said["detector"] = self._detector
-        if not options.photos:
+        if not options.photos and what != LIVE_FRAME:  # which is of all that came
             said |= options.part
         parts = [what, *(f"{name} {_shown(v)}" for name, v in said.items() if v)]
         of = {"compare": "speech and a photo", MORPH: "speech of two recordings"}
@@ -603,12 +623,21 @@ def _draw(
     history: _History,
     progress: Progress,
     note: Note,
+    formed: "_Formed | None",
 ) -> "Faces":
     """Draw the face of each source, or say what is wrong with it."""
     options = history.options
-    opened = (_opened(source, history, progress, note) for source in sources)
+    forming = None
+    if options.live and formed:
+        from s2f.live import Forming
+
+        forming = Forming(model, formed.take)
+    opened = (_opened(source, history, progress, note, forming) for source in sources)
     if not options.photos:
-        yield from model.generate_all(opened, progress=progress, **options.part)
+        for made in model.generate_all(opened, progress=progress, **options.part):
+            if forming and formed and formed.show and not isinstance(made, InputError):
+                formed.show(made.image)
+            yield made
         return
     for source, photo in zip(sources, opened, strict=True):
         progress(0, 1, source.name)
@@ -621,7 +650,9 @@ def _draw(
             yield ImageError(message, hint="make it smaller first")
 
 
-def _opened(source: Path, history: _History, progress: Progress, note: Note) -> Any:
+def _opened(
+    source: Path, history: _History, progress: Progress, note: Note, forming: "Forming | None"
+) -> Any:
     """Give what is read for a source: standard input, the microphone, or the file itself."""
     options = history.options
     if source == STDIN:
@@ -639,7 +670,10 @@ def _opened(source: Path, history: _History, progress: Progress, note: Note) -> 
         once(f"{what}, {options.record:g} s: speak now")  # by now it does record
         progress(done, total, what)
 
-    return record(options.record, progress=tell)
+    if forming is None:
+        return record(options.record, progress=tell)
+    with forming:
+        return record(options.record, progress=tell, heard=forming.feed)
 
 
 def _make(item: Outcome, faces: "Faces", history: _History, columns: "Columns") -> Outcome:
@@ -665,6 +699,80 @@ def _make(item: Outcome, faces: "Faces", history: _History, columns: "Columns") 
     remarks = (*face.remarks, *item.remarks)
     made = replace(item, status="made", clips=face.clips, voice=face.voice)
     return replace(made, remarks=remarks, seconds=seconds)
+
+
+@dataclass
+class _Formed:
+    """What becomes of each face while one forms: it is shown, or written as a frame."""
+
+    history: _History
+    face: Path  # beside whose picture the frames are
+    note: Note
+    show: Show | None
+    frames: list[Path] = field(default_factory=list)
+    error: OutputError | None = None  # why there are no more of them
+
+    @property
+    def folder(self) -> Path:
+        """Where the frames are."""
+        return self.face.with_name(f"{self.face.stem}{FRAMES_ENDING}")
+
+    def checked(self, item: Outcome) -> Outcome:
+        """Look for frames of before: the item has failed if they are in the way."""
+        options, folder = self.history.options, self.folder
+        if self.show or not options.live:  # then they stay
+            left = (f"{folder} is of before",) if os.path.isdir(folder) else ()
+            return replace(item, remarks=item.remarks + left)
+        for path in filter(None, (options.compare, options.sheet)):
+            if path.resolve().parent == folder.resolve():
+                message = f"{path}: is where the frames of the face are written"
+                raise UsageError(message, hint="give another place")
+        if self._there() and not options.overwrite:
+            error = UsageError(f"{folder}: exists already", hint=REPLACE)
+            return replace(item, status="failed", error=error)
+        return item
+
+    def _there(self) -> list[Path]:
+        try:
+            return sorted(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+
+    def take(self, face: "Face") -> None:
+        """Show a face, or write it; once one cannot be written, none is."""
+        if self.show:
+            self.show(face.image)
+        elif not self.error:
+            try:
+                self._write(face)
+            except OutputError as error:  # what is being said is heard to its end all the same
+                self.error = error
+
+    def _write(self, face: "Face") -> None:
+        from s2f.images import is_ours, read_text
+
+        for path in self._there() if not self.frames else ():  # of which there may be more
+            said = read_text(path)
+            if is_ours(said) and said.get("Options", "").split(", ")[0] == LIVE_FRAME:
+                _remove(path)
+        path = self.folder / f"{len(self.frames) + 1:04}{self.face.suffix}"
+        facts, size = self.history.facts(LIVE_FRAME, None), self.history.options.size
+        write_bytes(path, face.encoded(path.suffix, size=size, facts=facts))
+        self.frames.append(path)
+
+    def told(self, item: Outcome) -> Outcome:
+        """Tell of the frames in what became of their source, which has failed without them."""
+        if self.frames:
+            n = len(self.frames)
+            self.note(f"{n} frames of the face as it formed are in {self.folder}")
+        elif self.history.options.live and not (self.show or self.error):
+            self.note("no frame was drawn: a face forms from 1 s of speech on")
+        item = replace(item, frames=tuple(self.frames))
+        if self.error and not item.error:
+            return replace(item, status="failed", error=self.error)
+        return item
 
 
 def _remove(path: Path) -> None:

@@ -31,6 +31,7 @@ Source = Path | BinaryIO | Image.Image | NDArray[Any]
 Fit = Literal["squash", "letterbox"]
 FRAME = 224  # pixels: side of the frame that faces and landmarks live in
 MAX_PIXELS = 100_000_000
+MAX_HELD = 2**29  # bytes that all copies of a picture may take, as it is made ready
 MAX_SIDE = 65_535  # pixels: the longest that a JPEG can have; Pillow cannot store all longer rows
 MAX_BYTES = 256 * 2**20  # of a stream that has to be held in memory
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
@@ -88,10 +89,11 @@ def open_photo(
     black hold 8, 10 or 12.
 
     `enough` is the pixels a side that are of interest: a larger JPEG may be decoded at a half, a
-    quarter or an eighth of its size, never below twice this; None decodes all of it. `name` is what
-    errors call the photo. Raises ImageError if it is missing, no regular file, none of `FORMATS`,
-    or broken; if it has more than `most` pixels, or more than 65,535 a side; if an array is of
-    another type or shape.
+    quarter or an eighth of its size, never below twice this; None decodes all of it, or of more
+    than 50 megapixels the half. `name` is what errors call the photo. Raises ImageError if it is
+    missing, no regular file, none of `FORMATS`, or broken; if it has more than `most` pixels, or
+    more than 65,535 a side; if it is to be turned, is transparent, has a profile or comes as WebP
+    or AVIF, and takes more than 512 MB for that; if an array is of another type or shape.
     """
     name = name or called(source)
     try:
@@ -191,14 +193,29 @@ def _decoded(file: BinaryIO, name: str, enough: int | None, most: int) -> Image.
         _check_size(picture, name, most)
         if enough is not None:
             picture.draft("RGB", (2 * enough, 2 * enough))
-        raw = picture.tile[0].args if picture.tile else ""
+        elif picture.width * picture.height > MAX_PIXELS // 2:
+            picture.draft("RGB", (picture.width // 2, picture.height // 2))
+        raw: Any = picture.tile[0].args if picture.tile else ""
+        has_16_bits = raw in ("RGB;16B", "RGBA;16B")
+        _check_size(picture, name, MAX_HELD // (_bytes_a_pixel(picture) + 4 * has_16_bits))
         picture.load()  # first: it turns a TIFF, and takes its orientation away
-        if raw not in ("RGB;16B", "RGBA;16B") or picture.convert("RGB").getbbox():
+        if not has_16_bits or picture.convert("RGB").getbbox():
             return _bare(_normalised(picture, name))
     with Image.open(file, formats=FORMATS) as picture:  # a PNG of 16 bits that holds 8
         picture.tile = [picture.tile[0]._replace(args=raw.replace("16B", "16L"))]
         picture.load()
         return _bare(_normalised(picture, name))
+
+
+def _bytes_a_pixel(picture: Image.Image) -> int:
+    """Tell about how many bytes a pixel takes in all, till a picture is made ready."""
+    copies = (
+        _turn(picture) is not None,
+        "icc_profile" in picture.info,
+        picture.mode not in ("1", "L", "P", "RGB"),
+        *(3 * [picture.format in ("WEBP", "AVIF")]),  # the decoder's own
+    )
+    return 4 + 4 * sum(copies) + 5 * picture.has_transparency_data
 
 
 def _bare(picture: Image.Image) -> Image.Image:

@@ -8,24 +8,32 @@ and `init.safetensors`, a copy of the checkpoint that it started from, if it did
 config that was first written there. Every file is whole or absent, and what a killed run had logged
 after its last save is dropped, so that one that goes on ends the same. Damage of any bit is found
 where it is read, but for the history's, which is for people: nothing but a picture is made of it.
+
+What people see of a run at work comes last: `loss.png` and, if asked for, TensorBoard, which needs
+the extra `train`. It changes nothing that is learned, nor a byte of the other files.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Collection, Mapping
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from s2f import visualize
 from s2f.checkpoint import is_finite
-from s2f.errors import CheckpointError, UsageError
-from s2f.files import atomic_path, atomic_write, sealed, unsealed, write_bytes
+from s2f.errors import CheckpointError, DependencyError, UsageError
+from s2f.files import atomic_path, atomic_write, sealed, unsealed, unwritable, write_bytes
 from s2f.images import encode, to_image
 
 DAMAGED = (SafetensorError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -50,6 +58,12 @@ DTYPES = {  # as safetensors names them
     "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32", "torch.uint8": "U8",
     "torch.bool": "BOOL",
 }  # fmt: skip
+
+REST = 10  # times as long as `loss.png` took that it is left alone: short runs are not slowed
+
+# Takes a step, its numbers by name (what is before the first slash groups them), and perhaps the
+# sample [3 h w], 0..1, of a validation.
+Board = Callable[[int, Mapping[str, float], Tensor | None], None]
 
 
 @dataclass
@@ -305,3 +319,64 @@ def _sha256(path: Path, said: str | None) -> str | None:
         while block := file.read(2**20):
             sha256.update(block)
     return sha256.hexdigest()
+
+
+def renew_loss_curves(run: Run, stages: Mapping[int, str]) -> float:
+    """Renew a run's `loss.png` where it is older than the history; `stages` begin at these steps.
+
+    A killed run does not miss it: where the last is not of the end, the next session draws it.
+    Returns when it may be drawn again, by the monotonic clock; raises as `Run.history`.
+    """
+    began, path = time.monotonic(), run.folder / "loss.png"
+    drawn = path.stat().st_mtime_ns if path.is_file() else -1
+    if not run.writes or not run.logged or drawn >= run.log_file.stat().st_mtime_ns:
+        return began
+    write_bytes(path, visualize.draw_losses(run.history(), best=run.best_step, stages=stages))
+    ended = time.monotonic()
+    return ended + REST * (ended - began)
+
+
+@contextlib.contextmanager
+def open_board(folder: Path, *, after: int) -> Iterator[Board]:
+    """Open TensorBoard's file of one session of a run in a folder; gives what takes the steps.
+
+    What was told before of steps `after` the one that the session goes on from counts no more.
+    Raises an `OutputError`, also when a step is told.
+    """
+    # Or it would import TensorFlow, where that is installed, to make files.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    def tell(step: int, values: Mapping[str, float], picture: Tensor | None) -> None:
+        with _writing(folder):
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            if picture is not None:
+                pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+                writer.add_image("samples", pixels, step)
+                writer.flush()
+
+    with _writing(folder):
+        writer = SummaryWriter(folder, purge_step=after + 1)
+    try:
+        yield tell
+    finally:
+        with _writing(folder):
+            writer.close()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def require_tensorboard() -> None:
+    """Raise a `DependencyError` if TensorBoard is not installed."""
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError as error:
+        cure = "pip install 's2f[train]'"
+        raise DependencyError("--tensorboard needs TensorBoard", hint=cure) from error

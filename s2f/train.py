@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from s2f import losses, training_log
+from s2f import losses, run_dir
 from s2f.console import Progress, silent
 from s2f.dataloader import Item, Key, load_batches, naming_dead_workers, plan_steps
 from s2f.device import check_precision, interruptible, keep_memory, rounding
@@ -321,7 +321,7 @@ def train(
     """
     config = _complete(task, config, ranks, device)
     if tensorboard:
-        training_log.require_tensorboard()
+        run_dir.require_tensorboard()
     began = time.perf_counter()
     state, board = Run(run, writes=ranks.first), None
     with contextlib.ExitStack() as stack:
@@ -352,7 +352,7 @@ def train(
         for text in _changes(state, config):
             note(text)
         if tensorboard and ranks.first:
-            log = training_log.open_board(run / "tensorboard", after=state.step)
+            log = run_dir.open_board(run / "tensorboard", after=state.step)
             board = stack.enter_context(log)
         batches = training.read_steps(range(state.step, config.steps))
         # Closed, or its processes would hold the directory for a while.
@@ -394,10 +394,10 @@ def train(
                 state.save(training.network, training.optimizer)
                 saved = time.monotonic()
             if due and time.monotonic() >= redraw:
-                redraw = training_log.renew_loss_curves(state, stages)
+                redraw = run_dir.renew_loss_curves(state, stages)
             if stop:
                 break
-        training_log.renew_loss_curves(state, stages)
+        run_dir.renew_loss_curves(state, stages)
         if not state.ended:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - began
@@ -679,7 +679,7 @@ class _Training:
         self.network.train()
         return found
 
-    def validate(self, board: training_log.Board | None, *, solved: bool = False) -> None:
+    def validate(self, board: run_dir.Board | None, *, solved: bool = False) -> None:
         """Measure; keep what is better than all before, or solved for and no worse."""
         state, ranks = self.state, self.ranks
         keys = undisturbed(len(self.task.val_data), self.config.val_samples)
@@ -764,7 +764,7 @@ class _Training:
                 (state.folder / SOLVED / BEST).unlink(missing_ok=True)
         state.ended = _in_vain(state, self.config)
 
-    def solve(self, interrupted: Callable[[], bool], board: training_log.Board | None) -> None:
+    def solve(self, interrupted: Callable[[], bool], board: run_dir.Board | None) -> None:
         """Solve for what the task can, of the network that was best in validation, and measure."""
         state = self.state
         state.unsolved = {name: getattr(state, name) for name in UNSOLVED}
@@ -786,7 +786,7 @@ class _Training:
                 raise KeyboardInterrupt  # from the last save it is not far to here
             yield batch
 
-    def show(self, board: training_log.Board | None) -> None:
+    def show(self, board: run_dir.Board | None) -> None:
         """Draw up to eight samples of the validation data."""
         if not self.ranks.first:
             return

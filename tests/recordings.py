@@ -13,6 +13,34 @@ import pytest
 from s2f.audio import SAMPLE_RATE, find_recordings
 
 VOICES = Path(__file__).parents[2] / "shared/data/voices"
+# What `audio.record` uses of sounddevice 0.5.
+MICROPHONE = """
+import pathlib, time
+import numpy as np
+
+PortAudioError = type("PortAudioError", (Exception,), {})
+samples = np.load(pathlib.Path(__file__).with_name("samples.npy"))
+
+
+def query_devices(kind):
+    return {"name": "a test", "default_samplerate": float(RATE)}
+
+
+class InputStream:
+    def __init__(self, **options):
+        self.at = 0
+
+    def start(self):
+        pass
+
+    def close(self):
+        pathlib.Path(__file__).with_name("closed").touch()
+
+    def read(self, n):
+        time.sleep(n / RATE / PACE)
+        self.at += n
+        return samples[self.at - n : self.at, None], False
+"""
 READERS = ["103", "1069", "1081", "118", "1183"]  # some, who pause for less than 2 s
 
 
@@ -59,6 +87,16 @@ def write_av(
             container.mux(sound.encode(frame))
             container.mux(sound.encode())
     return path
+
+
+def write_microphone(
+    folder: Path, samples: np.ndarray, rate: int = SAMPLE_RATE, *, pace: float = 1
+) -> Path:
+    """Write a module sounddevice whose microphone hears samples [n], so much faster than time."""
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "samples.npy", samples)
+    (folder / "sounddevice.py").write_text(f"PACE, RATE = {pace}, {rate}\n{MICROPHONE}")
+    return folder
 
 
 def filtered(samples: np.ndarray, *filters: tuple[str, str]) -> list[av.AudioFrame]:

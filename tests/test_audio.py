@@ -593,13 +593,16 @@ def test_the_samples_of_the_device_are_recorded_in_a_row(microphone, rate, secon
             record(wrong)
     assert not microphone.mock_calls
     microphone.query_devices.return_value["default_samplerate"], told = rate, []
-    waveform = record(seconds, progress=lambda *now: told.append(now))
+    pieces: list[Waveform] = []
+    waveform = record(seconds, progress=lambda *now: told.append(now), heard=pieces.append)
     microphone.InputStream.assert_called_once_with(samplerate=rate, channels=1, dtype="float32")
     microphone.InputStream.return_value.close.assert_called_once_with()
     assert waveform.rate == rate and isinstance(waveform.rate, int)
     assert waveform.samples.dtype == np.float32
     np.testing.assert_array_equal(waveform.samples * 2**24, np.arange(round(seconds * rate)))
     assert told == [(int(n), int(shown[-1]), "recording from USB microphone") for n in shown]
+    assert {piece.rate for piece in pieces} == {rate} and len(pieces) == len(told) - 1
+    np.testing.assert_array_equal(np.concatenate([p.samples for p in pieces]), waveform.samples)
 
 
 def test_a_sound_system_that_does_not_start_is_named(monkeypatch, tmp_path):

@@ -145,6 +145,23 @@ def test_progress_is_for_people_at_a_terminal_which_may_be_small(
     assert sum("a long path" in line for line in seen) == 2
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_results_go_to_stdout_while_there_is_a_bar(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But on a terminal above the bar, which is drawn on stderr."""
+    terminal, stdout = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setenv("TERM", "xterm")
+    with Console().progress("drawing"):
+        Console().line("a.png")
+    found = (stdout.getvalue(), "a.png" in terminal.getvalue())
+    assert found == (("", True) if is_terminal else ("a.png\n", False))
+
+
 def test_libraries_write_nothing_and_are_heard_only_when_asked_for() -> None:
     code = "import logging, warnings; from s2f.console import hush_libraries; hush_libraries()\n"
     code += "warnings.warn('old'); logging.getLogger('library').error('odd')\n"

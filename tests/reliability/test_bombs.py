@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import soundfile
 from damage import Count
+from PIL import ExifTags, Image
 from recordings import noise, write_av
 
 from s2f.errors import AudioError, DatasetError, ImageError
 
 SECONDS, MEGABYTES = 10, 512  # of processor time, and over what a good file takes
-KINDS = {"sound": AudioError, "picture": ImageError, "array": DatasetError}
+KINDS = {"sound": AudioError, "picture": ImageError, "whole": ImageError, "array": DatasetError}
 READ = """
 import json, sys
 from pathlib import Path
@@ -30,7 +31,8 @@ from damage import Took
 from s2f.audio import map_waveform, read_speech
 from s2f.errors import S2FError
 from s2f.images import open_photo
-readers = {"sound": read_speech, "picture": open_photo, "array": map_waveform}
+whole = lambda path: open_photo(path, enough=None)
+readers = {"sound": read_speech, "picture": open_photo, "whole": whole, "array": map_waveform}
 for kind, path in json.load(sys.stdin):
     said = None
     with Took() as took:
@@ -70,6 +72,27 @@ def png(path: Path, width: int, height: int, depth: int = 1, colours: int = 0) -
         check = zlib.crc32(kind + body)
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
     path.write_bytes(data)
+
+
+def saved(path: Path, megapixels: int, form: str = "PNG", turn: int = 1) -> None:
+    """Write a grey picture, which EXIF turns."""
+    side = round((megapixels * 10**6) ** 0.5)
+    facts = Image.Exif()
+    facts[ExifTags.Base.Orientation] = turn
+    how = {"WEBP": {"method": 0}, "PNG": {"compress_level": 1}}.get(form, {})
+    Image.new("RGB", (side, side), "grey").save(path, form, exif=facts.tobytes(), **how)
+
+
+def matroska(path: Path, size: int, rubbish: int = 0) -> None:
+    """Write 2 s of speech, and before its first cluster (or at its end) tags without a text."""
+    data = write_av(path.with_suffix(".mka"), noise(32_000)[:, None]).read_bytes()
+    tag = bytes.fromhex("7373 88 67c8 85 45a3 82 4141")
+    tags = bytes.fromhex("1254c367 01") + size.to_bytes(7) + tag * (size // len(tag))
+    head = data.index(bytes.fromhex("18538067"))
+    # The segment goes on to the end of the file: of which it does not say how long it is.
+    data = data[: head + 4] + bytes.fromhex("01ffffffffffffff") + data[head + 12 :]
+    at = len(data) if rubbish else data.index(bytes.fromhex("1f43b675"))
+    path.write_bytes(data[:at] + bytes(rubbish) + tags + data[at:])
 
 
 def flac(path: Path, hours: float, *, says: bool = True) -> None:
@@ -145,6 +168,16 @@ LARGE: Bombs = {
     "a colour picture": ("picture", lambda p: png(p, 20_000, 20_000, 8, 2), "100 megapixels"),
     "100 megapixels": ("picture", lambda p: png(p, 10_000, 10_000, 8, 2), None),
     "100 grey ones": ("picture", lambda p: png(p, 10_000, 10_000, 8, 0), None),
+    "100 to be turned": ("picture", lambda p: saved(p, 100, turn=6), "at most 67 megapixels"),
+    "64 to be turned": ("picture", lambda p: saved(p, 64, turn=6), None),
+    "a JPEG of 100": ("whole", lambda p: saved(p, 100, "JPEG", turn=6), None),
+    "100 transparent": ("picture", lambda p: png(p, 10_000, 10_000, 8, 6), "at most 41 megap"),
+    "41 transparent": ("picture", lambda p: png(p, 6_400, 6_400, 8, 6), None),
+    "100 as WebP": ("picture", lambda p: saved(p, 100, "WEBP"), "at most 33 megapixels"),
+    "33 as WebP": ("picture", lambda p: saved(p, 33, "WEBP"), None),
+    "60 MB of tags": ("sound", lambda p: matroska(p, 60 * 2**20), "declares 60 MB of headers"),
+    "tags behind rubbish": ("sound", lambda p: matroska(p, 60 * 2**20, 99), "MB of headers"),
+    "8 MB of tags": ("sound", lambda p: matroska(p, 8 * 2**20 - 4000), None),
 }
 
 

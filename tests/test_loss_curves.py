@@ -9,17 +9,17 @@ import pytest
 from line_task import CPU, Killed, LineTask, assert_same_run, config, killing
 from PIL import Image
 
-from s2f import training_log
+from s2f import run_dir
 from s2f.errors import OutputError
+from s2f.run_dir import open_board
 from s2f.train import train
-from s2f.training_log import open_board
 
 
 @pytest.mark.parametrize(("rest", "pictures"), [(0, 4), (1e9, 2)])
 def test_losses_are_drawn_less_often_if_validations_come_fast(
     tmp_path, monkeypatch, rest, pictures
 ):
-    monkeypatch.setattr(training_log, "REST", rest)
+    monkeypatch.setattr(run_dir, "REST", rest)
     seen = []
 
     def look(done: int, total: int, what: str) -> None:
@@ -80,7 +80,7 @@ def test_a_board_that_cannot_be_written_is_told(tmp_path, events):
 
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path, events):
-    script = "import sys; from pathlib import Path; from s2f.training_log import open_board\n"
+    script = "import sys; from pathlib import Path; from s2f.run_dir import open_board\n"
     script += "with open_board(Path(sys.argv[1]), after=0) as board: board(1, {'a/b': 1.0}, None)\n"
     script += "assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, tmp_path / "board"], check=True)
