@@ -357,7 +357,11 @@ def test_a_card_is_escaped_and_the_same_words_are_said_once(model):
         (UsageError("a. b."), "A. b.", ""),
         (WorkerError("the photo: died", hint="give fewer --workers"), "The photo: died. Try", ""),
         (ZeroDivisionError("division"), "Something went wrong here", "ZeroDivisionError"),
-        (CheckpointError("/home/a/m: damaged"), "Something went wrong here", "/home/a/m: damaged"),
+        (
+            CheckpointError("m/face_decoder.safetensors: damaged"),
+            "Something went wrong here",
+            "m/face_decoder.safetensors: damaged",
+        ),
         (DeviceError("cuda: has too little memory"), "Something went wrong here", "too little"),
     ],
 )
@@ -365,7 +369,7 @@ def test_a_refusal_tells_of_no_option_and_no_path(caplog, error, said, logged):
     with caplog.at_level(logging.ERROR):
         text = app.refusal(error)
     assert text.startswith(said) and text.endswith(".")
-    assert not [word for word in ("--", "division", "/home", "cuda") if word in text]
+    assert not [word for word in ("--", "division", "safetensors", "cuda") if word in text]
     assert logged in caplog.text and bool(logged) == bool(caplog.records)
 
 
