@@ -6,7 +6,6 @@ starts, refuses and notes each connection and each name that is looked up: an au
 `unshare -n` is for that (benchmarks/RESULTS.md).
 """
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -16,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Done, commands
-from conftest import some_landmarks, write_photo, write_speech
+from conftest import noise, some_landmarks, write_photo, write_speech
 from foreign_files import write_legacy
 from published_files import narrow, published
-from visitors import Server, Visitor
+from visitors import Server, Visitor, vector
 
 from s2f import checkpoint, face_detection, layout
+from s2f.audio import SAMPLE_RATE
 from s2f.distributed import launch
 
 __all__ = ["narrow", "published"]
@@ -61,7 +61,7 @@ def hooked(folder: Path) -> tuple[dict[str, str], Path]:
     # As on a machine that has fetched nothing yet, and where nobody has said not to.
     clean = {"PYTHONPATH": path, "S2F_ASKED": str(folder / "asked"), "HOME": str(folder)}
     clean |= {f"{name}_HOME": str(folder / name) for name in ("TORCH", "HF", "XDG_CACHE")}
-    left_out = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
+    left_out = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
     return {k: v for k, v in os.environ.items() if k not in left_out} | clean, folder / "asked"
 
 
@@ -210,17 +210,20 @@ def test_where_there_is_no_network_two_ranks_say_nothing_of_it(voices, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 def test_the_page_makes_no_connection(models, tmp_path):
     """When it starts, answers, and ends: no telemetry, no question whether there is a newer one."""
     environment, path = hooked(tmp_path)
     options = ("--json", "--model", models / "demo")
     with Server(*options, **environment) as server:
-        visitor = Visitor(server)
-        visitor.request("GET", "/")
+        visitor, sound = Visitor(server), (noise(2) * 32767).astype("<i2")
+        for place in ("/", "/about"):
+            assert visitor.request("GET", place)[0] == 200
         speech, photo = write_speech(tmp_path / "a.wav"), write_photo(tmp_path / "a.jpg")
-        assert "The model heard" in visitor.ask("voice", speech.read_bytes())
-        assert "Drawn again" in visitor.ask("photo", photo.read_bytes(), name="a.jpg")
+        face = vector(visitor.ask("/voice", speech.read_bytes())["embedding"])
+        assert "photo" in visitor.ask("/photo", photo.read_bytes())
+        assert "face" in visitor.speak(sound, SAMPLE_RATE)
+        for place in ("/draw", "/save?as=animation"):
+            assert visitor.fetch("POST", place, face.tobytes())[0] == 200
         assert server.end(signal.SIGTERM)[0] == 130
     began, places = asked(path)
     assert began > 1 and not places
