@@ -29,7 +29,7 @@ from conftest import EMBEDDING, noise, write_photo
 from damage import Count
 from visitors import RefusedError, Server, Visitor
 
-from s2f import app, app_server
+from s2f import SpeechToFace, app, app_server
 from s2f.app_server import Settings
 from s2f.audio import SAMPLE_RATE
 
@@ -237,17 +237,21 @@ def test_no_path_leads_to_a_file_that_is_not_the_pages(server, tmp_path):
     assert canary.read_text() == CANARY
 
 
-def asked_inside(path: str, host: str) -> tuple[int, bytes]:
-    """What a page, that no guard stands before, answers to a path: the status, and what came."""
+async def inside(page: app.Page, where: str, body: bytes | None = None, host: str = "a"):
+    """Ask a page that no guard stands before: the status, and what came."""
     sent: list[Any] = []
+    came = [{"type": "http.request", "body": body or b""}]
+
+    async def receive() -> Any:
+        return came.pop() if came else await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    page = app.Page({"demo": lambda: pytest.fail("no model is wanted")}, Settings())
-    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode()}
-    scope |= {"query_string": b"", "headers": [(b"host", host.encode())], "root_path": ""}
-    asyncio.run(page.app()(scope, None, send))
+    path, _, query = where.partition("?")
+    scope = {"type": "http", "method": "GET" if body is None else "POST", "path": path}
+    scope |= {"raw_path": path.encode(), "query_string": query.encode(), "root_path": ""}
+    await page.app()({**scope, "headers": [(b"host", host.encode())]}, receive, send)
     return sent[0]["status"], sent[1]["body"]
 
 
@@ -255,8 +259,9 @@ def asked_inside(path: str, host: str) -> tuple[int, bytes]:
 def test_no_name_of_a_host_leads_to_another_file(host):
     """With `--host 0.0.0.0` the page is asked by any name, of which some make addresses."""
     style = Path(app.__file__).with_name("page.css").read_bytes()
-    assert asked_inside("/page.css", host) == (200, style)
-    assert asked_inside("/page.css/", host)[0] == 404  # and is sent nowhere
+    page = app.Page({"demo": lambda: pytest.fail("no model is wanted")}, Settings())
+    assert asyncio.run(inside(page, "/page.css", host=host)) == (200, style)
+    assert asyncio.run(inside(page, "/page.css/", host=host))[0] == 404  # it is sent nowhere
 
 
 TRICKS = (
@@ -469,6 +474,27 @@ def test_who_goes_while_he_waits_holds_nobody_up(server):
     seconds = time.monotonic() - start
     print(f"behind forty who have gone: {seconds:.1f} s")
     assert seconds < 15
+
+
+def test_who_speaks_waits_for_one_long_answer_at_most(models):
+    """Of three animations that were asked for before a piece of sound, one is made before it."""
+    model = SpeechToFace.load(models / "demo", device="cpu")
+    page, where, done = app.Page({"demo": lambda: (model, None)}, Settings()), live(), []
+
+    async def ask(where: str, body: bytes) -> None:
+        status, _ = await inside(page, where, body)
+        assert status == 200
+        done.append(where)
+
+    async def ask_all() -> None:
+        await ask(where, b"")
+        saves = [asyncio.ensure_future(ask("/save?as=animation", FACE)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await ask(where, PIECE.tobytes())
+        await asyncio.gather(*saves)
+
+    asyncio.run(ask_all())
+    assert len(done) == 5 and done[0] == where and where in done[1:3]
 
 
 def chunked(body: bytes) -> bytes:
