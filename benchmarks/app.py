@@ -1,14 +1,17 @@
 """What visitors of `s2f app` wait for, and what they leave in the memory of the server.
 
-    python benchmarks/app.py [RECORDING] [--photo PHOTO] [--json]
+    python benchmarks/app.py [RECORDING ...] [--photo PHOTO] [--json]
 
-The page is served by a process of its own, and asked over HTTP as a browser asks it: the recording
-is sent, then the answer awaited. Memory is what the server alone holds (USS). Linux only. Fails
-where a bound is missed. The tests of the page send their requests with `Server` and `Visitor` too.
+The page is served by a process of its own, and asked over HTTP as a browser asks it. Those who
+speak send what they have said meanwhile, in pieces of a quarter of a second, one request after the
+other; each has a recording, from its beginning again where it is over. Then recordings and photos
+are sent whole. Memory is what the server alone holds (USS). Linux only. Fails where a bound is
+missed.
 """
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import re
@@ -19,18 +22,35 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "speech.wav"
-VISITORS, PARALLEL, LATER = 4, 20, 200  # visitors at once, and requests
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PIECE = 0.25  # seconds of sound that are sent together
+TALK = 10.0  # seconds that one speaks
+SPEAKERS = 4  # at once
+VISITORS, EARLY, LATE = 4, 20, 200  # visitors at once, and answers
+FIRST = "first face after the first second of voice, {} at once, s (the slowest)"
+RATE = "new faces a second, {} at once (the fewest)"
 AT_MOST = {
     "first answer after the address is told, s": 2.0,
-    f"requests of {PARALLEL} by {VISITORS} visitors without an answer": 0,
-    f"memory after {LATER} requests over that after {PARALLEL}, MB": 20,
+    FIRST.format(1): 1.5,
+    FIRST.format(SPEAKERS): 1.5,
+    f"of {LATE} who spoke, without a face": 0,
+    f"memory after {LATE} who spoke over that after {EARLY}, MB": 10,
+    f"of {LATE} recordings and photos, without an answer": 0,
+    f"memory after {LATE} answers over that after {EARLY}, MB": 20,
 }
+AT_LEAST = {RATE.format(1): 2.0, RATE.format(SPEAKERS): 1.0}
+Sound = tuple[NDArray[np.int16], int]  # samples, and how many a second
+T, S = TypeVar("T"), TypeVar("S")
 
 
 class Server:
@@ -111,105 +131,114 @@ class Visitor:
     def __init__(self, url: str) -> None:
         """Visit a page."""
         self.address = urllib.parse.urlsplit(url).netloc
+        self.visit = secrets.token_hex(16)
 
-    def send(self, content: bytes, name: str) -> tuple[int, Any]:
-        """Send a file: the status, and where it lies on the server or what is wrong with it."""
-        boundary = secrets.token_hex(8)
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"'
-        body = b"%b\r\n\r\n%b\r\n--%b--\r\n" % (head.encode(), content, boundary.encode())
-        kind = f"multipart/form-data; boundary={boundary}"
-        status, text = self.request("POST", "/gradio_api/upload", body, kind)
-        return status, json.loads(text)[0] if status == 200 else text
-
-    def ask(self, question: str, *contents: bytes, name: str = "speech.wav") -> str:
-        """Send files, and wait for what the page answers: HTML."""
-        paths = [self.send(content, name)[1] for content in contents]
-        return self.ask_of(question, *paths)
-
-    def ask_of(self, question: str, *paths: str | None) -> str:
-        """Wait for what the page answers to files that lie on the server."""
-        data = [path and {"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
-        where = f"/gradio_api/call/{question}"
-        body = json.dumps({"data": data}).encode()
-        _, text = self.request("POST", where, body, "application/json")
-        _, text = self.request("GET", f"{where}/{json.loads(text)['event_id']}")
-        event, value = re.findall(r"event: (\w+)\ndata: (.*)", text)[-1]
-        if event != "complete":
-            raise RuntimeError(f"{event}: {value}")
-        return str(json.loads(value)[0])
-
-    def request(
-        self, method: str, where: str, body: bytes | None = None, kind: str = ""
-    ) -> tuple[int, str]:
-        """Ask for something: status and text."""
+    def post(self, where: str, body: bytes) -> str:
+        """Send something: the answer."""
         connection = http.client.HTTPConnection(self.address, timeout=120)
         try:
-            connection.request(method, where, body, {"Content-Type": kind} if kind else {})
+            connection.request("POST", where, body)
             answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            text = answer.read().decode()
         finally:
             connection.close()
+        if answer.status != 200:
+            raise RuntimeError(f"{answer.status}: {text}")
+        return text
+
+    def ask(self, where: str, content: bytes) -> bool:
+        """Send a file: whether its face comes."""
+        return "answer" in json.loads(self.post(where, content).splitlines()[-1])
+
+    def speak(self, samples: NDArray[np.int16], rate: int) -> dict[str, Any]:
+        """Send the next sound."""
+        where = f"/live?visit={self.visit}&rate={rate}"
+        answer: dict[str, Any] = json.loads(self.post(where, samples.astype("<i2").tobytes()))
+        return answer
 
 
-def ask_many(url: str, questions: list[tuple[str, tuple[bytes, ...]]], visitors: int) -> list[str]:
-    """Have visitors ask at once, each one question after the other; the answers in order."""
+def talk(url: str, sound: Sound) -> tuple[float, float]:
+    """Speak, and see faces: the first one's delay, s, and how many came a second from then on."""
+    (samples, rate), visitor = sound, Visitor(url)
+    pieces = np.split(samples, range(int(PIECE * rate), len(samples), int(PIECE * rate)))
+    start, sent, second, faces = time.perf_counter(), 0, 0.0, []
+    while sent < len(pieces):
+        time.sleep(max(0.0, start + (sent + 1) * PIECE - time.perf_counter()))
+        said = min(int((time.perf_counter() - start) / PIECE), len(pieces))
+        answer = visitor.speak(np.concatenate(pieces[sent:said]), rate)
+        if answer["seconds"] >= 1 and not second:
+            second = start + (sent + 1) * PIECE  # at the earliest
+        if "face" in answer:
+            faces.append(time.perf_counter())
+        sent = said
+    return faces[0] - second, (len(faces) - 1) / (faces[-1] - faces[0])
 
-    def one(question: tuple[str, tuple[bytes, ...]]) -> str:
-        try:
-            return Visitor(url).ask(question[0], *question[1])
-        except (OSError, RuntimeError) as error:
-            return f"no answer: {error}"
 
+def at_once(function: Callable[[T], S], items: Iterable[T], visitors: int) -> list[S]:
+    """Call a function of each item, so many at once; the results in order."""
     with ThreadPoolExecutor(visitors) as pool:
-        return list(pool.map(one, questions))
+        return list(pool.map(function, items))
 
 
-def measure(recording: Path, photo: Path | None) -> dict[str, float]:
+def measure(recordings: list[Path], photo: Path) -> dict[str, float]:
     """Ask as many visitors do."""
-    speech = recording.read_bytes()
-    kinds = [("voice", (speech,)), ("voices", (speech, speech[: len(speech) // 2]))]
-    if photo:
-        kinds.append(("photo", (photo.read_bytes(),)))
+    figures: dict[str, float] = {}
+    sounds = [soundfile.read(path, dtype="int16", always_2d=True) for path in recordings]
+    heard = [(np.resize(mixed[:, 0], int(TALK * rate)), rate) for mixed, rate in sounds]
+    files = [("/voice", path.read_bytes()) for path in recordings] + [
+        ("/photo", photo.read_bytes())
+    ]
     with Server("--quiet") as server:
         told = time.perf_counter()
-        Visitor(server.url).ask("voice", speech)
-        seconds = time.perf_counter() - told
-        questions = [kinds[k % len(kinds)] for k in range(LATER)]
-        started = time.perf_counter()
-        answers = ask_many(server.url, questions[:PARALLEL], VISITORS)
-        together = time.perf_counter() - started
-        early = server.memory()
-        answers += ask_many(server.url, questions[PARALLEL:], VISITORS)
-        late = server.memory()
-    good = ["data:image/" in answer for answer in answers]
-    return {
-        "first answer after the address is told, s": seconds,
-        f"{PARALLEL} requests of {VISITORS} visitors, s": together,
-        f"requests of {PARALLEL} by {VISITORS} visitors without an answer": good[:PARALLEL].count(
-            False
-        ),
-        f"requests of {LATER} without an answer": good.count(False),
-        f"memory after {PARALLEL} requests, MB": early,
-        f"memory after {LATER} requests, MB": late,
-        f"memory after {LATER} requests over that after {PARALLEL}, MB": late - early,
-    }
+        Visitor(server.url).ask(*files[0])
+        figures["first answer after the address is told, s"] = time.perf_counter() - told
+        for n in (1, SPEAKERS):
+            talkers = list(itertools.islice(itertools.cycle(heard), n))
+            seen = at_once(lambda sound: talk(server.url, sound), talkers, n)
+            figures[FIRST.format(n)] = max(first for first, _ in seen)
+            figures[RATE.format(n)] = min(often for _, often in seen)
+
+        def speaks(k: int) -> bool:
+            (samples, rate), visitor = heard[k % len(heard)], Visitor(server.url)
+            pieces = np.split(samples[: 3 * rate], 12)
+            return any("face" in visitor.speak(piece, rate) for piece in pieces)
+
+        def asks(k: int) -> bool:
+            return Visitor(server.url).ask(*files[k % len(files)])
+
+        for asking, of, told_of in (
+            (speaks, "who spoke", f"of {LATE} who spoke, without a face"),
+            (asks, "answers", f"of {LATE} recordings and photos, without an answer"),
+        ):
+            start = time.perf_counter()
+            good = at_once(asking, range(EARLY), VISITORS)
+            figures[f"{EARLY} {of}, {VISITORS} at once, s"] = time.perf_counter() - start
+            early = server.memory()
+            good += at_once(asking, range(EARLY, LATE), VISITORS)
+            late = server.memory()
+            figures[told_of] = good.count(False)
+            figures[f"memory after {EARLY} {of}, MB"] = early
+            figures[f"memory after {LATE} {of}, MB"] = late
+            figures[f"memory after {LATE} {of} over that after {EARLY}, MB"] = late - early
+    return figures
 
 
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recording", nargs="?", type=Path, default=EXAMPLE)
-    parser.add_argument("--photo", type=Path)
+    parser.add_argument("recordings", nargs="*", type=Path, default=[EXAMPLES / "speech.wav"])
+    parser.add_argument("--photo", type=Path, default=EXAMPLES / "face.png")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    figures = measure(options.recording, options.photo)
+    figures = measure(options.recordings, options.photo)
     if options.json:
         print(json.dumps(figures, indent=1))
     else:
+        print("| figure | value | bound |\n|---|---|---|")
         for name, value in figures.items():
-            bound = f" (bound {AT_MOST[name]})" if name in AT_MOST else ""
-            print(f"{value:10.3g} {name}{bound}")
+            print(f"| {name} | {value:.3g} | {AT_MOST.get(name, AT_LEAST.get(name, ''))} |")
     missed = [name for name, bound in AT_MOST.items() if figures[name] > bound]
+    missed += [name for name, bound in AT_LEAST.items() if figures[name] < bound]
     if missed:
         raise SystemExit(f"missed: {', '.join(missed)}")
 

@@ -71,7 +71,7 @@ SEMITONES = 6  # by which a slider makes a voice higher or lower
 SHAPE_AXES = 3  # along which sliders change the shape of a face
 SHAPE_PIXELS = 3.0  # root mean square that landmarks move by, at the end of such a slider
 FRAMES, FRAME_SECONDS = 48, 0.06  # of an animation
-MOST_SAVED = 300  # faces that are saved together
+MOST_SAVED = {"face": 1, "animation": 300, "sheet": 12}  # embeddings that a file is made of
 NETWORKS = {
     "voice_encoder": "the network that listens",
     "face_encoder": "the network that looks at photos",
@@ -154,7 +154,6 @@ class Visit:
     """Somebody who is speaking."""
 
     listener: Listener
-    model: str
     seen: float  # when something came last, by `time.monotonic`
     received: float = 0.0  # seconds of sound
     is_busy: bool = False
@@ -168,6 +167,7 @@ class Page:
         self._models: dict[str, tuple[SpeechToFace, str | None]] = {}
         self.visits: dict[str, Visit] = {}
         self._waiting: dict[object, None] = {}  # in order
+        self._turn = asyncio.Lock()  # of what takes long: who is speaking waits for one at most
         # Torch and the C library keep memory for every thread that has ever computed something.
         self._computing, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
@@ -203,8 +203,8 @@ class Page:
             for executor in (self._computing, self._decoding):
                 executor.shutdown(wait=False, cancel_futures=True)
 
-        async def file(request: "Request") -> "Response":
-            return _file(request.url.path.rpartition("/")[2])
+        async def file(name: str, _: "Request") -> "Response":
+            return _file(name)
 
         async def home(request: "Request") -> "Response":
             chosen = request.query_params.get("model", "")
@@ -213,11 +213,13 @@ class Page:
             return Response(self.home(chosen), media_type="text/html")
 
         routes = [Route("/", home)]
-        routes += [Route(f"/{name}", file) for name in FILES]
+        routes += [Route(f"/{name}", functools.partial(file, name)) for name in FILES]
         routes.append(Route("/about", self._about))
         for name in ("voice", "photo", "live", "draw", "save"):
             routes.append(Route(f"/{name}", getattr(self, f"_{name}"), methods=["POST"]))
-        return Starlette(routes=routes, lifespan=contextlib.asynccontextmanager(forget))
+        app = Starlette(routes=routes, lifespan=contextlib.asynccontextmanager(forget))
+        app.router.redirect_slashes = False  # to wherever a visitor says that this is
+        return app
 
     def home(self, chosen: str = "") -> str:
         """Lay out the page, with a model chosen if there are several."""
@@ -235,6 +237,28 @@ class Page:
 
     async def _compute(self, function: Callable[..., T], *values: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._computing, function, *values)
+
+    async def _compute_in_turn(self, function: Callable[..., T], *values: Any) -> T:
+        async with self._turn:
+            return await self._compute(function, *values)
+
+    async def _soon(
+        self, request: "Request", make: Callable[[], T], respond: Callable[[T], "Response"]
+    ) -> "Response":
+        """Answer when it has its turn, unless the visitor has gone by then."""
+        if len(self._waiting) > WAITING:
+            return _plain(503, BUSY)
+        place = object()
+        self._waiting[place] = None
+        try:
+            async with self._turn:
+                if await request.is_disconnected():
+                    return _plain(408, "Nobody waits for this.")
+                return respond(await self._compute(make))
+        except S2FError as error:
+            return _plain(400, refusal(error))
+        finally:
+            del self._waiting[place]
 
     async def _about(self, request: "Request") -> "Response":
         """What a model says of itself, and how it was measured: HTML."""
@@ -275,14 +299,11 @@ class Page:
         from starlette.responses import StreamingResponse
 
         if len(self._waiting) > WAITING:
-            return _plain(503, "Too many are waiting. Try again in a minute.")
-        place = object()
-        self._waiting[place] = None
-        lines = self._lines(decode, answer, place)
-        return StreamingResponse(lines, media_type="application/x-ndjson")
+            return _plain(503, BUSY)
+        return StreamingResponse(self._lines(decode, answer), media_type="application/x-ndjson")
 
     async def _lines(
-        self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer], place: object
+        self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer]
     ) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Answer] = asyncio.Queue()
@@ -293,7 +314,7 @@ class Page:
         async def work() -> Answer:
             # A decoder may hang for a while: those who are speaking do not wait for it.
             decoded = await loop.run_in_executor(self._decoding, decode)
-            return await self._compute(finished, decoded)
+            return await self._compute_in_turn(finished, decoded)
 
         def finished(decoded: T) -> Answer:
             try:
@@ -301,6 +322,8 @@ class Page:
             finally:
                 gc.collect()  # a drawing of matplotlib's holds itself, and would wait for many more
 
+        place = object()
+        self._waiting[place] = None
         task = asyncio.ensure_future(work())
         before = -1
         try:
@@ -316,13 +339,14 @@ class Page:
                     yield _line(news.result())
                 else:
                     news.cancel()
+            del self._waiting[place]  # nobody waits until this one has read the answer
             try:
                 yield _line({"answer": task.result()})
             except Exception as error:
                 yield _line({"refused": refusal(error)})
         finally:
             task.cancel()  # of one who has gone; what is being computed already is finished
-            del self._waiting[place]
+            self._waiting.pop(place, None)
 
     async def _live(self, request: "Request") -> "Response":
         """The newest face of somebody who is speaking: samples of 16 bits come, as they are spoken.
@@ -338,15 +362,14 @@ class Page:
         visit = self.visits.get(name)
         try:
             if visit is None:
-                if len(self.visits) >= SPEAKERS:
-                    return _plain(503, "Too many are speaking. Try again in a minute.")
                 rate = asked.get("rate", "")
-                if not rate.isdecimal():
+                if not re.fullmatch("[0-9]{1,9}", rate):
                     return _plain(400, "This is no sound of a visitor's.")
-                chosen = asked.get("model", "")
-                model = await self._compute(self.model, chosen)
-                visit = Visit(Listener(model, int(rate)), chosen, time.monotonic())
-                self.visits[name] = visit
+                model = await self._compute(self.model, asked.get("model", ""))
+                if len(self.visits) >= SPEAKERS:  # now: others may have come meanwhile
+                    return _plain(503, "Too many are speaking. Try again in a minute.")
+                new = Visit(Listener(model, int(rate)), time.monotonic())
+                visit = self.visits.setdefault(name, new)
             if visit.is_busy:
                 return _plain(409, "One piece of sound comes after the other.")
             samples = np.frombuffer(content, "<i2").astype(np.int16)
@@ -367,10 +390,8 @@ class Page:
         from starlette.responses import JSONResponse
 
         content, name = await request.body(), request.query_params.get("model", "")
-        try:
-            return JSONResponse(await self._compute(self._drawn, content, name))
-        except S2FError as error:
-            return _plain(400, sentence(error))
+        draw = functools.partial(self._drawn, content, name)
+        return await self._soon(request, draw, JSONResponse)
 
     def _drawn(self, content: bytes, name: str) -> Answer:
         model = self.model(name)
@@ -385,16 +406,13 @@ class Page:
         form = asked.get("as", "")
         if form not in SAVED:
             return _plain(404, "There is nothing here.")
-        try:
-            save = functools.partial(self._saved, content, asked.get("model", ""), form)
-            made = await self._compute(save, asked.getlist("name"))
-        except S2FError as error:
-            return _plain(400, sentence(error))
-        return Response(made, media_type=SAVED[form])
+        save = functools.partial(self._saved, content, asked.get("model", ""), form)
+        respond = functools.partial(Response, media_type=SAVED[form])
+        return await self._soon(request, functools.partial(save, asked.getlist("name")), respond)
 
     def _saved(self, content: bytes, name: str, form: str, names: Sequence[str]) -> bytes:
         model = self.model(name)
-        embeddings = vectors(model, content, MOST_SAVED)
+        embeddings = vectors(model, content, MOST_SAVED[form])
         if form == "face":
             return model.decode(embeddings[0]).encoded()
         if form == "sheet" and len(names) != len(embeddings):
@@ -409,6 +427,7 @@ class Page:
 
 
 SAVED = {"face": "image/png", "animation": "image/webp", "sheet": "image/png"}
+BUSY = "Too many are waiting. Try again in a minute."
 FILES = ("page.css", "page.js", "capture.js", "example.wav", "example.png")
 
 
@@ -609,11 +628,12 @@ def shape_axes(model: SpeechToFace, embedding: NDArray[np.float32]) -> list[Answ
     # In full precision, whatever the model computes in.
     decoder: Any = copy.deepcopy(model.model.checkpoints["face_decoder"].network).float()
 
-    # A row for each coordinate of a landmark. torch.func would make a folder on the disk.
-    rows = torch.from_numpy(embedding).to(model.device).repeat(decoder.mean_landmarks.numel(), 1)
-    with torch.enable_grad():
-        points = decoder.points(rows.requires_grad_()).flatten(1)
-        (slopes,) = torch.autograd.grad(points.diagonal().sum(), rows)  # [2k d]
+    point = torch.from_numpy(embedding).to(model.device)
+    n = decoder.points(point[None]).numel()
+    # A row for each value. `torch.func` would import compilers, which make a folder in TMPDIR.
+    points = point.repeat(n, 1).requires_grad_()
+    values = decoder.points(points).flatten(1).diagonal()
+    (slopes,) = torch.autograd.grad(values.sum(), points)  # [2k d]
     _, lengths, axes = torch.linalg.svd(slopes.cpu(), full_matrices=False)
     pixels = SHAPE_PIXELS * (len(slopes) / 2) ** 0.5
     found = []

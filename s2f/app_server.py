@@ -139,7 +139,9 @@ def serve(app: App, settings: Settings, listening: socket.socket) -> Iterator[st
         own=own,
         hosts=names if is_here_alone(settings.host) else None,
     )
-    config = uvicorn.Config(guarded, log_config=None, access_log=False, ws="none", lifespan="on")
+    config = uvicorn.Config(
+        guarded, http="h11", ws="none", lifespan="on", log_config=None, access_log=False
+    )  # of the other parser of HTTP, which may be installed, heads have no limit
     server = uvicorn.Server(config)
     guarded.watch = lambda: watch(server)
     # In a thread of its own, where it leaves signals alone.

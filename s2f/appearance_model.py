@@ -493,7 +493,8 @@ class PartsEncoder(nn.Module):
             for name, whole in (("ground", True), ("within", False), ("skin", True)):
                 self.register_buffer(name, torch.full((size, size), whole))
             self.register_buffer("skin_mean", torch.zeros(3))
-            self.register_buffer("skin_axes", torch.eye(3))
+            # Not `torch.eye`, for which torch imports its compilers where a checkpoint is loaded.
+            self.register_buffer("skin_axes", torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]))
         self.register_buffer("shape_axes", torch.zeros(m, 2 * k))
         self.register_buffer("shape_code", torch.zeros(m, 2 * k))
         self.register_buffer("reading", torch.zeros(config.windows**2, config.axes, values))

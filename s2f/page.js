@@ -23,7 +23,7 @@ const vector = text => new Float32Array(Uint8Array.from(atob(text), c => c.charC
 const joined = vectors => new Blob(vectors);
 const moved = (base, steps) => base.map((x, k) => x + steps.reduce((sum, [t, step]) => sum + t * step[k], 0));
 const MOST_SAVED = 300;  // embeddings of an animation
-const thinned = vectors => vectors.filter((_, k) => k % Math.ceil(vectors.length / MOST_SAVED) === 0 || k === vectors.length - 1);
+const thinned = vectors => vectors.filter((_, k) => k % Math.ceil(vectors.length / (MOST_SAVED - 1)) === 0 || k === vectors.length - 1);
 
 // A face, which melts into the next one, and its landmarks.
 class Face {

@@ -199,3 +199,11 @@ def test_it_comes_with_what_its_evaluation_found() -> None:
     for words in ("Recall among all 68 people", "chance", "Voices and faces belong", "CC BY 4.0"):
         assert words.lower() in entry.evaluation.lower(), words
     assert not re.search(r"(?<![\w.])/\w+/", entry.evaluation)  # no path of whoever measured it
+
+
+@pytest.mark.slow
+def test_loading_it_imports_no_compilers() -> None:
+    """They take a second or two, and make a folder of temporary files: some of torch's would."""
+    code = "import sys; from s2f import SpeechToFace; SpeechToFace.load(device='cpu')"
+    code += "; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Done, commands
-from conftest import some_landmarks, write_photo, write_speech
+from conftest import noise, some_landmarks, write_photo, write_speech
 from foreign_files import write_legacy
 from published_files import narrow, published
-from visitors import Server, Visitor
+from visitors import Server, Visitor, vector
 
 from s2f import checkpoint, face_detection, layout
 from s2f.audio import SAMPLE_RATE
@@ -215,12 +215,15 @@ def test_the_page_makes_no_connection(models, tmp_path):
     environment, path = hooked(tmp_path)
     options = ("--json", "--model", models / "demo")
     with Server(*options, **environment) as server:
-        visitor = Visitor(server)
-        visitor.request("GET", "/")
+        visitor, sound = Visitor(server), (noise(2) * 32767).astype("<i2")
+        for place in ("/", "/about"):
+            assert visitor.request("GET", place)[0] == 200
         speech, photo = write_speech(tmp_path / "a.wav"), write_photo(tmp_path / "a.jpg")
-        assert visitor.ask("/voice", speech.read_bytes())["face"]
-        assert visitor.ask("/photo", photo.read_bytes())["face"]
-        visitor.speak(np.zeros(100, np.int16), SAMPLE_RATE)
+        face = vector(visitor.ask("/voice", speech.read_bytes())["embedding"])
+        assert "photo" in visitor.ask("/photo", photo.read_bytes())
+        assert "face" in visitor.speak(sound, SAMPLE_RATE)
+        for place in ("/draw", "/save?as=animation"):
+            assert visitor.fetch("POST", place, face.tobytes())[0] == 200
         assert server.end(signal.SIGTERM)[0] == 130
     began, places = asked(path)
     assert began > 1 and not places
