@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2f import app_server
-from s2f.app_server import Settings
+from s2f.app_server import App, Message, Settings
 from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, FloatArray, Heard, hear, hear_beginnings
 from s2f.channel import moved
 from s2f.checkpoint import Checkpoint, Choice, choose, entries, models_in
@@ -271,7 +271,7 @@ class Page:
             return _plain(404, refusal(error))
         return HTMLResponse(about(model, evaluation))
 
-    async def _voice(self, request: "Request") -> "Response":
+    async def _voice(self, request: "Request") -> App:
         """The face of a recording."""
         content, name = await request.body(), request.query_params.get("model", "")
         longest = self.settings.max_seconds
@@ -281,7 +281,7 @@ class Page:
 
         return self._in_turn(functools.partial(decode_recording, content, longest), answer)
 
-    async def _photo(self, request: "Request") -> "Response":
+    async def _photo(self, request: "Request") -> App:
         """The face of a photo."""
         content, name = await request.body(), request.query_params.get("model", "")
         detector = finder(self.settings)
@@ -292,18 +292,27 @@ class Page:
 
         return self._in_turn(functools.partial(decode_photo, content, detector), answer)
 
-    def _in_turn(
-        self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer]
-    ) -> "Response":
+    def _in_turn(self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer]) -> App:
         """Answer line by line, when all who came before are answered."""
         from starlette.responses import StreamingResponse
 
         if len(self._waiting) > WAITING:
             return _plain(503, BUSY)
-        return StreamingResponse(self._lines(decode, answer), media_type="application/x-ndjson")
+        place = object()
+        lines = self._lines(decode, answer, place)
+        response = StreamingResponse(lines, media_type="application/x-ndjson")
+
+        async def respond(scope: Message, receive: Any, send: Any) -> None:
+            self._waiting[place] = None  # now: of a crowd that comes at once, no more may wait
+            try:
+                await response(scope, receive, send)
+            finally:  # also where he goes before the first line
+                self._waiting.pop(place, None)
+
+        return respond
 
     async def _lines(
-        self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer]
+        self, decode: Callable[[], T], answer: Callable[[T, Progress], Answer], place: object
     ) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Answer] = asyncio.Queue()
@@ -322,8 +331,6 @@ class Page:
             finally:
                 gc.collect()  # a drawing of matplotlib's holds itself, and would wait for many more
 
-        place = object()
-        self._waiting[place] = None
         task = asyncio.ensure_future(work())
         before = -1
         try:
@@ -346,7 +353,6 @@ class Page:
                 yield _line({"refused": refusal(error)})
         finally:
             task.cancel()  # of one who has gone; what is being computed already is finished
-            self._waiting.pop(place, None)
 
     async def _live(self, request: "Request") -> "Response":
         """The newest face of somebody who is speaking: samples of 16 bits come, as they are spoken.

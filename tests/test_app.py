@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -428,6 +429,14 @@ def visitor(page: Any) -> Visitor:
     return Visitor(served)
 
 
+@pytest.fixture
+def unhurried(page, monkeypatch):
+    """Nobody is forgotten, however busy the machine is."""
+    monkeypatch.setattr(page, "forget", lambda: None)
+    yield
+    page.visits.clear()
+
+
 def floats(*embeddings: np.ndarray) -> bytes:
     return np.stack(embeddings).astype("<f4").tobytes()
 
@@ -544,7 +553,7 @@ def spoken(seconds: float, seed: int = 0) -> np.ndarray:
     return (32767 * noise(seconds, seed)).astype(np.int16)
 
 
-def test_a_face_forms_while_somebody_speaks(visitor, model):
+def test_a_face_forms_while_somebody_speaks(visitor, model, unhurried):
     """Faces are those of a `Listener` that is fed the same; what it hears is for test_live."""
     silence = np.zeros(SAMPLE_RATE // 2, np.int16)
     for _ in range(2):
@@ -578,7 +587,7 @@ def test_who_speaks_no_more_is_forgotten_within_two_seconds(page, visitor):
     assert visitor.speak(spoken(0.25), SAMPLE_RATE)["seconds"] < 0.3  # one who is new
 
 
-def test_too_many_who_speak_are_refused_and_those_who_do_are_heard(page, visitor, monkeypatch):
+def test_too_many_who_speak_are_refused(page, visitor, monkeypatch, unhurried):
     monkeypatch.setattr(app, "SPEAKERS", 2)
     page.visits.clear()
     served: Any = SimpleNamespace(said=json.dumps({"url": page.url}))
@@ -607,7 +616,7 @@ def test_what_is_no_sound_of_a_visitors_is_refused(page, visitor, visit, rate, b
     assert status == 400 and said.endswith(".") and visit not in page.visits
 
 
-def test_who_speaks_longer_than_is_heard_is_refused(page, visitor):
+def test_who_speaks_longer_than_is_heard_is_refused(visitor, unhurried):
     """It hears 5 s, and one more of which a page does not yet know."""
     for _ in range(2):
         visitor.speak(np.zeros(3 * 8000, np.int16), 8000)
@@ -674,6 +683,21 @@ def test_who_waits_is_told_his_place_and_too_many_are_refused(page, visitor, mon
         for told in (asked[0][1], asked[2][1], answer):
             *_, last = told.read().splitlines()
             assert json.loads(last) == {"answer": {"face": "drawn"}}
+
+
+def test_of_a_crowd_that_comes_at_once_no_more_wait_than_may(page, visitor, monkeypatch):
+    end = threading.Event()
+    monkeypatch.setattr(app, "answer_voice", lambda *_: {"waited": end.wait(60)})
+    monkeypatch.setattr(app, "WAITING", 2)
+    host, port = visitor.address.rsplit(":", 1)
+    head = f"POST /voice HTTP/1.1\r\nHost: {visitor.address}\r\nContent-Length: 99\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        stack.callback(end.set)
+        crowd = [socket.create_connection((host, int(port)), timeout=60) for _ in range(20)]
+        for each in crowd:
+            stack.enter_context(each).sendall(head.encode() + bytes(99))
+        statuses = [int(each.recv(12).split()[1]) for each in crowd]
+    assert sorted(statuses) == [200] * 3 + [503] * 17
 
 
 def test_a_bug_costs_one_answer(page, visitor, monkeypatch, caplog):
