@@ -631,9 +631,9 @@ def shape_axes(model: SpeechToFace, embedding: NDArray[np.float32]) -> list[Answ
     ends move those by `SHAPE_PIXELS`. Of a linear decoder they are the shape's axes of its code.
     There are fewer where the shape changes in fewer ways.
     """
-    # In full precision, whatever the model computes in.
-    decoder: Any = copy.deepcopy(model.model.checkpoints["face_decoder"].network).float()
-
+    decoder: Any = model.model.checkpoints["face_decoder"].network
+    if next(decoder.parameters()).dtype != torch.float32:  # half precision is too coarse for this
+        decoder = copy.deepcopy(decoder).float()
     point = torch.from_numpy(embedding).to(model.device)
     n = decoder.points(point[None]).numel()
     # A row for each value. `torch.func` would import compilers, which make a folder in TMPDIR.
