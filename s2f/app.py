@@ -632,7 +632,7 @@ def shape_axes(model: SpeechToFace, embedding: NDArray[np.float32]) -> list[Answ
     There are fewer where the shape changes in fewer ways.
     """
     decoder: Any = model.model.checkpoints["face_decoder"].network
-    if next(decoder.parameters()).dtype != torch.float32:  # half precision is too coarse for this
+    if any(p.dtype != torch.float32 for p in decoder.parameters()):  # half is too coarse for this
         decoder = copy.deepcopy(decoder).float()
     point = torch.from_numpy(embedding).to(model.device)
     n = decoder.points(point[None]).numel()
