@@ -209,8 +209,8 @@ def disguises(path: str) -> list[str]:
     names += [f"{path}%00.css", f"{path}?page.css", f"{path}#page.css", *climbing]
     folders = ("", "page.css", "page.js/..", "example.wav", "static", "file=", "about", "voice")
     where = [f"/{folder}/{name}" for folder in folders for name in names]
-    where += [f"{kind}{name}" for kind in ("", "http://localhost/", "//localhost/") for name in up]
-    return [*where, *(f"http://localhost/{name}" for name in names), f"file://{path}"]
+    whole = ("http://localhost/", "http://example.org/", "//localhost/", "localhost/", "")
+    return where + [f"{start}{name}" for start in whole for name in names]
 
 
 END = ("/", "/.", "%00", "%2f..", ";", "%20")
