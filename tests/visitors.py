@@ -1,5 +1,6 @@
 """The page of `s2f app` in a process of its own, and those who ask it over HTTP."""
 
+import base64
 import contextlib
 import http.client
 import io
@@ -22,6 +23,17 @@ from trees import interruptible
 def pixels(content: bytes) -> np.ndarray:
     """A picture in a file, [height width 3] from 0 to 255."""
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), float)
+
+
+def picture(url: str) -> bytes:
+    """The file in a data URL."""
+    assert url.startswith("data:image/")
+    return base64.b64decode(url.partition(";base64,")[2])
+
+
+def vector(text: str) -> np.ndarray:
+    """An embedding [d], or a step of one, as answers hold it."""
+    return np.frombuffer(base64.b64decode(text), "<f4")
 
 
 class Server(subprocess.Popen[str]):
@@ -54,40 +66,52 @@ class Server(subprocess.Popen[str]):
         return sum(int(kb) for kb in re.findall(r"Private_\w+: +(\d+) kB", text)) / 1000
 
 
+class RefusedError(Exception):
+    """What the page refused, and with which status; that of a refusal that came late is 200."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status, self.said = status, said
+
+
 class Visitor:
-    """One who asks the page over HTTP, as a browser does."""
+    """One who asks the page over HTTP, as its script does."""
 
     def __init__(self, server: Server) -> None:
         self.address = urllib.parse.urlsplit(json.loads(server.said)["url"]).netloc
+        self.visit = secrets.token_hex(16)
 
-    def request(self, method, where, body=None, kind="application/json") -> tuple[int, str]:
+    def fetch(self, method, where, body=None, kind="application/octet-stream"):
+        """Ask for anything: the status, the headers, and what came, bytes."""
         connection = http.client.HTTPConnection(self.address, timeout=120)
         with contextlib.closing(connection):
             connection.request(method, where, body, {"Content-Type": kind} if body else {})
             answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            return answer.status, answer.headers, answer.read()
 
-    def send(self, content: bytes, name: str) -> tuple[int, Any]:
-        """Send a file: the status, and where it lies on the server or what is wrong with it."""
-        boundary = secrets.token_hex(8)
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"'
-        body = b"%b\r\n\r\n%b\r\n--%b--\r\n" % (head.encode(), content, boundary.encode())
-        kind = f"multipart/form-data; boundary={boundary}"
-        status, text = self.request("POST", "/gradio_api/upload", body, kind)
-        return status, json.loads(text)[0] if status == 200 else text
+    def request(self, method, where, body=None, kind="application/octet-stream") -> tuple[int, str]:
+        """Ask for text: the status, and what came."""
+        status, _, content = self.fetch(method, where, body, kind)
+        return status, content.decode()
 
-    def ask(self, question: str, *contents: bytes, name: str = "speech.wav") -> str:
-        """Send files, and wait for what the page answers: HTML."""
-        return self.ask_of(question, *[self.send(content, name)[1] for content in contents])
+    def lines(self, path: str, content: bytes) -> list[dict[str, Any]]:
+        """Send a file to `/voice` or `/photo`: all lines of the answer."""
+        status, text = self.request("POST", path, content)
+        if status != 200:
+            raise RefusedError(status, text)
+        return [json.loads(line) for line in text.splitlines()]
 
-    def ask_of(self, question: str, *paths: str | None, **kind: Any) -> str:
-        """Wait for what the page answers to files that lie on the server."""
-        kind = kind or {"meta": {"_type": "gradio.FileData"}}
-        data = [path and {"path": path, **kind} for path in paths]
-        where = f"/gradio_api/call/{question}"
-        _, text = self.request("POST", where, json.dumps({"data": data}).encode())
-        _, text = self.request("GET", f"{where}/{json.loads(text)['event_id']}")
-        event, value = re.findall(r"event: (\w+)\ndata: (.*)", text)[-1]
-        if event != "complete":
-            raise RuntimeError(f"{event}: {value}")
-        return str(json.loads(value)[0])
+    def ask(self, path: str, content: bytes) -> dict[str, Any]:
+        """Send a file to `/voice` or `/photo`: the answer, which is the last line's."""
+        last = self.lines(path, content)[-1]
+        if "refused" in last:
+            raise RefusedError(200, last["refused"])
+        return dict(last["answer"])
+
+    def speak(self, samples: np.ndarray, rate: int) -> dict[str, Any]:
+        """Send the next samples [n], of 16 bits, of what this visitor says: the answer."""
+        where = f"/live?visit={self.visit}&rate={rate}"
+        status, text = self.request("POST", where, samples.astype("<i2").tobytes())
+        if status != 200:
+            raise RefusedError(status, text)
+        return dict(json.loads(text))
