@@ -33,7 +33,7 @@ def picture(url: str) -> bytes:
 
 def vector(text: str) -> np.ndarray:
     """An embedding [d], or a step of one, as answers hold it."""
-    return np.frombuffer(base64.b64decode(text), "<f4")
+    return np.frombuffer(base64.b64decode(text), "<f4").copy()
 
 
 class Server(subprocess.Popen[str]):
