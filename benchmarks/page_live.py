@@ -16,8 +16,9 @@ import json
 import shutil
 from typing import Any
 
-from app import EXAMPLE, Server
+from app import EXAMPLES, Server
 
+EXAMPLE = EXAMPLES / "speech.wav"
 SECONDS = 7.0  # of speech in the example
 FIRST, OFTEN = "first face after the first second of voice, s", "new faces a second"
 SAME = "the last face is that of the sound"

@@ -16,6 +16,7 @@ import copy
 import functools
 import gc
 import io
+import itertools
 import json
 import logging
 import re
@@ -134,14 +135,19 @@ def offered(
     whole = 0
     for name, path in models_in(folder).items():
         try:
+            name.encode()
             choice = choose(path)
         except CheckpointError as error:
             note(f"not offered: {error.message}")
             continue
+        except UnicodeEncodeError:  # no page could show it
+            note(f"not offered: {path}: its name is no UTF-8")
+            continue
         whole += 1
         if choice.sha256 != chosen.sha256:  # else it is the first one
             (entry,) = entries(path)
-            unique = f"{name} (2)" if name == chosen.name else name  # no path, which is private
+            names = (f"{name} ({n})" for n in itertools.count(2))  # no path, which is private
+            unique = next(n for n in itertools.chain([name], names) if n not in found)
             found[unique] = functools.partial(load, choice, entry.evaluation)
     if not whole:
         message = f"{folder}: holds no model with all three networks"
@@ -332,6 +338,7 @@ class Page:
                 gc.collect()  # a drawing of matplotlib's holds itself, and would wait for many more
 
         task = asyncio.ensure_future(work())
+        task.add_done_callback(lambda _: told.put_nowait({}))  # so that its end is no wait
         before = -1
         try:
             while not task.done():
@@ -339,13 +346,11 @@ class Page:
                 if ahead != before:
                     before = ahead
                     yield _line({"before": before})
-                news = asyncio.ensure_future(told.get())
-                how: Any = {"timeout": 0.5, "return_when": asyncio.FIRST_COMPLETED}
-                await asyncio.wait([task, news], **how)
-                if news.done():
-                    yield _line(news.result())
-                else:
-                    news.cancel()
+                news: Answer = {}
+                with contextlib.suppress(TimeoutError):
+                    news = await asyncio.wait_for(told.get(), 0.5)
+                if news:
+                    yield _line(news)
             del self._waiting[place]  # nobody waits until this one has read the answer
             try:
                 yield _line({"answer": task.result()})

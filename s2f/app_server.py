@@ -35,10 +35,9 @@ FORGOTTEN = 600.0  # seconds that sending may take in all
 PATIENCE = 60.0  # seconds that one may take to send a request's head, or to read on
 CROWD = 32  # connections that send nothing, or are not read: then a few seconds have to do
 TOGETHER = 20  # files of the largest size that may be under way at a time
-POLICY = (  # the page's own files, and pictures and sounds that it makes; nothing outside is asked
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "media-src 'self' blob:; connect-src 'self'; frame-ancestors 'self'; form-action 'none'; "
-    "base-uri 'self'"
+POLICY = (  # the page's own files, and pictures in its answers; nothing outside is asked
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'self'; form-action 'none'; base-uri 'self'"
 )
 HEADERS = (
     (b"content-security-policy", POLICY.encode()),
@@ -223,7 +222,8 @@ class Guard:
         watch: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Stand before `app`; `watch` is run beside it."""
-        self.app, self.most, self.root = app, most, root
+        self.app, self.most = app, most
+        self.root = urllib.parse.unquote(root)  # as a path comes
         self.own, self.hosts, self.watch = own, hosts, watch
         self.under_way = 0  # bytes that are being sent, or answered
 

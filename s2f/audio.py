@@ -94,6 +94,10 @@ _HEADERS = frozenset(
     for x in ("1254c367", "1c53bb6b", "1654ae6b", "1043a770", "114d9b74", "1549a966", "1941a469")
 )
 _ELEMENTS = re.compile(b"|".join(map(re.escape, [_SEGMENT, _CLUSTER, *sorted(_HEADERS)])))
+# And of what says where headers are, of files within one, such as fonts, and of what these hold.
+_SEEK_HEAD, _SEEK, _FILES, _FILE, _FILLED = (
+    bytes.fromhex(x) for x in ("114d9b74", "53ac", "1941a469", "61a7", "465c")
+)
 _MOST_HEADERS, _MOST_ELEMENTS = 8 * 2**20, 2**21
 _MOST_PACKETS = 1 << 23  # of MP4: FFmpeg holds 35 bytes of each in memory; 12 h of film have 5e6
 # In the header of an MP4, how many packets a track has, or a fragment, how many parts of them are
@@ -1124,31 +1128,65 @@ class _Stream:
 def _check_headers(data: BinaryIO, name: str) -> None:
     """Raise an `AudioError` if a Matroska file or WebM has more headers than FFmpeg should hold.
 
-    It holds all that they say, in about 30 times their size. Those of a film of hours take 1 MB.
+    It holds all that they say, in about 30 times their size, but files within the file as they are.
+    Those of a film of hours take 1 MB. It goes wherever a header is said to be.
     Source: RFC 8794 (EBML) and RFC 9559 (Matroska), for the IDs and the lengths of elements.
     """
     size = data.seek(0, io.SEEK_END)
     data.seek(0)
     if data.read(4) != _EBML:
         return
-    place, headers = 0, 0
+    place = headers = segment = 0
+    ends = {_FILES: 0, _FILE: 0}
+    sought: list[int] = []
+    counted: set[int] = set()
     for _ in range(_MOST_ELEMENTS):
-        data.seek(place)
+        goes_on = place < size
+        if not (goes_on or sought):
+            return
+        at = place if goes_on else sought.pop()
+        data.seek(at)
         element, begins, lasts = _element(data.read(12))
-        if element in (_SEGMENT, _CLUSTER) or lasts is None:  # what is in it comes next
-            lasts = 0
-        if not begins:  # nothing that is known: FFmpeg goes on at the next that is
-            later = (at for at, _ in _found(data, _ELEMENTS, 4, place + 1))
-            place = next(later, size)
-        elif element in _HEADERS:
-            headers += min(lasts or size, size - place)
-        place += begins + lasts
+        content = at + begins
+        end = size if lasts is None else min(content + lasts, size)
+        is_open = element in (_SEGMENT, _CLUSTER) or lasts is None  # what is in it comes next
+        if element == _SEGMENT:
+            segment = content
+        elif element == _FILES and goes_on:
+            counted.add(at)
+            ends[_FILES], is_open = end, True
+        elif element in _HEADERS and at not in counted:
+            counted.add(at)
+            headers += end - at
+        elif at < ends[_FILES] and goes_on:
+            headers += (content if element in (_FILE, _FILLED) else end) - at
+            if element == _FILE:
+                ends[_FILE], is_open = end, True
+            elif element == _FILLED:  # FFmpeg reads no more of it than there is
+                end = min(end, ends[_FILE])
         if headers > _MOST_HEADERS:
             found = f"declares {headers / 2**20:.0f} MB of headers"
             raise _unusable(name, found, f"{_MOST_HEADERS // 2**20} MB at most")
-        if place >= size:
-            return
+        if element == _SEEK_HEAD:
+            data.seek(content)
+            sought += [segment + to for to in _positions(data.read(end - content))]
+        if goes_on and begins:
+            place = content if is_open else end
+        elif goes_on:  # nothing that is known: FFmpeg goes on at the next that is
+            later = (at for at, _ in _found(data, _ELEMENTS, 4, place + 1))
+            place = next(later, size)
     raise _unusable(name, f"has more than {_MOST_ELEMENTS} elements", "fewer")
+
+
+def _positions(seek_head: bytes) -> Iterator[int]:
+    """Find where a seek head says that elements are, from the segment's content on."""
+    at = seek_head.find(_SEEK)
+    while at >= 0:
+        _, begins, lasts = _element(seek_head[at : at + 12])
+        content = at + begins
+        if begins and lasts is not None and lasts <= 8:
+            yield int.from_bytes(seek_head[content : content + lasts])
+        at = seek_head.find(_SEEK, at + 2)
 
 
 def _element(head: bytes) -> tuple[bytes, int, int | None]:

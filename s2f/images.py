@@ -89,11 +89,12 @@ def open_photo(
     black hold 8, 10 or 12.
 
     `enough` is the pixels a side that are of interest: a larger JPEG may be decoded at a half, a
-    quarter or an eighth of its size, never below twice this; None decodes all of it, or of more
-    than 50 megapixels the half. `name` is what errors call the photo. Raises ImageError if it is
-    missing, no regular file, none of `FORMATS`, or broken; if it has more than `most` pixels, or
-    more than 65,535 a side; if it is to be turned, is transparent, has a profile or comes as WebP
-    or AVIF, and takes more than 512 MB for that; if an array is of another type or shape.
+    quarter or an eighth of its size, never below twice this; None decodes all of it, or half a side
+    of what has more than 50 megapixels or would take more than 512 MB. `name` is what errors call
+    the photo. Raises ImageError if it is missing, no regular file, none of `FORMATS`, or broken; if
+    it has more than `most` pixels, or more than 65,535 a side; if it is no JPEG and to be turned,
+    transparent, with a profile, WebP or AVIF, and takes more than 512 MB for that; if an array is
+    of another type or shape.
     """
     name = name or called(source)
     try:
@@ -193,11 +194,12 @@ def _decoded(file: BinaryIO, name: str, enough: int | None, most: int) -> Image.
         _check_size(picture, name, most)
         if enough is not None:
             picture.draft("RGB", (2 * enough, 2 * enough))
-        elif picture.width * picture.height > MAX_PIXELS // 2:
-            picture.draft("RGB", (picture.width // 2, picture.height // 2))
+        elif picture.format == "JPEG":  # of another, `_most_held` could already decode it
+            if picture.width * picture.height > min(MAX_PIXELS // 2, _most_held(picture)):
+                picture.draft("RGB", (picture.width // 2, picture.height // 2))
         raw: Any = picture.tile[0].args if picture.tile else ""
         has_16_bits = raw in ("RGB;16B", "RGBA;16B")
-        _check_size(picture, name, MAX_HELD // (_bytes_a_pixel(picture) + 4 * has_16_bits))
+        _check_size(picture, name, _most_held(picture, 4 * has_16_bits))
         picture.load()  # first: it turns a TIFF, and takes its orientation away
         if not has_16_bits or picture.convert("RGB").getbbox():
             return _bare(_normalised(picture, name))
@@ -207,15 +209,15 @@ def _decoded(file: BinaryIO, name: str, enough: int | None, most: int) -> Image.
         return _bare(_normalised(picture, name))
 
 
-def _bytes_a_pixel(picture: Image.Image) -> int:
-    """Tell about how many bytes a pixel takes in all, till a picture is made ready."""
+def _most_held(picture: Image.Image, more: int = 0) -> int:
+    """Tell how many pixels fit in `MAX_HELD`, with so many bytes more for each than it looks."""
     copies = (
         _turn(picture) is not None,
         "icc_profile" in picture.info,
         picture.mode not in ("1", "L", "P", "RGB"),
         *(3 * [picture.format in ("WEBP", "AVIF")]),  # the decoder's own
     )
-    return 4 + 4 * sum(copies) + 5 * picture.has_transparency_data
+    return MAX_HELD // (4 + 4 * sum(copies) + 5 * picture.has_transparency_data + more)
 
 
 def _bare(picture: Image.Image) -> Image.Image:

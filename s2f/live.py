@@ -93,7 +93,7 @@ class Listener:
         """Tell whether a frame is no silence."""
         power = float(np.mean(np.square(np.nan_to_num(frame), dtype=np.float64)))
         self._levels = [*self._levels[1 - round(1 / FRAME_SECONDS) :], power]
-        self._loudest = max(self._loudest, float(np.mean(self._levels)))
+        self._loudest = max(self._loudest, sum(self._levels) * FRAME_SECONDS)
         return power > max(QUIET * self._loudest, 1e-9)
 
     def _hear(self, sound: FloatArray) -> None:

@@ -1,5 +1,6 @@
 """The page: what visitors are answered, that faces are those of `generate`, and that they move."""
 
+import asyncio
 import contextlib
 import ctypes
 import dataclasses
@@ -8,6 +9,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import shutil
 import socket
 import threading
@@ -397,6 +399,18 @@ def test_all_whole_models_of_a_folder_are_offered_and_others_are_named(models, t
     assert first()[1] is None  # what was measured is of its own networks
 
 
+def test_each_model_of_a_folder_has_a_name_of_its_own_that_a_page_can_hold(models, tmp_path):
+    for seed, name in enumerate(("demo", "demo (2)", " a  <b>"), 3):
+        save_model(tmp_path / name, seed=seed)
+    shutil.copytree(tmp_path / "demo", tmp_path / os.fsdecode(b"\xff"))
+    told: list[str] = []
+    found = offered(str(models / "demo"), tmp_path, device="cpu", note=told.append)
+    assert sorted(found) == [" a  <b>", "demo", "demo (2)", "demo (2) (2)"]
+    assert len(told) == 1 and "no UTF-8" in told[0]
+    # Of the text alone, a browser would give a name without the spaces that are too many.
+    assert '<option value=" a  &lt;b&gt;">' in Page(found, Settings()).home()
+
+
 def test_a_folder_without_a_model_is_refused(models, tmp_path):
     for folder in (tmp_path, tmp_path / "none", models / "demo"):
         with pytest.raises(CheckpointError, match="holds no model with all three") as told:
@@ -443,8 +457,8 @@ def floats(*embeddings: np.ndarray) -> bytes:
 
 def test_the_page_offers_a_choice_where_there_is_one(page, visitor, model):
     status, text = visitor.request("GET", "/?model=other")
-    assert status == 200 and "<option selected>other</option>" in text
-    assert "<option>demo</option>" in text
+    assert status == 200 and '<option value="other" selected>other</option>' in text
+    assert '<option value="demo">demo</option>' in text
     alone = Page({"demo": lambda: (model, None)}, Settings())
     assert "<option" not in alone.home()
     assert visitor.request("GET", "/about?model=other")[1].startswith("<h3>The model other</h3>")
@@ -683,6 +697,26 @@ def test_who_waits_is_told_his_place_and_too_many_are_refused(page, visitor, mon
         for told in (asked[0][1], asked[2][1], answer):
             *_, last = told.read().splitlines()
             assert json.loads(last) == {"answer": {"face": "drawn"}}
+
+
+def test_who_goes_while_he_waits_leaves_no_task():
+    ended = threading.Event()
+
+    async def go() -> set[str]:
+        page, place = Page({}, Settings()), object()
+        page._waiting[place] = None
+        lines = page._lines(ended.wait, lambda decoded, tell: {}, place)
+        await anext(lines)
+        waiting = asyncio.ensure_future(anext(lines))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await lines.aclose()
+        ended.set()
+        await asyncio.sleep(0.1)
+        return {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
+
+    assert asyncio.run(go()) == set()
 
 
 def test_of_a_crowd_that_comes_at_once_no_more_wait_than_may(page, visitor, monkeypatch):

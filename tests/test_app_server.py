@@ -221,6 +221,9 @@ def test_where_a_proxy_has_the_page_is_left_out_of_what_is_asked():
     guard = Guard(echo, 1000, root="/s2f")
     for path, inside in (("/s2f/about", "/about"), ("/s2f", "/"), ("/s2fa", "/s2fa"), ("/", "/")):
         assert dict(ask(guard, request("GET", path=path))[0]["headers"])[b"path"].decode() == inside
+    guard = Guard(echo, 1000, root="/my%20page")  # a server takes a path's escapes away
+    head = ask(guard, request("GET", path="/my page/about"))[0]["headers"]
+    assert dict(head)[b"path"] == b"/about"
 
 
 def status(method: str, *headers: tuple[str, str], hosts: Any = None, own: str = "") -> int:

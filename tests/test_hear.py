@@ -18,7 +18,7 @@ from command_line import Done
 from conftest import noise
 from recordings import VOICES, write_av
 
-from s2f import SpeechToFace
+from s2f import SpeechToFace, audio
 from s2f.audio import SAMPLE_RATE, Waveform, find_recordings, hear, is_recording
 from s2f.errors import AudioError, UsageError
 from s2f.prep_audio import audio_step
@@ -526,3 +526,45 @@ def test_of_24_readers_the_damaged_recording_is_nearest_to_the_clean_one(tmp_pat
     found = {what: own_first(clean, [*map(model.embed_voice, d)]) for what, d in damaged.items()}
     found["tracks"] = own_first(clean, [*map(model.embed_voice, movies)])
     assert min(found.values()) >= 20, found
+
+
+def element(name: str, *content: bytes) -> bytes:
+    whole = b"".join(content)
+    return bytes.fromhex(name) + b"\x01" + len(whole).to_bytes(7) + whole
+
+
+TAGS = element("1254c367", bytes.fromhex("7373 88 67c8 85 45a3 82 4141") * 1000)  # of 11 kB
+NAMED = element("466e", b"a"), element("4660", b"font/ttf"), element("46ae", b"1")
+MATROSKA = {  # what stands before a Matroska file's own elements, and whether it can be heard
+    "no tags, and much else": (element("1254c367") + element("ec", bytes(50_000)), True),
+    "a font": (element("1941a469", element("61a7", *NAMED, element("465c", bytes(50_000)))), True),
+    "tags": (TAGS, False),
+    "tags in what is skipped": (
+        element("114d9b74", element("4dbb", element("53ab", TAGS[:4]), element("53ac", b"\x38")))
+        + element("ec", TAGS),
+        False,
+    ),
+    "tags behind a file longer than what it is in": (
+        element("1941a469", element("61a7", element("465c", TAGS)[:10]), TAGS),
+        False,
+    ),
+    "many files": (element("1941a469", 1000 * element("61a7")), False),
+}
+
+
+@pytest.mark.parametrize("case", MATROSKA)
+def test_headers_of_matroska_have_a_limit_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(audio, "_MOST_HEADERS", 5_000)
+    before, is_heard = MATROSKA[case]
+    data = write_av(tmp_path / "a.mka", noise(3)[:, None]).read_bytes()
+    start = data.index(bytes.fromhex("18538067")) + 12
+    place = before.find(TAGS[:4] + TAGS[4:5])
+    assert case != "tags in what is skipped" or place == 0x38  # of the segment, as is said
+    whole = data[: start - 8] + bytes.fromhex("01ffffffffffffff") + before + data[start:]
+    if is_heard:
+        assert hear(io.BytesIO(whole)).seconds == pytest.approx(48_000 / 44_100, abs=0.1)
+    else:
+        with pytest.raises(AudioError, match="of headers; wanted"):
+            hear(io.BytesIO(whole))

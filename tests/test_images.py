@@ -356,6 +356,16 @@ SEEN: dict[str, tuple[Make, Callable[[Photo], Photo]]] = {
 }
 
 
+def test_a_jpeg_that_would_take_too_much_memory_is_read_at_half_its_size(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"  # as a telephone writes: to be turned, with a profile
+    path.write_bytes(turned("JPEG", 6, icc_profile=PROFILE)(original()))
+    whole = open_photo(path, enough=None)
+    monkeypatch.setattr(images, "MAX_HELD", 12 * whole.width * whole.height - 1)  # of 4 bytes, 3
+    half = open_photo(path, enough=None)
+    assert half.size == (whole.width // 2, whole.height // 2)
+    assert difference(half, whole.resize(half.size)) < 6
+
+
 @pytest.mark.parametrize("case", SEEN)
 def test_an_odd_photo_is_seen_as_it_is(tmp_path, case):
     make, looks = SEEN[case]

@@ -124,6 +124,14 @@ def test_silence_changes_nothing(model: SpeechToFace, level: float) -> None:
     np.testing.assert_array_equal(*faces)
 
 
+def test_a_bump_before_does_not_make_silence_of_a_voice(model: SpeechToFace) -> None:
+    """The loudest second counts, as in `hear`: a tenth at full level is 30 dB above 1 % of it."""
+    bump = np.random.default_rng(0).uniform(-1, 1, SAMPLE_RATE // 10).astype(np.float32)
+    voice = VOICE * np.float32(0.02 * np.sqrt(1 / 3) / np.sqrt(np.mean(np.square(VOICE))))
+    listener = heard(model, bump, np.zeros(SAMPLE_RATE, np.float32), voice)
+    assert listener.seconds > 0.8 * len(VOICE) / SAMPLE_RATE
+
+
 def test_what_is_no_voice_has_no_face(model: SpeechToFace) -> None:
     steady = np.random.default_rng(0).normal(0, 0.1, 2 * CLIP).astype(np.float32)
     assert hear(Waveform(steady, SAMPLE_RATE)).is_steady
