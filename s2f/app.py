@@ -40,7 +40,7 @@ from s2f.app_server import App, Message, Settings
 from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, FloatArray, Heard, hear, hear_beginnings
 from s2f.channel import moved
 from s2f.checkpoint import Checkpoint, Choice, choose, entries, models_in
-from s2f.console import Progress, silent
+from s2f.console import Progress, one_line, silent
 from s2f.errors import (
     AudioError,
     CheckpointError,
@@ -93,13 +93,19 @@ DECODING_SECONDS = 60.0
 _decode = Worker(["s2f.audio", "s2f.images", "av", "soundfile", "soxr"], DECODING_SECONDS)
 T = TypeVar("T")
 Answer = dict[str, Any]  # of what JSON can say
+Note = Callable[[str], object]
 
 
 @contextlib.contextmanager
-def serving(models: Loaders, settings: Settings, listening: socket.socket) -> Iterator[str]:
-    """Serve the page, as `app_server.serve`; the first model is loaded and warmed up before."""
+def serving(
+    models: Loaders, settings: Settings, listening: socket.socket, note: Note = lambda text: None
+) -> Iterator[str]:
+    """Serve the page, as `app_server.serve`; the first model is loaded and warmed up before.
+
+    `note` is told of each model that is loaded.
+    """
     with contextlib.closing(_decode):
-        page = Page(models, settings)
+        page = Page(models, settings, note)
         page.model("")
         _decode(_hear, "the recording", _second(), (1.0,))  # which starts its process
         gc.collect()
@@ -115,7 +121,7 @@ def offered(
     files: Mapping[str, Path] | None = None,
     device: str = "auto",
     precision: str | None = None,
-    note: Callable[[str], object] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> Loaders:
     """Find the models that the page offers: one, first, and all in a folder of models.
 
@@ -168,8 +174,8 @@ class Visit:
 class Page:
     """What the page asks for, and the answers."""
 
-    def __init__(self, models: Loaders, settings: Settings) -> None:
-        self.settings, self._loaders = settings, models
+    def __init__(self, models: Loaders, settings: Settings, note: Note = lambda text: None) -> None:
+        self.settings, self._loaders, self._note = settings, models, note
         self._models: dict[str, tuple[SpeechToFace, str | None]] = {}
         self.visits: dict[str, Visit] = {}
         self._waiting: dict[object, None] = {}  # in order
@@ -187,6 +193,7 @@ class Page:
             if name not in self._loaders:
                 raise _unknown(name)
             model, evaluation = self._loaders[name]()
+            self._note(f"{one_line(name)} is loaded; warming up")
             warm(model, self.settings)
             self._models[name] = model, evaluation
         return self._models[name]

@@ -379,8 +379,7 @@ def _app(
     keep_memory(largest=2**22, spare=2**25)  # a server lives long, and has many threads
     try:
         with listen(settings) as listening:
-            console.note("loading, and warming up")
-            with serving(offer, settings, listening) as url:
+            with serving(offer, settings, listening, console.note) as url:
                 if not is_here_alone(settings.host):
                     console.note(OPEN)
                 console.line(url)

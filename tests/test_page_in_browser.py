@@ -214,6 +214,17 @@ WATCH = """
 """
 
 
+# Of the spectrogram that runs, which columns of its steps are not black.
+COLUMNS = """() => {
+  const seen = document.querySelector('#voice canvas'), {width, height} = seen;
+  const copy = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
+  copy.drawImage(seen, 0, 0);
+  const {data} = copy.getImageData(0, 0, width, height);
+  return Array.from({length: width / 2}, (_, k) => Array.from({length: height},
+    (_, y) => data[4 * (y * width + 2 * k)]).some(red => red > 40));
+}"""
+
+
 def test_a_face_forms_while_one_speaks_and_ends_as_that_of_the_sound(
     browser, url, model, temporary, tmp_path
 ):
@@ -229,8 +240,14 @@ def test_a_face_forms_while_one_speaks_and_ends_as_that_of_the_sound(
         wait_until(page, lambda: any(drawn) and not any(drawn[-8:]))
         forming = shown(page)
         assert sum(drawn) >= 3 and page.evaluate("covered") == 1
+        before = page.evaluate(COLUMNS)
+        assert sum(before) > 20  # of 240: sound ran through it
+        assert page.locator("#voice-face circle").count() == 68
+        page.get_by_label("Show the landmarks").locator("visible=true").check()
+        assert page.locator("#voice-face circle").first.is_visible()
         seen = len(drawn)
         wait_until(page, lambda: len(drawn) >= seen + 4)
+        assert page.evaluate(COLUMNS) != before  # it runs on in silence
         assert not any(drawn[-4:]) and (shown(page) == forming) is True
         assert page.evaluate("tracks.map(track => track.readyState)") == ["live"]
         page.keyboard.press("Enter")  # the button that has the focus still
@@ -306,6 +323,20 @@ def test_the_example_is_explored_and_saved(browser, url, model, tmp_path):
         assert (forming.format, forming.is_animated) == ("WEBP", True) and forming.n_frames > 4
         sheet = saved("Save a sheet", "faces.png")
         assert min(sheet.size) > 2 * 224 and sheet.text["Software"].startswith("s2f ")
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_face_is_beside_the_voice_or_above_its_button(browser, tiny, width):
+    with visit(browser, tiny, viewport={"width": width, "height": 740}) as page:
+        for tab in TABS:
+            page.get_by_role("tab", name=tab, exact=True).click()
+            face = page.locator("[role=tabpanel]:visible .stack").bounding_box()
+            button = page.locator("[role=tabpanel]:visible .buttons").first.bounding_box()
+            if width == 360:
+                assert face["y"] + face["height"] <= button["y"]
+            else:
+                assert button["x"] + button["width"] <= face["x"]
+                assert abs(button["y"] - face["y"]) < 60
 
 
 @pytest.mark.parametrize(
