@@ -33,6 +33,7 @@ MAX_MB, MAX_SECONDS = 25.0, 60.0  # of a file; that are heard of a recording
 MB = 2**20
 FORGOTTEN = 600.0  # seconds that sending may take in all
 PATIENCE = 60.0  # seconds that one may take to send a request's head, or to read on
+LINGER = 2.0  # seconds that what is refused may still be sent
 CROWD = 32  # connections that send nothing, or are not read: then a few seconds have to do
 TOGETHER = 20  # files of the largest size that may be under way at a time
 POLICY = (  # the page's own files, and pictures in its answers; nothing outside is asked
@@ -249,7 +250,8 @@ class Guard:
             if self.under_way + length > TOGETHER * self.most:
                 raise _RefusedError(503, "Too much is being sent at the moment. Try again later.")
         except _RefusedError as refused:
-            await _refuse(send, *refused.args)
+            status, text = refused.args
+            await _refuse(send, status, text, receive if scope["method"] == "POST" else None)
             return
         self.under_way += length
         try:
@@ -337,10 +339,21 @@ class _RefusedError(Exception):
     """With which status and sentence a request is refused."""
 
 
-async def _refuse(send: Send, status: int, text: str) -> None:
+async def _refuse(send: Send, status: int, text: str, receive: Any = None) -> None:
+    """Refuse a request; what is still being sent is taken for a moment, and dropped.
+
+    Closed at once, a connection would be reset, and the sentence never read.
+    """
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close"), *HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
+    body: Message = {"type": "http.response.body", "body": text.encode()}
+    await send({**body, "more_body": receive is not None})
+    if receive:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _host(address: str) -> str:
