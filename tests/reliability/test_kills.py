@@ -335,8 +335,9 @@ def in_shards(place: Place, locks: str, rng: random.Random) -> None:
     kills = [shard(k, hold_at=5, kill_at=rng.randint(6, touches[k])) for k in (one, two)]
     ended = place.runs(*kills, shard(four, hold_at=5), shard(four, hold_at=5), shard(three))
     assert [run.code for run in ended] == [-9, -9, code, code, code], ended
-    kills = [shard(k, hold_at=5, kill_at=rng.randint(6, least)) for k in (one, two)]
-    assert [run.code for run in place.runs(*kills)] == [-9, -9]
+    again = shard(one, hold_at=5, kill_at=rng.randint(6, least))
+    ended = place.runs(again, shard(two, kill_at=rng.randint(6, least)))
+    assert [run.code for run in ended] == [-9, -9], ended
     assert [one_of["state"] for one_of in status()["shards"]].count("stopped") == 2
     assert {place.runs(shard(k)).code for k in (one, two)} == {code}
     step = status()
