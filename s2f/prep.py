@@ -450,7 +450,7 @@ def make_outputs(
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
 
     def part(place: int) -> Path:
-        return journal.parts / f"{place}{PurePosixPath(items[place].output).suffix}"
+        return journal.parts / f"{place}{_suffix(items[place].output)}"
 
     def begin() -> Iterator[tuple[Any, Path]]:
         for place, item in enumerate(items):
@@ -469,6 +469,10 @@ def make_outputs(
             if isinstance(value, S2FError) and not isinstance(value, InputError | WorkerError):
                 raise value
             yield items[place], part(place), value
+
+
+def _suffix(path: str) -> str:
+    return path[len(files.stem(path)) :]
 
 
 def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path) -> Any:
@@ -680,9 +684,9 @@ class Journal:
 
     Each run of a shard has a journal and a folder of its own beside these, `STEP.3-of-8.RUN`, and
     holds nothing: it appends to the one, which nobody else writes, and the folder is there as long
-    as it is at work. The first line also has its `shard`, its `turn`, one more than that of any run
-    whose journal it has read, and the way to its `root`; of an output the last turn counts. An
-    output stands under its name only when its `start` can be read on every machine. Lines more tell
+    as it is at work. The first line also has its `turn`, one more than that of any run whose
+    journal was there, and the way to its `root`; of an output the last turn counts. An output
+    stands under its name only when its `start` can be read on every machine. Lines more tell
     of the plan, of what `failed` and why, and that the run has come to its `end`. A run without a
     shard takes over what those journals say, and removes them. It is refused while such a run is at
     work: one whose folder is there, that is not known to be gone from this machine, and whose shard
@@ -827,8 +831,9 @@ class Journal:
         """Refuse to be at work beside runs that would undo this one's work, or it theirs."""
         hint = "wait until it has ended; if it was killed, "
         if not self._shard:
-            ended = {run.shard for run in runs if run.has_ended()}
-            others = [run for run in runs if run.is_at_work() and run.shard not in ended]
+            ended = {run.shard: run.turn for run in runs if run.has_ended()}  # the last of each
+            working = [run for run in runs if run.is_at_work()]
+            others = [r for r in working if not 0 < r.turn <= ended.get(r.shard, 0)]
             if others:
                 which = ", ".join(dict.fromkeys(str(run.shard) for run in others))
                 message = f"{self.folder}: {self._step} is at work there in shards: {which}"
@@ -890,8 +895,7 @@ class Journal:
         return entry is not None and entry.origin.rpartition("*")[0] == f"{self._root}/"
 
     def _origin(self, source: File) -> str:
-        suffix = source.path[len(files.stem(source.path)) :]
-        return sys.intern(f"{self._root}/*{suffix}") if self._root else ""
+        return sys.intern(f"{self._root}/*{_suffix(source.path)}") if self._root else ""
 
     def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> Path | None:
         """Name the file that an output was made of, if that is another than its source now."""
@@ -961,9 +965,11 @@ class Journal:
             self.note("done", item.output, source, note)
 
     def _append(self, line: str) -> None:
-        with _writing(self.path):
+        try:  # and no context, of two million lines
             self._file.write(line.encode() + b"\n")
             self._file.flush()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def finish(self) -> None:
         """Leave one line an output, sorted; of a shard, note that it has come to its end."""
@@ -1115,9 +1121,9 @@ _END = _sealed({"end": True})
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """How far a shard is, by the last of its runs; earlier ones that are still at work add to it.
+    """How far a shard is, by the last of its runs.
 
-    What those have done since that one began is not counted.
+    What an earlier one, still at work, has done since that one began is not counted.
     """
 
     shard: str  # `3/8`

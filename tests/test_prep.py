@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -508,6 +509,14 @@ def counts(tree, out="out"):
     return step.items, step.done, step.failed, step.begun, step.missing, step.is_whole
 
 
+def with_turn(journal, turn):
+    """Give a journal of another turn: its first line, and the CRC-32 of that, are written anew."""
+    first, rest = journal.split(b"\n", 1)
+    header = json.loads(first.rpartition(b" ")[0]) | {"turn": turn}
+    text = json.dumps(header).encode()
+    return b"%s %08x\n%s" % (text, zlib.crc32(text), rest)
+
+
 def from_elsewhere(folder, shard):
     """Make a run of a shard one of another machine, that was killed or is at work there."""
     place = f"shout.{shard.number}-of-{shard.count}."
@@ -607,6 +616,13 @@ def test_a_run_of_all_waits_for_shards_that_are_at_work(forest):
     prepare(forest, shard=two, workers=1)
     of_all()
     prepare(forest, shard=one, workers=1)  # what was killed, again
+    later = [path for path in journal.parent.glob("*.1-of-2.*.journal") if path != journal]
+    whole = [path.read_bytes() for path in (journal, *later)]
+    for path, data in zip((journal, *later), whole, strict=True):  # as if it had come after
+        path.write_bytes(with_turn(data, 9 if path == journal else 1))
+    of_all()
+    for path, data in zip((journal, *later), whole, strict=True):
+        path.write_bytes(data)
     prepare(forest, workers=1)
     assert everything(forest / "out") == everything(forest / "whole")
     prepare(forest, "other", shard=one, workers=1)
