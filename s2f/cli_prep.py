@@ -309,11 +309,11 @@ def _run(
     prefer: str | None = None,
 ) -> None:
     """Prepare a tree, or a shard of it, and report what became of it."""
-    from s2f.prep import Shard, prepare
+    from s2f.prep import StepShard, prepare
 
     options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
     if shard is not None:
-        options["shard"] = Shard.parse(shard)
+        options["shard"] = StepShard.parse(shard)
     with console.progress(step.name, step.sources) as progress:
         report = prepare(step, src, out, progress=progress, **options)
     if report.made or report.skipped:

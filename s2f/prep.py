@@ -1,7 +1,7 @@
 """Many files made of many files: plan, work in other processes, keep a journal, report.
 
 The commands `s2f prep ...` differ only in their `Step`. From top to bottom: what a step is;
-`prepare`, which brings a tree of outputs up to date, or a `Shard` of it; `make_outputs`, the engine
+`prepare`, which brings a tree of outputs up to date, or a `StepShard` of it; `make_outputs`, the engine
 that a pack's files go through too; the workers, in which a crash costs one item; the journal, by
 which a run that was killed goes on where it stopped, and runs of shards know of each other; and
 `read_status`, which adds them up. A million items are kept as columns and strings, never as paths.
@@ -88,14 +88,14 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True, order=True)
-class Shard:
+class StepShard:
     """A part of a step's outputs: those whose paths hash to its number; its text is `3/8`."""
 
     number: int  # from 1
     count: int  # of the shards
 
     @classmethod
-    def parse(cls, text: str) -> "Shard":
+    def parse(cls, text: str) -> "StepShard":
         """Read `3/8`, or raise a `UsageError`."""
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         number, count = map(int, found.groups()) if found else (0, 0)
@@ -142,7 +142,7 @@ class PrepReport:
     # Outputs of an earlier run that are kept, though their sources went bad or away since, by their
     # paths below `out`; for a step without outputs the sources that went away.
     stale: tuple[str, ...] = ()
-    shard: Shard | None = None  # what all of this is of, but for `passed_over`
+    shard: StepShard | None = None  # what all of this is of, but for `passed_over`
 
 
 def prepare(
@@ -154,7 +154,7 @@ def prepare(
     overwrite: bool = False,
     prefer: str | None = None,
     places: Mapping[str, str] | None = None,
-    shard: Shard | None = None,
+    shard: StepShard | None = None,
     progress: Progress = silent,
 ) -> PrepReport:
     """Bring a tree of outputs up to date with a tree of sources, or with one file.
@@ -358,7 +358,7 @@ def _stale(
     plan: _Items,
     bad: Iterable[str],
     step: Step,
-    shard: Shard | None,
+    shard: StepShard | None,
     *,
     whole: bool,
 ) -> tuple[str, ...]:
@@ -449,13 +449,13 @@ def make_outputs(
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
 
-    def part(place: int) -> Path:
-        return journal.parts / f"{place}{_suffix(items[place].output)}"
+    def part(place: int, item: Item) -> Path:
+        return journal.parts / f"{place}{_suffix(item.output)}"
 
     def begin() -> Iterator[tuple[Any, Path]]:
         for place, item in enumerate(items):
             journal.note("start", item.output, item.source)
-            yield item.given, part(place)
+            yield item.given, part(place, item)
 
     results = run_in_workers(
         functools.partial(_work, work, writes),
@@ -468,7 +468,8 @@ def make_outputs(
         for place, value in results:
             if isinstance(value, S2FError) and not isinstance(value, InputError | WorkerError):
                 raise value
-            yield items[place], part(place), value
+            item = items[place]
+            yield item, part(place, item), value
 
 
 def _suffix(path: str) -> str:
@@ -699,7 +700,7 @@ class Journal:
         step: str,
         settings: Mapping[str, Any],
         root: Path | None = None,
-        shard: Shard | None = None,
+        shard: StepShard | None = None,
     ) -> None:
         """Open the journal; what was made with other settings (plain JSON) is due.
 
@@ -749,7 +750,7 @@ class Journal:
                 run.journal.unlink(missing_ok=True)
                 shutil.rmtree(run.parts, ignore_errors=True)
 
-    def _begin(self, shard: Shard, stack: contextlib.ExitStack) -> None:
+    def _begin(self, shard: StepShard, stack: contextlib.ExitStack) -> None:
         """Begin a journal of this run's own, seen by others before theirs are read."""
         place = f"{shard.number}-of-{shard.count}"
         self.parts = self._own / f"{self._step}.{place}.{files.run_name()}"
@@ -811,14 +812,14 @@ class Journal:
                 pass
 
     def _read_all(self) -> bool:
-        runs = [run for run in _list_runs(self._own, self._step) if run.parts != self.parts]
         self.entries.clear()
         self._is_of_others = False
-        with contextlib.suppress(FileNotFoundError):  # there was no run without a shard
-            with (self._own / f"{self._step}.journal").open("rb") as file:
-                self._read_main(file)
-        self._refuse_beside(runs)
         try:
+            runs = [run for run in _list_runs(self._own, self._step) if run.parts != self.parts]
+            with contextlib.suppress(FileNotFoundError):  # there was no run without a shard
+                with (self._own / f"{self._step}.journal").open("rb") as file:
+                    self._read_main(file)
+            self._refuse_beside(runs)
             for run in runs:
                 self._read_run(run)
         except OSError as error:
@@ -1011,7 +1012,7 @@ class _Run(NamedTuple):
     settings: str  # that line as a journal without a shard has it
     root: str  # "": not told
     parts: Path
-    shard: Shard
+    shard: StepShard
 
     @property
     def journal(self) -> Path:
@@ -1049,7 +1050,7 @@ def _list_runs(own: Path, step: str) -> list[_Run]:
     runs = []
     for name in {path.name.removesuffix(".journal") for path in own.glob(f"{step}.*-of-*")}:
         if found := _OF_RUN.fullmatch(name):
-            shard = Shard(int(found[2]), int(found[3]))
+            shard = StepShard(int(found[2]), int(found[3]))
             runs.append(_Run(*_first_line(own / f"{name}.journal"), own / name, shard))
     return sorted(runs)
 
@@ -1065,7 +1066,7 @@ def _first_line(path: Path) -> tuple[int, str, str]:
         header = _fields(line)
         settings = json.dumps({name: header[name] for name in ("version", "step", "settings")})
         return int(header["turn"]), settings, str(header["root"] or "")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise _damaged(path, line) from error
 
 
@@ -1222,7 +1223,7 @@ def _events(
                 continue
             event, output, *more = fields
             yield str(event), str(output), str(more[2]) if event == "failed" else ""
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise _damaged(path, json.dumps(fields).encode()) from error
 
 

@@ -20,7 +20,7 @@ from trees import grow, interruptible
 from s2f import prep
 from s2f.errors import DatasetError, DeviceError, InputError, OutputError, UsageError, WorkerError
 from s2f.files import File
-from s2f.prep import Journal, Shard, Step, read_status
+from s2f.prep import Journal, Step, StepShard, read_status
 
 
 def shout(log, source, part):
@@ -486,7 +486,7 @@ def forest(tree):
 
 
 def shards(n):
-    return [Shard(k, n) for k in range(1, n + 1)]
+    return [StepShard(k, n) for k in range(1, n + 1)]
 
 
 def at(k, does):
@@ -539,8 +539,8 @@ def test_shards_are_the_same_on_every_machine_and_of_one_size():
         assert max(abs(size - 20_000 / n) for size in sizes) < 4 * (20_000 / n) ** 0.5
     for text in ("0/4", "5/4", "x", "1/0", "1", "-1/4", "1/4/4", "1.0/4", "", "\u0661/4"):
         with pytest.raises(UsageError, match=f"--shard {re.escape(text)}: wanted"):
-            Shard.parse(text)
-    assert (Shard.parse("3/8"), str(Shard(3, 8))) == (Shard(3, 8), "3/8")
+            StepShard.parse(text)
+    assert (StepShard.parse("3/8"), str(StepShard(3, 8))) == (StepShard(3, 8), "3/8")
 
 
 def test_shards_and_one_run_more_are_as_one_run(forest):
@@ -683,9 +683,9 @@ def test_what_all_shards_would_refuse_each_refuses(forest):
         with pytest.raises(DatasetError, match="and be a folder"):
             prepare(forest, shard=shard)
     with pytest.raises(UsageError, match="makes notes only, and no shards"):
-        prepare(forest, shard=Shard(1, 2), step={"rename": None})
+        prepare(forest, shard=StepShard(1, 2), step={"rename": None})
     with pytest.raises(UsageError, match="would be replaced, which shards do not"):
-        prepare(forest, "in", shard=Shard(1, 2), step={"rename": str}, overwrite=True)
+        prepare(forest, "in", shard=StepShard(1, 2), step={"rename": str}, overwrite=True)
     assert made(forest) == []
 
 
@@ -709,13 +709,13 @@ def test_the_status_adds_shards_up_before_during_and_after(forest):
     def look():
         seen.append(read_status(forest / "out")[0])
 
-    prepare(forest, shard=Shard(1, 3), workers=1, progress=at(3, look))
+    prepare(forest, shard=StepShard(1, 3), workers=1, progress=at(3, look))
     (status,) = seen
     assert (status.items, status.done + status.failed, status.begun) == (23, 3, 0)
     assert (status.missing, status.is_whole, status.absent) == (20, False, ("2/3", "3/3"))
     assert [(one.shard, one.state) for one in status.shards] == [("1/3", "at work")]
     with pytest.raises(KeyboardInterrupt):
-        prepare(forest, shard=Shard(2, 3), workers=1, progress=at(2, interrupt))
+        prepare(forest, shard=StepShard(2, 3), workers=1, progress=at(2, interrupt))
     (status,) = read_status(forest / "out")
     assert [one.state for one in status.shards] == ["ended", "stopped"]
     assert (status.absent, status.is_whole) == (("3/3",), False)
@@ -737,7 +737,7 @@ def test_the_status_adds_shards_up_before_during_and_after(forest):
 
 
 def test_damage_in_the_journal_of_a_shard_is_named(forest):
-    prepare(forest, shard=Shard(1, 1), workers=1)
+    prepare(forest, shard=StepShard(1, 1), workers=1)
     (journal,) = (forest / "out/.s2f").glob("*.journal")
     whole = journal.read_bytes()
     for damaged in (
@@ -746,11 +746,15 @@ def test_damage_in_the_journal_of_a_shard_is_named(forest):
         whole.replace(b"turn", b"torn"),
     ):
         journal.write_bytes(damaged)
-        for does in (prepare, lambda tree: prepare(tree, shard=Shard(1, 1)), counts):
+        for does in (prepare, lambda tree: prepare(tree, shard=StepShard(1, 1)), counts):
             with pytest.raises(DatasetError, match=r"-of-1\..*\.journal: is damaged: b'"):
                 does(forest)
+    text = b'["start", "../x.out", 1, 2]'
+    journal.write_bytes(whole + b"%s %08x\n" % (text, zlib.crc32(text)))
+    with pytest.raises(DatasetError, match=r"names '\.\./x\.out', which is not below"):
+        prepare(forest, shard=StepShard(1, 1))
     journal.write_bytes(whole[:-30])  # cut off, as by a kill
-    assert prepare(forest, shard=Shard(1, 1), workers=1).made == 1
+    assert prepare(forest, shard=StepShard(1, 1), workers=1).made == 1
 
 
 A, B = File("a.wav", 10, 111), File("b.wav", 20, 222)
