@@ -1,11 +1,11 @@
 """Many files made of many files: plan, work in other processes, keep a journal, report.
 
 The commands `s2f prep ...` differ only in their `Step`. From top to bottom: what a step is;
-`prepare`, which brings a tree of outputs up to date, or a `StepShard` of it; `make_outputs`, the engine
-that a pack's files go through too; the workers, in which a crash costs one item; the journal, by
-which a run that was killed goes on where it stopped, and runs of shards know of each other; and
-`read_status`, which adds them up. A million items are kept as columns and strings, never as paths.
-Knows nothing of sound or pictures.
+`prepare`, which brings a tree of outputs up to date, or a `StepShard` of it; `make_outputs`, the
+engine that a pack's files go through too; the workers, in which a crash costs one item; the
+journal, by which a run that was killed goes on where it stopped, and runs of shards know of each
+other; and `read_status`, which adds them up. A million items are kept as columns and strings, never
+as paths. Knows nothing of sound or pictures.
 """
 
 import contextlib
