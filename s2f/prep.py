@@ -1141,7 +1141,7 @@ class StepStatus:
     """How far a step is: by its shards, if any have begun since all of it was run at once."""
 
     step: str
-    items: int  # of the plan; without shards those that are known, as no more is
+    items: int  # of the plan; without shards, that its journal knows
     done: int
     failed: int
     begun: int
@@ -1165,8 +1165,8 @@ def read_status(out: Path) -> tuple[StepStatus, ...]:
         raise DatasetError(f"{out}: holds no journal of what was prepared", hint=hint)
     try:
         return tuple(_status_of(own, step) for step in sorted(steps))
-    except FileNotFoundError:  # one was taken over meanwhile
-        return read_status(out)
+    except FileNotFoundError:  # one was taken over meanwhile: the first has it now
+        return tuple(_status_of(own, step) for step in sorted(steps))
 
 
 def _status_of(own: Path, step: str) -> StepStatus:
