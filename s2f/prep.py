@@ -449,13 +449,13 @@ def make_outputs(
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
 
-    def part(place: int, item: Item) -> Path:
-        return journal.parts / f"{place}{_suffix(item.output)}"
+    begun: dict[int, tuple[Item, Path]] = {}
 
     def begin() -> Iterator[tuple[Any, Path]]:
         for place, item in enumerate(items):
             journal.note("start", item.output, item.source)
-            yield item.given, part(place, item)
+            begun[place] = item, journal.parts / f"{place}{_suffix(item.output)}"
+            yield item.given, begun[place][1]
 
     results = run_in_workers(
         functools.partial(_work, work, writes),
@@ -468,8 +468,7 @@ def make_outputs(
         for place, value in results:
             if isinstance(value, S2FError) and not isinstance(value, InputError | WorkerError):
                 raise value
-            item = items[place]
-            yield item, part(place, item), value
+            yield *begun.pop(place), value
 
 
 def _suffix(path: str) -> str:
