@@ -738,7 +738,7 @@ class Journal:
             whole = self._read_main(self._file)
             self._file.truncate(whole)
             if not whole:
-                self._append(self._header)
+                self._append(self._header.encode() + b"\n")
             is_merged = self._is_of_others or bool(runs)
             for run in runs:
                 self._read_run(run)
@@ -964,9 +964,9 @@ class Journal:
         if not over_source:
             self.note("done", item.output, source, note)
 
-    def _append(self, line: str) -> None:
+    def _append(self, line: bytes) -> None:
         try:  # and no context, of two million lines
-            self._file.write(line.encode() + b"\n")
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise unwritable(self.path, error) from error
@@ -986,7 +986,7 @@ class Journal:
             self._file = part.open("a+b")
             self._file.write(self._header.encode() + b"\n")
             for output in sorted(self.entries):
-                self._file.write(_line(output, self.entries[output]).encode() + b"\n")
+                self._file.write(_line(output, self.entries[output]))
             self._file.flush()
             os.fsync(self._file.fileno())
             part.replace(self.path)
@@ -1020,11 +1020,10 @@ class _Run(NamedTuple):
 
     def has_ended(self) -> bool:
         """Tell whether it came to its end."""
-        end = b"\n" + _END.encode() + b"\n"
         try:
             with self.journal.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - len(end)))
-                return file.read() == end
+                file.seek(max(0, file.seek(0, os.SEEK_END) - len(_END) - 1))
+                return file.read() == b"\n" + _END
         except FileNotFoundError:
             return False
 
@@ -1091,19 +1090,19 @@ def _damaged(path: Path, line: bytes) -> DatasetError:
     return DatasetError(f"{path}: is damaged: {line[:60]!r}", hint=hint)
 
 
-def _sealed(value: Any) -> str:
-    text = json.dumps(value)
-    return f"{text} {_check(text.encode())}"
+def _sealed(value: Any) -> bytes:
+    text = json.dumps(value).encode()
+    return b"%s %s\n" % (text, _check(text))
 
 
-def _line(output: str, entry: JournalEntry) -> str:
+def _line(output: str, entry: JournalEntry) -> bytes:
     event, size, mtime_ns, note, origin = entry
     more = [note, origin] if origin else [] if note is None else [note]
     return _sealed([event, output, size, mtime_ns, *more])
 
 
-def _check(text: bytes) -> str:
-    return f"{zlib.crc32(text):08x}"
+def _check(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
 
 
 def _fields(line: bytes) -> Any:
@@ -1111,7 +1110,7 @@ def _fields(line: bytes) -> Any:
     if line.endswith(b"]\n"):
         return json.loads(line)
     text, _, check = line[:-1].rpartition(b" ")
-    if check != _check(text).encode():
+    if check != _check(text):
         raise ValueError(line)
     return json.loads(text)
 
