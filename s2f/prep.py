@@ -220,7 +220,7 @@ def prepare(
                 return False
 
         due = items.only(is_due)
-        if shard and refused:  # which other runs may have made since their journals were read
+        if refused:  # which other runs may have made since their journals were read
             again = items.only(lambda item: item.given in refused)
             refused.clear()
             journal.read_again()
@@ -282,11 +282,15 @@ class _Items(Sequence[Item]):
         """Take sources, what stands before their paths, and what makes outputs of these."""
         self._prefix, self._name = prefix, name
         self._paths: list[str] = []
-        self._sizes, self._times = array("q"), array("q")
+        self._sizes = array("q")
+        self._times: array[int] | list[int] = array("q")
         for path, size, mtime_ns in sources:
             self._paths.append(path)
             self._sizes.append(size)
-            self._times.append(mtime_ns)
+            try:
+                self._times.append(mtime_ns)
+            except OverflowError:  # of a file from after the year 2262
+                self._times = [*self._times, mtime_ns]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -748,6 +752,7 @@ class Journal:
             for run in runs:  # in the order of their turns: what is left may be read again
                 run.journal.unlink(missing_ok=True)
                 shutil.rmtree(run.parts, ignore_errors=True)
+        self.read_again()  # a shard that began meanwhile knew nothing of this run's settings
 
     def _begin(self, shard: StepShard, stack: contextlib.ExitStack) -> None:
         """Begin a journal of this run's own, seen by others before theirs are read."""
@@ -805,10 +810,21 @@ class Journal:
         self.entries[output] = entry._replace(event="due", note=None) if is_of_others else entry
 
     def read_again(self) -> None:
-        """Read, as the run of a shard, what all journals of the step say by now."""
+        """Read what the journals of other runs say by now; it raises what opening raises."""
         with _writing(self._own):
+            if not self._shard:
+                self._read_new()
+                return
             while not self._read_all():  # one was taken over meanwhile: another says what it said
                 pass
+
+    def _read_new(self) -> None:
+        """Read, in a run without a shard, what shards have done that began since it did."""
+        runs = _list_runs(self._own, self._step)
+        self._refuse_beside(runs)
+        for run in runs:
+            self._read_run(run)
+            self._is_compact = False
 
     def _read_all(self) -> bool:
         self.entries.clear()
@@ -835,7 +851,7 @@ class Journal:
             working = [run for run in runs if run.is_at_work()]
             others = [r for r in working if not 0 < r.turn <= ended.get(r.shard, 0)]
             if others:
-                which = ", ".join(dict.fromkeys(str(run.shard) for run in others))
+                which = ", ".join(str(one) for one in sorted({run.shard for run in others}))
                 message = f"{self.folder}: {self._step} is at work there in shards: {which}"
                 cure = f"{hint}run that shard again, or remove {others[0].parts}"
                 raise UsageError(message, hint=cure)

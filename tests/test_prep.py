@@ -88,6 +88,15 @@ def made(tree):
     return names
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such times")
+def test_a_file_of_a_far_year_is_a_file(tree):
+    """Nanoseconds since 1970 in 64 bits, signed, end in 2262; those of file systems do not."""
+    os.utime(tree / "in/a/2.txt", ns=(10**19, 10**19))
+    if (tree / "in/a/2.txt").stat().st_mtime_ns != 10**19:
+        pytest.skip("this file system has no such times")
+    assert [prepare(tree).made, prepare(tree).skipped] == [3, 3]
+
+
 def test_a_tree_is_mirrored_and_only_what_changed_or_is_gone_is_made_again(tree):
     seen = []
     name = b"\xff\n\xc3\xa9".decode(errors="surrogateescape")  # no text
@@ -631,6 +640,48 @@ def test_a_run_of_all_waits_for_shards_that_are_at_work(forest):
     folder.rmdir()  # as it was told
     prepare(forest, "other", workers=1, overwrite=True)
     assert everything(forest / "other") == everything(forest / "whole")
+
+
+def test_a_run_of_all_sees_what_a_shard_made_that_began_after_it(forest, monkeypatch):
+    """The shard runs between the look of the run of all at the journals and that at the outputs."""
+    (shard,), is_due = shards(1), Journal.is_due
+
+    def first_the_shard(*args, **options):
+        monkeypatch.setattr(Journal, "is_due", is_due)
+        prepare(forest, shard=shard, workers=1)
+        return is_due(*args, **options)
+
+    monkeypatch.setattr(Journal, "is_due", first_the_shard)
+    grow(forest / "out", ["c/1.out"], b"by hand")
+    report = prepare(forest, workers=1)
+    assert (report.made, report.skipped) == (0, 21)
+    assert {failure.source.name for failure in report.failed} == {"1.txt", "5.txt"}
+    (forest / "out/c/1.out").unlink()
+    assert prepare(forest, workers=1).made == 1
+    assert everything(forest / "out") == everything(forest / "whole")
+
+
+def test_a_run_of_all_is_refused_for_a_shard_that_began_while_it_looked(forest, monkeypatch):
+    """Of other settings than this one, which its journal did not say yet."""
+    prepare(forest)
+    grow(forest / "in", ["new.txt"])
+    list_runs, refused = prep._list_runs, []
+
+    def finds_none(*args):
+        monkeypatch.setattr(prep, "_list_runs", list_runs)
+        return []
+
+    def of_all():
+        monkeypatch.setattr(prep, "_list_runs", finds_none)
+        with pytest.raises(UsageError, match="is at work there in shards: 1/1") as caught:
+            prepare(forest, step={"settings": {"loud": False}})
+        refused.append(caught.value)
+
+    prepare(forest, shard=StepShard(1, 1), workers=1, progress=at(23, of_all))
+    assert refused
+    prepare(forest)
+    prepare(forest, "whole")
+    assert everything(forest / "out") == everything(forest / "whole")
 
 
 def test_a_shard_whose_work_was_taken_over_says_so(forest):
