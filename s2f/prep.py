@@ -733,7 +733,7 @@ class Journal:
         stack.enter_context(files.alone_in(self.folder, self.path.with_suffix(".lock")))
         with _writing(self.path):
             self._file = self.path.open("a+b")
-            stack.callback(lambda: self._file.close())
+            stack.callback(self._shut)
             runs = _list_runs(self._own, self._step)
             self._refuse_beside(runs)
             shutil.rmtree(self.parts.parent, ignore_errors=True)  # of a run that was killed
@@ -764,15 +764,15 @@ class Journal:
             stack.enter_context(files.put_away_at_the_end(self.parts))
             turn = 1 + max((run.turn for run in _list_runs(self._own, self._step)), default=0)
             self._file = self.path.open("x+b")
-            stack.callback(lambda: self._file.close())
-            header = {**json.loads(self._header), "turn": turn, "root": self._root}
-            self._append(_sealed(header))
-            os.fsync(self._file.fileno())
-        try:
-            self.read_again()
-        except BaseException:  # there was no such run
-            self.path.unlink(missing_ok=True)
-            raise
+            stack.callback(self._shut)
+            try:
+                header = {**json.loads(self._header), "turn": turn, "root": self._root}
+                self._append(_sealed(header))
+                os.fsync(self._file.fileno())
+                self.read_again()
+            except BaseException:  # there was no such run
+                self.path.unlink(missing_ok=True)
+                raise
 
     def _read_main(self, file: IO[bytes]) -> int:
         """Read the journal of runs without a shard; gives the length of what is whole in it."""
@@ -987,6 +987,10 @@ class Journal:
         except OSError as error:
             raise unwritable(self.path, error) from error
 
+    def _shut(self) -> None:
+        with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
+            self._file.close()
+
     def finish(self) -> None:
         """Leave one line an output, sorted; of a shard, note that it has come to its end."""
         if self._shard:
@@ -1013,8 +1017,7 @@ class Journal:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         is_taken_over = self._shard is not None and not self.parts.exists()
-        with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
-            self._close()
+        self._close()
         if is_taken_over and isinstance(error, OutputError):
             message = f"{self.folder}: another run has taken over what this one was at work on"
             raise UsageError(message, hint="nothing is lost: run it again") from error

@@ -740,6 +740,23 @@ def test_what_all_shards_would_refuse_each_refuses(forest):
     assert made(forest) == []
 
 
+@pytest.mark.parametrize("shard", [None, StepShard(1, 2)])
+def test_a_journal_that_cannot_be_begun_is_an_error_of_the_disk_alone(tree, shard):
+    """As where it is full: not one byte more is written to any file."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(
+            OutputError, match=r"shout.*\.journal: cannot be written: File too large"
+        ):
+            prepare(tree, shard=shard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = {path.name for path in (tree / "out/.s2f").iterdir()}
+    assert left == (set() if shard else {"shout.journal", "shout.lock"})
+
+
 def test_old_outputs_and_failures_are_told_by_their_own_shard(forest):
     prepare(forest)
     (forest / "in/c/1.txt").unlink()
