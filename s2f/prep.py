@@ -1172,18 +1172,26 @@ class StepStatus:
 def read_status(out: Path) -> tuple[StepStatus, ...]:
     """Add up what the journals in a folder of outputs say, by step, from any machine.
 
-    Raises a `DatasetError` if there are none, or one is damaged.
+    Raises a `DatasetError` if there are none, or one is damaged or cannot be read.
     """
+    try:
+        try:
+            return _status_of_all(out)
+        except FileNotFoundError:  # one was taken over meanwhile: the first has it now
+            return _status_of_all(out)
+    except OSError as error:
+        message = f"{error.filename or out}: cannot be read: {error.strerror or error}"
+        raise DatasetError(message, hint="check its permissions, or try again") from error
+
+
+def _status_of_all(out: Path) -> tuple[StepStatus, ...]:
     own = out / FOLDER
     names = {path.name.removesuffix(".journal") for path in own.glob("*.journal")}
     steps = {found[1] if (found := _OF_RUN.fullmatch(name)) else name for name in names}
     if not steps:
         hint = "name the OUT of a command such as s2f prep audio"
         raise DatasetError(f"{out}: holds no journal of what was prepared", hint=hint)
-    try:
-        return tuple(_status_of(own, step) for step in sorted(steps))
-    except FileNotFoundError:  # one was taken over meanwhile: the first has it now
-        return tuple(_status_of(own, step) for step in sorted(steps))
+    return tuple(_status_of(own, step) for step in sorted(steps))
 
 
 def _status_of(own: Path, step: str) -> StepStatus:

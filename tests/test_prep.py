@@ -804,6 +804,14 @@ def test_the_status_adds_shards_up_before_during_and_after(forest):
     assert not counts(forest)[-1]
 
 
+@pytest.mark.parametrize("name", ["shout.journal", "shout.1-of-1.00000000-1-00000000.journal"])
+def test_a_journal_that_cannot_be_read_has_no_status(tree, name):
+    """A folder stands for one of another user: tests may run as root, who reads all."""
+    (tree / "out/.s2f" / name).mkdir(parents=True)
+    with pytest.raises(DatasetError, match=f"{name}: cannot be read: "):
+        read_status(tree / "out")
+
+
 def test_damage_in_the_journal_of_a_shard_is_named(forest):
     prepare(forest, shard=StepShard(1, 1), workers=1)
     (journal,) = (forest / "out/.s2f").glob("*.journal")
