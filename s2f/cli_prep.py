@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from s2f.console import Console, described
 from s2f.errors import InputError, S2FError, UsageError
@@ -61,11 +62,26 @@ PreferOpt = Annotated[
     str | None,
     option("Input", "Of files that differ in their suffix only: wav, or m4a, for instance."),
 ]
+ShardOpt = Annotated[
+    str | None, option("Run", "i/n: the i-th of n parts, beside others; see s2f prep status.")
+]
 LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).")]
+
+
+class _Once(TyperCommand):
+    """A command that has no shards, and says what to do instead."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse --shard with its cure; all else is as ever."""
+        if any(arg.partition("=")[0] == "--shard" for arg in args):
+            hint = "run it once, when s2f prep status finds all shards of its sources whole"
+            raise UsageError(f"s2f prep {self.name} makes one thing, and no shards", hint=hint)
+        return super().parse_args(ctx, args)
 
 
 @app.command(
     "dataset",
+    cls=_Once,
     no_args_is_help=True,
     epilog=examples(
         "s2f prep dataset my/faces my/voices data",
@@ -190,6 +206,7 @@ def _audio(
     ] = None,
     prefer: PreferOpt = None,
     workers: WorkersOpt = None,
+    shard: ShardOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -201,7 +218,7 @@ def _audio(
     store = store or ("spectrogram" if preset or stats else "waveform")
     options = given(preset=preset, stats=stats, trim_silence=trim_silence, track=track)
     step = audio_step(store=store, **options)
-    _run(console, step, src, out, workers, overwrite, prefer=prefer)
+    _run(console, step, src, out, workers, overwrite, shard, prefer=prefer)
 
 
 @app.command(
@@ -221,6 +238,7 @@ def _detect(
     detector: DetectorOpt = None,
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
+    shard: ShardOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -230,7 +248,8 @@ def _detect(
     from s2f.prep_faces import faces_step, landmarks_step
 
     describe = faces_step if ctx.info_name == "faces" else landmarks_step
-    _run(console, describe(choose_detector(detector), device), src, out, workers, overwrite)
+    step = describe(choose_detector(detector), device)
+    _run(console, step, src, out, workers, overwrite, shard)
 
 
 @app.command("resize", epilog=examples("s2f prep resize photos faces --size 224"))
@@ -242,6 +261,7 @@ def _resize(
         int | None, option("Output", "Side, pixels (default 224).", min=16, max=4096)
     ] = None,
     workers: WorkersOpt = None,
+    shard: ShardOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -250,7 +270,7 @@ def _resize(
     console = choose_console(ctx, as_json, quiet)
     from s2f.prep_faces import resize_step
 
-    _run(console, resize_step(**given(size=size)), src, out, workers, overwrite)
+    _run(console, resize_step(**given(size=size)), src, out, workers, overwrite, shard)
 
 
 @app.command(
@@ -264,6 +284,7 @@ def _embeddings(
     batch_size: Annotated[int | None, option("Run", "Photos at a time.", min=1)] = None,
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
+    shard: ShardOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -273,7 +294,7 @@ def _embeddings(
     from s2f.prep_faces import embeddings_step
 
     step = embeddings_step(face_encoder, device, **given(batch_size=batch_size))
-    _run(console, step, src, out, workers, overwrite)
+    _run(console, step, src, out, workers, overwrite, shard)
 
 
 def _run(
@@ -283,18 +304,23 @@ def _run(
     out: Path,
     workers: int | None,
     overwrite: bool,
+    shard: str | None,
     *,
     prefer: str | None = None,
 ) -> None:
-    """Prepare a tree, and report what became of it."""
-    from s2f.prep import prepare
+    """Prepare a tree, or a shard of it, and report what became of it."""
+    from s2f.prep import StepShard, prepare
 
+    options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
+    if shard is not None:
+        options["shard"] = StepShard.parse(shard)
     with console.progress(step.name, step.sources) as progress:
-        options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
         report = prepare(step, src, out, progress=progress, **options)
     if report.made or report.skipped:
         console.line(report.out)
     result: dict[str, Any] = {"out": report.out}
+    if report.shard:
+        result["shard"] = str(report.shard)
     if step.name == "audio":  # whose notes are remarks
         result["remarks"] = report.notes
         for name, remarks in list(report.notes.items())[:SHOWN]:
@@ -315,7 +341,8 @@ def _report(
     failed, done = report.failed, report.made + report.skipped
     if failed and not src.is_dir():
         raise failed[0].error
-    said = f"made {report.made}, up to date {report.skipped}, failed {len(failed)}"
+    of = f"shard {report.shard}: " if report.shard else ""
+    said = f"{of}made {report.made}, up to date {report.skipped}, failed {len(failed)}"
     _list(console, stale, report.stale)
     console.note(f"{said} in {report.seconds:.1f} s{_others(report.passed_over)}")
     result |= {"made": report.made, "skipped": report.skipped, "failed": _sources(failed)}
@@ -333,7 +360,42 @@ def _sources(failed: "Sequence[Failure]") -> list[dict[str, object]]:
     return [{"source": one.source, **described(one.error)} for one in failed]
 
 
-@app.command("names", no_args_is_help=True, epilog=examples("s2f prep names data/faces --dry-run"))
+@app.command("status", epilog=examples("s2f prep status data/voices"))
+def _status(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Argument(help="Folder that shards are made in.", metavar="OUT")],
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Add up what shards have done: exit code 0 if all is there, 1 if some is missing or failed.
+
+    It asks the journals in OUT alone, from any machine and at any time. When it says that all is
+    there, the same command without --shard makes one journal of them.
+    """
+    console = choose_console(ctx, as_json, quiet)
+    from s2f.prep import read_status
+
+    steps = read_status(out)
+    for step in steps:
+        has = f"{step.done} of {step.items} done, {step.failed} failed"
+        console.line(f"{step.step}: {has}, {step.begun} begun, {step.missing} missing")
+        left = [one for one in step.shards if one.state != "ended" or one.done != one.items]
+        names = [field.name for field in dataclasses.fields(left[0])] if left else []
+        rows = [[str(getattr(one, name)) for name in names] for one in left]
+        console.table(rows[:SHOWN], names)
+        if len(rows) > SHOWN:
+            console.note(f"{len(rows) - SHOWN} shards more are not whole: see --json")
+        _list(console, f"shards of {step.step} have not begun", step.absent)
+        for name, why in list(step.failures.items())[:SHOWN]:
+            console.note(f"{name}: {why}")
+    console.summary({"out": out, "steps": [dataclasses.asdict(step) for step in steps]})
+    if not all(step.is_whole for step in steps):
+        raise typer.Exit(1)
+
+
+@app.command(
+    "names", cls=_Once, no_args_is_help=True, epilog=examples("s2f prep names data/faces --dry-run")
+)
 def _names(
     ctx: typer.Context,
     tree: Annotated[Path, typer.Argument(help="A folder an identity, or train, val and test.")],
@@ -367,6 +429,7 @@ def _finish_tree(console: Console, report: Any, done: int) -> None:
 
 @app.command(
     "pair",
+    cls=_Once,
     no_args_is_help=True,
     epilog=examples(
         "s2f prep pair --faces HQ-VoxCeleb/vox1/masked_faces --voices vox1/wav"
@@ -419,6 +482,7 @@ def _pair(
 
 @app.command(
     "split",
+    cls=_Once,
     no_args_is_help=True,
     epilog=examples(
         "s2f prep split data/pairs data/split --train 0.8",
@@ -469,7 +533,7 @@ def _list(console: Console, what: str, names: Sequence[str], shown: int = 5) -> 
         console.note(f"{len(names)} {what}: {', '.join(names[:shown])}{more}")
 
 
-@app.command("stats", epilog=examples("s2f prep stats data/voices/train -o stats.json"))
+@app.command("stats", cls=_Once, epilog=examples("s2f prep stats data/voices/train -o stats.json"))
 def _stats(
     ctx: typer.Context,
     tree: Annotated[Path, typer.Argument(help="Prepared waveforms, or recordings.")],
@@ -499,6 +563,7 @@ def _stats(
 
 @app.command(
     "pack",
+    cls=_Once,
     epilog=examples(
         "s2f prep pack data/split data/pack --face-encoder encoder.safetensors",
         "s2f prep pack data/pack --verify",
@@ -560,6 +625,7 @@ def _pack(
 
 @app.command(
     "index",
+    cls=_Once,
     epilog=examples(
         "s2f prep index data/split", "s2f prep index data/split --face-encoder vgg.safetensors"
     ),

@@ -89,7 +89,8 @@ _TAKING_ITS_PLACE = threading.Lock()  # or the process might end between the two
 _TEMPORARY: set[Path] = set()  # files and folders
 _SWEPT: set[int] = set()  # hashes of folders without what others left
 OLD = "old"  # folder in a temporary one: what gives way
-_REST = re.compile(r"\.s2f-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}")
+_RUN = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\Z")
+_REST = re.compile(rf"\.s2f-{_RUN.pattern}")
 
 
 def _temporary(path: Path) -> Path:
@@ -100,10 +101,23 @@ def _temporary(path: Path) -> Path:
         _SWEPT.add(hash(folder))
         with contextlib.suppress(PermissionError):  # who may write there need not see what there is
             for name in os.listdir(folder):
-                rest = _REST.fullmatch(name)
-                if rest and rest[1] == _machine() and _is_gone(int(rest[2]), name):
+                if _REST.fullmatch(name) and is_left(name):
                     _remove_rest(folder / name)
-    return folder / f".s2f-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return folder / f".s2f-{run_name()}"
+
+
+def run_name() -> str:
+    """Name a run of this process as no other is, on any machine."""
+    return f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_left(name: str) -> bool:
+    """Tell whether what ends with the name of a run is left of a process of this machine.
+
+    What is held by `put_away_at_the_end` is not. Of other machines nothing is known.
+    """
+    run = _RUN.search(name)
+    return run is not None and run[1] == _machine() and _is_gone(int(run[2]), name)
 
 
 def remove_rests(folder: Path) -> None:
@@ -309,17 +323,26 @@ def list_files(
     and `__MACOSX` do not count; all other files that are not wanted are added to `passed_over`.
     Raises a `DatasetError` if a folder cannot be read.
     """
+    return list(walk(folder, wants, without=without, passed_over=passed_over))
+
+
+def walk(
+    folder: Path,
+    wants: Wants,
+    *,
+    without: Path | None = None,
+    passed_over: PassedOver | None = None,
+) -> Iterator[File]:
+    """Give the files of `list_files` one by one; it raises the same."""
     passed = [_identity(without)] if without else []
-    found = []
     for entry, path in _below(str(folder), "", wants, passed, passed_over):
         try:
             status = entry.stat()
         except OSError:  # a link that leads nowhere
-            found.append(File(path, -1, 0))
+            yield File(path, -1, 0)
         else:
             size = status.st_size if stat.S_ISREG(status.st_mode) else -1
-            found.append(File(path, size, status.st_mtime_ns))
-    return found
+            yield File(path, size, status.st_mtime_ns)
 
 
 def names(
@@ -633,13 +656,18 @@ def inside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> Pa
     Raises a `DatasetError` if it leads out (`../a`, `/a`): who hands a file on may not choose what
     is read or written elsewhere. Links below the folder are who made them's to answer for.
     """
+    refuse_outside(folder, name, teller, is_one=is_one)
+    return folder / name
+
+
+def refuse_outside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> None:
+    """Raise the `DatasetError` of `inside`, where no path is needed."""
     parts = name.replace(os.sep, "/").split("/")
     leads_out = ".." in parts or "\0" in name or os.path.isabs(name) or os.path.splitdrive(name)[0]
     if leads_out or (is_one and (len(parts) > 1 or name in ("", "."))):
         what = "no name of its own" if is_one and not leads_out else f"not below {folder}"
         message = f"{teller}: names {name!r}, which is {what}"
         raise DatasetError(message, hint="correct it by hand, if you trust who made this file")
-    return folder / name
 
 
 def sealed(fields: Mapping[str, Any]) -> bytes:

@@ -1,20 +1,24 @@
 """Many files made of many files: plan, work in other processes, keep a journal, report.
 
 The commands `s2f prep ...` differ only in their `Step`. From top to bottom: what a step is;
-`prepare`, which brings a tree of outputs up to date; `make_outputs`, the engine that a pack's
-shards go through too; the workers, in which a crash costs one item; and the journal, by which a run
-that was killed goes on where it stopped. Knows nothing of sound or pictures.
+`prepare`, which brings a tree of outputs up to date, or a `StepShard` of it; `make_outputs`, the
+engine that a pack's files go through too; the workers, in which a crash costs one item; the
+journal, by which a run that was killed goes on where it stopped, and runs of shards know of each
+other; and `read_status`, which adds them up. A million items are kept as columns and strings, never
+as paths. Knows nothing of sound or pictures.
 """
 
 import contextlib
 import errno
 import filecmp
 import functools
+import hashlib
 import importlib
 import itertools
 import json
 import multiprocessing
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -23,12 +27,14 @@ import time
 import traceback
 import unicodedata
 import zlib
+from array import array
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from s2f import files
 from s2f.console import Progress, hush_libraries, silent
@@ -81,6 +87,37 @@ class Item(NamedTuple):
     given: Any  # what `work` gets besides a temporary file; as text it names the item in messages
 
 
+@dataclass(frozen=True, order=True)
+class StepShard:
+    """A part of a step's outputs: those whose paths hash to its number; its text is `3/8`."""
+
+    number: int  # from 1
+    count: int  # of the shards
+
+    @classmethod
+    def parse(cls, text: str) -> "StepShard":
+        """Read `3/8`, or raise a `UsageError`."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        number, count = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= number <= count:
+            hint = "the first of four is 1/4, the last 4/4"
+            raise UsageError(f"--shard {text}: wanted a number of a shard and how many", hint=hint)
+        return cls(number, count)
+
+    def has(self, output: str) -> bool:
+        """Tell whether an output, by its path below the folder of outputs, is in this shard.
+
+        It is in number 1 + h modulo the count, where h is the BLAKE2b hash of 8 bytes, the first
+        the highest, of the path's NFC in UTF-8: the same on every machine.
+        """
+        name = unicodedata.normalize("NFC", output).encode(errors="surrogatepass")
+        digest = hashlib.blake2b(name, digest_size=8).digest()
+        return 1 + int.from_bytes(digest, "big") % self.count == self.number
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
 class Failure(NamedTuple):
     """A source of which nothing was made, and why."""
 
@@ -105,6 +142,7 @@ class PrepReport:
     # Outputs of an earlier run that are kept, though their sources went bad or away since, by their
     # paths below `out`; for a step without outputs the sources that went away.
     stale: tuple[str, ...] = ()
+    shard: StepShard | None = None  # what all of this is of, but for `passed_over`
 
 
 def prepare(
@@ -116,6 +154,7 @@ def prepare(
     overwrite: bool = False,
     prefer: str | None = None,
     places: Mapping[str, str] | None = None,
+    shard: StepShard | None = None,
     progress: Progress = silent,
 ) -> PrepReport:
     """Bring a tree of outputs up to date with a tree of sources, or with one file.
@@ -131,46 +170,72 @@ def prepare(
     With `places` only the sources that it has, by their paths below `source`, are prepared, and
     each output is named as if its source lay at the path that it gives.
 
+    With `shard` only that part of the outputs is made; what may stop the run is judged by all of
+    them. Such runs need no lock: others of the same and of other shards may be at work in `out`
+    meanwhile, on other machines, and may be killed and repeated. A run without `shard` after them
+    does what is left, and leaves the bytes that it would have left without them.
+
     Raises, before anything is made, a `DatasetError` if there is no source, a folder cannot be
     read, or two sources would become one output, and a `UsageError` if outputs would replace their
-    sources, `prefer` is no suffix of sources, or another run is at work in `out`. The run ends with
+    sources, `prefer` is no suffix of sources, another run is at work in `out` (a shard's, or if
+    this is one, one with other settings or sources), or the step has no shards. The run ends with
     an `OutputError` where an output cannot be written, and with any `S2FError` of the step that is
     no fault of a source.
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
-    items, passed_over = _plan(step, source, out, prefer, places)
-    beside = out.exists() and out.samefile(source if source.is_dir() else source.parent)
-    if beside and step.rename and items[0].output == items[0].source.path and not overwrite:
+    if shard and step.rename is None:
+        hint = "leave --shard out, and run it once"
+        raise UsageError(f"the step {step.name} makes notes only, and no shards", hint=hint)
+    plan, passed_over = _plan(step, source, out, prefer, places)
+    root = source if source.is_dir() else source.parent
+    beside = step.rename is not None and out.exists() and out.samefile(root)
+    if beside and plan[0].output == plan[0].source.path and not overwrite:
         message = f"{out}: its {step.sources} would be replaced by what is made of them"
         raise UsageError(message, hint="give another folder, or --overwrite to replace them")
-    failed: dict[Path, S2FError] = {}
-    root = source if source.is_dir() else source.parent
-    with Journal(out, step.name, step.settings, root) as journal:
-        if beside and step.rename:
+    if beside and shard and any(item.output == item.source.path for item in plan):
+        message = f"{out}: its {step.sources} would be replaced, which shards do not"
+        raise UsageError(message, hint="give another folder, or leave --shard out")
+    failed: dict[str, S2FError] = {}  # by `Item.given`
+    with Journal(out, step.name, step.settings, root, shard) as journal:
+        if beside:
             passed_over -= _made_beside(step, journal)
+        _refuse_collisions(plan, journal.parts)
+        items = plan.only(lambda item: shard.has(item.output)) if shard else plan
 
         def fail(item: Item, error: S2FError) -> None:
-            entry = journal.entries.get(item.output)
-            if entry and entry.event == "start":
-                journal.note("due", item.output, item.source)
+            journal.fail(item, error)
             failed[item.given] = error
 
-        _refuse_collisions(items, journal.parts)
-        due = []
-        for item in items:
+        refused: dict[str, S2FError] = {}
+
+        def is_due(item: Item) -> bool:
             try:
                 is_file = step.rename is not None
-                if journal.is_due(item, overwrite, is_file=is_file, is_chosen=prefer is not None):
-                    due.append(item)
+                return journal.is_due(
+                    item, overwrite, is_file=is_file, is_chosen=prefer is not None
+                )
             except (InputError, UsageError) as error:
-                fail(item, error)
+                refused[item.given] = error
+                return False
+
+        due = items.only(is_due)
+        if refused:  # which other runs may have made since their journals were read
+            again = items.only(lambda item: item.given in refused)
+            refused.clear()
+            journal.read_again()
+            due = due.joined(again.only(is_due))
+        for item in items if refused else ():
+            if item.given in refused:
+                fail(item, refused[item.given])
         done = len(items) - len(due)
         skipped = done - len(failed)
+        journal.tell(items=len(items), of=len(plan), kept=skipped)
         progress(done, len(items), step.name)
         writes = step.net is None and step.rename is not None
+        work = functools.partial(_of_path, step.work)
         results = make_outputs(
-            journal, due, step.work, writes=writes, workers=workers, preload=step.preload
+            journal, due, work, writes=writes, workers=workers, preload=step.preload
         )
         with contextlib.closing(results):
             for item, part, value in _infer(step, results, out) if step.net else results:
@@ -189,45 +254,100 @@ def prepare(
                     fail(item, InputError(error.message, hint=hint))
                 done += 1
                 progress(done, len(items), item.source.path)
-        bad = [i for i in items if isinstance(failed.get(i.given), InputError | WorkerError)]
-        stale = _stale(journal, items, bad, step, whole=source.is_dir())
+        faults = {name: e for name, e in failed.items() if isinstance(e, InputError | WorkerError)}
+        bad = [item.output for item in items if item.given in faults] if faults else []
+        stale = _stale(journal, plan, bad, step, shard, whole=source.is_dir())
         journal.finish()
-    good = (item.output for item in items if item.given not in failed)
-    entries = [(name, journal.entries.get(name)) for name in good]
-    notes = {name: e.note for name, e in entries if e and e.event == "done" and e.note is not None}
-    failures = tuple(Failure(i.given, failed[i.given]) for i in items if i.given in failed)
+    failures, notes = [], {}
+    for item in items:
+        if item.given in failed:
+            failures.append(Failure(Path(item.given), failed[item.given]))
+        elif (entry := journal.entries.get(item.output)) and entry.event == "done":
+            if entry.note is not None:
+                notes[item.output] = entry.note
     made = len(items) - skipped - len(failures)
     seconds = time.perf_counter() - started
-    return PrepReport(out, made, skipped, failures, seconds, notes, dict(passed_over), stale)
+    passed = dict(passed_over)
+    return PrepReport(out, made, skipped, tuple(failures), seconds, notes, passed, stale, shard)
+
+
+def _of_path(work: Callable[[Path, Path], Any], given: str, part: Path) -> Any:
+    return work(Path(given), part)
+
+
+class _Items(Sequence[Item]):
+    """Items as columns, made one by one when they are looked at: a million take 100 MB."""
+
+    def __init__(self, prefix: str, name: Callable[[str], str], sources: Iterable[File]) -> None:
+        """Take sources, what stands before their paths, and what makes outputs of these."""
+        self._prefix, self._name = prefix, name
+        self._paths: list[str] = []
+        self._sizes = array("q")
+        self._times: array[int] | list[int] = array("q")
+        for path, size, mtime_ns in sources:
+            self._paths.append(path)
+            self._sizes.append(size)
+            try:
+                self._times.append(mtime_ns)
+            except OverflowError:  # of a file from after the year 2262
+                self._times = [*self._times, mtime_ns]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, k: Any) -> Any:
+        return self._item(self._paths[k], self._sizes[k], self._times[k])
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self._item, self._paths, self._sizes, self._times)
+
+    def _item(self, path: str, size: int, mtime_ns: int) -> Item:
+        return Item(self._name(path), File(path, size, mtime_ns), self._prefix + path)
+
+    def only(self, wanted: Callable[[Item], bool]) -> "_Items":
+        """Keep some items."""
+        return _Items(self._prefix, self._name, (item.source for item in self if wanted(item)))
+
+    def joined(self, others: "_Items") -> "_Items":
+        """Put others behind them, of the same tree."""
+        both = (item.source for item in itertools.chain(self, others))
+        return _Items(self._prefix, self._name, both)
 
 
 def _plan(
     step: Step, source: Path, out: Path, prefer: str | None, places: Mapping[str, str] | None
-) -> tuple[list[Item], PassedOver]:
+) -> tuple[_Items, PassedOver]:
     prefer = files.preferred(prefer, step.wants, step.sources)
     if not os.path.exists(source):
         raise DatasetError(f"{source}: does not exist", hint="check its path")
     folder, passed_over = source, PassedOver()
+    sources: Iterable[File]
     if source.is_dir():
         inside = step.rename is not None and out.is_dir() and not source.samefile(out)
         without = out if inside else None
-        sources = files.list_files(source, step.wants, without=without, passed_over=passed_over)
-        if places is not None:
-            sources = [file for file in sources if file.path in places]
-        if not sources:
-            raise files.holds_none(source, step.sources, passed_over, DatasetError)
+        sources = files.walk(source, step.wants, without=without, passed_over=passed_over)
     else:
         folder, status = source.parent, source.stat()
         size = status.st_size if source.is_file() else -1
         sources = [File(source.name, size, status.st_mtime_ns)]
-    rename, places = step.rename or str, places or {}
-    items = [
-        Item(rename(places.get(file.path, file.path)), file, folder / file.path) for file in sources
-    ]
+    name = step.rename or str
+    if places is not None:
+        if source.is_dir():
+            sources = (file for file in sources if file.path in places)
+        name = functools.partial(_placed, name, places)
+    items = _Items(str(folder / "file").removesuffix("file"), name, sources)
+    if not items:
+        raise files.holds_none(source, step.sources, passed_over, DatasetError)
     name_of = str if step.rename else files.stem
     named = ((name_of(item.output), item.source.path) for item in items)
     dropped = files.drop_twins(named, source, passed_over, prefer=prefer, is_asked=step.has_twins)
-    return [item for item in items if item.source.path not in dropped], passed_over
+    if dropped:
+        items = items.only(lambda item: item.source.path not in dropped)
+    return items, passed_over
+
+
+def _placed(rename: Callable[[str], str], places: Mapping[str, str], path: str) -> str:
+    return rename(places.get(path, path))
 
 
 def _made_beside(step: Step, journal: "Journal") -> PassedOver:
@@ -238,20 +358,30 @@ def _made_beside(step: Step, journal: "Journal") -> PassedOver:
 
 
 def _stale(
-    journal: "Journal", items: Sequence[Item], bad: Sequence[Item], step: Step, *, whole: bool
+    journal: "Journal",
+    plan: _Items,
+    bad: Iterable[str],
+    step: Step,
+    shard: StepShard | None,
+    *,
+    whole: bool,
 ) -> tuple[str, ...]:
     """List what was made earlier of sources that are bad now or, in a whole tree, gone."""
-    planned = {item.output for item in items}
-    entries = journal.entries
-    gone = [n for n in entries if n not in planned and journal.is_ours(n)] if whole else []
+    gone: set[str] = set()
+    if whole:
+        gone.update(journal.entries)
+        gone.difference_update(item.output for item in plan)
+        gone = {name for name in gone if journal.is_ours(name)}
     if step.rename is None:
         journal.forget(gone)  # nothing stands there
         return tuple(sorted(gone))
-    old = [*gone, *(item.output for item in bad if journal.is_ours(item.output))]
+    if shard:
+        gone = {name for name in gone if shard.has(name)}
+    old = gone.union(name for name in bad if journal.is_ours(name))
     return tuple(sorted(name for name in old if os.path.lexists(journal.folder / name)))
 
 
-def _refuse_collisions(items: list[Item], folder: Path) -> None:
+def _refuse_collisions(items: Sequence[Item], folder: Path) -> None:
     """Refuse outputs that would be folders of others, or, where the file system folds, A and a.
 
     It may also take an accent with its letter for one with it.
@@ -264,19 +394,24 @@ def _refuse_collisions(items: list[Item], folder: Path) -> None:
         name = unicodedata.normalize("NFC", name) if composes else name
         return name.casefold() if folds_case else name
 
-    makers: dict[str, str] = {}
-    clashes = [
-        f"{output}: would be made of both {other} and {source.path}"
-        for output, source, _ in items
-        if (other := makers.setdefault(fold(output), source.path)) != source.path
-    ]
-    folders = {output.rpartition("/")[0] for output in makers}
-    while folders and not clashes:
-        taken = sorted(folders & makers.keys())
-        clashes = [f"{one}: would be made of {makers[one]}, and be a folder" for one in taken]
-        folders = {inside.rpartition("/")[0] for inside in folders if inside}
-    if clashes:
-        raise DatasetError(clashes[0], hint="rename or remove one of the two")
+    clash = ""
+    if folds_case or composes:  # else no two outputs are one: twins were refused
+        makers: dict[str, str] = {}
+        for output, source, _ in items:
+            other = makers.setdefault(fold(output), source.path)
+            if other != source.path and not clash:
+                clash = f"{output}: would be made of both {other} and {source.path}"
+    folders: set[str] = set()
+    for output, _, _ in items if not clash else ():
+        folder_of = fold(output).rpartition("/")[0]
+        while folder_of and folder_of not in folders:
+            folders.add(folder_of)
+            folder_of = folder_of.rpartition("/")[0]
+    for output, source, _ in items if folders else ():
+        if not clash and fold(output) in folders:
+            clash = f"{fold(output)}: would be made of {source.path}, and be a folder"
+    if clash:
+        raise DatasetError(clash, hint="rename or remove one of the two")
 
 
 def _infer(
@@ -318,13 +453,13 @@ def make_outputs(
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
 
-    def part(place: int) -> Path:
-        return journal.parts / f"{place}{PurePosixPath(items[place].output).suffix}"
+    begun: dict[int, tuple[Item, Path]] = {}
 
     def begin() -> Iterator[tuple[Any, Path]]:
         for place, item in enumerate(items):
             journal.note("start", item.output, item.source)
-            yield item.given, part(place)
+            begun[place] = item, journal.parts / f"{place}{_suffix(item.output)}"
+            yield item.given, begun[place][1]
 
     results = run_in_workers(
         functools.partial(_work, work, writes),
@@ -337,7 +472,11 @@ def make_outputs(
         for place, value in results:
             if isinstance(value, S2FError) and not isinstance(value, InputError | WorkerError):
                 raise value
-            yield items[place], part(place), value
+            yield *begun.pop(place), value
+
+
+def _suffix(path: str) -> str:
+    return path[len(files.stem(path)) :]
 
 
 def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path) -> Any:
@@ -521,6 +660,7 @@ def _end_pools(pools: Sequence["ProcessPool"]) -> None:
 
 
 Event = Literal["start", "done", "due"]
+_EVENTS: dict[str, Event] = {"start": "start", "done": "done", "due": "due"}  # each is one string
 
 
 class JournalEntry(NamedTuple):
@@ -545,63 +685,186 @@ class Journal:
     the temporary files of a run, each run's in a folder of its own, `parts`, as a worker may
     outlive a run that was killed. `entries` has the last that is known of each output, by its path
     below the folder. What cannot be written is an `OutputError`.
+
+    Each run of a shard has a journal and a folder of its own beside these, `STEP.3-of-8.RUN`, and
+    holds nothing: it appends to the one, which nobody else writes, and the folder is there as long
+    as it is at work. The first line also has its `turn`, one more than that of any run whose
+    journal was there, and the way to its `root`; of an output the last turn counts. An output
+    stands under its name only when its `start` can be read on every machine. Lines more tell
+    of the plan, of what `failed` and why, and that the run has come to its `end`. A run without a
+    shard takes over what those journals say, and removes them. It is refused while such a run is at
+    work: one whose folder is there, that is not known to be gone from this machine, and whose shard
+    no run has ended since. So no clock and no lock of another machine is asked.
     """
 
     def __init__(
-        self, folder: Path, step: str, settings: Mapping[str, Any], root: Path | None = None
+        self,
+        folder: Path,
+        step: str,
+        settings: Mapping[str, Any],
+        root: Path | None = None,
+        shard: StepShard | None = None,
     ) -> None:
         """Open the journal; what was made with other settings (plain JSON) is due.
 
         Sources are told by their paths below `root`, and not from others below another folder.
 
-        Raises a `UsageError` if another run has it open, a `DatasetError` if it is damaged.
+        Raises a `UsageError` if another run has it open, or is at work that must not be so
+        meanwhile, and a `DatasetError` if it is damaged.
         """
         self.folder = folder
-        self.path = folder / FOLDER / f"{step}.journal"
-        self.parts = folder / FOLDER / step / secrets.token_hex(4)
         self.entries: dict[str, JournalEntry] = {}
+        self._own, self._step, self._shard = folder / FOLDER, step, shard
         self._root = files.way(folder, root) if root else None
         self._header = json.dumps({"version": VERSION, "step": step, "settings": {**settings}})
         self._is_compact = True
+        self._unsynced: set[str] = set()  # outputs whose start another machine may not see
         with contextlib.ExitStack() as stack:
-            stack.enter_context(files.alone_in(folder, self.path.with_suffix(".lock")))
-            with _writing(self.path):
-                self._file = self.path.open("a+b")
-                stack.callback(lambda: self._file.close())
-                shutil.rmtree(self.parts.parent, ignore_errors=True)  # of a run that was killed
-                self.parts.mkdir(parents=True)
-                self._read()
+            if shard:
+                self._begin(shard, stack)
+            else:
+                self._hold(stack)
             self._close = stack.pop_all().close
 
-    def _read(self) -> None:
-        self._file.seek(0)
-        first = self._file.readline()
-        whole = self._file.tell()
-        if not first.endswith(b"\n"):  # new, or its run was killed while it wrote this
-            self._file.truncate(0)
-            self._append(self._header)
-            self._is_compact = False
-            return
-        for line in self._file:
-            if not line.endswith(b"\n"):  # likewise
-                break
+    def _hold(self, stack: contextlib.ExitStack) -> None:
+        """Be alone in the folder, and take over what shards have done."""
+        self.path = self._own / f"{self._step}.journal"
+        self.parts = self._own / self._step / secrets.token_hex(4)
+        stack.enter_context(files.alone_in(self.folder, self.path.with_suffix(".lock")))
+        with _writing(self.path):
+            self._file = self.path.open("a+b")
+            stack.callback(self._shut)
+            runs = _list_runs(self._own, self._step)
+            self._refuse_beside(runs)
+            shutil.rmtree(self.parts.parent, ignore_errors=True)  # of a run that was killed
+            self.parts.mkdir(parents=True)
+            stack.callback(shutil.rmtree, self.parts.parent, ignore_errors=True)
+            whole = self._read_main(self._file)
+            self._file.truncate(whole)
+            if not whole:
+                self._append(self._header.encode() + b"\n")
+            is_merged = self._is_of_others or bool(runs)
+            for run in runs:
+                self._read_run(run)
+            if is_merged:
+                self._is_compact = False
+                self.finish()
+            for run in runs:  # in the order of their turns: what is left may be read again
+                run.journal.unlink(missing_ok=True)
+                shutil.rmtree(run.parts, ignore_errors=True)
+        self.read_again()  # a shard that began meanwhile knew nothing of this run's settings
+
+    def _begin(self, shard: StepShard, stack: contextlib.ExitStack) -> None:
+        """Begin a journal of this run's own, seen by others before theirs are read."""
+        place = f"{shard.number}-of-{shard.count}"
+        self.parts = self._own / f"{self._step}.{place}.{files.run_name()}"
+        self.path = self._own / f"{self.parts.name}.journal"
+        with _writing(self.path):
+            self.parts.mkdir(parents=True)
+            stack.enter_context(files.put_away_at_the_end(self.parts))
+            turn = 1 + max((run.turn for run in _list_runs(self._own, self._step)), default=0)
+            self._file = self.path.open("x+b")
+            stack.callback(self._shut)
             try:
-                event, output, *rest = _fields(line)
-                if not isinstance(output, str) or event not in ("start", "done", "due"):
-                    raise ValueError(line)
-                files.inside(self.folder, output, self.path)
-                self.entries[output] = _entry(event, *rest)
-            except (ValueError, TypeError) as error:
-                hint = "remove it, and run the command again with --overwrite"
-                raise DatasetError(f"{self.path}: is damaged: {line[:60]!r}", hint=hint) from error
-            self._is_compact &= event != "start"
-            whole += len(line)
-        self._file.truncate(whole)
-        if first.rstrip(b"\n") != self._header.encode():
-            for output, entry in self.entries.items():
-                self.entries[output] = entry._replace(event="due", note=None)
+                header = {**json.loads(self._header), "turn": turn, "root": self._root}
+                self._append(_sealed(header))
+                os.fsync(self._file.fileno())
+                self.read_again()
+            except BaseException:  # there was no such run
+                self.path.unlink(missing_ok=True)
+                raise
+
+    def _read_main(self, file: IO[bytes]) -> int:
+        """Read the journal of runs without a shard; gives the length of what is whole in it."""
+        file.seek(0)
+        first = file.readline()
+        self._is_of_others = False
+        if not first.endswith(b"\n"):  # new, or its run was killed while it wrote this
             self._is_compact = False
-            self.finish()
+            return 0
+        whole = len(first)
+        path = self._own / f"{self._step}.journal"
+        self._is_of_others = first.rstrip(b"\n") != self._header.encode()
+        for fields, length in _lines(file, path):
+            self._take(fields, path, is_of_others=self._is_of_others)
+            whole += length
+        return whole
+
+    def _read_run(self, run: "_Run") -> None:
+        """Read the journal of a run of a shard, over what is known."""
+        is_of_others = run.settings != self._header
+        for fields, _ in run.lines():
+            if isinstance(fields, list) and fields[:1] != ["failed"]:
+                self._take(fields, run.journal, is_of_others=is_of_others)
+
+    def _take(self, fields: Any, path: Path, *, is_of_others: bool) -> None:
+        try:
+            event, output, *rest = fields
+            if not isinstance(output, str):
+                raise ValueError(output)
+            files.refuse_outside(self.folder, output, path)
+            entry = _entry(_EVENTS[event], *rest)
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged(path, json.dumps(fields).encode()) from error
+        self._is_compact &= event != "start"
+        self.entries[output] = entry._replace(event="due", note=None) if is_of_others else entry
+
+    def read_again(self) -> None:
+        """Read what the journals of other runs say by now; it raises what opening raises."""
+        with _writing(self._own):
+            if not self._shard:
+                self._read_new()
+                return
+            while not self._read_all():  # one was taken over meanwhile: another says what it said
+                pass
+
+    def _read_new(self) -> None:
+        """Read, in a run without a shard, what shards have done that began since it did."""
+        runs = _list_runs(self._own, self._step)
+        self._refuse_beside(runs)
+        for run in runs:
+            self._read_run(run)
+            self._is_compact = False
+
+    def _read_all(self) -> bool:
+        self.entries.clear()
+        self._is_of_others = False
+        try:
+            runs = [run for run in _list_runs(self._own, self._step) if run.parts != self.parts]
+            with contextlib.suppress(FileNotFoundError):  # there was no run without a shard
+                with (self._own / f"{self._step}.journal").open("rb") as file:
+                    self._read_main(file)
+            self._refuse_beside(runs)
+            for run in runs:
+                self._read_run(run)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+            return False
+        return True
+
+    def _refuse_beside(self, runs: "Sequence[_Run]") -> None:
+        """Refuse to be at work beside runs that would undo this one's work, or it theirs."""
+        hint = "wait until it has ended; if it was killed, "
+        if not self._shard:
+            ended = {run.shard: run.turn for run in runs if run.has_ended()}  # the last of each
+            working = [run for run in runs if run.is_at_work()]
+            others = [r for r in working if not 0 < r.turn <= ended.get(r.shard, 0)]
+            if others:
+                which = ", ".join(str(one) for one in sorted({run.shard for run in others}))
+                message = f"{self.folder}: {self._step} is at work there in shards: {which}"
+                cure = f"{hint}run that shard again, or remove {others[0].parts}"
+                raise UsageError(message, hint=cure)
+            return
+        if self._is_of_others and (self._own / self._step).is_dir():
+            message = f"{self.folder}: another run is at work there, with other settings"
+            raise UsageError(message, hint=f"{hint}run it again")
+        for run in runs:
+            is_same = (run.settings, run.root) == (self._header, self._root or "")
+            if run.turn and not is_same and run.is_at_work():
+                what = "of other sources" if run.settings == self._header else "with other settings"
+                message = f"{self.folder}: a run {what} is at work there: {run.parts.name}"
+                raise UsageError(message, hint=f"{hint}remove {run.parts}")
 
     def is_due(
         self,
@@ -620,7 +883,7 @@ class Journal:
         if item.source.size < 0:
             why = f"{item.given}: is no regular file, or a link that leads nowhere"
             raise InputError(why, hint="remove it, or mend the link")
-        path = self.folder / item.output
+        path = f"{self.folder}/{item.output}"
         there = not is_file or os.path.lexists(path)
         entry = self.entries.get(item.output)
         if entry is None:
@@ -636,8 +899,9 @@ class Journal:
         made_of = ("done", item.source.size, item.source.mtime_ns)
         if not there or other or entry[:3] != made_of:
             return True
-        if entry.origin != self._origin(item.source):  # the tree was moved
-            self.entries[item.output] = entry._replace(origin=self._origin(item.source))
+        origin = self._origin(item.source)
+        if entry.origin != origin:  # the tree was moved
+            self.entries[item.output] = entry._replace(origin=origin)
             self._is_compact = False
         return False
 
@@ -647,8 +911,7 @@ class Journal:
         return entry is not None and entry.origin.rpartition("*")[0] == f"{self._root}/"
 
     def _origin(self, source: File) -> str:
-        suffix = source.path[len(files.stem(source.path)) :]
-        return sys.intern(f"{self._root}/*{suffix}") if self._root else ""
+        return sys.intern(f"{self._root}/*{_suffix(source.path)}") if self._root else ""
 
     def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> Path | None:
         """Name the file that an output was made of, if that is another than its source now."""
@@ -675,6 +938,22 @@ class Journal:
             origin = there.origin
         self.entries[output] = JournalEntry(event, source.size, source.mtime_ns, note, origin)
         self._append(_line(output, self.entries[output]))
+        if self._shard and event == "start":
+            self._unsynced.add(output)
+
+    def fail(self, item: Item, error: S2FError) -> None:
+        """Note that an output was not made; of a shard why, too, for `read_status`."""
+        entry = self.entries.get(item.output)
+        if entry and entry.event == "start":
+            self.note("due", item.output, item.source)
+        if self._shard:
+            fields = [item.output, item.source.size, item.source.mtime_ns, error.message]
+            self._append(_sealed(["failed", *fields]))
+
+    def tell(self, **facts: int) -> None:
+        """Note what the run of a shard has planned, for `read_status`."""
+        if self._shard:
+            self._append(_sealed(facts))
 
     def forget(self, outputs: Iterable[str]) -> None:
         """Drop what is known of outputs, so that it is gone when this run finishes."""
@@ -690,6 +969,9 @@ class Journal:
         target, source = self.folder / item.output, item.source
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
+            if item.output in self._unsynced:
+                os.fsync(self._file.fileno())
+                self._unsynced.clear()
             if over_source:  # noted first: as long as it differs, it is due
                 status = part.stat()
                 source = File(source.path, status.st_size, status.st_mtime_ns)
@@ -698,13 +980,24 @@ class Journal:
         if not over_source:
             self.note("done", item.output, source, note)
 
-    def _append(self, line: str) -> None:
-        with _writing(self.path):
-            self._file.write(line.encode() + b"\n")
+    def _append(self, line: bytes) -> None:
+        try:  # and no context, of two million lines
+            self._file.write(line)
             self._file.flush()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def _shut(self) -> None:
+        with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
+            self._file.close()
 
     def finish(self) -> None:
-        """Leave one line an output, sorted."""
+        """Leave one line an output, sorted; of a shard, note that it has come to its end."""
+        if self._shard:
+            self._append(_END)
+            with _writing(self.path):
+                os.fsync(self._file.fileno())
+            return
         if self._is_compact:
             return
         part = self.parts / self.path.name
@@ -712,8 +1005,8 @@ class Journal:
             self._file.close()
             self._file = part.open("a+b")
             self._file.write(self._header.encode() + b"\n")
-            for output, entry in sorted(self.entries.items()):
-                self._file.write(_line(output, entry).encode() + b"\n")
+            for output in sorted(self.entries):
+                self._file.write(_line(output, self.entries[output]))
             self._file.flush()
             os.fsync(self._file.fileno())
             part.replace(self.path)
@@ -722,21 +1015,113 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.parts.parent, ignore_errors=True)
-        with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
-            self._close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        is_taken_over = self._shard is not None and not self.parts.exists()
+        self._close()
+        if is_taken_over and isinstance(error, OutputError):
+            message = f"{self.folder}: another run has taken over what this one was at work on"
+            raise UsageError(message, hint="nothing is lost: run it again") from error
 
 
-def _line(output: str, entry: JournalEntry) -> str:
+class _Run(NamedTuple):
+    """A run of a shard, by its journal and its folder of temporary files; either may lack."""
+
+    turn: int  # 0: its first line is not written
+    settings: str  # that line as a journal without a shard has it
+    root: str  # "": not told
+    parts: Path
+    shard: StepShard
+
+    @property
+    def journal(self) -> Path:
+        """Name its journal."""
+        return self.parts.with_name(f"{self.parts.name}.journal")
+
+    def has_ended(self) -> bool:
+        """Tell whether it came to its end."""
+        try:
+            with self.journal.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - len(_END) - 1))
+                return file.read() == b"\n" + _END
+        except FileNotFoundError:
+            return False
+
+    def is_at_work(self) -> bool:
+        """Tell whether it is at work, as far as this machine knows."""
+        return not self.has_ended() and self.parts.is_dir() and not files.is_left(self.parts.name)
+
+    def lines(self) -> Iterator[tuple[Any, int]]:
+        """Read what is behind the first line, as `_lines` does."""
+        if self.turn:
+            with self.journal.open("rb") as file:
+                file.readline()
+                # Of one at work on another machine, lines may arrive before those above them.
+                yield from _lines(file, self.journal, is_written=self.is_at_work())
+
+
+_OF_RUN = re.compile(r"([a-z]+)\.([0-9]+)-of-([0-9]+)\.[0-9a-f]+-[0-9]+-[0-9a-f]+")
+
+
+def _list_runs(own: Path, step: str) -> list[_Run]:
+    """List the runs of a step's shards, in the order of their turns."""
+    runs = []
+    for name in {path.name.removesuffix(".journal") for path in own.glob(f"{step}.*-of-*")}:
+        if found := _OF_RUN.fullmatch(name):
+            shard = StepShard(int(found[2]), int(found[3]))
+            runs.append(_Run(*_first_line(own / f"{name}.journal"), own / name, shard))
+    return sorted(runs)
+
+
+def _first_line(path: Path) -> tuple[int, str, str]:
+    """Read of what turn, settings and root a run of a shard is; 0 if it has not said so yet."""
+    line = b""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        return 0, "", ""
+    try:
+        header = _fields(line)
+        settings = json.dumps({name: header[name] for name in ("version", "step", "settings")})
+        return int(header["turn"]), settings, str(header["root"] or "")
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise _damaged(path, line) from error
+
+
+def _lines(file: IO[bytes], path: Path, *, is_written: bool = False) -> Iterator[tuple[Any, int]]:
+    """Read the lines of a journal, each with its length; one that is cut off ends them.
+
+    Damaged ones are passed over in a journal that is being written.
+    """
+    for line in file:
+        if not line.endswith(b"\n"):  # its run was killed while it wrote this
+            return
+        try:
+            fields = _fields(line)
+        except ValueError as error:
+            if is_written:
+                continue
+            raise _damaged(path, line) from error
+        yield fields, len(line)
+
+
+def _damaged(path: Path, line: bytes) -> DatasetError:
+    hint = "remove it, and run the command again with --overwrite"
+    return DatasetError(f"{path}: is damaged: {line[:60]!r}", hint=hint)
+
+
+def _sealed(value: Any) -> bytes:
+    text = json.dumps(value).encode()
+    return b"%s %s\n" % (text, _check(text))
+
+
+def _line(output: str, entry: JournalEntry) -> bytes:
     event, size, mtime_ns, note, origin = entry
     more = [note, origin] if origin else [] if note is None else [note]
-    text = json.dumps([event, output, size, mtime_ns, *more])
-    return f"{text} {_check(text.encode())}"
+    return _sealed([event, output, size, mtime_ns, *more])
 
 
-def _check(text: bytes) -> str:
-    return f"{zlib.crc32(text):08x}"
+def _check(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
 
 
 def _fields(line: bytes) -> Any:
@@ -744,9 +1129,127 @@ def _fields(line: bytes) -> Any:
     if line.endswith(b"]\n"):
         return json.loads(line)
     text, _, check = line[:-1].rpartition(b" ")
-    if check != _check(text).encode():
+    if check != _check(text):
         raise ValueError(line)
     return json.loads(text)
+
+
+_END = _sealed({"end": True})
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    """How far a shard is, by the last of its runs.
+
+    What an earlier one, still at work, has done since that one began is not counted.
+    """
+
+    shard: str  # `3/8`
+    state: Literal["ended", "at work", "stopped"]  # as far as this machine knows
+    items: int
+    done: int
+    failed: int
+    begun: int  # and not done
+    missing: int  # not begun
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """How far a step is: by its shards, if any have begun since all of it was run at once."""
+
+    step: str
+    items: int  # of the plan; without shards, that its journal knows
+    done: int
+    failed: int
+    begun: int
+    missing: int
+    shards: tuple[ShardStatus, ...]  # that have begun
+    absent: tuple[str, ...]  # shards that have not
+    failures: Mapping[str, str]  # of shards, why, by output
+    is_whole: bool  # nothing is left to be done, or to be tried again
+
+
+def read_status(out: Path) -> tuple[StepStatus, ...]:
+    """Add up what the journals in a folder of outputs say, by step, from any machine.
+
+    Raises a `DatasetError` if there are none, or one is damaged or cannot be read.
+    """
+    try:
+        try:
+            return _status_of_all(out)
+        except FileNotFoundError:  # one was taken over meanwhile: the first has it now
+            return _status_of_all(out)
+    except OSError as error:
+        message = f"{error.filename or out}: cannot be read: {error.strerror or error}"
+        raise DatasetError(message, hint="check its permissions, or try again") from error
+
+
+def _status_of_all(out: Path) -> tuple[StepStatus, ...]:
+    own = out / FOLDER
+    names = {path.name.removesuffix(".journal") for path in own.glob("*.journal")}
+    steps = {found[1] if (found := _OF_RUN.fullmatch(name)) else name for name in names}
+    if not steps:
+        hint = "name the OUT of a command such as s2f prep audio"
+        raise DatasetError(f"{out}: holds no journal of what was prepared", hint=hint)
+    return tuple(_status_of(own, step) for step in sorted(steps))
+
+
+def _status_of(own: Path, step: str) -> StepStatus:
+    if runs := _list_runs(own, step):
+        return _shards_status(step, runs)
+    path = own / f"{step}.journal"
+    last: dict[str, str] = {}
+    with path.open("rb") as file:
+        file.readline()
+        for event, output, _ in _events(_lines(file, path), path):
+            last[output] = event
+    events = Counter(last.values())
+    n_failed, n_begun = events["due"], events["start"]
+    is_whole = not (n_failed or n_begun or (own / step).is_dir())
+    return StepStatus(step, len(last), events["done"], n_failed, n_begun, 0, (), (), {}, is_whole)
+
+
+def _shards_status(step: str, runs: Sequence[_Run]) -> StepStatus:
+    count = runs[-1].shard.count  # those of another division were before
+    last = {run.shard.number: run for run in runs if run.shard.count == count}
+    shards, failures, of = [], {}, 0
+    for _, run in sorted(last.items()):
+        facts = {"items": 0, "of": 0, "kept": 0}
+        events: dict[str, str] = {}
+        for event, output, why in _events(run.lines(), run.journal, facts):
+            events[output] = event
+            if event == "failed":
+                failures[output] = why
+        counts = Counter(events.values())
+        done, failed, begun = facts["kept"] + counts["done"], counts["failed"], counts["start"]
+        state: Literal["ended", "at work", "stopped"] = "stopped"
+        if run.has_ended() or run.is_at_work():
+            state = "ended" if run.has_ended() else "at work"
+        missing = facts["items"] - done - failed - begun
+        name, n_items = str(run.shard), facts["items"]
+        shards.append(ShardStatus(name, state, n_items, done, failed, begun, missing))
+        of = max(of, facts["of"])
+    absent = tuple(f"{k}/{count}" for k in range(1, count + 1) if k not in last)
+    done, failed, begun = (sum(getattr(s, n) for s in shards) for n in ("done", "failed", "begun"))
+    is_whole = not absent and all(s.state == "ended" and s.done == s.items for s in shards)
+    numbers = (of, done, failed, begun, of - done - failed - begun)
+    return StepStatus(step, *numbers, tuple(shards), absent, failures, is_whole)
+
+
+def _events(
+    lines: Iterable[tuple[Any, int]], path: Path, facts: dict[str, int] | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Give the events of a journal, their outputs, and why these failed; `facts` are added."""
+    for fields, _ in lines:
+        try:
+            if isinstance(fields, dict):
+                if facts is not None:
+                    facts |= {name: int(value) for name, value in fields.items()}
+                continue
+            event, output, *more = fields
+            yield str(event), str(output), str(more[2]) if event == "failed" else ""
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            raise _damaged(path, json.dumps(fields).encode()) from error
 
 
 def _entry(

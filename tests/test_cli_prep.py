@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,65 @@ def test_audio_stores_what_was_asked_for(recordings, tmp_path):
         out = tmp_path / options
         done = Done("prep", "audio", recordings / "id0", out, "--workers", 1, *options.split())
         assert done.code == 0 and np.load(out / "a.npy").shape == shape
+
+
+def test_shards_say_which_they_are_and_the_status_adds_them_up(recordings, tmp_path):
+    (recordings / "bad.wav").write_bytes(b"RIFF nonsense")
+    out = tmp_path / "out"
+    assert_refused(Done("prep", "status", out), 3, out)
+    words = ("prep", "audio", recordings, out, "--workers", 1, "--shard")
+    done = [Done(*words, f"{k}/2") for k in (1, 2)]
+    assert sorted(one.code for one in done) == [0, 6]  # one has the bad file
+    made = [re.search(r"^shard ([12])/2: made (\d),", one.err, re.MULTILINE) for one in done]
+    assert [found[1] for found in made] == ["1", "2"]
+    assert sum(int(found[2]) for found in made) == 3
+    again = [Done(*words, f"{k}/2", "--json").json for k in (1, 2)]
+    assert [one["shard"] for one in again] == ["1/2", "2/2"]
+    assert (sum(o["made"] for o in again), sum(o["skipped"] for o in again)) == (0, 3)
+    status = Done("prep", "status", out)
+    assert (status.code, status.out) == (1, "audio: 3 of 4 done, 1 failed, 0 begun, 0 missing\n")
+    assert str(recordings / "bad.wav") in status.err and "Traceback" not in status.err
+    (recordings / "bad.wav").unlink()
+    assert [Done(*words, f"{k}/3").code for k in (1, 2)] == [0, 0]  # another division
+    status = Done("prep", "status", out, "--json")
+    (step,) = status.json["steps"]
+    assert (status.code, step["absent"], step["is_whole"]) == (1, ["3/3"], False)
+    Done(*words, "3/3")
+    assert (Done("prep", "status", out).code, Done(*words[:-1]).code) == (0, 0)
+    (step,) = Done("prep", "status", out, "--json").json["steps"]
+    assert (step["step"], step["done"], step["shards"]) == ("audio", 3, [])
+
+
+def test_a_wrong_shard_is_refused_and_what_has_none_says_so(recordings, tmp_path):
+    for text in ("0/4", "5/4", "x", "1/"):
+        done = Done("prep", "audio", recordings, tmp_path / "out", "--shard", text)
+        assert_refused(done, 2, f"--shard {text}")
+    for words in (
+        *(("stats", recordings), ("pair", "--faces", recordings, "--voices", recordings, "out")),
+        *(("split", recordings, "out"), ("index", recordings), ("pack", recordings, "out")),
+        *(("dataset", recordings, recordings, "out"), ("names", recordings)),
+    ):
+        for shard in (("--shard", "1/2"), ("--shard=1/2",)):
+            done = Done("prep", *words, *shard)
+            assert_refused(done, 2, f"s2f prep {words[0]} makes one thing, and no shards")
+            assert "cure: run it once" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_for_slurm_runs_and_is_what_the_readme_shows(recordings, tmp_path):
+    root = Path(__file__).parents[1]
+    script = root / "examples/slurm_prep.sh"
+    assert script.read_text().splitlines()[-1] in (root / "README.md").read_text().splitlines()
+    (tmp_path / "bin").mkdir()
+    for name, does in (("srun", 'exec "$@"'), ("s2f", f'exec {sys.executable} -m s2f "$@"')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    env |= {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "1", "PYTHONPATH": str(root)}
+    words = ["sh", str(script), str(recordings), str(tmp_path / "out")]
+    assert subprocess.run(words, env=env, check=True, capture_output=True).stderr == b""
+    (journal,) = (tmp_path / "out/.s2f").glob("audio.2-of-64.*.journal")  # alone in an array of one
+    assert journal.read_bytes().startswith(b'{"version": 1')
 
 
 def test_stats_go_into_the_ast_front_end(recordings, tmp_path):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from trees import grow, interruptible
 from s2f import prep
 from s2f.errors import DatasetError, DeviceError, InputError, OutputError, UsageError, WorkerError
 from s2f.files import File
-from s2f.prep import Journal, Step
+from s2f.prep import Journal, Step, StepShard, read_status
 
 
 def shout(log, source, part):
@@ -85,6 +86,15 @@ def made(tree):
     names = sorted(map(eval, log.read_text().splitlines())) if log.exists() else []
     log.unlink(missing_ok=True)
     return names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such times")
+def test_a_file_of_a_far_year_is_a_file(tree):
+    """Nanoseconds since 1970 in 64 bits, signed, end in 2262; those of file systems do not."""
+    os.utime(tree / "in/a/2.txt", ns=(10**19, 10**19))
+    if (tree / "in/a/2.txt").stat().st_mtime_ns != 10**19:
+        pytest.skip("this file system has no such times")
+    assert [prepare(tree).made, prepare(tree).skipped] == [3, 3]
 
 
 def test_a_tree_is_mirrored_and_only_what_changed_or_is_gone_is_made_again(tree):
@@ -466,6 +476,361 @@ def test_an_interruption_while_processes_start_is_for_the_parent_alone(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (0, b"")
+
+
+# Shards
+
+HOSTILE = [b"\xff\n\xc3\xa9", b"e\xcc\x81", b" ", b"-x", b"3-of-8.journal", b"%s\\", b"'\"$(x)"]
+
+
+@pytest.fixture
+def forest(tree):
+    """Twenty texts more, of odd names too; one is bad, and the undisturbed outputs are there."""
+    names = [name.decode(errors="surrogateescape") for name in HOSTILE]
+    grow(tree / "in", [f"c/{name}.txt" for name in [*names, *map(str, range(13))]], b"long text")
+    (tree / "in/c/5.txt").write_text("bad")
+    prepare(tree, "whole")
+    made(tree)
+    return tree
+
+
+def shards(n):
+    return [StepShard(k, n) for k in range(1, n + 1)]
+
+
+def at(k, does):
+    """Make a progress that does something when so many items are done, once."""
+    waiting = [does]
+
+    def progress(done, total, what):
+        if done == k and total and waiting:
+            waiting.pop()()
+
+    return progress
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def counts(tree, out="out"):
+    (step,) = read_status(tree / out)
+    return step.items, step.done, step.failed, step.begun, step.missing, step.is_whole
+
+
+def with_turn(journal, turn):
+    """Give a journal of another turn: its first line, and the CRC-32 of that, are written anew."""
+    first, rest = journal.split(b"\n", 1)
+    header = json.loads(first.rpartition(b" ")[0]) | {"turn": turn}
+    text = json.dumps(header).encode()
+    return b"%s %08x\n%s" % (text, zlib.crc32(text), rest)
+
+
+def from_elsewhere(folder, shard):
+    """Make a run of a shard one of another machine, that was killed or is at work there."""
+    place = f"shout.{shard.number}-of-{shard.count}."
+    (journal,) = (folder / ".s2f").glob(f"{place}*.journal")
+    away = folder / f".s2f/{place}00000000-1-00000000"
+    away.mkdir()
+    return journal.rename(f"{away}.journal"), away
+
+
+def test_shards_are_the_same_on_every_machine_and_of_one_size():
+    """Expected values: `b2sum -l 64` of the bytes; of sizes, four of their standard deviations."""
+    known = {"a/1.npy": 5, "id10001/1zcIwhmdeo4/00001.npy": 6, "\u00e9.npy": 8, "e\u0301.npy": 8}
+    known |= {"\udcff.npy": 5}
+    for name, number in known.items():
+        assert [shard.number for shard in shards(8) if shard.has(name)] == [number], name
+    names = [f"id{k // 100:05}/v{k % 10}/{k % 100:05}.npy" for k in range(20_000)]
+    for n in (2, 8, 10):
+        sizes = [sum(map(shard.has, names)) for shard in shards(n)]
+        assert sum(sizes) == 20_000
+        assert max(abs(size - 20_000 / n) for size in sizes) < 4 * (20_000 / n) ** 0.5
+    for text in ("0/4", "5/4", "x", "1/0", "1", "-1/4", "1/4/4", "1.0/4", "", "\u0661/4"):
+        with pytest.raises(UsageError, match=f"--shard {re.escape(text)}: wanted"):
+            StepShard.parse(text)
+    assert (StepShard.parse("3/8"), str(StepShard(3, 8))) == (StepShard(3, 8), "3/8")
+
+
+def test_shards_and_one_run_more_are_as_one_run(forest):
+    reports = [prepare(forest, shard=shard, workers=1) for shard in shards(4)]
+    assert sum(report.made for report in reports) == 22 and len(made(forest)) == 23
+    assert [str(report.shard) for report in reports] == ["1/4", "2/4", "3/4", "4/4"]
+    assert sum(len(report.failed) for report in reports) == 1
+    again = [prepare(forest, shard=shard, workers=1) for shard in shards(4)]
+    assert [report.skipped for report in again] == [report.made for report in reports]
+    assert made(forest) == ["5.txt"]  # which is tried each time
+    notes = {}
+    for report in again:
+        notes |= report.notes
+    assert not (forest / "out/.s2f/shout.journal").exists()
+    report = prepare(forest, workers=1)
+    assert (report.made, report.skipped, report.notes) == (0, 22, notes)
+    assert made(forest) == ["5.txt"] and report.shard is None
+    assert everything(forest / "out") == everything(forest / "whole")
+
+
+def test_a_shard_that_is_interrupted_and_one_that_runs_twice_at_once_lose_nothing(forest):
+    one, two = shards(2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(forest, shard=one, workers=1, progress=at(2, interrupt))
+    twice = []
+
+    def also():
+        twice.append(prepare(forest, shard=one, workers=1))
+
+    first = prepare(forest, shard=one, workers=1, progress=at(5, also))
+    assert first.made + first.skipped + len(first.failed) == twice[0].made + twice[0].skipped + len(
+        twice[0].failed
+    )
+    assert twice[0].skipped >= 4
+    prepare(forest, shard=two, workers=1)
+    prepare(forest, workers=1)
+    assert everything(forest / "out") == everything(forest / "whole")
+
+
+def test_what_a_twin_made_after_its_journal_was_read_is_no_file_of_the_users(forest, monkeypatch):
+    """Between a shard's look at the journals and that at the outputs, the same shard runs."""
+    (shard,), read_again, ran = shards(1), Journal.read_again, []
+
+    def and_then(journal):
+        read_again(journal)
+        if not ran:
+            ran.append(True)
+            prepare(forest, shard=shard, workers=1)
+
+    monkeypatch.setattr(Journal, "read_again", and_then)
+    grow(forest / "out", ["c/1.out"], b"by hand")
+    report = prepare(forest, shard=shard, workers=1)
+    assert (report.made, report.skipped) == (0, 21)
+    assert {failure.source.name for failure in report.failed} == {"1.txt", "5.txt"}
+    assert contents(forest / "out")["c/1.out"] == "by hand"
+
+
+def test_a_run_of_all_waits_for_shards_that_are_at_work(forest):
+    one, two = shards(2)
+    refused = []
+
+    def of_all():
+        with pytest.raises(UsageError, match="shout is at work there in shards: 1/2") as caught:
+            prepare(forest, workers=1)
+        refused.append(caught.value.hint)
+
+    prepare(forest, shard=one, workers=1, progress=at(3, of_all))
+    assert "run that shard again, or remove" in refused[0]
+    journal, folder = from_elsewhere(forest / "out", one)
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    of_all()
+    assert str(folder) in refused[1]
+    prepare(forest, shard=two, workers=1)
+    of_all()
+    prepare(forest, shard=one, workers=1)  # what was killed, again
+    later = [path for path in journal.parent.glob("*.1-of-2.*.journal") if path != journal]
+    whole = [path.read_bytes() for path in (journal, *later)]
+    for path, data in zip((journal, *later), whole, strict=True):  # as if it had come after
+        path.write_bytes(with_turn(data, 9 if path == journal else 1))
+    of_all()
+    for path, data in zip((journal, *later), whole, strict=True):
+        path.write_bytes(data)
+    prepare(forest, workers=1)
+    assert everything(forest / "out") == everything(forest / "whole")
+    prepare(forest, "other", shard=one, workers=1)
+    journal, folder = from_elsewhere(forest / "other", one)
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    folder.rmdir()  # as it was told
+    prepare(forest, "other", workers=1, overwrite=True)
+    assert everything(forest / "other") == everything(forest / "whole")
+
+
+def test_a_run_of_all_sees_what_a_shard_made_that_began_after_it(forest, monkeypatch):
+    """The shard runs between the look of the run of all at the journals and that at the outputs."""
+    (shard,), is_due = shards(1), Journal.is_due
+
+    def first_the_shard(*args, **options):
+        monkeypatch.setattr(Journal, "is_due", is_due)
+        prepare(forest, shard=shard, workers=1)
+        return is_due(*args, **options)
+
+    monkeypatch.setattr(Journal, "is_due", first_the_shard)
+    grow(forest / "out", ["c/1.out"], b"by hand")
+    report = prepare(forest, workers=1)
+    assert (report.made, report.skipped) == (0, 21)
+    assert {failure.source.name for failure in report.failed} == {"1.txt", "5.txt"}
+    (forest / "out/c/1.out").unlink()
+    assert prepare(forest, workers=1).made == 1
+    assert everything(forest / "out") == everything(forest / "whole")
+
+
+def test_a_run_of_all_is_refused_for_a_shard_that_began_while_it_looked(forest, monkeypatch):
+    """Of other settings than this one, which its journal did not say yet."""
+    prepare(forest)
+    grow(forest / "in", ["new.txt"])
+    list_runs, refused = prep._list_runs, []
+
+    def finds_none(*args):
+        monkeypatch.setattr(prep, "_list_runs", list_runs)
+        return []
+
+    def of_all():
+        monkeypatch.setattr(prep, "_list_runs", finds_none)
+        with pytest.raises(UsageError, match="is at work there in shards: 1/1") as caught:
+            prepare(forest, step={"settings": {"loud": False}})
+        refused.append(caught.value)
+
+    prepare(forest, shard=StepShard(1, 1), workers=1, progress=at(23, of_all))
+    assert refused
+    prepare(forest)
+    prepare(forest, "whole")
+    assert everything(forest / "out") == everything(forest / "whole")
+
+
+def test_a_shard_whose_work_was_taken_over_says_so(forest):
+    """It was believed dead: another run of it has ended, on a machine that knows nothing of it."""
+    (shard,) = shards(1)
+
+    def all_of_it():
+        prepare(forest, shard=shard, workers=1)
+        prepare(forest, workers=1)
+
+    with pytest.raises(UsageError, match="has taken over") as caught:
+        prepare(forest, shard=shard, workers=1, progress=at(4, all_of_it))
+    assert "nothing is lost" in caught.value.hint
+    assert everything(forest / "out") == everything(forest / "whole")
+
+
+def test_shards_of_other_settings_or_sources_are_made_anew_but_not_beside_each_other(forest):
+    one, two = shards(2)
+    other = {"step": {"settings": {"loud": False}}}
+    shutil.copytree(forest / "in", forest / "else")
+    refused = []
+
+    def beside():
+        for options, why in (
+            (other, "with other settings"),
+            ({"source": "else"}, "of other sources"),
+        ):
+            with pytest.raises(UsageError, match=f"a run {why} is at work there: shout") as caught:
+                prepare(forest, shard=two, **options)
+            refused.append(caught.value)
+
+    prepare(forest, shard=one, workers=1, progress=at(3, beside))
+    prepare(forest, shard=two, workers=1)
+    assert len(refused) == 2 and len(made(forest)) == 23
+    reports = [prepare(forest, shard=shard, workers=1, **other) for shard in shards(3)]
+    assert sum(report.made for report in reports) == 22 and len(made(forest)) == 23
+    (forest / "in/c/1.txt").write_text("changed")
+    assert sum(prepare(forest, shard=s, workers=1, **other).made for s in shards(3)) == 1
+    assert "1.txt" in made(forest)
+    assert sum(prepare(forest, shard=s, workers=1, **other).made for s in shards(3)) == 0
+    prepare(forest, "whole", **other)
+    made(forest)
+    assert prepare(forest, **other).made == 0
+    assert everything(forest / "out") == everything(forest / "whole")
+
+
+def test_what_all_shards_would_refuse_each_refuses(forest):
+    grow(forest / "in", ["y.txt", "y.out/z.txt"])
+    for shard in shards(3):
+        with pytest.raises(DatasetError, match="and be a folder"):
+            prepare(forest, shard=shard)
+    with pytest.raises(UsageError, match="makes notes only, and no shards"):
+        prepare(forest, shard=StepShard(1, 2), step={"rename": None})
+    with pytest.raises(UsageError, match="would be replaced, which shards do not"):
+        prepare(forest, "in", shard=StepShard(1, 2), step={"rename": str}, overwrite=True)
+    assert made(forest) == []
+
+
+@pytest.mark.parametrize("shard", [None, StepShard(1, 2)])
+def test_a_journal_that_cannot_be_begun_is_an_error_of_the_disk_alone(tree, shard):
+    """As where it is full: not one byte more is written to any file."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(
+            OutputError, match=r"shout.*\.journal: cannot be written: File too large"
+        ):
+            prepare(tree, shard=shard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = {path.name for path in (tree / "out/.s2f").iterdir()}
+    assert left == (set() if shard else {"shout.journal", "shout.lock"})
+
+
+def test_old_outputs_and_failures_are_told_by_their_own_shard(forest):
+    prepare(forest)
+    (forest / "in/c/1.txt").unlink()
+    (forest / "in/c/2.txt").write_text("bad")
+    reports = [prepare(forest, shard=shard) for shard in shards(3)]
+    stale = [name for report in reports for name in report.stale]
+    assert sorted(stale) == ["c/1.out", "c/2.out"]
+    failed = [failure.source.name for report in reports for failure in report.failed]
+    assert sorted(failed) == ["2.txt", "5.txt"]
+
+
+def test_the_status_adds_shards_up_before_during_and_after(forest):
+    with pytest.raises(DatasetError, match="holds no journal"):
+        read_status(forest / "out")
+    seen = []
+    sizes = [prepare(forest, "sizes", shard=s, workers=1).made for s in shards(3)]
+
+    def look():
+        seen.append(read_status(forest / "out")[0])
+
+    prepare(forest, shard=StepShard(1, 3), workers=1, progress=at(3, look))
+    (status,) = seen
+    assert (status.items, status.done + status.failed, status.begun) == (23, 3, 0)
+    assert (status.missing, status.is_whole, status.absent) == (20, False, ("2/3", "3/3"))
+    assert [(one.shard, one.state) for one in status.shards] == [("1/3", "at work")]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(forest, shard=StepShard(2, 3), workers=1, progress=at(2, interrupt))
+    (status,) = read_status(forest / "out")
+    assert [one.state for one in status.shards] == ["ended", "stopped"]
+    assert (status.absent, status.is_whole) == (("3/3",), False)
+    for shard in shards(3):
+        prepare(forest, shard=shard, workers=1)
+    (status,) = read_status(forest / "out")
+    assert [one.done for one in status.shards] == sizes
+    assert (status.done, status.failed, status.missing, status.is_whole) == (22, 1, 0, False)
+    assert list(status.failures) == ["c/5.out"] and "is bad" in status.failures["c/5.out"]
+    (forest / "in/c/5.txt").write_text("mended")
+    bad = next(shard for shard in shards(3) if shard.has("c/5.out"))
+    assert prepare(forest, shard=bad, workers=1).made == 1
+    assert counts(forest) == (23, 23, 0, 0, 0, True)
+    prepare(forest, workers=1)
+    assert counts(forest) == (23, 23, 0, 0, 0, True)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(forest, overwrite=True, step={"settings": {}}, progress=at(2, interrupt))
+    assert not counts(forest)[-1]
+
+
+@pytest.mark.parametrize("name", ["shout.journal", "shout.1-of-1.00000000-1-00000000.journal"])
+def test_a_journal_that_cannot_be_read_has_no_status(tree, name):
+    """A folder stands for one of another user: tests may run as root, who reads all."""
+    (tree / "out/.s2f" / name).mkdir(parents=True)
+    with pytest.raises(DatasetError, match=f"{name}: cannot be read: "):
+        read_status(tree / "out")
+
+
+def test_damage_in_the_journal_of_a_shard_is_named(forest):
+    prepare(forest, shard=StepShard(1, 1), workers=1)
+    (journal,) = (forest / "out/.s2f").glob("*.journal")
+    whole = journal.read_bytes()
+    for damaged in (
+        whole.replace(b"done", b"dune", 1),
+        b"{}" + whole,
+        whole.replace(b"turn", b"torn"),
+    ):
+        journal.write_bytes(damaged)
+        for does in (prepare, lambda tree: prepare(tree, shard=StepShard(1, 1)), counts):
+            with pytest.raises(DatasetError, match=r"-of-1\..*\.journal: is damaged: b'"):
+                does(forest)
+    text = b'["start", "../x.out", 1, 2]'
+    journal.write_bytes(whole + b"%s %08x\n" % (text, zlib.crc32(text)))
+    with pytest.raises(DatasetError, match=r"names '\.\./x\.out', which is not below"):
+        prepare(forest, shard=StepShard(1, 1))
+    journal.write_bytes(whole[:-30])  # cut off, as by a kill
+    assert prepare(forest, shard=StepShard(1, 1), workers=1).made == 1
 
 
 A, B = File("a.wav", 10, 111), File("b.wav", 20, 222)

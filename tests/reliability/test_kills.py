@@ -2,7 +2,8 @@
 
 After another run the bytes are those of an undisturbed one, nothing temporary is left, and of what
 was begun at most one item a worker (and the batch of a network) is begun twice. The long part does
-so at 100 moments of each, or as many as `S2F_KILLS` says. And two runs at once in one folder.
+so at 100 moments of each, or as many as `S2F_KILLS` says. And two runs at once in one folder, and
+shards of one.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,3 +307,65 @@ def test_two_runs_that_change_one_tree_lose_nothing(name, made, runs, tmp_path):
         first, second = runs(place.of(out, hold_at=k), place.of(out))
         assert "Traceback" not in first.err + second.err, (k, first, second)
         place.compare(out, k)
+
+
+# Shards
+
+
+def in_shards(place: Place, locks: str, rng: random.Random) -> None:
+    """Run four shards at once, two of them killed twice and one twice at once; then all of it.
+
+    Each waits at its fifth touch, its folder and its journal, until those after it have ended.
+    """
+    out, aside, code = place.new(), place.new(), place.case.code
+
+    def shard(k: int, out: Path = out, **how: object) -> Run:
+        run = place.of(out, locks=locks, **how)
+        return dataclasses.replace(run, args=[*run.args, "--shard", f"{k}/4"])
+
+    def status() -> Any:
+        ended = place.runs(Run(["prep", "status", out, "--json"]))
+        (step,) = json.loads(ended.out)["steps"]
+        assert ended.code == (0 if step["is_whole"] else 1)
+        return step
+
+    place.run(aside)  # makes the folders: so each shard takes at least these touches
+    for path in [path for path in aside.rglob("*") if path.is_file()]:
+        path.unlink()
+    touches = {k: place.runs(shard(k, aside)).touches for k in (1, 2, 3, 4)}
+    one, two, three, four = sorted(touches, key=lambda k: -touches[k])
+    least = place.runs(shard(one, aside)).touches  # with nothing to do
+    kills = [shard(k, hold_at=5, kill_at=rng.randint(6, touches[k])) for k in (one, two)]
+    ended = place.runs(*kills, shard(four, hold_at=5), shard(four, hold_at=5), shard(three))
+    assert [run.code for run in ended] == [-9, -9, code, code, code], ended
+    again = shard(one, hold_at=5, kill_at=rng.randint(6, least))
+    ended = place.runs(again, shard(two, kill_at=rng.randint(6, least)))
+    assert [run.code for run in ended] == [-9, -9], ended
+    states = [shard["state"] for shard in status()["shards"]]  # a kill may come behind the end
+    assert len(states) == 4 and {"ended"} <= {*states} <= {"ended", "stopped"}
+    assert {place.runs(shard(k)).code for k in (one, two)} == {code}
+    step = status()
+    assert (step["is_whole"], step["done"], step["missing"]) == (True, step["items"], 0), step
+    again = [place.runs(shard(k)) for k in (1, 2, 3, 4)]
+    assert max(run.touches for run in again) <= least
+    place.tally.killed += 4
+    ended = place.run(out, locks=locks)
+    assert ended.code == code, ended.err
+    assert status()["is_whole"] and not list(out.rglob("*-of-*"))
+    place.check(out, touches)
+    shutil.rmtree(aside.parent)
+
+
+def test_shards_that_are_killed_and_run_twice_end_as_one_run(made, runs, tmp_path):
+    in_shards(Place("audio", 2, made, runs, tmp_path), "none", random.Random(0))
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("locks", ["true", "none", "false"])
+@pytest.mark.parametrize("name", ["audio", "resize", "faces", "landmarks", "embeddings"])
+def test_shards_that_are_killed_at_any_moment_end_as_one_run(name, locks, made, runs, tmp_path):
+    place, rng = Place(name, 2, made, runs, tmp_path), random.Random(0)
+    for _ in range(max(1, MOMENTS // 10)):
+        in_shards(place, locks, rng)
+    print(f"{name} in shards, locks {locks}: {place.tally}")
