@@ -1155,14 +1155,17 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class StepStatus:
-    """How far a step is: by its shards, if any have begun since all of it was run at once."""
+    """How far a step is: by its shards, if any have begun since all of it was run at once.
+
+    The journal of a run without shards knows no plan, and not why something was not made.
+    """
 
     step: str
     items: int  # of the plan; without shards, that its journal knows
     done: int
-    failed: int
+    failed: int  # of shards
     begun: int
-    missing: int
+    missing: int  # without shards, that have to be made anew
     shards: tuple[ShardStatus, ...]  # that have begun
     absent: tuple[str, ...]  # shards that have not
     failures: Mapping[str, str]  # of shards, why, by output
@@ -1204,9 +1207,9 @@ def _status_of(own: Path, step: str) -> StepStatus:
         for event, output, _ in _events(_lines(file, path), path):
             last[output] = event
     events = Counter(last.values())
-    n_failed, n_begun = events["due"], events["start"]
-    is_whole = not (n_failed or n_begun or (own / step).is_dir())
-    return StepStatus(step, len(last), events["done"], n_failed, n_begun, 0, (), (), {}, is_whole)
+    n_begun, n_due = events["start"], events["due"]  # which may have failed, or be of new settings
+    is_whole = not (n_due or n_begun or (own / step).is_dir())
+    return StepStatus(step, len(last), events["done"], 0, n_begun, n_due, (), (), {}, is_whole)
 
 
 def _shards_status(step: str, runs: Sequence[_Run]) -> StepStatus:
