@@ -164,6 +164,7 @@ def every_other_command(bundled, presets, faces, voices, speech, photo, tmp_path
         write_speech(tmp_path / f"v/p{k}/1.wav", seed=k)
     sources = tmp_path / "f", tmp_path / "v"
     run("prep", "audio", sources[1], tmp_path / "sound", "--workers", 2)
+    run("prep", "status", tmp_path / "sound")
     run("prep", "resize", sources[0], tmp_path / "small", "--workers", 2)
     run("prep", "stats", tmp_path / "sound", "-o", tmp_path / "stats.json", "--workers", 2)
     run("prep", "names", sources[0], "--dry-run")

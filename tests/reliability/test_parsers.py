@@ -46,7 +46,7 @@ def npy(text: str) -> bytes:
 def line(fields: Any) -> bytes:
     """A journal, whose one line has the check that it should have."""
     text = json.dumps(fields).encode()
-    return b'{"version": 1}\n' + text + b" " + journal_check(text).encode() + b"\n"
+    return b'{"version": 1}\n' + text + b" " + journal_check(text) + b"\n"
 
 
 TUPLES = st.tuples(st.sampled_from(["done", "start", "due"]), JSON, JSON, JSON, JSON, JSON)
