@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -223,6 +223,16 @@ def measure(recordings: list[Path], photo: Path) -> dict[str, float]:
     return figures
 
 
+def require(
+    figures: Mapping[str, float], at_most: Mapping[str, float], at_least: Mapping[str, float]
+) -> None:
+    """Fail where a bound is missed."""
+    missed = [name for name, bound in at_most.items() if figures[name] > bound]
+    missed += [name for name, bound in at_least.items() if figures[name] < bound]
+    if missed:
+        raise SystemExit(f"missed: {', '.join(missed)}")
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -237,10 +247,7 @@ def main() -> None:
         print("| figure | value | bound |\n|---|---|---|")
         for name, value in figures.items():
             print(f"| {name} | {value:.3g} | {AT_MOST.get(name, AT_LEAST.get(name, ''))} |")
-    missed = [name for name, bound in AT_MOST.items() if figures[name] > bound]
-    missed += [name for name, bound in AT_LEAST.items() if figures[name] < bound]
-    if missed:
-        raise SystemExit(f"missed: {', '.join(missed)}")
+    require(figures, AT_MOST, AT_LEAST)
 
 
 if __name__ == "__main__":

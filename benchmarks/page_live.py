@@ -16,7 +16,7 @@ import json
 import shutil
 from typing import Any
 
-from app import EXAMPLES, Server
+from app import EXAMPLES, Server, require
 
 EXAMPLE = EXAMPLES / "speech.wav"
 SECONDS = 7.0  # of speech in the example
@@ -101,10 +101,7 @@ def main() -> None:
     else:
         for name, value in figures.items():
             print(f"{value:10.3g} {name}{f' (bound {bounds[name]})' if name in bounds else ''}")
-    missed = [name for name, bound in AT_MOST.items() if figures[name] > bound]
-    missed += [name for name, bound in AT_LEAST.items() if figures[name] < bound]
-    if missed:
-        raise SystemExit(f"missed: {', '.join(missed)}")
+    require(figures, AT_MOST, AT_LEAST)
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def test_shape_axes_are_along_what_moves_landmarks_most(which, request, example)
     axes = app.shape_axes(model, start)
     assert [axis["name"] for axis in axes] == [f"Shape, axis {k}" for k in (1, 2, 3)]
     steps = [[vector(step) for step in axis["steps"]] for axis in axes]
-    for length, (one, other) in zip(lengths, steps, strict=False):
+    for length, (one, other) in zip(lengths[:3], steps, strict=True):
         assert np.array_equal(one, -other)
         ways = (other @ slopes).reshape(-1, 2)  # [k 2]: how far each landmark moves
         assert np.sqrt((ways**2).sum(axis=1).mean()) == pytest.approx(app.SHAPE_PIXELS, rel=1e-3)
