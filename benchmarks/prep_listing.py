@@ -83,7 +83,7 @@ def grow(source: Path, files: int, folders: int) -> None:
 def finish(source: Path, out: Path) -> None:
     """Leave what a run over all files would have left, without reading any of them."""
     from s2f import files
-    from s2f.prep import Journal
+    from s2f.journal import Journal
     from s2f.prep_audio import audio_step
 
     step = audio_step(store="waveform")

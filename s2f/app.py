@@ -54,9 +54,9 @@ from s2f.face_detection import cut_face, installed_detector
 from s2f.images import FRAME, encode, open_photo, provenance
 from s2f.live import Listener
 from s2f.pipeline import Face, SpeechToFace
-from s2f.prep import Worker
 from s2f.spectrogram import HOP_LENGTH, spectrogram
 from s2f.visualize import ContactSheet, animate, draw_spectrogram
+from s2f.workers import Worker
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

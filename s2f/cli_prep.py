@@ -309,7 +309,8 @@ def _run(
     prefer: str | None = None,
 ) -> None:
     """Prepare a tree, or a shard of it, and report what became of it."""
-    from s2f.prep import StepShard, prepare
+    from s2f.journal import StepShard
+    from s2f.prep import prepare
 
     options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
     if shard is not None:
@@ -373,7 +374,7 @@ def _status(
     there, the same command without --shard makes one journal of them.
     """
     console = choose_console(ctx, as_json, quiet)
-    from s2f.prep import read_status
+    from s2f.journal import read_status
 
     steps = read_status(out)
     for step in steps:

@@ -42,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Several processes may write `path` at once; what one leaves that is killed, the next that writes
     in the folder deletes. Raises an `OutputError` if the folder or the file cannot be written.
     """
-    with _writing(path), put_away_at_the_end(_temporary(path)) as temporary:
+    with writing(path), put_away_at_the_end(_temporary(path)) as temporary:
         temporary.touch(exist_ok=False)  # mkstemp's would be private
         yield temporary
         with temporary.open("r+b") as file:
@@ -71,7 +71,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Killed while the two change places, the old one gets its name again by whatever writes beside it
     next. Raises an `OutputError` if it cannot be made.
     """
-    with _writing(path), put_away_at_the_end(_temporary(path)) as temporary:
+    with writing(path), put_away_at_the_end(_temporary(path)) as temporary:
         new, old = temporary / "new" / path.name, temporary / OLD / path.name
         new.mkdir(parents=True)
         old.parent.mkdir()
@@ -193,9 +193,9 @@ def _delete(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Tell of any `OSError` as an `OutputError`: something is being written to `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise unwritable(path, error) from error
@@ -446,23 +446,23 @@ def drop_twins(
     dropped: set[str] = set()
     undecided = []
     for twins in several.values():
-        chosen = [path for path in twins if _suffix(path) == f".{prefer}"]
+        chosen = [path for path in twins if _kind(path) == f".{prefer}"]
         if len(chosen) == 1:
             dropped.update(path for path in twins if path != chosen[0])
         else:
             undecided.append(twins)
     if undecided:
-        kinds = Counter(" beside ".join(map(_suffix, twins)) for twins in undecided)
+        kinds = Counter(" beside ".join(map(_kind, twins)) for twins in undecided)
         counted = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
         such = " and ".join(undecided[0])
         n_names = f"{len(undecided)} name{'s have' if len(undecided) > 1 else ' has'}"
         message = f"{folder}: {n_names} more than one file ({counted}), such as {such}"
         hint = "rename or remove all but one of each name"
-        known = {_suffix(path)[1:] for path in undecided[0]} - {"", prefer}
+        known = {_kind(path)[1:] for path in undecided[0]} - {"", prefer}
         if is_asked and len(known) > 1:
             hint = f"give --prefer {' or --prefer '.join(sorted(known, reverse=True))}"
         raise DatasetError(message, hint=hint)
-    passed_over.update(map(_suffix, dropped))
+    passed_over.update(map(_kind, dropped))
     return dropped
 
 
@@ -482,7 +482,7 @@ def _below(
         elif wants(entry.name):
             yield entry, path
         elif passed_over is not None:
-            passed_over[_suffix(entry.name)] += 1
+            passed_over[_kind(entry.name)] += 1
 
 
 def stem(path: str) -> str:
@@ -490,8 +490,13 @@ def stem(path: str) -> str:
     return os.path.splitext(path)[0]
 
 
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+def suffix(path: str) -> str:
+    """Give what `stem` leaves out, as it is written."""
+    return os.path.splitext(path)[1]
+
+
+def _kind(path: str) -> str:
+    return suffix(path).lower()
 
 
 def _scan(folder: str) -> tuple[_Identity, list[os.DirEntry[str]]]:

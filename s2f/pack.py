@@ -42,8 +42,9 @@ from s2f.console import Progress, silent
 from s2f.embeddings import read_embedding
 from s2f.errors import DatasetError, S2FError, UsageError
 from s2f.files import File, read_array, unwritable, write_bytes
+from s2f.journal import Item, Journal
 from s2f.layout import SPLIT_FOLDERS
-from s2f.prep import Failure, Item, Journal
+from s2f.prep import Failure
 from s2f.prep_faces import check_photo_embeddings, read_space
 
 INDEX = "index.json"

@@ -1,53 +1,29 @@
 """Many files made of many files: plan, work in other processes, keep a journal, report.
 
 The commands `s2f prep ...` differ only in their `Step`. From top to bottom: what a step is;
-`prepare`, which brings a tree of outputs up to date, or a `StepShard` of it; `make_outputs`, the
-engine that a pack's files go through too; the workers, in which a crash costs one item; the
-journal, by which a run that was killed goes on where it stopped, and runs of shards know of each
-other; and `read_status`, which adds them up. A million items are kept as columns and strings, never
-as paths. Knows nothing of sound or pictures.
+`prepare`, which brings a tree of outputs up to date, or a `StepShard` of it; and `make_outputs`,
+the engine that a pack's files go through too. Knows nothing of sound or pictures.
 """
 
 import contextlib
 import errno
-import filecmp
 import functools
-import hashlib
-import importlib
 import itertools
-import json
-import multiprocessing
 import os
-import re
-import secrets
-import shutil
-import signal
-import sys
 import time
-import traceback
 import unicodedata
-import zlib
 from array import array
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from s2f import files
-from s2f.console import Progress, hush_libraries, silent
-from s2f.device import keep_memory, shortage, starting_processes
+from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageError, WorkerError
-from s2f.files import File, PassedOver, unwritable
-
-if TYPE_CHECKING:
-    from pebble import ProcessPool
-
-ITEM_SECONDS = 900.0  # more than a day of sound takes; a decoder may hang in a damaged file
-FOLDER = ".s2f"  # in a folder of outputs: its journals, and the temporary files of a run
-VERSION = 1  # of the journal's format
+from s2f.files import File, PassedOver
+from s2f.journal import Item, Journal, StepShard
+from s2f.workers import ITEM_SECONDS, run_in_workers
 
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # of one output
 
@@ -77,45 +53,6 @@ class Step:
     batch_size: int = 1  # of `net`
     preload: tuple[str, ...] = ()  # modules that `work` needs, imported once for all workers
     has_twins: bool = False  # whether trees hold one source in several formats: see `prefer`
-
-
-class Item(NamedTuple):
-    """One output to be made."""
-
-    output: str  # its path below the folder of the outputs, with slashes
-    source: File  # what the journal is told of its source
-    given: Any  # what `work` gets besides a temporary file; as text it names the item in messages
-
-
-@dataclass(frozen=True, order=True)
-class StepShard:
-    """A part of a step's outputs: those whose paths hash to its number; its text is `3/8`."""
-
-    number: int  # from 1
-    count: int  # of the shards
-
-    @classmethod
-    def parse(cls, text: str) -> "StepShard":
-        """Read `3/8`, or raise a `UsageError`."""
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-        number, count = map(int, found.groups()) if found else (0, 0)
-        if not 1 <= number <= count:
-            hint = "the first of four is 1/4, the last 4/4"
-            raise UsageError(f"--shard {text}: wanted a number of a shard and how many", hint=hint)
-        return cls(number, count)
-
-    def has(self, output: str) -> bool:
-        """Tell whether an output, by its path below the folder of outputs, is in this shard.
-
-        It is in number 1 + h modulo the count, where h is the BLAKE2b hash of 8 bytes, the first
-        the highest, of the path's NFC in UTF-8: the same on every machine.
-        """
-        name = unicodedata.normalize("NFC", output).encode(errors="surrogatepass")
-        digest = hashlib.blake2b(name, digest_size=8).digest()
-        return 1 + int.from_bytes(digest, "big") % self.count == self.number
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
 
 
 class Failure(NamedTuple):
@@ -350,7 +287,7 @@ def _placed(rename: Callable[[str], str], places: Mapping[str, str], path: str) 
     return rename(places.get(path, path))
 
 
-def _made_beside(step: Step, journal: "Journal") -> PassedOver:
+def _made_beside(step: Step, journal: Journal) -> PassedOver:
     """Count the step's outputs that stand among its sources: they were listed, and passed over."""
     outputs = (name for name in journal.entries if not step.wants(name.rpartition("/")[2]))
     there = (name for name in outputs if os.path.exists(journal.folder / name))
@@ -358,7 +295,7 @@ def _made_beside(step: Step, journal: "Journal") -> PassedOver:
 
 
 def _stale(
-    journal: "Journal",
+    journal: Journal,
     plan: _Items,
     bad: Iterable[str],
     step: Step,
@@ -386,8 +323,8 @@ def _refuse_collisions(items: Sequence[Item], folder: Path) -> None:
 
     It may also take an accent with its letter for one with it.
     """
-    with _writing(folder / "case") as probe:
-        probe.touch()
+    with files.writing(folder / "case"):
+        (folder / "case").touch()
     folds_case, composes = os.path.exists(folder / "CASE"), files.composes(folder)
 
     def fold(name: str) -> str:
@@ -425,7 +362,7 @@ def _infer(
         for item, part, value in batch:
             outcome = value if isinstance(value, S2FError) else next(values)
             if not isinstance(outcome, S2FError):
-                with _writing(out / item.output):
+                with files.writing(out / item.output):
                     step.save(outcome, part)
                     _flush(part)
                 outcome = None
@@ -433,7 +370,7 @@ def _infer(
 
 
 def make_outputs(
-    journal: "Journal",
+    journal: Journal,
     items: Sequence[Item],
     work: Callable[[Any, Path], Any],
     *,
@@ -458,7 +395,7 @@ def make_outputs(
     def begin() -> Iterator[tuple[Any, Path]]:
         for place, item in enumerate(items):
             journal.note("start", item.output, item.source)
-            begun[place] = item, journal.parts / f"{place}{_suffix(item.output)}"
+            begun[place] = item, journal.parts / f"{place}{files.suffix(item.output)}"
             yield item.given, begun[place][1]
 
     results = run_in_workers(
@@ -475,12 +412,8 @@ def make_outputs(
             yield *begun.pop(place), value
 
 
-def _suffix(path: str) -> str:
-    return path[len(files.stem(path)) :]
-
-
 def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path) -> Any:
-    with _writing(part):  # reading has errors of its own
+    with files.writing(part):  # reading has errors of its own
         value = work(given, part)
         if writes:
             _flush(part)
@@ -490,772 +423,3 @@ def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def run_in_workers(
-    function: Callable[..., Any],
-    items: Iterable[tuple[Any, ...]],
-    *,
-    workers: int,
-    preload: Sequence[str] = (),
-    seconds: float = ITEM_SECONDS,
-) -> Generator[tuple[int, Any]]:
-    """Call a picklable function on each item, in as many processes at a time as `workers`.
-
-    A decoder that crashes, or a kernel that is out of memory and kills a process, costs the item
-    that this process held and nothing else; so does one that takes more than `seconds`. An item is
-    the function's arguments, of which the first names it in messages; it is taken from `items` only
-    when a worker is free for it. `preload` are modules to import once for all processes, where the
-    system can. Yields, in the order in which they end, the place of an item and what the function
-    returned, the `S2FError` that it raised, or else a `WorkerError`.
-    """
-    waiting = enumerate(items)
-    # A pool a worker: in one for all, a process that dies while it holds the pool's lock or
-    # before it has told of its item would cost the others theirs.
-    idle: list[ProcessPool] = []
-    running: dict[Future[Any], tuple[int, Any, ProcessPool]] = {}
-
-    def hand_out() -> None:
-        while len(running) < workers and (taken := next(waiting, None)):
-            place, item = taken
-            pool = idle.pop() if idle else _new_pool(preload)
-            future = pool.schedule(_attempt, (function, item), timeout=seconds)
-            running[future] = place, item[0], pool
-
-    try:
-        hand_out()
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                place, name, pool = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    idle.append(pool)
-                else:
-                    _end_pools([pool])
-                yield place, _death(name, error, seconds) if error else future.result()
-                hand_out()  # when the result was dealt with: a kill costs a worker one item
-    finally:
-        _end_pools([*idle, *(pool for _, _, pool in running.values())])
-
-
-class Worker:
-    """A process that is kept for one call after the other, where `run_in_workers` has many at once.
-
-    Whatever kills it costs the one call. It is started by the first, and again where it died.
-    """
-
-    def __init__(self, preload: Sequence[str] = (), seconds: float = ITEM_SECONDS) -> None:
-        """Choose modules to import, and how long a call may take."""
-        self._preload, self._seconds = preload, seconds
-        self._pools: list[ProcessPool] = []
-
-    def __call__(self, function: Callable[..., Any], *item: Any) -> Any:
-        """Call a picklable function on an item, of which the first value names it in messages.
-
-        Raises the `S2FError` that the function raised, or else a `WorkerError`.
-        """
-        pool = self._pools[0] if self._pools else _new_pool(self._preload)
-        self._pools = [pool]
-        try:
-            future = pool.schedule(_attempt, (function, item), timeout=self._seconds)
-            while not future.done():  # never, where another thread stopped the pool too early
-                wait([future], timeout=1)
-                if pool not in self._pools:
-                    raise CancelledError
-            error = future.exception()
-        except (CancelledError, RuntimeError) as closed:  # by another thread
-            error = closed
-        if error:
-            self.close()
-            raise _death(item[0], error, self._seconds)
-        value = future.result()
-        if isinstance(value, S2FError):
-            raise value
-        return value
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        pools, self._pools = self._pools, []
-        _end_pools(pools)
-
-
-def _new_pool(preload: Sequence[str]) -> "ProcessPool":
-    """Make a pool of one process: forked from one that is small, has no threads and is ready."""
-    from pebble import ProcessPool  # takes a while, and most commands do without
-
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    context.set_forkserver_preload([*preload])
-    with starting_processes():
-        pool = ProcessPool(max_workers=1, initializer=_begin, initargs=(preload,), context=context)
-    with _sigint_blocked(), starting_processes():
-        assert pool.active  # starts it
-    return pool
-
-
-@contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Start processes that never see Ctrl-C: it is for this one alone, which then ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # first: starting it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin(preload: Sequence[str]) -> None:
-    hush_libraries()
-    keep_memory()
-    for module in preload:
-        with contextlib.suppress(ImportError):  # the item that needs it says so better
-            importlib.import_module(module)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # there is a worker a core
-
-
-def _attempt(function: Callable[..., Any], item: tuple[Any, ...]) -> Any:
-    try:
-        return function(*item)
-    except S2FError as error:
-        return error
-    except MemoryError:
-        return WorkerError(f"{item[0]}: needs more memory than there is", hint="check the file")
-    except Exception as error:  # a bug on one file must not cost the other million
-        if isinstance(error, ImportError) and (short := shortage(error)):
-            return short  # of every file
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{item[0]}: {type(error).__name__} in {last.name}:{last.lineno}: {error}"
-        hint = "this is a bug of s2f: report it, with the file if you can"
-        return WorkerError(message, hint=hint)
-
-
-def _death(name: object, error: BaseException, seconds: float) -> WorkerError:
-    if isinstance(error, TimeoutError):
-        hint = "check the file; it may be damaged"
-        return WorkerError(f"{name}: took more than {seconds:g} s", hint=hint)
-    code = getattr(error, "exitcode", None)
-    how = repr(error) if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
-    cure = "the system may be out of memory: give fewer --workers"
-    hint = cure if code == -signal.SIGKILL else "check the file"
-    return WorkerError(f"{name}: the process that read it died ({how})", hint=hint)
-
-
-def _end_pools(pools: Sequence["ProcessPool"]) -> None:
-    for pool in pools:
-        pool.stop()  # type: ignore[no-untyped-call]
-    for pool in pools:
-        pool.join()
-
-
-Event = Literal["start", "done", "due"]
-_EVENTS: dict[str, Event] = {"start": "start", "done": "done", "due": "due"}  # each is one string
-
-
-class JournalEntry(NamedTuple):
-    """The last that is known of an output, its source then, and what was noted when it was done."""
-
-    event: Event
-    size: int
-    mtime_ns: int
-    note: Any = None
-    # The folder of the sources, from that of the outputs, and the source's suffix, as one pattern:
-    # `../wav/*.wav`. Of what stands there now, also where it is to be made again; "": not known.
-    origin: str = ""
-
-
-class Journal:
-    """What a step has made in a folder, locked against another run while it is open.
-
-    `OUT/.s2f/STEP.journal` has a line of JSON for each event, and its CRC-32: first, without one,
-    the settings, then `start` when an output is begun, `done` when it stands under its name, `due`
-    when it has to be made again, over what stands there. A run that ends leaves one line an output,
-    sorted: the same sources and settings give the same bytes, killed or not. `OUT/.s2f/STEP/` holds
-    the temporary files of a run, each run's in a folder of its own, `parts`, as a worker may
-    outlive a run that was killed. `entries` has the last that is known of each output, by its path
-    below the folder. What cannot be written is an `OutputError`.
-
-    Each run of a shard has a journal and a folder of its own beside these, `STEP.3-of-8.RUN`, and
-    holds nothing: it appends to the one, which nobody else writes, and the folder is there as long
-    as it is at work. The first line also has its `turn`, one more than that of any run whose
-    journal was there, and the way to its `root`; of an output the last turn counts. An output
-    stands under its name only when its `start` can be read on every machine. Lines more tell
-    of the plan, of what `failed` and why, and that the run has come to its `end`. A run without a
-    shard takes over what those journals say, and removes them. It is refused while such a run is at
-    work: one whose folder is there, that is not known to be gone from this machine, and whose shard
-    no run has ended since. So no clock and no lock of another machine is asked.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        step: str,
-        settings: Mapping[str, Any],
-        root: Path | None = None,
-        shard: StepShard | None = None,
-    ) -> None:
-        """Open the journal; what was made with other settings (plain JSON) is due.
-
-        Sources are told by their paths below `root`, and not from others below another folder.
-
-        Raises a `UsageError` if another run has it open, or is at work that must not be so
-        meanwhile, and a `DatasetError` if it is damaged.
-        """
-        self.folder = folder
-        self.entries: dict[str, JournalEntry] = {}
-        self._own, self._step, self._shard = folder / FOLDER, step, shard
-        self._root = files.way(folder, root) if root else None
-        self._header = json.dumps({"version": VERSION, "step": step, "settings": {**settings}})
-        self._is_compact = True
-        self._unsynced: set[str] = set()  # outputs whose start another machine may not see
-        with contextlib.ExitStack() as stack:
-            if shard:
-                self._begin(shard, stack)
-            else:
-                self._hold(stack)
-            self._close = stack.pop_all().close
-
-    def _hold(self, stack: contextlib.ExitStack) -> None:
-        """Be alone in the folder, and take over what shards have done."""
-        self.path = self._own / f"{self._step}.journal"
-        self.parts = self._own / self._step / secrets.token_hex(4)
-        stack.enter_context(files.alone_in(self.folder, self.path.with_suffix(".lock")))
-        with _writing(self.path):
-            self._file = self.path.open("a+b")
-            stack.callback(self._shut)
-            runs = _list_runs(self._own, self._step)
-            self._refuse_beside(runs)
-            shutil.rmtree(self.parts.parent, ignore_errors=True)  # of a run that was killed
-            self.parts.mkdir(parents=True)
-            stack.callback(shutil.rmtree, self.parts.parent, ignore_errors=True)
-            whole = self._read_main(self._file)
-            self._file.truncate(whole)
-            if not whole:
-                self._append(self._header.encode() + b"\n")
-            is_merged = self._is_of_others or bool(runs)
-            for run in runs:
-                self._read_run(run)
-            if is_merged:
-                self._is_compact = False
-                self.finish()
-            for run in runs:  # in the order of their turns: what is left may be read again
-                run.journal.unlink(missing_ok=True)
-                shutil.rmtree(run.parts, ignore_errors=True)
-        self.read_again()  # a shard that began meanwhile knew nothing of this run's settings
-
-    def _begin(self, shard: StepShard, stack: contextlib.ExitStack) -> None:
-        """Begin a journal of this run's own, seen by others before theirs are read."""
-        place = f"{shard.number}-of-{shard.count}"
-        self.parts = self._own / f"{self._step}.{place}.{files.run_name()}"
-        self.path = self._own / f"{self.parts.name}.journal"
-        with _writing(self.path):
-            self.parts.mkdir(parents=True)
-            stack.enter_context(files.put_away_at_the_end(self.parts))
-            turn = 1 + max((run.turn for run in _list_runs(self._own, self._step)), default=0)
-            self._file = self.path.open("x+b")
-            stack.callback(self._shut)
-            try:
-                header = {**json.loads(self._header), "turn": turn, "root": self._root}
-                self._append(_sealed(header))
-                os.fsync(self._file.fileno())
-                self.read_again()
-            except BaseException:  # there was no such run
-                self.path.unlink(missing_ok=True)
-                raise
-
-    def _read_main(self, file: IO[bytes]) -> int:
-        """Read the journal of runs without a shard; gives the length of what is whole in it."""
-        file.seek(0)
-        first = file.readline()
-        self._is_of_others = False
-        if not first.endswith(b"\n"):  # new, or its run was killed while it wrote this
-            self._is_compact = False
-            return 0
-        whole = len(first)
-        path = self._own / f"{self._step}.journal"
-        self._is_of_others = first.rstrip(b"\n") != self._header.encode()
-        for fields, length in _lines(file, path):
-            self._take(fields, path, is_of_others=self._is_of_others)
-            whole += length
-        return whole
-
-    def _read_run(self, run: "_Run") -> None:
-        """Read the journal of a run of a shard, over what is known."""
-        is_of_others = run.settings != self._header
-        for fields, _ in run.lines():
-            if isinstance(fields, list) and fields[:1] != ["failed"]:
-                self._take(fields, run.journal, is_of_others=is_of_others)
-
-    def _take(self, fields: Any, path: Path, *, is_of_others: bool) -> None:
-        try:
-            event, output, *rest = fields
-            if not isinstance(output, str):
-                raise ValueError(output)
-            files.refuse_outside(self.folder, output, path)
-            entry = _entry(_EVENTS[event], *rest)
-        except (ValueError, TypeError, KeyError) as error:
-            raise _damaged(path, json.dumps(fields).encode()) from error
-        self._is_compact &= event != "start"
-        self.entries[output] = entry._replace(event="due", note=None) if is_of_others else entry
-
-    def read_again(self) -> None:
-        """Read what the journals of other runs say by now; it raises what opening raises."""
-        with _writing(self._own):
-            if not self._shard:
-                self._read_new()
-                return
-            while not self._read_all():  # one was taken over meanwhile: another says what it said
-                pass
-
-    def _read_new(self) -> None:
-        """Read, in a run without a shard, what shards have done that began since it did."""
-        runs = _list_runs(self._own, self._step)
-        self._refuse_beside(runs)
-        for run in runs:
-            self._read_run(run)
-            self._is_compact = False
-
-    def _read_all(self) -> bool:
-        self.entries.clear()
-        self._is_of_others = False
-        try:
-            runs = [run for run in _list_runs(self._own, self._step) if run.parts != self.parts]
-            with contextlib.suppress(FileNotFoundError):  # there was no run without a shard
-                with (self._own / f"{self._step}.journal").open("rb") as file:
-                    self._read_main(file)
-            self._refuse_beside(runs)
-            for run in runs:
-                self._read_run(run)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
-                raise
-            return False
-        return True
-
-    def _refuse_beside(self, runs: "Sequence[_Run]") -> None:
-        """Refuse to be at work beside runs that would undo this one's work, or it theirs."""
-        hint = "wait until it has ended; if it was killed, "
-        if not self._shard:
-            ended = {run.shard: run.turn for run in runs if run.has_ended()}  # the last of each
-            working = [run for run in runs if run.is_at_work()]
-            others = [r for r in working if not 0 < r.turn <= ended.get(r.shard, 0)]
-            if others:
-                which = ", ".join(str(one) for one in sorted({run.shard for run in others}))
-                message = f"{self.folder}: {self._step} is at work there in shards: {which}"
-                cure = f"{hint}run that shard again, or remove {others[0].parts}"
-                raise UsageError(message, hint=cure)
-            return
-        if self._is_of_others and (self._own / self._step).is_dir():
-            message = f"{self.folder}: another run is at work there, with other settings"
-            raise UsageError(message, hint=f"{hint}run it again")
-        for run in runs:
-            is_same = (run.settings, run.root) == (self._header, self._root or "")
-            if run.turn and not is_same and run.is_at_work():
-                what = "of other sources" if run.settings == self._header else "with other settings"
-                message = f"{self.folder}: a run {what} is at work there: {run.parts.name}"
-                raise UsageError(message, hint=f"{hint}remove {run.parts}")
-
-    def is_due(
-        self,
-        item: Item,
-        overwrite: bool = False,
-        *,
-        is_file: bool = True,
-        is_chosen: bool = False,
-    ) -> bool:
-        """Tell whether an output, a file or a note, is missing or not of its source as that is now.
-
-        Raises an `InputError` if its source is no regular file, and a `UsageError` if what stands
-        there is in no journal, or was made of another file, and is not to be overwritten. That this
-        source `is_chosen` of those of its name is no such fault.
-        """
-        if item.source.size < 0:
-            why = f"{item.given}: is no regular file, or a link that leads nowhere"
-            raise InputError(why, hint="remove it, or mend the link")
-        path = f"{self.folder}/{item.output}"
-        there = not is_file or os.path.lexists(path)
-        entry = self.entries.get(item.output)
-        if entry is None:
-            if is_file and there and not overwrite:
-                hint = "give --overwrite to replace it, or another folder"
-                message = f"{path}: exists already, and was not made by this command"
-                raise UsageError(message, hint=hint)
-            return True
-        other = self._other_source(entry, item, is_chosen=is_chosen)
-        if is_file and there and other and not overwrite:
-            hint = "give another folder, or --overwrite to replace it"
-            raise UsageError(f"{path}: was made of {other}, not of {item.given}", hint=hint)
-        made_of = ("done", item.source.size, item.source.mtime_ns)
-        if not there or other or entry[:3] != made_of:
-            return True
-        origin = self._origin(item.source)
-        if entry.origin != origin:  # the tree was moved
-            self.entries[item.output] = entry._replace(origin=origin)
-            self._is_compact = False
-        return False
-
-    def is_ours(self, output: str) -> bool:
-        """Tell whether an output was made of a source in the same folder as this run's."""
-        entry = self.entries.get(output)
-        return entry is not None and entry.origin.rpartition("*")[0] == f"{self._root}/"
-
-    def _origin(self, source: File) -> str:
-        return sys.intern(f"{self._root}/*{_suffix(source.path)}") if self._root else ""
-
-    def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> Path | None:
-        """Name the file that an output was made of, if that is another than its source now."""
-        if entry.origin in ("", own := self._origin(item.source)):
-            return None
-        root, _, suffix = entry.origin.rpartition("*")
-        before = Path(self.folder, f"{root}{files.stem(item.source.path)}{suffix}")
-        is_same_tree = root == own.rpartition("*")[0]
-        size, mtime_ns = item.source.size, item.source.mtime_ns
-        try:
-            if (is_same_tree and is_chosen) or before.samefile(item.given):
-                return None
-            is_same = size == before.stat().st_size
-            is_same = is_same and filecmp.cmp(before, item.given, shallow=False)
-        except OSError:  # it is gone: replaced in its tree, or moved with it
-            is_same = is_same_tree or (size, mtime_ns) == (entry.size, entry.mtime_ns)
-        return None if is_same else Path(os.path.normpath(before))
-
-    def note(self, event: Event, output: str, source: File, note: Any = None) -> None:
-        """Note what became of an output, with plain JSON of it where it is done."""
-        self._is_compact = False
-        there, origin = self.entries.get(output), self._origin(source)
-        if there and event != "done":  # what stands there is of what it was made of
-            origin = there.origin
-        self.entries[output] = JournalEntry(event, source.size, source.mtime_ns, note, origin)
-        self._append(_line(output, self.entries[output]))
-        if self._shard and event == "start":
-            self._unsynced.add(output)
-
-    def fail(self, item: Item, error: S2FError) -> None:
-        """Note that an output was not made; of a shard why, too, for `read_status`."""
-        entry = self.entries.get(item.output)
-        if entry and entry.event == "start":
-            self.note("due", item.output, item.source)
-        if self._shard:
-            fields = [item.output, item.source.size, item.source.mtime_ns, error.message]
-            self._append(_sealed(["failed", *fields]))
-
-    def tell(self, **facts: int) -> None:
-        """Note what the run of a shard has planned, for `read_status`."""
-        if self._shard:
-            self._append(_sealed(facts))
-
-    def forget(self, outputs: Iterable[str]) -> None:
-        """Drop what is known of outputs, so that it is gone when this run finishes."""
-        for output in outputs:
-            del self.entries[output]
-            self._is_compact = False
-
-    def place(self, item: Item, part: Path, note: Any = None, *, over_source: bool = False) -> None:
-        """Give the temporary file `part` of an output its name, and note that it is done.
-
-        With `over_source` it replaces its source, and so is the next run's.
-        """
-        target, source = self.folder / item.output, item.source
-        with _writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if item.output in self._unsynced:
-                os.fsync(self._file.fileno())
-                self._unsynced.clear()
-            if over_source:  # noted first: as long as it differs, it is due
-                status = part.stat()
-                source = File(source.path, status.st_size, status.st_mtime_ns)
-                self.note("done", item.output, source, note)
-            part.replace(target)
-        if not over_source:
-            self.note("done", item.output, source, note)
-
-    def _append(self, line: bytes) -> None:
-        try:  # and no context, of two million lines
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-
-    def _shut(self) -> None:
-        with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
-            self._file.close()
-
-    def finish(self) -> None:
-        """Leave one line an output, sorted; of a shard, note that it has come to its end."""
-        if self._shard:
-            self._append(_END)
-            with _writing(self.path):
-                os.fsync(self._file.fileno())
-            return
-        if self._is_compact:
-            return
-        part = self.parts / self.path.name
-        with _writing(self.path):
-            self._file.close()
-            self._file = part.open("a+b")
-            self._file.write(self._header.encode() + b"\n")
-            for output in sorted(self.entries):
-                self._file.write(_line(output, self.entries[output]))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            part.replace(self.path)
-        self._is_compact = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        is_taken_over = self._shard is not None and not self.parts.exists()
-        self._close()
-        if is_taken_over and isinstance(error, OutputError):
-            message = f"{self.folder}: another run has taken over what this one was at work on"
-            raise UsageError(message, hint="nothing is lost: run it again") from error
-
-
-class _Run(NamedTuple):
-    """A run of a shard, by its journal and its folder of temporary files; either may lack."""
-
-    turn: int  # 0: its first line is not written
-    settings: str  # that line as a journal without a shard has it
-    root: str  # "": not told
-    parts: Path
-    shard: StepShard
-
-    @property
-    def journal(self) -> Path:
-        """Name its journal."""
-        return self.parts.with_name(f"{self.parts.name}.journal")
-
-    def has_ended(self) -> bool:
-        """Tell whether it came to its end."""
-        try:
-            with self.journal.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - len(_END) - 1))
-                return file.read() == b"\n" + _END
-        except FileNotFoundError:
-            return False
-
-    def is_at_work(self) -> bool:
-        """Tell whether it is at work, as far as this machine knows."""
-        return not self.has_ended() and self.parts.is_dir() and not files.is_left(self.parts.name)
-
-    def lines(self) -> Iterator[tuple[Any, int]]:
-        """Read what is behind the first line, as `_lines` does."""
-        if self.turn:
-            with self.journal.open("rb") as file:
-                file.readline()
-                # Of one at work on another machine, lines may arrive before those above them.
-                yield from _lines(file, self.journal, is_written=self.is_at_work())
-
-
-_OF_RUN = re.compile(r"([a-z]+)\.([0-9]+)-of-([0-9]+)\.[0-9a-f]+-[0-9]+-[0-9a-f]+")
-
-
-def _list_runs(own: Path, step: str) -> list[_Run]:
-    """List the runs of a step's shards, in the order of their turns."""
-    runs = []
-    for name in {path.name.removesuffix(".journal") for path in own.glob(f"{step}.*-of-*")}:
-        if found := _OF_RUN.fullmatch(name):
-            shard = StepShard(int(found[2]), int(found[3]))
-            runs.append(_Run(*_first_line(own / f"{name}.journal"), own / name, shard))
-    return sorted(runs)
-
-
-def _first_line(path: Path) -> tuple[int, str, str]:
-    """Read of what turn, settings and root a run of a shard is; 0 if it has not said so yet."""
-    line = b""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        line = file.readline()
-    if not line.endswith(b"\n"):
-        return 0, "", ""
-    try:
-        header = _fields(line)
-        settings = json.dumps({name: header[name] for name in ("version", "step", "settings")})
-        return int(header["turn"]), settings, str(header["root"] or "")
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise _damaged(path, line) from error
-
-
-def _lines(file: IO[bytes], path: Path, *, is_written: bool = False) -> Iterator[tuple[Any, int]]:
-    """Read the lines of a journal, each with its length; one that is cut off ends them.
-
-    Damaged ones are passed over in a journal that is being written.
-    """
-    for line in file:
-        if not line.endswith(b"\n"):  # its run was killed while it wrote this
-            return
-        try:
-            fields = _fields(line)
-        except ValueError as error:
-            if is_written:
-                continue
-            raise _damaged(path, line) from error
-        yield fields, len(line)
-
-
-def _damaged(path: Path, line: bytes) -> DatasetError:
-    hint = "remove it, and run the command again with --overwrite"
-    return DatasetError(f"{path}: is damaged: {line[:60]!r}", hint=hint)
-
-
-def _sealed(value: Any) -> bytes:
-    text = json.dumps(value).encode()
-    return b"%s %s\n" % (text, _check(text))
-
-
-def _line(output: str, entry: JournalEntry) -> bytes:
-    event, size, mtime_ns, note, origin = entry
-    more = [note, origin] if origin else [] if note is None else [note]
-    return _sealed([event, output, size, mtime_ns, *more])
-
-
-def _check(text: bytes) -> bytes:
-    return b"%08x" % zlib.crc32(text)
-
-
-def _fields(line: bytes) -> Any:
-    """Read what `_line` wrote, or s2f of before there were checksums; else a `ValueError`."""
-    if line.endswith(b"]\n"):
-        return json.loads(line)
-    text, _, check = line[:-1].rpartition(b" ")
-    if check != _check(text):
-        raise ValueError(line)
-    return json.loads(text)
-
-
-_END = _sealed({"end": True})
-
-
-@dataclass(frozen=True)
-class ShardStatus:
-    """How far a shard is, by the last of its runs.
-
-    What an earlier one, still at work, has done since that one began is not counted.
-    """
-
-    shard: str  # `3/8`
-    state: Literal["ended", "at work", "stopped"]  # as far as this machine knows
-    items: int
-    done: int
-    failed: int
-    begun: int  # and not done
-    missing: int  # not begun
-
-
-@dataclass(frozen=True)
-class StepStatus:
-    """How far a step is: by its shards, if any have begun since all of it was run at once.
-
-    The journal of a run without shards knows no plan, and not why something was not made.
-    """
-
-    step: str
-    items: int  # of the plan; without shards, that its journal knows
-    done: int
-    failed: int  # of shards
-    begun: int
-    missing: int  # without shards, that have to be made anew
-    shards: tuple[ShardStatus, ...]  # that have begun
-    absent: tuple[str, ...]  # shards that have not
-    failures: Mapping[str, str]  # of shards, why, by output
-    is_whole: bool  # nothing is left to be done, or to be tried again
-
-
-def read_status(out: Path) -> tuple[StepStatus, ...]:
-    """Add up what the journals in a folder of outputs say, by step, from any machine.
-
-    Raises a `DatasetError` if there are none, or one is damaged or cannot be read.
-    """
-    try:
-        try:
-            return _status_of_all(out)
-        except FileNotFoundError:  # one was taken over meanwhile: the first has it now
-            return _status_of_all(out)
-    except OSError as error:
-        message = f"{error.filename or out}: cannot be read: {error.strerror or error}"
-        raise DatasetError(message, hint="check its permissions, or try again") from error
-
-
-def _status_of_all(out: Path) -> tuple[StepStatus, ...]:
-    own = out / FOLDER
-    names = {path.name.removesuffix(".journal") for path in own.glob("*.journal")}
-    steps = {found[1] if (found := _OF_RUN.fullmatch(name)) else name for name in names}
-    if not steps:
-        hint = "name the OUT of a command such as s2f prep audio"
-        raise DatasetError(f"{out}: holds no journal of what was prepared", hint=hint)
-    return tuple(_status_of(own, step) for step in sorted(steps))
-
-
-def _status_of(own: Path, step: str) -> StepStatus:
-    if runs := _list_runs(own, step):
-        return _shards_status(step, runs)
-    path = own / f"{step}.journal"
-    last: dict[str, str] = {}
-    with path.open("rb") as file:
-        file.readline()
-        for event, output, _ in _events(_lines(file, path), path):
-            last[output] = event
-    events = Counter(last.values())
-    n_begun, n_due = events["start"], events["due"]  # which may have failed, or be of new settings
-    is_whole = not (n_due or n_begun or (own / step).is_dir())
-    return StepStatus(step, len(last), events["done"], 0, n_begun, n_due, (), (), {}, is_whole)
-
-
-def _shards_status(step: str, runs: Sequence[_Run]) -> StepStatus:
-    count = runs[-1].shard.count  # those of another division were before
-    last = {run.shard.number: run for run in runs if run.shard.count == count}
-    shards, failures, of = [], {}, 0
-    for _, run in sorted(last.items()):
-        facts = {"items": 0, "of": 0, "kept": 0}
-        events: dict[str, str] = {}
-        for event, output, why in _events(run.lines(), run.journal, facts):
-            events[output] = event
-            if event == "failed":
-                failures[output] = why
-        counts = Counter(events.values())
-        done, failed, begun = facts["kept"] + counts["done"], counts["failed"], counts["start"]
-        state: Literal["ended", "at work", "stopped"] = "stopped"
-        if run.has_ended() or run.is_at_work():
-            state = "ended" if run.has_ended() else "at work"
-        missing = facts["items"] - done - failed - begun
-        name, n_items = str(run.shard), facts["items"]
-        shards.append(ShardStatus(name, state, n_items, done, failed, begun, missing))
-        of = max(of, facts["of"])
-    absent = tuple(f"{k}/{count}" for k in range(1, count + 1) if k not in last)
-    done, failed, begun = (sum(getattr(s, n) for s in shards) for n in ("done", "failed", "begun"))
-    is_whole = not absent and all(s.state == "ended" and s.done == s.items for s in shards)
-    numbers = (of, done, failed, begun, of - done - failed - begun)
-    return StepStatus(step, *numbers, tuple(shards), absent, failures, is_whole)
-
-
-def _events(
-    lines: Iterable[tuple[Any, int]], path: Path, facts: dict[str, int] | None = None
-) -> Iterator[tuple[str, str, str]]:
-    """Give the events of a journal, their outputs, and why these failed; `facts` are added."""
-    for fields, _ in lines:
-        try:
-            if isinstance(fields, dict):
-                if facts is not None:
-                    facts |= {name: int(value) for name, value in fields.items()}
-                continue
-            event, output, *more = fields
-            yield str(event), str(output), str(more[2]) if event == "failed" else ""
-        except (ValueError, TypeError, IndexError, OverflowError) as error:
-            raise _damaged(path, json.dumps(fields).encode()) from error
-
-
-def _entry(
-    event: Event, size: int, mtime_ns: int, note: Any = None, origin: str = ""
-) -> JournalEntry:
-    return JournalEntry(event, size, mtime_ns, note, sys.intern(origin))

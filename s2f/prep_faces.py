@@ -29,7 +29,8 @@ from s2f.files import save_array
 from s2f.images import ENCODING, FORMATS, FRAME, Fit, load_face, open_photo, save_photo
 from s2f.landmarks import implausible, place, read_landmarks
 from s2f.layout import LANDMARKS, PHOTO_SUFFIXES, is_photo, is_picture, renamed
-from s2f.prep import Step, Worker
+from s2f.prep import Step
+from s2f.workers import Worker
 
 BATCH = 16  # photos that go through a network together
 

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from foreign_files import Calls, Layers, obey, pickled, some_layers, write_archive, write_legacy
 
-from s2f import foreign_weights, prep
+from s2f import foreign_weights, workers
 from s2f.errors import CheckpointError, OutputError, S2FError, WorkerError
 from s2f.foreign_weights import MAX_BYTES, RATIO, SPARE, TensorInfo, inspect, read_foreign
 
@@ -667,7 +667,9 @@ def test_damaged_files_are_refused(tmp_path: Path, layout: str, n: int, crashes:
     if kind == "keras":
         (write_legacy if layout == "legacy" else foreign_files.write_layers)(path, some_layers(3))
     items = [(f"m{seed}", path, kind, seed) for seed in range(n)]
-    came = dict(prep.run_in_workers(read_mutated, items, workers=2, preload=["torch"], seconds=20))
+    came = dict(
+        workers.run_in_workers(read_mutated, items, workers=2, preload=["torch"], seconds=20)
+    )
     assert len(came) == n
     assert "read" not in (came[0], came[1], came[2])  # those that are cut off
     assert list(came.values()).count("refused") > 50

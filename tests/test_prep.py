@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from trees import grow, interruptible
 
-from s2f import prep
+from s2f import journal, prep, workers
 from s2f.errors import DatasetError, DeviceError, InputError, OutputError, UsageError, WorkerError
 from s2f.files import File
-from s2f.prep import Journal, Step, StepShard, read_status
+from s2f.journal import Journal, StepShard, read_status
+from s2f.prep import Step
 
 
 def shout(log, source, part):
@@ -427,7 +428,7 @@ def fail(error):
 )
 def test_what_goes_wrong_costs_its_own_item_only(what, message, hint):
     items = [(f"item{k}", does) for k, does in enumerate(["0", what, "2", "3"])]
-    results = dict(prep.run_in_workers(act, items, workers=2, seconds=3))
+    results = dict(workers.run_in_workers(act, items, workers=2, seconds=3))
     error = results.pop(1)
     assert results == {0: 0, 2: 2, 3: 3}
     assert type(error) is (InputError if "InputError" in what else WorkerError)
@@ -438,7 +439,7 @@ def test_a_worker_holds_one_item():
     """What was taken and not answered is at most n, also where several have ended at once."""
     taken = []
     items = ((f"item{k}", "0") for k in range(20) if not taken.append(k))
-    for answered, _ in enumerate(prep.run_in_workers(act, items, workers=3), start=1):
+    for answered, _ in enumerate(workers.run_in_workers(act, items, workers=3), start=1):
         assert len(taken) <= answered + 3
         time.sleep(0.05)
     assert len(taken) == 20
@@ -447,7 +448,7 @@ def test_a_worker_holds_one_item():
 def test_leaving_early_ends_the_processes(tmp_path):
     note = tmp_path / "b"
     endless = f"Path({str(note)!r}).write_text(str(os.getpid())) and time.sleep(600)"
-    run = prep.run_in_workers(act, [("a", "os.getpid()"), ("b", endless)], workers=2)
+    run = workers.run_in_workers(act, [("a", "os.getpid()"), ("b", endless)], workers=2)
     _, pid = next(run)
     while not (note.exists() and note.read_text()):
         time.sleep(0.01)
@@ -458,9 +459,9 @@ def test_leaving_early_ends_the_processes(tmp_path):
 
 
 INTERRUPTED = """
-from s2f import prep
+from s2f import workers
 try:
-    list(prep.run_in_workers(print, [(1,)], workers=1, preload=["slow_start"]))
+    list(workers.run_in_workers(print, [(1,)], workers=1, preload=["slow_start"]))
 except KeyboardInterrupt:
     pass
 """
@@ -665,14 +666,14 @@ def test_a_run_of_all_is_refused_for_a_shard_that_began_while_it_looked(forest, 
     """Of other settings than this one, which its journal did not say yet."""
     prepare(forest)
     grow(forest / "in", ["new.txt"])
-    list_runs, refused = prep._list_runs, []
+    list_runs, refused = journal._list_runs, []
 
     def finds_none(*args):
-        monkeypatch.setattr(prep, "_list_runs", list_runs)
+        monkeypatch.setattr(journal, "_list_runs", list_runs)
         return []
 
     def of_all():
-        monkeypatch.setattr(prep, "_list_runs", finds_none)
+        monkeypatch.setattr(journal, "_list_runs", finds_none)
         with pytest.raises(UsageError, match="is at work there in shards: 1/1") as caught:
             prepare(forest, step={"settings": {"loud": False}})
         refused.append(caught.value)

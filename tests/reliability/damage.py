@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from s2f import prep
+from s2f import workers
 from s2f.errors import S2FError
 
 KINDS = ("bits", "noise", "length", "cut", "splice", "more")
@@ -50,9 +50,9 @@ def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def in_this_process(function: Any, items: Any, **_: Any) -> Any:
-    """In the place of `prep.run_in_workers`, which take a second or two to start."""
+    """In the place of `workers.run_in_workers`, which take a second or two to start."""
     for place, item in enumerate(items):
-        yield place, prep._attempt(function, item)
+        yield place, workers._attempt(function, item)
 
 
 class Took:

@@ -20,7 +20,7 @@ from s2f import pack
 from s2f.errors import DatasetError, S2FError
 from s2f.face_data import FaceIndex, index_faces
 from s2f.files import File
-from s2f.prep import Journal
+from s2f.journal import Journal
 from s2f.report import Report, Section, Table, read_report, write_report
 from s2f.run_dir import Run
 from s2f.spectrogram import RunningMoments, read_stats, write_stats

@@ -29,7 +29,7 @@ from foreign_files import Calls, pickled, write_archive
 from sources import enlarge
 from trees import contents
 
-from s2f import checkpoint, face_detection, foreign_weights, pack, prep, prep_faces
+from s2f import checkpoint, face_detection, foreign_weights, pack, prep, prep_faces, workers
 from s2f.audio import map_waveform, read_speech
 from s2f.errors import CheckpointError, DatasetError
 from s2f.files import read_array, read_table
@@ -459,7 +459,7 @@ def test_files_that_change_during_a_run_cost_themselves_and_nothing_else_is_read
             if (tree / "gone.wav").exists():
                 (tree / "gone.wav").unlink()
                 write_speech(tree / "grown.wav", seconds=2, seed=1)
-            yield place, prep._attempt(function, item)
+            yield place, workers._attempt(function, item)
 
     monkeypatch.setattr(prep, "run_in_workers", inline)
     monkeypatch.setitem(globals(), "OPENED", [])

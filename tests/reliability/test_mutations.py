@@ -24,10 +24,11 @@ from recordings import noise, write_av
 from torch import nn
 from trees import contents
 
-from s2f import audio, checkpoint, foreign_weights, pack, prep
+from s2f import audio, checkpoint, foreign_weights, pack, prep, workers
 from s2f.errors import S2FError, WorkerError
 from s2f.files import File, read_table
 from s2f.images import open_photo
+from s2f.journal import Journal
 from s2f.prep_audio import audio_step
 from s2f.prep_faces import resize_step
 from s2f.run_dir import Run
@@ -84,7 +85,7 @@ def write_packed(folder: Path, name: str) -> Path:
 
 
 def write_journal(folder: Path) -> Path:
-    with prep.Journal(folder, "audio", {"rate": 16_000}, folder) as journal:
+    with Journal(folder, "audio", {"rate": 16_000}, folder) as journal:
         for k in range(5):
             journal.note("done", f"{k}.npy", File(f"{k}.wav", 10 + k, 111), ["a remark"])
         journal.finish()
@@ -170,7 +171,7 @@ def read_packed(path: Path) -> None:
 
 
 def read_journal(path: Path) -> None:
-    with prep.Journal(path.parent.parent, "audio", {"rate": 16_000}, path.parent.parent) as read:
+    with Journal(path.parent.parent, "audio", {"rate": 16_000}, path.parent.parent) as read:
         for name, entry in read.entries.items():
             k = int(name.removesuffix(".npy"))
             assert entry[1:3] == (10 + k, 111) and entry.note in (["a remark"], None)
@@ -233,7 +234,7 @@ def test_a_damaged_file_is_read_or_refused_by_name(tmp_path, n):
         due += [(folder.with_name("copy"), folder, inside, read, seeds) for seeds in chunks]
     while due:
         items, due = due, []
-        for place, outcome in prep.run_in_workers(read_damaged, items, workers=1, seconds=60):
+        for place, outcome in workers.run_in_workers(read_damaged, items, workers=1, seconds=60):
             copy, *given, seeds = items[place]
             count = counts[copy.parent.name]
             if not isinstance(outcome, WorkerError):

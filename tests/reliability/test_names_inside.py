@@ -25,7 +25,7 @@ from s2f.checkpoint import Card
 from s2f.errors import InputError
 from s2f.face_data import index_faces
 from s2f.files import File, sealed
-from s2f.prep import Journal
+from s2f.journal import Journal
 from s2f.report import Report, Section, Table, write_report
 from s2f.speaker_encoder import SpeakerEncoder, SpeakerEncoderConfig
 from s2f.spectrogram import FRONT_ENDS

@@ -15,8 +15,8 @@ from s2f.checkpoint import Card, read_header
 from s2f.errors import S2FError
 from s2f.files import read_array, read_table, sealed, unsealed
 from s2f.foreign_weights import recognise
-from s2f.prep import Journal
-from s2f.prep import _check as journal_check
+from s2f.journal import Journal
+from s2f.journal import _check as journal_check
 from s2f.report import read_report
 from s2f.run_dir import Run
 from s2f.spectrogram import read_stats
