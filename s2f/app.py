@@ -52,8 +52,7 @@ from s2f.errors import (
 )
 from s2f.face_detection import cut_face, installed_detector
 from s2f.images import FRAME, encode, open_photo, provenance
-from s2f.live import Listener
-from s2f.pipeline import Face, SpeechToFace
+from s2f.pipeline import Face, Listener, SpeechToFace
 from s2f.spectrogram import HOP_LENGTH, spectrogram
 from s2f.visualize import ContactSheet, animate, draw_spectrogram
 from s2f.workers import Worker

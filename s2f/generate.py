@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from s2f.checkpoint import Choice
-    from s2f.live import Forming
-    from s2f.pipeline import Face, Framing, Part, SpeechToFace
+    from s2f.pipeline import Face, Forming, Framing, Part, SpeechToFace
     from s2f.visualize import ContactSheet
 
     Columns = list[tuple[str, Image]]  # of a comparison: captions and pictures
@@ -629,7 +628,7 @@ def _draw(
     options = history.options
     forming = None
     if options.live and formed:
-        from s2f.live import Forming
+        from s2f.pipeline import Forming
 
         forming = Forming(model, formed.take)
     opened = (_opened(source, history, progress, note, forming) for source in sources)

@@ -28,7 +28,7 @@ from s2f.face_data import FaceData
 from s2f.face_decoder import FaceDecoder, draw_faces, finished, sheet
 from s2f.face_encoder import FaceEncoder, batch_embedder
 from s2f.images import PREPROCESSING
-from s2f.ridge import RidgeSums
+from s2f.losses import RidgeSums
 from s2f.train import Group
 
 ROWS = 1024  # codes that are summed up at a time

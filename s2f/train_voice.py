@@ -36,8 +36,8 @@ from s2f.errors import CheckpointError, DatasetError, ImageError, UsageError
 from s2f.face_decoder import draw_faces, sheet
 from s2f.face_encoder import batch_embedder
 from s2f.images import load_face
+from s2f.losses import RidgeSums, solve_last_layers
 from s2f.pack import is_pack, read_index
-from s2f.ridge import RidgeSums, solve_last_layers
 from s2f.speaker_encoder import CONFIGS as SPEAKER_CONFIGS
 from s2f.speaker_encoder import AttributeEncoder, SpeakerEncoder, SpeakerEncoderConfig, body_of
 from s2f.spectrogram import FRONT_ENDS, HOP_LENGTH, WIN_LENGTH, FrontEnd, read_stats, spectrogram

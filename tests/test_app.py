@@ -45,7 +45,7 @@ from s2f.errors import (
 )
 from s2f.face_detection import FoundFace
 from s2f.images import provenance
-from s2f.live import Listener
+from s2f.pipeline import Listener
 from s2f.workers import Worker
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "speech.wav"

@@ -27,14 +27,14 @@ from PIL import Image
 from recordings import write_microphone
 from trees import interruptible
 
-import s2f.live
+import s2f.pipeline
 from s2f import SpeechToFace, Waveform
 from s2f.audio import SAMPLE_RATE, hear
 from s2f.checkpoint import read_header
 from s2f.errors import CheckpointError, OutputError, UsageError
 from s2f.generate import FACE, GenerateOptions, run
 from s2f.images import read_text
-from s2f.live import Forming, Listener
+from s2f.pipeline import Forming, Listener
 
 EXAMPLE = Path(__file__).parents[1] / "examples/speech.wav"
 CLIP = SAMPLE_RATE  # of the tiny models, one second
@@ -178,7 +178,7 @@ def test_a_new_face_costs_the_same_however_long_it_has_been_going_on(
 
 def test_the_example_is_true(monkeypatch: Patch) -> None:
     monkeypatch.chdir(EXAMPLE.parents[1])
-    result = doctest.testmod(s2f.live)
+    result = doctest.testmod(s2f.pipeline)
     assert result.attempted > 8 and not result.failed
 
 

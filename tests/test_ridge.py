@@ -5,7 +5,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from s2f.ridge import MARGIN, RIDGES, RidgeSums, solve_last_layers
+from s2f.losses import MARGIN, RIDGES, RidgeSums, solve_last_layers
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(3000, 6, generator=GENERATOR) * torch.tensor([1, 2, 3, 0.1, 5, 1]) + 2

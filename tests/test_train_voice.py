@@ -31,8 +31,8 @@ from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.face_decoder import FaceDecoder, draw_faces
 from s2f.face_encoder import VGGFace
 from s2f.images import PREPROCESSING, Preprocessing, load_face
+from s2f.losses import RIDGES
 from s2f.pack import pack_tree, read_index
-from s2f.ridge import RIDGES
 from s2f.speaker_encoder import (
     CONFIGS,
     AttributeEncoder,
