@@ -14,8 +14,11 @@ import re
 import struct
 import sys
 import tempfile
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -99,6 +102,7 @@ _SEEK_HEAD, _SEEK, _FILES, _FILE, _FILLED = (
     bytes.fromhex(x) for x in ("114d9b74", "53ac", "1941a469", "61a7", "465c")
 )
 _MOST_HEADERS, _MOST_ELEMENTS = 8 * 2**20, 2**21
+OPEN_SECONDS = 10.0  # of processor time, that FFmpeg may take before it gives a sample
 _MOST_PACKETS = 1 << 23  # of MP4: FFmpeg holds 35 bytes of each in memory; 12 h of film have 5e6
 # In the header of an MP4, how many packets a track has, or a fragment, how many parts of them are
 # played, and how many packets last how long: one entry, and one sample of PCM.
@@ -1115,9 +1119,16 @@ class _Stream:
     """A file for FFmpeg, which may seek to where a damaged file says, before or behind its ends."""
 
     def __init__(self, data: BinaryIO) -> None:
-        self.read, self.tell, self._data = data.read, data.tell, data
+        self.tell, self._data = data.tell, data
         self._size = data.seek(0, io.SEEK_END)
+        self.is_given_up = False
         data.seek(0)
+
+    def read(self, n: int) -> bytes:
+        """Read as a file does, unless nobody waits for it any more."""
+        if self.is_given_up:
+            raise EOFError
+        return self._data.read(n)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Seek within the file, as a file does."""
@@ -1246,10 +1257,8 @@ def _av_frames(data: BinaryIO, heard: Heard, name: str) -> Iterator[tuple[int, f
 
     _check_index(data, name)
     _check_headers(data, name)
-    options = {"format_whitelist": _AV_FORMATS, "protocol_whitelist": "none"}
-    try:  # with a tag that is not UTF-8, strict (the default) fails
-        stream: Any = _Stream(data)
-        container = av.open(stream, "r", metadata_errors="ignore", options=options)
+    try:
+        container = _opened(_Stream(data), name)
     except av.FFmpegError as error:
         found = f"holds no sound that can be decoded ({error.strerror})"
         raise _unusable(name, found) from error
@@ -1300,6 +1309,40 @@ def _av_frames(data: BinaryIO, heard: Heard, name: str) -> Iterator[tuple[int, f
                 yield segment, gap, frame
         if damage and not seconds:
             raise _unusable(name, "is damaged: none of its sound can be decoded") from damage
+
+
+def _opened(stream: _Stream, name: str) -> Any:
+    """Open a file by FFmpeg, or raise an `AudioError` if that takes too long.
+
+    It compares each tag with all before it: a hundred thousand, in 2 MB, take minutes, in which it
+    cannot be stopped. So it is left alone, in a thread that does not keep the program from ending.
+    """
+    import av
+
+    opened: Future[Any] = Future()
+
+    def run() -> None:
+        options = {"format_whitelist": _AV_FORMATS, "protocol_whitelist": "none"}
+        try:  # with a tag that is not UTF-8, strict (the default) fails
+            file: Any = stream
+            opened.set_result(av.open(file, "r", metadata_errors="ignore", options=options))
+        except BaseException as error:
+            opened.set_exception(error)
+
+    thread = threading.Thread(target=run, name="open", daemon=True)
+    began = time.monotonic()
+    thread.start()
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return opened.result(OPEN_SECONDS / 10)
+        took = time.monotonic() - began
+        if took > OPEN_SECONDS and hasattr(time, "pthread_getcpuclockid"):  # is it at work?
+            with contextlib.suppress(OSError):  # it has just ended
+                took = time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
+        if took > OPEN_SECONDS and not opened.done():
+            stream.is_given_up = True
+            found = f"takes more than {OPEN_SECONDS:g} s to open: it may have very many tags"
+            raise _unusable(name, found)
 
 
 def _declared_seconds(container: Any, track: Any, data: BinaryIO, began: float) -> float:

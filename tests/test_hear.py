@@ -568,3 +568,21 @@ def test_headers_of_matroska_have_a_limit_wherever_they_are(
     else:
         with pytest.raises(AudioError, match="of headers; wanted"):
             hear(io.BytesIO(whole))
+
+
+def tagged(n: int) -> bytes:
+    """An MP3 behind n tags of names of their own (ID3v2.3, 3.1 and 4.10: frames TXXX)."""
+    sound = io.BytesIO()
+    soundfile.write(sound, noise(1), RATE, format="MP3")
+    texts = [b"\0%06d\0v" % k for k in range(n)]
+    frames = b"".join(b"TXXX" + struct.pack(">IH", len(text), 0) + text for text in texts)
+    size = bytes(len(frames) >> shift & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + size + frames + sound.getvalue()
+
+
+def test_a_file_of_very_many_tags_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(audio, "OPEN_SECONDS", 0.02)
+        with pytest.raises(AudioError, match=r"more than 0\.02 s to open: it may have very many"):
+            hear(io.BytesIO(tagged(8_000)))  # more than a second of work
+    assert hear(io.BytesIO(tagged(100))).seconds == pytest.approx(1, abs=0.1)  # meanwhile
