@@ -181,18 +181,13 @@ def counting(n: int, dtype: Any, step: int = 1) -> Any:
 NAME = b"p%05d/images/%09d.jpg\0"
 
 
-def photo_names(n: int, people: int) -> Any:
-    """Name n photos of people, as one text."""
-    width = len(NAME % (0, 0))
+def photo_names(n: int) -> tuple[Any, int]:
+    """Name n photos, as one text, and how long a name is; some thousand names recur."""
+    width, some = len(NAME % (0, 0)), b"".join(NAME % (k % PEOPLE, k) for k in range(10_000))
+    block = np.frombuffer(some * (1 + (1 << 25) // len(some)), np.uint8)
 
     def text(start: int, end: int) -> NDArray[np.uint8]:
-        first = start // width
-        k = np.arange(first, -(-end // width))
-        names = np.tile(np.frombuffer(NAME % (0, 0), np.uint8), (len(k), 1))
-        for number, place, digits in ((k * people // n, 1, 5), (k, 14, 9)):
-            for digit in range(digits):
-                names[:, place + digits - 1 - digit] += (number // 10**digit % 10).astype(np.uint8)
-        return names.reshape(-1)[start - first * width : end - first * width]
+        return block[start % len(some) :][: end - start]
 
     return Made((n * width,), np.uint8, text), width
 
@@ -208,7 +203,7 @@ def write_faces(data: Path, n: int) -> None:
     people = [b"p%05d" % k for k in range(PEOPLE)]
     for name in people:
         (data / "train" / name.decode() / "images").mkdir(parents=True)
-    text, width = photo_names(n, PEOPLE)
+    text, width = photo_names(n)
     who = Made((n,), np.int32, lambda a, b: (np.arange(a, b) * PEOPLE // n).astype(np.int32))
     ends = layout.BESIDE_TARGETS
     rows: Any = counting(n, np.int32)
@@ -303,7 +298,7 @@ def of_rows(n: int, folder: Path) -> dict[str, Figures]:
         began = time.perf_counter()
         write(place, n)
         wrote = time.perf_counter() - began
-        size = bytes_below(place / (".s2f" if what == "faces" else "index"))
+        size = bytes_below(place / (".s2f" if what == "faces" else "index.arrays"))
         kinds = ["faces"] if what == "faces" else ["pack"]
         if what == "pack" and n <= TRAINED:
             kinds.append("training")

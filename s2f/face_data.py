@@ -211,7 +211,8 @@ def verify_index(data: Path, *, progress: Progress = silent) -> VerifyReport:
     if not places:
         message = f"{data}: has no index of train, val or test"
         raise DatasetError(message, hint=f"make it with s2f prep index {data}")
-    hashes, damaged = [], []
+    hashes: list[tuple[Path, str]] = []
+    damaged: list[DatasetError] = []
     for index in places:
         try:
             told = files.unsealed(index.read_bytes())

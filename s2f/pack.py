@@ -3,7 +3,7 @@
 Each split of a pack is a folder of index.json, clips-00000.npy ... and embeddings-00000.npy ...
 The clips are int16 [n clip_samples] at 16 kHz, the embeddings float16 [m d]. The rows of all files
 together are in the order of the identities in the index, which says how many of each they have,
-and how many clips are of which recording; this lies beside it as arrays, index/NAME.npy.
+and how many clips are of which recording; this lies beside it, index.arrays/NAME.npy.
 
 From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack_tree`, which makes one
 by the engine of `prep`. An utterance becomes consecutive clips of one length, as `audio.clips` cuts
@@ -48,7 +48,7 @@ from s2f.layout import SPLIT_FOLDERS
 from s2f.prep import Failure
 from s2f.prep_faces import check_photo_embeddings, read_space
 
-INDEX, ARRAYS = "index.json", "index"  # the file, and the folder of what it says of people
+INDEX, ARRAYS = "index.json", "index.arrays"  # the file, and the folder of what it says of people
 VERSION = 3  # 2 says it all in its JSON; 1 does not say which clips are of one recording
 HEADER = 128  # bytes before the rows of a file
 DTYPES = {"clips": np.dtype("<i2"), "embeddings": np.dtype("<f2")}  # of the two kinds of files
@@ -144,10 +144,11 @@ def write_index(folder: Path, index: Index) -> None:
     """Write the index of a split for `read_index`, its arrays first; raises an `OutputError`."""
     people, path = index.identities, folder / INDEX
     assert people.recordings is not None
-    arrays = {"names": people.names.text, "names_starts": people.names.starts}
+    arrays: dict[str, Any] = {"names": people.names.text, "names_starts": people.names.starts}
     arrays |= {"starts": people.starts, "recordings": people.recordings}
     settings = ("clip_samples", "embedding", "embedding_space", "shard_bytes")
-    fields = {"version": VERSION, **{name: getattr(index, name) for name in settings}}
+    fields: dict[str, Any] = {"version": VERSION}
+    fields |= {name: getattr(index, name) for name in settings}
     shards = {table: [dataclasses.asdict(s) for s in getattr(index, table)] for table in DTYPES}
     with files.atomic_folder(folder / ARRAYS, replace=True) as new:
         fields["identities"] = files.write_arrays(arrays, new)
@@ -321,7 +322,8 @@ def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
             fields = _read_fields(split)
             if fields["version"] == VERSION:
                 told = fields["identities"]
-                hashes += files.array_hashes(told, split / ARRAYS, split / INDEX)
+                with _reading(split):
+                    hashes += files.array_hashes(told, split / ARRAYS, split / INDEX)
         except DatasetError as error:
             damaged.append(error)
         else:

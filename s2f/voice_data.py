@@ -49,7 +49,7 @@ LENGTHS = 17
 CHECKED_SAMPLES = 2**31  # of a tree that are looked at before training, at most, of all its files
 CHECKED_AT_ONCE = 8  # files: where they lie on another machine, most of the time is waiting
 
-_Numbers = NDArray[np.int64] | NDArray[np.int32]
+_Numbers = NDArray[Any]  # int32 where they are small enough, else int64
 _Absent = dict[str, list[str]]  # names by reason
 
 
@@ -108,7 +108,7 @@ def pair(
     """
     n_recordings, n_faces = np.asarray(recordings, np.int64), np.asarray(faces, np.int64)
     most_of_any = max(int(n_recordings.sum()), int(n_faces.sum()), len(n_faces))
-    dtype = np.int32 if most_of_any < 2**31 else np.int64  # of tens of millions it is much
+    dtype: Any = np.int32 if most_of_any < 2**31 else np.int64  # of tens of millions it is much
     people = np.repeat(np.arange(len(n_recordings), dtype=dtype), n_recordings)
     n_faces = n_faces.astype(dtype)
     first = (np.cumsum(n_faces, dtype=dtype) - n_faces)[people]

@@ -124,10 +124,12 @@ def test_the_files_are_what_they_are_said_to_be(made_pack):
             *("identities", "clips", "embeddings", "sha256"),
         ]
         assert fields["version"] == 3
-        arrays = {path.stem: np.load(path) for path in (made_pack / split / "index").iterdir()}
+        arrays = {
+            path.stem: np.load(path) for path in (made_pack / split / "index.arrays").iterdir()
+        }
         assert {*arrays} == {*fields["identities"]}
         for name, array in arrays.items():
-            told, path = fields["identities"][name], made_pack / split / f"index/{name}.npy"
+            told, path = fields["identities"][name], made_pack / split / f"index.arrays/{name}.npy"
             assert (array.dtype.str, [*array.shape]) == (told["dtype"], told["shape"])
             assert told["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert arrays["names"].tobytes() == b"id0\0id1\0id2\0"
@@ -376,7 +378,7 @@ def test_a_pack_of_before_is_read_and_packed_again_is_one_of_now(
         del fields["sha256"]
         sha256 = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
         (out / split / INDEX).write_text(json.dumps({**fields, "sha256": sha256}) + "\n")
-        shutil.rmtree(out / split / "index")
+        shutil.rmtree(out / split / "index.arrays")
         index = read_index(out / split)
         told = [person.recordings if version == 2 else None for person in now.identities]
         assert [person.recordings for person in index.identities] == told
@@ -396,7 +398,7 @@ def test_a_pack_of_before_is_read_and_packed_again_is_one_of_now(
 
 def test_of_arrays_that_are_not_read_at_once_the_rest_is_verified(out, monkeypatch):
     monkeypatch.setattr(files, "CHECKED", 0)
-    path = out / "train/index/recordings.npy"
+    path = out / "train/index.arrays/recordings.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     Pack(out / "train")

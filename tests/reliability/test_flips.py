@@ -75,7 +75,8 @@ def write_index(folder: Path) -> Path:
 def face_index(path: Path) -> object:
     index = FaceIndex.of(path.parents[3] / "train")
     assert not index.stale  # or the tree was looked at anew
-    return {name: str(value) for name, value in dataclasses.asdict(index).items()}
+    told = {name: str(value) for name, value in dataclasses.asdict(index).items()}
+    return told | {"people": [*index.people], "paths": [*index.paths]}
 
 
 def write_index_array(folder: Path) -> Path:
@@ -112,7 +113,7 @@ STORED = {
     "an array of the index of a large tree": (write_index_array, verify_array),
     "the index of a pack": (write_packed, verify_pack),
     "an array of the index of a pack": (
-        lambda folder: write_packed(folder, "index/starts.npy"),
+        lambda folder: write_packed(folder, "index.arrays/starts.npy"),
         verify_pack,
     ),
     "the clips of a pack": (lambda folder: write_packed(folder, "clips-00000.npy"), verify_pack),
