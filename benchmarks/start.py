@@ -32,6 +32,7 @@ from s2f import face_decoder, face_encoder, layout, pack, train_voice
 from s2f.checkpoint import Card, load, save
 from s2f.dataloader import load_batches, plan_steps
 from s2f.face_data import AXES, NEIGHBOURS, FaceIndex, folders_of, index_faces, nearest
+from s2f.files import Names
 from s2f.images import PREPROCESSING
 from s2f.train import TrainConfig
 from s2f.train_faces import FaceDecoderTask
@@ -59,7 +60,7 @@ def write_faces(data: Path, n: int) -> None:
     people = tuple(f"n{k:06d}" for k in range(PEOPLE))
     for name in people:
         (data / "train" / name / "images").mkdir(parents=True)
-    paths = np.array([b"n%06d/images/%04d_01.jpg" % one for one in zip(who, place, strict=True)])
+    paths = [b"n%06d/images/%04d_01.jpg" % one for one in zip(who, place, strict=True)]
     neighbours = rng.integers(0, n, (n, NEIGHBOURS), dtype=np.int32)
     (keys,) = plan_steps(n, BATCH, seed=TrainConfig.seed, steps=range(1))
     for row in {*(key.item for key in keys), *neighbours[[key.item for key in keys]].flatten()}:
@@ -68,14 +69,11 @@ def write_faces(data: Path, n: int) -> None:
         (data / f"val/n{k + PEOPLE:06d}/images").mkdir(parents=True)
         write_photo(data / f"val/n{k + PEOPLE:06d}/images/0", rng)
     index_faces_of_val(data)
+    rows = np.arange(n, dtype=np.int32)
     index = FaceIndex(
-        data / "train",
-        people,
-        paths,
-        who,
-        np.arange(n, dtype=np.int32),
-        np.arange(n, dtype=np.int32),
-        {end: np.zeros(n, np.bool_) for end in layout.BESIDE_TARGETS},
+        *(data / "train", Names.of(name.encode() for name in people), Names.of(paths)),
+        *(who, rows, rows, np.zeros((len(layout.BESIDE_TARGETS), n), np.bool_)),
+        *(dict.fromkeys(layout.BESIDE_TARGETS, 0), layout.digest(paths)),
         {layout.LANDMARKS: torch.full((68, 2), 112.0) + torch.arange(68)[:, None]},
         neighbours,
         load(data / "encoder.safetensors", "face_encoder").embedding_space,
@@ -108,12 +106,12 @@ def write_pack(folder: Path, recordings: int, faces: int, people: int, space: st
             shards[table].append(pack.Shard(name, rows, "0" * 64))
     sizes = recordings, faces
     owned = [[len(part) for part in np.array_split(np.arange(n), people)] for n in sizes]
-    those = tuple(
+    those = pack.People.of(
         pack.Identity(f"n{k:06d}", clips, n, (1,) * clips)
         for k, (clips, n) in enumerate(zip(*owned, strict=True))
     )
     index = pack.Index(CLIP, WIDTH, space, 10**9, those, *(tuple(s) for s in shards.values()))
-    (folder / pack.INDEX).write_bytes(index.encode())
+    pack.write_index(folder, index)
 
 
 def write_all(data: Path, photos: int, recordings: int) -> None:

@@ -628,7 +628,9 @@ def _pack(
     "index",
     cls=_Once,
     epilog=examples(
-        "s2f prep index data/split", "s2f prep index data/split --face-encoder vgg.safetensors"
+        "s2f prep index data/split",
+        "s2f prep index data/split --face-encoder vgg.safetensors",
+        "s2f prep index data/split --verify",
     ),
 )
 def _index(
@@ -637,6 +639,9 @@ def _index(
     face_encoder: Annotated[
         Path | None, option("Input", "Also find who looks alike, by embeddings of this one.")
     ] = None,
+    verify: Annotated[
+        bool, option("Run", "Make nothing: read the index again and check it.", "--verify")
+    ] = False,
     device: DeviceOpt = "auto",
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -644,12 +649,24 @@ def _index(
     """Look at all landmarks once, so that training on faces starts without: for large trees.
 
     What it finds is written to DATA/.s2f/index; training uses it while no folder has changed. With
-    a face encoder, whose embeddings are there, morphs' neighbours are found too.
+    a face encoder, whose embeddings are there, morphs' neighbours are found too. Training compares
+    its files with their hashes, but for those of more than 128 MiB, which --verify does.
     """
     console = choose_console(ctx, as_json, quiet)
     from s2f.device import choose_device
-    from s2f.face_data import index_faces
+    from s2f.face_data import index_faces, verify_index
     from s2f.prep_faces import maker_of, read_space
+
+    if verify:
+        if face_encoder is not None:
+            hint = "give one of the two, or one after the other"
+            raise UsageError("--verify makes nothing, and takes no --face-encoder", hint=hint)
+        with console.progress("checking", "files") as progress:
+            checked = verify_index(data, progress=progress)
+        console.note(f"{checked.files} files checked, {len(checked.damaged)} damaged")
+        result = {"damaged": [described(error) for error in checked.damaged]}
+        finish(console, result, list(checked.damaged), checked.files)
+        return
 
     on, maker, space = choose_device(device), None, ""
     if face_encoder is not None:

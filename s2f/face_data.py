@@ -7,10 +7,10 @@ that the embedding of the face encoder is what the decoder draws.
 """
 
 import dataclasses
-import hashlib
 import os
 import random
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from s2f.distributed import ALONE, Ranks
 from s2f.embeddings import CHECKED, Gallery, Maker, check_embeddings, read_embedding
 from s2f.errors import DatasetError, ImageError, together
 from s2f.face_decoder import FaceDecoder, FaceDecoderConfig
+from s2f.files import Names, VerifyReport
 from s2f.images import Fit, load_face
 from s2f.landmarks import (
     OF_72,
@@ -49,7 +50,7 @@ AT_ONCE = 1024  # people that are compared at a time
 COMPARED = 2**28  # values of embeddings that are compared as they are; of more, their
 AXES = 128  # values along the axes on which most lies,
 SAMPLED = 16384  # of so many embeddings
-INDEX_FILE, INDEX_VERSION = "index.json", 2
+INDEX_FILE, INDEX_VERSION = "index.json", 3
 START = 700  # photos that a linear start is fitted to
 NAMED = 5  # files that a note names
 
@@ -59,16 +60,19 @@ class FaceIndex:
     """What is to be known of a split's photos before any is read.
 
     It is listed from the tree, or read where `s2f prep index` has written it. Then the landmarks
-    were looked at too, and who looks alike may be known.
+    were looked at too, and who looks alike may be known; and all that has a value a photo is
+    mapped, so that an index of many is open at once.
     """
 
     folder: Path
-    people: tuple[str, ...]  # identities, sorted
-    paths: NDArray[np.bytes_]  # [n] photos below the folder, by person
+    people: Names  # identities, sorted
+    paths: Names  # [n] photos below the folder, by person
     who: NDArray[np.int32]  # [n] whose each is
     rows: NDArray[np.int32]  # [n] which of the targets has its landmarks
     targets: NDArray[np.int32]  # [m] the photos that have landmarks of their own
-    beside: Mapping[str, NDArray[np.bool_]]  # by ending, which of these targets have it, [m]
+    beside: NDArray[np.bool_]  # [4 m] which of these targets have each of `BESIDE_TARGETS`
+    counts: Mapping[str, int]  # how many have it, by ending
+    files: str  # digest of the paths, as `layout.digest` has it
     means: Mapping[str, Tensor]  # mean landmarks [k 2], by ending, where they were looked at
     neighbours: NDArray[np.int32] | None = None  # [m q] targets that each is like
     space: str = ""  # of the embeddings that these were found by
@@ -81,117 +85,156 @@ class FaceIndex:
         It is, if no folder of the tree has changed since. Raises a DatasetError if an index cannot
         be read, or as `layout.photos`.
         """
-        place, stale = _index_of(folder), ""
-        if (place / INDEX_FILE).is_file():
+        index, stale = _index_of(folder) / INDEX_FILE, ""
+        if index.is_file():
             try:
-                told = files.unsealed((place / INDEX_FILE).read_bytes())
-                index = place / INDEX_FILE
-                changed = (
-                    name
-                    for name, time in told["folders"]
-                    if _changed(files.inside(folder, name, index), time)
-                )
-                stale = next(changed, "") if told["version"] == INDEX_VERSION else INDEX_FILE
+                told = files.unsealed(index.read_bytes())
+                stale = "" if told["version"] == INDEX_VERSION else INDEX_FILE
                 if not stale:
-                    return cls._read(folder, place, told)
+                    arrays = files.map_arrays(told["arrays"], index.parent, index)
+                    stale = _changed(folder, _names(arrays, "folders"), arrays.pop("times"), index)
+                if not stale:
+                    return cls._of_arrays(folder, arrays, told)
             except (LookupError, OSError, TypeError, ValueError) as error:
-                message = f"{place / INDEX_FILE}: is no index that can be read: {error}"
-                hint = f"give s2f prep index {folder.parent} again, or remove it"
-                raise DatasetError(message, hint=hint) from error
+                message = f"{index}: is no index that can be read: {error}"
+                raise DatasetError(message, hint=_again(folder)) from error
         return dataclasses.replace(cls.listed(folder), stale=stale)
 
     @classmethod
-    def _read(cls, folder: Path, place: Path, told: Mapping[str, Any]) -> "FaceIndex":
-        arrays: dict[str, Any] = {}
-        for name, sha256 in told["arrays"].items():
-            path = files.inside(place, f"{name}.npy", place / INDEX_FILE)
-            if _sha256(path) != sha256:
-                raise ValueError(f"the SHA-256 of {path.name} is another")
-            arrays[name] = np.load(path, mmap_mode="r")
-        beside = {end: arrays.pop(end.split(".")[0]) for end in layout.BESIDE_TARGETS}
+    def _of_arrays(
+        cls, folder: Path, arrays: dict[str, Any], told: Mapping[str, Any]
+    ) -> "FaceIndex":
+        people, paths = (_names(arrays, name) for name in ("people", "paths"))
         means = {end: torch.tensor(points) for end, points in told["means"].items()}
-        people, space = tuple(told["people"]), told["space"]
-        return cls(folder, people, **arrays, beside=beside, means=means, space=space)
+        same = {name: told[name] for name in ("counts", "files", "space")}
+        return cls(folder, people, paths, **arrays, **same, means=means)
 
     @classmethod
     def listed(cls, folder: Path) -> "FaceIndex":
         """List the tree of a split; raises a DatasetError as `layout.photos`."""
-        people: list[str] = []
-        paths: list[bytes] = []
-        who: list[int] = []
-        rows: list[int] = []
-        targets: list[int] = []
+        people: list[bytes] = []
+        who, rows, targets = array("i"), array("i"), array("i")
         have: list[frozenset[str]] = []
         stems: dict[Path, int] = {}
-        for k, photo in enumerate(layout.photos(folder)):
-            if not people or people[-1] != photo.identity:
-                people.append(photo.identity)
-                stems = {}  # rows of this person's targets
-            row = stems.setdefault(photo.target, len(targets))
-            if row == len(targets):
-                targets.append(-1)
-                have.append(photo.beside)
-            if photo.path.with_suffix("") == photo.target:
-                targets[row], have[row] = k, photo.beside
-            paths.append(os.fsencode(photo.path.relative_to(folder).as_posix()))
-            who.append(len(people) - 1)
-            rows.append(row)
-        there = {e: np.array([e in some for some in have]) for e in layout.BESIDE_TARGETS}
+        identity = ""
+
+        def photos() -> Iterator[bytes]:
+            nonlocal identity, stems
+            for k, photo in enumerate(layout.photos(folder)):
+                if photo.identity != identity:
+                    identity, stems = photo.identity, {}  # rows of this person's targets
+                    people.append(os.fsencode(identity))
+                row = stems.setdefault(photo.target, len(targets))
+                if row == len(targets):
+                    targets.append(-1)
+                    have.append(photo.beside)
+                if photo.path.with_suffix("") == photo.target:
+                    targets[row], have[row] = k, photo.beside
+                who.append(len(people) - 1)
+                rows.append(row)
+                yield os.fsencode(photo.path.relative_to(folder).as_posix())
+
+        paths = Names.of(photos())
+        beside = np.array([[e in some for some in have] for e in layout.BESIDE_TARGETS], np.bool_)
         return cls(
-            *(folder, tuple(people), np.array(paths)),
+            *(folder, Names.of(people), paths),
             who=np.array(who, np.int32),
             rows=np.array(rows, np.int32),
             targets=np.array(targets, np.int32),
-            beside=there,
+            beside=beside,
+            counts=dict(zip(layout.BESIDE_TARGETS, beside.sum(1).tolist(), strict=True)),
+            files=layout.digest(paths),
             means={},
         )
 
     def path(self, photo: int) -> Path:
         """Name a photo; raises a DatasetError if an index that was read leads out of the folder."""
+        self._refuse_beyond(photo, len(self.paths))
         name, paths = os.fsdecode(self.paths[photo]), _index_of(self.folder) / "paths.npy"
         return files.inside(self.folder, name, paths)
 
     def target(self, row: int) -> Path:
-        """Name a photo that has landmarks of its own."""
+        """Name a photo that has landmarks of its own; raises as `path`."""
+        self._refuse_beyond(row, len(self.targets))
         return self.path(int(self.targets[row]))
+
+    def _refuse_beyond(self, number: int, end: int) -> None:
+        if not 0 <= number < end:  # of an array that was not compared with its hash
+            message = f"{_index_of(self.folder)}: is damaged: it has no photo {number}, of {end}"
+            raise DatasetError(message, hint=_again(self.folder))
+
+    def has(self, ending: str) -> NDArray[np.bool_]:
+        """Tell which targets [m] have a file of this ending."""
+        return self.beside[layout.BESIDE_TARGETS.index(ending)]
 
     def write(self, folders: Sequence[tuple[str, int]]) -> None:
         """Write it where `of` finds it; `folders` are the tree's, and when each had changed last.
 
         Raises an OutputError.
         """
-        arrays = {n: getattr(self, n) for n in ("paths", "who", "rows", "targets", "neighbours")}
-        arrays |= {end.split(".")[0]: there for end, there in self.beside.items()}
-        arrays = {name: array for name, array in arrays.items() if array is not None}
-        place = _index_of(self.folder)
-        told: dict[str, Any] = {"version": INDEX_VERSION, "people": self.people}
+        named = Names.of(os.fsencode(name) for name, _ in folders)
+        arrays: dict[str, Any] = {"times": np.array([time for _, time in folders], np.int64)}
+        for name, one in (("folders", named), ("people", self.people), ("paths", self.paths)):
+            arrays |= {name: one.text, f"{name}_starts": one.starts}
+        for name in ("who", "rows", "targets", "beside", "neighbours"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        told: dict[str, Any] = {"version": INDEX_VERSION, "files": self.files, "space": self.space}
         told |= {"means": {end: mean.tolist() for end, mean in self.means.items()}}
-        told |= {"space": self.space, "folders": folders}
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.unwritable(place, error) from error
+        told |= {"counts": self.counts}
+        place = _index_of(self.folder)
         with files.atomic_folder(place, replace=True) as new:
-            for name, array in arrays.items():
-                files.save_array(array, new / f"{name}.npy")
-            told["arrays"] = {name: _sha256(new / f"{name}.npy") for name in arrays}
+            told["arrays"] = files.write_arrays(arrays, new)
             files.write_bytes(new / INDEX_FILE, files.sealed(told))
+
+
+def _names(arrays: dict[str, Any], name: str) -> Names:
+    return Names(arrays.pop(name), arrays.pop(f"{name}_starts"))
 
 
 def _index_of(folder: Path) -> Path:
     return folder.parent / ".s2f" / "index" / folder.name
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _again(folder: Path) -> str:
+    return f"give s2f prep index {folder.parent} again, or remove {_index_of(folder)}"
 
 
-def _changed(folder: Path, time: int) -> bool:
-    try:
-        return folder.stat().st_mtime_ns != time
-    except OSError:
-        return True
+def verify_index(data: Path, *, progress: Progress = silent) -> VerifyReport:
+    """Read all of the indices of a tree, and compare their arrays with their hashes.
+
+    Raises a DatasetError if there is none.
+    """
+    data = layout.tree_of(data)
+    places = [_index_of(data / name) / INDEX_FILE for name in layout.SPLIT_FOLDERS]
+    places = [index for index in places if index.is_file()]
+    if not places:
+        message = f"{data}: has no index of train, val or test"
+        raise DatasetError(message, hint=f"make it with s2f prep index {data}")
+    hashes: list[tuple[Path, str]] = []
+    damaged: list[DatasetError] = []
+    for index in places:
+        try:
+            told = files.unsealed(index.read_bytes())
+            hashes += files.array_hashes(told["arrays"], index.parent, index)
+        except (LookupError, OSError, TypeError, ValueError, AttributeError) as error:
+            message = f"{index}: is no index that can be read: {error}"
+            damaged.append(DatasetError(message, hint=f"give s2f prep index {data} again"))
+    report = files.verify_hashes(hashes, f"give s2f prep index {data} again", progress=progress)
+    return VerifyReport(report.files + len(places), (*damaged, *report.damaged))
+
+
+def _changed(folder: Path, names: Names, times: NDArray[np.int64], index: Path) -> str:
+    """Name a folder that has changed since, or is gone; "" if there is none."""
+    for name, time in zip(map(os.fsdecode, names), times.tolist(), strict=True):
+        files.refuse_outside(folder, name, index)
+        try:
+            changed = (folder / name).stat().st_mtime_ns
+        except OSError:
+            return name
+        if changed != time:
+            return name
+    return ""
 
 
 def folders_of(folder: Path) -> list[tuple[str, int]]:
@@ -250,7 +293,7 @@ def index_faces(
         seen = folders_of(folder)  # before it is listed: what changes meanwhile is newer
         index = FaceIndex.listed(folder)
         for end in (layout.LANDMARKS, layout.TEMPLATE):
-            if end == layout.TEMPLATE and not index.beside[end].all():
+            if end == layout.TEMPLATE and index.counts[end] < len(index.targets):
                 continue
             k = TEMPLATE_POINTS if end == layout.TEMPLATE else 68
             dataset = FaceDataset(folder, landmarks=k, whole=True, index=index)
@@ -276,7 +319,7 @@ def _directions(index: FaceIndex, maker: Maker, progress: Progress) -> Tensor:
 
     These are along the axes on which most of the others lies, so that they fit into memory.
     """
-    have, m = index.beside[layout.EMBEDDING], len(index.targets)
+    have, m = index.has(layout.EMBEDDING), len(index.targets)
     if not have.all():
         lacks = index.target(int(have.argmin()))
         message = f"{lacks}: has no NAME{layout.EMBEDDING}; {int((~have).sum())} photos have none"
@@ -335,19 +378,19 @@ class FaceDataset(Dataset[Item]):
         self.registered = not whole and self._all_have(layout.TEXTURE)
         self.cut_out = self.registered and self._all_have(layout.OPACITY)
         self.opacity = opacity and self.cut_out
-        self.identities = {name: number for number, name in enumerate(self.index.people)}
-        self.counts = {"identities": len(self.identities)}
-        self.files = layout.digest(self.index.paths)
+        self.counts = {"identities": len(self.index.people)}
+        self.files = self.index.files
 
     def _all_have(self, suffix: str) -> bool:
-        have = self.index.beside[suffix]
-        if have.any() and not have.all():
+        n = self.index.counts[suffix]
+        if 0 < n < len(self.index.targets):
+            have = self.index.has(suffix)
             lacks, has = (Path(self._stem(int(k))).name for k in (have.argmin(), have.argmax()))
             raise DatasetError(
                 f"{self.folder}: {lacks} has no NAME{suffix} and {has} has one",
                 hint="remove them, or make all",
             )
-        return bool(have.all())
+        return n > 0
 
     def __len__(self) -> int:
         return len(self.index.paths)
@@ -479,7 +522,7 @@ class FaceDataset(Dataset[Item]):
             return []
         gallery, faces = Gallery(self.folder, maker, progress), []
         for photo, there in zip(
-            self.index.targets.tolist(), self.index.beside[layout.EMBEDDING], strict=True
+            self.index.targets.tolist(), self.index.has(layout.EMBEDDING), strict=True
         ):
             path = self.index.path(photo).relative_to(self.folder).as_posix()
             stored = layout.renamed(path, layout.EMBEDDING)
@@ -565,7 +608,7 @@ class FaceData:
         """
         folders = [layout.split(data, split) for split in ("train", "val")]
         train, val = map(FaceIndex.of, folders)
-        if k == TEMPLATE_POINTS and not train.beside[layout.TEMPLATE][0]:
+        if k == TEMPLATE_POINTS and not train.has(layout.TEMPLATE)[0]:
             k = 68
         self.landmarks = k
         how: dict[str, Any] = {"landmarks": k, "fit": fit, "opacity": opacity}
@@ -579,7 +622,7 @@ class FaceData:
             if index.stale:
                 message = f"the index of {index.folder.name} is older than {index.stale}, and was "
                 self.notes.append(f"{message}not used: s2f prep index {data} renews it")
-        if len(self.train.identities) < 2:
+        if len(train.people) < 2:
             message = f"{folders[0]}: has one identity: there is nothing to tell apart"
             hint = "wanted photos of two people at least, IDENTITY/NAME.jpg"
             raise DatasetError(message, hint=hint)

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -20,12 +21,13 @@ import shutil
 import stat
 import threading
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, UsageError
@@ -655,6 +657,9 @@ def way(start: str | Path, folder: str | Path) -> str:
         return folder
 
 
+_PLAIN = re.compile(r"[\w-]+(?:[./][\w-]+)*", re.ASCII)  # leads nowhere but down
+
+
 def inside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> Path:
     """Name what a file, the `teller`, calls so: a path below a folder, or with `is_one` just there.
 
@@ -667,6 +672,8 @@ def inside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> Pa
 
 def refuse_outside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> None:
     """Raise the `DatasetError` of `inside`, where no path is needed."""
+    if not is_one and _PLAIN.fullmatch(name):  # as most of a million are
+        return
     parts = name.replace(os.sep, "/").split("/")
     leads_out = ".." in parts or "\0" in name or os.path.isabs(name) or os.path.splitdrive(name)[0]
     if leads_out or (is_one and (len(parts) > 1 or name in ("", "."))):
@@ -723,6 +730,128 @@ def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
         message = f"{path}: cannot be read as an array: {why}"
         raise DatasetError(message, hint="make the file again") from error
     return array
+
+
+CHECKED = 2**27  # bytes of an array that is compared with its hash each time it is opened
+
+
+class Names(Sequence[bytes]):
+    """Names by number, as two arrays, so that a hundred million can be mapped."""
+
+    def __init__(self, text: "NDArray[np.uint8]", starts: "NDArray[np.int64]") -> None:
+        """Take the names one behind the other, each with a zero byte, and [n + 1] their starts."""
+        self.text, self.starts = text, starts
+
+    @classmethod
+    def of(cls, names: Iterable[bytes]) -> Self:
+        """Put names together."""
+        import numpy as np
+
+        text, starts = bytearray(), array("q", [0])
+        for name in names:
+            text += name + b"\0"
+            starts.append(len(text))
+        return cls(np.frombuffer(text, np.uint8), np.frombuffer(starts, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, k: Any) -> Any:
+        if k < 0:
+            raise IndexError(k)
+        return self.text[self.starts[k] : self.starts[k + 1] - 1].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def write_arrays(arrays: "Mapping[str, NDArray[Any]]", folder: Path) -> dict[str, Any]:
+    """Write arrays as NAME.npy into a folder; give what `map_arrays` is to be told of them.
+
+    They are read once, a part at a time. A full disk is an `OSError` that says so.
+    """
+    import numpy as np
+
+    told = {}
+    for name, values in arrays.items():
+        head, dtype, shape = io.BytesIO(), np.dtype(values.dtype), tuple(values.shape)
+        fields = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(head, fields)
+        digest = hashlib.sha256(head.getbuffer())
+        rows = max(1, (1 << 24) // (dtype.itemsize * max(1, math.prod(shape[1:]))))
+        with (folder / f"{name}.npy").open("wb") as file:
+            file.write(head.getbuffer())
+            for start in range(0, shape[0], rows):
+                part = np.ascontiguousarray(values[start : start + rows], dtype).tobytes()
+                file.write(part)
+                digest.update(part)
+            file.flush()
+            os.fsync(file.fileno())
+        told[name] = {"dtype": dtype.str, "shape": shape, "sha256": digest.hexdigest()}
+    return told
+
+
+def map_arrays(told: Mapping[str, Any], folder: Path, teller: Path) -> "dict[str, NDArray[Any]]":
+    """Map the arrays of a folder that `write_arrays` told the `teller` of.
+
+    Of those of more than `CHECKED` bytes, kind and shape are looked at, and `array_hashes` has the
+    rest: to read them takes longer than to open them may. Raises a `ValueError` if one is another,
+    and a `DatasetError` as `inside`.
+    """
+    import numpy as np
+
+    arrays = {}
+    for path, sha256 in array_hashes(told, folder, teller):
+        what = told[path.stem]
+        if os.stat(path).st_size <= CHECKED and hash_file(path) != sha256:
+            raise ValueError(f"{path}: its SHA-256 is another")
+        try:
+            mapped = read_array(path, mmap=True)
+        except DatasetError as error:
+            raise ValueError(error.message) from error
+        if mapped.dtype.str != what["dtype"] or [*mapped.shape] != [*what["shape"]]:
+            raise ValueError(f"{path}: holds other values, {mapped.dtype} {[*mapped.shape]}")
+        arrays[path.stem] = np.asarray(mapped)  # a view that is quicker to index
+    return arrays
+
+
+def array_hashes(told: Mapping[str, Any], folder: Path, teller: Path) -> list[tuple[Path, str]]:
+    """List the files of `map_arrays`, which raises the same, with their SHA-256."""
+    return [
+        (inside(folder, f"{name}.npy", teller, is_one=True), what["sha256"])
+        for name, what in told.items()
+    ]
+
+
+def hash_file(path: Path) -> str:
+    """Compute the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What became of files that were compared with their hashes."""
+
+    files: int
+    damaged: tuple[DatasetError, ...]
+
+
+def verify_hashes(
+    hashes: Sequence[tuple[Path, str]], hint: str, *, progress: Progress = silent
+) -> VerifyReport:
+    """Read files and compare them with their SHA-256; the `hint` is what cures a damaged one."""
+    damaged = []
+    for k, (path, wanted) in enumerate(hashes):
+        progress(k, len(hashes), path.name)
+        try:
+            why = "" if hash_file(path) == wanted else "is damaged: its SHA-256 is another"
+        except OSError as error:
+            why = f"cannot be read: {error.strerror or error}"
+        if why:
+            damaged.append(DatasetError(f"{path}: {why}", hint=hint))
+    progress(len(hashes), len(hashes), "done")
+    return VerifyReport(len(hashes), tuple(damaged))
 
 
 def save_array(array: "NDArray[Any]", path: Path) -> None:

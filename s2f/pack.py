@@ -3,7 +3,7 @@
 Each split of a pack is a folder of index.json, clips-00000.npy ... and embeddings-00000.npy ...
 The clips are int16 [n clip_samples] at 16 kHz, the embeddings float16 [m d]. The rows of all files
 together are in the order of the identities in the index, which says how many of each they have,
-and how many clips are of which recording.
+and how many clips are of which recording; this lies beside it, index.arrays/NAME.npy.
 
 From top to bottom: the index; `Pack`, which reads; `verify_pack`; and `pack_tree`, which makes one
 by the engine of `prep`. An utterance becomes consecutive clips of one length, as `audio.clips` cuts
@@ -20,8 +20,9 @@ import json
 import os
 import re
 import time
+from array import array
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -41,14 +42,14 @@ from s2f.audio import (
 from s2f.console import Progress, silent
 from s2f.embeddings import read_embedding
 from s2f.errors import DatasetError, S2FError, UsageError
-from s2f.files import File, read_array, unwritable, write_bytes
+from s2f.files import File, Names, VerifyReport, read_array, unwritable, write_bytes
 from s2f.journal import Item, Journal
 from s2f.layout import SPLIT_FOLDERS
 from s2f.prep import Failure
 from s2f.prep_faces import check_photo_embeddings, read_space
 
-INDEX = "index.json"
-VERSION = 2  # 1 does not say which clips are of one recording
+INDEX, ARRAYS = "index.json", "index.arrays"  # the file, and the folder of what it says of people
+VERSION = 3  # 2 says it all in its JSON; 1 does not say which clips are of one recording
 HEADER = 128  # bytes before the rows of a file
 DTYPES = {"clips": np.dtype("<i2"), "embeddings": np.dtype("<f2")}  # of the two kinds of files
 SHARD_BYTES = 1_000_000_000
@@ -65,14 +66,64 @@ class Shard:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """One person: the name, and how many clips and embeddings belong to it."""
 
     name: str
     clips: int
     embeddings: int
     recordings: tuple[int, ...] | None = None  # clips of each, in order; None in version 1
+
+
+class People(Sequence[Identity]):
+    """The people of a split, sorted by name, as arrays, which may be mapped."""
+
+    def __init__(
+        self, names: Names, starts: NDArray[np.int64], recordings: NDArray[np.int64] | None
+    ) -> None:
+        """Take names [p]; each one's first clip, embedding and recording, and how many there are.
+
+        These are `starts` [3 p + 1]. `recordings` [r + 1] are the first clips of recordings, and
+        how many clips there are; None in version 1, which does not say.
+        """
+        self.names, self.starts, self.recordings = names, starts, recordings
+
+    @classmethod
+    def of(cls, identities: Iterable[Identity]) -> "People":
+        """Bring people into arrays."""
+        starts, firsts = array("q", [0, 0, 0]), array("q", [0])
+        is_told = True
+
+        def names() -> Iterator[bytes]:
+            nonlocal is_told
+            for name, clips, embeddings, recordings in identities:
+                is_told &= recordings is not None
+                firsts.extend(itertools.accumulate(recordings or (), initial=firsts.pop()))
+                starts.extend((starts[-3] + clips, starts[-2] + embeddings, len(firsts) - 1))
+                yield os.fsencode(name)
+
+        every = Names.of(names())
+        table = np.array(starts, np.int64).reshape(-1, 3).T.copy()
+        return cls(every, table, np.array(firsts, np.int64) if is_told else None)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, k: Any) -> Any:
+        name = self.name(k)
+        (clip, clips), (embedding, embeddings), (first, end) = self.starts[:, k : k + 2].tolist()
+        own = self.recordings
+        recordings = None if own is None else tuple(np.diff(own[first : end + 1]).tolist())
+        return Identity(name, clips - clip, embeddings - embedding, recordings)
+
+    def name(self, k: int) -> str:
+        """Name a person."""
+        return os.fsdecode(self.names[k])
+
+    def counts(self) -> NDArray[np.int64]:
+        """Count the clips, embeddings and recordings [3 p] of each."""
+        n: NDArray[np.int64] = np.diff(self.starts)
+        return n
 
 
 @dataclass(frozen=True)
@@ -83,56 +134,92 @@ class Index:
     embedding: int  # values of an embedding
     embedding_space: str  # hash of the face encoder that made them
     shard_bytes: int  # that the files were to have, at most
-    identities: tuple[Identity, ...]  # sorted by name
+    identities: People
     clips: tuple[Shard, ...]
     embeddings: tuple[Shard, ...]
-
-    @property
-    def sha256(self) -> str:
-        """Hash of all that it says; it stands in the file too."""
-        return hashlib.sha256(json.dumps(self._fields()).encode()).hexdigest()
-
-    def _fields(self) -> dict[str, Any]:
-        version = 1 if any(person.recordings is None for person in self.identities) else VERSION
-        people = [dataclasses.astuple(person)[: version + 2] for person in self.identities]
-        return {"version": version, **dataclasses.asdict(self), "identities": people}
-
-    def encode(self) -> bytes:
-        """Write it as the only JSON that `read_index` takes."""
-        return json.dumps({**self._fields(), "sha256": self.sha256}).encode() + b"\n"
+    sha256: str = ""  # of all that its file says, where it was read from one
 
 
-def read_index(folder: Path) -> Index:
-    """Read the index of a split; a `DatasetError` if it is not exactly what `encode` wrote."""
+def write_index(folder: Path, index: Index) -> None:
+    """Write the index of a split for `read_index`, its arrays first; raises an `OutputError`."""
+    people, path = index.identities, folder / INDEX
+    assert people.recordings is not None
+    arrays: dict[str, Any] = {"names": people.names.text, "names_starts": people.names.starts}
+    arrays |= {"starts": people.starts, "recordings": people.recordings}
+    settings = ("clip_samples", "embedding", "embedding_space", "shard_bytes")
+    fields: dict[str, Any] = {"version": VERSION}
+    fields |= {name: getattr(index, name) for name in settings}
+    shards = {table: [dataclasses.asdict(s) for s in getattr(index, table)] for table in DTYPES}
+    with files.atomic_folder(folder / ARRAYS, replace=True) as new:
+        fields["identities"] = files.write_arrays(arrays, new)
+        content = _sealed({**fields, **shards})
+        is_there = path.is_file() and path.read_bytes() == content
+        if not is_there:
+            path.unlink(missing_ok=True)  # from now on, it is of other arrays
+    if not is_there:
+        write_bytes(path, content)
+
+
+def _sealed(fields: Mapping[str, Any]) -> bytes:
+    sha256 = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    return json.dumps({**fields, "sha256": sha256}).encode() + b"\n"
+
+
+def _read_fields(folder: Path) -> dict[str, Any]:
+    """Read what the file of an index says, or raise as `read_index`."""
     path = folder / INDEX
-    try:
+    with _reading(folder):
         content = path.read_bytes()
-        fields = json.loads(content)
-        version = fields.pop("version")
-        if version not in (1, VERSION):
-            message = f"{path}: has format version {version}; this program reads 1 and {VERSION}"
+        fields: dict[str, Any] = json.loads(content)
+        version, sha256 = fields["version"], fields.pop("sha256")
+        if version not in (1, 2, VERSION):
+            message = f"{path}: has format version {version}; this program reads 1 to {VERSION}"
             hint = "pack the tree again, or install the version of s2f that made it"
             raise DatasetError(message, hint=hint)
-        del fields["sha256"]
-        people = fields["identities"]
-        fields["identities"] = tuple(Identity(*p[:3], *map(tuple, p[3:])) for p in people)
+        if _sealed(fields) != content:
+            raise ValueError("its SHA-256 is another")
         for table in DTYPES:
             fields[table] = tuple(Shard(**shard) for shard in fields[table])
             for shard in fields[table]:  # else it might be a file anywhere
                 if not re.fullmatch(rf"{table}-[0-9]{{5,}}\.npy", shard.name):
                     raise ValueError(f"{shard.name!r} is no name of its {table}")
-        index = Index(**fields)
-        if index.encode() != content:
-            raise ValueError("its SHA-256 is another")
+        return {**fields, "sha256": sha256}
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    path = folder / INDEX
+    try:
+        yield
     except FileNotFoundError as error:
         message = f"{folder}: is a pack without {INDEX}: it was not finished"
+        if path.is_file():
+            message = f"{error.filename}: is missing"
         raise DatasetError(message, hint="give the same s2f prep pack command again") from error
     except OSError as error:
-        message = f"{path}: cannot be read: {error.strerror or error}"
+        message = f"{error.filename or path}: cannot be read: {error.strerror or error}"
         raise DatasetError(message, hint="check its permissions") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DatasetError(f"{path}: is damaged: {error}", hint=REPAIR) from error
-    return index
+    except RecursionError as error:
+        raise DatasetError(f"{path}: is damaged: it is nested too deep", hint=REPAIR) from error
+
+
+def read_index(folder: Path) -> Index:
+    """Read the index of a split; a `DatasetError` if it is not exactly what was written.
+
+    Of arrays of more than `files.CHECKED` bytes `verify_pack` finds out.
+    """
+    fields = _read_fields(folder)
+    version, told = fields.pop("version"), fields.pop("identities")
+    with _reading(folder):
+        if version == VERSION:
+            arrays = files.map_arrays(told, folder / ARRAYS, folder / INDEX)
+            names = Names(arrays.pop("names"), arrays.pop("names_starts"))
+            people = People(names, **arrays)
+        else:
+            people = People.of(Identity(*p[:3], *map(tuple, p[3:])) for p in told)
+        return Index(**fields, identities=people)
 
 
 def is_pack(folder: Path) -> bool:
@@ -152,11 +239,12 @@ class Pack:
 
         Raises a `DatasetError` as `read_index`, or if a file is missing or has another size.
         """
-        self.index = index = read_index(folder)
+        self.folder, self.index = folder, (index := read_index(folder))
         self._clips = _Table(folder, index.clips, index.clip_samples, DTYPES["clips"])
         self._embeddings = _Table(folder, index.embeddings, index.embedding, DTYPES["embeddings"])
-        self._first_clip = _starts([person.clips for person in index.identities])
-        self._first_embedding = _starts([person.embeddings for person in index.identities])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.folder, self.index.sha256)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -164,16 +252,25 @@ class Pack:
     def __getitem__(self, number: int) -> tuple[NDArray[Any], range]:
         """Give a clip, int16 [clip_samples], and the numbers of its person's embeddings."""
         clip, person = self._clips[number], self.identity(number)
-        return clip, range(*self._first_embedding[person : person + 2])
+        return clip, range(*self.index.identities.starts[1, person : person + 2].tolist())
 
     def identity(self, number: int) -> int:
         """Find whose a clip is: a place in `index.identities`."""
-        return bisect.bisect_right(self._first_clip, number) - 1
+        return int(self.index.identities.starts[0].searchsorted(number, "right")) - 1
 
     def embedding(self, number: int) -> NDArray[np.float32]:
         """Read an embedding [d]."""
         values: NDArray[np.float32] = self._embeddings[number].astype(np.float32)
         return values
+
+
+def _reopen(folder: Path, sha256: str) -> Pack:
+    """Open a pack again in another process."""
+    pack = Pack(folder)
+    if pack.index.sha256 != sha256:
+        hint = "give the command again when nothing packs there"
+        raise DatasetError(f"{folder}: is another pack than a moment ago", hint=hint)
+    return pack
 
 
 class _Table:
@@ -204,20 +301,9 @@ class _Table:
         rows: NDArray[Any] = self._maps[k][row - self._starts[k]]
         return rows
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a mapped file would be pickled whole
-
 
 def _starts(counts: Sequence[int]) -> list[int]:
     return list(itertools.accumulate(counts, initial=0))
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What became of a pack: how many files it has, and what is damaged."""
-
-    files: int
-    damaged: tuple[DatasetError, ...]
 
 
 def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
@@ -230,26 +316,21 @@ def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
         hint = f"name a folder that s2f prep pack made, with {INDEX}"
         raise DatasetError(f"{folder}: is no pack", hint=hint)
     damaged: list[DatasetError] = []
-    shards: list[tuple[Path, Shard]] = []
+    hashes: list[tuple[Path, str]] = []
     for split in splits:
         try:
-            index = read_index(split)
+            fields = _read_fields(split)
+            if fields["version"] == VERSION:
+                told = fields["identities"]
+                with _reading(split):
+                    hashes += files.array_hashes(told, split / ARRAYS, split / INDEX)
         except DatasetError as error:
             damaged.append(error)
         else:
-            shards += [(split / s.name, s) for s in (*index.clips, *index.embeddings)]
-    for k, (path, shard) in enumerate(shards):
-        progress(k, len(shards), path.name)
-        try:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            why = "" if sha256 == shard.sha256 else "is damaged: its SHA-256 is another"
-        except OSError as error:
-            why = f"cannot be read: {error.strerror or error}"
-        if why:
-            damaged.append(DatasetError(f"{path}: {why}", hint=REPAIR))
-    progress(len(shards), len(shards), "done")
-    return VerifyReport(len(shards) + len(splits), tuple(damaged))
+            shards = (*fields["clips"], *fields["embeddings"])
+            hashes += ((split / shard.name, shard.sha256) for shard in shards)
+    report = files.verify_hashes(hashes, REPAIR, progress=progress)
+    return VerifyReport(report.files + len(splits), (*damaged, *report.damaged))
 
 
 @dataclass(frozen=True)
@@ -323,7 +404,7 @@ def pack_tree(
         journal.finish()
     if (tree / "card.json").is_file():
         write_bytes(out / "card.json", (tree / "card.json").read_bytes())
-    n_people = sum(person.clips > 0 for index in indices for person in index.identities)
+    n_people = sum(int((i.identities.counts()[0] > 0).sum()) for i in indices)
     n_clips, n_embeddings = (
         sum(shard.rows for index in indices for shard in getattr(index, table)) for table in DTYPES
     )
@@ -480,13 +561,12 @@ class _Run:
         if not heard:
             message = f"{split.folder}: none of its waveforms can be used with an embedding"
             raise DatasetError(message, hint=self.failed[0].error.message)
-        people = tuple(
+        people = People.of(
             Identity(name, sum(heard[name]), len(n), tuple(heard[name]))
             for name, n in faces.items()
         )
         index = Index(**self.settings, identities=people, clips=clips, embeddings=embeddings)
-        if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index.encode():
-            write_bytes(folder / INDEX, index.encode())
+        write_index(folder, index)
         wanted = {shard.name for shard in (*clips, *embeddings)}
         for path in sorted(folder.glob("*-*.npy")):  # of an earlier tree, which had more
             ours = path.relative_to(self.journal.folder).as_posix() in self.journal.entries

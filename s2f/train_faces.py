@@ -91,7 +91,7 @@ class FaceEncoderTask(_FaceTask):
         config = face_encoder.CONFIGS[preset]
         self.loss_weights = {"landmarks/mse": 0.02, "texture/mae": 10.0}
         if config.identities:
-            config = dataclasses.replace(config, identities=len(self.train_data.identities))
+            config = dataclasses.replace(config, identities=self.train_data.counts["identities"])
             self.loss_weights["identity/cross_entropy"] = 0.1
         self.encoder = face_encoder.VGGFace(config, preprocessing)
         self.decoder = self.data.new_decoder(dataclasses.replace(drawn, embedding=config.embedding))

@@ -6,6 +6,7 @@ are not trained again; the model's folder holds the three networks, as `--model`
 
 import filecmp
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -173,7 +174,8 @@ def _check_people(voices: Path, tree: Path) -> None:
     for name in ("train", "val"):
         heard, seen = layout.split(voices, name), layout.split(tree, name)
         if is_pack(heard):
-            others = {one.name for one in read_index(heard).identities} - {*files.folders(seen)}
+            known = map(os.fsdecode, read_index(heard).identities.names)
+            others = {*known} - {*files.folders(seen)}
             if others:
                 message = f"{heard}: holds {min(others)}, who is not in {seen}: they were not made "
                 hint = f"pack the tree again (s2f prep dataset --pack), or remove {voices}"

@@ -49,7 +49,7 @@ LENGTHS = 17
 CHECKED_SAMPLES = 2**31  # of a tree that are looked at before training, at most, of all its files
 CHECKED_AT_ONCE = 8  # files: where they lie on another machine, most of the time is waiting
 
-_Numbers = NDArray[np.int64]
+_Numbers = NDArray[Any]  # int32 where they are small enough, else int64
 _Absent = dict[str, list[str]]  # names by reason
 
 
@@ -80,7 +80,7 @@ class Pairs(NamedTuple):
     """The items [n] of a data set, by number.
 
     Item k is a recording of a person; it may come with any of the faces `faces[k]`,
-    `faces[k] + 1`, ..., which are `choices[k]`.
+    `faces[k] + 1`, ..., which are `choices[k]`; the first face says how many.
     """
 
     recordings: _Numbers
@@ -91,13 +91,14 @@ class Pairs(NamedTuple):
 
     def all_faces(self) -> list[int]:
         """List the faces that any recording may come with, sorted."""
-        ranges = set(zip(self.faces.tolist(), self.choices.tolist(), strict=True))
+        firsts, items = np.unique(self.faces, return_index=True)
+        ranges = zip(firsts.tolist(), self.choices[items].tolist(), strict=True)
         return sorted({face for first, n in ranges for face in range(first, first + n)})
 
 
 def pair(
-    recordings: Sequence[int],
-    faces: Sequence[int],
+    recordings: Sequence[int] | _Numbers,
+    faces: Sequence[int] | _Numbers,
     sampling: Sampling,
     same_clip: _Numbers | None = None,
 ) -> Pairs:
@@ -106,8 +107,11 @@ def pair(
     `same_clip` is for that pairing the face of each recording [m]; -1 where there is none.
     """
     n_recordings, n_faces = np.asarray(recordings, np.int64), np.asarray(faces, np.int64)
-    people = np.repeat(np.arange(len(n_recordings)), n_recordings)
-    first = (np.cumsum(n_faces) - n_faces)[people]
+    most_of_any = max(int(n_recordings.sum()), int(n_faces.sum()), len(n_faces))
+    dtype: Any = np.int32 if most_of_any < 2**31 else np.int64  # of tens of millions it is much
+    people = np.repeat(np.arange(len(n_recordings), dtype=dtype), n_recordings)
+    n_faces = n_faces.astype(dtype)
+    first = (np.cumsum(n_faces, dtype=dtype) - n_faces)[people]
     choices = np.ones_like(people)
     if sampling.pairing == "same-clip":
         assert same_clip is not None
@@ -119,7 +123,7 @@ def pair(
         kept = n_faces[people] > 0
         if sampling.pairing == "all-to-all":
             choices = n_faces[people]
-    items = np.flatnonzero(kept)
+    items = np.arange(len(kept), dtype=dtype) if kept.all() else np.flatnonzero(kept)
     notes = []
     if sampling.pairing != "all-to-all":
         unpaired = int(n_faces.sum()) - len(np.unique(first[items]))
@@ -135,7 +139,10 @@ def pair(
             over = _count(n_over, "recording")
             notes.append(f"{over} left out: at most {most} of a person")
         items = spread
-    return Pairs(items, people[items], first[items], choices[items], notes)
+    columns = (people, first, choices)
+    if len(items) < len(people):
+        columns = (people[items], first[items], choices[items])
+    return Pairs(items, *columns, notes)
 
 
 def _places(people: _Numbers, counts: _Numbers) -> _Numbers:
@@ -208,7 +215,10 @@ class Voices(Dataset[Item]):
         self.counts = {"identities": len(there), "pairs": int(self.pairs.choices.sum())}
 
     def _pair(
-        self, recordings: list[int], faces: list[int], same_clip: _Numbers | None = None
+        self,
+        recordings: Sequence[int] | _Numbers,
+        faces: Sequence[int] | _Numbers,
+        same_clip: _Numbers | None = None,
     ) -> None:
         self.pairs = pair(recordings, faces, self.sampling, same_clip)
         if not len(self):
@@ -234,22 +244,20 @@ class Voices(Dataset[Item]):
             hint = "train from the tree that was packed, or choose another --pairing"
             raise DatasetError(message, hint=hint)
         people = index.identities
-        clips, faces = [p.clips for p in people], [p.embeddings for p in people]
+        clips, faces, recordings = people.counts()
         if self.sampling.anywhere:
             self._pair(clips, faces)
         else:  # each recording's first clip stands for it
-            recordings = [p.recordings for p in people if p.recordings is not None]
-            if len(recordings) < len(people):
+            if people.recordings is None:
                 message = f"{folder}: does not say which clips begin a recording: it is a pack of"
                 message += " format version 1, and recordings' beginnings alone are learned from"
                 hint = "give its s2f prep pack command again, or train from the tree; a run that "
                 hint += "was begun with it has to begin anew, in another folder"
                 raise DatasetError(message, hint=hint)
-            self._pair([len(own) for own in recordings], faces)
-            n = np.concatenate([np.array(own, np.int64) for own in recordings])
-            firsts = np.cumsum(n) - n
-            self.pairs = self.pairs._replace(recordings=firsts[self.pairs.recordings])
-        return [person.name for person in people], {}
+            self._pair(recordings, faces)
+            firsts = people.recordings[self.pairs.recordings]
+            self.pairs = self.pairs._replace(recordings=firsts)
+        return [*map(os.fsdecode, people.names)], {}
 
     def _check(self, ranks: Ranks, progress: Progress) -> list[DatasetError]:
         """Look at the waveforms that are paired, each of `ranks` at its share.
@@ -346,8 +354,8 @@ class Voices(Dataset[Item]):
         """Name the recording of an item: its path, or its person and its number in the pack."""
         recording = self.pairs.recordings[index]
         if self.pack is not None:
-            person = self.pack.index.identities[int(self.pairs.people[index])]
-            return f"{person.name} (clip {recording})"
+            person = self.pack.index.identities.name(int(self.pairs.people[index]))
+            return f"{person} (clip {recording})"
         return self._path(recording)
 
     def _path(self, recording: int) -> str:

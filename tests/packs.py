@@ -1,6 +1,8 @@
 """Packs written by hand."""
 
+import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,18 @@ def write_pack(folder: Path, clip_files: list, embedding_files: list, people: li
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             shards[table].append(pack.Shard(path.name, len(array), sha256))
     widths = clip_files[0].shape[1], embedding_files[0].shape[1]
-    identities = tuple(pack.Identity(*person) for person in people)
+    if people and len(people[0]) == 3:
+        write_old_index(folder, 1, *widths, people, shards)
+        return
+    identities = pack.People.of(pack.Identity(*person) for person in people)
     index = pack.Index(*widths, "space", 1, identities, *map(tuple, shards.values()))
-    (folder / "index.json").write_bytes(index.encode())
+    pack.write_index(folder, index)
+
+
+def write_old_index(folder, version, clip_samples, embedding, people, shards):
+    """Write index.json as s2f wrote it in versions 1 and 2: JSON, with the hash of all else."""
+    fields = {"version": version, "clip_samples": clip_samples, "embedding": embedding}
+    fields |= {"embedding_space": "space", "shard_bytes": 1, "identities": people}
+    fields |= {table: [dataclasses.asdict(one) for one in some] for table, some in shards.items()}
+    sha256 = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    (folder / "index.json").write_text(json.dumps({**fields, "sha256": sha256}) + "\n")

@@ -320,3 +320,9 @@ def test_index_tells_what_it_has_looked_at(faces, models, tmp_path):
     told = Done("prep", "index", faces, "--face-encoder", encoder, "--json").json
     assert (told["alike"], told["photos"]) == (3, {"train": 3, "val": 3})
     assert_refused(Done("prep", "index", tmp_path / "none", "-q"), 3, "has no folder train")
+    assert Done("prep", "index", faces, "--verify", "--json").json["damaged"] == []
+    (faces / ".s2f/index/train/who.npy").unlink()
+    done = Done("prep", "index", faces, "--verify")
+    assert done.code == 6 and "who.npy: cannot be read" in done.err and "1 damaged" in done.err
+    both = Done("prep", "index", faces, "--verify", "--face-encoder", encoder, "-q")
+    assert_refused(both, 2, "--verify makes nothing")

@@ -14,12 +14,12 @@ from PIL import Image
 from task_checks import CPU, batch_of
 from torch.nn import functional
 
-from s2f import face_data, layout
+from s2f import face_data, files, layout
 from s2f.appearance_model import GROUND_COLOUR
 from s2f.dataloader import Key
 from s2f.embeddings import Maker
 from s2f.errors import CheckpointError, DatasetError, ImageError
-from s2f.face_data import FaceData, FaceDataset, index_faces, nearest
+from s2f.face_data import FaceData, FaceDataset, index_faces, nearest, verify_index
 from s2f.face_decoder import FaceDecoder
 from s2f.images import load_face
 from s2f.landmarks import MAP_72
@@ -220,6 +220,43 @@ def test_an_index_that_is_older_than_its_tree_is_not_used(tmp_path):
         FaceData(tree, 68, "squash")
 
 
+def test_arrays_that_are_not_read_at_once_are_verified(tmp_path, monkeypatch):
+    tree = write_tree(tmp_path, 3)
+    index(tree)
+    place = tree / ".s2f/index/train"
+    report = verify_index(tree)
+    assert report.files == len([*place.parent.rglob("*.*")]) and not report.damaged
+    whole = (place / "rows.npy").read_bytes()
+    (place / "rows.npy").write_bytes(whole[:-1] + b"\x80")  # the last is negative
+    with pytest.raises(DatasetError, match=r"rows\.npy: its SHA-256 is another"):
+        FaceData(tree, 68, "squash")
+    monkeypatch.setattr(files, "CHECKED", 0)
+    faces = FaceData(tree, 68, "squash").train
+    assert faces[Key(1, 1)]["own"]
+    with pytest.raises(DatasetError, match=r"index/train: is damaged: it has no photo -\d+, of 3"):
+        faces[Key(2, 2)]
+    (error,) = verify_index(tree).damaged
+    assert error.message == f"{place / 'rows.npy'}: is damaged: its SHA-256 is another"
+    for content in (whole[:-4], whole.replace(b"'<i4'", b"'<u4'")):  # are looked at at once
+        (place / "rows.npy").write_bytes(content)
+        with pytest.raises(DatasetError, match=r"is no index that can be read: .*rows\.npy"):
+            FaceData(tree, 68, "squash")
+    with pytest.raises(DatasetError, match="has no index of train, val or test"):
+        verify_index(tmp_path / "none")
+
+
+def test_an_index_of_before_is_not_used_and_said_so(tmp_path):
+    tree = write_tree(tmp_path, 2)
+    index(tree)
+    place = tree / ".s2f/index/train/index.json"
+    told = files.unsealed(place.read_bytes())
+    place.write_bytes(files.sealed({**told, "version": 2}))
+    data = FaceData(tree, 68, "squash")
+    (note,) = data.notes
+    assert "older than index.json, and was not used: s2f prep index" in note
+    assert len(data.train) == 2
+
+
 def test_an_index_knows_who_looks_alike(tmp_path, monkeypatch):
     tree = write_tree(tmp_path, 6, photos=2)
     with pytest.raises(DatasetError, match=r"0\.jpg: has no NAME_embedding\.npy; 12 photos"):
@@ -285,7 +322,7 @@ def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path):
     faces = FaceDataset(write_tree(tmp_path, 40, photos=2) / "train", landmarks=68)
     targets = [faces.index.target(row) for row in range(80)]
     photos = torch.stack([load_face(path) for path in targets]) / 255
-    groups = torch.tensor([faces.identities[path.parent.name] for path in targets])
+    groups = torch.from_numpy(faces.index.who[faces.index.targets].astype(np.int64))
     expected = nearest(functional.normalize(MAKER.embed(photos)), groups, 10).numpy()
     stored = targets.index(tmp_path / "train/id3/0.jpg")
     np.save(tmp_path / "train/id3/0_embedding.npy", MAKER.embed(photos)[stored])

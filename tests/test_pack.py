@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from packs import write_pack
 from trees import contents, grow
 
-from s2f import checkpoint, layout
+from s2f import checkpoint, files, layout
 from s2f.audio import clips
 from s2f.errors import CheckpointError, DatasetError, UsageError
 from s2f.files import File
@@ -113,16 +113,31 @@ def test_a_pack_holds_every_clip_and_embedding_of_the_tree(made_tree, made_pack)
 
 
 def test_the_files_are_what_they_are_said_to_be(made_pack):
-    """Version 2, by its definition: JSON whose hash is that of all else in it, in this order."""
+    """Version 3, by its definition: JSON whose hash is that of all else in it, in this order.
+
+    And beside it arrays: of people, where their clips, embeddings and recordings begin.
+    """
     for split in ("train", "val"):
         fields = json.loads((made_pack / split / INDEX).read_text())
         assert list(fields) == [
             *("version", "clip_samples", "embedding", "embedding_space", "shard_bytes"),
             *("identities", "clips", "embeddings", "sha256"),
         ]
-        assert fields["version"] == 2
-        for _, n_clips, _, recordings in fields["identities"]:
-            assert sum(recordings) == n_clips
+        assert fields["version"] == 3
+        arrays = {
+            path.stem: np.load(path) for path in (made_pack / split / "index.arrays").iterdir()
+        }
+        assert {*arrays} == {*fields["identities"]}
+        for name, array in arrays.items():
+            told, path = fields["identities"][name], made_pack / split / f"index.arrays/{name}.npy"
+            assert (array.dtype.str, [*array.shape]) == (told["dtype"], told["shape"])
+            assert told["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert arrays["names"].tobytes() == b"id0\0id1\0id2\0"
+        assert arrays["names_starts"].tolist() == [0, 4, 8, 12]
+        n_rows = [sum(shard["rows"] for shard in fields[t]) for t in ("clips", "embeddings")]
+        n_recordings = len(arrays["recordings"]) - 1
+        assert arrays["starts"][:, [0, -1]].T.tolist() == [[0] * 3, [*n_rows, n_recordings]]
+        assert arrays["recordings"][arrays["starts"][2]].tolist() == arrays["starts"][0].tolist()
         sha256 = fields.pop("sha256")
         assert sha256 == hashlib.sha256(json.dumps(fields).encode()).hexdigest()
         for table, kind, width in (("clips", np.int16, CLIP), ("embeddings", np.float16, 8)):
@@ -304,7 +319,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made_tree, tmp_path, 
 @settings(max_examples=60)
 @given(data=st.data())
 def test_any_flipped_bit_is_found(made_pack, data):
-    path = data.draw(st.sampled_from(sorted(made_pack.glob("[tv]*/*.*"))))
+    path = data.draw(st.sampled_from(sorted(made_pack.glob("[tv]*/**/*.*"))))
     original, before = path.read_bytes(), path.stat()
     bit = data.draw(st.integers(0, 8 * len(original) - 1))
     changed = bytearray(original)
@@ -333,7 +348,7 @@ def test_a_file_that_is_missing_or_short_is_found_at_once(out):
 def test_an_index_that_is_not_ours_is_refused(made_pack, tmp_path):
     fields = json.loads((made_pack / "val" / INDEX).read_text())
     for change, why in (
-        ({"version": 9}, "has format version 9; this program reads 1 and 2"),
+        ({"version": 9}, "has format version 9; this program reads 1 to 3"),
         ({"clip_samples": 5}, "its SHA-256 is another"),
         ({"identities": 5}, "is damaged"),
     ):
@@ -351,28 +366,51 @@ def test_an_index_that_is_not_ours_is_refused(made_pack, tmp_path):
     assert "it was not finished" in verify_pack(tmp_path).damaged[0].message
 
 
-def test_a_pack_of_version_1_is_read_and_packed_again_knows_its_recordings(
-    made_tree, made_pack, out, encoder
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_pack_of_before_is_read_and_packed_again_is_one_of_now(
+    made_tree, made_pack, out, encoder, version
 ):
-    """Made by what s2f of before wrote: three values a person, and counts alone in the journal."""
+    """Made by what s2f of before wrote; 1: three values a person, counts alone in the journal."""
     for split in ("train", "val"):
-        fields = json.loads((out / split / INDEX).read_text())
-        fields |= {"version": 1, "identities": [person[:3] for person in fields["identities"]]}
+        now, fields = read_index(made_pack / split), json.loads((out / split / INDEX).read_text())
+        people = [[*person[: version + 2]] for person in now.identities]
+        fields |= {"version": version, "identities": people}
         del fields["sha256"]
         sha256 = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
         (out / split / INDEX).write_text(json.dumps({**fields, "sha256": sha256}) + "\n")
-        index, now = read_index(out / split), read_index(made_pack / split)
-        assert {person.recordings for person in index.identities} == {None}
-        assert (index.clips, index.embeddings) == (now.clips, now.embeddings)
+        shutil.rmtree(out / split / "index.arrays")
+        index = read_index(out / split)
+        told = [person.recordings if version == 2 else None for person in now.identities]
+        assert [person.recordings for person in index.identities] == told
+        assert (index.sha256, index.clips, index.embeddings) == (sha256, now.clips, now.embeddings)
     assert not verify_pack(out).damaged
-    (journal,) = out.glob(".s2f/*.journal")
-    bare = re.sub(r"(?m) [0-9a-f]{8}$", "", journal.read_text())  # without checksums
-    lines = [json.loads(line) for line in bare.splitlines()]
-    for line in lines[1:]:
-        line[4] |= {"sources": "of before", "rows": {k: sum(n) for k, n in line[4]["rows"].items()}}
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert make(made_tree, out, encoder).skipped == 0
+    if version == 1:
+        (journal,) = out.glob(".s2f/*.journal")
+        bare = re.sub(r"(?m) [0-9a-f]{8}$", "", journal.read_text())  # without checksums
+        lines = [json.loads(line) for line in bare.splitlines()]
+        for line in lines[1:]:
+            sums = {name: sum(n) for name, n in line[4]["rows"].items()}
+            line[4] |= {"sources": "of before", "rows": sums}
+        journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert (make(made_tree, out, encoder).made == 0) == (version == 2)
     assert contents(out) == contents(made_pack)
+
+
+def test_of_arrays_that_are_not_read_at_once_the_rest_is_verified(out, monkeypatch):
+    monkeypatch.setattr(files, "CHECKED", 0)
+    path = out / "train/index.arrays/recordings.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    Pack(out / "train")
+    (error,) = verify_pack(out).damaged
+    assert error.message == f"{path}: is damaged: its SHA-256 is another"
+    for content in (whole[:-8], whole.replace(b"'<i8'", b"'<u8'")):
+        path.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"index\.json: is damaged: .*recordings\.npy"):
+            Pack(out / "train")
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"recordings\.npy: is missing"):
+        Pack(out / "train")
 
 
 def test_an_open_pack_is_pickled_without_its_data_and_people_may_lack_clips(made_pack, tmp_path):

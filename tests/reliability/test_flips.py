@@ -7,6 +7,7 @@ but in a pack; nor has a run's `history.jsonl`, of which nothing but a picture i
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from damage import Count
 from packs import write_pack
 from torch import nn
 
-from s2f import pack
+from s2f import files, pack
 from s2f.errors import DatasetError, S2FError
-from s2f.face_data import FaceIndex, index_faces
+from s2f.face_data import FaceIndex, index_faces, verify_index
 from s2f.files import File
 from s2f.journal import Journal
 from s2f.report import Report, Section, Table, read_report, write_report
@@ -74,11 +75,19 @@ def write_index(folder: Path) -> Path:
 def face_index(path: Path) -> object:
     index = FaceIndex.of(path.parents[3] / "train")
     assert not index.stale  # or the tree was looked at anew
-    return {name: str(value) for name, value in dataclasses.asdict(index).items()}
+    told = {name: str(value) for name, value in dataclasses.asdict(index).items()}
+    return told | {"people": [*index.people], "paths": [*index.paths]}
 
 
 def write_index_array(folder: Path) -> Path:
     return write_index(folder).with_name("paths.npy")
+
+
+def verify_array(path: Path) -> None:
+    """Of an array of more than 128 MiB: here, of any."""
+    with mock.patch.object(files, "CHECKED", 0):
+        for error in verify_index(path.parents[3]).damaged:
+            raise error
 
 
 def write_packed(folder: Path, name: str = pack.INDEX) -> Path:
@@ -88,9 +97,10 @@ def write_packed(folder: Path, name: str = pack.INDEX) -> Path:
 
 
 def verify_pack(path: Path) -> None:
-    if path.name == pack.INDEX:
-        pack.Pack(path.parent)  # finds it, too
-    for error in pack.verify_pack(path.parent).damaged:
+    folder = path.parent if path.parent.name == "pack" else path.parents[1]
+    if path.name == pack.INDEX or folder != path.parent:
+        pack.Pack(folder)  # finds it, too
+    for error in pack.verify_pack(folder).damaged:
         raise error
 
 
@@ -100,7 +110,12 @@ STORED = {
     "an evaluation": (write_evaluation, read_report),
     "the index of a tree": (write_index, face_index),
     "an array of the index of a tree": (write_index_array, face_index),
+    "an array of the index of a large tree": (write_index_array, verify_array),
     "the index of a pack": (write_packed, verify_pack),
+    "an array of the index of a pack": (
+        lambda folder: write_packed(folder, "index.arrays/starts.npy"),
+        verify_pack,
+    ),
     "the clips of a pack": (lambda folder: write_packed(folder, "clips-00000.npy"), verify_pack),
     "the embeddings of a pack": (
         lambda folder: write_packed(folder, "embeddings-00000.npy"),

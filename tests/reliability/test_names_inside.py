@@ -4,7 +4,6 @@ Where a name would lead stands what the command wants, so that who followed it w
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ from s2f import checkpoint, pack
 from s2f.checkpoint import Card
 from s2f.errors import InputError
 from s2f.face_data import index_faces
-from s2f.files import File, sealed
+from s2f.files import File, Names, sealed, write_arrays
 from s2f.journal import Journal
 from s2f.report import Report, Section, Table, write_report
 from s2f.speaker_encoder import SpeakerEncoder, SpeakerEncoderConfig
@@ -129,7 +128,7 @@ def test_files_of_a_pack(tmp_path, presets, bundled, kind):
     for name in [f"{way}/{shard.name}" for way in ways(tmp_path)] + ["../val/" + shard.name, ""]:
         one = pack.Shard(name.replace("../else", "../../else"), shard.rows, shard.sha256)
         told = dataclasses.replace(index, **{kind: (one,)})
-        (tmp_path / "pack/train/index.json").write_bytes(told.encode())
+        pack.write_index(tmp_path / "pack/train", told)
         done = Done("prep", "pack", "--verify", tmp_path / "pack")
         assert done.code == 6 and "train/index.json: is damaged" in done.err, (done.code, done.err)
         words = ("train", "voice", tmp_path / "pack", "-o", tmp_path / "run", *networks(bundled))
@@ -141,15 +140,18 @@ def lead(place: Path, root: Path, what: str, way: str) -> None:
     """Have an index of photos name what is elsewhere, and be whole."""
     told = json.loads((place / "index.json").read_bytes())
     del told["sha256"]
-    if what == "photos":
-        paths = np.load(place / "paths.npy")
-        named = np.array([f"{way}/{Path(os.fsdecode(path)).name}".encode() for path in paths])
-        np.save(place / "paths.npy", named)
-        told["arrays"]["paths"] = hashlib.sha256((place / "paths.npy").read_bytes()).hexdigest()
-    elif what == "arrays":
+    name = {"photos": "paths", "folders": "folders"}.get(what, "who")
+    if what == "arrays":
         told["arrays"][f"{way}/who"] = told["arrays"].pop("who")
     else:
-        told["folders"].append([way, (root / "else").stat().st_mtime_ns])
+        names = [*Names(*(np.load(place / f"{name}{end}.npy") for end in ("", "_starts")))]
+        named = [f"{way}/{Path(os.fsdecode(path)).name}".encode() for path in names]
+        if what == "folders":
+            named = [*names, way.encode()]
+            times = np.append(np.load(place / "times.npy"), (root / "else").stat().st_mtime_ns)
+            told["arrays"] |= write_arrays({"times": times}, place)
+        led = Names.of(named)
+        told["arrays"] |= write_arrays({name: led.text, f"{name}_starts": led.starts}, place)
     (place / "index.json").write_bytes(sealed(told))
 
 
