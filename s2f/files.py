@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import threading
 import zlib
 from collections import Counter
@@ -179,6 +180,16 @@ def put_away_at_the_end(path: Path) -> Iterator[Path]:
         _TEMPORARY.discard(path)
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder on this machine for what is temporary, which is deleted at the end."""
+    place = Path(tempfile.gettempdir(), "scratch")
+    with put_away_at_the_end(_temporary(place)) as folder:
+        with writing(folder):
+            folder.mkdir(mode=0o700)
+        yield folder
+
+
 def put_away() -> None:
     """Delete what is temporary, because the process ends at once."""
     with _TAKING_ITS_PLACE:
@@ -193,7 +204,7 @@ def _delete(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """Tell of any `OSError` as an `OutputError`: something is being written to `path`."""
     try:
         yield
@@ -372,7 +383,7 @@ def by_suffix(passed_over: Mapping[str, int], shown: int = 8) -> str:
 
 
 def holds_none(
-    folder: Path, sources: str, passed_over: Mapping[str, int], error: type[InputError]
+    folder: object, sources: str, passed_over: Mapping[str, int], error: type[InputError]
 ) -> InputError:
     """Return the error of a folder without `sources`, which tells what there is instead."""
     what = f"; passed over: {by_suffix(passed_over)}" if passed_over else ""
@@ -425,7 +436,7 @@ def preferred(prefer: str | None, wants: Wants, sources: str) -> str | None:
 
 def drop_twins(
     named: Iterable[tuple[str, str]],
-    folder: Path,
+    folder: object,
     passed_over: PassedOver,
     *,
     prefer: str | None = None,
