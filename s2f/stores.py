@@ -113,10 +113,7 @@ class Store:
             yield File(path, int(info["size"]), _stamp(info))
 
     def names(self) -> Iterator[str]:
-        """Give the names of the objects in a folder, below it, but of those in hidden ones just there.
-
-        Raises what `walk` raises.
-        """
+        """Give the names of objects below a folder, as `walk` does, which raises the same."""
         return (path for path, _ in self._objects())
 
     def glob(self, pattern: str) -> list["Store"]:
@@ -126,9 +123,10 @@ class Store:
         return [self / name for name in found if fnmatch.fnmatchcase(name, pattern)]
 
     def _objects(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Give objects in the order of files, but of hidden folders, and what the store says of each.
+        """Give objects in the order of files, with what the store says of each.
 
-        They are asked for folder by folder of the first level: a million at once take gigabytes.
+        What is in hidden folders just there is left out. It is asked for folder by folder of the
+        first level: a million objects at once take gigabytes.
         """
         for name, info in sorted(self.listed().items()):
             if info["type"] != "directory":
