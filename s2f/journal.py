@@ -322,7 +322,7 @@ class Journal:
         """Tell whether anything stands where an output is to be."""
         return os.path.lexists(f"{self.folder}/{output}")
 
-    def claim(self, items: Iterable[Item]) -> None:
+    def claim(self, items: Sequence[Item]) -> None:
         """Hear which outputs will be made, before any is begun: here their starts will say it."""
 
     def is_ours(self, output: str) -> bool:

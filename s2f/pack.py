@@ -296,8 +296,7 @@ def _stage(source: Place, target: Path, indices: Mapping[str, Index], progress: 
 def _is_whole(folder: Path, index: Index) -> bool:
     """Tell whether a split was staged: its index is there, and files of the right sizes."""
     try:
-        Pack(folder)
-        return read_index(folder) == index
+        return Pack(folder).index == index
     except DatasetError:
         return False
 

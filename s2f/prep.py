@@ -23,7 +23,7 @@ from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageError, WorkerError
 from s2f.files import File, PassedOver
 from s2f.journal import Item, Journal, StepShard
-from s2f.stores import Place, Store, open_journal, place_of
+from s2f.stores import Place, Store, open_journal
 from s2f.workers import ITEM_SECONDS, run_in_workers
 
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # of one output
@@ -181,9 +181,9 @@ def prepare(
         writes = step.net is None and step.rename is not None
         work = functools.partial(_of_path, step.work)
         if isinstance(source, Store) or (isinstance(out, Store) and writes):
-            put = functools.partial(_output_of, plan.prefix, plan.name) if writes else None
+            name = functools.partial(_output_of, plan.prefix, plan.name)
             to = out if isinstance(out, Store) and writes else None
-            work = functools.partial(stores.work_on_objects, step.work, put, to, bool(step.net))
+            work = functools.partial(stores.work_on_objects, step.work, name, to, bool(step.net))
         results = make_outputs(
             *(journal, due, work),
             writes=writes and not isinstance(out, Store),  # else a worker puts what it has written
@@ -214,7 +214,7 @@ def prepare(
     failures, notes = [], {}
     for item in items:
         if item.given in failed:
-            failures.append(Failure(place_of(item.given), failed[item.given]))
+            failures.append(Failure(stores.given_place(item.given), failed[item.given]))
         elif (entry := journal.entries.get(item.output)) and entry.event == "done":
             if entry.note is not None:
                 notes[item.output] = entry.note

@@ -10,11 +10,12 @@ import contextlib
 import errno
 import fnmatch
 import hashlib
+import multiprocessing
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -373,6 +374,11 @@ def is_object(given: str) -> bool:
     return "://" in given
 
 
+def given_place(given: str) -> Place:
+    """Give the path or the object that a worker is given."""
+    return Store(given) if is_object(given) else Path(given)
+
+
 def source_beside(part: Path, given: str) -> Path:
     """Name the file that an object is fetched into, beside the temporary file of its output."""
     return part.with_name(f"{part.stem}-source{files.suffix(given)}")
@@ -380,7 +386,7 @@ def source_beside(part: Path, given: str) -> Path:
 
 def work_on_objects(
     work: Callable[[Path, Path], Any],
-    output_of: Callable[[str], str] | None,
+    output_of: Callable[[str], str],
     out: Store | None,
     is_kept: bool,
     given: str,
@@ -392,21 +398,23 @@ def work_on_objects(
     `work` wrote is put there under the name that `output_of` gives it, and `part` is gone.
     """
     part.parent.mkdir(parents=True, exist_ok=True)  # a worker may be on another machine
-    source = Path(given)
-    if is_object(given):
-        source = source_beside(part, given)
+    place = given_place(given)
+    source = place if isinstance(place, Path) else source_beside(part, given)
     done = False
     try:
-        if is_object(given):
-            Store(given).get(source)
+        if isinstance(place, Store):
+            place.get(source)
         with _naming(source, given):
             value = work(source, part)
-        if out and output_of:
+        if out:
+            run = multiprocessing.parent_process()
+            if run and not run.is_alive():  # what it was for may be made otherwise by now
+                raise OutputError(f"{given}: the run that wanted it has ended")
             (out / output_of(given)).put(part)
             part.unlink()
         done = True
     finally:
-        if is_object(given) and not (done and is_kept):
+        if isinstance(place, Store) and not (done and is_kept):
             source.unlink(missing_ok=True)
     return value
 
@@ -486,8 +494,10 @@ class StoreJournal(Journal):
         with _naming(self.folder, self._out):
             return super().is_due(item, overwrite, **how)
 
-    def claim(self, items: Iterable[Item]) -> None:
+    def claim(self, items: Sequence[Item]) -> None:
         """Say in the store what will be made, before any of it is there."""
+        if not items:
+            return
         for item in items:
             super().note("due", item.output, item.source)
         self._upload()
