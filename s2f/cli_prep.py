@@ -317,9 +317,9 @@ def _run(
     """Prepare a tree, or a shard of it, and report what became of it."""
     from s2f.journal import StepShard
     from s2f.prep import prepare
-    from s2f.stores import place_of
+    from s2f.stores import parse_place
 
-    source, target = (place_of(text, of_commands=True) for text in (src, out))
+    source, target = (parse_place(text) for text in (src, out))
     options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
     if shard is not None:
         options["shard"] = StepShard.parse(shard)
@@ -384,9 +384,9 @@ def _status(
     there, the same command without --shard makes one journal of them.
     """
     console = choose_console(ctx, as_json, quiet)
-    from s2f.stores import place_of, status_of
+    from s2f.stores import parse_place, status_of
 
-    steps = status_of(place_of(out, of_commands=True))
+    steps = status_of(parse_place(out))
     for step in steps:
         has = f"{step.done} of {step.items} done, {step.failed} failed"
         console.line(f"{step.step}: {has}, {step.begun} begun, {step.missing} missing")
@@ -562,9 +562,9 @@ def _stats(
     """Measure the mean and the standard deviation of the log-mel features of a training set."""
     console = choose_console(ctx, as_json, quiet)
     from s2f.prep_audio import log_mel_stats
-    from s2f.stores import place_of
+    from s2f.stores import parse_place
 
-    source = place_of(tree, of_commands=True)
+    source = parse_place(tree)
     with console.progress("measuring", "files") as progress:
         options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
         stats, report = log_mel_stats(source, output, progress=progress, **options)
@@ -608,7 +608,7 @@ def _pack(
     """Pack waveforms and embeddings for quick training; with --verify and no OUT, check a pack."""
     console = choose_console(ctx, as_json, quiet)
     from s2f.pack import pack_tree, verify_pack
-    from s2f.stores import Store, place_of
+    from s2f.stores import Store, parse_place
 
     if (out is None) == (face_encoder is not None) or (out is None and not verify):
         message = "packing takes TREE, OUT and --face-encoder; checking takes a pack and --verify"
@@ -616,8 +616,8 @@ def _pack(
     result: dict[str, Any] = {}
     errors: list[S2FError] = []
     done = 0
-    source = place_of(tree, of_commands=True)
-    target = source if out is None else place_of(out, of_commands=True)
+    source = parse_place(tree)
+    target = source if out is None else parse_place(out)
     if out is not None and face_encoder is not None:
         if isinstance(source, Store):
             hint = "copy it to a disk first; the pack may be written to a store from there"

@@ -461,9 +461,9 @@ def _voice(
     """
     choose_console(ctx, options.as_json, options.quiet)  # before torch, and before errors
     from s2f import losses, train_voice
-    from s2f.stores import place_of
+    from s2f.stores import parse_place
 
-    place = place_of(data, of_commands=True)
+    place = parse_place(data)
     usual = "calibrate_at" in train_voice.choose_preset(arch, preset).training
     single = options.loss_weight or ()
     calibration = losses.calibration(loss_weights, calibrate_at, single, usual=usual)

@@ -1,7 +1,7 @@
 """Object stores by fsspec: places in them, whole objects there and back, and a journal kept there.
 
 A store has no folders, no locks and no appending, a request may fail, and an object is there whole
-or not at all. From top to bottom: `Store`, a place in one, and `place_of`, which tells it from a
+or not at all. From top to bottom: `Store`, a place in one, and `parse_place`, which tells it from a
 path; what a worker does where sources or outputs are objects; and `StoreJournal`. Who asks, and
 where, fsspec knows: by the environment and its own configuration.
 """
@@ -257,11 +257,11 @@ Place = Path | Store
 """Where files are: on a disk, or in an object store."""
 
 
-def place_of(text: str, *, of_commands: bool = False) -> Place:
-    """Tell a path from the URL of a store, which begins with `s3://`, `gs://` or `memory://`.
+def parse_place(text: str) -> Place:
+    """Tell for a command a path from the URL of a store, which begins with `s3://` or `gs://`.
 
-    Raises a `UsageError` for any other URL, one that names no bucket or no plain path in it, and,
-    in commands, which work in several processes, for `memory://`.
+    Raises a `UsageError` for any other URL, also of `memory://`, and for one that names no bucket
+    or no plain path in it.
     """
     found = _SCHEME.match(text)
     if not found:
@@ -277,8 +277,7 @@ def place_of(text: str, *, of_commands: bool = False) -> Place:
         hint = f"give for instance {scheme}://bucket/folder"
         raise UsageError(f"{text}: names no bucket and plain path in it", hint=hint)
     store = Store(f"{scheme}://{'/'.join(parts)}")
-    if of_commands:
-        refuse_memory(store)
+    refuse_memory(store)
     return store
 
 
@@ -351,7 +350,7 @@ def _stamp(info: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(str(tag).encode(), digest_size=7).digest(), "big")
 
 
-def renamed(error: S2FError, local: Path, place: object) -> S2FError:
+def told_of(error: S2FError, local: Path, place: object) -> S2FError:
     """Make an error of a temporary file one of the object that it stands for."""
 
     def of(text: str) -> str:
@@ -366,7 +365,7 @@ def _naming(local: Path, place: object) -> Iterator[None]:
     try:
         yield
     except S2FError as error:
-        raise renamed(error, local, place) from error
+        raise told_of(error, local, place) from error
 
 
 def is_object(given: str) -> bool:
@@ -423,7 +422,7 @@ def let_go(given: str, part: Path, outcome: Any) -> Any:
     """Delete what was fetched of an object and kept; an error that came of it names the object."""
     source = source_beside(part, given)
     source.unlink(missing_ok=True)
-    return renamed(outcome, source, given) if isinstance(outcome, S2FError) else outcome
+    return told_of(outcome, source, given) if isinstance(outcome, S2FError) else outcome
 
 
 class StoreJournal(Journal):
