@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
             text = b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>"
             return self.answer(503, [("Content-Type", "application/xml")], text)
         if fault == "hang":
-            time.sleep(3)
+            time.sleep(9)  # longer than anybody waits
             self.close_connection = True
             return None
         there = http.client.HTTPConnection(*self.server.behind)

@@ -39,8 +39,7 @@ def server():
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_address[1]}")
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        config = {"read_timeout": 1, "retries": {"max_attempts": 0}}
-        patch.setitem(fsspec.config.conf, "s3", {"config_kwargs": config})
+        patch.setitem(fsspec.config.conf, "s3", waiting(100))
         patch.setattr(stores, "WAIT", 0.01)
         forks._stop()  # that of other tests has another environment
         s3fs.S3FileSystem.clear_instance_cache()
@@ -50,6 +49,11 @@ def server():
         s3fs.S3FileSystem.clear_instance_cache()
         proxy.shutdown()
         proxy.server_close()
+
+
+def waiting(seconds):
+    """How s3fs is to ask: with so long for an answer, and without botocore's own retries."""
+    return {"config_kwargs": {"read_timeout": seconds, "retries": {"max_attempts": 0}}}
 
 
 @pytest.fixture
@@ -233,9 +237,11 @@ def test_a_journal_that_was_put_spares_its_work(bucket, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["503", "hang", "half", "cut"])
-def test_a_fault_that_passes_costs_nothing(kind, bucket, server, tmp_path):
+def test_a_fault_that_passes_costs_nothing(kind, bucket, server, tmp_path, monkeypatch):
     content = bytes(range(256)) * 4000
     (bucket / "a").write_bytes(content)
+    if kind == "hang":
+        monkeypatch.setitem(fsspec.config.conf, "s3", waiting(3))
     server.faults = [(kind, "GET", "/a")] * 2 + [(kind, "PUT", "/b")] * 2
     if kind == "503":
         server.faults += [(kind, "GET", "list-type")] * 2 + [(kind, "HEAD", "/b")]
@@ -409,7 +415,7 @@ def test_no_command_makes_a_folder_of_a_url(path, tmp_path, monkeypatch):
     """One that knows stores refuses one that it cannot reach, all others every one."""
     monkeypatch.chdir(tmp_path)
     command = dict(commands())[path]
-    takes = [p for p in command.params if type(p.type).__name__ == "TyperPath"]
+    takes = [p for p in command.params if "Path" in repr(p.type_descriptor.annotation)]
     words = [w for p in command.params if p.required for w in _filled(p, "memory://a/b")]
     for one in takes or [None]:
         more = _filled(one, "s3://bucket/a") if one and not one.required else []
