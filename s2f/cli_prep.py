@@ -32,6 +32,7 @@ from s2f.options import (
 
 if TYPE_CHECKING:
     from s2f.prep import Failure, PrepReport, Step
+    from s2f.stores import Place
 
 SHOWN = 20  # files with remarks
 
@@ -40,8 +41,11 @@ app = typer.Typer(
     **GROUP,
 )
 
-Folder = Annotated[Path, typer.Argument(help="Folder for the same tree, prepared.", metavar="OUT")]
-Photos = Annotated[Path, typer.Argument(help="A folder of photos, or one.", metavar="SRC")]
+# Texts: paths, or URLs of object stores.
+Folder = Annotated[
+    str, typer.Argument(help="Folder, or URL, for the same tree, prepared.", metavar="OUT")
+]
+Photos = Annotated[str, typer.Argument(help="A folder of photos, or one; or a URL.", metavar="SRC")]
 ReplaceOpt = Annotated[
     bool, option("Output", "Replace what it did not make, even SRC's own files.", "--overwrite")
 ]
@@ -187,7 +191,9 @@ def _shares(split: str) -> tuple[float, float | None] | Literal["sf2f"]:
 )
 def _audio(
     ctx: typer.Context,
-    src: Annotated[Path, typer.Argument(help="A recording or video, or a folder.", metavar="SRC")],
+    src: Annotated[
+        str, typer.Argument(help="A recording or video, or a folder; or a URL.", metavar="SRC")
+    ],
     out: Folder,
     store: Annotated[
         Literal["waveform", "spectrogram"] | None,
@@ -300,8 +306,8 @@ def _embeddings(
 def _run(
     console: Console,
     step: "Step",
-    src: Path,
-    out: Path,
+    src: str,
+    out: str,
     workers: int | None,
     overwrite: bool,
     shard: str | None,
@@ -311,12 +317,14 @@ def _run(
     """Prepare a tree, or a shard of it, and report what became of it."""
     from s2f.journal import StepShard
     from s2f.prep import prepare
+    from s2f.stores import parse_place
 
+    source, target = (parse_place(text) for text in (src, out))
     options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
     if shard is not None:
         options["shard"] = StepShard.parse(shard)
     with console.progress(step.name, step.sources) as progress:
-        report = prepare(step, src, out, progress=progress, **options)
+        report = prepare(step, source, target, progress=progress, **options)
     if report.made or report.skipped:
         console.line(report.out)
     result: dict[str, Any] = {"out": report.out}
@@ -328,13 +336,13 @@ def _run(
             console.note(f"{name}: {'; '.join(remarks)}")
         if len(report.notes) > SHOWN:
             console.note(f"remarks on {len(report.notes) - SHOWN} files more: see --json")
-    _report(console, report, src, result)
+    _report(console, report, source, result)
 
 
 def _report(
     console: Console,
     report: "PrepReport",
-    src: Path,
+    src: "Place",
     result: dict[str, Any],
     stale: str = "old outputs kept, whose sources went bad or away",
 ) -> None:
@@ -364,7 +372,9 @@ def _sources(failed: "Sequence[Failure]") -> list[dict[str, object]]:
 @app.command("status", epilog=examples("s2f prep status data/voices"))
 def _status(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Argument(help="Folder that shards are made in.", metavar="OUT")],
+    out: Annotated[
+        str, typer.Argument(help="Folder, or URL, that shards are made in.", metavar="OUT")
+    ],
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -374,9 +384,9 @@ def _status(
     there, the same command without --shard makes one journal of them.
     """
     console = choose_console(ctx, as_json, quiet)
-    from s2f.journal import read_status
+    from s2f.stores import parse_place, status_of
 
-    steps = read_status(out)
+    steps = status_of(parse_place(out))
     for step in steps:
         has = f"{step.done} of {step.items} done, {step.failed} failed"
         console.line(f"{step.step}: {has}, {step.begun} begun, {step.missing} missing")
@@ -537,7 +547,7 @@ def _list(console: Console, what: str, names: Sequence[str], shown: int = 5) -> 
 @app.command("stats", cls=_Once, epilog=examples("s2f prep stats data/voices/train -o stats.json"))
 def _stats(
     ctx: typer.Context,
-    tree: Annotated[Path, typer.Argument(help="Prepared waveforms, or recordings.")],
+    tree: Annotated[str, typer.Argument(help="Prepared waveforms, or recordings; or a URL.")],
     output: Annotated[
         Path, option("Output", "A .json file (default: stats.json).", "--output", "-o")
     ] = Path("stats.json"),
@@ -552,14 +562,16 @@ def _stats(
     """Measure the mean and the standard deviation of the log-mel features of a training set."""
     console = choose_console(ctx, as_json, quiet)
     from s2f.prep_audio import log_mel_stats
+    from s2f.stores import parse_place
 
+    source = parse_place(tree)
     with console.progress("measuring", "files") as progress:
         options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
-        stats, report = log_mel_stats(tree, output, progress=progress, **options)
+        stats, report = log_mel_stats(source, output, progress=progress, **options)
     if stats:
         console.line(output)
     result = {"output": output, **dataclasses.asdict(stats)} if stats else {"output": None}
-    _report(console, report, tree, result, "files of an earlier run are gone")
+    _report(console, report, source, result, "files of an earlier run are gone")
 
 
 @app.command(
@@ -573,9 +585,11 @@ def _stats(
 def _pack(
     ctx: typer.Context,
     tree: Annotated[
-        Path, typer.Argument(help="A voice tree, or train, val and test of one.", metavar="TREE")
+        str, typer.Argument(help="A voice tree, or train, val and test of one.", metavar="TREE")
     ],
-    out: Annotated[Path | None, typer.Argument(help="Folder for the pack.", metavar="OUT")] = None,
+    out: Annotated[
+        str | None, typer.Argument(help="Folder, or URL, for the pack.", metavar="OUT")
+    ] = None,
     face_encoder: EmbeddedOpt = None,
     clip_seconds: Annotated[
         float | None, option("Output", "Of the clips (6).", min=0.5, max=600)
@@ -594,6 +608,7 @@ def _pack(
     """Pack waveforms and embeddings for quick training; with --verify and no OUT, check a pack."""
     console = choose_console(ctx, as_json, quiet)
     from s2f.pack import pack_tree, verify_pack
+    from s2f.stores import Store, parse_place
 
     if (out is None) == (face_encoder is not None) or (out is None and not verify):
         message = "packing takes TREE, OUT and --face-encoder; checking takes a pack and --verify"
@@ -601,11 +616,18 @@ def _pack(
     result: dict[str, Any] = {}
     errors: list[S2FError] = []
     done = 0
+    source = parse_place(tree)
+    target = source if out is None else parse_place(out)
     if out is not None and face_encoder is not None:
+        if isinstance(source, Store):
+            hint = "copy it to a disk first; the pack may be written to a store from there"
+            raise UsageError(
+                f"{source}: is in a store, and a tree is packed from a disk", hint=hint
+            )
         options = given(clip_seconds=clip_seconds, workers=workers)
         options |= {"face_encoder": face_encoder, "overwrite": overwrite}
         with console.progress("packing", "files") as progress:
-            report = pack_tree(tree, out, progress=progress, **options)
+            report = pack_tree(source, target, progress=progress, **options)
         console.line(out)
         has = f"{report.identities} identities, {report.clips} clips"
         console.note(f"{has}, {report.embeddings} embeddings{_others(report.passed_over)}")
@@ -616,7 +638,7 @@ def _pack(
         errors, done = [one.error for one in report.failed], report.identities
     if verify:
         with console.progress("checking", "files") as progress:
-            checked = verify_pack(out or tree, progress=progress)
+            checked = verify_pack(target, progress=progress)
         console.note(f"{checked.files} files checked, {len(checked.damaged)} damaged")
         errors += checked.damaged
         done += checked.files - len(checked.damaged)

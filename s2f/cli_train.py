@@ -387,10 +387,14 @@ def _decoder(
 @_trains
 def _voice(
     ctx: typer.Context,
-    data: DataArg,
+    data: Annotated[str, typer.Argument(help="Folder of train and val, or the URL of a pack.")],
     face_encoder: FaceEncoderOpt,
     face_decoder: Annotated[Path, _in("Checkpoint made for that encoder.")],
     output: RunOpt = Path("runs/voice"),
+    stage: Annotated[
+        Path | None,
+        _in("Copy the pack here first (one in a store: to ~/.cache/s2f/packs).", metavar="DIR"),
+    ] = None,
     pairing: Annotated[
         Literal["all-to-all", "one-to-one", "all-to-one", "same-clip"],
         _in("Face of a recording: any of the person's, one each, the first, of the same clip."),
@@ -457,19 +461,23 @@ def _voice(
     """
     choose_console(ctx, options.as_json, options.quiet)  # before torch, and before errors
     from s2f import losses, train_voice
+    from s2f.stores import parse_place
 
+    place = parse_place(data)
     usual = "calibrate_at" in train_voice.choose_preset(arch, preset).training
     single = options.loss_weight or ()
     calibration = losses.calibration(loss_weights, calibrate_at, single, usual=usual)
 
     def task(**where: Any) -> "Task":
         from s2f.checkpoint import Card, load
+        from s2f.pack import staged
 
-        card = Card.of_data(data, output.resolve().name)
+        tree = staged(place, stage, progress=where["progress"])
+        card = Card.of_data(tree, output.resolve().name)
         encoder, decoder = load(face_encoder, "face_encoder"), load(face_decoder, "face_decoder")
         chosen = gather(ctx, train_voice.VoiceOptions)
         return train_voice.VoiceEncoderTask(
-            *(data, preset, encoder, decoder, card),
+            *(tree, preset, encoder, decoder, card),
             init=_initial(output, init, "voice_encoder"),
             options=chosen,
             **where,

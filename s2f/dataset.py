@@ -50,6 +50,7 @@ from s2f.prep_faces import (
     marked_step,
     read_space,
 )
+from s2f.stores import Place
 from s2f.visualize import ContactSheet
 
 META_FILES = {  # that say who is who, and where they are had
@@ -611,7 +612,8 @@ def _stem(path: str) -> str:
     return path.removesuffix(ending) if ending else files.stem(path)
 
 
-def _below(path: Path, root: Path) -> str:
+def _below(path: Place, root: Path) -> str:
+    assert isinstance(path, Path)
     return path.relative_to(root).as_posix()
 
 
@@ -619,7 +621,7 @@ def _left_out(failure: Failure, source: Path | None = None) -> LeftOut:
     why = failure.error.message.removeprefix(str(failure.source)).removeprefix(":").lstrip()
     is_taken = isinstance(failure.error, UsageError)  # its place, by what another step made
     hint = "remove that, or give another OUT" if is_taken else failure.error.hint
-    return LeftOut(source or failure.source, why, hint)
+    return LeftOut(source or Path(str(failure.source)), why, hint)
 
 
 def _write(

@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import threading
 import zlib
 from array import array
@@ -181,6 +182,16 @@ def put_away_at_the_end(path: Path) -> Iterator[Path]:
         _TEMPORARY.discard(path)
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder on this machine for what is temporary, which is deleted at the end."""
+    place = Path(tempfile.gettempdir(), "scratch")
+    with put_away_at_the_end(_temporary(place)) as folder:
+        with writing(folder):
+            folder.mkdir(mode=0o700)
+        yield folder
+
+
 def put_away() -> None:
     """Delete what is temporary, because the process ends at once."""
     with _TAKING_ITS_PLACE:
@@ -195,7 +206,7 @@ def _delete(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """Tell of any `OSError` as an `OutputError`: something is being written to `path`."""
     try:
         yield
@@ -374,7 +385,7 @@ def by_suffix(passed_over: Mapping[str, int], shown: int = 8) -> str:
 
 
 def holds_none(
-    folder: Path, sources: str, passed_over: Mapping[str, int], error: type[InputError]
+    folder: object, sources: str, passed_over: Mapping[str, int], error: type[InputError]
 ) -> InputError:
     """Return the error of a folder without `sources`, which tells what there is instead."""
     what = f"; passed over: {by_suffix(passed_over)}" if passed_over else ""
@@ -427,7 +438,7 @@ def preferred(prefer: str | None, wants: Wants, sources: str) -> str | None:
 
 def drop_twins(
     named: Iterable[tuple[str, str]],
-    folder: Path,
+    folder: object,
     passed_over: PassedOver,
     *,
     prefer: str | None = None,
@@ -670,7 +681,7 @@ def inside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> Pa
     return folder / name
 
 
-def refuse_outside(folder: Path, name: str, teller: Path, *, is_one: bool = False) -> None:
+def refuse_outside(folder: Path, name: str, teller: object, *, is_one: bool = False) -> None:
     """Raise the `DatasetError` of `inside`, where no path is needed."""
     if not is_one and _PLAIN.fullmatch(name):  # as most of a million are
         return
@@ -838,7 +849,11 @@ class VerifyReport:
 
 
 def verify_hashes(
-    hashes: Sequence[tuple[Path, str]], hint: str, *, progress: Progress = silent
+    hashes: Sequence[tuple[Any, str]],
+    hint: str,
+    *,
+    hash_of: Callable[[Any], str] = hash_file,
+    progress: Progress = silent,
 ) -> VerifyReport:
     """Read files and compare them with their SHA-256; the `hint` is what cures a damaged one."""
     damaged = []
@@ -848,6 +863,9 @@ def verify_hashes(
             why = "" if hash_file(path) == wanted else "is damaged: its SHA-256 is another"
         except OSError as error:
             why = f"cannot be read: {error.strerror or error}"
+        except InputError as error:
+            damaged.append(DatasetError(error.message, hint=error.hint))
+            continue
         if why:
             damaged.append(DatasetError(f"{path}: {why}", hint=hint))
     progress(len(hashes), len(hashes), "done")

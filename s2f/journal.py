@@ -114,12 +114,13 @@ class Journal:
         folder: Path,
         step: str,
         settings: Mapping[str, Any],
-        root: Path | None = None,
+        root: Path | str | None = None,
         shard: StepShard | None = None,
     ) -> None:
         """Open the journal; what was made with other settings (plain JSON) is due.
 
-        Sources are told by their paths below `root`, and not from others below another folder.
+        Sources are told by their paths below `root`, and not from others below another folder; a
+        text, such as a URL, names that from everywhere.
 
         Raises a `UsageError` if another run has it open, or is at work that must not be so
         meanwhile, and a `DatasetError` if it is damaged.
@@ -127,7 +128,7 @@ class Journal:
         self.folder = folder
         self.entries: dict[str, JournalEntry] = {}
         self._own, self._step, self._shard = folder / FOLDER, step, shard
-        self._root = files.way(folder, root) if root else None
+        self._root = files.way(folder, root) if isinstance(root, Path) else root
         self._header = json.dumps({"version": VERSION, "step": step, "settings": {**settings}})
         self._is_compact = True
         self._unsynced: set[str] = set()  # outputs whose start another machine may not see
@@ -296,7 +297,7 @@ class Journal:
             why = f"{item.given}: is no regular file, or a link that leads nowhere"
             raise InputError(why, hint="remove it, or mend the link")
         path = f"{self.folder}/{item.output}"
-        there = not is_file or os.path.lexists(path)
+        there = not is_file or self.is_there(item.output)
         entry = self.entries.get(item.output)
         if entry is None:
             if is_file and there and not overwrite:
@@ -317,6 +318,13 @@ class Journal:
             self._is_compact = False
         return False
 
+    def is_there(self, output: str) -> bool:
+        """Tell whether anything stands where an output is to be."""
+        return os.path.lexists(f"{self.folder}/{output}")
+
+    def claim(self, items: Sequence[Item]) -> None:
+        """Hear which outputs will be made, before any is begun: here their starts will say it."""
+
     def is_ours(self, output: str) -> bool:
         """Tell whether an output was made of a source in the same folder as this run's."""
         entry = self.entries.get(output)
@@ -325,12 +333,13 @@ class Journal:
     def _origin(self, source: File) -> str:
         return sys.intern(f"{self._root}/*{files.suffix(source.path)}") if self._root else ""
 
-    def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> Path | None:
+    def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> str | None:
         """Name the file that an output was made of, if that is another than its source now."""
         if entry.origin in ("", own := self._origin(item.source)):
             return None
         root, _, suffix = entry.origin.rpartition("*")
-        before = Path(self.folder, f"{root}{files.stem(item.source.path)}{suffix}")
+        name = f"{root}{files.stem(item.source.path)}{suffix}"
+        before = Path(self.folder, name)  # of an object, nothing is there
         is_same_tree = root == own.rpartition("*")[0]
         size, mtime_ns = item.source.size, item.source.mtime_ns
         try:
@@ -340,7 +349,7 @@ class Journal:
             is_same = is_same and filecmp.cmp(before, item.given, shallow=False)
         except OSError:  # it is gone: replaced in its tree, or moved with it
             is_same = is_same_tree or (size, mtime_ns) == (entry.size, entry.mtime_ns)
-        return None if is_same else Path(os.path.normpath(before))
+        return None if is_same else name if "://" in root else os.path.normpath(before)
 
     def note(self, event: Event, output: str, source: File, note: Any = None) -> None:
         """Note what became of an output, with plain JSON of it where it is done."""
@@ -472,6 +481,11 @@ class _Run(NamedTuple):
 
 
 _OF_RUN = re.compile(r"([a-z]+)\.([0-9]+)-of-([0-9]+)\.[0-9a-f]+-[0-9]+-[0-9a-f]+")
+
+
+def is_run(name: str) -> bool:
+    """Tell whether a run of a shard may be called so."""
+    return _OF_RUN.fullmatch(name) is not None
 
 
 def _list_runs(own: Path, step: str) -> list[_Run]:

@@ -4,6 +4,7 @@ An option that one command has lives with it; here are those of several.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,7 +24,8 @@ Job = TypeVar("Job")
 def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
     """Decide once how this command speaks, where errors find it too.
 
-    Raises a UsageError if the working folder is gone, where torch ends the program with no word.
+    Raises a UsageError if the working folder is gone, where torch ends the program with no word,
+    or a path is the URL of an object store: what may be one is a text.
     """
     console = Console("json" if as_json else "quiet" if quiet else "human")
     ctx.find_root().obj = console
@@ -33,6 +35,13 @@ def choose_console(ctx: typer.Context, as_json: bool, quiet: bool) -> Console:
     except OSError as error:
         message = f"the working folder cannot be used: {error.strerror}"
         raise UsageError(message, hint="cd to a folder that is there") from error
+    for name, value in ctx.params.items():
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(path, Path) and re.match("[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
+                url = str(path).replace(":/", "://", 1)
+                message = f"{url}: {ctx.command.name} takes no URL of an object store here ({name})"
+                hint = "copy it to a disk first, or write to one and copy it then; a folder that "
+                raise UsageError(message, hint=f"{hint}is called so is given by its whole path")
     return console
 
 

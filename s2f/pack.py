@@ -42,11 +42,12 @@ from s2f.audio import (
 from s2f.console import Progress, silent
 from s2f.embeddings import read_embedding
 from s2f.errors import DatasetError, S2FError, UsageError
-from s2f.files import File, Names, VerifyReport, read_array, unwritable, write_bytes
+from s2f.files import File, Names, VerifyReport, read_array, unwritable
 from s2f.journal import Item, Journal
 from s2f.layout import SPLIT_FOLDERS
 from s2f.prep import Failure
 from s2f.prep_faces import check_photo_embeddings, read_space
+from s2f.stores import Place, Store, copy_to, hash_place, open_journal, write_whole
 
 INDEX, ARRAYS = "index.json", "index.arrays"  # the file, and the folder of what it says of people
 VERSION = 3  # 2 says it all in its JSON; 1 does not say which clips are of one recording
@@ -140,8 +141,19 @@ class Index:
     sha256: str = ""  # of all that its file says, where it was read from one
 
 
-def write_index(folder: Path, index: Index) -> None:
+def write_index(folder: Place, index: Index) -> None:
     """Write the index of a split for `read_index`, its arrays first; raises an `OutputError`."""
+    if isinstance(folder, Store):
+        with files.scratch_folder() as local:
+            write_index(local, index)
+            content = (local / INDEX).read_bytes()
+            if (folder / INDEX).is_file() and (folder / INDEX).read_bytes() == content:
+                return
+            (folder / INDEX).unlink()  # from now on, it is of other arrays
+            for array in sorted((local / ARRAYS).iterdir()):
+                (folder / ARRAYS / array.name).put(array)
+        (folder / INDEX).write_bytes(content)
+        return
     people, path = index.identities, folder / INDEX
     assert people.recordings is not None
     arrays: dict[str, Any] = {"names": people.names.text, "names_starts": people.names.starts}
@@ -157,7 +169,7 @@ def write_index(folder: Path, index: Index) -> None:
         if not is_there:
             path.unlink(missing_ok=True)  # from now on, it is of other arrays
     if not is_there:
-        write_bytes(path, content)
+        files.write_bytes(path, content)
 
 
 def _sealed(fields: Mapping[str, Any]) -> bytes:
@@ -165,7 +177,7 @@ def _sealed(fields: Mapping[str, Any]) -> bytes:
     return json.dumps({**fields, "sha256": sha256}).encode() + b"\n"
 
 
-def _read_fields(folder: Path) -> dict[str, Any]:
+def _read_fields(folder: Place) -> dict[str, Any]:
     """Read what the file of an index says, or raise as `read_index`."""
     path = folder / INDEX
     with _reading(folder):
@@ -187,7 +199,7 @@ def _read_fields(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _reading(folder: Place) -> Iterator[None]:
     path = folder / INDEX
     try:
         yield
@@ -205,11 +217,15 @@ def _reading(folder: Path) -> Iterator[None]:
         raise DatasetError(f"{path}: is damaged: it is nested too deep", hint=REPAIR) from error
 
 
-def read_index(folder: Path) -> Index:
+def read_index(folder: Place) -> Index:
     """Read the index of a split; a `DatasetError` if it is not exactly what was written.
 
     Of arrays of more than `files.CHECKED` bytes `verify_pack` finds out.
     """
+    if isinstance(folder, Store):
+        with files.scratch_folder() as local:  # what is mapped stays, without its name
+            _copy_index(folder, local)
+            return read_index(local)
     fields = _read_fields(folder)
     version, told = fields.pop("version"), fields.pop("identities")
     with _reading(folder):
@@ -222,7 +238,7 @@ def read_index(folder: Path) -> Index:
         return Index(**fields, identities=people)
 
 
-def is_pack(folder: Path) -> bool:
+def is_pack(folder: Place) -> bool:
     """Tell whether a folder is a split of a pack, finished or not."""
     return (folder / INDEX).is_file() or any(folder.glob("embeddings-*.npy"))
 
@@ -306,30 +322,136 @@ def _starts(counts: Sequence[int]) -> list[int]:
     return list(itertools.accumulate(counts, initial=0))
 
 
-def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
+def _splits_of(folder: Place) -> list[str]:
+    """List the splits of a pack, of which one alone has no name, or raise a `DatasetError`."""
+    names = [name for name in ("", *SPLIT_FOLDERS) if is_pack(folder / name)]
+    if not names:
+        hint = f"name a folder that s2f prep pack made, with {INDEX}"
+        raise DatasetError(f"{folder}: is no pack", hint=hint)
+    return names
+
+
+def _check_shard(path: Path, shard: Shard, name: object) -> None:
+    """Raise a `DatasetError` if a file is not what its index says."""
+    try:
+        sha256 = files.hash_file(path)
+    except OSError as error:
+        message = f"{name}: cannot be read: {error.strerror or error}"
+        raise DatasetError(message, hint=REPAIR) from error
+    if sha256 != shard.sha256:
+        raise DatasetError(f"{name}: is damaged: its SHA-256 is another", hint=REPAIR)
+
+
+def stage_pack(source: Place, cache: Path, *, progress: Progress = silent) -> Path:
+    """Give a copy of a pack in a folder of a cache on this machine, made where there is none.
+
+    The folder is named by what the pack holds. Each file is checked by its hash when it comes, and
+    each index comes last. Of several processes that want it one copies, and the others wait; one
+    that was killed is gone on with. Raises a `DatasetError` if it is no whole pack, or as
+    `copy_to`.
+    """
+    from filelock import FileLock  # slow to import
+
+    indices = {name: read_index(source / name) for name in _splits_of(source)}
+    card = source / "card.json"
+    told = card.read_bytes() if card.is_file() else None
+    key = repr(([(name, index.sha256) for name, index in indices.items()], told))
+    target = cache / hashlib.sha256(key.encode()).hexdigest()[:20]
+    with files.writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target / ".lock", mode=0o666)
+        with lock:
+            _stage(source, target, indices, progress)
+    if told is not None and not (target / "card.json").is_file():
+        files.write_bytes(target / "card.json", told)
+    return target
+
+
+def staged(place: Place, cache: Path | None = None, *, progress: Progress = silent) -> Path:
+    """Give what training reads: a folder as it lies there, or a copy of a pack, by `stage_pack`.
+
+    Copied is what is in a store, by default to `s2f/packs` in $XDG_CACHE_HOME or ~/.cache, and a
+    folder where there is a `cache`.
+    """
+    if isinstance(place, Path) and cache is None:
+        return place
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    return stage_pack(place, cache or Path(caches, "s2f", "packs"), progress=progress)
+
+
+def _stage(source: Place, target: Path, indices: Mapping[str, Index], progress: Progress) -> None:
+    missing = {
+        name: index for name, index in indices.items() if not _is_whole(target / name, index)
+    }
+    wanted = [
+        (f"{name}/{shard.name}".lstrip("/"), shard, HEADER + shard.rows * width * dtype.itemsize)
+        for name, index in missing.items()
+        for table, dtype in DTYPES.items()
+        for width in [index.clip_samples if table == "clips" else index.embedding]
+        for shard in getattr(index, table)
+    ]
+    for k, (name, shard, size) in enumerate(wanted):
+        progress(k, len(wanted), f"copying {source / name}")
+        if (target / name).is_file() and (target / name).stat().st_size == size:
+            continue  # it was checked when it came
+        with files.atomic_path(target / name) as part:
+            copy_to(part, source / name)
+            _check_shard(part, shard, source / name)
+    for name in missing:
+        _copy_index(source / name, target / name)
+
+
+def _copy_index(source: Place, target: Path) -> None:
+    """Copy the index of a split, its arrays first."""
+    fields = _read_fields(source)
+    for name, sha256 in _arrays_of(source, fields):
+        with files.atomic_path(target / name) as part:
+            copy_to(part, source / name)
+            if files.hash_file(part) != sha256:
+                raise DatasetError(
+                    f"{source / name}: is damaged: its SHA-256 is another", hint=REPAIR
+                )
+    with files.atomic_path(target / INDEX) as part:
+        copy_to(part, source / INDEX)
+
+
+def _arrays_of(split: Place, fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the arrays of an index by their names below its split, each with its SHA-256."""
+    if fields["version"] != VERSION:
+        return []
+    with _reading(split):
+        found = [(f"{name}.npy", what["sha256"]) for name, what in fields["identities"].items()]
+    for name, _ in found:
+        files.refuse_outside(Path(ARRAYS), name, split / INDEX, is_one=True)
+    return [(f"{ARRAYS}/{name}", sha256) for name, sha256 in found]
+
+
+def _is_whole(folder: Path, index: Index) -> bool:
+    """Tell whether a split was staged: its index is there, and files of the right sizes."""
+    try:
+        return Pack(folder).index.sha256 == index.sha256
+    except DatasetError:
+        return False
+
+
+def verify_pack(folder: Place, *, progress: Progress = silent) -> VerifyReport:
     """Read all of a pack, of one split or of several, and compare it with its indices' hashes.
 
     Raises a `DatasetError` if it is no pack.
     """
-    splits = [folder / name for name in ("", *SPLIT_FOLDERS) if is_pack(folder / name)]
-    if not splits:
-        hint = f"name a folder that s2f prep pack made, with {INDEX}"
-        raise DatasetError(f"{folder}: is no pack", hint=hint)
+    splits = [folder / name for name in _splits_of(folder)]
     damaged: list[DatasetError] = []
-    hashes: list[tuple[Path, str]] = []
+    hashes: list[tuple[Place, str]] = []
     for split in splits:
         try:
             fields = _read_fields(split)
-            if fields["version"] == VERSION:
-                told = fields["identities"]
-                with _reading(split):
-                    hashes += files.array_hashes(told, split / ARRAYS, split / INDEX)
+            shards = [(shard.name, shard.sha256) for table in DTYPES for shard in fields[table]]
+            named = [*_arrays_of(split, fields), *shards]
         except DatasetError as error:
             damaged.append(error)
         else:
-            shards = (*fields["clips"], *fields["embeddings"])
-            hashes += ((split / shard.name, shard.sha256) for shard in shards)
-    report = files.verify_hashes(hashes, REPAIR, progress=progress)
+            hashes += [(split / name, sha256) for name, sha256 in named]
+    report = files.verify_hashes(hashes, REPAIR, hash_of=hash_place, progress=progress)
     return VerifyReport(report.files + len(splits), (*damaged, *report.damaged))
 
 
@@ -337,7 +459,7 @@ def verify_pack(folder: Path, *, progress: Progress = silent) -> VerifyReport:
 class PackReport:
     """What became of a tree."""
 
-    out: Path  # the folder of the pack
+    out: Place  # the folder of the pack
     identities: int  # people whose clips it holds
     clips: int  # of all splits
     embeddings: int
@@ -351,7 +473,7 @@ class PackReport:
 
 def pack_tree(
     tree: Path,
-    out: Path,
+    out: Place,
     *,
     face_encoder: Path,
     clip_seconds: float = 6.0,
@@ -386,24 +508,26 @@ def pack_tree(
     failed: list[Failure] = []
     passed_over = files.PassedOver()
     splits = _list_splits(tree, failed, passed_over)
-    files.refuse_overlap(tree, out)
+    if isinstance(out, Path):
+        files.refuse_overlap(tree, out)
     if not overwrite:
         for split in splits:
             _refuse_another(out / split.name, settings)
-    with Journal(out, "pack", settings) as journal:
+    with open_journal(out, "pack", settings) as journal:
         if not overwrite:
-            _refuse_another_tree(journal, tree)
-        run = _Run(journal, files.way(out, tree), settings, workers, overwrite, progress, failed)
+            _refuse_another_tree(journal, out, tree)
+        way = files.way(out, tree) if isinstance(out, Path) else os.path.realpath(tree)
+        run = _Run(journal, out, way, settings, workers, overwrite, progress, failed)
         paths: list[Path] = []
         for split in splits:
             if any(map(run.is_due, run.plan(split, "embeddings", split.tables["embeddings"]))):
                 paths += [split.folder / path for path in split.with_photo]
         if paths:
             check_photo_embeddings(paths, face_encoder)
+        if (tree / "card.json").is_file():
+            write_whole(out / "card.json", (tree / "card.json").read_bytes())
         indices = [run.make(split) for split in splits]
         journal.finish()
-    if (tree / "card.json").is_file():
-        write_bytes(out / "card.json", (tree / "card.json").read_bytes())
     n_people = sum(int((i.identities.counts()[0] > 0).sum()) for i in indices)
     n_clips, n_embeddings = (
         sum(shard.rows for index in indices for shard in getattr(index, table)) for table in DTYPES
@@ -458,7 +582,7 @@ def _whose(source: File) -> str:
     return source.path.partition("/")[0]
 
 
-def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
+def _refuse_another(folder: Place, settings: dict[str, Any]) -> None:
     if not (folder / INDEX).is_file():
         return
     index = read_index(folder)
@@ -470,13 +594,13 @@ def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
             raise UsageError(message, hint=hint)
 
 
-def _refuse_another_tree(journal: Journal, tree: Path) -> None:
+def _refuse_another_tree(journal: Journal, out: Place, tree: Path) -> None:
     notes = [entry.note for entry in journal.entries.values() if entry.note]
     for way in {note["tree"] for note in notes if "tree" in note}:
-        before = journal.folder / way
+        before = journal.folder / way  # of one in a store, where it was
         # One that is gone was moved, for all that is known.
         if before.is_dir() and not before.samefile(tree):
-            message = f"{journal.folder}: is a pack of {os.path.normpath(before)}, not of {tree}"
+            message = f"{out}: is a pack of {os.path.normpath(before)}, not of {tree}"
             hint = "give another folder, or --overwrite to replace it"
             raise UsageError(message, hint=hint)
 
@@ -515,6 +639,7 @@ class _Run:
     """One run: what is due, making it, and what failed."""
 
     journal: Journal
+    out: Place
     tree: str  # the way to it from the pack
     settings: dict[str, Any]
     workers: int | None
@@ -550,7 +675,7 @@ class _Run:
 
     def make(self, split: _Split) -> Index:
         """Make the files of a split that are due, and its index."""
-        folder = self.journal.folder / split.name
+        folder = self.out / split.name
         faces, embeddings = self._make_table(split, "embeddings", split.tables["embeddings"])
         for person in sorted(set(map(_whose, split.tables["embeddings"])) - set(faces)):
             message = f"{split.folder / person}: none of its embeddings can be used"
@@ -568,10 +693,10 @@ class _Run:
         index = Index(**self.settings, identities=people, clips=clips, embeddings=embeddings)
         write_index(folder, index)
         wanted = {shard.name for shard in (*clips, *embeddings)}
-        for path in sorted(folder.glob("*-*.npy")):  # of an earlier tree, which had more
-            ours = path.relative_to(self.journal.folder).as_posix() in self.journal.entries
-            if path.name not in wanted and ours:
-                path.unlink()
+        for name in self.journal.entries:  # of an earlier tree, which had more
+            of, _, file = name.rpartition("/")
+            if of == split.name and file not in wanted and self.journal.is_there(name):
+                (folder / file).unlink()
         return index
 
     def _make_table(
@@ -585,11 +710,11 @@ class _Run:
         self.made += len(due)
         self.progress(done, len(plans), table)
         if due:
-            index = self.journal.folder / split.name / INDEX
+            index = self.out / split.name / INDEX
             try:
                 index.unlink(missing_ok=True)  # from now on, it is of other files
             except OSError as error:
-                raise unwritable(index.parent, error) from error
+                raise unwritable(f"{index.parent}", error) from error
         made = prep.make_outputs(
             self.journal,
             [plan.item() for plan in due],

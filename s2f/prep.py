@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from s2f import files
+from s2f import files, stores
 from s2f.console import Progress, silent
 from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageError, WorkerError
 from s2f.files import File, PassedOver
 from s2f.journal import Item, Journal, StepShard
+from s2f.stores import Place, Store, open_journal
 from s2f.workers import ITEM_SECONDS, run_in_workers
 
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # of one output
@@ -58,7 +59,7 @@ class Step:
 class Failure(NamedTuple):
     """A source of which nothing was made, and why."""
 
-    source: Path
+    source: Place
     error: S2FError
 
 
@@ -66,7 +67,7 @@ class Failure(NamedTuple):
 class PrepReport:
     """What became of the sources."""
 
-    out: Path  # the folder of the outputs
+    out: Place  # the folder of the outputs
     made: int  # outputs written now
     skipped: int  # outputs that were up to date
     failed: tuple[Failure, ...]  # sources that could not be used
@@ -84,8 +85,8 @@ class PrepReport:
 
 def prepare(
     step: Step,
-    source: Path,
-    out: Path,
+    source: Place,
+    out: Place,
     *,
     workers: int | None = None,
     overwrite: bool = False,
@@ -112,6 +113,9 @@ def prepare(
     meanwhile, on other machines, and may be killed and repeated. A run without `shard` after them
     does what is left, and leaves the bytes that it would have left without them.
 
+    Where sources are objects of a `Store` other than `memory://`, workers fetch them; where `out`
+    is one, they put outputs there, and every run is as those of shards are: see `StoreJournal`.
+
     Raises, before anything is made, a `DatasetError` if there is no source, a folder cannot be
     read, or two sources would become one output, and a `UsageError` if outputs would replace their
     sources, `prefer` is no suffix of sources, another run is at work in `out` (a shard's, or if
@@ -121,20 +125,25 @@ def prepare(
     """
     started = time.perf_counter()
     progress(0, 0, "listing")
+    stores.refuse_memory(source, out)
     if shard and step.rename is None:
         hint = "leave --shard out, and run it once"
         raise UsageError(f"the step {step.name} makes notes only, and no shards", hint=hint)
     plan, passed_over = _plan(step, source, out, prefer, places)
-    root = source if source.is_dir() else source.parent
-    beside = step.rename is not None and out.exists() and out.samefile(root)
+    is_tree = source.is_dir()
+    root = source if is_tree else source.parent
+    beside = step.rename is not None and _is_same(out, root)
     if beside and plan[0].output == plan[0].source.path and not overwrite:
         message = f"{out}: its {step.sources} would be replaced by what is made of them"
         raise UsageError(message, hint="give another folder, or --overwrite to replace them")
-    if beside and shard and any(item.output == item.source.path for item in plan):
-        message = f"{out}: its {step.sources} would be replaced, which shards do not"
-        raise UsageError(message, hint="give another folder, or leave --shard out")
+    in_shards = shard is not None or isinstance(out, Store)
+    if beside and in_shards and any(item.output == item.source.path for item in plan):
+        message = f"{out}: its {step.sources} would be replaced, which "
+        message += "shards do not" if shard else "is done on disks alone"
+        hint = "give another folder" + (", or leave --shard out" if shard else "")
+        raise UsageError(message, hint=hint)
     failed: dict[str, S2FError] = {}  # by `Item.given`
-    with Journal(out, step.name, step.settings, root, shard) as journal:
+    with open_journal(out, step.name, step.settings, root, shard) as journal:
         if beside:
             passed_over -= _made_beside(step, journal)
         _refuse_collisions(plan, journal.parts)
@@ -171,8 +180,15 @@ def prepare(
         progress(done, len(items), step.name)
         writes = step.net is None and step.rename is not None
         work = functools.partial(_of_path, step.work)
+        if isinstance(source, Store) or (isinstance(out, Store) and writes):
+            name = functools.partial(_output_of, plan.prefix, plan.name)
+            to = out if isinstance(out, Store) and writes else None
+            work = functools.partial(stores.work_on_objects, step.work, name, to, bool(step.net))
         results = make_outputs(
-            journal, due, work, writes=writes, workers=workers, preload=step.preload
+            *(journal, due, work),
+            writes=writes and not isinstance(out, Store),  # else a worker puts what it has written
+            workers=workers,
+            preload=step.preload,
         )
         with contextlib.closing(results):
             for item, part, value in _infer(step, results, out) if step.net else results:
@@ -193,12 +209,12 @@ def prepare(
                 progress(done, len(items), item.source.path)
         faults = {name: e for name, e in failed.items() if isinstance(e, InputError | WorkerError)}
         bad = [item.output for item in items if item.given in faults] if faults else []
-        stale = _stale(journal, plan, bad, step, shard, whole=source.is_dir())
+        stale = _stale(journal, plan, bad, step, shard, whole=is_tree)
         journal.finish()
     failures, notes = [], {}
     for item in items:
         if item.given in failed:
-            failures.append(Failure(Path(item.given), failed[item.given]))
+            failures.append(Failure(stores.given_place(item.given), failed[item.given]))
         elif (entry := journal.entries.get(item.output)) and entry.event == "done":
             if entry.note is not None:
                 notes[item.output] = entry.note
@@ -217,7 +233,7 @@ class _Items(Sequence[Item]):
 
     def __init__(self, prefix: str, name: Callable[[str], str], sources: Iterable[File]) -> None:
         """Take sources, what stands before their paths, and what makes outputs of these."""
-        self._prefix, self._name = prefix, name
+        self.prefix, self.name = prefix, name
         self._paths: list[str] = []
         self._sizes = array("q")
         self._times: array[int] | list[int] = array("q")
@@ -239,29 +255,36 @@ class _Items(Sequence[Item]):
         return map(self._item, self._paths, self._sizes, self._times)
 
     def _item(self, path: str, size: int, mtime_ns: int) -> Item:
-        return Item(self._name(path), File(path, size, mtime_ns), self._prefix + path)
+        return Item(self.name(path), File(path, size, mtime_ns), self.prefix + path)
 
     def only(self, wanted: Callable[[Item], bool]) -> "_Items":
         """Keep some items."""
-        return _Items(self._prefix, self._name, (item.source for item in self if wanted(item)))
+        return _Items(self.prefix, self.name, (item.source for item in self if wanted(item)))
 
     def joined(self, others: "_Items") -> "_Items":
         """Put others behind them, of the same tree."""
         both = (item.source for item in itertools.chain(self, others))
-        return _Items(self._prefix, self._name, both)
+        return _Items(self.prefix, self.name, both)
 
 
 def _plan(
-    step: Step, source: Path, out: Path, prefer: str | None, places: Mapping[str, str] | None
+    step: Step, source: Place, out: Place, prefer: str | None, places: Mapping[str, str] | None
 ) -> tuple[_Items, PassedOver]:
     prefer = files.preferred(prefer, step.wants, step.sources)
-    if not os.path.exists(source):
+    if isinstance(source, Path) and not os.path.exists(source):
         raise DatasetError(f"{source}: does not exist", hint="check its path")
     folder, passed_over = source, PassedOver()
     sources: Iterable[File]
-    if source.is_dir():
-        inside = step.rename is not None and out.is_dir() and not source.samefile(out)
-        without = out if inside else None
+    is_tree = source.is_dir()
+    if isinstance(source, Store):
+        inside = isinstance(out, Store) and step.rename is not None and out != source
+        without_objects = out if inside and isinstance(out, Store) else None
+        sources = source.walk(step.wants, without=without_objects, passed_over=passed_over)
+        if not is_tree:
+            folder, sources = source.parent, [source.file()]
+    elif is_tree:
+        inside = step.rename is not None and isinstance(out, Path) and out.is_dir()
+        without = out if inside and isinstance(out, Path) and not source.samefile(out) else None
         sources = files.walk(source, step.wants, without=without, passed_over=passed_over)
     else:
         folder, status = source.parent, source.stat()
@@ -269,7 +292,7 @@ def _plan(
         sources = [File(source.name, size, status.st_mtime_ns)]
     name = step.rename or str
     if places is not None:
-        if source.is_dir():
+        if is_tree:
             sources = (file for file in sources if file.path in places)
         name = functools.partial(_placed, name, places)
     items = _Items(str(folder / "file").removesuffix("file"), name, sources)
@@ -283,6 +306,17 @@ def _plan(
     return items, passed_over
 
 
+def _output_of(prefix: str, name: Callable[[str], str], given: str) -> str:
+    return name(given.removeprefix(prefix))
+
+
+def _is_same(out: Place, root: Place) -> bool:
+    """Tell whether two folders are one that is there."""
+    if isinstance(out, Path) and isinstance(root, Path):
+        return out.exists() and out.samefile(root)
+    return out == root
+
+
 def _placed(rename: Callable[[str], str], places: Mapping[str, str], path: str) -> str:
     return rename(places.get(path, path))
 
@@ -290,7 +324,7 @@ def _placed(rename: Callable[[str], str], places: Mapping[str, str], path: str) 
 def _made_beside(step: Step, journal: Journal) -> PassedOver:
     """Count the step's outputs that stand among its sources: they were listed, and passed over."""
     outputs = (name for name in journal.entries if not step.wants(name.rpartition("/")[2]))
-    there = (name for name in outputs if os.path.exists(journal.folder / name))
+    there = (name for name in outputs if journal.is_there(name))
     return PassedOver(PurePosixPath(name).suffix.lower() for name in there)
 
 
@@ -315,7 +349,7 @@ def _stale(
     if shard:
         gone = {name for name in gone if shard.has(name)}
     old = gone.union(name for name in bad if journal.is_ours(name))
-    return tuple(sorted(name for name in old if os.path.lexists(journal.folder / name)))
+    return tuple(sorted(name for name in old if journal.is_there(name)))
 
 
 def _refuse_collisions(items: Sequence[Item], folder: Path) -> None:
@@ -352,7 +386,7 @@ def _refuse_collisions(items: Sequence[Item], folder: Path) -> None:
 
 
 def _infer(
-    step: Step, results: Iterator[tuple[Item, Path, Any]], out: Path
+    step: Step, results: Iterator[tuple[Item, Path, Any]], out: Place
 ) -> Iterator[tuple[Item, Path, Any]]:
     """Put what `work` returned through the net, in batches, and save it; failures pass."""
     assert step.net and step.save
@@ -361,8 +395,10 @@ def _infer(
         values = iter(step.net(read) if read else ())
         for item, part, value in batch:
             outcome = value if isinstance(value, S2FError) else next(values)
+            if stores.is_object(item.given):
+                outcome = stores.let_go(item.given, part, outcome)
             if not isinstance(outcome, S2FError):
-                with files.writing(out / item.output):
+                with files.writing(f"{out}/{item.output}"):
                     step.save(outcome, part)
                     _flush(part)
                 outcome = None
@@ -390,6 +426,7 @@ def make_outputs(
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
 
+    journal.claim(items)
     begun: dict[int, tuple[Item, Path]] = {}
 
     def begin() -> Iterator[tuple[Any, Path]]:

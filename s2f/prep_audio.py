@@ -31,6 +31,7 @@ from s2f.spectrogram import (
     spectrogram,
     write_stats,
 )
+from s2f.stores import Place
 
 FORMAT = 2  # of what the steps make; another one makes everything anew
 BLOCK_SAMPLES = 1 << 16  # of a waveform that are written at once
@@ -162,7 +163,7 @@ def _measure(source: Path, part: Path) -> dict[str, float]:
 
 
 def log_mel_stats(
-    tree: Path,
+    tree: Place,
     out_file: Path,
     *,
     workers: int | None = None,
