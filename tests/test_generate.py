@@ -137,7 +137,7 @@ def test_an_output_that_would_cost_another_file_is_refused(
 def test_the_files_of_a_face_lie_beside_it(tmp_path: Path, speech: Path) -> None:
     (made,), ending = ran(asked(speech, output=tmp_path / "me.png", size=64, **MARKED))
     assert (made.status, made.clips, made.error) == ("made", 1, None) and made.seconds > 0
-    assert ending.model and ending.model.model.name == "demo" and ending.seconds > made.seconds
+    assert ending.model["name"] == "demo" and ending.seconds > made.seconds
     face, marked, embedding = made.files.values()
     assert image(face).shape == image(marked).shape == (64, 64, 3)
     assert (image(face) != image(marked)).any()
@@ -186,7 +186,7 @@ def test_a_batch_makes_what_is_missing_and_loads_no_model_if_nothing_is(
     os.utime(tmp_path / "in/a.jpg")  # what is in it is what counts, not its time
     outcomes, ending = ran(beside)
     assert [item.status for item in outcomes] == ["skipped", "skipped"]
-    assert ending.model is None
+    assert ending.model == {}
 
 
 def test_what_s2f_did_not_make_or_of_another_source_stays(
@@ -486,7 +486,7 @@ def test_a_morph_goes_from_one_face_to_another(tmp_path: Path) -> None:
     assert ending.written == target
     assert told == [(0, 1, str(path)) for path in ends] + [(k, 7, "m.webp") for k in range(7)]
     (ending,) = run(options)
-    assert (ending.written, ending.kept, ending.model) == (None, target, None)
+    assert (ending.written, ending.kept, ending.model) == (None, target, {})
     with Image.open(target) as movie:
         assert movie.size == (112, 112)  # of its frames, those that look the same are one
         for frame, path in ((0, ends[0]), (movie.n_frames - 1, ends[1])):
