@@ -30,7 +30,6 @@ from s2f.console import Console, count, described, duration, hush_libraries, one
 from s2f.device import end_by_signals, keep_memory, shortage
 from s2f.errors import CheckpointError, DependencyError, InputError, S2FError, UsageError
 from s2f.files import FULL, by_suffix, put_away, unwritable
-from s2f.journal import StepShard
 from s2f.options import (
     GIVEN,
     GROUP,
@@ -233,6 +232,8 @@ def generate(
     the same command without --shard makes what is left, the sheet, and the report of the whole.
     """
     console = choose_console(ctx, as_json, quiet)
+    from s2f.journal import StepShard
+
     part = None if shard is None else StepShard.parse(shard)
     _draw(console, gather(ctx, jobs.GenerateOptions, sources=speech or (), shard=part))
 
@@ -298,7 +299,7 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
             for remark in item.remarks:
                 console.note(f"{item.source}: {remark}")
     assert ending
-    if options.is_batch:
+    if options.is_batch or options.shard:
         of = f"shard {options.shard}: " if options.shard else ""
         said = f"{of}made {n['made']}, kept {n['skipped']}, failed {n['failed']}"
         others = ending.passed_over

@@ -19,7 +19,6 @@ import functools
 import gc
 import hashlib
 import io
-import multiprocessing
 import os
 import signal
 import stat
@@ -31,7 +30,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +54,15 @@ from s2f.files import (
     unwritable,
     write_bytes,
 )
-from s2f.journal import StepShard
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
-    from multiprocessing.process import BaseProcess
+    from multiprocessing.context import SpawnProcess
 
     from PIL.Image import Image
 
     from s2f.checkpoint import Choice
+    from s2f.journal import StepShard
     from s2f.live import Forming
     from s2f.pipeline import Face, Framing, Part, SpeechToFace
     from s2f.visualize import ContactSheet
@@ -124,7 +122,7 @@ class GenerateOptions:
     compare: Path | None = None  # a photo
     sheet: Path | None = None
     frames: int | None = None  # of the morph
-    shard: StepShard | None = None  # of the pictures, by their paths below the output folder
+    shard: "StepShard | None" = None  # of the pictures, by their paths below the output folder
     devices: int = 1  # of this machine, on each of which a process draws
     overwrite: bool = False
     is_batch: bool = field(init=False)  # whether there may be more than one source
@@ -249,7 +247,7 @@ def run(
     passed_over = PassedOver()
     planned = _plan(history, passed_over)
     formed = None
-    looked = (_look(item, history) for item in planned)
+    looked: Iterator[Outcome] = (_look(item, history) for item in planned)
     if options.record is not None:
         item = next(looked)
         if item.status == "planned":
@@ -350,6 +348,9 @@ def _draw_in_processes(
 
     Each has a GPU of its own, if there are any. A process that dies costs what it had not told of.
     """
+    import multiprocessing
+    from multiprocessing import connection
+
     import torch
 
     options = history.options
@@ -357,14 +358,15 @@ def _draw_in_processes(
         options.device == "auto" and torch.cuda.is_available()
     )
     context = multiprocessing.get_context("spawn")  # of a process with threads none can be forked
-    processes: list[BaseProcess] = []
+    processes: list[SpawnProcess] = []
     ends: dict[Any, int] = {}  # of pipes, by which each tells
     arrived = [deque[Outcome]() for _ in range(n)]
 
     def receive() -> None:
-        for end in connection.wait(list(ends)):
+        ready: list[Any] = connection.wait(list(ends))
+        for end in ready:
             try:
-                told = end.recv()  # type: ignore[union-attr]
+                told = end.recv()
             except (EOFError, OSError):  # it has ended
                 processes[ends.pop(end)].join(PATIENCE)
                 continue
@@ -506,6 +508,7 @@ class _Plan(Sequence[Outcome]):
     def __init__(self, options: GenerateOptions) -> None:
         self._suffix, self._named = _suffix(options)
         self._options = options
+        self._asked = [what for what in ENDINGS if getattr(options, what)]
         self._tops: list[tuple[str, str] | None] = [None]  # folders: before a path, and its picture
         self._paths: list[str] = []  # below the top
         self._top = array("L")  # whose each path is; 0 of what was named itself
@@ -534,9 +537,10 @@ class _Plan(Sequence[Outcome]):
         left = _Plan(self._options)
         left._tops = self._tops
         for place in places:
-            for mine, theirs in ((left.errors, self.errors), (left.remarks, self.remarks)):
-                if place in theirs:
-                    mine[len(left)] = theirs[place]  # type: ignore[index]
+            if place in self.errors:
+                left.errors[len(left)] = self.errors[place]
+            if place in self.remarks:
+                left.remarks[len(left)] = self.remarks[place]
             if place in self.crowded:
                 left.crowded.add(len(left))
             left._paths.append(self._paths[place])
@@ -568,19 +572,19 @@ class _Plan(Sequence[Outcome]):
             return str((self._options.output or Path()) / f"{name}{self._suffix}")
         return f"{top[1]}{path if place in self.crowded else files.stem(path)}{self._suffix}"
 
-    def outputs(self, place: int) -> dict[str, Path]:
-        """Name the files of an item, by what they hold; there are none of what is no source."""
-        if place in self.errors:
-            return {}
-        face = Path(self.picture(place))
-        beside = {w: _beside(face, w) for w in ENDINGS if getattr(self._options, w)}
-        return {FACE: face, **beside}
+    def outputs(self, place: int) -> Iterator[str]:
+        """Give the paths of an item's files."""
+        yield (picture := self.picture(place))
+        for what in self._asked:
+            yield str(_beside(Path(picture), what))
 
     def _item(self, place: int) -> Outcome:
-        source, error = Path(self.source(place)), self.errors.get(place)
-        status = "failed" if error else "planned"
-        remarks = self.remarks.get(place, ())
-        return Outcome(source, self.outputs(place), status=status, error=error, remarks=remarks)
+        source = Path(self.source(place))
+        if error := self.errors.get(place):
+            return Outcome(source, status="failed", error=error)
+        face = Path(self.picture(place))
+        beside = {what: _beside(face, what) for what in self._asked}
+        return Outcome(source, {FACE: face, **beside}, remarks=self.remarks.get(place, ()))
 
 
 def _plan(history: "_History", passed_over: PassedOver) -> _Plan:
@@ -602,11 +606,12 @@ def _plan(history: "_History", passed_over: PassedOver) -> _Plan:
         if options.sheet:
             yield "all of them", str(options.sheet)
         for place in every:
-            for path in plan.outputs(place).values():
-                yield plan.source(place), str(path)
+            for path in plan.outputs(place):
+                yield plan.source(place), path
 
     def read() -> Iterator[str]:
-        yield from (path for path in map(plan.source, every) if Path(path) not in LIVE)
+        live = set(map(str, LIVE))
+        yield from (path for path in map(plan.source, every) if path not in live)
         if options.compare:
             yield str(options.compare)
 
@@ -615,12 +620,14 @@ def _plan(history: "_History", passed_over: PassedOver) -> _Plan:
         return plan
     folder = str((options.output or Path()) / "file").removesuffix("file")
 
-    def name_of(place: int) -> str:  # by which it is in one shard
-        if place in plan.errors:
-            return plan.source(place)
-        return PurePath(plan.picture(place).removeprefix(folder)).as_posix()
+    shard = options.shard
 
-    return plan.only(place for place in range(len(plan)) if options.shard.has(name_of(place)))
+    def has(place: int) -> bool:
+        if place in plan.errors:  # as of a folder that is not there: each shard says so
+            return True
+        return shard.has(PurePath(plan.picture(place).removeprefix(folder)).as_posix())
+
+    return plan.only(filter(has, range(len(plan))))
 
 
 def _list_sources(
@@ -638,6 +645,7 @@ def _list_sources(
         what, kind = "recordings", AudioError
     ours = [place.resolve() for place in (options.output, options.sheet) if place]
     known: set[str] = set()  # of several sources
+    itself = os.path.abspath  # a link is a file of its own
     tops: set[Path] = set()
     every = {source.resolve() for source in sources}
     for source in dict.fromkeys(sources):
@@ -657,7 +665,7 @@ def _list_sources(
                 n_listed += 1
                 plan.add(path, is_below=is_folder)
                 full = plan.source(len(plan) - 1)
-                place = os.path.abspath(full)  # noqa: PTH100 (a link is a file of its own)
+                place = itself(full)
                 if place in known:
                     plan.cut(len(plan) - 1)
                     continue
@@ -674,6 +682,7 @@ def _list_sources(
             if n_passed == n_listed:
                 raise holds_none(source, what, others, kind)
         except InputError as error:
+            known.difference_update(itself(plan.source(k)) for k in range(start, len(plan)))
             plan.cut(start)
             plan.errors[start] = error
             plan.add(str(source), is_below=False)
