@@ -594,13 +594,8 @@ def _plan(history: "_History", passed_over: PassedOver) -> _Plan:
     sources = [RECORDED] if options.record is not None else options.sources
     _list_sources(plan, sources, options, passed_over)
     every = [place for place in range(len(plan)) if place not in plan.errors]
-    names = _Names(composed=_composes(plan, every))
-    twice = _Names(composed=names.is_composed)
-    for place in every:
-        if not names.add(name := plan.picture(place)):
-            twice.add(name)
-    if twice:
-        plan.crowded = {place for place in every if plan.picture(place) in twice}
+    composed = _composes(plan, every)
+    plan.crowded = _crowded(plan, every, composed=composed)
 
     def written() -> Iterator[tuple[object, str]]:
         if options.sheet:
@@ -615,12 +610,10 @@ def _plan(history: "_History", passed_over: PassedOver) -> _Plan:
         if options.compare:
             yield str(options.compare)
 
-    history.taken = _refuse_loss(written, read, composed=names.is_composed)
-    if options.shard is None:
+    history.taken = _refuse_loss(written, read, composed=composed)
+    if (shard := options.shard) is None:
         return plan
     folder = str((options.output or Path()) / "file").removesuffix("file")
-
-    shard = options.shard
 
     def has(place: int) -> bool:
         if place in plan.errors:  # as of a folder that is not there: each shard says so
@@ -734,16 +727,24 @@ def _suffix(options: GenerateOptions) -> tuple[str, Path | None]:
     return seen, output
 
 
-def _composes(plan: _Plan, places: Iterable[int]) -> bool:
+def _composes(plan: _Plan, places: Sequence[int]) -> bool:
     """Tell whether two pictures have names that are one where accents are composed, and are so."""
-    folded, composed = _Names(), _Names(composed=True)
-    pictures = list(map(plan.picture, places))
-    if all(map(str.isascii, pictures)):
+    if all(plan.picture(place).isascii() for place in places):
         return False
-    for name in pictures:
-        folded.add(name)
-        composed.add(name)
-    return len(composed) < len(folded) and composes(Path(pictures[0]).parent)
+    folded, composed = _Names(), _Names(composed=True)
+    for place in places:
+        folded.add(plan.picture(place))
+        composed.add(plan.picture(place))
+    return len(composed) < len(folded) and composes(Path(plan.picture(places[0])).parent)
+
+
+def _crowded(plan: _Plan, places: Iterable[int], *, composed: bool) -> set[int]:
+    """Find the items whose pictures would have the name of another's."""
+    names, twice = _Names(composed=composed), _Names(composed=composed)
+    for place in places:
+        if not names.add(name := plan.picture(place)):
+            twice.add(name)
+    return {place for place in places if plan.picture(place) in twice} if twice else set()
 
 
 def _refuse_loss(
