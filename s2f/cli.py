@@ -169,6 +169,8 @@ SheetOpt = Annotated[Path | None, option("Output", "Also all faces on one sheet.
     epilog=examples(
         "s2f generate examples/speech.wav -o face.png",
         "s2f generate recordings -o faces --landmarks --sheet sheet.png",
+        "s2f generate recordings -o faces --shard 3/64",
+        "s2f generate recordings -o faces --devices 2",
         "s2f generate examples/speech.wav --start 2 --duration 6 -o part.webp --size 448",
         "s2f generate --record 6 --live -o me.png",
         "s2f generate --morph examples/speech.wav recordings/ann/hello.wav -o morph.webp",
@@ -215,14 +217,25 @@ def generate(
         int | None, option("Output", f"Of --morph (default: {jobs.FRAMES}).", min=2, max=500)
     ] = None,
     overwrite: OverwriteOpt = False,
+    shard: Annotated[
+        str | None, option("Run", "i/n: the i-th of n parts of the faces, beside others.")
+    ] = None,
+    devices: Annotated[int, option("Run", "Devices here to draw on together.", min=1)] = 1,
     device: DeviceOpt = "auto",
     precision: PrecisionOpt = None,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Generate the face that speech suggests: an average impression, never a likeness."""
+    """Generate the face that speech suggests: an average impression, never a likeness.
+
+    Shards may run at once, on machines that share OUT, be killed and repeated. When all have ended,
+    the same command without --shard makes what is left, the sheet, and the report of the whole.
+    """
     console = choose_console(ctx, as_json, quiet)
-    _draw(console, gather(ctx, jobs.GenerateOptions, sources=speech or ()))
+    from s2f.journal import StepShard
+
+    part = None if shard is None else StepShard.parse(shard)
+    _draw(console, gather(ctx, jobs.GenerateOptions, sources=speech or (), shard=part))
 
 
 @app.command(
@@ -262,8 +275,9 @@ def reconstruct(
 
 def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     """Make the pictures of all sources, report them, and exit with what became of them."""
-    outcomes: list[jobs.Outcome] = []
+    results: list[dict[str, object]] = []
     errors: list[S2FError] = []
+    n = Counter[str]()
     ending = None
     show = console.show if options.live and console.can_show() else None
     unit = "files" if options.is_batch else "frames" if options.morph else "clips"
@@ -272,7 +286,9 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
             if isinstance(item, jobs.Ending):
                 ending = item
                 continue
-            outcomes.append(item)
+            n[item.status] += 1
+            if console.mode == "json":
+                results.append(_result(item))
             if item.error:
                 errors.append(item.error)
             elif item.status == "made":
@@ -283,13 +299,13 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
             for remark in item.remarks:
                 console.note(f"{item.source}: {remark}")
     assert ending
-    if options.is_batch:
-        n = Counter(item.status for item in outcomes)
-        said = f"made {n['made']}, kept {n['skipped']}, failed {n['failed']}"
+    if options.is_batch or options.shard:
+        of = f"shard {options.shard}: " if options.shard else ""
+        said = f"{of}made {n['made']}, kept {n['skipped']}, failed {n['failed']}"
         others = ending.passed_over
         more = f"; passed over: {by_suffix(others)}" if others else ""
         console.note(f"{said} in {duration(ending.seconds)}{more}")
-    if errors and len(outcomes) == 1:
+    if errors and n.total() == 1:
         raise errors[0]
     if ending.written:
         console.line(ending.written)
@@ -301,22 +317,15 @@ def _draw(console: Console, options: jobs.GenerateOptions) -> None:
     if console.mode != "json" and not errors:
         return
     seconds = round(ending.seconds, 3)
-    told: dict[str, Any] = {"s2f": s2f.__version__, "model": None, "seconds": seconds}
-    if networks := ending.model:
-        cards = networks.model.checkpoints.items()
-        told["model"] = {
-            "name": networks.model.name,
-            "device": str(networks.device),
-            "precision": networks.precision,
-            "cards": {kind: dataclasses.asdict(checkpoint.card) for kind, checkpoint in cards},
-        }
+    told: dict[str, Any] = {"s2f": s2f.__version__, "model": ending.model or None}
+    told |= {"seconds": seconds} | ({"shard": str(options.shard)} if options.shard else {})
     if options.morph:
         told |= {"sources": options.morph, "morph": ending.written or ending.kept}
         told |= {"frames": options.frames or jobs.FRAMES, "remarks": ending.remarks}
     else:
         told |= {"sheet": ending.written or ending.kept, "passed_over": ending.passed_over}
-        told |= {"results": [*map(_result, outcomes)], "remarks": ending.remarks}
-    finish(console, told, errors, len(outcomes))
+        told |= {"results": results, "remarks": ending.remarks}
+    finish(console, told, errors, n.total())
 
 
 def _result(outcome: jobs.Outcome) -> dict[str, object]:

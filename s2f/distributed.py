@@ -48,7 +48,7 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _check_devices(device, size)
+    check_devices(device, size)
     if not device.startswith("cuda"):  # which would take memory of it
         choose_device(device)
     for name in logging.root.manager.loggerDict:
@@ -81,7 +81,7 @@ def launch(size: int, device: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check_devices(name: str, n: int) -> None:
+def check_devices(name: str, n: int) -> None:
     """Make sure that this machine has `n` devices of a name, as far as they can be counted."""
     if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
         there, kind = torch.cuda.device_count(), "CUDA"
@@ -143,7 +143,7 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     backend = "gloo"
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
-        _check_devices("cuda", local + 1)
+        check_devices("cuda", local + 1)
         device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     launcher = os.getppid()

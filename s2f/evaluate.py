@@ -87,11 +87,12 @@ def evaluate(
     maker = face_encoder_of(model)
     # Whose people are the mean of all of their photos, also where one protocol alone is asked for.
     every = not {"sf2f", "wen"}.isdisjoint(protocols)
-    people = read_people(voices, split, maker, most=per_identity, every=every, progress=progress)
-    notes: list[str] = []
-    known = read_labels(tables, people.names, columns, notes)
+    how: dict[str, Any] = {"most": per_identity, "every": every, "progress": progress}
     with tempfile.TemporaryDirectory(prefix="s2f-evaluate-") as name:
         folder = Path(name)
+        people = read_people(voices, split, maker, folder, **how)
+        notes: list[str] = []
+        known = read_labels(tables, people.names, columns, notes)
         examples = read_examples(sources, columns, maker, split, people, folder, progress)
         case = build_case(model, people, known, maker, folder, progress)  # takes long
         logits = None

@@ -10,6 +10,7 @@ DATA -> people of a split with voices and faces, labels -> examples that judges 
 
 import csv
 import dataclasses
+from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,17 +169,22 @@ class StoredFaces(Sequence[Face]):
         self._images = StoredImages(path)
         # In a file, too: each would lie between two pictures, and keep the room of the first.
         self._points = Stored(path.with_name(f"{path.name}, points"), (68, 2))
-        self._faces: list[Face] = []  # without arrays
+        self._bare: list[Face] = []  # without arrays, most faces are one
+        self._kinds: dict[str, int] = {}
+        self._which = array("L")
 
     def append(self, face: Face) -> None:
         """Put a face of 224 x 224 pixels there; raises an `OutputError` as `Stored.append`."""
         self._images.append(face.image)
         self._points.append(face.landmarks)
-        self._faces.append(dataclasses.replace(face, image=BLANK, landmarks=NONE, embedding=NONE))
+        bare = dataclasses.replace(face, image=BLANK, landmarks=NONE, embedding=NONE)
+        kind = self._kinds.setdefault(repr(bare), len(self._bare))
+        self._bare += [bare] * (kind == len(self._bare))
+        self._which.append(kind)
 
     def __len__(self) -> int:
         """Count the faces."""
-        return len(self._faces)
+        return len(self._which)
 
     @overload
     def __getitem__(self, which: int) -> Face: ...
@@ -191,7 +197,7 @@ class StoredFaces(Sequence[Face]):
         if isinstance(which, slice):
             return [self[k] for k in range(len(self))[which]]
         image, points = self._images[which], self._points[which]
-        return dataclasses.replace(self._faces[which], image=image, landmarks=points)
+        return dataclasses.replace(self._bare[self._which[which]], image=image, landmarks=points)
 
 
 @dataclass(frozen=True)
@@ -202,15 +208,18 @@ class People:
     recordings: tuple[Path, ...]  # waveforms, [q]
     speakers: NDArray[np.int64]  # whose each recording is, [q]
     photos: tuple[Path | None, ...]  # [g]; None where there is only an embedding
-    embeddings: NDArray[np.float32]  # of the photos, by the model's face encoder, [g d]
+    embeddings: Embeddings  # of the photos, by the model's face encoder, [g d]
     owners: NDArray[np.int64]  # whose each photo is, [g]
     # Mean of the embeddings, brought to length 1, of all photos that a person has, [n d]: also of
     # those that are not among `photos`.
-    centres: NDArray[np.float32]
+    centres: Embeddings
     notes: tuple[str, ...]  # sentences on what was left out
+    known_means: Embeddings | None = None  # what `means` gives, where it is known
 
-    def means(self) -> NDArray[np.float32]:
+    def means(self) -> Embeddings:
         """Mean embedding of each person's photos, [n d]."""
+        if self.known_means is not None:
+            return self.known_means
         photos = (self.embeddings[self.owners == k] for k in range(len(self.names)))
         return np.stack([mine.mean(0, np.float64) for mine in photos]).astype(np.float32)
 
@@ -243,9 +252,7 @@ class Case:
     voices_again: Embeddings  # of `from_voices`, [q d]
     photos_again: Embeddings  # of `from_photos`, [n d]
 
-    def compare(
-        self, targets: NDArray[np.float32], rows: Embeddings
-    ) -> dict[str, NDArray[np.float64]]:
+    def compare(self, targets: Embeddings, rows: Embeddings) -> dict[str, NDArray[np.float64]]:
         """Measure as `compare_embeddings` how far recordings' rows [q d] are from their targets.
 
         Those are of people, [n d]: a recording's is its speaker's.
@@ -293,6 +300,7 @@ def read_people(
     tree: Path,
     split: str,
     maker: Maker,
+    files_in: Path | None = None,
     *,
     most: int,
     every: bool = False,
@@ -303,6 +311,7 @@ def read_people(
 
     `most` bounds the recordings and photos of one person, and `people` how many there are, both
     spread evenly over what is there; of `every` photo there is, or else of those, are the centres.
+    Embeddings are kept in memory, or in files of a folder, which has to stay as long as the people.
     Raises DatasetError if the split has not two people with a voice and a face, or a file cannot be
     read, and CheckpointError if stored embeddings are not by the maker, the model's face encoder.
     """
@@ -312,11 +321,25 @@ def read_people(
     notes = [f"{len(names)} identities {why}" for why, names in left_out.items() if names]
     kept = {face for who in found for face in spread(who.faces, most)}
     read = [(k, face) for k, who in enumerate(found) for face in who.faces if every or face in kept]
-    embeddings = np.empty((len(kept), maker.width), np.float32)
+    embeddings, centres, means = (
+        Stored(files_in / name, (maker.width,)) if files_in else list[NDArray[np.float32]]()
+        for name in ("photos", "centres", "means")
+    )
     photos: list[Path | None] = []
     owners: list[int] = []
-    sums, n_read = np.zeros((len(found), maker.width)), np.zeros(len(found), np.int64)
+    # Sums of the person whose photos are read, and of the one before none: of all, and of those
+    # that are kept; and how many these are.
+    whole, own, n_whole, n_own = np.zeros(maker.width), np.zeros(maker.width), 0, 0
     n_unchecked = 0
+
+    def end_person() -> None:
+        nonlocal n_whole, n_own
+        if n_own:
+            centres.append((whole / n_whole).astype(np.float32))
+            means.append((own / n_own).astype(np.float32))
+        whole[:], own[:], n_whole, n_own = 0, 0, 0, 0
+
+    last = 0
     for start in range(0, len(read), PHOTOS):  # so that they never are in memory together
         some = read[start : start + PHOTOS]
 
@@ -329,15 +352,21 @@ def read_people(
         n_unchecked += gallery.n_unchecked
         table, rows = gallery.table([face for _, face in some])
         for (k, face), row in zip(some, rows, strict=True):
+            if k != last:
+                end_person()
+                last = k
             if row < 0:
                 continue
             embedding = table[row].astype(np.float64)
-            sums[k] += embedding / (np.linalg.norm(embedding) or 1)
-            n_read[k] += 1
+            whole += embedding / (np.linalg.norm(embedding) or 1)
+            n_whole += 1
             if face in kept:
-                embeddings[len(owners)] = table[row]
+                embeddings.append(table[row])
+                own += embedding
+                n_own += 1
                 owners.append(k)
                 photos.append(folder / face.photo if face.photo else None)
+    end_person()
     if n_unchecked:
         notes.append(f"{n_unchecked} embeddings have no photo to tell which face encoder made them")
     seen, order = np.unique(owners, return_inverse=True)
@@ -345,15 +374,18 @@ def read_people(
         message = f"{folder}: has {len(seen)} people with a voice and a face"
         raise DatasetError(message, hint="wanted two or more, who can be told apart")
     recordings = [spread(found[k].audios, most) for k in seen]
+    kinds = embeddings, centres, means
+    own_rows, centre_rows, mean_rows = (np.stack(k) if isinstance(k, list) else k for k in kinds)
     return People(
         tuple(found[k].identity for k in seen),
         tuple(folder / audio for mine in recordings for audio in mine),
         np.arange(len(seen)).repeat([len(mine) for mine in recordings]),
         tuple(photos),
-        embeddings[: len(owners)],
+        own_rows,
         order,
-        (sums[seen] / n_read[seen, None]).astype(np.float32),
+        centre_rows,
         tuple(notes),
+        mean_rows,
     )
 
 

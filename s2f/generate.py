@@ -8,25 +8,43 @@ Each picture says what made it: the networks, the options, and the SHA-256 of it
 later run knows it: it keeps what is the same, makes anew what was made otherwise, replaces nothing
 else, and never takes a picture of its own for a photo. The stored embedding of a face is known by
 its hash in the face's picture. Not told apart: devices, which differ in the last bits.
+
+So shards of a folder need no journal and no lock. Of a million sources the plan keeps their names
+alone, and what became of them is told one by one and forgotten.
 """
 
+import contextlib
+import dataclasses
 import functools
 import gc
 import hashlib
 import io
 import os
+import signal
 import stat
 import sys
 import time
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from s2f.console import Progress, one_line, silent
-from s2f.errors import AudioError, ImageError, InputError, OutputError, S2FError, UsageError
+from s2f import files
+from s2f.console import Progress, hush_libraries, one_line, silent
+from s2f.device import end_by_signals, shortage, starting_processes
+from s2f.errors import (
+    AudioError,
+    ImageError,
+    InputError,
+    OutputError,
+    S2FError,
+    UsageError,
+    WorkerError,
+)
 from s2f.files import (
     PassedOver,
     check_writable,
@@ -38,9 +56,13 @@ from s2f.files import (
 )
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
     from PIL.Image import Image
 
     from s2f.checkpoint import Choice
+    from s2f.journal import StepShard
     from s2f.pipeline import Face, Forming, Framing, Part, SpeechToFace
     from s2f.visualize import ContactSheet
 
@@ -57,6 +79,8 @@ LIVE = {STDIN: "stdin", RECORDED: "recording"}  # sources that are no files, and
 FRAMES, FRAME_SECONDS = 24, 0.06  # of a morph
 SHEET, MORPH = "sheet", "morph"
 MOST_NAMED = 5  # of the faces whose sources went away
+AT_ONCE = 256  # sources that are looked at before the first of them is drawn
+PATIENCE = 30.0  # seconds in which a process that is told to end has to
 # What a picture says of what made it, all of which has to be the same for it to be kept.
 MAKERS, SOURCE, EMBEDDING = ("Software", "Networks", "Options"), "Source-SHA256", "Embedding-SHA256"
 REMARKS, BETWEEN = "Remarks", " | "  # on the source, which a run says again of a face that it keeps
@@ -97,6 +121,8 @@ class GenerateOptions:
     compare: Path | None = None  # a photo
     sheet: Path | None = None
     frames: int | None = None  # of the morph
+    shard: "StepShard | None" = None  # of the pictures, by their paths below the output folder
+    devices: int = 1  # of this machine, on each of which a process draws
     overwrite: bool = False
     is_batch: bool = field(init=False)  # whether there may be more than one source
 
@@ -121,6 +147,13 @@ class GenerateOptions:
         files = [source for source in self.sources if source not in LIVE]
         is_batch = len(set(self.sources)) > 1 or any(map(os.path.isdir, files))
         object.__setattr__(self, "is_batch", is_batch)
+        shared = "--shard" if self.shard else "--devices" if self.devices > 1 else ""
+        if shared and len(files) < max(1, len(self.sources)):
+            hint = f"leave {shared} out"
+            raise UsageError(f"{shared} shares files out, and there is one source", hint=hint)
+        if self.shard and self.sheet:
+            hint = "give --sheet to a run without --shard, when all shards are done"
+            raise UsageError("--sheet shows all faces, and a shard makes some", hint=hint)
 
     @property
     def part(self) -> "Part":
@@ -152,6 +185,7 @@ class Outcome:
     voice: Mapping[str, float] = field(default_factory=dict)  # as `Face.voice`
     remarks: tuple[str, ...] = ()  # on the source, which was used all the same, and what it became
     seconds: float = 0.0  # that it took
+    sha256: str | None = None  # of the source, once it is done; None if that is no file
 
 
 @dataclass(frozen=True)
@@ -159,7 +193,8 @@ class Ending:
     """What a run leaves, when all its sources are done."""
 
     seconds: float  # that it took
-    model: "SpeechToFace | None"  # that drew; None if there was nothing to draw
+    # What drew: `name`, `device`, `precision`, `cards` by kind; nothing if nothing was to be drawn.
+    model: Mapping[str, Any] = field(default_factory=dict)
     written: Path | None = None  # the sheet or the morph
     kept: Path | None = None  # the same, if it was there
     errors: Sequence[S2FError] = ()  # why faces are not on the sheet, or it was not written
@@ -202,45 +237,213 @@ def run(
         ending = _animate(history, options.morph, progress)
         yield replace(ending, seconds=time.perf_counter() - started)
         return
+    if options.devices > 1:
+        from s2f.device import choose_device
+        from s2f.distributed import check_devices
+
+        check_devices(options.device, options.devices)
+        choose_device(options.device)
     passed_over = PassedOver()
     planned = _plan(history, passed_over)
     formed = None
-    if options.record is not None and planned[0].status == "planned":
-        formed = _Formed(history, planned[0].files[FACE], note, show)
-        planned = [formed.checked(planned[0])]
-    model, sheet = None, None
+    looked: Iterator[Outcome] = (_look(item, history) for item in planned)
+    if options.record is not None:
+        item = next(looked)
+        if item.status == "planned":
+            formed = _Formed(history, item.files[FACE], note, show)
+            item = formed.checked(item)
+        looked = iter([item])
+    sheet, shown = None, list[Outcome]()
     if options.sheet:
         from s2f.images import read_text
         from s2f.visualize import ContactSheet
 
         _check_place(options.sheet, PICTURES)
+        sheet = ContactSheet(len(planned))  # of so few that all of them may be held
         if os.path.lexists(options.sheet) and not options.overwrite:
             said = read_text(options.sheet)
-            history.differs(options.sheet, SHEET, said, _hash_all(planned, history))
-        sheet = ContactSheet(len(planned))
-    wanted = [item.source for item in planned if item.status == "planned"]
-    is_single = len(planned) == 1  # then its clips are what progress tells
+            source = _hash_all([_hashed(item, history) for item in planned], history)
+            history.differs(options.sheet, SHEET, said, source)
+    strangers, remarks = _strangers(planned, history)
+    lost = set(strangers.values())
+    n_processes = min(options.devices, len(planned))
+    if n_processes > 1:
+        outcomes = _draw_in_processes(history, planned, n_processes, progress)
+    else:
+        outcomes = _outcomes(history, looked, len(planned), progress, note, formed)
+    with contextlib.closing(outcomes):
+        for item in outcomes:
+            lost.discard(item.sha256 or "")
+            shown += [item] if sheet else []
+            yield item
+    ending = _write_sheet(sheet, shown, history) if sheet else Ending(0.0)
+    found = [path for path, sha256 in strangers.items() if sha256 in lost]
+    if found:
+        more = ", ..." if len(found) > MOST_NAMED else ""
+        named = ", ".join(found[:MOST_NAMED])
+        remarks.append(f"of none of these sources: {len(found)} ({named}{more})")
+    remarks = [*ending.remarks, *remarks]
+    seconds, drew = time.perf_counter() - started, history.drew
+    yield replace(ending, seconds=seconds, model=drew, remarks=remarks, passed_over=passed_over)
+
+
+def _outcomes(
+    history: "_History",
+    looked: Iterator[Outcome],
+    n: int,
+    progress: Progress,
+    note: Note,
+    formed: "_Formed | None",
+) -> Generator[Outcome]:
+    """Draw what is due of n items; the networks are loaded when the first of them is."""
+    options = history.options
+    model = None
     columns: Columns = []
-    faces: Faces = iter(())
-    if wanted:
-        for place in filter(None, (options.output or Path(), options.sheet)):
-            check_writable(place)
-        model = _load(history)
-        columns = _columns(model, options)
-        faces = _draw(model, wanted, history, progress if is_single else silent, note, formed)
-    done: list[Outcome] = []
-    for item in planned:
-        if not is_single:
-            progress(len(done), len(planned), item.source.name)
-        if item.status == "planned":
-            item = _make(item, faces, history, columns)
-            item = formed.told(item) if formed else item
-        done.append(item)
-        yield item
-    ending = _write_sheet(sheet, done, history) if sheet else Ending(0.0, None)
-    remarks = [*ending.remarks, *_left_over(done, history)]
-    seconds = time.perf_counter() - started
-    yield replace(ending, seconds=seconds, model=model, remarks=remarks, passed_over=passed_over)
+    done = 0
+    while some := list(islice(looked, AT_ONCE)):
+        wanted = [item.source for item in some if item.status == "planned"]
+        faces: Faces = iter(())
+        if wanted:
+            if model is None:
+                for place in filter(None, (options.output or Path(), options.sheet)):
+                    check_writable(place)
+                model = _load(history)
+                history.drew.update(_described(model))
+                columns = _columns(model, options)
+            # Of one source, its clips are what progress tells.
+            faces = _draw(model, wanted, history, progress if n == 1 else silent, note, formed)
+        for item in some:
+            if n > 1:
+                progress(done, n, item.source.name)
+            if item.status == "planned":
+                item = _make(item, faces, history, columns)
+                item = formed.told(item) if formed else item
+            done += 1
+            yield _hashed(item, history)
+        history.hashes.clear()
+
+
+def _hashed(item: Outcome, history: "_History") -> Outcome:
+    """Say of which bytes the source of an item is, if it is a file."""
+    if item.source in LIVE or not item.files:
+        return item
+    return replace(item, sha256=history.hash_source(item.source))
+
+
+def _described(model: "SpeechToFace") -> dict[str, Any]:
+    cards = model.model.checkpoints.items()
+    return {
+        "name": model.model.name,
+        "device": str(model.device),
+        "precision": model.precision,
+        "cards": {kind: dataclasses.asdict(checkpoint.card) for kind, checkpoint in cards},
+    }
+
+
+def _draw_in_processes(
+    history: "_History", planned: "_Plan", n: int, progress: Progress
+) -> Generator[Outcome]:
+    """Draw every n-th of the items in each of n processes, and tell of them in order.
+
+    Each has a GPU of its own, if there are any. A process that dies costs what it had not told of.
+    """
+    import multiprocessing
+    from multiprocessing import connection
+
+    import torch
+
+    options = history.options
+    is_cuda = options.device.startswith("cuda") or (
+        options.device == "auto" and torch.cuda.is_available()
+    )
+    context = multiprocessing.get_context("spawn")  # of a process with threads none can be forked
+    processes: list[SpawnProcess] = []
+    ends: dict[Any, int] = {}  # of pipes, by which each tells
+    arrived = [deque[Outcome]() for _ in range(n)]
+
+    def receive() -> None:
+        ready: list[Any] = connection.wait(list(ends))
+        for end in ready:
+            try:
+                told = end.recv()
+            except (EOFError, OSError):  # it has ended
+                processes[ends.pop(end)].join(PATIENCE)
+                continue
+            if isinstance(told, S2FError):
+                raise told
+            if isinstance(told, Outcome):
+                arrived[ends[end]].append(told)
+            else:
+                history.drew.update(told, devices=n)
+
+    try:
+        for k in range(n):
+            device = f"cuda:{k}" if is_cuda else options.device
+            own = replace(options, device=device, devices=1, shard=None, sheet=None)
+            part = planned.only(range(k, len(planned), n))
+            here, there = context.Pipe(duplex=False)
+            arguments = own, part, history.taken, torch.get_num_threads(), there
+            process = context.Process(target=_draw_part, args=arguments, daemon=True)
+            with starting_processes():
+                process.start()
+            there.close()
+            processes.append(process)
+            ends[here] = k
+        for place, item in enumerate(planned):
+            progress(place, len(planned), item.source.name)
+            k = place % n
+            while not arrived[k] and k in ends.values():
+                receive()
+            if arrived[k]:
+                yield arrived[k].popleft()
+                continue
+            code = processes[k].exitcode or 0
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            hint = "if memory ran out, give fewer --devices; the same command goes on"
+            message = f"{item.source}: process {k + 1} of {n}, which had it, ended with {how}"
+            yield replace(item, status="failed", error=WorkerError(message, hint=hint))
+        while ends:
+            receive()
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(PATIENCE)
+            process.kill()
+
+
+def _draw_part(
+    options: GenerateOptions,
+    planned: "_Plan",
+    taken: "_Names",
+    threads: int,
+    told: "Connection[Any, Any]",
+) -> None:
+    """Draw in a process of several, and tell the first of each outcome, and of what drew.
+
+    It computes on as many threads as that would, for the same bits.
+    """
+    hush_libraries()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first, which ends the others
+    end_by_signals(files.put_away)
+    history = _History(options, taken)
+    looked = (_look(item, history) for item in planned)
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        for item in _outcomes(history, looked, len(planned), silent, lambda text: None, None):
+            told.send(item)
+        if history.drew:
+            told.send(history.drew)
+    except S2FError as error:
+        told.send(error)
+    except (BrokenPipeError, KeyboardInterrupt):  # the first is gone, or ends this
+        pass
+    except Exception as error:
+        if (short := shortage(error)) is None:
+            raise
+        told.send(short)
 
 
 def plan_outputs(
@@ -262,75 +465,240 @@ def plan_outputs(
     sources, or in the place of one that is read; a CheckpointError if there is no such model to
     tell what is there by.
     """
-    return _plan(_History(options), PassedOver() if passed_over is None else passed_over)
+    history = _History(options)
+    planned = _plan(history, PassedOver() if passed_over is None else passed_over)
+    return [_look(item, history) for item in planned]
 
 
-def _plan(history: "_History", passed_over: PassedOver) -> list[Outcome]:
+class _Names:
+    """Names of files, as hashes, of which a million take 100 MB, and as a file system has them.
+
+    Some fold case, and some compose accents.
+    """
+
+    def __init__(self, *, composed: bool = False) -> None:
+        self.is_composed = composed
+        self._hashes: set[int] = set()
+
+    def fold(self, name: str) -> str:
+        """Give what names of one file have in common."""
+        return (unicodedata.normalize("NFC", name) if self.is_composed else name).casefold()
+
+    def _hash(self, name: str) -> int:
+        folded = self.fold(name).encode(errors="surrogatepass")
+        return int.from_bytes(hashlib.blake2b(folded, digest_size=8).digest())
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __contains__(self, name: str) -> bool:
+        return self._hash(name) in self._hashes
+
+    def add(self, name: str) -> bool:
+        """Put a name there; tell whether it is new."""
+        before = len(self._hashes)
+        self._hashes.add(self._hash(name))
+        return len(self._hashes) > before
+
+
+class _Plan(Sequence[Outcome]):
+    """Items as strings, made one by one when they are looked at: a million take 100 MB."""
+
+    def __init__(self, options: GenerateOptions) -> None:
+        self._suffix, self._named = _suffix(options)
+        self._options = options
+        self._asked = [what for what in ENDINGS if getattr(options, what)]
+        self._tops: list[tuple[str, str] | None] = [None]  # folders: before a path, and its picture
+        self._paths: list[str] = []  # below the top
+        self._top = array("L")  # whose each path is; 0 of what was named itself
+        self.errors: dict[int, InputError] = {}  # of what is no source
+        self.remarks: dict[int, tuple[str, ...]] = {}
+        self.crowded: set[int] = set()  # whose pictures keep the source's suffix
+
+    def open_folder(self, folder: Path) -> None:
+        """Take the paths that come as those below a folder."""
+        both = folder / "file", (self._options.output or Path()) / "file"
+        before, output = (str(path).removesuffix("file") for path in both)
+        self._tops.append((before, output))
+
+    def add(self, path: str, *, is_below: bool) -> None:
+        """Put a source there: below the last folder, or one that was named itself."""
+        self._paths.append(path)
+        self._top.append(len(self._tops) - 1 if is_below else 0)
+
+    def cut(self, n: int) -> None:
+        """Keep the first n items alone."""
+        del self._paths[n:], self._top[n:]
+        self.remarks = {k: said for k, said in self.remarks.items() if k < n}
+
+    def only(self, places: Iterable[int]) -> "_Plan":
+        """Keep some items."""
+        left = _Plan(self._options)
+        left._tops = self._tops
+        for place in places:
+            if place in self.errors:
+                left.errors[len(left)] = self.errors[place]
+            if place in self.remarks:
+                left.remarks[len(left)] = self.remarks[place]
+            if place in self.crowded:
+                left.crowded.add(len(left))
+            left._paths.append(self._paths[place])
+            left._top.append(self._top[place])
+        return left
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._item(place)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return map(self._item, range(len(self)))
+
+    def source(self, place: int) -> str:
+        """Give the path of a source."""
+        top = self._tops[self._top[place]]
+        return f"{top[0]}{self._paths[place]}" if top else self._paths[place]
+
+    def picture(self, place: int) -> str:
+        """Give the path of an item's picture."""
+        if self._named:
+            return str(self._named)
+        path, top = self._paths[place], self._tops[self._top[place]]
+        if top is None:
+            name = LIVE.get(Path(path), PurePath(path).stem)
+            name = PurePath(path).name if place in self.crowded else name
+            return str((self._options.output or Path()) / f"{name}{self._suffix}")
+        return f"{top[1]}{path if place in self.crowded else files.stem(path)}{self._suffix}"
+
+    def outputs(self, place: int) -> Iterator[str]:
+        """Give the paths of an item's files."""
+        yield (picture := self.picture(place))
+        for what in self._asked:
+            yield str(_beside(Path(picture), what))
+
+    def _item(self, place: int) -> Outcome:
+        source = Path(self.source(place))
+        if error := self.errors.get(place):
+            return Outcome(source, status="failed", error=error)
+        face = Path(self.picture(place))
+        beside = {what: _beside(face, what) for what in self._asked}
+        return Outcome(source, {FACE: face, **beside}, remarks=self.remarks.get(place, ()))
+
+
+def _plan(history: "_History", passed_over: PassedOver) -> _Plan:
+    """Name the files of all sources, of which those of the shard are planned."""
     options = history.options
-    suffix, named = _suffix(options)
-    folder = options.output or Path()
-    ours = [place.resolve() for place in (options.output, options.sheet) if place]
-    known: set[str] = set()
-    found: list[tuple[Path, Path | InputError]] = []  # sources and their pictures
-    remarks: dict[Path, tuple[str, ...]] = {}
+    plan = _Plan(options)
     sources = [RECORDED] if options.record is not None else options.sources
-    if options.photos:
-        from s2f.layout import find_photos as find
-    else:
-        from s2f.audio import find_recordings as find
+    _list_sources(plan, sources, options, passed_over)
+    every = [place for place in range(len(plan)) if place not in plan.errors]
+    composed = _composes(plan, every)
+    plan.crowded = _crowded(plan, every, composed=composed)
 
+    def written() -> Iterator[tuple[object, str]]:
+        if options.sheet:
+            yield "all of them", str(options.sheet)
+        for place in every:
+            for path in plan.outputs(place):
+                yield plan.source(place), path
+
+    def read() -> Iterator[str]:
+        live = set(map(str, LIVE))
+        yield from (path for path in map(plan.source, every) if path not in live)
+        if options.compare:
+            yield str(options.compare)
+
+    history.taken = _refuse_loss(written, read, composed=composed)
+    if (shard := options.shard) is None:
+        return plan
+    folder = str((options.output or Path()) / "file").removesuffix("file")
+
+    def has(place: int) -> bool:
+        if place in plan.errors:  # as of a folder that is not there: each shard says so
+            return True
+        return shard.has(PurePath(plan.picture(place).removeprefix(folder)).as_posix())
+
+    return plan.only(filter(has, range(len(plan))))
+
+
+def _list_sources(
+    plan: _Plan, sources: Sequence[Path], options: GenerateOptions, passed_over: PassedOver
+) -> None:
+    """Put sources, and those in folders, into a plan; each once."""
+    kind: type[InputError]
+    if options.photos:
+        from s2f.layout import is_picture as wants
+
+        what, kind = "photos", ImageError
+    else:
+        from s2f.audio import is_recording as wants
+
+        what, kind = "recordings", AudioError
+    ours = [place.resolve() for place in (options.output, options.sheet) if place]
+    known: set[str] = set()  # of several sources
+    itself = os.path.abspath  # a link is a file of its own
     tops: set[Path] = set()
     every = {source.resolve() for source in sources}
     for source in dict.fromkeys(sources):
-        top = source.resolve()
-        others = PassedOver()
+        top, others, start = source.resolve(), PassedOver(), len(plan)
+        is_folder = source not in LIVE and os.path.isdir(source)
+        inner = [place for place in ours if is_folder and top in place.parents]
+        is_within = _within(inner)  # where earlier runs wrote
+        n_listed = n_passed = 0
         try:
-            paths = [source] if source in LIVE else find([source], passed_over=others)
+            paths: Iterable[str] = [str(source)]
+            if is_folder:
+                plan.open_folder(source)
+                paths = files.names(source, wants, passed_over=others)
+            elif source not in LIVE:
+                files.find_files([source], wants, what, kind)
+            for path in paths:
+                n_listed += 1
+                plan.add(path, is_below=is_folder)
+                full = plan.source(len(plan) - 1)
+                place = itself(full)
+                if place in known:
+                    plan.cut(len(plan) - 1)
+                    continue
+                is_ours = options.photos and source not in LIVE and _is_ours(Path(full))
+                if is_folder and (is_ours or is_within(full)):
+                    others[files.suffix(path).lower() + (" of s2f" if is_ours else "")] += 1
+                    plan.cut(len(plan) - 1)
+                    n_passed += 1
+                    continue
+                if len(sources) > 1:  # a folder lists each once
+                    known.add(place)
+                if is_ours:
+                    plan.remarks[len(plan) - 1] = ("is no photo: s2f drew it",)
+            if n_passed == n_listed:
+                raise holds_none(source, what, others, kind)
         except InputError as error:
-            found.append((source, error))
+            known.difference_update(itself(plan.source(k)) for k in range(start, len(plan)))
+            plan.cut(start)
+            plan.errors[start] = error
+            plan.add(str(source), is_below=False)
             continue
-        inner = [place for place in ours if top in place.parents]  # where earlier runs wrote
-        n_passed = 0
-        for path in paths:
-            place = os.path.abspath(path)  # noqa: PTH100 (a link is a file of its own)
-            if place in known:
-                continue
-            is_ours = options.photos and path not in LIVE and _is_ours(path)
-            is_within = any(path.resolve().is_relative_to(own) for own in inner)
-            if path != source and (is_ours or is_within):
-                others[path.suffix.lower() + (" of s2f" if is_ours else "")] += 1
-                n_passed += 1
-                continue
-            known.add(place)
-            if is_ours:
-                remarks[path] = ("is no photo: s2f drew it",)
-            inside = path.relative_to(source).parent if path != source else Path()
-            name = f"{LIVE.get(path, path.stem)}{suffix}"
-            found.append((path, named or folder / inside / name))
-        if n_passed == len(paths):
-            what, kind = ("photos", ImageError) if options.photos else ("recordings", AudioError)
-            found.append((source, holds_none(source, what, others, kind)))
         if top not in tops and not any(other in top.parents for other in every):
             passed_over += others  # those of a folder in another count there
         tops.add(top)
-    fold = _folding([target for _, target in found if isinstance(target, Path)])
-    crowd = Counter(fold(target) for _, target in found if isinstance(target, Path))
-    planned = []
-    for path, target in found:
-        if isinstance(target, InputError):
-            planned.append(Outcome(path, status="failed", error=target))
-            continue
-        if crowd[fold(target)] > 1:
-            target = target.with_name(f"{path.name}{suffix}")
-        beside = {what: _beside(target, what) for what in ENDINGS if getattr(options, what)}
-        files = {FACE: target, **beside}
-        planned.append(Outcome(path, files, remarks=remarks.get(path, ())))
-    written: list[tuple[object, Path]] = [("all of them", options.sheet)] if options.sheet else []
-    written += [(item.source, path) for item in planned for path in item.files.values()]
-    read = (*dict(found), options.compare)
-    _refuse_loss(written, [path for path in read if path and path not in LIVE], fold)
-    history.taken.update(str(path).casefold() for _, path in written)
-    return [_look(item, history) if item.files else item for item in planned]
+
+
+def _within(folders: Sequence[Path]) -> Callable[[str], bool]:
+    """Give what tells whether a path lies in one of some folders, or leads there."""
+    real = functools.lru_cache(16)(os.path.realpath)
+    places = [str(folder) for folder in folders]
+
+    def is_within(path: str) -> bool:
+        if not places:
+            return False
+        folder, name = os.path.split(path)
+        itself = f"{real(folder)}{os.sep}{name}"
+        if Path(path).is_symlink():
+            itself = os.path.realpath(path)
+        return any(f"{itself}{os.sep}".startswith(f"{place}{os.sep}") for place in places)
+
+    return is_within
 
 
 def _is_ours(path: Path) -> bool:
@@ -358,48 +726,69 @@ def _suffix(options: GenerateOptions) -> tuple[str, Path | None]:
     return seen, output
 
 
-def _folding(targets: Sequence[Path]) -> Callable[[Path], str]:
-    """Give what paths are compared by: some file systems fold case, and some compose accents."""
+def _composes(plan: _Plan, places: Sequence[int]) -> bool:
+    """Tell whether two pictures have names that are one where accents are composed, and are so."""
+    if all(plan.picture(place).isascii() for place in places):
+        return False
+    folded, composed = _Names(), _Names(composed=True)
+    for place in places:
+        folded.add(plan.picture(place))
+        composed.add(plan.picture(place))
+    return len(composed) < len(folded) and composes(Path(plan.picture(places[0])).parent)
 
-    def composed(path: Path) -> str:
-        return unicodedata.normalize("NFC", str(path)).casefold()
 
-    def folded(path: Path) -> str:
-        return str(path).casefold()
-
-    has_pairs = len(set(map(composed, targets))) < len(set(map(folded, targets)))
-    return composed if has_pairs and composes(targets[0].parent) else folded
+def _crowded(plan: _Plan, places: Iterable[int], *, composed: bool) -> set[int]:
+    """Find the items whose pictures would have the name of another's."""
+    names, twice = _Names(composed=composed), _Names(composed=composed)
+    for place in places:
+        if not names.add(name := plan.picture(place)):
+            twice.add(name)
+    return {place for place in places if plan.picture(place) in twice} if twice else set()
 
 
 def _refuse_loss(
-    written: Sequence[tuple[object, Path]], read: Iterable[Path], fold: Callable[[Path], str]
-) -> None:
-    """Refuse two files of one name, each behind its maker, and to write what is read."""
-    known = set(map(_identity, read)) - {None}
-    makers: dict[str, object] = {}
-    for maker, path in written:
-        other = makers.setdefault(fold(path), maker)
-        if other != maker:
-            hint = "give the folder above both, so that the tree is mirrored, or rename one"
-            raise UsageError(f"{path}: would be made of both {other} and {maker}", hint=hint)
-        if _identity(path) in known:
-            raise UsageError(f"{path}: is read, and would be written too", hint="give another -o")
+    written: Callable[[], Iterable[tuple[object, str]]],
+    read: Callable[[], Iterable[str]],
+    *,
+    composed: bool = False,
+) -> _Names:
+    """Refuse two files of one name, each behind its maker, and to write what is read; give names.
+
+    Both are asked again where it matters.
+    """
+    names = _Names(composed=composed)
+    known: set[int | None] = set()
+    for maker, path in written():
+        if not names.add(path):
+            same = (who for who, name in written() if names.fold(name) == names.fold(path))
+            other = next(same)
+            if other != maker:  # else it is chance that their hashes are equal
+                hint = "give the folder above both, so that the tree is mirrored, or rename one"
+                raise UsageError(f"{path}: would be made of both {other} and {maker}", hint=hint)
+        if (identity := _identity(path)) is not None:
+            known = known or set(map(_identity, read()))
+            if identity in known:
+                raise UsageError(
+                    f"{path}: is read, and would be written too", hint="give another -o"
+                )
+    return names
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> int | None:
     try:
-        status = path.stat()
+        status = Path(path).stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev << 64 | status.st_ino
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _History:
     """What the pictures of a run say of what made them, and what those say that are there."""
 
     options: GenerateOptions
-    taken: set[str] = field(default_factory=set)  # what the run writes, in small letters
+    taken: _Names = field(default_factory=_Names)  # what the run writes
+    drew: dict[str, Any] = field(default_factory=dict)  # as `Ending.model`
     hashes: dict[Path, str | None] = field(default_factory=dict)  # of sources, by `hash_source`
     known: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)  # by `facts`
 
@@ -454,7 +843,7 @@ class _History:
         return choose_detector(self.options.detector)
 
     def hash_source(self, path: Path) -> str | None:
-        """Hash a source, once in a run; None if it is no regular file, or cannot be read."""
+        """Hash a source, once until it is done; None if it is no file, or cannot be read."""
         if path not in self.hashes:
             self.hashes[path] = None
             try:
@@ -510,10 +899,12 @@ def _look(item: Outcome, history: _History) -> Outcome:
     from s2f.images import read_text
 
     asked, overwrite = item.files, history.options.overwrite
-    files = {what: _beside(asked[FACE], what) for what in ENDINGS if what not in asked}
-    files = {w: path for w, path in files.items() if str(path).casefold() not in history.taken}
-    files = {**asked, **files}
-    there = {what: path for what, path in files.items() if os.path.lexists(path)}
+    if not asked:
+        return item
+    others = {what: _beside(asked[FACE], what) for what in ENDINGS if what not in asked}
+    others = {w: path for w, path in others.items() if str(path) not in history.taken}
+    every = {**asked, **others}
+    there = {what: path for what, path in every.items() if os.path.lexists(path)}
     due = {what for what in asked if overwrite or what not in there}
     source = None if item.source in LIVE or not there else history.hash_source(item.source)
     face = read_text(there[FACE]) if FACE in there else {}
@@ -548,7 +939,7 @@ def _look(item: Outcome, history: _History) -> Outcome:
         remarks += face[REMARKS].split(BETWEEN)
     return replace(
         item,
-        files={what: path for what, path in files.items() if what in asked or what in due},
+        files={what: path for what, path in every.items() if what in asked or what in due},
         due=tuple(what for what in (FACE, *ENDINGS) if what in due),
         status="planned" if due else "skipped",
         remarks=tuple(dict.fromkeys(remarks)),
@@ -572,7 +963,7 @@ def _hash_all(items: Sequence[Outcome], history: _History) -> str | None:
     """Hash the names and sources of all items; None if one cannot be read again."""
     if any(item.source in LIVE for item in items):
         return None
-    lines = [f"{history.hash_source(item.source)} {_caption(item, history)}" for item in items]
+    lines = [f"{item.sha256} {_caption(item, history)}" for item in items]
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
@@ -688,7 +1079,9 @@ def _make(item: Outcome, faces: "Faces", history: _History, columns: "Columns") 
     source = None if item.source in LIVE else history.hash_source(item.source)
     try:
         if "embedding" in item.due:  # the old one is nobody's once its face is gone
-            _remove(item.files["embedding"])
+            old, own = item.files["embedding"], hashlib.sha256(face.embedding.tobytes()).hexdigest()
+            if _hash_embedding(old) != own:  # as another run at work on it may have written it
+                _remove(old)
         for what in item.due:
             path = item.files[what]
             write_bytes(path, _encoded(face, what, path.suffix, history, source, columns))
@@ -825,7 +1218,7 @@ def _write_sheet(sheet: "ContactSheet", done: Sequence[Outcome], history: _Histo
         if shown and os.path.lexists(target) and not history.options.overwrite:
             other = history.differs(target, SHEET, read_text(target), source, len(shown))
             if not other:
-                return Ending(0.0, None, kept=target)
+                return Ending(0.0, kept=target)
             remarks = [f"{target} is made anew: it was made {other}"]
         for item in shown:
             try:
@@ -835,37 +1228,40 @@ def _write_sheet(sheet: "ContactSheet", done: Sequence[Outcome], history: _Histo
         if sheet.added:
             facts = history.facts(SHEET, source, sheet.added)
             write_bytes(target, encode(sheet.image(), target.suffix, facts))
-            return Ending(0.0, None, target, errors=errors, remarks=remarks)
+            return Ending(0.0, {}, target, errors=errors, remarks=remarks)
     except (OutputError, UsageError) as error:
         errors.append(error)
-    return Ending(0.0, None, errors=errors)
+    return Ending(0.0, errors=errors)
 
 
-def _left_over(done: Sequence[Outcome], history: _History) -> list[str]:
-    """Tell of faces in the folders that this run writes in which are of none of its sources."""
+def _strangers(planned: _Plan, history: _History) -> tuple[dict[str, str], list[str]]:
+    """Find faces in the folders that this run writes in which it does not write.
+
+    Gives what each says of its source, and what is to be said of a folder that cannot be read. A
+    shard knows some of the sources only, and does not look.
+    """
     from s2f.images import is_ours, read_text
 
     options = history.options
-    if not (options.output and any(map(os.path.isdir, options.sources))):
-        return []
+    if options.shard or not (options.output and any(map(os.path.isdir, options.sources))):
+        return {}, []
+    places = (place for place in range(len(planned)) if place not in planned.errors)
     there: list[Path] = []
-    for folder in sorted({item.files[FACE].parent for item in done if item.files}):
+    for folder in map(Path, sorted({os.path.split(planned.picture(k))[0] for k in places})):
         try:
-            there += sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+            inside = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
         except FileNotFoundError:  # nothing was made there
-            pass
+            continue
         except OSError as error:
-            return [f"{folder}: cannot be listed: {error.strerror or error}"]
-    found = []
-    hashes = {history.hash_source(item.source) for item in done}
+            return {}, [f"{folder}: cannot be listed: {error.strerror or error}"]
+        there += sorted(path for path in inside if str(path) not in history.taken)
+    found = {}
     for path in there:
-        said = {} if str(path).casefold() in history.taken else read_text(path)
+        said = read_text(path)
         is_face = is_ours(said) and said.get("Options", "").startswith(f"{FACE}, ")
-        if is_face and SOURCE in said and said[SOURCE] not in hashes:
-            found.append(str(path))
-    more = ", ..." if len(found) > MOST_NAMED else ""
-    named = ", ".join(found[:MOST_NAMED])
-    return [f"of none of these sources: {len(found)} ({named}{more})"] if found else []
+        if is_face and SOURCE in said:
+            found[str(path)] = said[SOURCE]
+    return found, []
 
 
 def _animate(history: _History, voices: tuple[Path, Path], progress: Progress) -> Ending:
@@ -884,9 +1280,9 @@ def _animate(history: _History, voices: tuple[Path, Path], progress: Progress) -
         said = read_text(target)
         other = history.differs(target, MORPH, said, None if None in hashes else source)
         if not other:
-            return Ending(0.0, None, kept=target)
+            return Ending(0.0, kept=target)
         remarks = [f"{target} is made anew: it was made {other}"]
-    _refuse_loss([("the recordings", target)], voices, _folding([target]))
+    _refuse_loss(lambda: [("the recordings", str(target))], lambda: map(str, voices))
     check_writable(target)
     model = _load(history)
     from s2f.visualize import animate
@@ -907,4 +1303,4 @@ def _animate(history: _History, voices: tuple[Path, Path], progress: Progress) -
 
     facts = history.facts(MORPH, None if None in hashes else source)
     write_bytes(target, animate(pictures(), seconds=FRAME_SECONDS * n, text=facts))
-    return Ending(0.0, model, target, remarks=remarks)
+    return Ending(0.0, _described(model), target, remarks=remarks)

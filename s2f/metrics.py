@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from s2f.errors import UsageError
 
-CELLS = 2**22  # identities drawn at a time, in all rounds together
+CELLS = 2**22  # pairs whose signs are drawn at a time, in all rounds together
+DRAWN = 2**18  # identities drawn at a time; the draws are the same whatever this is
 ROWS = 1024  # embeddings compared at a time
 ALIKE = 2e-13  # deviation over size, below which values differ by rounding alone
 TAIL = 0.025  # beyond each end of an interval
@@ -146,7 +147,7 @@ def _bca(sums: Floats, counts: Floats) -> tuple[float, float]:
         paired=True,
         vectorized=True,
         n_resamples=ROUNDS,
-        batch=max(1, CELLS // k),
+        batch=max(1, DRAWN // k),
         confidence_level=1 - 2 * max(tail, 1 / ROUNDS),
         method="BCa" if k <= MANY else "percentile",
         random_state=np.random.default_rng(0),
@@ -265,7 +266,7 @@ def correlate_people(
     count, once, twice = (np.bincount(owner, y**power, n) for power in (0, 1, 2))
     rng = np.random.default_rng(0)
     found = np.empty(1 + ROUNDS)
-    step = max(1, CELLS // max(1, n))
+    step = max(1, DRAWN // max(1, n))
     for start in range(0, len(found), step):
         rounds = min(step, len(found) - start)
         order = rng.permuted(np.tile(np.arange(n), (rounds, 1)), axis=1)

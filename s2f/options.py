@@ -56,9 +56,9 @@ def finish(
 
 
 def gather(ctx: typer.Context, job: type[Job], **more: Any) -> Job:
-    """Make the dataclass that a job takes of the command's options of the same names."""
+    """Make the dataclass that a job takes of the command's options of the same names, and more."""
     names = {field.name for field in dataclasses.fields(job)}  # type: ignore[arg-type]
-    return job(**{name: value for name, value in ctx.params.items() if name in names}, **more)
+    return job(**{name: value for name, value in ctx.params.items() if name in names} | more)
 
 
 def given(**options: object) -> dict[str, Any]:

@@ -158,9 +158,10 @@ def _own_distances(
     queries: Rows, own: NDArray[np.intp], gallery: Embeddings, photos: Whole, metric: Metric
 ) -> Floats:
     """Give the exact distance [q] from each query to the nearest photo of its own identity."""
-    limits = np.empty(len(queries))
+    limits, last, mine = np.empty(len(queries)), -1, queries[:0]
     for k, who in enumerate(own):
-        mine = _take(gallery, np.flatnonzero(photos == who))
+        if who != last:  # queries of one person come together
+            mine, last = _take(gallery, np.flatnonzero(photos == who)), who
         limits[k] = exact_distances(queries[k : k + 1], mine, metric).min()
     return limits
 
@@ -274,32 +275,35 @@ def _add_apart(p: Rows, q: Rows, sums: Rows) -> None:
 
 
 def compare_with_others(
-    targets: Rows, rows: Embeddings, owners: Who
+    targets: Embeddings, rows: Embeddings, owners: Who
 ) -> tuple[dict[str, Floats], dict[str, float]]:
     """Average what `compare_embeddings` measures over all people but a row's own.
 
     Targets [n d] are of people, rows [q d] of theirs, `owners` [q]; it gives the means of `angle`,
     `l1` and `l2` [q], and the deviation of each over all pairs, not over some.
     """
-    people = functional.normalize(torch.from_numpy(targets).double(), dim=1)
-    found = {name: np.empty(len(rows)) for name in ("angle", "l1", "l2")}
+    found = {name: np.zeros(len(rows)) for name in ("angle", "l1", "l2")}
     squared = dict.fromkeys(found, 0.0)
     for start, part in pieces(rows):
         block = slice(start, start + len(part))
         mine = functional.normalize(torch.from_numpy(part).double(), dim=1)
-        cosines = (mine @ people.T).clamp(-1, 1)
-        squares = mine.square().sum(1, keepdim=True) + people.square().sum(1) - 2 * cosines
-        p, q = (side.float().numpy() for side in (people, mine))
-        l1 = quick_distances(p, q, "l1", np.zeros(1))[0].T.astype(np.float64)
-        apart = {
-            "angle": cosines.arccos().rad2deg().numpy(),
-            "l1": l1,
-            "l2": squares.clamp(0).sqrt().numpy(),
-        }
-        for name, values in apart.items():
-            values[np.arange(len(part)), owners[block]] = 0
-            found[name][block] = values.sum(1) / (len(targets) - 1)
-            squared[name] += float(np.square(values).sum()) / (len(targets) - 1) / len(rows)
+        for first, some in pieces(targets):
+            people = functional.normalize(torch.from_numpy(some).double(), dim=1)
+            cosines = (mine @ people.T).clamp(-1, 1)
+            squares = mine.square().sum(1, keepdim=True) + people.square().sum(1) - 2 * cosines
+            p, q = (side.float().numpy() for side in (people, mine))
+            l1 = quick_distances(p, q, "l1", np.zeros(1))[0].T.astype(np.float64)
+            apart = {
+                "angle": cosines.arccos().rad2deg().numpy(),
+                "l1": l1,
+                "l2": squares.clamp(0).sqrt().numpy(),
+            }
+            own = owners[block] - first
+            there = np.flatnonzero((own >= 0) & (own < len(some)))
+            for name, values in apart.items():
+                values[there, own[there]] = 0
+                found[name][block] += values.sum(1) / (len(targets) - 1)
+                squared[name] += float(np.square(values).sum()) / (len(targets) - 1) / len(rows)
     variances = {name: squared[name] - float(one.mean()) ** 2 for name, one in found.items()}
     return found, {name: max(0.0, one) ** 0.5 for name, one in variances.items()}
 
@@ -373,7 +377,7 @@ def oh_section(case: Case) -> Made:
     Source: Tables 2 and 3. Their voices are embedded; no face is drawn.
     """
     people, frame = case.people, _frames(case)[0]
-    targets = people.embeddings[frame]
+    targets = Chosen(people.embeddings, frame)
     table, compared = _angles("Oh", case, targets, case.heard, OH_ANGLES)
     published: list[Row] = [
         (name, metric, *_apart(recalls), None, OH_GALLERY) for name, metric, recalls in OH_RECALLS
@@ -564,7 +568,7 @@ def our_section(case: Case) -> Made:
 def _angles(
     protocol: str,
     case: Case,
-    targets: Rows,
+    targets: Embeddings,
     queries: Mapping[str, Embeddings],
     published: Sequence[Row] = (),
 ) -> tuple[Table, dict[str, dict[str, Floats]]]:
@@ -719,18 +723,24 @@ def _frames(case: Case) -> list[NDArray[np.int64]]:
 def _to_centres(case: Case) -> tuple[Floats, Floats, Floats, Floats]:
     """Compare generated faces with their people's centres: cosine, L2, L1; and others' cosine."""
     people, found = case.people, np.empty((4, len(case.people.speakers)))
-    centres = people.centres.astype(np.float64)
-    directions = functional.normalize(torch.from_numpy(centres), dim=1).numpy()
-    everyone = directions.sum(0)
+    everyone = np.zeros((0, people.centres.shape[1]))  # their sum, [1 d]
+    for _, some in pieces(people.centres):
+        everyone = np.concatenate([everyone, _directions(some)]).sum(0, keepdims=True)
     for start, part in pieces(case.voices_again):
-        own = people.speakers[start : start + len(part)]
-        mine = functional.normalize(torch.from_numpy(part).double(), dim=1).numpy()
-        cosines = (mine * directions[own]).sum(1)
-        others = (mine @ everyone - cosines) / (len(centres) - 1)
-        apart = mine - centres[own]
+        centres = people.centres[people.speakers[start : start + len(part)]]
+        mine = _directions(part)
+        cosines = (mine * _directions(centres)).sum(1)
+        others = (mine @ everyone[0] - cosines) / (len(people.centres) - 1)
+        apart = mine - centres.astype(np.float64)
         l1, l2 = np.abs(apart).sum(1), np.linalg.norm(apart, axis=1)
         found[:, start : start + len(part)] = cosines, l2, l1, others
     return found[0], found[1], found[2], found[3]
+
+
+def _directions(rows: Rows) -> Floats:
+    """Bring rows [n d] to length 1."""
+    directions: Floats = functional.normalize(torch.from_numpy(rows).double(), dim=1).numpy()
+    return directions
 
 
 def _of_people(case: Case, values: Floats) -> tuple[Floats, NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from s2f import attributes, evaluation_data, image_quality, retrieval
 from s2f.attributes import attributes_section
 from s2f.audio import Waveform
 from s2f.embeddings import Maker
-from s2f.evaluation_data import WHOLE, Case, Examples, People, Photos, build_case
+from s2f.evaluation_data import WHOLE, Case, Examples, People, Photos, Stored, build_case
 from s2f.image_quality import faces_section, geometry_section, quality_section, search_faces
 from s2f.images import FRAME
 from s2f.pipeline import Embedded, Face
@@ -157,15 +157,20 @@ def peak_of_evaluation(recordings: int, people: int, d: int, at_once: int | None
             if module is not image_quality or name == "MOST":
                 setattr(module, name, at_once)
     rng = np.random.default_rng(1)
-    photos = rng.standard_normal((5 * people, d), np.float32)
     owners, names = np.repeat(np.arange(people), 5), [f"{k:04}" for k in range(people)]
+    few = min(people, 20)  # who are shown, and learned from
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder, "sound.npy")
         np.save(sound, noise(1))
         speakers = np.sort(np.arange(recordings) % people)
+        photos, centres = (Stored(Path(folder, name), (d,)) for name in ("photos", "centres"))
+        for k in range(5 * people):
+            photos.append(row := rng.standard_normal(d, np.float32))
+            if k % 5 == 0:
+                centres.append(row)
         everyone = People(
             *(tuple(names), (sound,) * recordings, speakers, (None,) * len(owners)),
-            *(photos, owners, photos[::5], ()),
+            *(photos, owners, centres, (), centres),
         )
         maker = Maker("noise", d, "squash", lambda some: torch.randn(len(some), d))
         labels = {"sex": {name: "FM"[k % 2] for k, name in enumerate(names)}}
@@ -173,11 +178,11 @@ def peak_of_evaluation(recordings: int, people: int, d: int, at_once: int | None
         case = build_case(model, everyone, labels, maker, Path(folder))
         for make in PROTOCOLS.values():
             make(case)
-        shown = Photos([model.decode(row).image for row in photos[:people]], names)
-        others = [f"{name} of training" for name in names]
-        known = {"sex": dict(zip(others, labels["sex"].values(), strict=True))}
+        shown = Photos([model.decode(row).image for row in photos[:few]], names[:few])
+        others = [f"{name} of training" for name in names[:few]]
+        known = {"sex": {who: labels["sex"][who[:4]] for who in others}}
         learnt = Photos(shown.images, others)
-        examples = Examples(others, photos[:people], known, learnt, known, shown, shown)
+        examples = Examples(others, photos[:few], known, learnt, known, shown, shown)
         attributes_section(case, examples)
         searched = search_faces(case, [], None)
         geometry_section(case, searched)

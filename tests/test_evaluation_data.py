@@ -1,5 +1,6 @@
 """The people, photos and labels that a model is evaluated on."""
 
+import dataclasses
 import unicodedata
 from pathlib import Path
 
@@ -31,6 +32,7 @@ MAKER = Maker("a test", 2, "squash", lambda faces: faces.mean((2, 3))[:, :2])
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
+    (tmp_path / "files").mkdir()
     people = {"test/ann": (1, 3), "test/ben": (2, 2), "test/cleo": (3, 1), "test/mute": (0, 1)}
     for seed, (name, (recordings, photos)) in enumerate({**people, "train/dan": (1, 1)}.items()):
         (tmp_path / name / "audios").mkdir(parents=True)
@@ -52,6 +54,15 @@ def test_people_have_voices_and_faces(tree: Path) -> None:
     np.testing.assert_allclose(people.means(), wanted, rtol=1e-6)
     people = read_people(tree, "test", MAKER, most=1)
     assert people.speakers.tolist() == people.owners.tolist() == [0, 1, 2]
+    kept = read_people(tree, "test", MAKER, files := tree / "files", most=1, every=True)
+    held = read_people(tree, "test", MAKER, most=1, every=True)
+    assert {path.name for path in files.iterdir()} == {"photos", "centres", "means"}
+    for mine, theirs in (
+        (kept.embeddings, held.embeddings),
+        (kept.centres, held.centres),
+        (kept.means(), dataclasses.replace(held, known_means=None).means()),
+    ):
+        np.testing.assert_array_equal(mine[:], theirs[:])
     assert read_people(tree, "test", MAKER, most=5, people=2).names == ("ann", "ben")
     assert spread(range(10), 4) == [0, 2, 5, 7] and spread([1, 2], 5) == [1, 2]
     with pytest.raises(DatasetError, match="has 1 people with a voice and a face"):

@@ -2,16 +2,21 @@
 
 import dataclasses
 import io
+import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from command_line import Done
 from conftest import noise, write_photo, write_speech, write_turned
 from PIL import Image
 
@@ -19,10 +24,11 @@ import s2f
 from s2f import generate
 from s2f.audio import SAMPLE_RATE
 from s2f.checkpoint import read_header
-from s2f.errors import ImageError, OutputError, UsageError
+from s2f.errors import DeviceError, ImageError, OutputError, UsageError, WorkerError
 from s2f.files import PassedOver
 from s2f.generate import FACE, STDIN, Ending, GenerateOptions, Outcome, plan_outputs, run
 from s2f.images import read_text
+from s2f.journal import StepShard
 
 pytestmark = pytest.mark.usefixtures("bundled")
 Patch = pytest.MonkeyPatch
@@ -137,7 +143,7 @@ def test_an_output_that_would_cost_another_file_is_refused(
 def test_the_files_of_a_face_lie_beside_it(tmp_path: Path, speech: Path) -> None:
     (made,), ending = ran(asked(speech, output=tmp_path / "me.png", size=64, **MARKED))
     assert (made.status, made.clips, made.error) == ("made", 1, None) and made.seconds > 0
-    assert ending.model and ending.model.model.name == "demo" and ending.seconds > made.seconds
+    assert ending.model["name"] == "demo" and ending.seconds > made.seconds
     face, marked, embedding = made.files.values()
     assert image(face).shape == image(marked).shape == (64, 64, 3)
     assert (image(face) != image(marked)).any()
@@ -186,7 +192,7 @@ def test_a_batch_makes_what_is_missing_and_loads_no_model_if_nothing_is(
     os.utime(tmp_path / "in/a.jpg")  # what is in it is what counts, not its time
     outcomes, ending = ran(beside)
     assert [item.status for item in outcomes] == ["skipped", "skipped"]
-    assert ending.model is None
+    assert ending.model == {}
 
 
 def test_what_s2f_did_not_make_or_of_another_source_stays(
@@ -486,7 +492,7 @@ def test_a_morph_goes_from_one_face_to_another(tmp_path: Path) -> None:
     assert ending.written == target
     assert told == [(0, 1, str(path)) for path in ends] + [(k, 7, "m.webp") for k in range(7)]
     (ending,) = run(options)
-    assert (ending.written, ending.kept, ending.model) == (None, target, None)
+    assert (ending.written, ending.kept, ending.model) == (None, target, {})
     with Image.open(target) as movie:
         assert movie.size == (112, 112)  # of its frames, those that look the same are one
         for frame, path in ((0, ends[0]), (movie.n_frames - 1, ends[1])):
@@ -520,3 +526,130 @@ def test_a_morph_costs_no_file(tmp_path: Path) -> None:
         overwrite = output == "folder.webp"
         with pytest.raises(UsageError, match=why):
             ran(GenerateOptions(morph=(speech,) * 2, output=tmp_path / output, overwrite=overwrite))
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Six recordings, of which two differ in their suffix only, and one that is none."""
+    for seed, name in enumerate(("a.wav", "a.flac", "x/b.wav", "x/c.wav", "y/b.wav", "d.ogg")):
+        write_speech(tmp_path / "in" / name, seed=seed)
+    (tmp_path / "in/broken.wav").write_text("text")
+    return tmp_path / "in"
+
+
+def test_shards_at_once_killed_and_repeated_leave_what_one_run_leaves(
+    recordings: Path, tmp_path: Path
+) -> None:
+    whole = asked(recordings, output=tmp_path / "whole", **MARKED)
+    assert sorted(statuses(whole)) == ["failed"] + 6 * ["made"]
+    others = dataclasses.replace(whole, output=tmp_path / "out")
+    shards = {k: dataclasses.replace(others, shard=StepShard(k, 3)) for k in (1, 2, 3)}
+    begun = {k: run(shards[k]) for k in (2, 1)}  # and left where they are, as if killed
+    firsts = [next(one) for one in begun.values()]
+    told = {k: ran(shard)[0] for k, shard in shards.items()}
+    for k, outcomes in told.items():
+        for item in outcomes:
+            below = item.files[FACE].relative_to(tmp_path / "out").as_posix()
+            assert StepShard(k, 3).has(below)
+    sources = [item.source for outcomes in told.values() for item in outcomes]
+    assert len(sources) == len(set(sources)) == 7
+    assert {one.source for one in firsts} <= set(sources)
+    (tmp_path / "out/x/c_embedding.npy").unlink()  # of one that was killed between two files
+    last, ending = ran(dataclasses.replace(others, sheet=tmp_path / "sheet.png"))
+    assert sorted(item.status for item in last) == ["failed", "made"] + 5 * ["skipped"]
+    assert tree_of(tmp_path / "out") == tree_of(tmp_path / "whole")
+    ran(dataclasses.replace(whole, sheet=tmp_path / "of the whole.png"))
+    assert (tmp_path / "of the whole.png").read_bytes() == (tmp_path / "sheet.png").read_bytes()
+    assert ending.remarks == []
+
+
+def test_a_shard_says_nothing_of_faces_that_others_made(recordings: Path, tmp_path: Path) -> None:
+    whole = asked(recordings, output=tmp_path / "out")
+    ran(whole)
+    (recordings / "x/b.wav").unlink()
+    shards = [dataclasses.replace(whole, shard=StepShard(k, 2)) for k in (1, 2)]
+    assert [ran(shard)[1].remarks for shard in shards] == [[], []]
+    assert ran(whole)[1].remarks == [f"of none of these sources: 1 ({tmp_path / 'out/x/b.png'})"]
+
+
+def test_each_shard_fails_where_a_source_is_not_there(tmp_path: Path) -> None:
+    nowhere, one = tmp_path / "not mounted", write_speech(tmp_path / "a.wav")
+    whole = asked(nowhere, one, output=tmp_path / "out")
+    shards = [statuses(dataclasses.replace(whole, shard=StepShard(k, 2))) for k in (1, 2)]
+    assert sorted(shards) == [["failed"], ["failed", "made"]]
+
+
+def test_what_cannot_be_shared_out_is_refused() -> None:
+    for options in ({"shard": StepShard(1, 2)}, {"devices": 2}):
+        for ways in ({"record": 6.0}, {"sources": [STDIN]}, {"morph": (STDIN, STDIN)}):
+            with pytest.raises(UsageError, match="shares files out"):
+                GenerateOptions(**options, **ways)
+    with pytest.raises(UsageError, match="--sheet shows all faces, and a shard makes some"):
+        asked(Path("in"), shard=StepShard(1, 2), sheet=Path("sheet.png"))
+    with pytest.raises(DeviceError, match="999 CUDA devices are wanted"):
+        next(run(GenerateOptions(sources=[Path("in")], devices=999, device="cuda")))
+
+
+def test_a_plan_of_many_is_their_names_alone(tmp_path: Path) -> None:
+    n = 2000
+    for k in range(n):
+        path = tmp_path / f"in/{k % 20}/{k:05}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    options = asked(tmp_path / "in", output=tmp_path / "out", shard=StepShard(1, 999_999))
+    ran(options)  # imports
+    tracemalloc.start()
+    outcomes, _ = ran(options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert outcomes == []
+    assert peak < 400 * n  # with paths and outcomes it was 2,000
+
+
+@pytest.mark.slow
+def test_processes_leave_the_bytes_and_the_report_of_one(
+    recordings: Path, tmp_path: Path, bundled: Path
+) -> None:
+    line = ["generate", recordings, "--model", bundled / "demo", "--device", "cpu", "--json"]
+    told = []
+    for name, more in (("one", []), ("two", ["--devices", 2])):
+        done = Done(*line, "-o", tmp_path / name, *more, "--sheet", tmp_path / f"{name}.png")
+        assert done.code == 6
+        report = json.loads(done.out.replace(f"{tmp_path}/two", f"{tmp_path}/one"))
+        assert report["model"].pop("devices", 1) == (2 if more else 1)
+        for item in (report, *report["results"]):
+            del item["seconds"]
+        told.append(report)
+    assert told[0] == told[1]
+    assert tree_of(tmp_path / "one") == tree_of(tmp_path / "two")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_named_and_all_end_with_the_first(
+    recordings: Path, tmp_path: Path, bundled: Path
+) -> None:
+    options = asked(recordings, output=tmp_path / "out", model=str(bundled / "demo"), devices=2)
+
+    def kill_the_second(done: int, total: int, what: str) -> None:
+        if done == 0:
+            second = max(multiprocessing.active_children(), key=lambda one: one.pid or 0)
+            os.kill(second.pid or 0, signal.SIGKILL)
+
+    *outcomes, _ = run(options, progress=kill_the_second)
+    lost = [item for item in outcomes if isinstance(item.error, WorkerError)]
+    assert len(outcomes) == 7 and lost == outcomes[1::2]
+    assert "process 2 of 2, which had it, ended with signal 9" in str(lost[0].error)
+    begun = run(dataclasses.replace(options, overwrite=True))
+    next(begun)
+    assert len(multiprocessing.active_children()) == 2
+    begun.close()  # as Ctrl-C does
+    assert multiprocessing.active_children() == []
+    assert sorted(statuses(dataclasses.replace(options, devices=1))).count("made") <= 3
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 6
+    assert not list(tmp_path.rglob(".s2f-*"))

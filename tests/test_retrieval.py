@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from s2f import retrieval
+from s2f import evaluation_data, retrieval
 from s2f.errors import UsageError
 from s2f.evaluation_data import WHOLE, Case
 from s2f.metrics import compare_embeddings
@@ -225,8 +225,12 @@ def test_a_perfect_encoder_is_at_no_angle_and_finds_everyone() -> None:
     assert {others for others, _ in rows} == {"anyone", "of the same sex"}
 
 
-def test_others_are_all_others_and_not_one_neighbour() -> None:
+@pytest.mark.parametrize("at_once", [3, 1024])
+def test_others_are_all_others_and_not_one_neighbour(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a loop over all pairs of different people; the next one alone would be elsewhere."""
+    monkeypatch.setattr(evaluation_data, "ROWS", at_once)
     targets, rows = random_rows(7, 5), random_rows(20, 5, 1)
     owners = np.random.default_rng(0).integers(0, 7, 20)
     found, deviations = retrieval.compare_with_others(targets, rows, owners)
