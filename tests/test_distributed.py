@@ -84,7 +84,7 @@ TOGETHER = """
     from test_distributed import CPU, learn
     from s2f.distributed import join_ranks
     folder = Path(sys.argv[1])
-    with join_ranks(CPU) as (ranks, device):
+    with join_ranks("cpu") as (ranks, device):
         for norm in (True, False):
             learn(folder, folder / f"two{norm}", ranks, norm=norm, turns=2)
         learn(folder, folder / "mixed", ranks, norm=False, turns=1)
@@ -236,7 +236,7 @@ SIGNALLED = """
 
     folder, told = Path(sys.argv[1]), []
     try:
-        with join_ranks(CPU) as (ranks, _):
+        with join_ranks("cpu") as (ranks, _):
             for when in ("training", "solving"):
                 try:
                     train(Task(), folder / when, config(), device=CPU, ranks=ranks)
@@ -272,7 +272,7 @@ KILLED = """
     from s2f.train import train
 
     def learn(folder, told):
-        with join_ranks(CPU) as (mine, device):
+        with join_ranks("cpu") as (mine, device):
             how = {"progress": lambda *_: os.write(told, b".")} if mine.first else {}
             plan = config(steps=1500, batch_size=4, every=25)
             train(LineTask(), folder, plan, device=device, ranks=mine, **how)
