@@ -158,7 +158,7 @@ class Ranks:
                 if first.get(key) != theirs.get(key):
                     message = f"process {rank} on {node} has {key} {theirs.get(key)}; the first "
                     hint = "give all nodes the same command, data and networks"
-                    raise UsageError(f"{message}has {first.get(key)}", hint=hint)
+                    raise UsageError(f"{message}has {key} {first.get(key)}", hint=hint)
 
 
 ALONE = Ranks()
@@ -181,7 +181,8 @@ def join_ranks(name: str) -> Iterator[tuple[Ranks, torch.device]]:
         yield ALONE, choose_device(name)
         return
     launcher, node = os.getppid(), platform.node()
-    told: dict[str, Any] = {"node": node, "s2f": s2f.__version__}
+    restarts = os.environ.get(LAUNCHED) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    told: dict[str, Any] = {"node": node, "s2f": s2f.__version__, "restarts": restarts}
     try:
         device = _own_device(name)
         told["device"] = device.type
@@ -198,8 +199,7 @@ def join_ranks(name: str) -> Iterator[tuple[Ranks, torch.device]]:
     except S2FError as error:
         _end_restarts(error, launcher)
         raise
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    restarted = restarted or os.environ.get(LAUNCHED, "0") != "0"
+    restarted = any(one["restarts"] != "0" for one in everyone)  # torchrun counts by node
     try:
         _connect(device, room, rank, size)
         yield Ranks(rank, size, launcher, restarted), device
