@@ -173,9 +173,10 @@ def world_size() -> int:
 def join_ranks(name: str) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the other processes, if there are any; of a device `cuda`, give this process's own.
 
-    Raises a DeviceError if this process or another has no such device of its own, they do not find
-    each other, or have unlike devices; and where another process has ended, the S2FError that it
-    ended with, a KeyboardInterrupt if it was interrupted, or a DeviceError if it could not tell.
+    Raises a DeviceError if this process or another has no such device of its own, or they do not
+    find each other; a UsageError if they have unlike devices or versions of s2f; and where another
+    process has ended, the S2FError that it ended with, a KeyboardInterrupt if it was interrupted,
+    or a DeviceError if it could not tell.
     """
     if world_size() < 2:
         yield ALONE, choose_device(name)
@@ -284,7 +285,7 @@ def _meet(
 
 
 def _refuse_unlike(everyone: Sequence[Mapping[str, Any]]) -> None:
-    """Raise the first error that one of all processes has told, or a DeviceError if two differ."""
+    """Raise the first error that one of all processes has told, or a UsageError if two differ."""
     for one in everyone:
         if "error" in one:
             raise _as_error(_located(one["error"], one["node"], everyone))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from unittest import mock
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FRONT_END, STAGED, VOICE, noise, write_photo
-from line_task import CPU, ENV, TESTS, Killed, assert_same_run, config, killing, start
+from line_task import CPU, ENV, TESTS, Killed, Two, assert_same_run, config, killing, start
 from torch import Tensor, nn
 from torch.distributed import HashStore, Store
 
@@ -28,6 +29,7 @@ from s2f.dataloader import Item
 from s2f.distributed import ALONE, Ranks, launch
 from s2f.errors import DeviceError, UsageError
 from s2f.face_decoder import FaceDecoder
+from s2f.run_dir import Run
 from s2f.train_voice import VoiceEncoderTask, VoiceOptions
 
 STEPS, SAMPLES = 20, 8  # of a step, in as many parts as there are processes and turns
@@ -370,6 +372,23 @@ def test_kills_at_random_moments_change_no_byte(tmp_path, size, kills):
     finished(1, KILLED, tmp_path, size, kills)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "whole").rglob(".s2f-*"))
+
+
+def refusals(act: Callable[[Two], None]) -> set[str]:
+    """What a UsageError says in each of two processes, which are threads."""
+    raised = [POOL.submit(act, Two(rank, 2)).exception for rank in (0, 1)]
+    return {str(error) for get in raised if isinstance(error := get(20), UsageError)}
+
+
+def test_processes_that_do_not_agree_or_see_one_folder_are_refused(tmp_path, monkeypatch):
+    assert refusals(lambda ranks: ranks.agree({"steps": 1})) == set()
+    (said,) = refusals(lambda ranks: ranks.agree({"steps": 1 + ranks.rank}))
+    assert "process 1 on" in said and said.endswith("has steps 2; the first has steps 1")
+    Run(tmp_path / "0").claim({"task": "line"})
+    assert refusals(lambda ranks: train._share(Run(tmp_path / "0"), ranks)) == set()
+    monkeypatch.setattr(train, "SHARED_AFTER", 0.0)
+    told = refusals(lambda ranks: train._share(Run(tmp_path / str(ranks.rank)), ranks))
+    assert len(told) == 2 and all("does not see what the first wrote there" in t for t in told)
 
 
 RESTARTED = """
