@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from s2f.train import Task, TrainResult
 
 app = typer.Typer(help="Train the networks.", **GROUP)
+# Options that each of several nodes may give as it likes.
+OWN = ("workers", "device", "devices", "max_bad", "pretrained", "tensorboard", "as_json", "quiet")
 _in, _model, _how, _run, _out = (
     functools.partial(option, panel) for panel in ("Input", "Model", "Training", "Run", "Output")
 )
@@ -132,21 +134,24 @@ def _joined(
 ) -> "Iterator[tuple[Console, Ranks, torch.device]]":
     """Join the processes that train together, or start them and end; the first of them speaks."""
     console = choose_console(ctx, options.as_json, options.quiet)
-    from s2f.device import choose_device
     from s2f.distributed import join_ranks, launch, world_size
 
     devices, others = options.devices or 0, world_size()
-    first = os.environ.get("RANK", "0") == "0"
+    first = not others or os.environ["RANK"] == "0"
     if devices > 1 and not others:
-        raise typer.Exit(launch(devices, options.device, sys.argv[1:]))
-    if devices and others and devices != others:
-        message = f"--devices {devices}: torchrun has started {others} processes"
-        raise UsageError(message, hint="leave --devices out under torchrun")
+        raise typer.Exit(launch(devices, options.device, sys.argv[1:], console.note))
     if not first:
         console = ctx.find_root().obj = Console("quiet")
-    own = choose_device(options.device)
     try:
-        with join_ranks(own) as (ranks, device):
+        with join_ranks(options.device) as (ranks, device):
+            if devices and devices != ranks.size:
+                message = f"--devices {devices}: torchrun has started {ranks.size} processes"
+                raise UsageError(message, hint="leave --devices out under torchrun")
+            # Where data lie each node knows; and those of another command would wait for ever.
+            said = {k: v for k, v in ctx.params.items() if not isinstance(v, Path)}
+            ranks.agree(
+                {k: v for k, v in said.items() if k not in OWN} | {"command": ctx.info_name}
+            )
             yield console, ranks, device
     except (S2FError, KeyboardInterrupt) as reason:
         if first:
@@ -167,8 +172,8 @@ def _learn(
         from s2f.run_dir import Run
         from s2f.train import TrainConfig, configure, rehearse, train
 
-        chosen, begun = own | options.config(), Run(output).config()
-        if begun and not options.resume and not options.dry_run:
+        chosen, begun = own | options.config(), ranks.gather(Run(output).config())[0]
+        if begun and not (options.resume or options.dry_run or ranks.restarted):
             hint = "leave it out to go on with the run, or give another folder with -o"
             raise UsageError(f"{output}: holds a run, and --no-resume was given", hint=hint)
         # What is wrong with it is better known before the data are read.

@@ -258,12 +258,12 @@ def unwritable(path: Path | str, error: OSError) -> OutputError:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
+def alone_in(folder: Path, lock: Path | None = None, *, wait: float = 0.0) -> Iterator[None]:
     """Make a folder, and hold it against other runs that would; a run that is killed lets go.
 
     What they hold is the file `lock`, by default `.lock` in the folder; on a file system without
     locks, a second file beside it that tells of the process. Raises a `UsageError` if another run
-    holds it, and an `OutputError` if it cannot be made.
+    holds it, after so many seconds to `wait`, and an `OutputError` if it cannot be made.
     """
     from filelock import FileLock, SoftFileLock, Timeout  # slow to import
 
@@ -275,7 +275,7 @@ def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 # Whoever may write in the folder may go on there.
-                held = FileLock(path, timeout=0, mode=0o666, fallback_to_soft=False)
+                held = FileLock(path, timeout=wait, mode=0o666, fallback_to_soft=False)
                 is_held = stack.enter_context(held).is_locked and _keeps_others_out(path)
             except OSError as error:  # as some networks have it
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -284,7 +284,7 @@ def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
             if not is_held:
                 hint += f"; if it was killed on another machine, remove {told}"
                 # What a killed one told is taken over here, at a second look.
-                stack.enter_context(SoftFileLock(told, timeout=0.5, mode=0o644))
+                stack.enter_context(SoftFileLock(told, timeout=max(0.5, wait), mode=0o644))
         except Timeout as error:
             raise UsageError(f"{folder}: another s2f is at work there", hint=hint) from error
         except OSError as error:

@@ -176,6 +176,22 @@ class Run:
             "dropout may go on as others, and it may not end as if it had not been stopped"
         ]
 
+    def seen(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Give the config and what the saved state tells of itself, each {} if there is none.
+
+        By this, processes of several machines know whether all see the same folder. Raises as
+        `config`, or a `CheckpointError` if the state is damaged.
+        """
+        told: dict[str, str] = {}
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                told = file.metadata() or {}
+        except FileNotFoundError:
+            pass
+        except DAMAGED as error:
+            raise self._damaged(f"{self.file}: is not a state of this run", error) from error
+        return self.config(), told
+
     def keep(self, start: Path) -> None:
         """Copy the checkpoint that the run starts from, once: it goes on without the original."""
         kept = self.folder / INIT

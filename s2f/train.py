@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import os
+import platform
 import re
 import shutil
 import sys
@@ -59,6 +60,8 @@ NOISE = "by sample"  # how what is random about a sample is drawn; a run tells i
 SEEDS = 2**32  # so many seeds leave room for the step in torch's 64 bits
 RECALLS = ("r1", "r5", "r10")  # that a task which judges gives
 SHARE = 10  # times as many samples are learned from as are measured, where nothing is said
+SHARED_AFTER = 90.0  # seconds in which a file that one node writes is seen by the others, at most
+LET_GO_AFTER = 120.0  # seconds in which a network file system takes a lock from a dead node
 SAVED_AFTER = 600.0  # seconds after which the state is saved, between validations too
 MEASURED = 64  # samples of a batch in validation
 LOOK = 20  # steps between two looks at losses, at most: a look waits for a GPU
@@ -272,7 +275,37 @@ def _complete(task: Task, config: TrainConfig, ranks: Ranks, device: torch.devic
     if config.compile and device.type == "cpu" and not (shutil.which("g++") or "CXX" in os.environ):
         message = "compiling a network for the CPU needs g++, which is not installed"
         raise DependencyError(message, hint="install it, or leave --compile out")
-    return dataclasses.replace(config, loss_weights=weights)
+    config = dataclasses.replace(config, loss_weights=weights)
+    ranks.agree(_told(task, config))
+    return config
+
+
+def _told(task: Task, config: TrainConfig) -> dict[str, object]:
+    """Tell all that decides what is learned."""
+    told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
+    return {k: v for k, v in told.items() if k not in OF_THE_MACHINE} | {"noise": NOISE}
+
+
+def _share(state: Run, ranks: Ranks) -> None:
+    """Wait until all processes see what the first does of a run: networks tell it late.
+
+    Raises a UsageError if one does not: it would go on from another step, or from none.
+    """
+    if ranks.size == 1:
+        return
+    deadline = time.monotonic() + SHARED_AFTER
+    while True:
+        over = time.monotonic() > deadline
+        (_, first, over), *others = ranks.gather((platform.node(), state.seen(), over))
+        late = [(k, node) for k, (node, seen, _) in enumerate(others, 1) if seen != first]
+        if not late:
+            return
+        if over:
+            rank, node = late[0]
+            message = f"{state.folder}: process {rank} on {node} does not see what the first wrote "
+            hint = "give a folder with -o that all nodes share"
+            raise UsageError(f"{message}there", hint=hint)
+        time.sleep(1)
 
 
 def has_batch_norm(network: nn.Module) -> bool:
@@ -326,9 +359,8 @@ def train(
     state, board = Run(run, writes=ranks.first), None
     with contextlib.ExitStack() as stack:
         if ranks.first:
-            stack.enter_context(alone_in(run))
-            told = {"task": task.name, **task.settings, **dataclasses.asdict(config)}
-            told = {k: v for k, v in told.items() if k not in OF_THE_MACHINE} | {"noise": NOISE}
+            stack.enter_context(alone_in(run, wait=LET_GO_AFTER if ranks.restarted else 0.0))
+            told = _told(task, config)
             # Parts of a batch are the same for the result, but for BatchNorm.
             parts = () if has_batch_norm(task.network) else ("accumulate",)
             planned = config.schedule == "cosine"
@@ -338,6 +370,7 @@ def train(
             if init := getattr(task, "init", None):
                 state.keep(init)
         ranks.gather("claimed")
+        _share(state, ranks)
         if config.accumulate > 1 and has_batch_norm(task.network):
             of = f"of {config.batch_size // config.accumulate} samples"
             note(f"BatchNorm normalises over each part {of}: --accumulate changes what is learned")

@@ -31,7 +31,7 @@ from s2f.pipeline import SpeechToFace
 from s2f.prep_faces import maker_of
 from s2f.report import read_report, write_report
 from s2f.run_dir import Run
-from s2f.train import Note, TrainConfig, TrainResult, configure, train
+from s2f.train import LET_GO_AFTER, Note, TrainConfig, TrainResult, configure, train
 from s2f.train_faces import FaceDecoderTask
 from s2f.train_voice import VoiceEncoderTask, VoiceOptions, plan_voice
 
@@ -115,7 +115,8 @@ def train_model(
     _check_people(voices, tree)
     with ExitStack() as stack:
         if ranks.first:
-            stack.enter_context(_claimed(name, out, source, options))
+            wait = LET_GO_AFTER if ranks.restarted else 0.0
+            stack.enter_context(_claimed(name, out, source, options, wait))
         ranks.gather("claimed")
         run: dict[str, Any] = {"device": device, "ranks": ranks, "progress": progress, "note": note}
 
@@ -187,12 +188,14 @@ def _name(out: Path) -> str:
 
 
 @contextmanager
-def _claimed(name: str, out: Path, encoder: Path, options: ModelOptions) -> Iterator[None]:
+def _claimed(
+    name: str, out: Path, encoder: Path, options: ModelOptions, wait: float
+) -> Iterator[None]:
     """Hold the model's folder, which is new or of the same options, without a killed one's rests.
 
     How many steps are to be taken, and on what, each part's own run knows.
     """
-    with alone_in(out):
+    with alone_in(out, wait=wait):
         told: dict[str, object] = {"task": "model", "data": name}
         told |= {"face_encoder": read_header(encoder, "face_encoder")["sha256"]}
         told |= {"preset": options.preset, "arch": options.arch, "seed": options.seed}

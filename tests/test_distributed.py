@@ -4,26 +4,32 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from conftest import FRONT_END, STAGED, VOICE, noise, write_photo
-from line_task import CPU, ENV, Killed, assert_same_run, config, killing, start
+from line_task import CPU, ENV, TESTS, Killed, Two, assert_same_run, config, killing, start
 from torch import Tensor, nn
+from torch.distributed import HashStore, Store
 
 from s2f import checkpoint, distributed, train, train_voice
 from s2f.checkpoint import KINDS, Card
+from s2f.console import described
 from s2f.dataloader import Item
 from s2f.distributed import ALONE, Ranks, launch
-from s2f.errors import DeviceError
+from s2f.errors import DeviceError, UsageError
 from s2f.face_decoder import FaceDecoder
+from s2f.run_dir import Run
 from s2f.train_voice import VoiceEncoderTask, VoiceOptions
 
 STEPS, SAMPLES = 20, 8  # of a step, in as many parts as there are processes and turns
@@ -84,7 +90,7 @@ TOGETHER = """
     from test_distributed import CPU, learn
     from s2f.distributed import join_ranks
     folder = Path(sys.argv[1])
-    with join_ranks(CPU) as (ranks, device):
+    with join_ranks("cpu") as (ranks, device):
         for norm in (True, False):
             learn(folder, folder / f"two{norm}", ranks, norm=norm, turns=2)
         learn(folder, folder / "mixed", ranks, norm=False, turns=1)
@@ -173,18 +179,66 @@ def begin(voices: Path, run: Path, steps: int = 30) -> subprocess.Popen[str]:
     return training
 
 
+def test_a_killed_process_is_started_again_three_times_and_others_are_not(monkeypatch):
+    told: list[str] = []
+    attempts = [{0: distributed.LOST, 1: -9}] * 2 + [{0: 3, 1: -15}]
+    monkeypatch.setattr(distributed, "_launch_once", lambda size, arguments: attempts.pop(0))
+    monkeypatch.setenv(distributed.LAUNCHED, "0")  # which is set, and put back
+    assert launch(2, "cpu", [], told.append) == 3
+    again = "all are started again, and go on from the last save"
+    assert told == 2 * [f"process 1 of 2 was killed by signal 9; {again}"]
+    attempts += [{1: -9}] * 4
+    with pytest.raises(DeviceError, match="process 1 of 2 was killed by signal 9"):
+        launch(2, "cpu", [])
+    assert not attempts
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CHILDREN.is_file(), reason="/proc does not tell a process's children here")
-def test_a_dead_process_leaves_a_message_and_a_good_state(voices, tmp_path):
-    training = begin(voices, tmp_path / "run", 10_000)
+def test_a_run_of_which_a_process_is_killed_goes_on(voices, tmp_path):
+    training = begin(voices, tmp_path / "killed/run", 60)
     children = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text()
     os.kill(int(children.split()[-1]), signal.SIGKILL)
-    _, err = training.communicate(timeout=60)
-    assert training.returncode == DeviceError.exit_code
-    assert "another process of this run has ended" in err or "was killed by signal 9" in err
-    assert "Traceback" not in err
-    state = safetensors.torch.load_file(tmp_path / "run/last/state.safetensors")
-    assert all(tensor.isfinite().all() for tensor in state.values())
+    _, err = training.communicate(timeout=200)
+    assert training.returncode == 0
+    assert "was killed by signal 9; all are started again" in err and "error" not in err
+    subprocess.run(command(voices, tmp_path / "whole/run", 60), env=ENV, check=True)
+    assert_same_run(tmp_path / "whole/run", tmp_path / "killed/run")
+
+
+def met(store: Store, rank: int) -> Future[list[dict[str, str]]]:
+    """Have one of two processes come to the meeting, in a thread."""
+    told = {"node": f"node{rank}", "s2f": "1", "device": "cpu"}
+    return POOL.submit(lambda: distributed._meet(store, rank, 2, told)[1])
+
+
+POOL = ThreadPoolExecutor(8)
+
+
+def test_processes_that_are_started_again_meet_anew(monkeypatch):
+    """In a store that still has what the others before them said."""
+    store = HashStore()
+    first = [met(store, rank) for rank in (0, 1)]
+    assert [one["node"] for one in first[0].result(10)] == ["node0", "node1"]
+    late = met(store, 1)  # the second is started again, and the first still believes in the other
+    assert not wait([late], 0.3).done
+    again = met(store, 0).result(10)
+    assert again == late.result(10) and again != first[0].result()
+    monkeypatch.setattr(distributed, "MEETING", 0.2)
+    for rank, missing in ((0, 1), (1, 0)):
+        with pytest.raises(DeviceError, match=f"process {missing} of 2 has not come in 0.2 s"):
+            met(HashStore(), rank).result(10)
+
+
+def test_unlike_processes_are_refused_by_node():
+    alike = [{"node": f"node{k}", "s2f": "1", "device": "cpu"} for k in range(3)]
+    distributed._refuse_unlike(alike)
+    for key, value in (("device", "cuda"), ("s2f", "2")):
+        with pytest.raises(UsageError, match=f"process 2 on node2 has {key} {value}; the first"):
+            distributed._refuse_unlike([*alike[:2], alike[2] | {key: value}])
+    failed = {"error": described(DeviceError("no GPU", hint="mend it"))}
+    with pytest.raises(DeviceError, match=r"^on node1: no GPU$"):
+        distributed._refuse_unlike([alike[0], alike[1] | failed])
 
 
 @pytest.mark.slow
@@ -236,7 +290,7 @@ SIGNALLED = """
 
     folder, told = Path(sys.argv[1]), []
     try:
-        with join_ranks(CPU) as (ranks, _):
+        with join_ranks("cpu") as (ranks, _):
             for when in ("training", "solving"):
                 try:
                     train(Task(), folder / when, config(), device=CPU, ranks=ranks)
@@ -272,7 +326,7 @@ KILLED = """
     from s2f.train import train
 
     def learn(folder, told):
-        with join_ranks(CPU) as (mine, device):
+        with join_ranks("cpu") as (mine, device):
             how = {"progress": lambda *_: os.write(told, b".")} if mine.first else {}
             plan = config(steps=1500, batch_size=4, every=25)
             train(LineTask(), folder, plan, device=device, ranks=mine, **how)
@@ -318,3 +372,115 @@ def test_kills_at_random_moments_change_no_byte(tmp_path, size, kills):
     finished(1, KILLED, tmp_path, size, kills)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "whole").rglob(".s2f-*"))
+
+
+def refusals(act: Callable[[Two], None]) -> set[str]:
+    """What a UsageError says in each of two processes, which are threads."""
+    raised = [POOL.submit(act, Two(rank, 2)).exception for rank in (0, 1)]
+    return {str(error) for get in raised if isinstance(error := get(20), UsageError)}
+
+
+def test_processes_that_do_not_agree_or_see_one_folder_are_refused(tmp_path, monkeypatch):
+    assert refusals(lambda ranks: ranks.agree({"steps": 1})) == set()
+    (said,) = refusals(lambda ranks: ranks.agree({"steps": 1 + ranks.rank}))
+    assert "process 1 on" in said and said.endswith("has steps 2; the first has steps 1")
+    Run(tmp_path / "0").claim({"task": "line"})
+    assert refusals(lambda ranks: train._share(Run(tmp_path / "0"), ranks)) == set()
+    monkeypatch.setattr(train, "SHARED_AFTER", 0.0)
+    told = refusals(lambda ranks: train._share(Run(tmp_path / str(ranks.rank)), ranks))
+    assert len(told) == 2 and all("does not see what the first wrote there" in t for t in told)
+
+
+RESTARTED = """
+    import os, signal, sys
+    from pathlib import Path
+    from line_task import LineTask, config
+    from s2f.distributed import join_ranks
+    from s2f.train import train
+
+    class Task(LineTask):
+        seen = 0
+
+        def losses(self, batch, *, augmented):
+            self.seen += 1
+            if when == "killed" and self.seen == 25 and ranks.rank and not ranks.restarted:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().losses(batch, augmented=augmented)
+
+    folder = Path(sys.argv[1])
+    with join_ranks("cpu") as (ranks, device):
+        for when in ("whole", "killed"):
+            train(Task(), folder / when, config(), device=device, ranks=ranks)
+    (folder / f"ended{ranks.rank}").write_text(f"{ranks.size} {ranks.restarted}")
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def two_nodes(*lines: list[object], static: bool = True) -> list[subprocess.Popen[str]]:
+    """Run two commands under torchrun as on two nodes, which are two groups of processes here."""
+    port, nodes = free_port(), []
+    for k, line in enumerate(lines):
+        where = ["--master-addr", "127.0.0.1", "--master-port", port, "--node-rank", k]
+        if not static:
+            where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+            where += ["--rdzv-id", "s2f", "--local-addr", "127.0.0.1"]
+        words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, *where]
+        words += ["--nproc-per-node", 1, "--max-restarts", 2, "--no-python", sys.executable, *line]
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        nodes.append(subprocess.Popen(list(map(str, words)), env=ENV, text=True, **pipes))
+    return nodes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("static", [True, False])
+def test_two_nodes_survive_a_killed_process(static, tmp_path):
+    """What is killed in the middle ends as what was not, of the same number of processes."""
+    line: list[object] = ["-c", textwrap.dedent(RESTARTED), tmp_path]
+    for node in two_nodes(line, line, static=static):
+        _, err = node.communicate(timeout=300)
+        assert node.returncode == 0, err
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert "2 True" in [(tmp_path / f"ended{k}").read_text() for k in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHILDREN.is_file(), reason="where there is no /proc torchrun tries again")
+@pytest.mark.parametrize("what", ["steps", "data"])
+def test_what_differs_between_two_nodes_is_said_once_and_not_tried_again(what, voices, tmp_path):
+    here, there = (command(d, tmp_path / "run") for d in (voices, tmp_path / "nowhere"))
+    if what == "steps":
+        there = [*here, "--steps", "40"]
+    lines = [
+        [word for word in line[1:] if word not in ("--devices", "2")] for line in (here, there)
+    ]
+    told = ["", ""]
+    for k, node in enumerate(two_nodes(*lines)):
+        _, told[k] = node.communicate(timeout=300)
+        assert node.returncode == 1  # torchrun's own, whatever its processes ended with
+    said = {"steps": "has steps 40; the first has steps 30", "data": f"{tmp_path / 'nowhere'}"}
+    (line,) = (line for line in (told[0] + told[1]).splitlines() if line.startswith("error:"))
+    assert line in told[0] and said[what] in line
+    assert not (tmp_path / "run/last").exists()
+
+
+@pytest.mark.slow
+def test_the_script_for_slurm_runs_and_is_what_the_readme_shows(tmp_path):
+    root = TESTS.parent
+    script = root / "examples/slurm_train.sh"
+    assert script.read_text().splitlines()[-1] in (root / "README.md").read_text().splitlines()
+    commands = {"srun": 'exec "$@"', "scontrol": "echo localhost; echo other"}
+    commands["torchrun"] = (
+        f'exec {sys.executable} -m torch.distributed.run --local-addr localhost "$@"'
+    )
+    for name, does in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    env = ENV | {"PATH": f"{tmp_path}:{ENV['PATH']}", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7"}
+    env |= {"SLURM_JOB_NODELIST": "node[0-1]"}
+    line = ["sh", str(script), "voice", "--help"]
+    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "--face-decoder" in done.stdout, done.stderr
