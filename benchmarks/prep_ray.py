@@ -1,6 +1,6 @@
 """Time that `s2f prep audio` takes by Ray, over that of the local pool, on two cores.
 
-    python benchmarks/prep_ray.py VOICES [--repeats N]
+    python benchmarks/prep_ray.py VOICES [--store spectrogram] [--repeats N]
 
 VOICES is a folder of real recordings, such as LibriSpeech's. Both work in turns, in one process
 that has made each tree once before; what counts is the best turn of each, whole calls of `prepare`.
@@ -14,12 +14,8 @@ import time
 from pathlib import Path
 
 WORKERS = 2
-TURNS = 4
-AT_MOST = {"waveforms, Ray over local": 1.25, "spectrograms, Ray over local": 1.25}
-STEPS = {
-    "waveforms": {"store": "waveform"},
-    "spectrograms": {"store": "spectrogram", "preset": "seed"},
-}
+TURNS = 3
+AT_MOST = {"Ray over local": 1.25}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -28,13 +24,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def figures(voices: Path, repeats: int) -> dict[str, float]:
+def figures(voices: Path, store: str, repeats: int) -> dict[str, float]:
     """Prepare each recording `repeats` times, by both in turns."""
     from s2f.prep import prepare
     from s2f.prep_audio import audio_step
     from s2f.workers import connected_to_ray
 
-    measured: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recordings = sorted(voices.rglob("*.flac"))
@@ -42,38 +37,37 @@ def figures(voices: Path, repeats: int) -> dict[str, float]:
             (folder / f"tree/{k}").mkdir(parents=True)
             for path in recordings:
                 (folder / f"tree/{k}/{path.name}").symlink_to(path.resolve())
-        measured["recordings"] = n = repeats * len(recordings)
+        n = repeats * len(recordings)
+        step = audio_step(store=store, **({"preset": "seed"} if store == "spectrogram" else {}))
+        seconds: dict[str, list[float]] = {"local": [], "Ray": []}
         started = time.perf_counter()
         with connected_to_ray(workers=WORKERS) as cluster:
-            measured["seconds until Ray is there"] = time.perf_counter() - started
-            for what, options in STEPS.items():
-                step = audio_step(**options)
-                seconds: dict[str, list[float]] = {"local": [], "Ray": []}
-                for turn in range(TURNS + 1):
-                    trees = []
-                    for by, on in (("local", None), ("Ray", cluster)):
-                        out = folder / f"{what}-{by}-{turn}"
-                        workers = None if on else WORKERS
-                        report = prepare(step, folder / "tree", out, workers=workers, cluster=on)
-                        if report.made != n:
-                            raise SystemExit(f"{what} by {by}: {report.failed[:1]}")
-                        seconds[by].append(report.seconds)
-                        trees.append(contents(out))
-                    if trees[0] != trees[1]:
-                        raise SystemExit(f"{what}: the trees differ")
-                best = {by: min(times[1:]) for by, times in seconds.items()}
-                measured |= {f"{what} a second, {by}": n / best[by] for by in best}
-                measured[f"{what}, Ray over local"] = best["Ray"] / best["local"]
-    return measured
+            start = time.perf_counter() - started
+            for turn in range(TURNS + 1):
+                trees = []
+                for by, on in (("local", None), ("Ray", cluster)):
+                    out, workers = folder / f"{by}-{turn}", None if on else WORKERS
+                    report = prepare(step, folder / "tree", out, workers=workers, cluster=on)
+                    if report.made != n:
+                        raise SystemExit(f"{by}: {report.failed[:1]}")
+                    seconds[by].append(report.seconds)
+                    trees.append(contents(out))
+                if trees[0] != trees[1]:
+                    raise SystemExit("the trees differ")
+    best = {by: min(times[1:]) for by, times in seconds.items()}
+    rates = {f"recordings a second, {by}": n / best[by] for by in best}
+    ratio = {"Ray over local": best["Ray"] / best["local"]}
+    return {"recordings": n, "seconds until Ray is there": start, **rates, **ratio}
 
 
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("voices", type=Path)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--store", choices=["waveform", "spectrogram"], default="waveform")
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    measured = figures(options.voices, options.repeats)
+    measured = figures(options.voices, options.store, options.repeats)
     print(json.dumps({name: float(f"{value:.3g}") for name, value in measured.items()}, indent=1))
     missed = [name for name, bound in AT_MOST.items() if measured[name] > bound]
     if missed:

@@ -1,6 +1,7 @@
 """Processes that work for this one, in which a crash costs one item.
 
-From top to bottom: those of this machine, many at once or one; what they do; those of a cluster.
+From top to bottom: those of this machine, many at once or one, and what they do; and those of a Ray
+cluster, in each of which one of these works.
 """
 
 import contextlib
@@ -277,7 +278,7 @@ class RayCluster:
             cores = int(ray.cluster_resources().get("CPU", 1)) or 1  # nodes come and go
             most = workers or AHEAD * cores
             while len(reading) + len(done_reading) < most:
-                size = min(batch_size, max(1, left // (2 * most)))  # all end at about one time
+                size = min(batch_size, max(1, left // most))  # all end at about one time
                 batch = [alone.popleft()] if alone else [*itertools.islice(waiting, size)]
                 if not batch:
                     break
@@ -344,8 +345,8 @@ class RayCluster:
             values: list[Any] | S2FError = self._ray.get(promise)
         except ray.RayError as error:
             cause = getattr(error, "cause", error)  # of a RayTaskError: what else went wrong there
-            gone = (ray.WorkerCrashedError, ray.NodeDiedError, ray.ObjectLostError)
-            gone = (*gone, ray.RayActorError, ray.OutOfMemoryError)
+            gone = ray.WorkerCrashedError | ray.NodeDiedError | ray.ObjectLostError
+            gone |= ray.RayActorError | ray.OutOfMemoryError
             if not isinstance(cause, gone) or getattr(cause, "actor_init_failed", False):
                 if isinstance(error, ray.RayTaskError) and not isinstance(cause, ray.RayError):
                     raise  # a bug of ours
@@ -463,10 +464,11 @@ def connected_to_ray(
     there, or none can be started.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of 40 s, to reach a head: 20 of them
     # Of processes that Ray ended because their node ran out of memory: without a limit there.
     os.environ.setdefault("RAY_task_oom_retries", str(DEATHS))
     if address not in (None, "auto"):
-        _call(address)
+        _reach(address)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -503,7 +505,7 @@ def connected_to_ray(
             shutil.rmtree(found.address_info["session_dir"], ignore_errors=True)
 
 
-def _call(address: str) -> None:
+def _reach(address: str) -> None:
     """See that something listens at host:port, which Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -15,12 +14,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+from cluster_tasks import Count, read, save, shout, slowly
 from command_line import Done, assert_refused
 from conftest import write_photo, write_speech
 from trees import contents, grow, interruptible
 
 from s2f import prep, workers
-from s2f.errors import DeviceError, InputError, OutputError, WorkerError
+from s2f.errors import DeviceError, OutputError, WorkerError
 from s2f.prep import Step
 from s2f.workers import connected_to_ray
 
@@ -49,51 +49,6 @@ def nodes():
 def cluster(nodes):
     with connected_to_ray(nodes.address) as connected:
         yield connected
-
-
-def shout(log, source, part):
-    """Write a text in upper case, or do what it says; the log tells what was made again."""
-    text = source.read_text()
-    with Path(log).open("a") as file:
-        file.write(f"{source.name}\n")
-    if text == "bad":
-        raise InputError(f"{source}: is bad")
-    if text == "bug":
-        raise ZeroDivisionError(text)
-    if text == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if text == "full":
-        raise OSError(28, "No space left on device")
-    time.sleep(0.05)
-    part.write_text(text.upper())
-    return {"length": len(text)}
-
-
-def read(source, part):
-    text = source.read_text()
-    if text == "lost":  # takes the process of Ray's with it
-        os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
-        time.sleep(60)
-    return text
-
-
-class Count:
-    """A network that gives each text how many it has seen before it; it may be killed, once."""
-
-    def __init__(self, killed):
-        self.killed = killed
-
-    def __call__(self, texts):
-        with contextlib.suppress(FileExistsError):
-            self.killed.touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "poison" in texts:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return [f"{len(text)}" if text else InputError("is empty") for text in texts]
-
-
-def save(text, part):
-    part.write_text(text)
 
 
 def step_of(tmp_path, **changes):
@@ -163,11 +118,6 @@ def test_what_ends_a_run_ends_it_and_a_batch_hangs_as_long_as_one_item(cluster, 
     values = dict(cluster.run(time.sleep, items, total=4, seconds=3))
     assert [values[k] for k in (0, 2, 3)] == [None] * 3
     assert isinstance(values[1], WorkerError) and "took more than 3 s" in str(values[1])
-
-
-def slowly(k, folder):
-    time.sleep(0.5)
-    (folder / f"{k}").touch()
 
 
 @pytest.mark.slow
@@ -281,7 +231,7 @@ def test_ctrl_c_ends_it_and_leaves_the_cluster(nodes, tmp_path):
         assert [*cluster.run(len, [("abc",)], total=1)] == [(0, 3)]
 
 
-@pytest.mark.slow
+@pytest.mark.reliability  # Ray takes half a minute to see it
 def test_the_work_of_a_node_that_is_lost_is_done_by_another(nodes, tmp_path):
     lost = nodes.add_node(**NODE)
     grow(tmp_path / "in", [f"{k}.txt" for k in range(200)])
