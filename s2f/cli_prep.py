@@ -3,6 +3,7 @@
 What the functions do not get has their own defaults.
 """
 
+import contextlib
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,12 @@ PreferOpt = Annotated[
 ]
 ShardOpt = Annotated[
     str | None, option("Run", "i/n: the i-th of n parts, beside others; see s2f prep status.")
+]
+ExecutorOpt = Annotated[
+    Literal["local", "ray"], option("Run", "Who works: this machine (local), or ray: a cluster.")
+]
+RayAddressOpt = Annotated[
+    str | None, option("Run", "auto, or host:port of Ray's head (default: Ray is started here).")
 ]
 LinkOpt = Annotated[Link | None, option("Output", "How files get there (hard).")]
 
@@ -213,6 +220,8 @@ def _audio(
     prefer: PreferOpt = None,
     workers: WorkersOpt = None,
     shard: ShardOpt = None,
+    executor: ExecutorOpt = "local",
+    ray_address: RayAddressOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -224,7 +233,7 @@ def _audio(
     store = store or ("spectrogram" if preset or stats else "waveform")
     options = given(preset=preset, stats=stats, trim_silence=trim_silence, track=track)
     step = audio_step(store=store, **options)
-    _run(console, step, src, out, workers, overwrite, shard, prefer=prefer)
+    _run(console, step, src, out, workers, overwrite, shard, executor, ray_address, prefer=prefer)
 
 
 @app.command(
@@ -245,6 +254,8 @@ def _detect(
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
     shard: ShardOpt = None,
+    executor: ExecutorOpt = "local",
+    ray_address: RayAddressOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -255,7 +266,7 @@ def _detect(
 
     describe = faces_step if ctx.info_name == "faces" else landmarks_step
     step = describe(choose_detector(detector), device)
-    _run(console, step, src, out, workers, overwrite, shard)
+    _run(console, step, src, out, workers, overwrite, shard, executor, ray_address)
 
 
 @app.command("resize", epilog=examples("s2f prep resize photos faces --size 224"))
@@ -268,6 +279,8 @@ def _resize(
     ] = None,
     workers: WorkersOpt = None,
     shard: ShardOpt = None,
+    executor: ExecutorOpt = "local",
+    ray_address: RayAddressOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -276,7 +289,8 @@ def _resize(
     console = choose_console(ctx, as_json, quiet)
     from s2f.prep_faces import resize_step
 
-    _run(console, resize_step(**given(size=size)), src, out, workers, overwrite, shard)
+    step = resize_step(**given(size=size))
+    _run(console, step, src, out, workers, overwrite, shard, executor, ray_address)
 
 
 @app.command(
@@ -291,6 +305,8 @@ def _embeddings(
     workers: WorkersOpt = None,
     device: DeviceOpt = "auto",
     shard: ShardOpt = None,
+    executor: ExecutorOpt = "local",
+    ray_address: RayAddressOpt = None,
     overwrite: ReplaceOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -299,8 +315,9 @@ def _embeddings(
     console = choose_console(ctx, as_json, quiet)
     from s2f.prep_faces import embeddings_step
 
-    step = embeddings_step(face_encoder, device, **given(batch_size=batch_size))
-    _run(console, step, src, out, workers, overwrite, shard)
+    is_here = executor == "local"
+    step = embeddings_step(face_encoder, device, **given(batch_size=batch_size), is_here=is_here)
+    _run(console, step, src, out, workers, overwrite, shard, executor, ray_address)
 
 
 def _run(
@@ -311,19 +328,29 @@ def _run(
     workers: int | None,
     overwrite: bool,
     shard: str | None,
+    executor: str,
+    ray_address: str | None,
     *,
     prefer: str | None = None,
 ) -> None:
     """Prepare a tree, or a shard of it, and report what became of it."""
+    if ray_address is not None and executor != "ray":
+        raise UsageError("--ray-address is for --executor ray", hint="give both, or neither")
     from s2f.journal import StepShard
     from s2f.prep import prepare
     from s2f.stores import parse_place
+    from s2f.workers import connected_to_ray
 
     source, target = (parse_place(text) for text in (src, out))
     options: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "prefer": prefer}
     if shard is not None:
         options["shard"] = StepShard.parse(shard)
-    with console.progress(step.name, step.sources) as progress:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(console.progress(step.name, step.sources))
+        if executor == "ray":
+            progress(0, 0, "connecting to Ray" if ray_address else "starting Ray")
+            cluster = stack.enter_context(connected_to_ray(ray_address, workers=workers))
+            options["cluster"] = cluster
         report = prepare(step, source, target, progress=progress, **options)
     if report.made or report.skipped:
         console.line(report.out)

@@ -10,6 +10,7 @@ import errno
 import functools
 import itertools
 import os
+import secrets
 import time
 import unicodedata
 from array import array
@@ -24,7 +25,7 @@ from s2f.errors import DatasetError, InputError, OutputError, S2FError, UsageErr
 from s2f.files import File, PassedOver
 from s2f.journal import Item, Journal, StepShard
 from s2f.stores import Place, Store, open_journal
-from s2f.workers import ITEM_SECONDS, run_in_workers
+from s2f.workers import ITEM_SECONDS, RayCluster, run_in_workers
 
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # of one output
 
@@ -47,11 +48,13 @@ class Step:
     rename: Callable[[str], str] | None
     settings: Mapping[str, Any]  # what outputs depend on besides their sources: plain JSON
     work: Callable[[Path, Path], Any]  # of source and temporary file, in another process: picklable
-    # In this process, on several sources at once: a network on its device. Gives one value a
-    # source, or an `S2FError` that is its failure alone; one that it raises ends the run.
+    # In this process, or in actors of a cluster: picklable, and loads when it is called first. On
+    # several sources at once: a network on its device. Gives one value a source, or an `S2FError`
+    # that is its failure alone; one that it raises ends the run.
     net: Callable[[list[Any]], list[Any]] | None = None
     save: Callable[[Any, Path], None] | None = None  # writes a value of `net` to a temporary file
     batch_size: int = 1  # of `net`
+    device: str = "cpu"  # of `net`, as `choose_device` takes it
     preload: tuple[str, ...] = ()  # modules that `work` needs, imported once for all workers
     has_twins: bool = False  # whether trees hold one source in several formats: see `prefer`
 
@@ -93,6 +96,7 @@ def prepare(
     prefer: str | None = None,
     places: Mapping[str, str] | None = None,
     shard: StepShard | None = None,
+    cluster: RayCluster | None = None,
     progress: Progress = silent,
 ) -> PrepReport:
     """Bring a tree of outputs up to date with a tree of sources, or with one file.
@@ -116,6 +120,10 @@ def prepare(
     Where sources are objects of a `Store` other than `memory://`, workers fetch them; where `out`
     is one, they put outputs there, and every run is as those of shards are: see `StoreJournal`.
 
+    With `cluster` it is the nodes of that which work, on a file system that they share; this
+    process keeps the journal. `workers` are then all cores by default, and a batch of each is made
+    twice at most. What is made has the same bytes where nodes have the same packages and devices.
+
     Raises, before anything is made, a `DatasetError` if there is no source, a folder cannot be
     read, or two sources would become one output, and a `UsageError` if outputs would replace their
     sources, `prefer` is no suffix of sources, another run is at work in `out` (a shard's, or if
@@ -126,6 +134,9 @@ def prepare(
     started = time.perf_counter()
     progress(0, 0, "listing")
     stores.refuse_memory(source, out)
+    if cluster and step.net and isinstance(out, Store):
+        hint = "give a folder that all nodes share, or leave --executor ray out"
+        raise UsageError(f"{out}: {step.name} of a cluster puts nothing into a store", hint=hint)
     if shard and step.rename is None:
         hint = "leave --shard out, and run it once"
         raise UsageError(f"the step {step.name} makes notes only, and no shards", hint=hint)
@@ -185,13 +196,17 @@ def prepare(
             to = out if isinstance(out, Store) and writes else None
             work = functools.partial(stores.work_on_objects, step.work, name, to, bool(step.net))
         results = make_outputs(
-            *(journal, due, work),
+            journal,
+            due,
+            work,
             writes=writes and not isinstance(out, Store),  # else a worker puts what it has written
             workers=workers,
             preload=step.preload,
+            cluster=cluster,
+            net_of=step if step.net else None,
         )
         with contextlib.closing(results):
-            for item, part, value in _infer(step, results, out) if step.net else results:
+            for item, part, value in results:
                 try:
                     if isinstance(value, S2FError):
                         fail(item, value)
@@ -385,26 +400,6 @@ def _refuse_collisions(items: Sequence[Item], folder: Path) -> None:
         raise DatasetError(clash, hint="rename or remove one of the two")
 
 
-def _infer(
-    step: Step, results: Iterator[tuple[Item, Path, Any]], out: Place
-) -> Iterator[tuple[Item, Path, Any]]:
-    """Put what `work` returned through the net, in batches, and save it; failures pass."""
-    assert step.net and step.save
-    while batch := list(itertools.islice(results, step.batch_size)):
-        read = [value for _, _, value in batch if not isinstance(value, S2FError)]
-        values = iter(step.net(read) if read else ())
-        for item, part, value in batch:
-            outcome = value if isinstance(value, S2FError) else next(values)
-            if stores.is_object(item.given):
-                outcome = stores.let_go(item.given, part, outcome)
-            if not isinstance(outcome, S2FError):
-                with files.writing(f"{out}/{item.output}"):
-                    step.save(outcome, part)
-                    _flush(part)
-                outcome = None
-            yield item, part, outcome
-
-
 def make_outputs(
     journal: Journal,
     items: Sequence[Item],
@@ -414,14 +409,18 @@ def make_outputs(
     workers: int | None = None,
     preload: Sequence[str] = (),
     seconds: float = ITEM_SECONDS,
+    cluster: RayCluster | None = None,
+    net_of: Step | None = None,
 ) -> Generator[tuple[Item, Path, Any]]:
     """Work on items in other processes; each is noted in the journal when it is begun.
 
     `work` is picklable, and called with `Item.given` and a temporary file; if it `writes` that,
     it is on the disk before this goes on, and `Journal.place` gives it its name. There is a
-    worker a core by default; the rest is as in `run_in_workers`. Yields an item, its temporary
-    file, and what `work` returned, or an `InputError` or `WorkerError` that costs this item only.
-    Any other `S2FError` of `work` is raised: a full disk, a package that is missing.
+    worker a core by default; the rest is as in `run_in_workers`, or with a `cluster` as in
+    `RayCluster.run`. What `work` returns goes through the net of `net_of`, if there is one, and is
+    saved. Yields an item, its temporary file, and what `work` returned (None if there is a net), or
+    an `InputError` or `WorkerError` that costs this item only. Any other `S2FError` of `work` is
+    raised: a full disk, a package that is missing.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may use
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -435,13 +434,22 @@ def make_outputs(
             begun[place] = item, journal.parts / f"{place}{files.suffix(item.output)}"
             yield item.given, begun[place][1]
 
-    results = run_in_workers(
-        functools.partial(_work, work, writes),
-        begin(),
-        workers=min(workers or cores, len(items)),
-        preload=preload,
-        seconds=seconds,
-    )
+    function = functools.partial(_work, work, writes)
+    options: dict[str, Any] = {"preload": preload, "seconds": seconds}
+    if cluster:
+        options |= {"total": len(items), "workers": workers}
+        if net_of:
+            options |= {
+                "finish": functools.partial(_finish, net_of.net, net_of.save),
+                "device": net_of.device,
+                "batch_size": net_of.batch_size,
+            }
+        results = cluster.run(function, begin(), **options)
+    else:
+        workers = min(workers or cores, len(items))
+        results = run_in_workers(function, begin(), workers=workers, **options)
+        if net_of:
+            results = _finish_here(net_of, results, begun)
     with contextlib.closing(results):
         for place, value in results:
             if isinstance(value, S2FError) and not isinstance(value, InputError | WorkerError):
@@ -449,14 +457,54 @@ def make_outputs(
             yield *begun.pop(place), value
 
 
+def _finish_here(
+    step: Step, results: Generator[tuple[int, Any]], begun: Mapping[int, tuple[Item, Path]]
+) -> Generator[tuple[int, Any]]:
+    with contextlib.closing(results):
+        while batch := list(itertools.islice(results, step.batch_size)):
+            given = [(begun[place][0].given, begun[place][1]) for place, _ in batch]
+            values = _finish(step.net, step.save, [value for _, value in batch], given)
+            yield from zip((place for place, _ in batch), values, strict=True)
+
+
+def _finish(
+    net: Callable[[list[Any]], list[Any]] | None,
+    save: Callable[[Any, Path], None] | None,
+    values: list[Any],
+    items: list[tuple[Any, Path]],
+) -> list[Any]:
+    """Put what `_work` gave of a batch through the net, and save it; failures pass."""
+    assert net and save
+    read = [value for value in values if not isinstance(value, S2FError)]
+    made, outcomes = iter(net(read) if read else ()), []
+    for value, (given, part) in zip(values, items, strict=True):
+        outcome = value if isinstance(value, S2FError) else next(made)
+        if stores.is_object(given):
+            outcome = stores.let_go(given, part, outcome)
+        if not isinstance(outcome, S2FError):
+            with files.writing(part), _whole(part) as own:
+                save(outcome, own)
+            outcome = None
+        outcomes.append(outcome)
+    return outcomes
+
+
 def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path) -> Any:
     with files.writing(part):  # reading has errors of its own
-        value = work(given, part)
-        if writes:
-            _flush(part)
-    return value
+        if not writes:
+            return work(given, part)
+        with _whole(part) as own:
+            return work(given, own)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
+@contextlib.contextmanager
+def _whole(part: Path) -> Iterator[Path]:
+    """Give a name to write a temporary file under; it gets its own when it is on the disk.
+
+    Of a cluster's workers one that is thought lost may still write when another does its work.
+    """
+    own = part.with_name(f"{secrets.token_hex(4)}-{part.name}")
+    yield own
+    with own.open("rb+") as file:
         os.fsync(file.fileno())
+    own.replace(part)

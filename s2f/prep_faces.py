@@ -154,6 +154,7 @@ def _step(
         net=functools.partial(_find_many, detector=detector, device=device, make=make),
         save=save,
         batch_size=BATCH,
+        device=device,
     )
 
 
@@ -216,24 +217,44 @@ def read_space(checkpoint_path: Path) -> Space:
     return Space(header["embedding_space"], values, fit, preprocessing)
 
 
-def embeddings_step(checkpoint_path: Path, device: str = "auto", batch_size: int = 32) -> Step:
+def embeddings_step(
+    checkpoint_path: Path, device: str = "auto", batch_size: int = 32, *, is_here: bool = True
+) -> Step:
     """Describe how photos become embeddings, float32 [d], with a face encoder.
 
     What it makes depends on its weights and its preprocessing, and hardly on the device. Raises a
-    `CheckpointError` as `read_space`, and a `DeviceError` if the device is not there.
+    `CheckpointError` as `read_space`, and a `DeviceError` if the device is not there, unless it is
+    to be one of other machines, and not here.
     """
     space = read_space(checkpoint_path)
-    chosen = choose_device(device)
-    load = functools.cache(functools.partial(maker_of, checkpoint_path, chosen, batch_size))
+    if is_here:
+        choose_device(device)
     return _photos_step(
         name="embeddings",
         rename=functools.partial(_array_name, ending=layout.EMBEDDING),
         settings={"embedding_space": space.sha256, "preprocessing": space.preprocessing},
         work=functools.partial(_read_photo, fit=space.fit),
-        net=lambda photos: list(load().of([torch.from_numpy(photo) for photo in photos])),
+        net=_Embed(checkpoint_path, device, batch_size),
         save=save_array,
         batch_size=batch_size,
+        device=device,
     )
+
+
+@dataclass(frozen=True)
+class _Embed:
+    """Embeds photos, each uint8 [3 224 224] RGB; loads its network with the first."""
+
+    checkpoint_path: Path
+    device: str
+    batch_size: int
+
+    @functools.cached_property
+    def maker(self) -> embeddings.Maker:
+        return maker_of(self.checkpoint_path, choose_device(self.device), self.batch_size)
+
+    def __call__(self, photos: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        return list(self.maker.of([torch.tensor(photo) for photo in photos]))
 
 
 def maker_of(

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -403,6 +404,8 @@ def work_on_objects(
     `work` wrote is put there under the name that `output_of` gives it, and `part` is gone.
     """
     part.parent.mkdir(parents=True, exist_ok=True)  # a worker may be on another machine
+    if out:  # a worker that is thought lost may still write when another does its work
+        part = part.with_name(f"{secrets.token_hex(4)}-{part.name}")
     place = given_place(given)
     source = place if isinstance(place, Path) else source_beside(part, given)
     done = False
