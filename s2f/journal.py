@@ -21,6 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Self
 
@@ -541,9 +542,13 @@ def _sealed(value: Any) -> bytes:
 
 
 def _line(output: str, entry: JournalEntry) -> bytes:
+    """Write what `_sealed` would of these as a list, in half of the time: there are millions."""
     event, size, mtime_ns, note, origin = entry
-    more = [note, origin] if origin else [] if note is None else [note]
-    return _sealed([event, output, size, mtime_ns, *more])
+    text = f'["{event}", {_quoted(output)}, {size}, {mtime_ns}'
+    if note is not None or origin:
+        text += ", null" if note is None else f", {json.dumps(note)}"
+    line = (f"{text}, {_quoted(origin)}]" if origin else f"{text}]").encode()
+    return b"%s %s\n" % (line, _check(line))
 
 
 def _check(text: bytes) -> bytes:
@@ -557,7 +562,7 @@ def _fields(line: bytes) -> Any:
     text, _, check = line[:-1].rpartition(b" ")
     if check != _check(text):
         raise ValueError(line)
-    return json.loads(text)
+    return json.loads(text.decode())
 
 
 _END = _sealed({"end": True})
