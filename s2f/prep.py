@@ -188,7 +188,7 @@ def prepare(
             *(journal, due, work),
             writes=writes and not isinstance(out, Store),  # else a worker puts what it has written
             workers=workers,
-            preload=step.preload,
+            preload=(*step.preload, *stores.packages_of(source, out)),
         )
         with contextlib.closing(results):
             for item, part, value in _infer(step, results, out) if step.net else results:
