@@ -4,8 +4,7 @@
 
 S3 is moto's server, on loopback, in a process of its own. The pack is random: what is read is not
 looked at. Batches of 32 clips with an embedding each are read at random from the pack on disk and
-from its staged copy, by turns; beside that, what waits for the store at every clip would get, by a
-range of an object. Fails where the staged copy gives less than 0.8 of the batches of the disk.
+from its staged copy, by turns. Fails where that gives less than 0.8 of the batches of the disk.
 """
 
 import hashlib
@@ -20,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-CLIPS, PER_FILE, SAMPLES, PEOPLE, EMBEDDING = 1600, 400, 96_000, 100, 512
-BATCH, BATCHES, TURNS, RANGES = 32, 200, 5, 50
+CLIPS, PER_FILE, SAMPLES, PEOPLE, EMBEDDING = 1000, 250, 96_000, 100, 512
+BATCH, BATCHES, TURNS = 32, 50, 20
 LEAST = 0.8
 SERVER = """
 import logging, sys
@@ -93,15 +92,10 @@ def figures(folder: Path) -> dict[str, float]:
     again = time.perf_counter() - began
     rates: dict[str, list[float]] = {"disk": [], "staged": []}
     for turn in range(-1, TURNS):  # the first one is not counted
-        for name, place in (("disk", disk), ("staged", staged)):
+        for name, place in (("disk", disk), ("staged", staged))[:: 1 if turn % 2 else -1]:
             rate = batches_a_second(place / "train", turn + 1)
             if turn >= 0:
                 rates[name].append(rate)
-    began, rng = time.perf_counter(), np.random.default_rng(0)
-    for number in rng.integers(0, PER_FILE, RANGES).tolist():
-        at = 128 + number * SAMPLES * 2
-        fs.cat_file("bucket/pack/train/clips-00000.npy", at, at + SAMPLES * 2)
-    ranged = RANGES / (time.perf_counter() - began) / BATCH
     pairs = zip(rates["staged"], rates["disk"], strict=True)
     return {
         "pack, MB": megabytes,
@@ -111,7 +105,6 @@ def figures(folder: Path) -> dict[str, float]:
         "batches/s from disk": statistics.median(rates["disk"]),
         "batches/s from the staged copy": statistics.median(rates["staged"]),
         "ratio": statistics.median(a / b for a, b in pairs),
-        "batches/s by ranges of an object": ranged,
     }
 
 

@@ -201,7 +201,7 @@ def prepare(
             work,
             writes=writes and not isinstance(out, Store),  # else a worker puts what it has written
             workers=workers,
-            preload=step.preload,
+            preload=(*step.preload, *stores.packages_of(source, out)),
             cluster=cluster,
             net_of=step if step.net else None,
         )

@@ -291,6 +291,11 @@ def refuse_memory(*places: Place) -> None:
             raise UsageError(message, hint=hint)
 
 
+def packages_of(*places: Place) -> tuple[str, ...]:
+    """Name the packages by which stores are reached: for workers, once for all."""
+    return tuple({PACKAGES[p.url.partition(":")[0]] for p in places if isinstance(p, Store)})
+
+
 def write_whole(place: Place, content: bytes) -> None:
     """Write a file as `files.write_bytes` does, or an object."""
     if isinstance(place, Store):
