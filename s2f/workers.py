@@ -375,8 +375,8 @@ class RayCluster:
                 with contextlib.suppress(ray.exceptions.RayError, ValueError):
                     ray.cancel(promise, force=force)
             if promises:
-                waits = {"num_returns": len(promises), "timeout": END_SECONDS, "fetch_local": False}
-                _, promises = ray.wait(promises, **waits)
+                n = len(promises)
+                _, promises = ray.wait(promises, num_returns=n, timeout=END_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:
