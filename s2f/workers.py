@@ -224,7 +224,7 @@ AHEAD = 2  # batches on their way for each of its cores, so that none waits for 
 LOSSES = 10  # of a batch, and then of one of its items: processes and nodes that go away
 DEATHS = 3  # of an item's process, while that of the cluster goes on
 CALL_SECONDS = 10.0  # to reach a cluster
-END_SECONDS = 15.0  # in which what is at work ends when it is told to
+END_SECONDS = 5.0  # in which what is at work ends when it is told to, or it is killed
 
 
 class RayCluster:
@@ -368,13 +368,15 @@ class RayCluster:
     def _end(self, promises: list[Any], actors: list[Any]) -> None:
         """End what is at work, and wait for it: it writes beside what is removed next."""
         ray = self._ray
-        for promise in promises:
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                ray.cancel(promise)
         for actor in actors:
             ray.kill(actor)
-        if promises:
-            ray.wait(promises, num_returns=len(promises), timeout=END_SECONDS, fetch_local=False)
+        for force in (False, True):
+            for promise in promises:
+                with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                    ray.cancel(promise, force=force)
+            if promises:
+                n = len(promises)
+                _, promises = ray.wait(promises, num_returns=n, timeout=END_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:
@@ -473,9 +475,12 @@ def connected_to_ray(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray: Any = importlib.import_module("ray")  # takes seconds
+            driver: Any = importlib.import_module("ray._private.worker")
     except ImportError as error:
         message = f"the executor ray needs the package ray, which cannot be imported: {error}"
         raise DependencyError(message, hint="pip install 's2f[cluster]'") from error
+    # It would print of each worker that was lost, on stdout, and has no option for that.
+    driver.print_to_stdstream = _say_nothing
     affinity = getattr(os, "sched_getaffinity", None)
     cores = workers or (len(affinity(0)) if affinity else None)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
@@ -503,6 +508,10 @@ def connected_to_ray(
         ray.shutdown()
         if address is None:
             shutil.rmtree(found.address_info["session_dir"], ignore_errors=True)
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    pass
 
 
 def _reach(address: str) -> None:

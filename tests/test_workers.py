@@ -87,7 +87,7 @@ def kill_at(places, killed):
 
 @pytest.mark.slow
 def test_a_cluster_whose_workers_are_killed_leaves_the_bytes_and_the_report_of_one_machine(
-    cluster, tmp_path, monkeypatch
+    cluster, tmp_path, monkeypatch, capfd
 ):
     """With paths from the folder that the command was started in, where no worker is."""
     monkeypatch.chdir(tmp_path)
@@ -100,6 +100,7 @@ def test_a_cluster_whose_workers_are_killed_leaves_the_bytes_and_the_report_of_o
     progress = kill_at([1, 50, 80, 110], killed)
     there = prep.prepare(step, Path("in"), Path("ray"), cluster=cluster, progress=progress)
     assert killed == [1, 50, 80, 110]
+    assert capfd.readouterr() == ("", "")
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
     assert there.made == 147 and len(there.failed) == 3
     told = [[(one.source, str(one.error)) for one in of.failed] for of in (local, there)]
@@ -134,9 +135,9 @@ def test_few_batches_are_on_their_way_and_they_end_with_the_run(cluster, tmp_pat
     assert len(taken) <= (workers.AHEAD * 2 + 1) * workers.BATCH
     results.close()
     made = contents(tmp_path)
-    assert not processes("_work_on_batch")
-    time.sleep(1)
+    time.sleep(2)
     assert contents(tmp_path) == made
+    assert not processes("_work_on_batch")
 
 
 @pytest.mark.slow
