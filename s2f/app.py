@@ -38,7 +38,7 @@ from PIL import Image
 from s2f import app_server
 from s2f.app_server import App, Message, Settings
 from s2f.audio import RECORDING_SUFFIXES, SAMPLE_RATE, FloatArray, Heard, hear, hear_beginnings
-from s2f.channel import moved
+from s2f.augment import moved
 from s2f.checkpoint import Checkpoint, Choice, choose, entries, models_in
 from s2f.console import Progress, one_line, silent
 from s2f.errors import (

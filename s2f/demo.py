@@ -7,7 +7,7 @@ al. 2015), and people on phones of their own. They are different people, so face
 voices by what both carry: sex, and within a sex the rank of the voice's pitch and of the face on
 the masculine-feminine axis. Which of many such faces it is follows timbre, by a fixed rule that
 means nothing. `train_demo` trains the networks; of the voice encoder, a pretrained speaker encoder
-hears, and what it says is solved for, on recordings as the world makes them (`channel`).
+hears, and what it says is solved for, on recordings as the world makes them (`augment`).
 """
 
 import csv
@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from s2f import audio, channel, landmarks, layout, spectrogram
+from s2f import audio, augment, landmarks, layout, spectrogram
 from s2f.appearance_model import SHARP, PartsEncoder, depth, opacity, placed, warp_head
 from s2f.audio import FloatArray
 from s2f.checkpoint import KINDS, Card, Checkpoint, load, payload_sha256, save
@@ -909,7 +909,7 @@ def _hear_round(
         clips = []
         for k in chosen[start : start + TOGETHER]:
             if k < 0:
-                clip, move = channel.no_voice(n, rng), 0.0
+                clip, move = augment.no_voice(n, rng), 0.0
             else:
                 clip, move = _recorded(files[k], n, rng, babble)
             clips.append(clip[:n])
@@ -929,9 +929,9 @@ def _recorded(
         pitch = 1.0
     if rng.random() < 0.5:
         formants = 1.0
-    clip = channel.moved(samples[start : start + round(n * pitch)], pitch, formants)
+    clip = augment.moved(samples[start : start + round(n * pitch)], pitch, formants)
     if rng.random() < 0.9:
-        clip = channel.recorded(clip, rng, babble)
+        clip = augment.recorded(clip, rng, babble)
     return clip, float(np.log(pitch))
 
 

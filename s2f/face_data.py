@@ -165,7 +165,8 @@ class FaceIndex:
 
     def has(self, ending: str) -> NDArray[np.bool_]:
         """Tell which targets [m] have a file of this ending."""
-        return self.beside[layout.BESIDE_TARGETS.index(ending)]
+        found: NDArray[np.bool_] = self.beside[layout.BESIDE_TARGETS.index(ending)]
+        return found
 
     def write(self, folders: Sequence[tuple[str, int]]) -> None:
         """Write it where `of` finds it; `folders` are the tree's, and when each had changed last.

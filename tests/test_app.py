@@ -32,7 +32,7 @@ from s2f import SpeechToFace, app, app_server, face_detection
 from s2f.app import Page, answer_photo, answer_voice, decode_photo, decode_recording, offered
 from s2f.app_server import Settings, check_settings
 from s2f.audio import SAMPLE_RATE, Heard, hear
-from s2f.channel import moved
+from s2f.augment import moved
 from s2f.checkpoint import Card, Checkpoint, choose, load_model
 from s2f.errors import (
     AudioError,
