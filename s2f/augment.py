@@ -245,7 +245,7 @@ CODECS: dict[str, tuple[str, str, int, tuple[int, ...]]] = {
     "a-law": ("pcm_alaw", "wav", 8_000, ()),
     "g722": ("g722", "wav", 16_000, ()),
 }
-KNOTS = (50, 100, 200, 400, 800, 1_600, 3_200, 8_000)  # Hz, of a microphone's curve
+CURVE_HZ = (50, 100, 200, 400, 800, 1_600, 3_200, 8_000)  # knots of a microphone's curve
 
 
 def moved(waveform: FloatArray, pitch: float = 1.0, formants: float = 1.0) -> FloatArray:
@@ -300,8 +300,8 @@ def in_room(waveform: FloatArray, rng: Generator) -> FloatArray:
 def by_microphone(waveform: FloatArray, rng: Generator) -> FloatArray:
     """Change its spectrum by a smooth curve, and cut off what is low, or high, at times."""
     hertz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
-    heights = rng.normal(0, rng.uniform(1, 6), len(KNOTS))
-    curve = np.interp(np.log(np.maximum(hertz, 20)), np.log(KNOTS), heights)  # dB
+    heights = rng.normal(0, rng.uniform(1, 6), len(CURVE_HZ))
+    curve = np.interp(np.log(np.maximum(hertz, 20)), np.log(CURVE_HZ), heights)  # dB
     if rng.random() < 0.4:
         curve -= 10 * np.log10(1 + (rng.uniform(60, 350) / np.maximum(hertz, 1)) ** 4)
     if rng.random() < 0.3:
