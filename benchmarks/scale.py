@@ -237,7 +237,7 @@ def write_pack(folder: Path, n: int) -> None:
             shards[table].append(pack.Shard(name, shape[0], "0" * 64))
     clips = np.arange(PEOPLE + 1) * n // PEOPLE
     starts = np.stack([clips, np.arange(PEOPLE + 1), clips])
-    people = pack.People(
+    people = pack.Identities(
         Names.of(b"p%05d" % k for k in range(PEOPLE)), starts, counting(n + 1, np.int64)
     )
     some = shards["clips"], shards["embeddings"]

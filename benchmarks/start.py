@@ -106,7 +106,7 @@ def write_pack(folder: Path, recordings: int, faces: int, people: int, space: st
             shards[table].append(pack.Shard(name, rows, "0" * 64))
     sizes = recordings, faces
     owned = [[len(part) for part in np.array_split(np.arange(n), people)] for n in sizes]
-    those = pack.People.of(
+    those = pack.Identities.of(
         pack.Identity(f"n{k:06d}", clips, n, (1,) * clips)
         for k, (clips, n) in enumerate(zip(*owned, strict=True))
     )

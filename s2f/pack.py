@@ -76,7 +76,7 @@ class Identity(NamedTuple):
     recordings: tuple[int, ...] | None = None  # clips of each, in order; None in version 1
 
 
-class People(Sequence[Identity]):
+class Identities(Sequence[Identity]):
     """The people of a split, sorted by name, as arrays, which may be mapped."""
 
     def __init__(
@@ -90,7 +90,7 @@ class People(Sequence[Identity]):
         self.names, self.starts, self.recordings = names, starts, recordings
 
     @classmethod
-    def of(cls, identities: Iterable[Identity]) -> "People":
+    def of(cls, identities: Iterable[Identity]) -> "Identities":
         """Bring people into arrays."""
         starts, firsts = array("q", [0, 0, 0]), array("q", [0])
         is_told = True
@@ -135,7 +135,7 @@ class Index:
     embedding: int  # values of an embedding
     embedding_space: str  # hash of the face encoder that made them
     shard_bytes: int  # that the files were to have, at most
-    identities: People
+    identities: Identities
     clips: tuple[Shard, ...]
     embeddings: tuple[Shard, ...]
     sha256: str = ""  # of all that its file says, where it was read from one
@@ -232,9 +232,9 @@ def read_index(folder: Place) -> Index:
         if version == VERSION:
             arrays = files.map_arrays(told, folder / ARRAYS, folder / INDEX)
             names = Names(arrays.pop("names"), arrays.pop("names_starts"))
-            people = People(names, **arrays)
+            people = Identities(names, **arrays)
         else:
-            people = People.of(Identity(*p[:3], *map(tuple, p[3:])) for p in told)
+            people = Identities.of(Identity(*p[:3], *map(tuple, p[3:])) for p in told)
         return Index(**fields, identities=people)
 
 
@@ -686,7 +686,7 @@ class _Run:
         if not heard:
             message = f"{split.folder}: none of its waveforms can be used with an embedding"
             raise DatasetError(message, hint=self.failed[0].error.message)
-        people = People.of(
+        people = Identities.of(
             Identity(name, sum(heard[name]), len(n), tuple(heard[name]))
             for name, n in faces.items()
         )

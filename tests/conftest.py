@@ -148,6 +148,13 @@ def save_model(folder: Path, seed: int) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Have the tests of one group, which share a cluster of Ray's, run in one process."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models: `demo`, and `other` with another embedding space. Not to be changed."""

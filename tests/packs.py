@@ -27,7 +27,7 @@ def write_pack(folder: Path, clip_files: list, embedding_files: list, people: li
     if people and len(people[0]) == 3:
         write_old_index(folder, 1, *widths, people, shards)
         return
-    identities = pack.People.of(pack.Identity(*person) for person in people)
+    identities = pack.Identities.of(pack.Identity(*person) for person in people)
     index = pack.Index(*widths, "space", 1, identities, *map(tuple, shards.values()))
     pack.write_index(folder, index)
 

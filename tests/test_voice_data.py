@@ -27,7 +27,7 @@ from s2f.audio import check_waveform
 from s2f.dataloader import Key, plan_steps
 from s2f.embeddings import Maker
 from s2f.errors import CheckpointError, DatasetError, UsageError
-from s2f.pack import Identity, Index, People, Shard, write_index
+from s2f.pack import Identities, Identity, Index, Shard, write_index
 from s2f.voice_data import Sampling, Voices, pair
 
 MAKER = Maker("the face encoder", 4, "squash", lambda photos: pytest.fail("makes embeddings"))
@@ -387,7 +387,7 @@ def test_a_million_clips_are_open_in_a_moment(tmp_path):
         np.lib.format.open_memmap(folder / shard.name, "w+", np.int16, (rows, 96_000))
     np.save(folder / "embeddings-00000.npy", np.ones((people, 4096), np.float16))
     n = clips // people
-    each = People.of(Identity(f"id{k:05}", n, 1, (1,) * n) for k in range(people))
+    each = Identities.of(Identity(f"id{k:05}", n, 1, (1,) * n) for k in range(people))
     faces = (Shard("embeddings-00000.npy", people, "0" * 64),)
     index = Index(96_000, 4096, "space", 10**9, each, tuple(shards), faces)
     write_index(folder, index)

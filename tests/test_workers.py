@@ -24,6 +24,7 @@ from s2f.errors import DeviceError, OutputError, WorkerError
 from s2f.prep import Step
 from s2f.workers import connected_to_ray
 
+pytestmark = pytest.mark.xdist_group("ray")
 NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
 
@@ -256,14 +257,14 @@ def test_the_work_of_a_node_that_is_lost_is_done_by_another(nodes, tmp_path):
 @pytest.mark.slow
 def test_a_cluster_of_its_own_is_started_and_ended(tmp_path):
     pytest.importorskip("ray")
-    before = {*Path("/tmp/ray").glob("session_*_*")}
+    before = {*Path("/tmp", "ray").glob("session_*_*")}
     write_speech(tmp_path / "in/a.wav")
     words = ["prep", "audio", tmp_path / "in", tmp_path / "out", "--workers", 1, "--json"]
     command = [sys.executable, "-m", "s2f", *map(str, words), "--executor", "ray"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["made"] == 1
-    assert {*Path("/tmp/ray").glob("session_*_*")} <= before
+    assert {*Path("/tmp", "ray").glob("session_*_*")} <= before
     Done(*words[:3], tmp_path / "local", *words[4:])
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
 
