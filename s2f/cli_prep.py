@@ -661,7 +661,11 @@ def _pack(
         if report.unchecked:
             what = "embeddings without a photo: nothing tells who made them"
             console.note(f"{report.unchecked} {what}")
-        result = {**dataclasses.asdict(report), "failed": _sources(report.failed)}
+        result = {
+            **dataclasses.asdict(report),
+            "out": str(report.out),
+            "failed": _sources(report.failed),
+        }
         errors, done = [one.error for one in report.failed], report.identities
     if verify:
         with console.progress("checking", "files") as progress:

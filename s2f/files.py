@@ -855,12 +855,15 @@ def verify_hashes(
     hash_of: Callable[[Any], str] = hash_file,
     progress: Progress = silent,
 ) -> VerifyReport:
-    """Read files and compare them with their SHA-256; the `hint` is what cures a damaged one."""
+    """Read files and compare them with their SHA-256; the `hint` is what cures a damaged one.
+
+    `hash_of` gives that of a file, or of whatever stands for one: an `InputError` of it is told.
+    """
     damaged = []
     for k, (path, wanted) in enumerate(hashes):
         progress(k, len(hashes), path.name)
         try:
-            why = "" if hash_file(path) == wanted else "is damaged: its SHA-256 is another"
+            why = "" if hash_of(path) == wanted else "is damaged: its SHA-256 is another"
         except OSError as error:
             why = f"cannot be read: {error.strerror or error}"
         except InputError as error:

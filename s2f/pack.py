@@ -352,10 +352,10 @@ def stage_pack(source: Place, cache: Path, *, progress: Progress = silent) -> Pa
     """
     from filelock import FileLock  # slow to import
 
-    indices = {name: read_index(source / name) for name in _splits_of(source)}
+    indices = {name: _read_fields(source / name) for name in _splits_of(source)}
     card = source / "card.json"
     told = card.read_bytes() if card.is_file() else None
-    key = repr(([(name, index.sha256) for name, index in indices.items()], told))
+    key = repr(([(name, index["sha256"]) for name, index in indices.items()], told))
     target = cache / hashlib.sha256(key.encode()).hexdigest()[:20]
     with files.writing(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -379,16 +379,20 @@ def staged(place: Place, cache: Path | None = None, *, progress: Progress = sile
     return stage_pack(place, cache or Path(caches, "s2f", "packs"), progress=progress)
 
 
-def _stage(source: Place, target: Path, indices: Mapping[str, Index], progress: Progress) -> None:
+def _stage(
+    source: Place, target: Path, indices: Mapping[str, dict[str, Any]], progress: Progress
+) -> None:
     missing = {
-        name: index for name, index in indices.items() if not _is_whole(target / name, index)
+        name: index
+        for name, index in indices.items()
+        if not _is_whole(target / name, index["sha256"])
     }
     wanted = [
         (f"{name}/{shard.name}".lstrip("/"), shard, HEADER + shard.rows * width * dtype.itemsize)
         for name, index in missing.items()
         for table, dtype in DTYPES.items()
-        for width in [index.clip_samples if table == "clips" else index.embedding]
-        for shard in getattr(index, table)
+        for width in [index["clip_samples" if table == "clips" else "embedding"]]
+        for shard in index[table]
     ]
     for k, (name, shard, size) in enumerate(wanted):
         progress(k, len(wanted), f"copying {source / name}")
@@ -426,10 +430,10 @@ def _arrays_of(split: Place, fields: Mapping[str, Any]) -> list[tuple[str, str]]
     return [(f"{ARRAYS}/{name}", sha256) for name, sha256 in found]
 
 
-def _is_whole(folder: Path, index: Index) -> bool:
+def _is_whole(folder: Path, sha256: str) -> bool:
     """Tell whether a split was staged: its index is there, and files of the right sizes."""
     try:
-        return Pack(folder).index.sha256 == index.sha256
+        return Pack(folder).index.sha256 == sha256
     except DatasetError:
         return False
 
