@@ -65,9 +65,6 @@ def launch(
     check_devices(device, size)
     if not device.startswith("cuda"):  # which would take memory of it
         choose_device(device)
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # we say it ourselves
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     for attempt in range(RESTARTS + 1):
         os.environ[LAUNCHED] = str(attempt)
@@ -94,6 +91,9 @@ def _launch_once(size: int, arguments: Sequence[str]) -> dict[int, int]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # we say it ourselves
     config = LaunchConfig(1, 1, size, run_id=uuid.uuid4().hex, max_restarts=0)
     config.rdzv_backend, config.rdzv_endpoint = "c10d", "localhost:0"
     # They meet here: what this machine is called elsewhere torch would ask a name server.
