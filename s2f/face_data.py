@@ -7,6 +7,7 @@ that the embedding of the face encoder is what the decoder draws.
 """
 
 import dataclasses
+import functools
 import os
 import random
 from array import array
@@ -150,8 +151,11 @@ class FaceIndex:
     def path(self, photo: int) -> Path:
         """Name a photo; raises a DatasetError if an index that was read leads out of the folder."""
         self._refuse_beyond(photo, len(self.paths))
-        name, paths = os.fsdecode(self.paths[photo]), _index_of(self.folder) / "paths.npy"
-        return files.inside(self.folder, name, paths)
+        return files.inside(self.folder, os.fsdecode(self.paths[photo]), self._teller)
+
+    @functools.cached_property
+    def _teller(self) -> Path:
+        return _index_of(self.folder) / "paths.npy"
 
     def target(self, row: int) -> Path:
         """Name a photo that has landmarks of its own; raises as `path`."""
