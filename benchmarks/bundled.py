@@ -36,7 +36,7 @@ from s2f import (
     SpeechToFace,
     Waveform,
     audio,
-    channel,
+    augment,
     checkpoint,
     demo,
     face_detection,
@@ -356,7 +356,7 @@ def of_confidence(faces: list[Face], everyone: Voices) -> dict[str, float]:
 def of_no_voice(model: SpeechToFace) -> float:
     """The share of made noises, places and pieces of music that are taken for no voice."""
     rngs = [np.random.default_rng([99, k]) for k in range(60)]
-    faces = [model.generate(Waveform(channel.no_voice(96_000, rng), 16_000)) for rng in rngs]
+    faces = [model.generate(Waveform(augment.no_voice(96_000, rng), 16_000)) for rng in rngs]
     return float(np.mean([face.voice["voice"] < 0.5 for face in faces]))
 
 
@@ -394,7 +394,7 @@ def of_voices(
                 spearmanr(heard.pitch[of], -score[of]).statistic
             )
     lower, higher = (
-        judge.score(hear(model, [channel.moved(x, 2 ** (t / 12)) for x in heard.waveforms]))
+        judge.score(hear(model, [augment.moved(x, 2 ** (t / 12)) for x in heard.waveforms]))
         for t in (-SEMITONES, SEMITONES)
     )
     for name, of in (("", readers == readers), *_by_sex("", readers == readers, heard)):
