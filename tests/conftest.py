@@ -150,9 +150,9 @@ def save_model(folder: Path, seed: int) -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Have the tests of one group, which share a cluster of Ray's, run in one process."""
+    """Have the tests of a file, which share servers, clusters and trees, run in one process."""
     if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
-        config.option.dist = "loadgroup"
+        config.option.dist = "loadfile"
 
 
 @pytest.fixture(scope="session")

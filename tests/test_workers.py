@@ -24,7 +24,6 @@ from s2f.errors import DeviceError, OutputError, WorkerError
 from s2f.prep import Step
 from s2f.workers import connected_to_ray
 
-pytestmark = pytest.mark.xdist_group("ray")
 NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
 
