@@ -89,6 +89,8 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 _TAKING_ITS_PLACE = threading.Lock()  # or the process might end between the two
+# NumPy evaluates an array's header, which Python 3.11 cannot in two threads (gh-106905).
+_PARSING = threading.Lock()
 _TEMPORARY: set[Path] = set()  # files and folders
 _SWEPT: set[int] = set()  # hashes of folders without what others left
 OLD = "old"  # folder in a temporary one: what gives way
@@ -727,7 +729,8 @@ def read_array(path: Path, *, mmap: bool = False) -> "NDArray[np.generic]":
         if head != np.lib.format.MAGIC_PREFIX:
             raise ValueError("it is no .npy file of numbers")
         # Mapping holds what the header claims against the file; reading takes the memory first.
-        array = np.load(path, mmap_mode="r")
+        with _PARSING:
+            array = np.load(path, mmap_mode="r")
         if not mmap:
             array = np.array(array)
     except Exception as error:  # a header is evaluated, and fails in as many ways as Python
