@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from s2f.train import Task, TrainResult
 
 app = typer.Typer(help="Train the networks.", **GROUP)
-# Options that each of several nodes may give as it likes.
-OWN = ("workers", "device", "devices", "max_bad", "pretrained", "tensorboard", "as_json", "quiet")
+# What each of several nodes may give as it likes; of paths, which may be URLs too, only it knows.
+OWN = ("data", "workers", "device", "devices", "max_bad", "pretrained", "tensorboard")
+OWN += ("as_json", "quiet")
 _in, _model, _how, _run, _out = (
     functools.partial(option, panel) for panel in ("Input", "Model", "Training", "Run", "Output")
 )

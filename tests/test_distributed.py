@@ -468,6 +468,19 @@ def test_what_differs_between_two_nodes_is_said_once_and_not_tried_again(what, v
 
 
 @pytest.mark.slow
+def test_two_nodes_may_have_their_data_in_different_places(voices, tmp_path):
+    elsewhere = tmp_path / "elsewhere" / voices.name
+    elsewhere.parent.mkdir()
+    elsewhere.symlink_to(voices)
+    lines = [command(data, tmp_path / "run")[1:] for data in (voices, elsewhere)]
+    lines = [[word for word in line if word not in ("--devices", "2")] for line in lines]
+    for node in two_nodes(*lines):
+        _, told = node.communicate(timeout=300)
+        assert (node.returncode, "error:" in told) == (0, False), told
+    assert (tmp_path / "run/best.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_the_script_for_slurm_runs_and_is_what_the_readme_shows(tmp_path):
     root = TESTS.parent
     script = root / "examples/slurm_train.sh"
