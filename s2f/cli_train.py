@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train the networks.", **GROUP)
 # What each of several nodes may give as it likes; of paths, which may be URLs too, only it knows.
-OWN = ("data", "workers", "device", "devices", "max_bad", "pretrained", "tensorboard")
-OWN += ("as_json", "quiet")
+OWN = {*"data workers device devices max_bad pretrained tensorboard as_json quiet".split()}
 _in, _model, _how, _run, _out = (
     functools.partial(option, panel) for panel in ("Input", "Model", "Training", "Run", "Output")
 )

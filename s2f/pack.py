@@ -150,8 +150,8 @@ def write_index(folder: Place, index: Index) -> None:
             if (folder / INDEX).is_file() and (folder / INDEX).read_bytes() == content:
                 return
             (folder / INDEX).unlink()  # from now on, it is of other arrays
-            for array in sorted((local / ARRAYS).iterdir()):
-                (folder / ARRAYS / array.name).put(array)
+            for file in sorted((local / ARRAYS).iterdir()):
+                (folder / ARRAYS / file.name).put(file)
         (folder / INDEX).write_bytes(content)
         return
     people, path = index.identities, folder / INDEX

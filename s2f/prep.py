@@ -449,7 +449,7 @@ def make_outputs(
         workers = min(workers or cores, len(items))
         results = run_in_workers(function, begin(), workers=workers, **options)
         if net_of:
-            results = _finish_here(net_of, results, begun)
+            results = _finish_here(net_of, results, begun, journal.folder)
     with contextlib.closing(results):
         for place, value in results:
             if isinstance(value, S2FError) and not isinstance(value, InputError | WorkerError):
@@ -458,12 +458,17 @@ def make_outputs(
 
 
 def _finish_here(
-    step: Step, results: Generator[tuple[int, Any]], begun: Mapping[int, tuple[Item, Path]]
+    step: Step,
+    results: Generator[tuple[int, Any]],
+    begun: Mapping[int, tuple[Item, Path]],
+    folder: Path,
 ) -> Generator[tuple[int, Any]]:
     with contextlib.closing(results):
         while batch := list(itertools.islice(results, step.batch_size)):
-            given = [(begun[place][0].given, begun[place][1]) for place, _ in batch]
-            values = _finish(step.net, step.save, [value for _, value in batch], given)
+            parts = [begun[place] for place, _ in batch]
+            given = [(item.given, part) for item, part in parts]
+            names = [folder / item.output for item, _ in parts]
+            values = _finish(step.net, step.save, [value for _, value in batch], given, names)
             yield from zip((place for place, _ in batch), values, strict=True)
 
 
@@ -472,17 +477,22 @@ def _finish(
     save: Callable[[Any, Path], None] | None,
     values: list[Any],
     items: list[tuple[Any, Path]],
+    names: Sequence[Path] = (),
 ) -> list[Any]:
-    """Put what `_work` gave of a batch through the net, and save it; failures pass."""
+    """Put what `_work` gave of a batch through the net, and save it; failures pass.
+
+    What cannot be written is told by its name, or else by that of its temporary file.
+    """
     assert net and save
     read = [value for value in values if not isinstance(value, S2FError)]
     made, outcomes = iter(net(read) if read else ()), []
-    for value, (given, part) in zip(values, items, strict=True):
+    named = names or [part for _, part in items]
+    for value, (given, part), name in zip(values, items, named, strict=True):
         outcome = value if isinstance(value, S2FError) else next(made)
         if stores.is_object(given):
             outcome = stores.let_go(given, part, outcome)
         if not isinstance(outcome, S2FError):
-            with files.writing(part), _whole(part) as own:
+            with files.writing(name), _whole(part) as own:
                 save(outcome, own)
             outcome = None
         outcomes.append(outcome)

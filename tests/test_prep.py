@@ -359,7 +359,7 @@ def test_a_net_gets_batches_and_may_refuse_one_or_all_and_a_full_disk_ends_the_r
     (tree / "in/a/1.txt").write_text("full")
     with pytest.raises(OutputError, match="No space left"):
         prepare(tree, "full", workers=1)
-    with pytest.raises(OutputError, match=r"out: cannot be written: No space left"):
+    with pytest.raises(OutputError, match=r"a/1\.out: cannot be written: No space left"):
         prepare(tree, "full", step={"work": read, "net": lengths, "save": save})
     (tree / "in/a/1.txt").write_text("")
     step = {"work": read, "net": lengths, "save": save, "batch_size": 2}
