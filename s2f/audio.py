@@ -1150,6 +1150,7 @@ def _check_headers(data: BinaryIO, name: str) -> None:
     place = headers = segment = 0
     ends = {_FILES: 0, _FILE: 0}
     sought: list[int] = []
+    told: set[int] = set()  # that were or are sought: a seek head may name itself
     counted: set[int] = set()
     for _ in range(_MOST_ELEMENTS):
         goes_on = place < size
@@ -1180,7 +1181,9 @@ def _check_headers(data: BinaryIO, name: str) -> None:
             raise _unusable(name, found, f"{_MOST_HEADERS // 2**20} MB at most")
         if element == _SEEK_HEAD:
             data.seek(content)
-            sought += [segment + to for to in _positions(data.read(end - content))]
+            new = {segment + to for to in _positions(data.read(end - content))} - told
+            sought += new
+            told |= new
         if goes_on and begins:
             place = content if is_open else end
         elif goes_on:  # nothing that is known: FFmpeg goes on at the next that is

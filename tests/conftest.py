@@ -274,13 +274,17 @@ def faces(tmp_path: Path) -> Path:
     return tree
 
 
-@pytest.fixture
-def voices(tmp_path: Path) -> Path:
-    """A voice tree of three identities a split."""
-    tree = tmp_path / "voices"
+def write_voices(tree: Path) -> Path:
+    """Write a voice tree of three identities a split."""
     for split in ("train", "val"):
         for k in range(3):
             write_photo(tree / split / f"id{k}" / "images" / "a.jpg", seed=k)
             (tree / split / f"id{k}" / "audios").mkdir()
             np.save(tree / split / f"id{k}" / "audios" / "a.npy", noise(1, seed=k))
     return tree
+
+
+@pytest.fixture
+def voices(tmp_path: Path) -> Path:
+    """A voice tree of three identities a split."""
+    return write_voices(tmp_path / "voices")

@@ -504,9 +504,9 @@ def test_real_photos_and_recordings_killed_at_any_moment(tmp_path):
         "voice: no face": [names[k] for k in (1, 9, 17)],
     }
     assert report["renamed"] == {names[k]: f"Zoe_{k:02}" for k in range(24) if k % 8 not in (1, 2)}
-    for _ in range(5):
+    for part in (0.1, 0.3, 0.6):
         run = start("out")
-        time.sleep(chance.uniform(0.1, 0.6) * took)
+        time.sleep(part * chance.uniform(0.8, 1) * took)
         run.kill()
         run.communicate()
     last = start("out")

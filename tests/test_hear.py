@@ -549,6 +549,10 @@ MATROSKA = {  # what stands before a Matroska file's own elements, and whether i
         False,
     ),
     "many files": (element("1941a469", 1000 * element("61a7")), False),
+    "a seek head that names itself, twice": (
+        element("114d9b74", 2 * element("4dbb", element("53ab"), element("53ac", b"\0"))),
+        True,
+    ),
 }
 
 
