@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -107,6 +108,37 @@ def test_a_cluster_whose_workers_are_killed_leaves_the_bytes_and_the_report_of_o
     assert told[0] == told[1]
     assert there.notes == local.notes
     assert prep.prepare(step, Path("in"), Path("ray"), workers=1).skipped == 147
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_every_other_second_costs_no_file(cluster, tmp_path):
+    """Whatever it does; but where a machine is so slow that nothing was done since, it may live."""
+    grow(tmp_path / "in", [f"{k % 7}/{k}.txt" for k in range(250)])
+    step, killed, ended, counts = step_of(tmp_path), [], threading.Event(), [-1]
+
+    def kill():
+        while not ended.wait(2):
+            for process in processes("_work_on_batch")[: counts[-1] > counts[0]]:
+                counts[:] = counts[-1:]
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+
+    def progress(done, total, what):
+        counts.append(done)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        report = prep.prepare(
+            step, tmp_path / "in", tmp_path / "out", cluster=cluster, progress=progress
+        )
+    finally:
+        ended.set()
+        thread.join()
+    assert len(killed) >= 4 and (report.made, report.failed) == (250, ())
+    prep.prepare(step, tmp_path / "in", tmp_path / "local", workers=4)
+    assert contents(tmp_path / "out") == contents(tmp_path / "local")
 
 
 @pytest.mark.slow
