@@ -133,7 +133,7 @@ def find_recordings(
 
 def is_recording(name: str) -> bool:
     """Tell by a file's name whether it is a recording, or a video with sound."""
-    return Path(name).suffix.lower() in RECORDING_SUFFIXES
+    return files.suffix(name).lower() in RECORDING_SUFFIXES
 
 
 def is_voice(name: str) -> bool:

@@ -502,11 +502,14 @@ def _below(
 
 def stem(path: str) -> str:
     """Give a path without its suffix: what recordings of one thing in several formats share."""
-    return os.path.splitext(path)[0]
+    return path.removesuffix(suffix(path))
 
 
 def suffix(path: str) -> str:
     """Give what `stem` leaves out, as it is written."""
+    before, _, after = path.rpartition(".")
+    if after.isalnum() and before[-1:] not in ("", ".", "/", "\\"):  # as most of a million are
+        return f".{after}"
     return os.path.splitext(path)[1]
 
 

@@ -130,6 +130,7 @@ class Journal:
         self.entries: dict[str, JournalEntry] = {}
         self._own, self._step, self._shard = folder / FOLDER, step, shard
         self._root = files.way(folder, root) if isinstance(root, Path) else root
+        self._origins: dict[str, str] = {}  # by the suffixes of sources
         self._header = json.dumps({"version": VERSION, "step": step, "settings": {**settings}})
         self._is_compact = True
         self._unsynced: set[str] = set()  # outputs whose start another machine may not see
@@ -332,7 +333,11 @@ class Journal:
         return entry is not None and entry.origin.rpartition("*")[0] == f"{self._root}/"
 
     def _origin(self, source: File) -> str:
-        return sys.intern(f"{self._root}/*{files.suffix(source.path)}") if self._root else ""
+        suffix = files.suffix(source.path)
+        if (known := self._origins.get(suffix)) is None:
+            known = sys.intern(f"{self._root}/*{suffix}") if self._root else ""
+            self._origins[suffix] = known
+        return known
 
     def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> str | None:
         """Name the file that an output was made of, if that is another than its source now."""

@@ -226,13 +226,15 @@ def prepare(
         bad = [item.output for item in items if item.given in faults] if faults else []
         stale = _stale(journal, plan, bad, step, shard, whole=is_tree)
         journal.finish()
-    failures, notes = [], {}
-    for item in items:
+    failures, notes, unmade = [], {}, set()
+    for item in items if failed else ():
         if item.given in failed:
             failures.append(Failure(stores.given_place(item.given), failed[item.given]))
-        elif (entry := journal.entries.get(item.output)) and entry.event == "done":
-            if entry.note is not None:
-                notes[item.output] = entry.note
+            unmade.add(item.output)
+    for output in items.outputs():
+        entry = journal.entries.get(output)
+        if entry and entry.event == "done" and entry.note is not None and output not in unmade:
+            notes[output] = entry.note
     made = len(items) - skipped - len(failures)
     seconds = time.perf_counter() - started
     passed = dict(passed_over)
@@ -249,11 +251,11 @@ class _Items(Sequence[Item]):
     def __init__(self, prefix: str, name: Callable[[str], str], sources: Iterable[File]) -> None:
         """Take sources, what stands before their paths, and what makes outputs of these."""
         self.prefix, self.name = prefix, name
-        self._paths: list[str] = []
+        self.paths: list[str] = []
         self._sizes = array("q")
         self._times: array[int] | list[int] = array("q")
         for path, size, mtime_ns in sources:
-            self._paths.append(path)
+            self.paths.append(path)
             self._sizes.append(size)
             try:
                 self._times.append(mtime_ns)
@@ -261,16 +263,20 @@ class _Items(Sequence[Item]):
                 self._times = [*self._times, mtime_ns]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def __getitem__(self, k: Any) -> Any:
-        return self._item(self._paths[k], self._sizes[k], self._times[k])
+        return self._item(self.paths[k], self._sizes[k], self._times[k])
 
     def __iter__(self) -> Iterator[Item]:
-        return map(self._item, self._paths, self._sizes, self._times)
+        return map(self._item, self.paths, self._sizes, self._times)
 
     def _item(self, path: str, size: int, mtime_ns: int) -> Item:
         return Item(self.name(path), File(path, size, mtime_ns), self.prefix + path)
+
+    def outputs(self) -> Iterator[str]:
+        """Give the outputs alone, in a fifth of the time."""
+        return map(self.name, self.paths)
 
     def only(self, wanted: Callable[[Item], bool]) -> "_Items":
         """Keep some items."""
@@ -314,7 +320,7 @@ def _plan(
     if not items:
         raise files.holds_none(source, step.sources, passed_over, DatasetError)
     name_of = str if step.rename else files.stem
-    named = ((name_of(item.output), item.source.path) for item in items)
+    named = zip(map(name_of, items.outputs()), items.paths, strict=True)
     dropped = files.drop_twins(named, source, passed_over, prefer=prefer, is_asked=step.has_twins)
     if dropped:
         items = items.only(lambda item: item.source.path not in dropped)
@@ -356,7 +362,7 @@ def _stale(
     gone: set[str] = set()
     if whole:
         gone.update(journal.entries)
-        gone.difference_update(item.output for item in plan)
+        gone.difference_update(plan.outputs())
         gone = {name for name in gone if journal.is_ours(name)}
     if step.rename is None:
         journal.forget(gone)  # nothing stands there
@@ -367,7 +373,7 @@ def _stale(
     return tuple(sorted(name for name in old if journal.is_there(name)))
 
 
-def _refuse_collisions(items: Sequence[Item], folder: Path) -> None:
+def _refuse_collisions(items: _Items, folder: Path) -> None:
     """Refuse outputs that would be folders of others, or, where the file system folds, A and a.
 
     It may also take an accent with its letter for one with it.
@@ -383,19 +389,19 @@ def _refuse_collisions(items: Sequence[Item], folder: Path) -> None:
     clash = ""
     if folds_case or composes:  # else no two outputs are one: twins were refused
         makers: dict[str, str] = {}
-        for output, source, _ in items:
-            other = makers.setdefault(fold(output), source.path)
-            if other != source.path and not clash:
-                clash = f"{output}: would be made of both {other} and {source.path}"
+        for output, path in zip(items.outputs(), items.paths, strict=True):
+            other = makers.setdefault(fold(output), path)
+            if other != path and not clash:
+                clash = f"{output}: would be made of both {other} and {path}"
     folders: set[str] = set()
-    for output, _, _ in items if not clash else ():
+    for output in items.outputs() if not clash else ():
         folder_of = fold(output).rpartition("/")[0]
         while folder_of and folder_of not in folders:
             folders.add(folder_of)
             folder_of = folder_of.rpartition("/")[0]
-    for output, source, _ in items if folders else ():
+    for output, path in zip(items.outputs(), items.paths, strict=True) if folders else ():
         if not clash and fold(output) in folders:
-            clash = f"{fold(output)}: would be made of {source.path}, and be a folder"
+            clash = f"{fold(output)}: would be made of {path}, and be a folder"
     if clash:
         raise DatasetError(clash, hint="rename or remove one of the two")
 
