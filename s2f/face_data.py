@@ -148,19 +148,29 @@ class FaceIndex:
             means={},
         )
 
-    def path(self, photo: int) -> Path:
-        """Name a photo; raises a DatasetError if an index that was read leads out of the folder."""
+    def name(self, photo: int) -> str:
+        """Name a photo below the folder; raises a DatasetError if an index that was read is bad."""
         self._refuse_beyond(photo, len(self.paths))
-        return files.inside(self.folder, os.fsdecode(self.paths[photo]), self._teller)
+        name = os.fsdecode(self.paths[photo])
+        files.refuse_outside(self.folder, name, self._teller)
+        return name
+
+    def path(self, photo: int) -> str:
+        """Name a photo with its folder, as text: a `Path` takes as long as all else to make."""
+        return self._before + self.name(photo)
+
+    def target(self, row: int) -> str:
+        """Name a photo that has landmarks of its own as `path` does; both raise as `name`."""
+        self._refuse_beyond(row, len(self.targets))
+        return self.path(int(self.targets[row]))
+
+    @functools.cached_property
+    def _before(self) -> str:
+        return str(self.folder / "name").removesuffix("name")
 
     @functools.cached_property
     def _teller(self) -> Path:
         return _index_of(self.folder) / "paths.npy"
-
-    def target(self, row: int) -> Path:
-        """Name a photo that has landmarks of its own; raises as `path`."""
-        self._refuse_beyond(row, len(self.targets))
-        return self.path(int(self.targets[row]))
 
     def _refuse_beyond(self, number: int, end: int) -> None:
         if not 0 <= number < end:  # of an array that was not compared with its hash
@@ -330,7 +340,7 @@ def _directions(index: FaceIndex, maker: Maker, progress: Progress) -> Tensor:
         message = f"{lacks}: has no NAME{layout.EMBEDDING}; {int((~have).sum())} photos have none"
         raise DatasetError(message, hint="make them with s2f prep embeddings, or give no encoder")
     chosen = [k * m // CHECKED for k in range(CHECKED)]
-    photos = {_embedding(index, row): index.target(row) for row in chosen}
+    photos = {_embedding(index, row): Path(index.target(row)) for row in chosen}
     check_embeddings(maker, list(photos), photos.__getitem__)
 
     def read(rows: range, what: str) -> Tensor:
@@ -349,7 +359,7 @@ def _directions(index: FaceIndex, maker: Maker, progress: Progress) -> Tensor:
 
 
 def _embedding(index: FaceIndex, row: int) -> Path:
-    return Path(layout.renamed(str(index.target(row)), layout.EMBEDDING))
+    return Path(layout.renamed(index.target(row), layout.EMBEDDING))
 
 
 class FaceDataset(Dataset[Item]):
@@ -411,11 +421,11 @@ class FaceDataset(Dataset[Item]):
         """
         row, path = int(self.index.rows[key.item]), self.index.path(key.item)
         item = {
-            "face": load_face(path, fit=self.fit),
+            "face": load_face(Path(path), fit=self.fit),
             "drawing": self._drawing(row),
             "landmarks": self.points(row),
             "identity": torch.tensor(int(self.index.who[key.item])),
-            "own": torch.tensor(files.stem(str(path)) == self._stem(row)),
+            "own": torch.tensor(files.stem(path) == self._stem(row)),
         }
         if not self.share:
             return item
@@ -430,17 +440,17 @@ class FaceDataset(Dataset[Item]):
 
     def name(self, index: int) -> str:
         """Name the photo of an item."""
-        return str(self.index.path(index))
+        return self.index.path(index)
 
     def _stem(self, row: int) -> str:
-        return files.stem(str(self.index.target(row)))
+        return files.stem(self.index.target(row))
 
     def _beside(self, row: int, suffix: str) -> Path:
         return Path(f"{self._stem(row)}{suffix}")
 
     def _drawing(self, row: int) -> Tensor:
-        texture = self._beside(row, layout.TEXTURE)
-        drawing = load_face(texture if self.registered else self.index.target(row))
+        registered = self._beside(row, layout.TEXTURE) if self.registered else None
+        drawing = load_face(registered or Path(self.index.target(row)))
         if not self.cut_out:
             return drawing
         channel = load_face(self._beside(row, layout.OPACITY))[:1]
@@ -529,7 +539,7 @@ class FaceDataset(Dataset[Item]):
         for photo, there in zip(
             self.index.targets.tolist(), self.index.has(layout.EMBEDDING), strict=True
         ):
-            path = self.index.path(photo).relative_to(self.folder).as_posix()
+            path = self.index.name(photo)
             stored = layout.renamed(path, layout.EMBEDDING)
             faces.append(FaceFiles(path, path, stored if there else None))
         failed = gallery.add(faces)

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,7 +321,7 @@ def test_landmarks_that_cannot_be_used_are_in_no_index(tmp_path):
 
 def test_the_neighbours_of_photos_are_those_of_their_embeddings(tmp_path):
     faces = FaceDataset(write_tree(tmp_path, 40, photos=2) / "train", landmarks=68)
-    targets = [faces.index.target(row) for row in range(80)]
+    targets = [Path(faces.index.target(row)) for row in range(80)]
     photos = torch.stack([load_face(path) for path in targets]) / 255
     groups = torch.from_numpy(faces.index.who[faces.index.targets].astype(np.int64))
     expected = nearest(functional.normalize(MAKER.embed(photos)), groups, 10).numpy()
