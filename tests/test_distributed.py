@@ -168,7 +168,7 @@ def command(voices: Path, run: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of `voices`, and `run`, which is what becomes of them."""
     folder = write_voices(tmp_path_factory.mktemp("undisturbed") / "voices").parent
     subprocess.run(command(folder / "voices", folder / "run"), env=ENV, check=True)
