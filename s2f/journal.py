@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import sys
+import time
 import unicodedata
 import zlib
 from collections import Counter
@@ -31,6 +32,7 @@ from s2f.files import File, unwritable
 
 FOLDER = ".s2f"  # in a folder of outputs: its journals, and the temporary files of a run
 VERSION = 1  # of the journal's format
+READS = 300  # of the journals of other runs, which may be taken over meanwhile
 
 
 class Item(NamedTuple):
@@ -230,8 +232,15 @@ class Journal:
             if not self._shard:
                 self._read_new()
                 return
-            while not self._read_all():  # one was taken over meanwhile: another says what it said
-                pass
+            for left in reversed(range(READS)):
+                try:
+                    self._read_all()
+                    break
+                except OSError as error:
+                    # One was taken over meanwhile: another says what it said.
+                    if not left or error.errno not in (errno.ENOENT, errno.ESTALE):
+                        raise
+                    time.sleep(0.01)
 
     def _read_new(self) -> None:
         """Read, in a run without a shard, what shards have done that began since it did."""
@@ -241,22 +250,16 @@ class Journal:
             self._read_run(run)
             self._is_compact = False
 
-    def _read_all(self) -> bool:
+    def _read_all(self) -> None:
         self.entries.clear()
         self._is_of_others = False
-        try:
-            runs = [run for run in _list_runs(self._own, self._step) if run.parts != self.parts]
-            with contextlib.suppress(FileNotFoundError):  # there was no run without a shard
-                with (self._own / f"{self._step}.journal").open("rb") as file:
-                    self._read_main(file)
-            self._refuse_beside(runs)
-            for run in runs:
-                self._read_run(run)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
-                raise
-            return False
-        return True
+        runs = [run for run in _list_runs(self._own, self._step) if run.parts != self.parts]
+        with contextlib.suppress(FileNotFoundError):  # there was no run without a shard
+            with (self._own / f"{self._step}.journal").open("rb") as file:
+                self._read_main(file)
+        self._refuse_beside(runs)
+        for run in runs:
+            self._read_run(run)
 
     def _refuse_beside(self, runs: "Sequence[_Run]") -> None:
         """Refuse to be at work beside runs that would undo this one's work, or it theirs."""

@@ -1,5 +1,6 @@
 """Trees made of trees, by a step that turns text to upper case; the workers; and the journal."""
 
+import errno
 import functools
 import json
 import os
@@ -606,6 +607,27 @@ def test_what_a_twin_made_after_its_journal_was_read_is_no_file_of_the_users(for
     assert (report.made, report.skipped) == (0, 21)
     assert {failure.source.name for failure in report.failed} == {"1.txt", "5.txt"}
     assert contents(forest / "out")["c/1.out"] == "by hand"
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
+def test_a_journal_that_is_gone_is_looked_for_again_and_not_for_ever(forest, monkeypatch, code):
+    """As a network file system tells of one that another machine has replaced."""
+    (shard,), read, due = shards(1), Journal._refuse_beside, [code] * 3
+
+    def refuse(journal, runs):
+        if due:
+            raise OSError(due.pop(), "gone")
+        read(journal, runs)
+
+    monkeypatch.setattr(Journal, "_refuse_beside", refuse)
+    assert prepare(forest, shard=shard, workers=1).made == 22 and not due
+    monkeypatch.setattr(journal, "READS", 3)
+    due += [code] * 100
+    with pytest.raises(OutputError, match="cannot be written: gone"):
+        prepare(forest, shard=shard, workers=1)
+    assert len(due) == 97
+    due.clear()
+    assert prepare(forest, shard=shard, workers=1).skipped == 22
 
 
 def test_a_run_of_all_waits_for_shards_that_are_at_work(forest):
