@@ -1,6 +1,9 @@
 """A training that is small enough to be checked by hand, and processes to run it in."""
 
+import contextlib
 import os
+import random
+import socket
 import subprocess
 import sys
 import textwrap
@@ -133,3 +136,15 @@ def start(size: int, script: str, *arguments: object) -> subprocess.Popen[str]:
     command += [textwrap.dedent(script), *map(str, arguments)]
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=ENV, text=True, start_new_session=True, **pipes)
+
+
+def free_port() -> int:
+    """Find a port that nobody has, below those that Linux gives out by itself (from 32768 on).
+
+    Of these another process could get it meanwhile; or, as on loopback who connects to one before
+    its server is there may be connected with himself, the one that asks.
+    """
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

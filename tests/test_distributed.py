@@ -1,15 +1,15 @@
 """Several processes that train as one: what they compute is what one process computes."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from unittest import mock
@@ -18,7 +18,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import FRONT_END, STAGED, VOICE, noise, write_photo, write_voices
-from line_task import CPU, ENV, TESTS, Killed, Two, assert_same_run, config, killing, start
+from line_task import (
+    CPU,
+    ENV,
+    TESTS,
+    Killed,
+    Two,
+    assert_same_run,
+    config,
+    free_port,
+    killing,
+    start,
+)
 from torch import Tensor, nn
 from torch.distributed import HashStore, Store
 
@@ -324,10 +335,10 @@ def test_a_signal_that_one_process_gets_ends_all(tmp_path):
 
 
 KILLED = """
-    import os, random, signal, socket, sys, time, traceback
+    import os, random, signal, sys, time, traceback
     import torch._dynamo  # as an optimizer does when it is made
     from pathlib import Path
-    from line_task import CPU, LineTask, config
+    from line_task import CPU, LineTask, config, free_port
     from s2f.distributed import join_ranks
     from s2f.train import train
 
@@ -339,8 +350,7 @@ KILLED = """
 
     def ends(folder, kill):
         # Forked, or each would import torch anew. What torchrun tells its processes they are told.
-        with socket.create_server(("localhost", 0)) as free:
-            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(free_port())
         (steps, told), children = os.pipe(), []
         for rank in range(size):
             os.environ["RANK"] = str(rank)
@@ -421,12 +431,8 @@ RESTARTED = """
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-def two_nodes(*lines: list[object], static: bool = True) -> list[subprocess.Popen[str]]:
+@contextlib.contextmanager
+def two_nodes(*lines: list[object], static: bool = True) -> Iterator[list[subprocess.Popen[str]]]:
     """Run two commands under torchrun as on two nodes, which are two groups of processes here."""
     port, nodes = free_port(), []
     for k, line in enumerate(lines):
@@ -438,7 +444,12 @@ def two_nodes(*lines: list[object], static: bool = True) -> list[subprocess.Pope
         words += ["--nproc-per-node", 1, "--max-restarts", 2, "--no-python", sys.executable, *line]
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         nodes.append(subprocess.Popen(list(map(str, words)), env=ENV, text=True, **pipes))
-    return nodes
+    try:
+        yield nodes
+    finally:
+        for node in nodes:  # where one failed the other may wait for it
+            node.terminate()
+            node.communicate()
 
 
 @pytest.mark.slow
@@ -446,9 +457,10 @@ def two_nodes(*lines: list[object], static: bool = True) -> list[subprocess.Pope
 def test_two_nodes_survive_a_killed_process(static, tmp_path):
     """What is killed in the middle ends as what was not, of the same number of processes."""
     line: list[object] = ["-c", textwrap.dedent(RESTARTED), tmp_path]
-    for node in two_nodes(line, line, static=static):
-        _, err = node.communicate(timeout=300)
-        assert node.returncode == 0, err
+    with two_nodes(line, line, static=static) as nodes:
+        for node in nodes:
+            _, err = node.communicate(timeout=300)
+            assert node.returncode == 0, err
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert "2 True" in [(tmp_path / f"ended{k}").read_text() for k in range(2)]
 
@@ -464,9 +476,10 @@ def test_what_differs_between_two_nodes_is_said_once_and_not_tried_again(what, v
         [word for word in line[1:] if word not in ("--devices", "2")] for line in (here, there)
     ]
     told = ["", ""]
-    for k, node in enumerate(two_nodes(*lines)):
-        _, told[k] = node.communicate(timeout=300)
-        assert node.returncode == 1  # torchrun's own, whatever its processes ended with
+    with two_nodes(*lines) as nodes:
+        for k, node in enumerate(nodes):
+            _, told[k] = node.communicate(timeout=300)
+            assert node.returncode == 1  # torchrun's own, whatever its processes ended with
     said = {"steps": "has steps 40; the first has steps 30", "data": f"{tmp_path / 'nowhere'}"}
     (line,) = (line for line in (told[0] + told[1]).splitlines() if line.startswith("error:"))
     assert line in told[0] and said[what] in line
@@ -480,9 +493,10 @@ def test_two_nodes_may_have_their_data_in_different_places(voices, tmp_path):
     elsewhere.symlink_to(voices)
     lines = [command(data, tmp_path / "run")[1:] for data in (voices, elsewhere)]
     lines = [[word for word in line if word not in ("--devices", "2")] for line in lines]
-    for node in two_nodes(*lines):
-        _, told = node.communicate(timeout=300)
-        assert (node.returncode, "error:" in told) == (0, False), told
+    with two_nodes(*lines) as nodes:
+        for node in nodes:
+            _, told = node.communicate(timeout=300)
+            assert (node.returncode, "error:" in told) == (0, False), told
     assert (tmp_path / "run/best.safetensors").is_file()
 
 

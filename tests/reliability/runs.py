@@ -17,7 +17,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -277,9 +276,10 @@ def _twice(run: Run, count: mmap.mmap) -> int:
 def _ranks(run: Run, count: mmap.mmap) -> int:
     if run.ranks == 1:
         return _command(run, count)
-    with socket.create_server(("localhost", 0)) as free:
-        os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    from line_task import free_port
+
     os.environ |= {"MASTER_ADDR": "localhost", "WORLD_SIZE": str(run.ranks)}
+    os.environ["MASTER_PORT"] = str(free_port())
     children = []
     for rank in range(run.ranks):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
