@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import random
+import secrets
 import socket
 import subprocess
 import sys
@@ -145,6 +145,6 @@ def free_port() -> int:
     its server is there may be connected with himself, the one that asks.
     """
     while True:
-        port = random.randrange(20_000, 30_000)
+        port = 20_000 + secrets.randbelow(10_000)  # not as any test has seeded others
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
