@@ -417,7 +417,7 @@ def make_outputs(
     seconds: float = ITEM_SECONDS,
     cluster: RayCluster | None = None,
     net_of: Step | None = None,
-) -> Generator[tuple[Item, Path, Any]]:
+) -> Generator[tuple[Item, str, Any]]:
     """Work on items in other processes; each is noted in the journal when it is begun.
 
     `work` is picklable, and called with `Item.given` and a temporary file; if it `writes` that,
@@ -432,13 +432,15 @@ def make_outputs(
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
 
     journal.claim(items)
-    begun: dict[int, tuple[Item, Path]] = {}
+    begun: dict[int, tuple[Item, str]] = {}
+    parts = str(journal.parts)
 
-    def begin() -> Iterator[tuple[Any, Path]]:
+    def begin() -> Iterator[tuple[Any, str]]:
         for place, item in enumerate(items):
             journal.note("start", item.output, item.source)
-            begun[place] = item, journal.parts / f"{place}{files.suffix(item.output)}"
-            yield item.given, begun[place][1]
+            part = f"{parts}{os.sep}{place}{files.suffix(item.output)}"
+            begun[place] = item, part
+            yield item.given, part
 
     function = functools.partial(_work, work, writes)
     options: dict[str, Any] = {"preload": preload, "seconds": seconds}
@@ -466,7 +468,7 @@ def make_outputs(
 def _finish_here(
     step: Step,
     results: Generator[tuple[int, Any]],
-    begun: Mapping[int, tuple[Item, Path]],
+    begun: Mapping[int, tuple[Item, str]],
     folder: Path,
 ) -> Generator[tuple[int, Any]]:
     with contextlib.closing(results):
@@ -482,7 +484,7 @@ def _finish(
     net: Callable[[list[Any]], list[Any]] | None,
     save: Callable[[Any, Path], None] | None,
     values: list[Any],
-    items: list[tuple[Any, Path]],
+    items: list[tuple[Any, str]],
     names: Sequence[Path] = (),
 ) -> list[Any]:
     """Put what `_work` gave of a batch through the net, and save it; failures pass.
@@ -492,8 +494,8 @@ def _finish(
     assert net and save
     read = [value for value in values if not isinstance(value, S2FError)]
     made, outcomes = iter(net(read) if read else ()), []
-    named = names or [part for _, part in items]
-    for value, (given, part), name in zip(values, items, named, strict=True):
+    parts = [Path(part) for _, part in items]
+    for value, (given, _), part, name in zip(values, items, parts, names or parts, strict=True):
         outcome = value if isinstance(value, S2FError) else next(made)
         if stores.is_object(given):
             outcome = stores.let_go(given, part, outcome)
@@ -505,7 +507,8 @@ def _finish(
     return outcomes
 
 
-def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, part: Path) -> Any:
+def _work(work: Callable[[Any, Path], Any], writes: bool, given: Any, name: str) -> Any:
+    part = Path(name)
     with files.writing(part):  # reading has errors of its own
         if not writes:
             return work(given, part)

@@ -523,12 +523,13 @@ class StoreJournal(Journal):
         if event == "done" and time.monotonic() >= self._next_upload:
             self._upload()
 
-    def place(self, item: Item, part: Path, note: Any = None, *, over_source: bool = False) -> None:
+    def place(self, item: Item, part: str, note: Any = None, *, over_source: bool = False) -> None:
         """Put the temporary file `part`, if no worker has, and note that its output is done."""
         assert not over_source
-        if part.exists():
-            (self._out / item.output).put(part)
-            part.unlink()
+        made = Path(part)
+        if made.exists():
+            (self._out / item.output).put(made)
+            made.unlink()
         self._there.add(item.output)
         self.note("done", item.output, item.source, note)
 
