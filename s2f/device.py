@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 # Names of dtypes of torch; `tf32` is float32, of whose bits a GPU multiplies 19.
 PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 AGAIN = 0.5  # seconds in which a signal that comes again is the same one
-_ONE_AT_A_TIME = threading.Lock()
+SOCKET_FOLDER = 60  # bytes of its path, at most: 104 of a socket on macOS, less some 40 of its name
+_ONE_AT_A_TIME, _PLACING = threading.Lock(), threading.Lock()
 
 
 def choose_device(name: str = "auto") -> "torch.device":
@@ -118,6 +120,7 @@ def starting_processes() -> Iterator[None]:
     from concurrent.futures import BrokenExecutor
 
     try:
+        _place_sockets()
         yield
     except (OSError, BrokenExecutor) as error:
         cause = error.__cause__ if isinstance(error, BrokenExecutor) else error
@@ -131,6 +134,24 @@ def starting_processes() -> Iterator[None]:
         elif number in (errno.EMFILE, errno.ENFILE):
             hint = "let more files be open (ulimit -n 1024), or give fewer --workers"
         raise DeviceError(message, hint=hint) from error
+
+
+def _place_sockets() -> None:
+    """Have multiprocessing put its sockets into /tmp where their names would be too long in TMPDIR.
+
+    Names have some 100 bytes on every system, and a scheduler's folders more. Python does so itself
+    from 3.14 on; before, no process started, or one that sent a batch was waited for without end.
+    """
+    from multiprocessing import util
+
+    with _PLACING:
+        before = tempfile.gettempdir()
+        if len(os.fsencode(before)) > SOCKET_FOLDER and os.path.isdir("/tmp"):
+            tempfile.tempdir = "/tmp"
+            try:
+                util.get_temp_dir()  # makes it, once, for all processes that come of this one
+            finally:
+                tempfile.tempdir = before
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from s2f.device import starting_processes
 from s2f.errors import CheckpointError, OutputError, S2FError
 
 if TYPE_CHECKING:  # the process that reads HDF5 would only wait for it
@@ -317,7 +318,8 @@ def call_confined(
     before = os.environ.get("PYTHONSAFEPATH", "")
     os.environ["PYTHONSAFEPATH"] = "1"  # the user may be in a folder of a stranger's modules
     try:
-        process.start()
+        with starting_processes():
+            process.start()
     finally:
         os.environ["PYTHONSAFEPATH"] = before  # "" is as if it were not set
     sender.close()  # so that the other end's death ends the waiting

@@ -223,6 +223,7 @@ def _become(run: Run, count: mmap.mmap, out: int, err: int) -> None:
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.environ.update(run.env)
+        tempfile.tempdir = None  # which may be told otherwise there
         if run.full or run.hidden or run.gone:
             _unshare()
         if run.full:

@@ -101,6 +101,7 @@ def test_the_hook_sees_processes_and_what_they_ask_for(tmp_path):
 def test_no_command_makes_a_connection(tmp_path):
     environment, path = hooked(tmp_path)
     inner = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    inner += ["-p", "no:randomly"]  # the last of them asks whether each command was seen
     inner += [__file__, "-o", "python_functions=every_*", "--basetemp", tmp_path / "inner"]
     done = subprocess.run(
         inner, env=environment, cwd=HERE.parents[1], text=True, capture_output=True

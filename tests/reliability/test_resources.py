@@ -268,6 +268,28 @@ def without_shared_memory(name: str, sources: Path, runs: Runs, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["audio"])
+def test_a_long_name_of_the_temporary_folder_does(name, sources, runs, tmp_path):
+    long_temporary_folder(name, sources, runs, tmp_path)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", CASES)
+def test_every_command_with_a_long_temporary_folder(name, sources, runs, tmp_path):
+    print(f"{name}: {long_temporary_folder(name, sources, runs, tmp_path)}")
+
+
+def long_temporary_folder(name: str, sources: Path, runs: Runs, tmp_path: Path) -> str:
+    """Run where no socket can have a name in TMPDIR, as in folders of a scheduler's jobs."""
+    folder = tmp_path / ("job" * 40)
+    folder.mkdir()
+    args = words(name, sources, tmp_path / "out")
+    args += ["--workers", "2"] if args[0] == "train" and args[1] != "model" else []
+    ended = runs(Run(args, env={"TMPDIR": str(folder)}, forks=False))
+    assert ended.code == 0 and "Traceback" not in ended.err, ended
+    return f"done in {ended.seconds:.1f} s"
+
+
+@pytest.mark.parametrize("name", ["audio"])
 def test_few_open_files_suffice_or_it_is_said(name, sources, runs, tmp_path):
     few_files(name, sources, runs, tmp_path)
 
