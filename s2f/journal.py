@@ -302,23 +302,24 @@ class Journal:
         if item.source.size < 0:
             why = f"{item.given}: is no regular file, or a link that leads nowhere"
             raise InputError(why, hint="remove it, or mend the link")
-        path = f"{self.folder}/{item.output}"
         there = not is_file or self.is_there(item.output)
         entry = self.entries.get(item.output)
         if entry is None:
             if is_file and there and not overwrite:
+                path = f"{self.folder}/{item.output}"
                 hint = "give --overwrite to replace it, or another folder"
                 message = f"{path}: exists already, and was not made by this command"
                 raise UsageError(message, hint=hint)
             return True
-        other = self._other_source(entry, item, is_chosen=is_chosen)
+        origin = self._origin(item.source)
+        other = self._other_source(entry, item, origin, is_chosen=is_chosen)
         if is_file and there and other and not overwrite:
+            path = f"{self.folder}/{item.output}"
             hint = "give another folder, or --overwrite to replace it"
             raise UsageError(f"{path}: was made of {other}, not of {item.given}", hint=hint)
         made_of = ("done", item.source.size, item.source.mtime_ns)
         if not there or other or entry[:3] != made_of:
             return True
-        origin = self._origin(item.source)
         if entry.origin != origin:  # the tree was moved
             self.entries[item.output] = entry._replace(origin=origin)
             self._is_compact = False
@@ -343,9 +344,14 @@ class Journal:
             self._origins[suffix] = known
         return known
 
-    def _other_source(self, entry: JournalEntry, item: Item, *, is_chosen: bool) -> str | None:
-        """Name the file that an output was made of, if that is another than its source now."""
-        if entry.origin in ("", own := self._origin(item.source)):
+    def _other_source(
+        self, entry: JournalEntry, item: Item, own: str, *, is_chosen: bool
+    ) -> str | None:
+        """Name the file that an output was made of, if that is another than its source now.
+
+        Its source's origin is its `own`.
+        """
+        if entry.origin in ("", own):
             return None
         root, _, suffix = entry.origin.rpartition("*")
         name = f"{root}{files.stem(item.source.path)}{suffix}"
@@ -561,9 +567,11 @@ def _line(output: str, entry: JournalEntry) -> bytes:
     """Write what `_sealed` would of these as a list, in half of the time: there are millions."""
     event, size, mtime_ns, note, origin = entry
     text = f'["{event}", {_quoted(output)}, {size}, {mtime_ns}'
-    if note is not None or origin:
-        text += ", null" if note is None else f", {json.dumps(note)}"
-    line = (f"{text}, {_quoted(origin)}]" if origin else f"{text}]").encode()
+    if origin:
+        noted = "null" if note is None else json.dumps(note)
+        line = f"{text}, {noted}, {_quoted(origin)}]".encode()
+    else:
+        line = (f"{text}]" if note is None else f"{text}, {json.dumps(note)}]").encode()
     return b"%s %08x\n" % (line, zlib.crc32(line))
 
 

@@ -185,10 +185,10 @@ def prepare(
         for item in items if refused else ():
             if item.given in refused:
                 fail(item, refused[item.given])
-        done = len(items) - len(due)
+        done = (total := len(items)) - len(due)
         skipped = done - len(failed)
-        journal.tell(items=len(items), of=len(plan), kept=skipped)
-        progress(done, len(items), step.name)
+        journal.tell(items=total, of=len(plan), kept=skipped)
+        progress(done, total, step.name)
         writes = step.net is None and step.rename is not None
         work = functools.partial(_of_path, step.work)
         if isinstance(source, Store) or (isinstance(out, Store) and writes):
@@ -221,7 +221,7 @@ def prepare(
                     hint = "rename the source, shorter if need be, or what is in the way"
                     fail(item, InputError(error.message, hint=hint))
                 done += 1
-                progress(done, len(items), item.source.path)
+                progress(done, total, item.source.path)
         faults = {name: e for name, e in failed.items() if isinstance(e, InputError | WorkerError)}
         bad = [item.output for item in items if item.given in faults] if faults else []
         stale = _stale(journal, plan, bad, step, shard, whole=is_tree)
@@ -235,7 +235,7 @@ def prepare(
         entry = journal.entries.get(output)
         if entry and entry.event == "done" and entry.note is not None and output not in unmade:
             notes[output] = entry.note
-    made = len(items) - skipped - len(failures)
+    made = total - skipped - len(failures)
     seconds = time.perf_counter() - started
     passed = dict(passed_over)
     return PrepReport(out, made, skipped, tuple(failures), seconds, notes, passed, stale, shard)
@@ -248,7 +248,9 @@ def _of_path(work: Callable[[Path, Path], Any], given: str, part: Path) -> Any:
 class _Items(Sequence[Item]):
     """Items as columns, made one by one when they are looked at: a million take 100 MB."""
 
-    def __init__(self, prefix: str, name: Callable[[str], str], sources: Iterable[File]) -> None:
+    def __init__(
+        self, prefix: str, name: Callable[[str], str], sources: Iterable[tuple[str, int, int]]
+    ) -> None:
         """Take sources, what stands before their paths, and what makes outputs of these."""
         self.prefix, self.name = prefix, name
         self.paths: list[str] = []
@@ -266,21 +268,28 @@ class _Items(Sequence[Item]):
         return len(self.paths)
 
     def __getitem__(self, k: Any) -> Any:
-        return self._item(self.paths[k], self._sizes[k], self._times[k])
+        path = self.paths[k]
+        return Item(self.name(path), File(path, self._sizes[k], self._times[k]), self.prefix + path)
 
     def __iter__(self) -> Iterator[Item]:
-        return map(self._item, self.paths, self._sizes, self._times)
-
-    def _item(self, path: str, size: int, mtime_ns: int) -> Item:
-        return Item(self.name(path), File(path, size, mtime_ns), self.prefix + path)
+        # As above, in a third of the time: no line of Python is run for an item.
+        new_file: Callable[..., File] = functools.partial(tuple.__new__, File)
+        new_item: Callable[..., Item] = functools.partial(tuple.__new__, Item)
+        sources = map(new_file, zip(self.paths, self._sizes, self._times, strict=True))
+        given = map(self.prefix.__add__, self.paths)
+        return map(new_item, zip(self.outputs(), sources, given, strict=True))
 
     def outputs(self) -> Iterator[str]:
         """Give the outputs alone, in a fifth of the time."""
         return map(self.name, self.paths)
 
     def only(self, wanted: Callable[[Item], bool]) -> "_Items":
-        """Keep some items."""
-        return _Items(self.prefix, self.name, (item.source for item in self if wanted(item)))
+        """Keep some items: as most runs want all or none of a million, these cost no copy."""
+        kept = [wanted(item) for item in self]
+        if all(kept):
+            return self
+        sources = itertools.compress(zip(self.paths, self._sizes, self._times, strict=True), kept)
+        return _Items(self.prefix, self.name, sources)
 
     def joined(self, others: "_Items") -> "_Items":
         """Put others behind them, of the same tree."""
