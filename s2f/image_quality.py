@@ -6,9 +6,11 @@ Source: Oh et al. 2019, Figure 5; SF2F for the VGGFace score.
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s2f.errors import ImageError, UsageError
-from s2f.evaluation_data import MOST, WHOLE, Case, Chosen, Embeddings, Samples, pieces, spread
+from s2f.evaluation_data import (
+    MOST,
+    WHOLE,
+    Case,
+    Chosen,
+    Embeddings,
+    Samples,
+    Stored,
+    pieces,
+    spread,
+)
 from s2f.images import FRAME, open_photo
 from s2f.metrics import correlate_people, craniofacial, estimate
 from s2f.report import Picture, Row, Section, Table
@@ -62,26 +74,32 @@ def sharpness(image: Image.Image) -> float:
     return float(ndimage.laplace(np.asarray(inner, np.float64)).std())
 
 
-def diversity(images: Sequence[Image.Image]) -> Vector:
+def diversity(images: Iterable[Image.Image]) -> Vector:
     """Mean absolute difference, 0..255, of each picture to all others, [n]; exact.
 
-    Their mean is that of all pairs. 0 where there is one alone. Beside up to some thousand pictures
-    it takes some 150 MB. Raises UsageError if they are of different sizes.
+    Their mean is that of all pairs. 0 where there is one alone. They lie in a temporary file: some
+    thousand take some 100 MB, as some hundred do. Raises UsageError if they are of different sizes,
+    and an `OutputError` as `Stored.append`.
     """
-    sizes = {image.size for image in images}
-    if len(sizes) > 1:
-        message = f"pictures of different sizes cannot be compared: {sorted(sizes)}"
-        raise UsageError(message, hint="bring them to one size first")
-    n = len(images)
-    if n < 2:
-        return np.zeros(n)
-    width, height = sizes.pop()
-    total = np.zeros(n, np.int64)
-    band = max(1, AT_ONCE // (3 * width * max(n, 256)))
-    for top in range(0, height, band):
-        box = (0, top, width, min(top + band, height))
-        rows = [np.asarray(image.crop(box).convert("RGB")).reshape(-1) for image in images]
-        total += _to_the_others(np.stack(rows))
+    with tempfile.TemporaryDirectory(prefix="s2f-evaluate-") as folder:
+        pixels: Stored | None = None
+        for image in images:
+            values = np.asarray(image.convert("RGB"))
+            if pixels is None:
+                pixels = Stored(Path(folder) / "pixels", values.shape, np.uint8)
+            if values.shape != pixels.shape[1:]:
+                sizes = sorted({pixels.shape[2:0:-1], image.size})
+                message = f"pictures of different sizes cannot be compared: {sizes}"
+                raise UsageError(message, hint="bring them to one size first")
+            pixels.append(values)
+        n = 0 if pixels is None else len(pixels)
+        if pixels is None or n < 2:
+            return np.zeros(n)
+        _, height, width, _ = pixels.shape
+        total = np.zeros(n, np.int64)
+        band = max(1, AT_ONCE // (3 * width * max(n, 256)))
+        for top in range(0, height, band):
+            total += _to_the_others(pixels[:, top : top + band].reshape(n, -1))
     return total / (3 * width * height * (n - 1))
 
 
@@ -267,8 +285,8 @@ def quality_section(
         measured["sharpness, that of real photos being 1"] = relative
         samples["sharpness"] = case.by_person(relative[2])
     measured["mean distance of two faces, of 255"] = [
-        diversity(spread(photos, MOST)),  # pairs of these are compared, in memory
-        *(diversity([face.image for face in spread(faces, MOST)]) for faces in drawn),
+        diversity(photos[k] for k in spread(range(len(photos)), MOST)),
+        *(diversity(faces[k].image for k in spread(range(len(faces)), MOST)) for faces in drawn),
     ]
     if searched.photos is not None:
         found = (searched.photos, searched.from_photos, searched.from_voices)
