@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -224,6 +225,7 @@ AHEAD = 2  # batches on their way for each of its cores, so that none waits for 
 LOSSES = 10  # of a batch, and then of one of its items: processes and nodes that go away
 DEATHS = 3  # of an item's process, while that of the cluster goes on
 CALL_SECONDS = 10.0  # to reach a cluster
+RAY_FOLDER = 35  # bytes of TMPDIR, at most: of the 107 of a socket's path Ray takes some 70
 END_SECONDS = 5.0  # in which what is at work ends when it is told to, or it is killed
 
 
@@ -486,6 +488,9 @@ def connected_to_ray(
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if address is None:
         options |= {"num_cpus": cores, "include_dashboard": False}
+        is_long = len(os.fsencode(tempfile.gettempdir())) > RAY_FOLDER and os.path.isdir("/tmp")
+        if is_long and "RAY_TMPDIR" not in os.environ:
+            options |= {"_temp_dir": "/tmp/ray"}
     before = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
