@@ -64,13 +64,14 @@ def write_people(tree: Path, recordings: int) -> None:
     import numpy as np
 
     rng = np.random.default_rng(1)
-    sound = tree / "sound.npy"
     tree.mkdir(parents=True)
-    np.save(sound, rng.standard_normal(16_000).astype(np.float32) / 10)
+    waveform = rng.standard_normal(16_000).astype(np.float32) / 10
     rows = ["name,sex"]
     for split, people in (("test", recordings // EACH), ("train", 200)):
         for k in range(people):
-            name = f"{split}{k:06}"
+            name, sound = f"{split}{k:06}", tree / f"{split}{k // 1000}.npy"
+            if k % 1000 == 0:  # a file has 65,000 names at most
+                np.save(sound, waveform)
             rows.append(f"{name},{'FM'[k % 2]}")
             for kind in ("audios", "images"):
                 (tree / split / name / kind).mkdir(parents=True)
