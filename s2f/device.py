@@ -6,6 +6,7 @@ Importing this does not import torch, which is slow, and which most that write f
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import signal
 import socket
@@ -13,9 +14,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2f.errors import DeviceError, UsageError
+from s2f.errors import DeviceError, OutputError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 # Names of dtypes of torch; `tf32` is float32, of whose bits a GPU multiplies 19.
 PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 AGAIN = 0.5  # seconds in which a signal that comes again is the same one
-SOCKET_FOLDER = 60  # bytes of its path, at most: 104 of a socket on macOS, less some 40 of its name
-_ONE_AT_A_TIME, _PLACING = threading.Lock(), threading.Lock()
+SOCKET_FOLDER = 50  # bytes of its path, at most: 104 of a socket on macOS, less some 50 of its name
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def choose_device(name: str = "auto") -> "torch.device":
@@ -133,25 +135,36 @@ def starting_processes() -> Iterator[None]:
             hint = "let there be more (ulimit -u), or give fewer --workers"
         elif number in (errno.EMFILE, errno.ENFILE):
             hint = "let more files be open (ulimit -n 1024), or give fewer --workers"
+        elif any(sign in str(cause) for sign in ("temporary directory", "AF_UNIX path")):
+            hint = "set TMPDIR to a folder that can be written and has a short path"
         raise DeviceError(message, hint=hint) from error
 
 
+@functools.cache
 def _place_sockets() -> None:
-    """Have multiprocessing put its sockets into /tmp where their names would be too long in TMPDIR.
+    """Have multiprocessing put its sockets where their names are short enough, and nothing is left.
 
-    Names have some 100 bytes on every system, and a scheduler's folders more. Python does so itself
-    from 3.14 on; before, no process started, or one that sent a batch was waited for without end.
+    Of a process that is killed, or that Ray ends, the next one deletes them; Python's own it leaves
+    there. What comes of this process has its sockets in the same folder.
     """
-    from multiprocessing import util
+    from multiprocessing import process
 
-    with _PLACING:
-        before = tempfile.gettempdir()
-        if len(os.fsencode(before)) > SOCKET_FOLDER and os.path.isdir("/tmp"):
-            tempfile.tempdir = "/tmp"
-            try:
-                util.get_temp_dir()  # makes it, once, for all processes that come of this one
-            finally:
-                tempfile.tempdir = before
+    from s2f.files import lasting_scratch
+
+    about: dict[str, object] = process.current_process()._config  # type: ignore[attr-defined]
+    if os.name == "posix" and "tempdir" not in about:
+        with contextlib.suppress(OSError, OutputError):  # what starts processes tells of it
+            about["tempdir"] = str(lasting_scratch(place_of_sockets()))
+
+
+def place_of_sockets() -> Path:
+    """Name the folder of temporary files, or /tmp where the name of a socket in it is too long.
+
+    Names have some 100 bytes, and a scheduler's folders more. Python does so itself from 3.14 on;
+    before, no process started, or one that sent a batch was waited for without end.
+    """
+    folder = tempfile.gettempdir()
+    return Path(folder if len(os.fsencode(folder)) <= SOCKET_FOLDER else "/tmp")
 
 
 @contextlib.contextmanager

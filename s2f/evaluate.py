@@ -4,7 +4,6 @@ voices and photos of a split -> faces, once -> the sections of a report
 """
 
 import platform
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,6 +35,7 @@ from s2f.evaluation_data import (
     read_labels,
     read_people,
 )
+from s2f.files import scratch_folder
 from s2f.image_quality import (
     contact_sheet,
     faces_section,
@@ -80,7 +80,8 @@ def evaluate(
     landmarks in generated faces.
 
     Raises DatasetError as `read_people`, UsageError if there is no such label or the classifier
-    has no logits, and CheckpointError if stored embeddings are of another face encoder.
+    has no logits, CheckpointError if stored embeddings are of another face encoder, and OutputError
+    where nothing temporary can be written.
     """
     judge = None if classifier is None else _logits_of(classifier, model.device)
     sources = voices, _, tables = find_sources(data, labels)
@@ -88,8 +89,7 @@ def evaluate(
     # Whose people are the mean of all of their photos, also where one protocol alone is asked for.
     every = not {"sf2f", "wen"}.isdisjoint(protocols)
     how: dict[str, Any] = {"most": per_identity, "every": every, "progress": progress}
-    with tempfile.TemporaryDirectory(prefix="s2f-evaluate-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         people = read_people(voices, split, maker, folder, **how)
         notes: list[str] = []
         known = read_labels(tables, people.names, columns, notes)
@@ -151,15 +151,14 @@ def evaluate_dataset(
             return photo
         return cut_face(path, detector=choose_detector(framing), device=str(model.device))
 
-    with tempfile.TemporaryDirectory(prefix="s2f-dataset-") as folder:
-        tree = Path(folder)
+    with scratch_folder() as tree:
         notes = gather_dataset(
             dataset, root, tree, split, most=per_identity, frame=frame, progress=progress
         )
         report = evaluate(
             model, tree, split=split, per_identity=per_identity, progress=progress, **options
         )
-    facts = {name: fact.replace(f"{folder}/", "") for name, fact in report.facts.items()}
+    facts = {name: fact.replace(f"{tree}/", "") for name, fact in report.facts.items()}
     facts["data"] = f"{root.resolve().name}, {split} of {dataset}"
     people, photos, segments = HQ_COUNTS[split]
     facts["published"] = f"{people} people, {photos} photos, {segments:,} segments of speech"

@@ -104,11 +104,16 @@ def _temporary(path: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if hash(folder) not in _SWEPT:
         _SWEPT.add(hash(folder))
-        with contextlib.suppress(PermissionError):  # who may write there need not see what there is
-            for name in os.listdir(folder):
-                if _REST.fullmatch(name) and is_left(name):
-                    _remove_rest(folder / name)
+        sweep(folder)
     return folder / f".s2f-{run_name()}"
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes of this machine left in a folder that are gone."""
+    with contextlib.suppress(PermissionError):  # who may write there need not see what there is
+        for name in os.listdir(folder):
+            if _REST.fullmatch(name) and is_left(name):
+                _remove_rest(folder / name)
 
 
 def run_name() -> str:
@@ -187,11 +192,25 @@ def put_away_at_the_end(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Make a folder on this machine for what is temporary, which is deleted at the end."""
-    place = Path(tempfile.gettempdir(), "scratch")
-    with put_away_at_the_end(_temporary(place)) as folder:
+    with put_away_at_the_end(_temporary(Path(tempfile.gettempdir(), "scratch"))) as folder:
         with writing(folder):
             folder.mkdir(mode=0o700)
         yield folder
+
+
+def lasting_scratch(place: Path) -> Path:
+    """Make a folder in `place` that is deleted when this process ends; it raises an `OutputError`.
+
+    If it is killed, the next one that makes something there deletes it.
+    """
+    from multiprocessing import util
+
+    folder = _temporary(place / "scratch")
+    with writing(folder):
+        folder.mkdir(mode=0o700)
+    _TEMPORARY.add(folder)
+    util.Finalize(None, _delete, (folder,), exitpriority=-100)  # after processes that were started
+    return folder
 
 
 def put_away() -> None:

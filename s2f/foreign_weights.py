@@ -307,7 +307,8 @@ def call_confined(
     It may take `megabytes` and `seconds` of processor time beyond what its imports take. It
     inherits no open file, imports nothing from the current folder, prints nowhere, and ends with
     this one even if that is killed. Raises the function's `S2FError`s, to whose `CheckpointError`s
-    it adds the path, and a `CheckpointError` if the process died or took too much.
+    it adds the path, a `CheckpointError` if the process died or took too much, and a `DeviceError`
+    if none can be started.
     """
     # No pool: pebble's takes 0.2 s more, as long as all else that is done for a small file.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

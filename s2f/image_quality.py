@@ -6,11 +6,9 @@ Source: Oh et al. 2019, Figure 5; SF2F for the VGGFace score.
 
 import contextlib
 import io
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from s2f.evaluation_data import (
     pieces,
     spread,
 )
+from s2f.files import scratch_folder
 from s2f.images import FRAME, open_photo
 from s2f.metrics import correlate_people, craniofacial, estimate
 from s2f.report import Picture, Row, Section, Table
@@ -77,16 +76,16 @@ def sharpness(image: Image.Image) -> float:
 def diversity(images: Iterable[Image.Image]) -> Vector:
     """Mean absolute difference, 0..255, of each picture to all others, [n]; exact.
 
-    Their mean is that of all pairs. 0 where there is one alone. They lie in a temporary file: some
-    thousand take some 100 MB, as some hundred do. Raises UsageError if they are of different sizes,
-    and an `OutputError` as `Stored.append`.
+    Their mean is that of all pairs. 0 where there is one alone. They lie in a temporary file: 1,000
+    take some 100 MB, as 300 do. Raises UsageError if they are of different sizes, and an
+    `OutputError` as `scratch_folder` and `Stored.append`.
     """
-    with tempfile.TemporaryDirectory(prefix="s2f-evaluate-") as folder:
+    with scratch_folder() as folder:
         pixels: Stored | None = None
         for image in images:
             values = np.asarray(image.convert("RGB"))
             if pixels is None:
-                pixels = Stored(Path(folder) / "pixels", values.shape, np.uint8)
+                pixels = Stored(folder / "pixels", values.shape, np.uint8)
             if values.shape != pixels.shape[1:]:
                 sizes = sorted({pixels.shape[2:0:-1], image.size})
                 message = f"pictures of different sizes cannot be compared: {sizes}"

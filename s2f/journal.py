@@ -419,14 +419,17 @@ class Journal:
             self.note("done", item.output, source, note)
 
     def _append(self, line: bytes) -> None:
+        left, raw = line, self._file.raw
         try:  # and no context, and no buffer: of two million lines
-            while line := line[self._file.raw.write(line) :]:  # on a full disk it writes a part
+            while left := left[raw.write(left) :]:  # on a full disk it writes a part
                 pass
         except OSError as error:
+            with contextlib.suppress(OSError):  # or what came after it would be one line with it
+                raw.truncate(raw.seek(0, os.SEEK_END) - len(line) + len(left))
             raise unwritable(self.path, error) from error
 
     def _shut(self) -> None:
-        with contextlib.suppress(OSError):  # of a line that `_append` could not write, and said so
+        with contextlib.suppress(OSError):  # of what `finish` could not write, and said so
             self._file.close()
 
     def finish(self) -> None:

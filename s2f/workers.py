@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import traceback
 import warnings
@@ -27,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import s2f
+from s2f import files
 from s2f.console import hush_libraries
-from s2f.device import keep_memory, shortage, starting_processes
+from s2f.device import keep_memory, place_of_sockets, shortage, starting_processes
 from s2f.errors import DependencyError, DeviceError, S2FError, UsageError, WorkerError
 
 if TYPE_CHECKING:
@@ -488,9 +488,9 @@ def connected_to_ray(
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if address is None:
         options |= {"num_cpus": cores, "include_dashboard": False}
-        is_long = len(os.fsencode(tempfile.gettempdir())) > RAY_FOLDER and os.path.isdir("/tmp")
-        if is_long and "RAY_TMPDIR" not in os.environ:
-            options |= {"_temp_dir": "/tmp/ray"}
+        is_long = len(os.fsencode(os.environ.get("TMPDIR", ""))) > RAY_FOLDER
+        if sys.platform == "linux" and is_long and "RAY_TMPDIR" not in os.environ:
+            options |= {"_temp_dir": str(Path("/tmp", "ray"))}
     before = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -513,6 +513,7 @@ def connected_to_ray(
         ray.shutdown()
         if address is None:
             shutil.rmtree(found.address_info["session_dir"], ignore_errors=True)
+            files.sweep(place_of_sockets())  # of its processes, which Ray ends as if killed
 
 
 def _say_nothing(*_: object, **__: object) -> None:

@@ -153,7 +153,7 @@ def peak_of_evaluation(recordings: int, people: int, d: int, at_once: int | None
     So many of a kind are read, compared or judged at a time, by default as usual.
     """
     for module in (evaluation_data, image_quality, attributes, retrieval) if at_once else ():
-        for name in {"MOST", "ROWS", "QUERIES", "AT_ONCE"} & vars(module).keys():
+        for name in {"MOST", "ROWS", "QUERIES", "PHOTOS", "AT_ONCE"} & vars(module).keys():
             if module is not image_quality or name == "MOST":
                 setattr(module, name, at_once)
     rng = np.random.default_rng(1)

@@ -1,12 +1,16 @@
 """Devices, what they compute in, and signals."""
 
 import contextlib
+import errno
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from trees import interruptible
 
 from s2f import device as place
 from s2f.errors import DeviceError, UsageError
+from s2f.files import sweep
 
 CPU = torch.device("cpu")
 
@@ -152,3 +157,59 @@ def test_an_end_at_once_is_one_also_where_nothing_can_be_put_away() -> None:
     code += "    except KeyboardInterrupt:\n        pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.returncode == 128 + signal.SIGHUP
+
+
+STARTED = """
+    import multiprocessing, os, signal, sys
+    from multiprocessing import util
+    from s2f.device import starting_processes
+
+    def run():
+        with starting_processes():
+            context = multiprocessing.get_context("forkserver")
+            process = context.Process(target=print, args=("started",), kwargs={"flush": True})
+            process.start()
+        process.join()
+
+    if __name__ == "__main__":
+        run()
+        print(util.get_temp_dir(), flush=True)
+        if sys.argv[1] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="its pipes have names in no folder")
+def test_sockets_are_where_they_have_names_and_do_not_stay(tmp_path) -> None:
+    (script := tmp_path / "started.py").write_text(textwrap.dedent(STARTED))
+    (long := tmp_path / ("job" * 40)).mkdir()
+
+    def started(how: str, folder: Path) -> Path:
+        command, env = [sys.executable, str(script), how], os.environ | {"TMPDIR": str(folder)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (-9 if how == "killed" else 0, "")
+        said, used = done.stdout.splitlines()
+        assert said == "started"
+        return Path(used)
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's have long ones
+        short = Path(name)
+        assert started("killed", short).parent == short
+        assert len(list(short.glob(".s2f-*"))) == 1
+        assert not started("ends", short).exists()
+        assert not list(short.glob(".s2f-*"))
+    left = started("killed", long)
+    assert left.parent == Path("/tmp")
+    sweep(left.parent)
+    assert not left.exists() and not list(long.iterdir())
+
+
+def test_where_nothing_temporary_can_be_the_cure_is_told() -> None:
+    said = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/gone']")
+    with (
+        pytest.raises(DeviceError, match="No usable temporary") as told,
+        place.starting_processes(),
+    ):
+        raise said
+    assert "TMPDIR" in str(told.value.hint)

@@ -888,15 +888,45 @@ def test_a_cut_off_line_is_forgotten_and_other_damage_and_other_runs_are_named(t
 
 
 def test_a_line_that_cannot_be_written_is_named_once(tmp_path):
-    """No file may grow larger, as if the disk were full."""
+    """No file may grow larger, as if the disk were full: a part of a line is written, then none."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    refused = pytest.raises(OutputError, match=r"audio\.journal")
+    written = 0
     try:
-        with refused, Journal(tmp_path, "audio", SETTINGS) as journal:
-            for n in range(1000):
-                journal.note("start", f"{n}.npy", A)
+        with Journal(tmp_path, "audio", SETTINGS) as journal:
+            with pytest.raises(OutputError, match=r"audio\.journal"):
+                for written in range(1000):
+                    journal.note("start", f"{written}.npy", A)
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)  # as if there were room again
+            journal.note("start", "late.npy", A)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert 100 < written < 300
     with Journal(tmp_path, "audio", SETTINGS) as journal:
-        assert journal.entries.get("0.npy") == ("start", 10, 111, None, "")
+        assert list(journal.entries) == [*(f"{n}.npy" for n in range(written)), "late.npy"]
+        assert set(journal.entries.values()) == {("start", 10, 111, None, "")}
+
+
+def test_a_journal_of_many_and_of_long_lines_is_read_to_its_end(tmp_path):
+    """Lines are read some thousand at a time; there may be damage, and older ones, in any of them.
+
+    Of before lines had checks: they are JSON alone.
+    """
+    path, names = tmp_path / ".s2f/audio.journal", [f"{n}.npy" for n in range(4000)]
+    with Journal(tmp_path, "audio", SETTINGS) as journal:
+        for name in names:
+            journal.note("done", name, A)
+        journal.note("done", "long.npy", A, "x" * 100_000)
+        journal.note("done", "last.npy", B)
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'["done", "older.npy", 10, 111]\n["done", "cut')
+    for _ in range(2):  # what is cut off is cut away
+        with Journal(tmp_path, "audio", SETTINGS) as journal:
+            assert list(journal.entries) == [*names, "long.npy", "last.npy", "older.npy"]
+            assert journal.entries["last.npy"][1:3] == B[1:]
+            assert len(journal.entries["long.npy"].note) == 100_000
+    assert path.read_bytes().startswith(whole)
+    path.write_bytes(whole.replace(b'"3900.npy"', b'"3901.npy"'))
+    with pytest.raises(DatasetError, match=r"audio\.journal: is damaged: b'.*3901\.npy"):
+        Journal(tmp_path, "audio", SETTINGS)
