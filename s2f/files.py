@@ -92,6 +92,7 @@ _TAKING_ITS_PLACE = threading.Lock()  # or the process might end between the two
 # NumPy evaluates an array's header, which Python 3.11 cannot in two threads (gh-106905).
 _PARSING = threading.Lock()
 _TEMPORARY: set[Path] = set()  # files and folders
+_LASTING: set[Path] = set()  # folders, as long as the process
 _SWEPT: set[int] = set()  # hashes of folders without what others left
 OLD = "old"  # folder in a temporary one: what gives way
 _RUN = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\Z")
@@ -166,7 +167,7 @@ def _machine() -> str:
 
 def _is_gone(process: int, temporary: str) -> bool:
     if process == os.getpid():  # or another's: in a container that is started again, they recur
-        return temporary not in {path.name for path in list(_TEMPORARY)}
+        return temporary not in {path.name for path in [*_TEMPORARY, *_LASTING]}
     if os.name != "posix":  # where `kill` knows no 0, and kills
         return False
     try:
@@ -201,14 +202,14 @@ def scratch_folder() -> Iterator[Path]:
 def lasting_scratch(place: Path) -> Path:
     """Make a folder in `place` that is deleted when this process ends; it raises an `OutputError`.
 
-    If it is killed, the next one that makes something there deletes it.
+    If it is killed, or ends at once, the next one that makes something there deletes it.
     """
     from multiprocessing import util
 
     folder = _temporary(place / "scratch")
     with writing(folder):
         folder.mkdir(mode=0o700)
-    _TEMPORARY.add(folder)
+    _LASTING.add(folder)
     util.Finalize(None, _delete, (folder,), exitpriority=-100)  # after processes that were started
     return folder
 

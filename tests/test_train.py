@@ -485,17 +485,21 @@ def test_a_tenth_of_what_is_learned_from_is_measured_unless_told_otherwise():
 def test_validation_takes_at_most_a_tenth_of_the_time_unless_told_otherwise(tmp_path, monkeypatch):
     """Of 1600 points and 4000 for validation, which take half a millisecond each to be read.
 
-    By samples it is 160 of 1760, and eight that are shown; some is left for a busy machine.
+    By samples it is 160 of 1760, and eight that are shown; some is left for a busy machine, whose
+    pauses lengthen what they fall on: the least of five trainings is taken.
     """
     monkeypatch.setattr(Many, "seconds", 0.0005)
 
-    def share(**chosen: Any) -> float:
+    def share(run: str, **chosen: Any) -> float:
         task = LineTask(Many(), val=Many())
         plan = configure(task, {"steps": 50, "every": 50, **chosen})
-        result = train(task, tmp_path / str(plan.val_samples), plan, device=CPU)
+        result = train(task, tmp_path / run, plan, device=CPU)
         return result.validation_seconds / result.seconds
 
-    assert 3 * (usual := share()) < share(val_samples=4000) and 0 < usual < 0.13
+    whole = share("whole", val_samples=4000)
+    usual = min(share(f"usual {n}") for n in range(5))
+    assert 3 * usual < whole
+    assert 0 < usual < 0.13
 
 
 def test_the_state_is_saved_between_validations_too(tmp_path, monkeypatch):
