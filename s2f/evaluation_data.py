@@ -44,8 +44,8 @@ SECONDS = (3, 6)  # of speech, in the papers' tables
 WHOLE = "whole recordings"
 TRAINING_PEOPLE, TRAINING_PHOTOS = 1000, 3  # that a judge is fitted on; photos of each
 MOST = 1000  # faces of a kind that are compared with each other, judged or searched for points
-ROWS = 1024  # embeddings that are read at a time
-PHOTOS = 4096  # that are embedded at a time
+ROWS = 512  # embeddings that are read at a time
+PHOTOS = 1024  # that are embedded at a time
 BLANK, NONE = Image.new("RGB", (1, 1)), np.empty(0, np.float32)  # in the place of what is stored
 
 Labels = Mapping[str, Mapping[str, str]]
@@ -205,7 +205,7 @@ class People:
     """The people of a split, who have voices and faces."""
 
     names: tuple[str, ...]  # of the identities, sorted
-    recordings: tuple[Path, ...]  # waveforms, [q]
+    recordings: tuple[str, ...]  # paths of waveforms, [q]: as text they take a fifth
     speakers: NDArray[np.int64]  # whose each recording is, [q]
     photos: tuple[Path | None, ...]  # [g]; None where there is only an embedding
     embeddings: Embeddings  # of the photos, by the model's face encoder, [g d]
@@ -378,7 +378,7 @@ def read_people(
     own_rows, centre_rows, mean_rows = (np.stack(k) if isinstance(k, list) else k for k in kinds)
     return People(
         tuple(found[k].identity for k in seen),
-        tuple(folder / audio for mine in recordings for audio in mine),
+        tuple(f"{folder}/{audio}" for mine in recordings for audio in mine),
         np.arange(len(seen)).repeat([len(mine) for mine in recordings]),
         tuple(photos),
         own_rows,
@@ -605,7 +605,7 @@ def _hear(
     def waveforms() -> Iterator[Waveform]:  # read one by one, as they are heard
         for k, path in enumerate(people.recordings):
             progress(k, len(people.recordings), "listening")
-            samples = map_waveform(path)
+            samples = map_waveform(Path(path))
             read.append(k)
             for stop in stops.values():
                 yield Waveform(np.asarray(samples[:stop]), SAMPLE_RATE)

@@ -8,6 +8,7 @@ with what was published beside it. A protocol that has a paper's name does what 
 Source: Oh et al. 2019, Tables 2 and 3; Bai et al. 2022 (SF2F); Wen et al. 2019.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ METRICS: tuple[Metric, ...] = ("cosine", "l1", "l2")
 LARGEST = 1e15  # value of an embedding; squares of larger ones may sum to infinity in float32
 
 QUERIES = 1024  # placed at a time
-PHOTOS = 2048  # of the gallery, compared at a time
+PHOTOS = 512  # of the gallery, compared at a time
 CELLS = 2**27  # queries x identities, marked at a time
 PAIRS = 64  # compared exactly at a time, in cache
 
@@ -80,6 +81,7 @@ def place_queries(
     own = np.searchsorted(people, truth)  # from here on identities are their places in `people`
     better = np.zeros(len(queries), np.int64)
     step = max(1, min(QUERIES, CELLS // max(1, len(people))))
+    is_large = math.prod(queries.shape) * len(gallery) >= LARGE
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
         rows, mine = _take(queries, block), own[block]
@@ -87,7 +89,7 @@ def place_queries(
         nearer = np.zeros((len(people), len(rows)), bool)
         for first in range(0, len(gallery), PHOTOS):
             part = _take(gallery, slice(first, first + PHOTOS))
-            near = _as_near(part, rows, limits, metric)
+            near = _as_near(part, rows, limits, metric, is_large=is_large)
             for k, who in enumerate(photos[first : first + PHOTOS]):
                 nearer[who] |= near[k]
         nearer[mine, np.arange(len(rows))] = False
@@ -166,12 +168,14 @@ def _own_distances(
     return limits
 
 
-def _as_near(part: Rows, queries: Rows, limits: Floats, metric: Metric) -> NDArray[np.bool_]:
+def _as_near(
+    part: Rows, queries: Rows, limits: Floats, metric: Metric, *, is_large: bool
+) -> NDArray[np.bool_]:
     """Tell which photos are as near to a query as its limit, or nearer, [p q].
 
     Quick distances settle most pairs; those too close to the limit are computed exactly.
     """
-    distances, slack = quick_distances(part, queries, metric, limits)
+    distances, slack = quick_distances(part, queries, metric, limits, is_large=is_large)
     near = distances <= (limits + slack).astype(np.float32)
     close = near & (distances >= (limits - slack).astype(np.float32))
     rows, columns = np.nonzero(close)
@@ -203,19 +207,20 @@ TILE, WIDTH = 64, 512  # rows and values of them that L1 sums at a time, in cach
 TASK = 64  # rows that a thread does at a time
 
 
-def quick_distances(a: Rows, b: Rows, metric: Metric, limits: Floats) -> tuple[Rows, Floats]:
+def quick_distances(
+    a: Rows, b: Rows, metric: Metric, limits: Floats, *, is_large: bool = False
+) -> tuple[Rows, Floats]:
     """Measure all rows [p d] against all rows [q d]: [p q], by a metric as in `exact_distances`.
 
     With them comes, for each limit [q] that they will be compared with, how far from it one has to
     be, so that the exact one lies on the same side: ten times the largest rounding error seen, or
     more. Sums of d products err by about the root of d in roundoffs of their largest possible
-    value; those of L1 by no more.
+    value; those of L1 by no more. What is part of a large whole is worth compiling for.
     """
     error = SLACK * a.shape[1] ** 0.5 * float(np.finfo(np.float32).eps) / 2
     p, q = torch.from_numpy(a), torch.from_numpy(b)
     with computing(torch.device("cpu")):
         if metric == "l1":
-            is_large = len(a) * b.size >= LARGE
             return _l1(a, b) if is_large else torch.cdist(p, q, p=1).numpy(), error * limits
         if metric == "l2":
             sizes, own = p.square().sum(1), q.square().sum(1)
@@ -284,6 +289,7 @@ def compare_with_others(
     """
     found = {name: np.zeros(len(rows)) for name in ("angle", "l1", "l2")}
     squared = dict.fromkeys(found, 0.0)
+    is_large = math.prod(rows.shape) * len(targets) >= LARGE
     for start, part in pieces(rows):
         block = slice(start, start + len(part))
         mine = functional.normalize(torch.from_numpy(part).double(), dim=1)
@@ -292,7 +298,7 @@ def compare_with_others(
             cosines = (mine @ people.T).clamp(-1, 1)
             squares = mine.square().sum(1, keepdim=True) + people.square().sum(1) - 2 * cosines
             p, q = (side.float().numpy() for side in (people, mine))
-            l1 = quick_distances(p, q, "l1", np.zeros(1))[0].T.astype(np.float64)
+            l1 = quick_distances(p, q, "l1", np.zeros(1), is_large=is_large)[0].T.astype(np.float64)
             apart = {
                 "angle": cosines.arccos().rad2deg().numpy(),
                 "l1": l1,

@@ -169,7 +169,7 @@ def peak_of_evaluation(recordings: int, people: int, d: int, at_once: int | None
             if k % 5 == 0:
                 centres.append(row)
         everyone = People(
-            *(tuple(names), (sound,) * recordings, speakers, (None,) * len(owners)),
+            *(tuple(names), (str(sound),) * recordings, speakers, (None,) * len(owners)),
             *(photos, owners, centres, (), centres),
         )
         maker = Maker("noise", d, "squash", lambda some: torch.randn(len(some), d))

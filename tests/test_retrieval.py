@@ -155,19 +155,18 @@ def test_exact_distances_are_those_of_scipy_and_of_each_pair_alone(metric: Metri
     assert found.tolist() == alone
 
 
-@pytest.mark.parametrize("large", [0, 2**30])  # from which on L1 is compiled
+@pytest.mark.parametrize("is_large", [True, False])  # L1 is compiled, or not
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("shift", [0, 30])  # far from the origin, differences of squares cancel
 @pytest.mark.parametrize("d", [1, 3, retrieval.WIDTH, 2 * retrieval.WIDTH + 7])
 def test_a_quick_distance_is_off_by_less_than_it_says(
-    metric: Metric, d: int, shift: int, large: int, monkeypatch: pytest.MonkeyPatch
+    metric: Metric, d: int, shift: int, is_large: bool
 ) -> None:
-    monkeypatch.setattr(retrieval, "LARGE", large)
     p, q = 2 * retrieval.TASK + 3, retrieval.TILE + 6
     a, b = (rows + np.float32(shift) for rows in (random_rows(p, d), random_rows(q, d, 1)))
     wanted = oracle(a, b, metric)
     limits = wanted[0]
-    found, slack = retrieval.quick_distances(a, b, metric, limits)
+    found, slack = retrieval.quick_distances(a, b, metric, limits, is_large=is_large)
     assert found.shape == (p, q) and slack.shape == (q,)
     sure = np.abs(found - limits) > slack
     assert (np.sign(found - limits)[sure] == np.sign(wanted - limits)[sure]).all()
