@@ -6,28 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import write_photo
-from PIL import Image
+from demo_sources import MEAN, shrink_recipe, tone, write_sources
 from trees import contents
 
-from s2f import Waveform, audio, checkpoint, demo, landmarks, layout
+from s2f import Waveform, audio, demo, landmarks, layout
 from s2f.appearance_model import PartsEncoder, PartsEncoderConfig
-from s2f.checkpoint import Card
 from s2f.demo import FaceSpace, PhotographedPeople, mirror_order, train_demo
 from s2f.errors import DatasetError, UsageError
 from s2f.face_data import FaceDataset
 from s2f.images import PREPROCESSING
 from s2f.pipeline import SpeechToFace
-from s2f.speaker_encoder import ATTRIBUTES, SpeakerEncoder, SpeakerEncoderConfig
-from s2f.spectrogram import FRONT_ENDS
+from s2f.speaker_encoder import ATTRIBUTES
 from s2f.train import TrainConfig
 
 RNG = np.random.default_rng(0)
-# Symmetric about x = 111.5: 94 pairs of points and one in the middle.
-RIGHT = RNG.uniform((115, 20), (200, 200), (94, 2))
-MEAN = np.concatenate([RIGHT, [[111.5, 100]], [223, 0] + RIGHT * [-1, 1]]).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +117,6 @@ def test_shapes_whose_chins_lie_below_the_frame_come_nearer_to_the_mean():
     assert within[2, -44].item() == pytest.approx(demo.LOWEST - usual, abs=1e-3)
 
 
-def tone(pitch: float, harmonics: int = 8) -> np.ndarray:
-    """A waveform [n] of two seconds."""
-    t = np.arange(32_000) / audio.SAMPLE_RATE
-    parts = [np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, harmonics + 1)]
-    return (sum(parts) * 0.1).astype(np.float32)
-
-
 def test_pitch_is_the_frequency():
     assert demo.median_pitch(tone(150)) == pytest.approx(150, rel=0.01)
 
@@ -154,42 +141,13 @@ def test_timbre_is_even_free_of_sex_and_pitch_and_of_who_was_not_fitted():
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Seven women and men, smooth pictures with templates, and as many voices, which are tones."""
-    folder, rng = tmp_path_factory.mktemp("sources"), np.random.default_rng(1)
-    people, speakers = ["person,sex"], ["speaker,sex"]
-    for k in range(14):
-        person, voice, sex = folder / f"faces/{k:03d}", folder / f"voices/{100 + k}", "FM"[k % 2]
-        person.mkdir(parents=True)
-        voice.mkdir(parents=True)
-        for view in ("neutral", "smiling"):
-            shades = rng.integers(60 * (k % 2), 190 + 60 * (k % 2), (4, 4, 3), dtype=np.uint8)
-            face = Image.fromarray(shades).resize((256, 256), Image.Resampling.BICUBIC)
-            face.paste((215, 215, 215), (0, 0, 20, 256))  # the wall
-            face.paste((215, 215, 215), (236, 0, 256, 256))
-            face.save(person / f"{view}.jpg", quality=95)
-        template = (MEAN + rng.normal(0, 1, MEAN.shape)) * 256 / 224
-        np.save(person / "neutral_template.npy", template.astype(np.float32))
-        pitch = rng.uniform(150, 250) if sex == "F" else rng.uniform(80, 140)
-        soundfile.write(voice / "a.wav", tone(pitch, harmonics=4 + k), audio.SAMPLE_RATE)
-        people.append(f"{person.name},{sex}")
-        speakers.append(f"{voice.name},{sex}")
-    (folder / "faces/people.csv").write_text("\n".join(people))
-    (folder / "voices/speakers.csv").write_text("\n".join(speakers))
-    torch.manual_seed(0)
-    network = SpeakerEncoder(SpeakerEncoderConfig(layers=1, width=16))
-    ears = {"embedding_space": "of no face", "front_end": FRONT_ENDS["speaker"]}
-    checkpoint.save(folder / "speaker.safetensors", network, card=Card("ears"), **ears)
-    return folder / "faces", folder / "voices", folder / "speaker.safetensors"
+    return write_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few() -> Iterator[None]:
-    """Fewer synthetic people, and clips that are heard, than the recipe has."""
-    numbers = {"VAL_IDENTITIES": 12, "IMAGINED": 10, "ROUNDS": 2, "FACE_STEPS": 20}
     with pytest.MonkeyPatch.context() as patch:
-        for name, n in numbers.items():
-            patch.setattr(demo, name, n)
-        patch.setattr(demo, "CLIP_SECONDS", (1.0, 1.2))
+        shrink_recipe(patch)
         yield
 
 

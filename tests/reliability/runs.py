@@ -122,6 +122,7 @@ def prepare(models: Path) -> None:
     import conftest
     import filelock  # noqa: F401
     import pebble  # noqa: F401
+    from demo_sources import shrink_recipe
     from face_trees import Found
     from published_files import SPEAKER
     from typer.testing import CliRunner
@@ -143,6 +144,7 @@ def prepare(models: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, files.alone_in(Path(folder)):
         CliRunner().invoke(cli.app, ["prep", "pair", "--faces", folder, "--voices", folder, "-q"])
     conftest.shrink(patch)
+    shrink_recipe(patch)
     patch.setitem(speaker_encoder.CONFIGS, "resemblyzer", SPEAKER)
     patch.setattr(train_model, "installed_detector", lambda: None)
     patch.setattr(checkpoint, "MODELS", models)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import noise, save_model, some_landmarks, write_photo, write_speech
+from demo_sources import write_sources
 from PIL import Image
 from published_files import Resemblyzers, randomise, write_pretrained
 from runs import Run, Runs
@@ -19,7 +20,7 @@ def shared(factory: pytest.TempPathFactory) -> tuple[Path, Runs]:
     """Give the folder of sources, which nothing changes, and the process; it ends with the tests.
 
     There are recordings, photos, people in folders, trees that are split, with embeddings of the
-    model there and without, names, and published weights.
+    model there and without, names, published weights, and the bundled model's sources.
     """
     if _MADE:
         return _MADE[0]
@@ -42,6 +43,7 @@ def shared(factory: pytest.TempPathFactory) -> tuple[Path, Runs]:
         write_photo(folder / f"names/{name}/{k}.jpg", seed=k)
         write_photo(folder / f"names/{name}/below/same.jpg")
     shutil.copytree(folder / "plain", folder / "packed")
+    write_sources(folder / "demo")
     write_pretrained(folder / "pretrained.pt", randomise(Resemblyzers()).state_dict())
     runs = Runs(folder / "models").__enter__()
     atexit.register(runs.__exit__)
