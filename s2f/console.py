@@ -169,8 +169,8 @@ class Console:
     def can_show(self) -> bool:
         """Tell whether `show` can show pictures; not while there is a bar.
 
-        The terminal is asked, which takes up to 0.3 s. If a package is missing for it, people are
-        told so.
+        The terminal is asked, which takes up to 2 s if it does not answer. If a package is missing
+        for it, people are told so.
         """
         ends = (sys.stdin, sys.stderr)  # by which it answers, and is asked
         if self.mode != "human" or not all(end is not None and end.isatty() for end in ends):

@@ -403,7 +403,8 @@ class Terminal:
         except OSError:  # Linux, when the other end is closed
             got = b""
         self.seen += got
-        for question in [question for question in self.answers if question in self.seen]:
+        asked = [question for question in self.answers if question in self.seen]
+        for question in sorted(asked, key=self.seen.index):  # in the order in which it is asked
             os.write(self.master, self.answers.pop(question))
         return bool(got)
 
