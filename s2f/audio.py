@@ -1294,9 +1294,7 @@ def _av_frames(data: BinaryIO, heard: Heard, name: str) -> Iterator[tuple[int, f
                 frames: list[Any] = packet.decode()
             except StopIteration:
                 break
-            # Pass over this packet, as the ffmpeg command does. (A ValueError: PyAV 19, of what
-            # follows packets with which the decoder could not be opened.)
-            except (av.FFmpegError, ValueError) as error:
+            except av.FFmpegError as error:  # pass over this packet, as the ffmpeg command does
                 damage, frames = error, []
                 heard.damaged = True
             for frame in frames:
@@ -1328,11 +1326,9 @@ def _opened(stream: _Stream, name: str) -> Any:
 
     def run() -> None:
         options = {"format_whitelist": _AV_FORMATS, "protocol_whitelist": "none"}
-        # With a tag that is not UTF-8, strict (the default) fails; from 19 on nothing does.
-        tags: Any = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-        try:
+        try:  # with a tag that is not UTF-8, strict (the default) fails
             file: Any = stream
-            opened.set_result(av.open(file, "r", options=options, **tags))
+            opened.set_result(av.open(file, "r", metadata_errors="ignore", options=options))
         except BaseException as error:
             opened.set_exception(error)
 
